@@ -1,0 +1,54 @@
+# Needs Python 3.11 or later with pip; everything else is put into .venv by the first command that runs.
+#
+#   make lab        JupyterLab on the first chapter          PORT=8899  NO_BROWSER=1
+#   make test       lint, format, tests, notebooks
+#   make check      lint and format alone
+#   make notebooks  build notebooks/*.ipynb from notebooks/source and run them   CHAPTERS="01_decoding"
+#   make lock       requirements.lock and environment.yml from pyproject.toml
+#   make clean      remove .venv and caches
+#
+# PYTHON=python3.12 chooses the interpreter, otherwise the first that is new enough is taken.
+
+SHELL := /bin/sh
+CHOSEN := $(if $(PYTHON),--chosen)
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+    "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
+VENV_PYTHON := .venv/bin/python
+PORT ?= 8888
+export PORT NO_BROWSER
+
+.PHONY: lab test check notebooks lock clean python environment test-environment
+
+lab: environment
+	@$(VENV_PYTHON) tools/lab.py
+
+test: test-environment check
+	@$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks tests
+
+check: test-environment
+	@$(VENV_PYTHON) -m ruff check .
+	@$(VENV_PYTHON) -m ruff format --check .
+
+notebooks: test-environment
+	@$(VENV_PYTHON) tools/notebooks.py $(CHAPTERS)
+
+lock: test-environment
+	@$(VENV_PYTHON) tools/lock.py
+
+clean:
+	rm -rf .venv .venv.lock build *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+environment: python
+	@"$(PYTHON)" tools/environment.py $(CHOSEN)
+
+test-environment: python
+	@"$(PYTHON)" tools/environment.py $(CHOSEN) --extra test
+
+python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "error: Python 3.11 or later is needed; $(PYTHON) is" \
+	        "$$("$(PYTHON)" --version 2>&1 | tail -n 1 || true)."; \
+	    echo "Install one, or name the one to use: make $(or $(MAKECMDGOALS),lab) PYTHON=python3.12"; \
+	    exit 1; } >&2

@@ -1,0 +1,81 @@
+"""Starting JupyterLab: the port, the browser, the folder."""
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools import lab
+
+ROOT = Path(lab.ROOT)
+
+
+@pytest.fixture
+def busy_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_busy_port_is_refused_with_a_free_one(busy_port):
+    with pytest.raises(ValueError, match=rf"port {busy_port} is busy; try: make lab PORT=\d+") as error:
+        lab.parse_port(str(busy_port))
+    proposed = int(str(error.value).split("=")[-1])
+    assert proposed != busy_port and lab.parse_port(str(proposed)) == proposed
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "-1", "http", "80.5", " "])
+def test_what_is_no_port_is_refused(text):
+    with pytest.raises(ValueError, match=r"PORT must be a number in \[1, 65535\], got"):
+        lab.parse_port(text)
+
+
+def test_the_server_opens_the_first_chapter():
+    arguments = lab.command(8899, browser=False)
+    assert "--ServerApp.port=8899" in arguments and "--ServerApp.port_retries=0" in arguments
+    assert "--ServerApp.open_browser=False" in arguments
+    assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_CHAPTER}" in arguments
+    assert "--ServerApp.open_browser=True" in lab.command(8899, browser=True)
+    assert (ROOT / lab.FIRST_CHAPTER).is_file()
+
+
+@pytest.mark.parametrize(("value", "browser"), [("", True), ("0", True), ("1", False), ("yes", False)])
+def test_no_browser_is_honoured(monkeypatch, value, browser):
+    started = []
+    monkeypatch.setattr(lab.os, "execve", lambda path, arguments, environment: started.append(arguments))
+    monkeypatch.setattr(lab, "write_overrides", lambda prefix: None)
+    monkeypatch.setenv("NO_BROWSER", value)
+    monkeypatch.setenv("PORT", str(lab.next_free(20000)))
+    monkeypatch.chdir(ROOT)
+    lab.main()
+    assert f"--ServerApp.open_browser={browser}" in started[0]
+
+
+def test_settings_are_written_once_and_never_over_others(tmp_path):
+    lab.write_overrides(tmp_path)
+    (path,) = tmp_path.rglob("overrides.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == lab.OVERRIDES
+    path.write_text("{}", encoding="utf-8")
+    lab.write_overrides(tmp_path)
+    assert path.read_text(encoding="utf-8") == "{}"
+
+
+@pytest.mark.parametrize("target", ["lab", "test"])
+def test_an_old_python_is_refused_in_words(tmp_path, target):
+    old = tmp_path / "old python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.1\nexit 1\n', encoding="utf-8")
+    old.chmod(0o755)
+    command = ["make", "-s", target, f"PYTHON={old}"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode != 0
+    assert f"error: Python 3.11 or later is needed; {old} is Python 3.9.1." in ended.stderr
+    assert f"make {target} PYTHON=python3.12" in ended.stderr
+
+
+def test_ci_runs_make_test_and_nothing_else():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text(encoding="utf-8").splitlines()[1:] == [
+        'cd "$(dirname "$0")/.." && exec make test'
+    ]

@@ -1,0 +1,92 @@
+"""Starts JupyterLab on the first chapter: `make lab`, with PORT and NO_BROWSER=1 honoured."""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FIRST_CHAPTER = "notebooks/01_decoding.ipynb"
+# JupyterLab asks on its first start whether to fetch news; a course that works offline need not.
+OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+
+
+def parse_port(text: str) -> int:
+    """A port number.
+
+    Raises:
+        ValueError: it is none, or it is in use.
+    """
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise ValueError(f"PORT must be a number in [1, 65535], got {text!r}; try: make lab PORT=8888")
+    port = int(text)
+    if is_busy(port):
+        raise ValueError(f"port {port} is busy; try: make lab PORT={next_free(port)}")
+    return port
+
+
+def is_busy(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def next_free(port: int) -> int:
+    """The first free port above this one, or any free one."""
+    above = (p for p in range(port + 1, min(port + 100, 65536)) if not is_busy(p))
+    return next(above, 0) or _any_free()
+
+
+def _any_free() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(port: int, browser: bool) -> list[str]:
+    """The server's command line, to be run in the course's folder."""
+    as_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    return [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ServerApp.root_dir=.",
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--ServerApp.open_browser={browser}",
+        f"--LabApp.default_url=/lab/tree/{FIRST_CHAPTER}",
+        *(["--allow-root"] if as_root else []),
+    ]
+
+
+def write_overrides(prefix: Path) -> None:
+    """Answers JupyterLab's first question, unless somebody has settings of their own there."""
+    path = prefix / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(OVERRIDES), encoding="utf-8")
+
+
+def main() -> int:
+    try:
+        port = parse_port(os.environ.get("PORT") or "8888")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    browser = os.environ.get("NO_BROWSER", "") in ("", "0")
+    write_overrides(Path(sys.prefix))
+    # The environment's own kernel comes first, whatever kernels the reader has installed elsewhere.
+    environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}
+    os.chdir(ROOT)
+    arguments = command(port, browser)
+    sys.stdout.flush()
+    os.execve(arguments[0], arguments, environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
