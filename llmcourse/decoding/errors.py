@@ -1,0 +1,27 @@
+"""What can go wrong while decoding, and the one form in which bad arguments are reported."""
+
+from __future__ import annotations
+
+
+class DecodingError(RuntimeError):
+    """A sequence that cannot go on; the others of its batch can.
+
+    Attributes:
+        generations: what every row of the batch came to, once the loop has ended.
+    """
+
+    generations: list
+
+
+class NonFiniteLogitsError(DecodingError):
+    """A row of logits holds NaN or +inf."""
+
+
+class EverythingMaskedError(DecodingError):
+    """A row of logits is -inf throughout: no token is left to choose."""
+
+
+def require(holds: bool, name: str, allowed: str, value: object, remedy: str) -> None:
+    """Raises `ValueError` as `top_p must be in (0, 1], got 1.3; use 1.0 to disable it`."""
+    if not holds:
+        raise ValueError(f"{name} must be {allowed}, got {value}; {remedy}")

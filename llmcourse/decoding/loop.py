@@ -1,0 +1,218 @@
+"""The autoregressive loop: ask for logits, choose a token, append it, until something ends the text.
+
+    x_{t+1} ~ p(· | x_1 … x_t)
+
+Every row of a batch ends by itself: at an end token, a stop string, its length limit or an error. It
+then rides along unused until the last row is done, as batches do without continuous batching.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from llmcourse.decoding.errors import DecodingError, EverythingMaskedError, NonFiniteLogitsError, require
+from llmcourse.decoding.history import History
+from llmcourse.decoding.processors import Processor, apply, widen
+from llmcourse.decoding.rows import Generation, Row
+from llmcourse.decoding.sampling import Randomness, check_generator, greedy, sample
+from llmcourse.decoding.source import LogitsSource, as_source, check_prompts
+from llmcourse.model import Decoder
+from llmcourse.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened when one token was chosen for each row.
+
+    Attributes:
+        index: 0 for the first new token.
+        raw_logits: what the model said.
+        logits: what the processors made of it; the very same tensor where there are none.
+        tokens: the choice; meaningless where not active.
+        texts: the text that became certain with it, `""` while a character or a possible stop
+            string is unfinished.
+        active: the rows that took this token.
+        time_s: from the request to the choice, without what the reader of the stream did in between.
+    """
+
+    index: int
+    raw_logits: Float[Tensor, "B V"]
+    logits: Float[Tensor, "B V"]
+    tokens: Int[Tensor, " B"]
+    texts: list[str]
+    active: Bool[Tensor, " B"]
+    time_s: float
+
+    @property
+    def raw_probabilities(self) -> Float[Tensor, "B V"]:
+        return self.raw_logits.softmax(-1)
+
+    @property
+    def probabilities(self) -> Float[Tensor, "B V"]:
+        return self.logits.softmax(-1)
+
+    @property
+    def kept(self) -> Bool[Tensor, "B V"]:
+        """The candidates: tokens that no processor has cut."""
+        return self.logits > -math.inf
+
+
+Stream = Generator[Step, None, list[Generation]]
+
+
+def stream(
+    source: Decoder | LogitsSource,
+    prompts: Sequence[Sequence[int]],
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_new_tokens: int = 64,
+    processors: Sequence[Processor] = (),
+    generator: Randomness | None = None,
+    eos_token_ids: Sequence[int] | None = None,
+    stop: str | Sequence[str] = (),
+) -> Stream:
+    """Decodes a batch, yielding a `Step` for every token; its return value is what `generate` returns.
+
+    Arguments are checked at the call, before the first step is asked for. A stream may be closed
+    early: the next call starts its source anew.
+
+    Args:
+        source: a model, or anything else that gives logits. A source object serves one stream at a time.
+        prompts: token ids, one list a row, of any lengths.
+        tokenizer: gives texts; without it they stay empty.
+        max_new_tokens: a limit for each row; clamped to the room that its prompt leaves in the context.
+        processors: applied in order, as `SamplingParams.processors()` gives them.
+        generator: None is greedy search; one `torch.Generator`, or one a row, draws from the
+            processed distribution.
+        eos_token_ids: the tokens that end a text; None asks the source.
+        stop: strings that end a text. They need the tokenizer.
+
+    Raises:
+        ValueError: an argument out of range.
+        DecodingError: at the end, if a row failed: the first such error, its `generations` being
+            what all rows came to. NaN or +inf in its logits, or all tokens masked, fail a row alone.
+    """
+    source = as_source(source)
+    stop = (stop,) if isinstance(stop, str) else stop
+    eos = frozenset(source.eos_token_ids if eos_token_ids is None else eos_token_ids)
+    check_prompts(prompts, source)
+    _check_limits(source, max_new_tokens, eos)
+    if len(stop) and tokenizer is None:
+        raise ValueError("stop must be left out where there is no tokenizer; pass tokenizer= too")
+    if generator is not None:
+        check_generator(generator, len(prompts))
+    limits = [min(max_new_tokens, source.max_length - len(prompt)) for prompt in prompts]
+    rows = [Row(prompt, limit, tokenizer, stop) for prompt, limit in zip(prompts, limits, strict=True)]
+    return _run(source, rows, processors, generator, eos)
+
+
+def generate(
+    source: Decoder | LogitsSource,
+    prompts: Sequence[Sequence[int]],
+    *,
+    on_error: Literal["raise", "return"] = "raise",
+    **settings,
+) -> list[Generation]:
+    """Decodes a batch to its end; the settings are those of `stream`.
+
+    Args:
+        on_error: "raise" finishes the other rows and raises the first error, with `generations`
+            attached; "return" leaves errors in the generations.
+    """
+    _check_on_error(on_error)
+    steps = stream(source, prompts, **settings)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value
+    except DecodingError as error:
+        if on_error == "raise":
+            raise
+        return error.generations
+
+
+def _run(
+    source: LogitsSource,
+    rows: list[Row],
+    processors: Sequence[Processor],
+    generator: Randomness | None,
+    eos_token_ids: frozenset[int],
+) -> Stream:
+    prompts = [row.prompt for row in rows]
+    num_steps = max(row.limit for row in rows)
+    history = History.from_prompts(prompts, num_steps, source.device)
+    tokens = None
+    for index in range(num_steps):
+        started = perf_counter()
+        if tokens is None:
+            raw = source.start(prompts, max(map(len, prompts)) + num_steps)
+        else:
+            raw = source.step(tokens)
+        raw = widen(raw)
+        logits = apply(processors, raw, history)
+        _fail_broken_rows(rows, raw, logits, index)
+        active = torch.tensor([row.active for row in rows], device=logits.device)
+        if not active.any():
+            break
+        tokens = greedy(logits) if generator is None else sample(logits, generator)
+        tokens = tokens.masked_fill(~active, 0)  # where a row has ended, its choice means nothing
+        history.append(tokens, active)
+        texts = _push(rows, tokens, logits, eos_token_ids)
+        yield Step(index, raw, logits, tokens, texts, active, perf_counter() - started)
+        if not any(row.active for row in rows):
+            break
+    return _finish(rows)
+
+
+def _fail_broken_rows(rows: list[Row], raw: Tensor, logits: Tensor, index: int) -> None:
+    """Ends the rows that leave nothing to choose from; one pass over each tensor finds them."""
+    weights = "; check the model's weights and number format"
+    overflow = " after the processors; a temperature near 0 overflows, use 0 for greedy search"
+    for values, remedy in ((raw, weights), (logits, overflow)):
+        for number, peak in enumerate(values.amax(-1).tolist()):  # NaN if the row holds one
+            where = f"row {number}, step {index}"
+            if not rows[number].active or -math.inf < peak < math.inf:
+                continue
+            if peak == -math.inf:
+                message = f"{where}: every token is masked; loosen the processors, or stop earlier"
+                rows[number].fail(EverythingMaskedError(message))
+            else:
+                rows[number].fail(NonFiniteLogitsError(f"{where}: the logits hold {peak}{remedy}"))
+
+
+def _push(rows: list[Row], tokens: Tensor, logits: Tensor, eos_token_ids: frozenset[int]) -> list[str]:
+    chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    return [
+        row.push(token, log_prob, eos_token_ids) if row.active else ""
+        for row, token, log_prob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True)
+    ]
+
+
+def _finish(rows: list[Row]) -> list[Generation]:
+    generations = [row.generation() for row in rows]
+    for row in rows:
+        if row.error is not None:
+            row.error.generations = generations
+            raise row.error
+    return generations
+
+
+def _check_limits(source: LogitsSource, max_new_tokens: int, eos_token_ids: frozenset[int]) -> None:
+    holds = isinstance(max_new_tokens, int) and max_new_tokens >= 1
+    require(holds, "max_new_tokens", "an integer of at least 1", max_new_tokens, "ask for one token or more")
+    for token in eos_token_ids:
+        holds, allowed = 0 <= token < source.vocab_size, f"in [0, {source.vocab_size - 1}]"
+        require(holds, "eos_token_ids", allowed, token, "take them from the model's own tokenizer")
+
+
+def _check_on_error(on_error: str) -> None:
+    require(on_error in ("raise", "return"), "on_error", "'raise' or 'return'", repr(on_error), "choose one")

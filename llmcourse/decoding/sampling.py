@@ -1,0 +1,60 @@
+"""Choosing a token from logits: the most probable one, or one drawn at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.decoding.errors import require
+from llmcourse.decoding.processors import widen
+
+Randomness = torch.Generator | Sequence[torch.Generator]
+
+
+def greedy(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+    """The most probable token of each row, the lowest id where several are."""
+    return logits.argmax(-1)
+
+
+def sample(logits: Float[Tensor, "B V"], generator: Randomness) -> Int[Tensor, " B"]:
+    """Draws one token a row from softmax(logits), by inverting the cumulative distribution.
+
+    A token with logit -inf is never drawn. A row takes one uniform number, so a text is reproduced
+    by its seed whatever the vocabulary.
+
+    Args:
+        generator: one for the whole batch, or one a row: then a row's draws do not depend on what
+            it is batched with.
+    """
+    p = logits.double().softmax(-1)
+    # Zeros, not plateaus, where p is zero: no rounding of a parallel sum can select such a token.
+    cdf = p.cumsum(-1).masked_fill(p == 0, 0)
+    point = uniform(generator, len(logits)).to(logits.device) * cdf.amax(-1)
+    return (cdf > point[:, None]).int().argmax(-1)  # the first that lies past the point
+
+
+def uniform(generator: Randomness, num_rows: int) -> Float[Tensor, " B"]:
+    """One number in [0, 1) a row, on the generator's device: a seed means the same on any other.
+
+    Raises:
+        ValueError: a list of generators that is not one a row.
+    """
+    check_generator(generator, num_rows)
+    if isinstance(generator, torch.Generator):
+        return torch.rand(num_rows, generator=generator, device=generator.device, dtype=torch.float64)
+    return torch.cat([uniform(one, 1) for one in generator])
+
+
+def check_generator(generator: Randomness, num_rows: int) -> None:
+    """Raises `ValueError` for a list of generators that is not one a row."""
+    if not isinstance(generator, torch.Generator):
+        remedy = "pass one generator for the whole batch or one a prompt"
+        require(len(generator) == num_rows, "generator", f"a list of {num_rows}", len(generator), remedy)
+
+
+def entropy(logits: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
+    """H(p) = −Σ p_i ln p_i of softmax(logits), in nats; tokens at -inf add nothing (Shannon 1948)."""
+    return torch.special.entr(widen(logits).softmax(-1)).sum(-1)
