@@ -48,6 +48,14 @@ class Tokenizer:
         """Token ids of a text; special tokens written in the text are recognised, none is added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to be continued, with what the checkpoint's makers put before one.
+
+        For the embedded family that is `<|endoftext|>`, which stood before every document in
+        training; other checkpoints say it in their `tokenizer.json`, or add nothing.
+        """
+        return self._tokenizer.encode(text, add_special_tokens=True).ids
+
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids. Bytes that are no character show as U+FFFD.
 
