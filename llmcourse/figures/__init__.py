@@ -1,0 +1,14 @@
+"""Plots as pure functions of their data, and widgets as thin views over them.
+
+    fonts, subset_font      a small Chinese font in the package, and how it was made
+    style                   one look for all; `Picture`, a figure that shows itself in a notebook
+    distribution            one next-token distribution: kept, cut, mass, entropy
+    temperature             one distribution at several temperatures; calibration
+    beam_tree               what beam search considered, kept and cut
+    contrast                expert, amateur and their difference
+    diversity               strategies against measures, a mark for each kind of text
+    text_strip              a text coloured by the probability of its tokens
+    widgets                 the views
+
+Every figure has a function that computes its data, which tests assert on, and one that draws it.
+"""

@@ -1,0 +1,67 @@
+"""Benchmark results that were stored earlier, on this machine or another, and a chart of them.
+
+`benchmarks/results/<device>.jsonl` holds one JSON object a line. A checkout has them; an installed
+package does not, and then there is nothing to show.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llmcourse.figures import style as look
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def recorded(name: str, folder: Path = RESULTS) -> list[dict]:
+    """The latest stored result of a benchmark from every device that has one.
+
+    Raises:
+        ValueError: a line is not JSON; the message names the file and the line.
+    """
+    latest = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {number}, is not JSON: {error}") from error
+            if row["name"] == name:
+                latest[row["device"]] = row
+    return list(latest.values())
+
+
+def plot_speeds(speeds: dict[str, float], title: str, *, limit: str, unit: str) -> look.Picture:
+    """Bars of speeds with the share of the limit that each reaches.
+
+    Args:
+        speeds: by what was measured, in the order to draw.
+        limit: which of them is the limit.
+        unit: of all of them.
+
+    Raises:
+        ValueError: `limit` is none of the speeds, or there are none.
+    """
+    if limit not in speeds:
+        raise ValueError(
+            f"limit must be one of {', '.join(speeds) or 'the speeds (none given)'}, got {limit!r}"
+        )
+    height = 0.8 + 0.42 * len(speeds)
+    with look.style():
+        picture = look.Picture(height=height)
+        look.heading(picture, title)
+        axes = picture.add_axes((0.28, 0.04, 0.70, 1 - 0.55 / height))
+        for row, (name, value) in enumerate(speeds.items()):
+            axes.barh(row, value, color=look.LINE if name == limit else look.SERIES[0], height=0.62)
+            share = "" if name == limit else f", {value / speeds[limit]:.0%} of the limit"
+            axes.text(value, row, f"  {value:,.0f} {unit}{share}", va="center")
+        axes.set_yticks(range(len(speeds)), [look.readable(name) for name in speeds])
+        axes.set_ylim(len(speeds) - 0.5, -0.5)
+        axes.set_xlim(0, 1.6 * max(speeds.values()))
+        axes.set_xticks([])
+        look.bare(axes, "top", "right", "bottom")
+    picture.alt = (
+        f"{title}. " + "; ".join(f"{name} {value:,.0f} {unit}" for name, value in speeds.items()) + "."
+    )
+    return picture

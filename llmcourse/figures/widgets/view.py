@@ -1,0 +1,177 @@
+"""What all views share: how they look, what they say when something is wrong, what a saved notebook keeps."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ipywidgets
+from ipywidgets import HTML, Box, Button, Dropdown, FloatSlider, Image, IntSlider, Layout, Textarea, VBox
+
+from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
+from llmcourse.figures.style import PIXELS_PER_INCH, Picture, shorten
+from llmcourse.figures.text_strip import TextStrip, strip_html, text_strip
+from llmcourse.figures.widgets.models import ReadyModel
+
+EXAMPLES = (
+    "I am sleepy. I start a pot of",
+    "Once upon a time there was",
+    "《春晓》孟浩然\n",
+    "《静夜思》李白\n床前明月光，",
+    "def read_lines(path):\n    ",
+)
+VIEW_CLASS = "llmcourse-view"
+VIEW_CSS = f".{VIEW_CLASS} :is(textarea, select, table) {{font-family: {WEB_FAMILIES}}}"
+SCREEN_SCALE = 1.5  # pixels for each one of the page: sharp, and drawn within 100 ms
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A token that was appended, and the probability that the model alone gave it."""
+
+    token: int
+    log_prob: float
+
+
+def visible(text: str) -> str:
+    """A text on one line, line breaks as signs."""
+    return text.replace("\n", "⏎")
+
+
+def end_of(text: str, length: int = 34) -> str:
+    """The last characters of a text on one line, for a title."""
+    line = visible(text)
+    cut = shorten(line[::-1], length)
+    return line if cut == line[::-1] else "…" + cut[-2::-1]
+
+
+def written(ready: ReadyModel, prompt: str, chosen: Sequence[Chosen]) -> TextStrip:
+    """The text so far, piece by piece, each piece with its probability."""
+    tokens, log_probs = [c.token for c in chosen], [c.log_prob for c in chosen]
+    return text_strip(ready.tokenizer, tokens, log_probs, prompt)
+
+
+def float_slider(name: str, value: float, low: float, high: float, step: float, tooltip: str) -> FloatSlider:
+    sizes = {"value": value, "min": low, "max": high, "step": step, "readout_format": ".2f"}
+    return FloatSlider(description=name, tooltip=tooltip, style=NAME_STYLE, layout=_slider_layout(), **sizes)
+
+
+def int_slider(name: str, value: int, low: int, high: int, tooltip: str) -> IntSlider:
+    sizes = {"value": value, "min": low, "max": high}
+    return IntSlider(description=name, tooltip=tooltip, style=NAME_STYLE, layout=_slider_layout(), **sizes)
+
+
+NAME_STYLE = {"description_width": "116px"}
+
+
+def _slider_layout() -> Layout:
+    return Layout(width="272px", margin="1px 2px")
+
+
+def button(name: str, tooltip: str, icon: str = "", style: str = "") -> Button:
+    layout = Layout(width="auto", min_width="74px")
+    return Button(description=name, tooltip=tooltip, icon=icon, button_style=style, layout=layout)
+
+
+def dropdown(name: str, options: Sequence, value, width: str = "220px") -> Dropdown:
+    style = {"description_width": "initial"}
+    return Dropdown(description=name, options=options, value=value, style=style, layout=Layout(width=width))
+
+
+def row(*widgets: ipywidgets.Widget) -> Box:
+    """Side by side, wrapping where the page is narrow."""
+    layout = Layout(display="flex", flex_flow="row wrap", align_items="center", width="100%", grid_gap="4px")
+    return Box(list(widgets), layout=layout)
+
+
+class View:
+    """A prompt box, controls, a picture and the text written so far.
+
+    A subclass fills `controls`, calls `_assemble` and then, whenever something changes, `show`
+    or `complain`. A saved notebook keeps the present picture beside the live view, for pages
+    that cannot run widgets.
+
+    Attributes:
+        widget: the ipywidgets root, to display or to embed elsewhere.
+        picture: the figure as it is now.
+        message: what is wrong with the input, `""` if nothing is.
+    """
+
+    name = "view"
+
+    def __init__(self, prompt: str):
+        examples = [("choose an example …", "")] + [(shorten(visible(e), 30), e) for e in EXAMPLES]
+        layout = Layout(width="min(100%, 560px)", height="58px")
+        self.prompt = Textarea(prompt, description="prompt", continuous_update=False, layout=layout)
+        self.prompt.style.description_width = "56px"
+        self.examples = dropdown("or", examples, "", "260px")
+        self.picture = Picture(alt=self.name)
+        self.message = ""
+        self._image = Image(format="png", layout=Layout(max_width="100%", height="auto"))
+        self._message, self._spoken, self._text = HTML(), HTML(), HTML(layout=Layout(max_width="880px"))
+        self._fonts, self._characters = HTML(f"<style>{VIEW_CSS}</style>"), frozenset()
+        self._bring_characters("".join(EXAMPLES))
+        self.widget = VBox(layout=Layout(width="100%"))
+        self.widget.add_class(VIEW_CLASS)
+        self.examples.observe(self._use_example, "value")
+
+    def _assemble(self, *rows: ipywidgets.Widget) -> None:
+        """The prompt, the given rows, the message, the picture and the text, from top to bottom."""
+        first = row(self.prompt, self.examples)
+        shown = (self._message, self._image, self._spoken, self._text, self._fonts)
+        self.widget.children = [first, *rows, *shown]
+
+    def _use_example(self, change) -> None:
+        if change["new"]:
+            self.prompt.value = change["new"]
+
+    def _bring_characters(self, text: str) -> None:
+        """Sends the browser what it lacks to write a text, once for each character."""
+        new = chinese(text) - self._characters
+        if new:
+            self._characters |= new
+            self._fonts.value += f"<style>{web_font(new)}</style>"
+
+    def show(self, picture: Picture, text: str = "", words: str = "") -> None:
+        """Shows a picture, with its text alternative for screen readers, and HTML below it.
+
+        Args:
+            words: other text that controls show.
+        """
+        self._bring_characters(self.prompt.value + text + words)
+        self.picture, self.message = picture, ""
+        self._image.layout.width = f"{picture.get_size_inches()[0] * PIXELS_PER_INCH:.0f}px"
+        self._image.value = picture.png(SCREEN_SCALE)
+        hidden = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
+        self._spoken.value = f'<div role="status" style="{hidden}">{html.escape(picture.alt)}</div>'
+        self._message.value = ""
+        self._text.value = text
+
+    def complain(self, message: str) -> None:
+        """Says what is wrong and what to do; the last picture stays."""
+        self.message = message
+        style = "border-left:4px solid #c8481a;background:#fdf1ec;color:#1d2733;padding:6px 12px"
+        self._message.value = f'<div role="alert" style="{style}">{html.escape(message)}</div>'
+
+    def note(self, text: str) -> None:
+        """A remark that is no error."""
+        style = "border-left:4px solid #3f7fb5;background:#eef4fa;color:#1d2733;padding:6px 12px"
+        self._message.value = f'<div role="status" style="{style}">{html.escape(text)}</div>'
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        live, still = self.widget._repr_mimebundle_(), self.picture.png()
+        alt = self.message or self.picture.alt
+        bundle = {**live, "image/png": base64.b64encode(still).decode("ascii"), "text/plain": alt}
+        return bundle, {
+            "image/png": {"alt": alt, "width": int(self.picture.get_figwidth() * PIXELS_PER_INCH)}
+        }
+
+
+def strip_of(strip: TextStrip) -> str:
+    """The text so far as HTML, its legend only once there is something to explain.
+
+    The view itself brings the characters.
+    """
+    return strip_html(strip, legend=bool(strip.pieces), font=False)
