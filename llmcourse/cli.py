@@ -1,0 +1,227 @@
+"""The command line: `python -m llmcourse doctor` and `python -m llmcourse generate "…"`.
+
+A bad value ends with one line `error: …` and exit code 2, a failure while running with 1, Ctrl-C
+with 130. PyTorch is imported by the commands that need it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended
+
+# The fields of `SamplingParams` that can be set here; its defaults and checks are used.
+SAMPLING = {
+    "temperature": (float, "0 is greedy search, 1 (default) the model's own distribution"),
+    "top_k": (int, "keep the k likeliest tokens"),
+    "top_p": (float, "keep the likeliest tokens that hold this share of the probability"),
+    "min_p": (float, "keep tokens at least this likely, relative to the likeliest"),
+    "typical": (float, "keep the most typical tokens that hold this share of the probability"),
+    "eta": (float, "cut tokens below a limit that depends on the entropy"),
+    "no_repeat_ngram": (int, "never repeat this many tokens in a row"),
+    "presence": (float, "penalty, in logits, for tokens that have occurred"),
+    "frequency": (float, "penalty, in logits, for each time that a token has occurred"),
+    "repetition": (float, "factor by which tokens that have occurred are made less likely"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="llmcourse", description="Deploying large language models: the course's commands.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{doctor,generate}")
+    doctor = commands.add_parser("doctor", help="what this machine has, and what is missing")
+    doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+    doctor.set_defaults(run=run_doctor)
+    _add_generate(commands.add_parser("generate", help="continue a text with a model"))
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=run_generate)
+    parser.add_argument("prompt", help="the text to continue, `-` to read it from standard input")
+    parser.add_argument("--model", default="base", help="an embedded model, a folder or a hub name")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="at most (default 128)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before it; repeatable"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one, else cpu)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--verbose", action="store_true", help="then print the speed and its limit to stderr")
+    sampling = parser.add_argument_group("choosing tokens")
+    for name, (kind, text) in SAMPLING.items():
+        sampling.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=text)
+    sampling.add_argument("--num-beams", type=int, metavar="N", help="beam search instead of sampling")
+    sampling.add_argument("--contrastive", metavar="MODEL", help="subtract this weaker model (the amateur)")
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    from llmcourse.doctor import examine, render, to_json
+
+    report = examine()
+    print(to_json(report) if options.json else render(report))
+    return 0 if report.ok else 1
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """Streams a continuation to standard output; values are checked before weights are read."""
+    from llmcourse.decoding.params import SamplingParams
+
+    given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
+    params = SamplingParams(**given)
+    if options.num_beams is not None and options.stop:
+        raise ValueError("--stop cannot be used with --num-beams; leave one of them out")
+    prompt, generator = read_prompt(options.prompt), seeded(options.seed)
+    source, models, tokenizer = load_source(options)
+    token_ids = tokenizer.encode_prompt(prompt)
+    settings = {"max_new_tokens": options.max_new_tokens, "processors": params.processors()}
+    if options.num_beams is None:
+        settings |= {"generator": None if params.greedy else generator, "stop": options.stop}
+        times_s = _stream(prompt, source, token_ids, tokenizer, settings)
+    else:
+        times_s = _search(prompt, source, token_ids, tokenizer, options.num_beams, settings)
+    if options.verbose:
+        print(speed_report(times_s, models), file=sys.stderr)
+    return 0
+
+
+def read_prompt(argument: str) -> str:
+    """The prompt itself, or standard input for `-`, without the newline that ends its last line."""
+    text = sys.stdin.buffer.read().decode() if argument == "-" else argument
+    if not text:
+        raise ValueError("prompt must hold some text, got none; start with '<|endoftext|>'")
+    text.encode()  # an argument that is no UTF-8 is refused here
+    return text.removesuffix("\n") or text if argument == "-" else text
+
+
+def seeded(seed: int | None):
+    """A generator for this seed, or for one that nobody chose."""
+    import torch
+
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    elif 0 <= seed < 2**63:
+        generator.manual_seed(seed)
+    else:
+        raise ValueError(f"seed must be in [0, 2**63), got {seed}; leave it out for a random one")
+    return generator
+
+
+def load_source(options: argparse.Namespace):
+    """What gives logits, the models behind it, and their tokenizer."""
+    import torch
+
+    from llmcourse.decoding.contrastive import ContrastiveLogits
+    from llmcourse.decoding.source import as_source
+    from llmcourse.hardware import default_device, this_machine
+    from llmcourse.pretrained import load
+
+    device = options.device or default_device()
+    this_machine(device)  # refuses a device that is not here
+    dtype = getattr(torch, options.dtype)
+    model, tokenizer = load(options.model, device=device, dtype=dtype)
+    if options.contrastive is None:
+        return as_source(model), [model], tokenizer
+    amateur, amateur_tokenizer = load(options.contrastive, device=device, dtype=dtype)
+    both = ContrastiveLogits(model, amateur, tokenizers=(tokenizer, amateur_tokenizer))
+    return both, [model, amateur], tokenizer
+
+
+def _stream(prompt: str, source, token_ids: list[int], tokenizer, settings: dict) -> list[float]:
+    """Writes the prompt, then every piece of text as soon as it is certain; returns times a step."""
+    from llmcourse.decoding.loop import stream
+
+    steps = stream(source, [token_ids], tokenizer=tokenizer, **settings)
+    write(prompt)
+    times_s = []
+    for step in steps:
+        write(step.texts[0])
+        times_s.append(step.time_s)
+    write("\n")
+    return times_s
+
+
+def _search(
+    prompt: str, source, token_ids: list[int], tokenizer, num_beams: int, settings: dict
+) -> list[float]:
+    """Writes the best hypothesis, which is known only at the end; returns the mean time a step."""
+    from llmcourse.decoding.beam import beam_search
+
+    started = time.perf_counter()
+    search = beam_search(source, token_ids, num_beams=num_beams, **settings)
+    num_steps = search.nodes[-1].step + 1
+    time_s = (time.perf_counter() - started) / num_steps
+    write(f"{prompt}{tokenizer.decode(search.hypotheses[0].tokens)}\n")
+    return [time_s] * num_steps
+
+
+def write(text: str) -> None:
+    """To standard output, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def speed_report(times_s: list[float], models: list) -> str:
+    """Steps a second after the prompt, beside what copying the weights as often would allow.
+
+    limit = copy bandwidth / bytes of weights that one token reads
+    """
+    from llmcourse.hardware import copy_bandwidth, this_machine
+    from llmcourse.timing import Timing
+
+    summary = f"{len(times_s)} steps in {sum(times_s):.2f} s on {this_machine(models[0].device)}"
+    if len(times_s) < 2:  # the first step is the prompt's
+        return summary
+    weights_bytes = sum(read_bytes(model) for model in models)
+    bandwidth = copy_bandwidth(models[0].device, weights_bytes)
+    limit = bandwidth * 1e9 / weights_bytes
+    speed = 1 / Timing(tuple(times_s[1:])).median_s
+    return (
+        f"{summary}\n{speed:.0f} tok/s, {speed / limit:.0%} of the limit of {limit:.0f} tok/s: "
+        f"{weights_bytes / 1e6:.1f} MB of weights a token at {bandwidth:.1f} GB/s, a copy of that size"
+    )
+
+
+def read_bytes(model) -> int:
+    """Weights that one decode step reads: all but the input embedding, of which it takes one row."""
+    config = model.config
+    lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    return (model.num_parameters - lookup) * model.dtype.itemsize
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # Chinese text, whatever the locale says
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    options = build_parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has gone; keep Python from flushing into the void at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except (ValueError, OSError) as error:
+        return _fail(error, 2)
+    except RuntimeError as error:  # a sequence that cannot go on, memory that runs out
+        return _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

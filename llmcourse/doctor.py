@@ -1,0 +1,204 @@
+"""What this machine has, what is missing for the course, and how to mend it.
+
+Every line is a `Finding`; one that the course cannot do without and that is absent makes the
+report not ok. Nothing is imported that might be missing, except where it is looked for.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+INSTALL = "run `make lab` in the course's folder, or `pip install -e .`"
+RETRAIN = "restore llmcourse/checkpoints (`git checkout llmcourse/checkpoints`), or train the family again"
+MARKS = {"ok": "✓", "note": "·", "missing": "✗"}
+COLOURS = {"ok": "32", "note": "33", "missing": "31"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: `note` is worth knowing but not in the way, `missing` is.
+
+    Raises:
+        ValueError: something is missing and no remedy is named.
+    """
+
+    section: str
+    name: str
+    value: str
+    status: Literal["ok", "note", "missing"] = "ok"
+    remedy: str = ""
+
+    def __post_init__(self):
+        if self.status == "missing" and not self.remedy:
+            raise ValueError(f"remedy must be given for what is missing, got none for {self.name}")
+
+
+@dataclass(frozen=True)
+class Report:
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.status != "missing" for finding in self.findings)
+
+
+def examine() -> Report:
+    """Looks at everything; a part that breaks becomes a finding, not an exception."""
+    parts: tuple[Callable[[], list[Finding]], ...] = (machine, backends, packages, models, fonts)
+    findings = []
+    for part in parts:
+        try:
+            findings += part()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            findings.append(Finding(part.__name__, part.__name__, reason, "missing", INSTALL))
+    return Report(tuple(findings))
+
+
+def machine() -> list[Finding]:
+    from llmcourse.hardware import this_machine
+
+    found = [Finding("machine", "system", f"{platform.system()} {platform.release()} ({platform.machine()})")]
+    best, cpu = this_machine(), this_machine("cpu")
+    found.append(Finding("machine", "device", str(best)))
+    if best != cpu:
+        found.append(Finding("machine", "processor", str(cpu)))
+    return found
+
+
+def backends() -> list[Finding]:
+    import torch
+
+    found = [Finding("backends", "CPU", f"PyTorch, {torch.get_num_threads()} threads")]
+    if torch.cuda.is_available():
+        found.append(Finding("backends", "CUDA", f"{torch.version.cuda}, {torch.cuda.device_count()} GPU(s)"))
+    elif torch.version.cuda is None:
+        reason, remedy = (
+            "none: this PyTorch is built without it",
+            "on a machine with an NVIDIA GPU, install a CUDA build",
+        )
+        found.append(Finding("backends", "CUDA", reason, "note", remedy))
+    else:
+        found.append(
+            Finding("backends", "CUDA", "none: no GPU or no driver", "note", "check with `nvidia-smi`")
+        )
+    if torch.backends.mps.is_available():
+        found.append(Finding("backends", "MPS", "available; used when named as a device"))
+    return [*found, _triton(torch.cuda.is_available())]
+
+
+def _triton(cuda: bool) -> Finding:
+    version = _version("triton")
+    if version is None and platform.system() != "Linux":
+        return Finding(
+            "backends", "Triton", f"none: not made for {platform.system()}; references run instead", "note"
+        )
+    if version is None:
+        remedy = "pip install -e '.[gpu]'"
+        return Finding("backends", "Triton", "not installed; references run instead", "note", remedy)
+    use = "compiles kernels for the GPU" if cuda else "its interpreter runs kernels on the CPU"
+    return Finding("backends", "Triton", f"{version}, {use}")
+
+
+def packages() -> list[Finding]:
+    """What the installed llmcourse says that it needs, which is what pyproject.toml says."""
+    from packaging.requirements import Requirement
+
+    needed = [Requirement(line) for line in importlib.metadata.requires("llmcourse") or ()]
+    python = Finding("packages", "python", platform.python_version())
+    return [python, *(_package(r) for r in needed if r.marker is None or r.marker.evaluate({"extra": ""}))]
+
+
+def _package(requirement: Requirement) -> Finding:
+    version = _version(requirement.name)
+    if version is None:
+        return Finding("packages", requirement.name, "not installed", "missing", INSTALL)
+    if not requirement.specifier.contains(version, prereleases=True):
+        too_old = f"{version}, needs {requirement.specifier}"
+        return Finding("packages", requirement.name, too_old, "missing", INSTALL)
+    return Finding("packages", requirement.name, version)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def models() -> list[Finding]:
+    from llmcourse.pretrained import embedded_names
+
+    names = embedded_names()
+    if not names:
+        return [Finding("models", "embedded models", "none", "missing", RETRAIN)]
+    return [_model(name) for name in names]
+
+
+def _model(name: str) -> Finding:
+    """Read from the configuration and the headers of the weights; the weights themselves stay on disk."""
+    from safetensors import SafetensorError, safe_open
+
+    from llmcourse.pretrained import CheckpointError, find_checkpoint, read_config, weight_files
+
+    try:
+        folder = find_checkpoint(name)
+        config, files = read_config(folder), weight_files(folder)
+        shapes = {}
+        for file in files:
+            with safe_open(file, framework="pt") as handle:
+                shapes |= {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118
+    except (CheckpointError, SafetensorError, OSError) as error:
+        return Finding("models", name, f"damaged: {error}", "missing", RETRAIN)
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    num_bytes = sum(file.stat().st_size for file in files)
+    value = f"{parameters / 1e6:.1f} M parameters, {num_bytes / 2**20:.1f} MiB, "
+    return Finding("models", name, f"{value}context {config.max_position_embeddings} tokens")
+
+
+def fonts() -> list[Finding]:
+    from llmcourse.figures.fonts import covered_characters, install_fonts
+
+    families = install_fonts()
+    if ord("春") in covered_characters():
+        return [Finding("figures", "Chinese text", f"drawn with {families[-1]}")]
+    return [Finding("figures", "Chinese text", "no font has it", "missing", INSTALL)]
+
+
+def to_json(report: Report) -> str:
+    """The report for programs."""
+    findings = [asdict(finding) for finding in report.findings]
+    return json.dumps({"ok": report.ok, "findings": findings}, ensure_ascii=False, indent=2)
+
+
+def render(report: Report, colour: bool | None = None) -> str:
+    """The report for people, a section a paragraph; coloured on a terminal unless NO_COLOR is set."""
+    if colour is None:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = max(len(finding.name) for finding in report.findings)
+    lines, section = [], None
+    for finding in report.findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", f"\033[1m{section.capitalize()}\033[0m" if colour else section.capitalize()]
+        mark = MARKS[finding.status]
+        mark = f"\033[{COLOURS[finding.status]}m{mark}\033[0m" if colour else mark
+        lines.append(f"  {mark} {finding.name:<{width}}  {finding.value}")
+        if finding.remedy:
+            lines.append(f"    {'':<{width}}  → {finding.remedy}")
+    missing = sum(finding.status == "missing" for finding in report.findings)
+    verdict = (
+        "Everything that the course needs is here." if report.ok else f"{missing} missing; see the arrows."
+    )
+    return "\n".join([*lines[1:], "", verdict])

@@ -1,0 +1,126 @@
+"""What the machine at hand is, and what it can do: the ground that every limit stands on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmcourse.timing import measure
+
+KINDS = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One device to compute on.
+
+    Attributes:
+        name: as its maker calls it.
+        kind: PyTorch's word for it, one of `KINDS`.
+        cores: CPU cores that this process may use, or the GPU's multiprocessors (0: unknown).
+        memory_bytes: of the device; None where the system does not say.
+    """
+
+    name: str
+    kind: str
+    cores: int
+    memory_bytes: int | None
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+
+    def __str__(self) -> str:
+        memory = f", {self.memory_bytes / 2**30:.0f} GiB" if self.memory_bytes else ""
+        unit = "cores" if self.kind == "cpu" else "multiprocessors"
+        return f"{self.name} ({self.kind}{f', {self.cores} {unit}' if self.cores else ''}{memory})"
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU. Apple's GPU lacks float64, so it waits to be named."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def this_machine(device: torch.device | str | None = None) -> Machine:
+    """The given device, by default the best one here.
+
+    Raises:
+        ValueError: a device that is not here.
+    """
+    device = default_device() if device is None else _parse(device)
+    if device.type == "cpu":
+        return Machine(_cpu_name(), "cpu", available_cores(), _memory_bytes())
+    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+        gpu = torch.cuda.get_device_properties(device)
+        return Machine(gpu.name, "cuda", gpu.multi_processor_count, gpu.total_memory)
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return Machine(_cpu_name(), "mps", 0, _memory_bytes())
+    raise ValueError(f"device must be one that this machine has, got '{device}'; use 'cpu'")
+
+
+def _parse(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one that PyTorch knows, got {device!r}; use 'cpu'") from error
+
+
+def copy_bandwidth(device: torch.device | str = "cpu", num_bytes: int = 256 * 2**20) -> float:
+    """GB/s that a plain copy moves, bytes read plus bytes written: what decoding cannot outrun.
+
+    Args:
+        num_bytes: size of the buffer that is copied, at least 1 KiB. One that fits a cache
+            measures the cache; take the size of what will be read.
+
+    Raises:
+        ValueError: `num_bytes` is too small to time.
+    """
+    if num_bytes < 1024:
+        raise ValueError(f"num_bytes must be at least 1024, got {num_bytes}; 256 MiB outgrows most caches")
+    source = torch.randint(256, (num_bytes,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    timing = measure(lambda: target.copy_(source), device=device)
+    return 2 * num_bytes / timing.median_s / 1e9
+
+
+def fingerprint(device: torch.device | str | None = None) -> dict[str, str]:
+    """The device's name and the versions that a benchmark result depends on."""
+    found = {"device": this_machine(device).name, "python": platform.python_version()}
+    for package in ("torch", "triton", "transformers"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "none"
+    return found | {"cuda": torch.version.cuda or "none"}
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use, which in a container are not all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    """The processor's brand; systems tell it in different places."""
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "Apple CPU"
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not a POSIX system
+        return None

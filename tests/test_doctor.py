@@ -1,0 +1,126 @@
+"""The doctor sees what is there, says what is missing, and always knows a remedy."""
+
+import importlib.metadata
+import json
+
+import pytest
+import torch
+
+from llmcourse import doctor, pretrained
+from llmcourse.doctor import Finding, Report, examine, render, to_json
+
+
+def values(findings: list[Finding]) -> dict[str, str]:
+    return {finding.name: finding.value for finding in findings}
+
+
+def test_nothing_is_missing_here():
+    report = examine()
+    assert [finding for finding in report.findings if finding.status == "missing"] == []
+    assert report.ok
+    assert {f.section for f in report.findings} == {"machine", "backends", "packages", "models", "figures"}
+
+
+def test_versions_are_the_installed_ones():
+    found = values(doctor.packages())
+    for name in ("torch", "transformers", "jupyterlab", "ipywidgets", "matplotlib", "jupytext"):
+        assert found[name] == importlib.metadata.version(name)
+    assert "pytest" not in found  # needed by the tests, not by a reader
+
+
+@pytest.mark.parametrize("name", ["draft", "small", "base"])
+def test_embedded_models_are_described_without_loading_them(name, monkeypatch):
+    model, _ = pretrained.load(name)
+    monkeypatch.setattr(pretrained, "load", None)
+    monkeypatch.setattr(pretrained, "read_tensors", None)
+    described = values(doctor.models())[name]
+    assert described.startswith(f"{model.num_parameters / 1e6:.1f} M parameters, ")
+    assert described.endswith(f"context {model.config.max_position_embeddings} tokens")
+
+
+def test_missing_and_outdated_packages_come_with_a_remedy(monkeypatch):
+    wanted = ["no-such-package>=1", "torch>=99", "numpy", "matplotlib>=1; extra == 'test'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
+    found = {finding.name: finding for finding in doctor.packages()}
+    assert found["no-such-package"].value == "not installed"
+    assert found["torch"].value == f"{importlib.metadata.version('torch')}, needs >=99"
+    assert [found[name].status for name in ("no-such-package", "torch", "numpy")] == ["missing"] * 2 + ["ok"]
+    assert "pip install" in found["torch"].remedy
+    assert "matplotlib" not in found
+
+
+def test_no_model_at_all_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "CHECKPOINTS", tmp_path)
+    (finding,) = doctor.models()
+    assert finding.status == "missing" and "llmcourse/checkpoints" in finding.remedy
+
+
+def test_a_truncated_model_is_named(monkeypatch, tmp_path, tiny_checkpoint):
+    (tmp_path / "draft").mkdir()
+    for file in tiny_checkpoint.iterdir():
+        (tmp_path / "draft" / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(pretrained, "CHECKPOINTS", tmp_path)
+    (whole,) = doctor.models()
+    weights = tmp_path / "draft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (cut,) = doctor.models()
+    assert whole.status == "ok" and whole.value.endswith("context 64 tokens")
+    assert cut.status == "missing" and cut.value.startswith("damaged: ")
+
+
+def test_a_part_that_breaks_becomes_a_finding(monkeypatch):
+    def broken():
+        raise ImportError("no module\nnamed torch")
+
+    broken.__name__ = "backends"
+    monkeypatch.setattr(doctor, "backends", broken)
+    report = examine()
+    (finding,) = [f for f in report.findings if f.section == "backends"]
+    assert finding.value == "ImportError: no module named torch"
+    assert finding.remedy and not report.ok
+
+
+def test_a_missing_font_is_noticed(monkeypatch):
+    from llmcourse.figures import fonts
+
+    monkeypatch.setattr(fonts, "covered_characters", lambda: frozenset(map(ord, "abc")))
+    (finding,) = doctor.fonts()
+    assert finding.status == "missing"
+
+
+def test_cuda_and_triton_say_why_not():
+    found = {finding.name: finding for finding in doctor.backends()}
+    assert f"{torch.get_num_threads()} threads" in found["CPU"].value
+    if not torch.cuda.is_available():
+        assert found["CUDA"].status == "note" and found["CUDA"].remedy
+    assert found["Triton"].value
+
+
+def test_the_page_shows_every_finding_and_the_verdict():
+    good = Finding("machine", "device", "a CPU")
+    bad = Finding("packages", "torch", "not installed", "missing", "install it")
+    page = render(Report((good, bad)), colour=False)
+    assert page.splitlines() == [
+        "Machine",
+        "  ✓ device  a CPU",
+        "",
+        "Packages",
+        "  ✗ torch   not installed",
+        "            → install it",
+        "",
+        "1 missing; see the arrows.",
+    ]
+    assert "\033[31m✗" in render(Report((bad,)), colour=True)
+    assert render(Report((good,)), colour=False).endswith("Everything that the course needs is here.")
+
+
+def test_json_says_the_same():
+    bad = Finding("figures", "中文", "none", "missing", "install it")
+    read = json.loads(to_json(Report((bad,))))
+    assert read["ok"] is False
+    assert read["findings"][0]["name"] == "中文" and read["findings"][0]["remedy"] == "install it"
+
+
+def test_what_is_missing_needs_a_remedy():
+    with pytest.raises(ValueError, match="remedy must be given"):
+        Finding("packages", "torch", "not installed", "missing")

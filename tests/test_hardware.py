@@ -1,0 +1,57 @@
+"""What is said of the machine is true, and what is measured is of the right size."""
+
+import os
+import platform
+
+import pytest
+import torch
+
+from llmcourse import hardware
+from llmcourse.hardware import Machine, copy_bandwidth, default_device, fingerprint, this_machine
+from llmcourse.timing import Timing
+
+
+def test_the_cpu_is_described():
+    cpu = this_machine("cpu")
+    assert cpu.kind == "cpu" and cpu.name
+    assert 1 <= cpu.cores <= os.cpu_count()
+    assert cpu.memory_bytes is None or cpu.memory_bytes > 2**28
+    assert f"(cpu, {cpu.cores} core" in str(cpu)
+
+
+def test_the_default_is_the_gpu_where_there_is_one():
+    assert default_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert this_machine() == this_machine(default_device())
+
+
+@pytest.mark.parametrize("device", ["cuda:63", "xpu", "no such thing", "meta"])
+def test_a_device_that_is_not_here_is_refused(device):
+    with pytest.raises(ValueError, match=f"device must be one .*, got '{device}'; use 'cpu'"):
+        this_machine(device)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="kind must be one of cpu, cuda, mps, got 'tpu'"):
+        Machine("a machine", "tpu", 1, None)
+
+
+def test_bandwidth_counts_bytes_read_and_written(monkeypatch):
+    monkeypatch.setattr(hardware, "measure", lambda run, device: Timing((0.001,)))
+    assert copy_bandwidth("cpu", 10**6) == pytest.approx(2.0)  # 2 MB in 1 ms
+
+
+def test_measured_bandwidth_is_plausible():
+    assert 0.1 < copy_bandwidth("cpu", 2**24) < 10_000
+
+
+def test_a_copy_too_small_to_time_is_refused():
+    with pytest.raises(ValueError, match="num_bytes must be at least 1024, got 0"):
+        copy_bandwidth("cpu", 0)
+
+
+def test_the_fingerprint_names_device_and_versions():
+    found = fingerprint("cpu")
+    assert found["device"] == this_machine("cpu").name
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == torch.__version__
+    assert set(found) == {"device", "python", "torch", "triton", "transformers", "cuda"}
