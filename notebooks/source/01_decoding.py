@@ -1,0 +1,565 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Chapter 1 · Decoding
+#
+# A language model does not write. It gives, for the text so far, a probability to every token that
+# could come next; *decoding* turns these distributions into text. The same model writes like a
+# broken record or like a dreamer, depending on how the next token is chosen.
+#
+# **When you have worked through this chapter you can**
+#
+# - write the autoregressive loop and say what it costs per token,
+# - choose between greedy search, beam search and sampling, and say what each one gets wrong,
+# - compute by hand what temperature, top-k, top-p and their successors keep and cut,
+# - recognise degeneration, measure it, and apply the penalty that mends it without doing harm,
+# - explain contrastive decoding, and tell a text that it helps from one that it hurts.
+#
+# **Time** about 60 minutes of reading and playing; the cells run in under three minutes.
+# **Hardware** any laptop; two cores are enough. Nothing is downloaded: three small models, trained on
+# English novels, Tang and Song poems and Python source, are part of the package.
+
+# %% [markdown]
+# | symbol | term | 中文 |
+# |---|---|---|
+# | $u_1 \dots u_i$ | tokens of the text so far | 词元 |
+# | $V$ | vocabulary, here 12,288 tokens | 词表 |
+# | $l \in \mathbb{R}^V$ | logits, what the model computes | 对数几率 |
+# | $P(u \mid u_{<i}) = \mathrm{softmax}(l)$ | next-token distribution | 下一词元的概率分布 |
+# | $t$ | temperature | 温度 |
+# | $k,\ p$ | limits of top-k and top-p | 截断参数 |
+# | $n$ | beams, or the length of an n-gram | 束宽;n 元 |
+# | $\alpha$ | strength of a penalty, or the plausibility threshold | 惩罚系数 |
+# | $H = -\sum P \log P$ | entropy, in nats | 熵 |
+
+# %%
+import torch
+
+from llmcourse import decoding, hardware, pretrained, prompts, timing
+from llmcourse.decoding import SamplingParams, form, generate
+from llmcourse.decoding.metrics import calibration, expected_calibration_error, repetition_rate, self_bleu
+from llmcourse.figures import (
+    beam_tree,
+    contrast,
+    distribution,
+    diversity,
+    recorded,
+    temperature,
+    text_strip,
+    widgets,
+)
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+device = hardware.default_device()
+base, tokenizer = pretrained.load("base", device=device)
+draft, _ = pretrained.load("draft", device=device)
+encode = tokenizer.encode_prompt  # token ids, after the <|endoftext|> that every training text began with
+START = tokenizer.token_id("<|endoftext|>")
+
+# %% tags=["nbval-check-output"]
+for name, model in (("base", base), ("draft", draft)):
+    c, millions = model.config, model.num_parameters / 1e6
+    print(f"{name:6}{millions:5.1f} M parameters, {c.num_layers} layers, vocabulary {c.vocab_size:,}")
+
+# %% [markdown]
+# ## 1.1 The autoregressive loop
+#
+# > **repeat** $P = \mathcal{M}(u)$;  choose $u'$ from $P$;  $u \leftarrow u \oplus [u']$
+# > **until** $u'$ is the end token, or $u$ is as long as allowed
+#
+# The loop in full, with the simplest of choices, $u_i = \arg\max_u P(u \mid u_{<i})$:
+
+
+# %% tags=["nbval-check-output"]
+def loop(model, tokens, max_new_tokens):
+    for _ in range(max_new_tokens):
+        logits = model(torch.tensor([tokens], device=device))[0, -1]  # all of the text, again
+        token = int(logits.argmax())
+        if token == START:
+            break
+        tokens = [*tokens, token]
+    return tokens
+
+
+opening = "Once upon a time there was"
+by_hand = loop(base, encode(opening), 40)
+print(tokenizer.decode(by_hand))
+
+# %% [markdown]
+# `llmcourse.decoding.generate` is the same loop, for whole batches, with everything that this chapter
+# adds to it. It also keeps what it computed for earlier tokens (the KV cache, chapter 2) instead of
+# reading the whole text again for each new one. Same choices, same text:
+
+# %% tags=["nbval-check-output"]
+(cached,) = generate(base, [encode(opening)], tokenizer=tokenizer, max_new_tokens=40)
+print("same tokens:", cached.prompt + cached.tokens == by_hand, "· ended by:", cached.finish_reason)
+
+# %% [markdown]
+# ### Predict: how many tokens a second?
+#
+# Each new token needs every weight of the model once: that many bytes have to come from memory, and no
+# program can be faster than memory delivers them. With fp32 weights,
+#
+# $$\text{tokens per second} \;\le\; \frac{\text{bandwidth}}{4 \cdot \text{parameters}}.$$
+#
+# Commit yourself before you look: write your guess for this machine into the next cell.
+
+# %%
+MY_GUESS = 100  # tokens per second, for base on this machine
+
+weight_bytes = base.num_parameters * 4
+bandwidth = hardware.copy_bandwidth(device)  # GB/s read and written, measured now
+limit = bandwidth * 1e9 / weight_bytes
+print(f"{hardware.this_machine(device).name}: a copy moves {bandwidth:.0f} GB/s")
+print(f"weights: {weight_bytes / 1e6:.0f} MB a token → at most {limit:.0f} tokens per second")
+
+# %% [markdown]
+# ### Measure, and compare
+
+
+# %%
+def tokens_per_second(source, count=128):
+    def run():
+        generate(source, [encode(opening)], max_new_tokens=count, eos_token_ids=())
+
+    return count / timing.measure(run, device=device, warmup=1, repeats=3).median_s
+
+
+speeds = {"limit: memory": limit, "your guess": MY_GUESS}
+speeds["without a cache"] = tokens_per_second(decoding.UncachedLogits(base))
+speeds["with a cache"] = tokens_per_second(base)
+title = f"base, one sequence, fp32, on this machine ({hardware.this_machine(device).name})"
+recorded.plot_speeds(speeds, title, limit="limit: memory", unit="tokens/s")
+
+# %% [markdown]
+# Two things keep the loop from its limit. Without a cache every token reads the whole text again, and the
+# loop falls behind further the longer the text becomes. With one, what is left is the cost of starting
+# some two hundred small operations a token, which weighs little on a slow memory and very much on a
+# GPU's. (More than 100 % is possible too, where the weights fit into a cache that is faster than memory.)
+# Chapter 2 is about both. From here on our subject is not how fast, but *which* token.
+
+# %% [markdown]
+# ## 1.2 From logits to a choice
+#
+# "I am sleepy. I start a pot of ___": a large model gives *coffee* 0.681, *water* 0.119, *tea* 0.057.
+# Ours has read novels of the nineteenth century. What does it expect in the pot?
+
+
+# %%
+def next_logits(model, text):
+    with torch.inference_mode():
+        return model(torch.tensor([encode(text)], device=device))[0, -1].float().cpu()
+
+
+pot = next_logits(base, "I am sleepy. I start a pot of")
+pot_of = distribution.next_token(pot, pot, tokenizer.label)
+distribution.plot_next_token(pot_of, "I am sleepy. I start a pot of …")
+
+# %% [markdown]
+# ## 1.3 Greedy search, and how it fails
+#
+# The most probable token at each step is not the most probable text: one good choice can lead into a
+# dead end. Worse, what has just been written becomes likely to be written again. In the strips below
+# the shade of a token shows its probability; the longer greedy search runs, the surer it gets of
+# repeating itself.
+
+# %% tags=["nbval-check-output"]
+OPENINGS = {"prose": prompts.PROSE[5], "verse": prompts.VERSE[7], "code": prompts.CODE[2]}
+greedy = {}
+for domain, text in OPENINGS.items():
+    (greedy[domain],) = generate(base, [encode(text)], tokenizer=tokenizer, max_new_tokens=120)
+    rate = repetition_rate(greedy[domain].tokens, n=4)
+    print(f"{domain}: {rate:.0%} of its 4-grams occurred before")
+
+# %%
+text_strip.text_strip(tokenizer, greedy["prose"].tokens, greedy["prose"].log_probs, OPENINGS["prose"])
+
+# %%
+text_strip.text_strip(tokenizer, greedy["verse"].tokens, greedy["verse"].log_probs, OPENINGS["verse"])
+
+# %% [markdown]
+# ## 1.4 Beam search
+#
+# Keep the $n$ most probable texts instead of one. Each is extended by every token, and the best $n$ of
+# all extensions go on. At the end texts of different lengths compete by
+# $\log P(u_1 \dots u_m) / m^{\lambda}$, where $\lambda$ is the length penalty (Wu et al. 2016, section 7,
+# in the simpler form that libraries use). The picture of the lecture, $n = 2$ and two steps, with
+# real probabilities:
+
+# %%
+two = decoding.beam_search(base, encode("The old man sat down by the"), num_beams=2, max_new_tokens=2)
+beam_tree.plot_beam_tree(beam_tree.beam_tree(two, tokenizer.label), "The old man sat down by the …, n = 2")
+
+# %% [markdown]
+# Does it find likelier texts, and are they better ones? Two facts, measured: the log-probability of the
+# best text for growing $n$, and how alike the $n$ texts are that it returns (self-BLEU, 1 means the same).
+# The last line draws five texts at random for comparison.
+
+# %% tags=["nbval-check-output"]
+start = encode(OPENINGS["prose"])
+for n in (1, 2, 3, 5):
+    found = decoding.beam_search(base, start, num_beams=n, max_new_tokens=24, num_return=n).hypotheses
+    alike = f"self-BLEU {self_bleu([h.tokens for h in found]):.2f}" if n > 1 else ""
+    best = tokenizer.decode(found[0].tokens)
+    print(f"n = {n}: log-probability {found[0].log_prob:7.2f}  {alike:15}  …{best[-40:]!r}")
+seeds = [torch.Generator(device).manual_seed(seed) for seed in range(5)]
+drawn = generate(base, [start] * 5, generator=seeds, max_new_tokens=24)
+alike = self_bleu([g.tokens for g in drawn])
+print(f"drawn: log-probability {max(sum(g.log_probs) for g in drawn):7.2f}  self-BLEU {alike:.2f}")
+
+# %% [markdown]
+# The wider beam does find far likelier text, and that text is a word repeated for ever: once the loop has
+# begun, each round is nearly free. Its $n$ texts differ in a token or two, because the beams soon share
+# all of their past, while five draws have nothing in common. Probable is not the same as good, which is
+# why open-ended text is sampled and beam search is kept for tasks with one right answer. Move the sliders;
+# every box shows the log-probability of the text up to there.
+
+# %%
+widgets.BeamTreeViewer({"base": (base, tokenizer)}, prompt="The old man sat down by the", num_beams=2)
+
+# %% [markdown]
+# ## 1.5 Random sampling
+#
+# Draw the token: $u_i \sim P(u \mid u_{<i})$. *Predict*: of 10,000 draws from the lecture's table, how
+# many will be *coffee*, and how far off may the count be? A count of $N$ draws has standard deviation
+# $\sqrt{N p (1 - p)}$.
+
+# %% tags=["nbval-check-output"]
+POT = {"coffee": 0.681, "water": 0.119, "tea": 0.057, "rice": 0.017, "chai": 0.012, "strong": 0.008}
+POT |= {"black": 0.008, "hot": 0.007, "oat": 0.006, "beans": 0.006, "soup": 0.005}
+words = [*POT, "(all others)"]
+lecture = torch.tensor([*POT.values(), 1 - sum(POT.values())]).log()
+N = 10_000
+drawn = decoding.sample(lecture.expand(N, -1), torch.Generator().manual_seed(0))
+for index, p in enumerate(lecture.exp().tolist()[:4]):
+    count, deviation = int((drawn == index).sum()), (N * p * (1 - p)) ** 0.5
+    off = abs(count - N * p) / deviation
+    print(
+        f"{words[index]:8} predicted {N * p:5.0f} ± {deviation:2.0f}   drawn {count:4}   off by {off:.1f} deviations"
+    )
+
+# %% [markdown]
+# Of four counts, one as far off as two and a half deviations is seen once in twenty tries: remarkable, no
+# proof of a fault. A test of a sampler must say how often it would accuse an honest one.
+#
+# ### Temperature
+#
+# $$P(u_j \mid u_{<i}) = \frac{\exp(l_j / t)}{\sum_{j'} \exp(l_{j'} / t)}$$
+#
+# Below 1 the likely become likelier, above 1 the unlikely catch up; $t \to 0$ is greedy search.
+
+# %%
+temperature.plot_temperatures(temperature.temperature_family(pot, (0.0, 0.5, 1.0, 1.5), tokenizer.label))
+
+# %% [markdown]
+# Temperature makes a model over- or under-confident. Take text that the model did not see in training,
+# the language reference inside Python, and ask at every place: how likely did it say its first choice
+# was, and how often was that right? On the diagonal, promises are kept.
+
+# %%
+import pydoc_data.topics
+
+reference = "\n".join(v for _, v in sorted(pydoc_data.topics.topics.items()))[:60_000]
+ids = torch.tensor(tokenizer.encode(reference)[: 16 * 512 + 1])
+rows, targets = ids[:-1].view(16, 512), ids[1:]
+with torch.inference_mode():
+    seen = torch.cat([base(row[None].to(device))[0].float().cpu() for row in rows])
+bins = {}
+for t in (0.5, 1.0, 1.5):
+    top, choice = (seen / t).softmax(-1).max(-1)
+    bins[f"t = {t}"] = calibration(top, choice == targets)
+temperature.plot_calibration(bins)
+
+# %% tags=["nbval-check-output"]
+for name, curve in bins.items():
+    print(f"{name}: expected calibration error {expected_calibration_error(curve):.2f}")
+
+# %% [markdown]
+# ### Top-k and top-p
+#
+# Every token keeps some probability, however absurd (*Boh*: 4.3e-6), and with 12,288 of them the absurd
+# ones are drawn now and then. *Top-k* draws from the $k$ likeliest (Fan et al. 2018); *top-p* from the
+# fewest whose probabilities reach $p$ (Holtzman et al. 2020). The lecture's $k = 3$ and $p = 0.8$
+# on its table:
+
+# %% tags=["nbval-check-output"]
+nothing_yet = decoding.History.from_prompts([[0]])
+for processor in (decoding.TopK(3), decoding.TopP(0.8), decoding.TopP(0.79)):
+    cut = decoding.apply([processor], lecture[None], nothing_yet)[0]
+    kept = {w: round(p, 3) for w, p in zip(words, cut.softmax(-1).tolist(), strict=True) if p}
+    print(f"{processor!s:12} keeps {kept}")
+print("0.681 + 0.119 in fp32:", (torch.tensor(0.681) + torch.tensor(0.119)).item())
+
+# %% [markdown]
+# *coffee* and *water* have exactly 0.8 between them on paper; whether they suffice for $p = 0.8$ hangs
+# on the last bit of a sum. Do not build on such an edge.
+#
+# The difference that matters: $k$ is a number of tokens, $p$ a share of the mass. Where the model is sure
+# $k = 40$ lets rubbish in, where it is not $k = 3$ cuts good words. Three successors adapt in other ways:
+# *min-p* keeps what has at least $p$ times the top probability (Nguyen et al. 2024), *typical* sampling
+# keeps tokens whose surprise is close to the entropy (Meister et al. 2023), *η-sampling* cuts below a
+# threshold that falls with the entropy (Hewitt et al. 2022).
+
+# %% tags=["nbval-check-output"]
+RULES = {"top-k 3": decoding.TopK(3), "top-k 40": decoding.TopK(40), "top-p 0.8": decoding.TopP(0.8)}
+RULES |= {
+    "min-p 0.1": decoding.MinP(0.1),
+    "typical 0.8": decoding.Typical(0.8),
+    "eta 3e-4": decoding.Eta(3e-4),
+}
+for text in ("import numpy as", "I am sleepy. I start a pot of", "《静夜思》李白\n床前明月"):
+    logits = next_logits(base, text)[None]
+    print(f"{text!r}: entropy {decoding.entropy(logits).item():.2f} nats")
+    for name, rule in RULES.items():
+        kept = decoding.apply([rule], logits, nothing_yet) > -torch.inf
+        share = logits.softmax(-1)[kept].sum().item()
+        print(f"    {name:12} keeps {int(kept.sum()):4} tokens with {share:4.0%} of the mass")
+
+# %% [markdown]
+# Play: cut tokens are pale and hatched, hollow bars are the model before your settings. *Step* draws a
+# token with the seed, *undo* takes it back, and the text below keeps its shades.
+
+# %%
+widgets.SamplingExplorer(
+    prompt="I am sleepy. I start a pot of", model="base", params=SamplingParams(top_p=0.8)
+)
+
+# %% [markdown]
+# ## 1.6 Penalties on repetition
+#
+# Three remedies look at the text so far, $c(v)$ being how often token $v$ occurs in it:
+#
+# - *n-gram blocking* forbids any token that would complete an n-gram a second time,
+# - the *presence* penalty lowers $l_v$ by $\alpha \cdot [c(v) > 0]$, the *frequency* penalty by
+#   $\alpha \cdot c(v)$,
+# - the *multiplicative* penalty divides positive logits by $\theta$ and multiplies negative ones
+#   (Keskar et al. 2019).
+#
+# Slides often write these as $P(v) = l_v - \dots$; it is the **logit** that changes, before the softmax.
+# Otherwise the result would be no distribution.
+
+# %% tags=["nbval-check-output"]
+REMEDIES = {
+    "none": SamplingParams(temperature=0),
+    "3-grams blocked": SamplingParams(temperature=0, no_repeat_ngram=3),
+    "presence 1.0": SamplingParams(temperature=0, presence=1.0),
+    "frequency 0.5": SamplingParams(temperature=0, frequency=0.5),
+    "multiplied 1.2": SamplingParams(temperature=0, repetition=1.2),
+}
+for name, params in REMEDIES.items():
+    settings = dict(processors=params.processors(), max_new_tokens=96, tokenizer=tokenizer)
+    (g,) = generate(base, [encode(OPENINGS["prose"])], **settings)
+    print(f"{name:16}{repetition_rate(g.tokens):4.0%}  …{g.text[-72:]!r}")
+
+# %% [markdown]
+# All of them loosen the loop. But repeating is not always a fault: code has to write the same call again,
+# and verse its measure. With 3-grams blocked, `parser.add_argument(` may be written once:
+
+# %% tags=["nbval-check-output"]
+settings = dict(processors=REMEDIES["3-grams blocked"].processors(), max_new_tokens=72, tokenizer=tokenizer)
+(g,) = generate(base, [encode(prompts.CODE[5])], **settings)
+print(prompts.CODE[5] + g.text)
+
+# %% [markdown]
+# How much harm is that, over many texts? Two checks need no taste: for code, the share of lines that form
+# a valid program, counted from the top; for verse, the share of verses as long as the poem's first.
+
+# %%
+DOMAINS = {"prose": prompts.PROSE[:8], "verse": prompts.VERSE[:8], "code": prompts.CODE[:8]}
+FORM = {"code": form.parsed_share, "verse": form.regular_share}
+
+
+def write(source, texts, params, max_new_tokens=64):
+    seeds = None if params.greedy else [torch.Generator(device).manual_seed(i) for i in range(len(texts))]
+    settings = dict(processors=params.processors(), generator=seeds, eos_token_ids=(), tokenizer=tokenizer)
+    return generate(source, [encode(text) for text in texts], max_new_tokens=max_new_tokens, **settings)
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+# %% tags=["nbval-check-output"]
+for name, params in REMEDIES.items():
+    cells = []
+    for domain in FORM:
+        out = write(base, DOMAINS[domain], params, max_new_tokens=96)
+        kept_form = mean(FORM[domain](t + g.text) for t, g in zip(DOMAINS[domain], out, strict=True))
+        repeated = mean(repetition_rate(g.tokens) for g in out)
+        cells.append(f"{domain}: repeated {repeated:4.0%}, form kept {kept_form:4.0%}")
+    print(f"{name:16}" + "    ".join(cells))
+
+# %% [markdown]
+# Verse, which hardly repeated itself, loses its measure to every penalty: the comma and the full stop
+# that must return are pushed down like any other token. Code gains here, because this small model loops so
+# badly without help; a model that did not would only lose.
+
+# %% [markdown]
+# ## 1.7 All strategies, measured
+#
+# Eight openings from each domain, 64 new tokens each. Three numbers: the share of 4-grams that occurred
+# before in the same text (seq-rep-4, Welleck et al. 2020), the share of distinct bigrams over all texts
+# (distinct-2, Li et al. 2016), and the mean log-probability under the model itself. *Predict* first: which
+# strategy has the highest log-probability, and is it the one that you would like to read?
+
+# %%
+STRATEGIES = {
+    "greedy": SamplingParams(temperature=0),
+    "3-grams blocked": SamplingParams(temperature=0, no_repeat_ngram=3),
+    "t = 0.7": SamplingParams(temperature=0.7),
+    "top-k 40": SamplingParams(top_k=40),
+    "top-p 0.9": SamplingParams(top_p=0.9),
+    "min-p 0.1": SamplingParams(min_p=0.1),
+    "pure sampling": SamplingParams(),
+}
+
+
+def own_log_prob(g):
+    """Mean log-probability of the new tokens under the model itself, whatever chose them."""
+    tokens = torch.tensor([g.prompt + g.tokens], device=device)
+    with torch.inference_mode():
+        log_probs = base(tokens[:, :-1])[0].log_softmax(-1)
+    return log_probs.gather(1, tokens[0, 1:, None])[len(g.prompt) - 1 :].mean().item()
+
+
+# %%
+METRICS = {
+    "repeated 4-grams": lambda out: mean(repetition_rate(g.tokens) for g in out),
+    "distinct-2": lambda out: decoding.distinct_n([g.tokens for g in out], 2),
+    "log-probability": lambda out: mean(map(own_log_prob, out)),
+}
+table = {}
+for strategy, params in STRATEGIES.items():
+    for domain, texts in DOMAINS.items():
+        out = write(base, texts, params)
+        table |= {(strategy, domain, metric): score(out) for metric, score in METRICS.items()}
+scores = diversity.score_table(diversity.Score(*key, value) for key, value in table.items())
+diversity.plot_scores(scores, "What each strategy writes", "base, 8 texts of 64 tokens a domain")
+
+# %% tags=["nbval-check-output"]
+for s in STRATEGIES:
+    cells = [f"{table[s, d, 'repeated 4-grams']:4.0%} {table[s, d, 'log-probability']:6.2f}" for d in DOMAINS]
+    print(f"{s:24}" + "   ".join(f"{d} {cell}" for d, cell in zip(DOMAINS, cells, strict=True)))
+
+# %% [markdown]
+# Greedy search has the highest log-probability and the most repetition; pure sampling has the lowest, and
+# its texts wander off. What people like to read lies between (Holtzman et al. 2020), among the truncated
+# strategies. Blocking n-grams buys its zero with the log-probability of what it had to write instead. And
+# the domains differ: under sampling verse does not repeat at all, code still does, because it should.
+
+# %% [markdown]
+# ## 1.8 Contrastive decoding
+#
+# A large model and a small one share their bad habits: both love *the* and repetition. What the large
+# one knows and the small one does not shows in the difference. Li et al. 2022 (section 3) score
+#
+# $$s(v) = \log P_{\text{expert}}(v) - \log P_{\text{amateur}}(v)
+# \quad \text{where} \quad P_{\text{expert}}(v) \ge \alpha \max_w P_{\text{expert}}(w),$$
+#
+# and cut all else: without this *plausibility constraint*, a token that both find absurd could win by
+# being more absurd to the amateur. The lecture's example, 李时珍是湖北人,他出生于 ___: the expert gives 湖北
+# 15 % and 明朝 10 %, the amateur 10 % and 0.1 %.
+
+# %% tags=["nbval-check-output"]
+expert = torch.tensor([[0.15, 0.10, 0.0003, 0.7497]]).log()  # 湖北, 明朝, a rare token, all others in many
+amateur = torch.tensor([[0.10, 0.001, 0.000001, 0.898999]]).log()
+for alpha in (0.1, 0.0):
+    s = decoding.contrastive_logits(expert[:, :3], amateur[:, :3], alpha=alpha)[0]
+    shown = ", ".join(f"{w} {v:.2f}" for w, v in zip(("湖北", "明朝", "rare"), s.tolist(), strict=True))
+    print(f"α = {alpha}: {shown}")
+
+# %% [markdown]
+# With the constraint 明朝 wins. Without it the rare token does. Now our own pair, `base` and `draft`:
+
+# %%
+pair = contrast.contrast(pot, next_logits(draft, "I am sleepy. I start a pot of"), tokenizer.label)
+contrast.plot_contrast(pair, "I am sleepy. I start a pot of …", expert="base", amateur="draft")
+
+# %%
+both = {"base": (base, tokenizer), "draft": (draft, tokenizer)}
+widgets.ContrastViewer(both, prompt="《静夜思》李白\n床前明月", expert="base", amateur="draft")
+
+# %% [markdown]
+# Where does it help, and where does it hurt? The same openings, greedy each time, with the checks of
+# section 1.6.
+
+# %% tags=["nbval-check-output"]
+contrastive = decoding.ContrastiveLogits(base, draft)
+for domain, texts in DOMAINS.items():
+    for name, source in (("expert alone", base), ("contrastive", contrastive)):
+        out = write(source, texts, SamplingParams(temperature=0))
+        line = f"{domain:6}{name:13} repeated {mean(repetition_rate(g.tokens) for g in out):4.0%}"
+        line += f", log-probability {mean(map(own_log_prob, out)):6.2f}"
+        if domain in FORM:
+            line += (
+                f", form kept {mean(FORM[domain](t + g.text) for t, g in zip(texts, out, strict=True)):4.0%}"
+            )
+        print(line)
+
+# %% [markdown]
+# In prose it halves the repetition, since looping is what the amateur does best; in code it repeats far less,
+# though no more of it is valid. In verse it does harm:
+# both models know that a comma comes after five characters, the difference cancels what they agree on, and
+# the measure goes. That is the price of the idea: *whatever* is easy is punished, also where the easy token
+# is the right one.
+
+# %% [markdown]
+# ## 1.9 What goes wrong
+#
+# | method | breaks when | what you saw |
+# |---|---|---|
+# | greedy, beam | text is open-ended: the likeliest text is a loop | 1.3, 1.4 |
+# | temperature | it changes confidence everywhere, also where the model was right | calibration in 1.5 |
+# | top-k | the distribution is flat (cuts good words) or sharp (keeps rubbish) | the six rules in 1.5 |
+# | top-p | the distribution is flat: many unlikely tokens stay | the six rules in 1.5 |
+# | n-gram blocking | repeating is right: calls in code, names, refrains | `add_argument` in 1.6 |
+# | penalties | the text is long: punctuation and articles are punished with the rest | verse in 1.6 |
+# | contrastive | the amateur is right, and agrees with the expert | verse in 1.8 |
+# | any sampling | one seed is no experiment: compare rates over many texts | 1.7 |
+
+# %% [markdown]
+# ## 1.10 On a GPU
+#
+# The cells above run on a GPU as they stand, with the same texts wherever rounding does not decide. The
+# speed of the loop in 1.1 is then far from its limit, and that is the subject of chapter 2. Recorded runs
+# of the same measurement, with the device each was made on:
+
+# %% tags=["nbval-check-output"]
+for row in recorded.recorded("decode_base_gpu") + recorded.recorded("decode_base_cpu"):
+    print(f"{row['device']} (recorded {row['date']}): {row['value']:.0f} tokens/s, limit {row['limit']:.0f},")
+    print(f"    {row['ratio_limit']:.1%} of it; {row['ratio_peer']:.2f} × {row['peer']} in the same process")
+
+# %% [markdown]
+# ## Lab
+#
+# Change the cells above, or add your own below them.
+#
+# 1. (10 min) Write `top_p` in five lines with `sort` and `cumsum`, and compare what it keeps with
+#    `decoding.TopP` on `pot` for $p$ = 0.1, 0.5, 0.9. What does yours do when two tokens tie at the edge?
+# 2. (10 min) Find the smallest frequency penalty that ends the loop of greedy search in 1.3 for each domain.
+#    Is it the same one?
+# 3. (15 min) In the sampling explorer, find a prompt for which top-k 40 keeps more tokens than top-p 0.8, and
+#    one for which it keeps fewer. Predict each from the entropy before you look.
+# 4. (15 min) Swap expert and amateur in 1.8. Predict what happens to repetition first.
+
+# %% [markdown]
+# ## Summary
+#
+# - A decoder is a loop around a distribution; what is *likeliest* (greedy, beam) and what *reads well* (truncated
+#   sampling) are different questions.
+# - Truncation by mass or by ratio adapts to the model's confidence where truncation by count cannot.
+# - Every remedy against repetition also punishes repetition that was right: measure it on your own domain.
+#
+# **Sources** Fan et al. 2018 (top-k) · Holtzman et al. 2020 (top-p, degeneration) · Meister et al. 2023
+# (typical) · Hewitt et al. 2022 (η) · Nguyen et al. 2024 (min-p) · Keskar et al. 2019 (multiplicative penalty) ·
+# Welleck et al. 2020 (seq-rep-n) · Li et al. 2016 (distinct-n) · Li et al. 2022 (contrastive decoding) ·
+# Wu et al. 2016 (length penalty) · Guo et al. 2017 (calibration)
