@@ -13,75 +13,119 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
+from llmcourse.hardware import default_device, this_machine
 from llmcourse.training.family import Corpus, train_family
 from llmcourse.training.recipes import FAMILY, Recipe
 from llmcourse.training.text import Source
 
 
-def parse_named(value: str) -> tuple[str, str]:
-    name, _, rest = value.partition("=")
-    if not name or not rest:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {value!r}")
-    return name, rest
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="python -m llmcourse.training", description=__doc__.split("\n")[0])
-    named = {"type": parse_named, "action": "append", "default": [], "metavar": "NAME=PATH"}
+def parse_path(value: str) -> tuple[str, str]:
+    name, _, path = value.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {value!r}")
+    return name, path
+
+
+def parse_share(value: str) -> tuple[str, float]:
+    name, _, share = value.partition("=")
+    try:
+        return name, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got {value!r}") from error
+
+
+def minutes(value: str) -> float:
+    number = float(value)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {value}; leave it out for no limit")
+    return number
+
+
+def parser() -> Parser:
+    result = Parser(prog="python -m llmcourse.training", description=__doc__.split("\n")[0])
+    named = {"type": parse_path, "action": "append", "default": [], "metavar": "NAME=PATH"}
     result.add_argument("--text", help="running text: a file (.xz too) or a folder", **named)
     result.add_argument("--blocks", help="documents between blank lines: poems", **named)
     result.add_argument("--python", help="Python files; `installed` for this machine's own", **named)
-    result.add_argument(
-        "--mix", help="share of a batch, instead of the recipe's", **named | {"metavar": "NAME=SHARE"}
-    )
+    share = {"type": parse_share, "metavar": "NAME=SHARE"}
+    result.add_argument("--mix", help="share of a batch, instead of the recipe's", **named | share)
     models = list(FAMILY)
     result.add_argument("--models", nargs="+", default=models, choices=models, help="which to train")
     result.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
     result.add_argument("--held-out", type=float, default=0.01, help="share of documents for validation")
     result.add_argument("--steps", type=int, help="instead of the recipe's")
-    result.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after so many; resumes later"
-    )
-    result.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    limit = {"type": minutes, "default": float("inf")}
+    result.add_argument("--minutes", help="stop after so many; resumes later", **limit)
+    result.add_argument("--device", default=str(default_device()))
     return result
 
 
-def adapted(recipe: Recipe, options: argparse.Namespace) -> Recipe:
-    """A recipe with the mix and the number of steps that the command line asks for."""
-    mix = {name: float(share) for name, share in options.mix} or recipe.mix
-    return replace(recipe, mix=mix, steps=recipe.steps if options.steps is None else options.steps)
+def adapted(recipe: Recipe, options: argparse.Namespace, domains: Sequence[str]) -> Recipe:
+    """A recipe with the mix and the number of steps that the command line asks for.
+
+    Raises:
+        ValueError: a share for an unknown domain, two for one, or a number out of its range.
+    """
+    mix = dict(options.mix)
+    if unknown := [name for name in mix if name not in domains]:
+        raise ValueError(f"mix must name domains that are given ({', '.join(domains)}), got {unknown[0]!r}")
+    if len(mix) < len(options.mix):
+        raise ValueError(f"mix must name each domain once, got {', '.join(n for n, _ in options.mix)}")
+    steps = recipe.steps if options.steps is None else options.steps
+    return replace(recipe, mix=mix or recipe.mix, steps=steps)
 
 
-def main(argv: list[str] | None = None) -> int:
-    started = time.monotonic()
-    options = parser().parse_args(argv)
-    device = torch.device(options.device)
+def start_process(name: str) -> torch.device:
+    """The device of this process, which torchrun may have started together with others."""
+    this_machine(name)  # refuses a device that is not here
+    device = torch.device(name)
     if "RANK" in os.environ:  # started by torchrun
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
+    return device
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs it all; returns 0, 2 after an error, 3 when the time was up, 130 when interrupted."""
+    started = time.monotonic()
+    options = parser().parse_args(argv)
+    again = "start again with the same arguments to go on"
     try:
         kinds = {"text": options.text, "blocks": options.blocks, "python": options.python}
         sources = [Source(name, kind, path) for kind, pairs in kinds.items() for name, path in pairs]
         corpus = Corpus(sources, options.held_out)
-        recipes = [adapted(FAMILY[name], options) for name in options.models]
+        names = [source.name for source in sources]
+        recipes = [adapted(FAMILY[name], options, names) for name in options.models]
+        device = start_process(options.device)
         done = train_family(corpus, recipes, options.out, device, options.minutes * 60, started)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; start again with the same arguments to go on", file=sys.stderr)
+        print(f"interrupted; {again}", file=sys.stderr)
         return 130
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+    if not done:
+        print(f"the time is up; {again}", file=sys.stderr)
     return 0 if done else 3
 
 

@@ -15,11 +15,22 @@ from llmcourse.model import Decoder
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One domain's validation tokens, and the characters that they spell (separators not counted)."""
+    """One domain's validation tokens, and the characters that they spell (separators not counted).
+
+    Raises:
+        ValueError: fewer than two tokens, so that nothing is predicted, or no characters.
+    """
 
     name: str
     tokens: Int[Tensor, " N"]
     num_chars: int
+
+    def __post_init__(self):
+        if len(self.tokens) < 2 or self.num_chars < 1:
+            raise ValueError(
+                f"{self.name!r} must have at least 2 tokens and 1 character to measure a loss on, "
+                f"got {len(self.tokens)} and {self.num_chars}; hold out more text"
+            )
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,12 @@ class Loss:
 
 @torch.inference_mode()
 def evaluate(model: Decoder, held_out: HeldOut, length: int = 1024, batch_size: int = 16) -> Loss:
-    """The loss over all held-out tokens, in consecutive windows of `length` targets."""
+    """The loss over all held-out tokens but the first, in consecutive windows of `length` targets.
+
+    nats per token = Σ −ln p(token) / tokens;   bits per character = Σ −log2 p(token) / characters
+
+    A window's tokens see those before them in the window alone.
+    """
     tokens = held_out.tokens.long()
     total, count = 0.0, 0
     starts = list(range(0, len(tokens) - 1, length))

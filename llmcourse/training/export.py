@@ -13,10 +13,25 @@ from torch import Tensor
 
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.training.evaluate import Loss
-from llmcourse.training.recipes import Recipe
+from llmcourse.training.recipes import MIX, Recipe
 from llmcourse.training.tokenizer import END_OF_TEXT
 
 MAX_SHARD_BYTES = 12 * 2**20
+
+# What the card says of languages, of what is continued, and of rights: of the course's own domains
+# it is known, of a reader's text it is not.
+COURSE_TEXT = (
+    "language: [en, zh]\n",
+    """It continues English prose of
+the 19th century, classical Chinese poems (`《title》author`, then the lines) and Python source.""",
+    """The prose and the poems are in the public domain by
+age; the Python source belongs to its authors under their open-source licences.""",
+)
+OTHER_TEXT = (
+    "",
+    "It continues text like\nthat of the domains below.",
+    "The text that it was\ntrained on remains under the terms of its authors.",
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +53,29 @@ class RunReport:
 
     recipe: Recipe
     domains: list[DomainReport]
-    device: str
+    device: str  # "one NVIDIA H200", "4 NVIDIA H200"
     versions: dict[str, str]
     train_s: float
 
 
+def check_replaceable(folder: Path) -> None:
+    """Refuses a folder that holds something else than a checkpoint, for it would be removed.
+
+    Raises:
+        FileExistsError: there is such a folder, or a file.
+    """
+    is_checkpoint = (folder / "config.json").is_file()
+    if folder.exists() and not is_checkpoint and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is no checkpoint, and would be replaced; use another output folder")
+
+
 def export(model: Decoder, tokenizer_path: Path, report: RunReport, folder: Path) -> None:
-    """Writes weights in bf16, configuration, tokenizer and model card, replacing the folder."""
+    """Writes weights in bf16, configuration, tokenizer and model card, replacing the folder.
+
+    Raises:
+        FileExistsError: the folder holds something else than a checkpoint.
+    """
+    check_replaceable(folder)
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -56,6 +87,7 @@ def export(model: Decoder, tokenizer_path: Path, report: RunReport, folder: Path
     (new / "README.md").write_text(model_card(model, report), encoding="utf-8")
     for file in new.iterdir():
         file.chmod(0o644)  # safetensors writes for its owner alone
+    new.chmod(0o755)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
 
@@ -153,16 +185,17 @@ def model_card(model: Decoder, report: RunReport) -> str:
         for d in report.domains
     )
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    precision = "bf16 autocast" if model.device.type == "cuda" else "fp32"
+    ours = {d.name for d in report.domains} == set(MIX)
+    languages, about, rights = COURSE_TEXT if ours else OTHER_TEXT
     return f"""---
 license: mit
-language: [en, zh]
-library_name: transformers
+{languages}library_name: transformers
 ---
 
 # {r.name}: a decoder of {model.num_parameters / 1e6:.1f} million parameters
 
-A small language model for teaching how language models are deployed. It continues English prose of
-the 19th century, classical Chinese poems (`《title》author`, then the lines) and Python source. It
+A small language model for teaching how language models are deployed. {about} It
 follows no instructions and knows no facts to rely on.
 
 ## Model
@@ -189,8 +222,8 @@ file may resemble one that was seen.
 
 {r.steps:,} steps of {r.batch_size} × {r.sequence_length:,} tokens ({r.tokens / 1e6:,.0f} million in all). \
 Muon ({r.matrix_lr:g}) for the matrices inside the layers, AdamW ({r.other_lr:g}) for the rest, weight decay \
-{r.weight_decay:g}, {r.warmup} steps of warm-up, then linear decay to zero, bf16 autocast, seed {r.seed}. \
-{report.train_s:.0f} s on one {report.device}; {versions}.
+{r.weight_decay:g}, {r.warmup} steps of warm-up, then linear decay to zero, {precision}, seed {r.seed}. \
+{report.train_s:.0f} s on {report.device}; {versions}.
 
 ## Validation loss
 
@@ -202,7 +235,6 @@ Measured on these weights as stored, in windows of {c.max_position_embeddings:,}
 
 ## Licence
 
-The weights are released under the MIT licence. The prose and the poems are in the public domain by
-age; the Python source belongs to its authors under their open-source licences. No text is part of
+The weights are released under the MIT licence. {rights} No text is part of
 this repository.
 """

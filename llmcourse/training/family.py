@@ -1,26 +1,30 @@
 """From sources of text to the whole family: split, tokenizer, tokens, training, export.
 
-What is slow is kept under `OUT/.training` and reused when the command is started again: the
-tokenizer, the token arrays, and each model's last state.
+What is slow is kept under `OUT/.training` and reused when the command is started again with the
+same sources: the tokenizer, the token arrays, and each model's last state.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
+from llmcourse.hardware import this_machine
 from llmcourse.model import Decoder
 from llmcourse.training.evaluate import HeldOut, evaluate
-from llmcourse.training.export import DomainReport, RunReport, export
+from llmcourse.training.export import DomainReport, RunReport, check_replaceable, export
 from llmcourse.training.pretrain import pretrain
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.text import Source, split
@@ -34,7 +38,11 @@ TOKENIZER_CHARS = {"text": 36_000_000, "blocks": 6_000_000, "python": 12_000_000
 
 @dataclass(frozen=True)
 class Corpus:
-    """All sources, and the share of documents held out of each."""
+    """All sources, and the share of documents held out of each.
+
+    Raises:
+        ValueError: no source, two of one name, or a share outside (0, 1).
+    """
 
     sources: Sequence[Source]
     held_out: float
@@ -45,18 +53,25 @@ class Corpus:
             raise ValueError("no text given; use --text, --blocks or --python NAME=PATH")
         if len(set(names)) < len(names):
             raise ValueError(f"each domain needs a name of its own, got {', '.join(names)}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be in (0, 1), got {self.held_out}; 0.01 is one in a hundred")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the token arrays depend on."""
+        return {"held_out": self.held_out, "sources": [source.fingerprint() for source in self.sources]}
 
 
 def prepare(corpus: Corpus, work: Path) -> dict[str, dict]:
-    """Tokenizer and token arrays in `work`; returns the counts of every domain."""
+    """Tokenizer and token arrays in `work`; returns the counts of every domain.
+
+    Raises:
+        ValueError: `work` holds what was made from other sources.
+    """
+    claim(corpus, work)
     done = work / "corpus.json"
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
-    work.mkdir(parents=True, exist_ok=True)
-    sides = {}
-    for source in corpus.sources:
-        print(f"reading {source.name}", flush=True)
-        sides[source.name] = split(source.documents(), corpus.held_out)
+    sides = {source.name: _sides(source, corpus.held_out) for source in corpus.sources}
     tokenizer = _tokenizer(corpus, sides, work / "tokenizer.json")
     separator = tokenizer.token_to_id(END_OF_TEXT)
     counts = {}
@@ -71,8 +86,55 @@ def prepare(corpus: Corpus, work: Path) -> dict[str, dict]:
             "held_out_documents": len(held_out),
             "held_out_chars": sum(map(len, held_out)),
         }
-    done.write_text(json.dumps(counts), encoding="utf-8")
+    _write(done, json.dumps(counts))
     return counts
+
+
+def claim(corpus: Corpus, work: Path) -> None:
+    """Notes in a new work folder what it is made from; one made from something else is refused.
+
+    The note comes before all else, so that it holds for what an interrupted run leaves as well.
+    """
+    note, ours = work / "sources.json", corpus.fingerprint()
+    if note.is_file():
+        theirs = json.loads(note.read_text(encoding="utf-8"))
+        if theirs != ours:
+            raise ValueError(
+                f"{work} was made from other sources ({_difference(theirs, ours)}); "
+                "give the same ones, remove it, or use another output folder"
+            )
+    elif (work / "corpus.json").is_file():
+        raise ValueError(f"{work} does not say from what it was made; remove it, or use another folder")
+    else:
+        work.mkdir(parents=True, exist_ok=True)
+        _write(note, json.dumps(ours))
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    if theirs["held_out"] != ours["held_out"]:
+        return f"held_out was {theirs['held_out']}"
+    before, now = ([f"{s['kind']} {s['name']}" for s in side["sources"]] for side in (theirs, ours))
+    if before != now:
+        return f"they were {', '.join(before)}"
+    pairs = zip(theirs["sources"], ours["sources"], strict=True)
+    return f"other text for {', '.join(a['name'] for a, b in pairs if a != b)}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes beside and renames, so that no half-written file is ever taken for a whole one."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def _sides(source: Source, held_out: float) -> tuple[list[str], list[str]]:
+    """A source's training and validation documents."""
+    print(f"reading {source.name}", flush=True)
+    documents = source.documents()
+    try:
+        return split(documents, held_out)
+    except ValueError as error:
+        raise ValueError(f"the domain {source.name!r}: {error}") from error
 
 
 def _tokenizer(corpus: Corpus, sides: dict, path: Path) -> Tokenizer:
@@ -85,8 +147,8 @@ def _tokenizer(corpus: Corpus, sides: dict, path: Path) -> Tokenizer:
         for source in corpus.sources
         for text in sample_documents(sides[source.name][0], TOKENIZER_CHARS[source.kind])
     )
-    tokenizer = train_tokenizer(samples)
-    tokenizer.save(str(path))
+    tokenizer = train_tokenizer(samples, show_progress=True)
+    _write(path, tokenizer.to_str(pretty=True))
     return tokenizer
 
 
@@ -102,9 +164,16 @@ def train_family(
 
     Args:
         limit_s: seconds from `started` (`time.monotonic()`), preparation included.
+
+    Raises:
+        ValueError: text that is too small, or a work folder that was made from something else.
+        OSError: `out` cannot be written, or holds other things where a checkpoint should go.
+        FloatingPointError, KeyboardInterrupt: as `pretrain`.
     """
     started = time.monotonic() if started is None else started
-    work = out / ".training"
+    work = work_folder(out)
+    for recipe in recipes:
+        check_replaceable(out / recipe.name)
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
         prepare(corpus, work)
@@ -123,7 +192,8 @@ def train_family(
             compile_model=device.type == "cuda",
             time_limit_s=limit_s - (begun - started),
         )
-        spent_s = _add_seconds(work / f"{recipe.name}.seconds", time.monotonic() - begun, first)
+        if first:
+            spent_s = _add_seconds(work / f"{recipe.name}.seconds", time.monotonic() - begun)
         if model is None:
             return False
         if first:
@@ -131,11 +201,24 @@ def train_family(
     return True
 
 
-def _add_seconds(path: Path, seconds: float, write: bool) -> float:
+def work_folder(out: Path) -> Path:
+    """Where what is slow to make is kept: checked at the start, not when there is something to lose."""
+    work = out / ".training"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"out must be a folder that can be written, got {str(out)!r} ({error.strerror}); choose another"
+        ) from error
+    return work
+
+
+def _add_seconds(path: Path, seconds: float) -> float:
     """Seconds of training over all starts of a resumed run."""
     total = seconds + (float(path.read_text()) if path.is_file() else 0.0)
-    if write:
-        path.write_text(f"{total:.1f}")
+    _write(path, f"{total:.1f}")
     return total
 
 
@@ -156,11 +239,13 @@ def finish(
         count = counts[source.name]
         tokens = np.load(work / f"{source.name}-held_out.npy").astype(np.int32)
         tokens = torch.from_numpy(tokens).to(model.device)
-        loss = evaluate(stored, HeldOut(source.name, tokens, count["held_out_chars"]))
+        held_out = HeldOut(source.name, tokens, count["held_out_chars"])
+        loss = evaluate(stored, held_out, length=model.config.max_position_embeddings)
         print(f"{recipe.name} {source.name}: {loss.nats_per_token:.3f} nats per token", end=", ")
         print(f"{loss.bits_per_char:.3f} bits per character", flush=True)
         reports.append(DomainReport(name=source.name, origin=ORIGINS[source.kind], loss=loss, **count))
-    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    device = f"{'one' if processes == 1 else processes} {this_machine(model.device).name}"
     versions = {"torch": torch.__version__, "Python": platform.python_version()}
     report = RunReport(recipe, reports, device, versions, spent_s)
     export(stored, work / "tokenizer.json", report, out / recipe.name)

@@ -6,13 +6,16 @@ A checkpoint holds weights, optimizer states and the step. Batches are a functio
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +30,7 @@ from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokens import Domain, batch
 
 SAVE_EVERY_S = 60.0
+CHECK_EVERY = 50  # steps: looking at the loss makes the host wait for the GPU
 
 
 class NextTokenLoss(nn.Module):
@@ -62,7 +66,7 @@ def save_state(path: Path, model: Decoder, optimizers: list, step: int, recipe: 
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "step": step,
-        "recipe": repr(asdict(recipe)),
+        "recipe": asdict(recipe),
     }
     torch.save(state, path.with_suffix(".new"))
     os.replace(path.with_suffix(".new"), path)
@@ -72,17 +76,43 @@ def load_state(path: Path, model: Decoder, optimizers: list, recipe: Recipe) -> 
     """Restores a checkpoint; returns the step to go on from, 0 when there is none.
 
     Raises:
-        ValueError: the checkpoint is of another recipe.
+        ValueError: the checkpoint is damaged, or of another recipe.
     """
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location=model.device, weights_only=True)
-    if state["recipe"] != repr(asdict(recipe)):
-        raise ValueError(f"{path} was made with another recipe; remove it, or use another output folder")
+    state, ours = read_state(path, model.device), asdict(recipe)
+    if state["recipe"] != ours:
+        theirs = state["recipe"]
+        changed = [f"{n} was {theirs.get(n)}, is {ours[n]}" for n in ours if theirs.get(n) != ours[n]]
+        raise ValueError(
+            f"{path} was made with another recipe ({'; '.join(changed)}); "
+            "remove it, or use another output folder"
+        )
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     return state["step"]
+
+
+def read_state(path: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint's content, whose checksums hold.
+
+    Raises:
+        ValueError: the file is damaged, or something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:  # PyTorch itself checks no checksum
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong")
+        state = torch.load(path, map_location=device, weights_only=True)
+        if state.keys() != {"model", "optimizers", "step", "recipe"}:
+            raise ValueError("no checkpoint of this program")
+    except OSError:
+        raise
+    except Exception as error:  # damage shows in many ways: no zip, a cut pickle, missing entries
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged ({reason}); remove it to train from the start") from error
+    return state
 
 
 def pretrain(
@@ -104,7 +134,9 @@ def pretrain(
         the trained model, or None when the time limit came first.
 
     Raises:
-        FloatingPointError: the loss is not finite; the last checkpoint is kept.
+        FloatingPointError: loss or weights are no longer finite; the last checkpoint, which is,
+            is kept.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step was completed and a checkpoint written.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if recipe.batch_size % world:
@@ -152,10 +184,6 @@ class _Run:
             optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def save(self, step: int) -> None:
-        if self.rank == 0:
-            save_state(self.state_path, self.model, self.optimizers, step, self.recipe)
-
     def to_the_end(self, first: int, time_limit_s: float) -> Decoder | None:
         started = saved = time.monotonic()
         total = self.recipe.steps
@@ -164,35 +192,55 @@ class _Run:
             for index in range(first, total):
                 loss = self.step(index)
                 bar.update()
-                if index % 50 == 0 or index == total - 1:
-                    self._check(loss.item(), index, bar)
-                now = time.monotonic()
-                stop = self._any_process(interrupts.pending or now - started > time_limit_s)
-                if stop or now - saved > SAVE_EVERY_S:
+                now, interrupted = time.monotonic(), interrupts.pending
+                out_of_time = now - started > time_limit_s
+                stop, due = self._any_process(interrupted or out_of_time, now - saved > SAVE_EVERY_S)
+                if stop or due or index % CHECK_EVERY == 0 or index == total - 1:
+                    bar.set_postfix(loss=f"{self._checked(loss, index):.3f}")
+                if stop or due:
                     self.save(index + 1)
                     saved = now
-                if interrupts.pending:
+                if interrupted:
                     raise KeyboardInterrupt
                 if stop:
                     return None
         self.save(total)
         return self.model
 
-    def _check(self, loss: float, step: int, bar: tqdm) -> None:
-        if loss != loss or loss == float("inf"):
-            raise FloatingPointError(
-                f"the loss of {self.recipe.name} is {loss} at step {step}; "
-                f"the last checkpoint is {self.state_path}; lower matrix_lr or other_lr"
-            )
-        bar.set_postfix(loss=f"{loss:.3f}")
+    def save(self, step: int) -> None:
+        """Writes a checkpoint, unless what it would hold is no longer finite."""
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        held = [*self.model.parameters(), *(v for state in states for v in state.values())]
+        if not all(torch.isfinite(t).all() for t in held if torch.is_tensor(t)):
+            raise self._diverged("weights or optimizer states are not finite", step - 1)
+        if self.rank == 0:
+            save_state(self.state_path, self.model, self.optimizers, step, self.recipe)
 
-    def _any_process(self, stop: bool) -> bool:
-        """Whether any process wants to stop; all of them must leave at the same step."""
+    def _checked(self, loss: Tensor, step: int) -> float:
+        """The mean loss over all processes, if it is finite."""
+        if self.world > 1:
+            loss = loss.clone()
+            dist.all_reduce(loss)
+            loss /= self.world
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._diverged(f"the loss is {value}", step)
+        return value
+
+    def _diverged(self, what: str, step: int) -> FloatingPointError:
+        there_is = self.state_path.is_file()
+        kept = f"the last checkpoint is {self.state_path}" if there_is else "there is no checkpoint yet"
+        return FloatingPointError(
+            f"{self.recipe.name}, step {step}: {what}; {kept}; lower matrix_lr or other_lr in the recipe"
+        )
+
+    def _any_process(self, *wishes: bool) -> tuple[bool, ...]:
+        """For each wish whether any process has it: all of them must leave, or save, at the same step."""
         if self.world == 1:
-            return stop
-        flag = torch.tensor(float(stop), device=self.device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+            return wishes
+        flags = torch.tensor([float(wish) for wish in wishes], device=self.device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        return tuple(flag > 0 for flag in flags.tolist())
 
 
 class _Interrupts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from llmcourse.model import DecoderConfig
@@ -18,10 +19,13 @@ class Recipe:
         steps: optimizer steps.
         mix: relative share of every domain in a batch.
         batch_size: sequences a step, over all GPUs.
-        sequence_length: tokens a sequence.
+        sequence_length: tokens a sequence, no more than the model's context.
         matrix_lr: Muon's learning rate, for the matrices inside the layers.
         other_lr: AdamW's, for embeddings and norms.
         warmup: steps of linear warm-up; the rates then fall linearly to zero.
+
+    Raises:
+        ValueError: a number out of its range.
     """
 
     name: str
@@ -40,9 +44,24 @@ class Recipe:
         for name in ("steps", "batch_size", "sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("matrix_lr", "other_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+        for name in ("weight_decay", "warmup"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if self.sequence_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"sequence_length must be at most the model's context, "
+                f"{self.model.max_position_embeddings}, got {self.sequence_length}"
+            )
+        if not self.mix:
+            raise ValueError("mix must name at least one domain, got none")
         for name, share in self.mix.items():
-            if not share > 0:
-                raise ValueError(f"the share of {name} must be above 0, got {share}; or leave its text out")
+            if not 0 < share < math.inf:
+                raise ValueError(
+                    f"the share of {name} must be above 0 and finite, got {share}; or leave its text out"
+                )
 
     def weight(self, domain: str) -> float:
         """A domain's share; one that the mix does not name gets the mean share."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 PASSAGE_CHARS = 32_000
 MAX_SOURCE_CHARS = 200_000
-KINDS = ("text", "blocks", "python")
+PATTERNS = {"text": "*", "blocks": "*", "python": "*.py"}  # which files of a folder are read
+KINDS = tuple(PATTERNS)
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,14 @@ class Source:
     """Where one domain's text comes from.
 
     Args:
-        name: of the domain, as it will stand in the model card.
+        name: of the domain, as it will stand in the model card and in names of files.
         kind: `text`, `blocks` or `python`.
         path: a file (`.xz` is read compressed) or a folder; for `python` also `installed`,
             which means the standard library and the packages of the running interpreter.
+
+    Raises:
+        ValueError: another kind, or a name that no file could have.
+        FileNotFoundError: there is nothing at `path`.
     """
 
     name: str
@@ -36,15 +44,44 @@ class Source:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        if not (self.kind == "python" and self.path == "installed") and not Path(self.path).exists():
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"a domain's name must be of letters, digits, - and _, got {self.name!r}")
+        if not self.is_installed and not Path(self.path).exists():
             raise FileNotFoundError(f"no file or folder {self.path!r} for the domain {self.name!r}")
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it is this machine's own Python source."""
+        return self.kind == "python" and self.path == "installed"
+
+    @property
+    def roots(self) -> list[Path]:
+        """The file or the folders that are read."""
+        if self.is_installed:
+            return [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+        return [Path(self.path)]
+
+    def fingerprint(self) -> dict[str, str]:
+        """What tells this source from another: name, kind, and a hash of the bytes of its files.
+
+        Of `installed` the folders alone count: a package that is added between two starts of a
+        run is no reason to refuse the second.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        if self.is_installed:
+            digest.update(repr(self.roots).encode())
+        else:
+            for file in files_in(self.roots, PATTERNS[self.kind]):
+                content = file.read_bytes()
+                digest.update(len(content).to_bytes(8, "big") + content)
+        return {"name": self.name, "kind": self.kind, "content": digest.hexdigest()}
 
     def documents(self) -> list[str]:
         """All documents, each once, in an order that does not depend on the file system."""
         if self.kind == "python":
-            found = read_python(self.path)
+            found = read_python(self.roots)
         else:
-            blocks = read_blocks(Path(self.path))
+            blocks = read_blocks(self.roots)
             found = blocks if self.kind == "blocks" else gather_passages(blocks)
         documents = list(dict.fromkeys(found))
         if not documents:
@@ -52,13 +89,26 @@ class Source:
         return documents
 
 
-def read_blocks(path: Path) -> Iterator[str]:
-    """The blocks of text between blank lines, of a file or of all files in a folder."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
+def files_in(roots: Iterable[Path], pattern: str) -> list[Path]:
+    """The roots that are files, and the matching files of those that are folders, sorted."""
+    found = {p for root in roots for p in ([root] if root.is_file() else root.rglob(pattern))}
+    return sorted(path for path in found if path.is_file())
+
+
+def read_blocks(roots: Iterable[Path]) -> Iterator[str]:
+    """The blocks of text between blank lines, file by file.
+
+    Raises:
+        ValueError: a file that is no UTF-8, or a damaged `.xz`.
+    """
+    for file in files_in(roots, PATTERNS["blocks"]):
         opener = lzma.open if file.suffix == ".xz" else open
-        with opener(file, "rt", encoding="utf-8") as handle:
-            yield from (block.strip("\n") for block in handle.read().split("\n\n") if block.strip())
+        try:
+            with opener(file, "rt", encoding="utf-8") as handle:
+                text = handle.read()
+        except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+            raise ValueError(f"{file} must be text in UTF-8, or such text as .xz ({error})") from error
+        yield from (block.strip("\n") for block in text.split("\n\n") if block.strip())
 
 
 def gather_passages(paragraphs: Iterable[str], size: int = PASSAGE_CHARS) -> Iterator[str]:
@@ -74,15 +124,9 @@ def gather_passages(paragraphs: Iterable[str], size: int = PASSAGE_CHARS) -> Ite
         yield "\n\n".join(held)
 
 
-def read_python(path: str) -> Iterator[str]:
+def read_python(roots: Iterable[Path]) -> Iterator[str]:
     """Python files that a person wrote: generated tables and very long lines are left out."""
-    if path == "installed":
-        paths = sysconfig.get_paths()
-        roots = [Path(paths["stdlib"]), Path(paths["purelib"])]
-    else:
-        roots = [Path(path)]
-    files = sorted({file for root in roots for file in root.rglob("*.py")})
-    for file in files:
+    for file in tqdm(files_in(roots, PATTERNS["python"]), desc="read", unit="file"):
         try:
             source = file.read_text(encoding="utf-8").expandtabs(4)
         except (UnicodeDecodeError, OSError):

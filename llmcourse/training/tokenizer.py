@@ -7,10 +7,10 @@ Frequent pairs of neighbouring pieces are merged until the vocabulary is full (S
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIAL_TOKENS = (END_OF_TEXT, "<|pad|>", "<|mask|>", "<|sep|>")
@@ -21,8 +21,13 @@ VOCAB_SIZE = 12_288
 PIECES = r"'(?:s|d|m|t|ll|ve|re)| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def train_tokenizer(documents: Iterator[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+def train_tokenizer(
+    documents: Iterable[str], vocab_size: int = VOCAB_SIZE, *, show_progress: bool = False
+) -> Tokenizer:
     """A tokenizer of exactly `vocab_size` tokens, the special ones first.
+
+    Args:
+        show_progress: draw bars, where standard error is a terminal.
 
     Raises:
         ValueError: `vocab_size` leaves no room for merges, or the text is too small for it.
@@ -42,7 +47,7 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int = VOCAB_SIZE) -> T
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        show_progress=show_progress,
     )
     tokenizer.train_from_iterator(documents, trainer)
     if tokenizer.get_vocab_size() != vocab_size:
@@ -50,7 +55,19 @@ def train_tokenizer(documents: Iterator[str], vocab_size: int = VOCAB_SIZE) -> T
             f"the text yields only {tokenizer.get_vocab_size()} of {vocab_size} tokens; "
             "give more text or a smaller vocab_size"
         )
+    add_start(tokenizer)
     return tokenizer
+
+
+def add_start(tokenizer: Tokenizer) -> None:
+    """Lets the tokenizer put `<|endoftext|>` before a prompt, as it stood before every document.
+
+    Encoding without special tokens, as in training and evaluation, stays as it is.
+    """
+    start = (END_OF_TEXT, tokenizer.token_to_id(END_OF_TEXT))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", pair=f"{END_OF_TEXT} $A $B", special_tokens=[start]
+    )
 
 
 def sample_documents(documents: Sequence[str], max_chars: int, seed: int = 0) -> Iterator[str]:

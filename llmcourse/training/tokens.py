@@ -23,7 +23,8 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[str], separator: 
     pieces = []
     chunk = 512
     for start in tqdm(range(0, len(documents), chunk), desc=f"encode {name}", unit_scale=chunk, unit="doc"):
-        for encoded in tokenizer.encode_batch_fast(list(documents[start : start + chunk])):
+        texts = list(documents[start : start + chunk])
+        for encoded in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
             pieces.append(np.array([*encoded.ids, separator], dtype=np.uint16))
     return np.concatenate(pieces)
 
@@ -82,7 +83,8 @@ def shares(weights: Sequence[float], batch_size: int) -> list[int]:
     while sum(counts) < batch_size:
         counts[max(range(len(counts)), key=lambda i: exact[i] - counts[i])] += 1
     while sum(counts) > batch_size:
-        counts[max(range(len(counts)), key=lambda i: counts[i] - exact[i] if counts[i] > 1 else -1)] -= 1
+        able = [i for i, count in enumerate(counts) if count > 1]
+        counts[max(able, key=lambda i: counts[i] - exact[i])] -= 1
     return counts
 
 
