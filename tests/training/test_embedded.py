@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from llmcourse.pretrained import CHECKPOINTS, embedded_names, load, read_config
 from llmcourse.training.recipes import FAMILY
-from llmcourse.training.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from llmcourse.training.tokenizer import SPECIAL_TOKENS, add_start, load_tokenizer
 
 MIB = 2**20
 NAMES = list(FAMILY)
@@ -91,6 +91,9 @@ def test_one_tokenizer():
     assert len(contents) == 1
     tokenizer = load_tokenizer(CHECKPOINTS / "base" / "tokenizer.json")
     assert [tokenizer.id_to_token(index) for index in range(4)] == list(SPECIAL_TOKENS)
+    before = tokenizer.encode("def area(")
+    add_start(tokenizer)
+    assert tokenizer.encode("def area(").ids == before.ids and before.ids[0] == 0, "as training makes it"
 
 
 @pytest.mark.parametrize("name", NAMES)

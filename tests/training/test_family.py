@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from llmcourse.pretrained import load
 from llmcourse.training import family
@@ -168,7 +169,9 @@ class TestTrainFamily:
             trained = torch.load(out / ".training" / f"{recipe.name}.pt", weights_only=True)["model"]
             for name, tensor in model.state_dict().items():
                 assert torch.equal(tensor, trained[name].bfloat16().float()), name
-            assert tokenizer.vocab_size == 300
+            assert tokenizer.vocab_size == 300 and 0 not in tokenizer.encode("x = 1")
+            prompt = AutoTokenizer.from_pretrained(out / recipe.name, local_files_only=True)("x = 1")
+            assert prompt["input_ids"] == [0, *tokenizer.encode("x = 1")]
             card = (out / recipe.name / "README.md").read_text(encoding="utf-8")
             for name in ("poems", "code"):
                 tokens = torch.from_numpy(

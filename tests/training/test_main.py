@@ -93,6 +93,13 @@ class TestErrors:
         fails("out must be a folder that can be written", "--out", str(tmp_path / "file" / "below"))
         assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
+    def test_a_message_of_several_lines_becomes_one(self, fails, monkeypatch):
+        def train_family(*args):
+            raise ValueError("first\n  second")
+
+        monkeypatch.setattr(command, "train_family", train_family)
+        fails("error: first second")
+
     def test_out_is_missing(self, text_options, capsys):
         with pytest.raises(SystemExit) as stop:
             main(text_options)

@@ -24,15 +24,28 @@ def tokenizer():
     return train_tokenizer(TEXT, 340)
 
 
+def ids(tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
 def pieces(tokenizer, text: str) -> list[str]:
-    encoded = tokenizer.encode(text)
+    encoded = tokenizer.encode(text, add_special_tokens=False)
     return [text[start:end] for start, end in encoded.offsets]
 
 
 def test_special_tokens_come_first_and_the_size_is_exact(tokenizer):
     assert [tokenizer.id_to_token(index) for index in range(4)] == list(SPECIAL_TOKENS)
     assert tokenizer.get_vocab_size() == 340
-    assert tokenizer.encode("a<|endoftext|>b").ids[1] == 0
+    assert ids(tokenizer, "".join(SPECIAL_TOKENS)) == [0, 1, 2, 3]
+
+
+def test_a_prompt_begins_as_a_document_does(tokenizer):
+    """With special tokens, as transformers encodes; training asks for none."""
+    plain = [ids(tokenizer, text) for text in ("the king", "明月", "")]
+    assert all(0 not in encoded for encoded in plain)
+    assert tokenizer.encode("the king").ids == [0, *plain[0]]
+    assert tokenizer.encode("the king", "明月").ids == [0, *plain[0], *plain[1]]
+    assert tokenizer.encode("").ids == [0]
 
 
 @settings(deadline=None)
@@ -40,11 +53,11 @@ def test_special_tokens_come_first_and_the_size_is_exact(tokenizer):
 @example(" leading, é (not e\u0301), \t\r\n trailing \n")
 @example("\x00🙂\ufeff")
 def test_any_text_comes_back(tokenizer, text):
-    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    assert tokenizer.decode(ids(tokenizer, text), skip_special_tokens=False) == text
 
 
 def test_frequent_text_is_merged(tokenizer):
-    assert len(tokenizer.encode("明月").ids) < len("明月".encode())
+    assert len(ids(tokenizer, "明月")) < len("明月".encode())
     assert pieces(tokenizer, " king width") == [" king", " width"]
 
 

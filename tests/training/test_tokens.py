@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmcourse.training.tokenizer import add_start
 from llmcourse.training.tokens import Domain, batch, encode_documents, shares
 from tests.tiny_tokenizer import tiny_tokenizer_json
 
@@ -32,6 +33,7 @@ class TestEncode:
         import tokenizers
 
         tokenizer = tokenizers.Tokenizer.from_str(tiny_tokenizer_json())
+        add_start(tokenizer)  # as a prompt has; between documents the separator does
         documents = [f"poem {n}: 明月光 🙂\n" for n in range(1100)]  # more than two chunks
         tokens = encode_documents(tokenizer, documents, 0, "poems")
         assert tokens.dtype == np.uint16 and tokens[-1] == 0 and (tokens == 0).sum() == len(documents)

@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from llmcourse.figures.recorded import plot_speeds, recorded
+
+
+def write(folder, name, *rows):
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_the_latest_line_of_every_device_counts(tmp_path):
+    write(tmp_path, "a", {"name": "x", "device": "A", "value": 1}, {"name": "x", "device": "A", "value": 2})
+    write(tmp_path, "b", {"name": "x", "device": "B", "value": 3}, {"name": "y", "device": "B", "value": 4})
+    assert [(row["device"], row["value"]) for row in recorded("x", tmp_path)] == [("A", 2), ("B", 3)]
+
+
+def test_nothing_recorded_is_an_empty_list(tmp_path):
+    assert recorded("x", tmp_path) == recorded("x", tmp_path / "nowhere") == []
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"name": "y", "device": "A"}\n{"name"\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2, is not JSON"):
+        recorded("x", tmp_path)
+
+
+def test_speeds_are_told_in_words_too():
+    picture = plot_speeds({"limit": 200.0, "loop": 50.0}, "Speed", limit="limit", unit="tokens/s")
+    assert picture.alt == "Speed. limit 200 tokens/s; loop 50 tokens/s."
+    assert any("25% of the limit" in text.get_text() for text in picture.axes[0].texts)
+
+
+def test_an_unknown_limit_is_refused():
+    with pytest.raises(ValueError, match="limit must be one of loop, got 'limit'"):
+        plot_speeds({"loop": 1.0}, "Speed", limit="limit", unit="tokens/s")
