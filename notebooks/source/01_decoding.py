@@ -26,8 +26,7 @@
 # **Time** about 60 minutes of reading and playing; the cells run in under three minutes.
 # **Hardware** any laptop; two cores are enough. Nothing is downloaded: three small models, trained on
 # English novels, Tang and Song poems and Python source, are part of the package.
-
-# %% [markdown]
+#
 # | symbol | term | 中文 |
 # |---|---|---|
 # | $u_1 \dots u_i$ | tokens of the text so far | 词元 |
@@ -40,35 +39,21 @@
 # | $\alpha$ | strength of a penalty, or the plausibility threshold | 惩罚系数 |
 # | $H = -\sum P \log P$ | entropy, in nats | 熵 |
 
-# %%
+# %% tags=["nbval-check-output"]
 import torch
 
 from llmcourse import decoding, hardware, pretrained, prompts, timing
 from llmcourse.decoding import SamplingParams, form, generate
-from llmcourse.decoding.metrics import calibration, expected_calibration_error, repetition_rate, self_bleu
-from llmcourse.figures import (
-    beam_tree,
-    contrast,
-    distribution,
-    diversity,
-    recorded,
-    temperature,
-    text_strip,
-    widgets,
-)
+from llmcourse.decoding.metrics import calibration, repetition_rate, self_bleu
+from llmcourse.figures import distribution, diversity, recorded, temperature, text_strip, widgets
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 device = hardware.default_device()
-in_double = {"device": device, "dtype": torch.float64}  # rounding decides nothing: same text on every machine
-base, tokenizer = pretrained.load("base", **in_double)
-draft, _ = pretrained.load("draft", **in_double)
+family = {name: pretrained.load(name, device=device, dtype=torch.float64) for name in ("base", "draft")}
+(base, tokenizer), (draft, _) = family.values()
 encode = tokenizer.encode_prompt  # token ids, after the <|endoftext|> that every training text began with
-START = tokenizer.token_id("<|endoftext|>")
-
-# %% tags=["nbval-check-output"]
-for name, model in (("base", base), ("draft", draft)):
-    c, millions = model.config, model.num_parameters / 1e6
-    print(f"{name:6}{millions:5.1f} M parameters, {c.num_layers} layers, vocabulary {c.vocab_size:,}")
+for name, (model, _) in family.items():
+    print(f"{name:6}{model.num_parameters / 1e6:5.1f} M parameters, {model.config.num_layers} layers")
 
 # %% [markdown]
 # ## 1.1 The autoregressive loop
@@ -77,6 +62,11 @@ for name, model in (("base", base), ("draft", draft)):
 # > **until** $u'$ is the end token, or $u$ is as long as allowed
 #
 # The loop in full, with the simplest of choices, $u_i = \arg\max_u P(u \mid u_{<i})$:
+#
+# `llmcourse.decoding.generate` is the same loop, for whole batches, with everything that this chapter
+# adds to it. It also keeps what it computed for earlier tokens (the KV cache, chapter 2) instead of
+# reading the whole text again for each new one. Same choices, same text. (The models are loaded in double
+# precision: rounding then decides nothing, and your machine writes what this page shows.)
 
 
 # %% tags=["nbval-check-output"]
@@ -84,7 +74,7 @@ def loop(model, tokens, max_new_tokens):
     for _ in range(max_new_tokens):
         logits = model(torch.tensor([tokens], device=device))[0, -1]  # all of the text, again
         token = int(logits.argmax())
-        if token == START:
+        if token in model.config.eos_token_ids:
             break
         tokens = [*tokens, token]
     return tokens
@@ -92,26 +82,20 @@ def loop(model, tokens, max_new_tokens):
 
 opening = "Once upon a time there was"
 by_hand = loop(base, encode(opening), 40)
-print(tokenizer.decode(by_hand))
-
-# %% [markdown]
-# `llmcourse.decoding.generate` is the same loop, for whole batches, with everything that this chapter
-# adds to it. It also keeps what it computed for earlier tokens (the KV cache, chapter 2) instead of
-# reading the whole text again for each new one. Same choices, same text:
-
-# %% tags=["nbval-check-output"]
 (cached,) = generate(base, [encode(opening)], tokenizer=tokenizer, max_new_tokens=40)
 print("same tokens:", cached.prompt + cached.tokens == by_hand, "· ended by:", cached.finish_reason)
+print(opening + cached.text)
 
 # %% [markdown]
-# ### Predict: how many tokens a second?
+# ### Predict, measure, compare: how many tokens a second?
 #
 # Each new token needs every weight of the model once: that many bytes have to come from memory, and no
 # program can be faster than memory delivers them. With fp32 weights,
 #
 # $$\text{tokens per second} \;\le\; \frac{\text{bandwidth}}{4 \cdot \text{parameters}}.$$
 #
-# Commit yourself before you look: write your guess for this machine into the next cell.
+# Commit yourself before you look: write your guess for this machine into the
+# next cell. The one after it measures, and shows guess, limit and measurement together.
 
 # %%
 MY_GUESS = 100  # tokens per second, for base on this machine
@@ -121,9 +105,6 @@ bandwidth = hardware.copy_bandwidth(device)  # GB/s read and written, measured n
 limit = bandwidth * 1e9 / weight_bytes
 print(f"{hardware.this_machine(device).name}: a copy moves {bandwidth:.0f} GB/s")
 print(f"weights: {weight_bytes / 1e6:.0f} MB a token → at most {limit:.0f} tokens per second")
-
-# %% [markdown]
-# ### Measure, and compare
 
 
 # %%
@@ -180,12 +161,10 @@ for domain, text in OPENINGS.items():
     (greedy[domain],) = generate(base, [encode(text)], tokenizer=tokenizer, max_new_tokens=120)
     rate = repetition_rate(greedy[domain].tokens, n=4)
     print(f"{domain}: {rate:.0%} of its 4-grams occurred before")
-
-# %%
-text_strip.text_strip(tokenizer, greedy["prose"].tokens, greedy["prose"].log_probs, OPENINGS["prose"])
-
-# %%
-text_strip.text_strip(tokenizer, greedy["verse"].tokens, greedy["verse"].log_probs, OPENINGS["verse"])
+for domain in ("prose", "verse"):
+    display(
+        text_strip.text_strip(tokenizer, greedy[domain].tokens, greedy[domain].log_probs, OPENINGS[domain])
+    )
 
 # %% [markdown]
 # ## 1.4 Beam search
@@ -194,11 +173,13 @@ text_strip.text_strip(tokenizer, greedy["verse"].tokens, greedy["verse"].log_pro
 # all extensions go on. At the end texts of different lengths compete by
 # $\log P(u_1 \dots u_m) / m^{\lambda}$, where $\lambda$ is the length penalty (Wu et al. 2016, section 7,
 # in the simpler form that libraries use). The picture of the lecture, $n = 2$ and two steps, with
-# real probabilities:
+# real probabilities: Each box shows the
+# log-probability of the text up to there; move the sliders.
 
 # %%
-two = decoding.beam_search(base, encode("The old man sat down by the"), num_beams=2, max_new_tokens=2)
-beam_tree.plot_beam_tree(beam_tree.beam_tree(two, tokenizer.label), "The old man sat down by the …, n = 2")
+widgets.BeamTreeViewer(
+    {"base": (base, tokenizer)}, "The old man sat down by the", num_beams=2, max_new_tokens=2
+)
 
 # %% [markdown]
 # Does it find likelier texts, and are they better ones? Two facts, measured: the log-probability of the
@@ -221,13 +202,8 @@ print(f"drawn: log-probability {max(sum(g.log_probs) for g in drawn):7.2f}  self
 # The wider beam does find far likelier text, and that text is a word repeated for ever: once the loop has
 # begun, each round is nearly free. Its $n$ texts differ in a token or two, because the beams soon share
 # all of their past, while five draws have nothing in common. Probable is not the same as good, which is
-# why open-ended text is sampled and beam search is kept for tasks with one right answer. Move the sliders;
-# every box shows the log-probability of the text up to there.
-
-# %%
-widgets.BeamTreeViewer({"base": (base, tokenizer)}, prompt="The old man sat down by the", num_beams=2)
-
-# %% [markdown]
+# why open-ended text is sampled and beam search is kept for tasks with one right answer.
+#
 # ## 1.5 Random sampling
 #
 # Draw the token: $u_i \sim P(u \mid u_{<i})$. *Predict*: of 10,000 draws from the lecture's table, how
@@ -280,10 +256,6 @@ for t in (0.5, 1.0, 1.5):
     bins[f"t = {t}"] = calibration(top, choice == targets)
 temperature.plot_calibration(bins)
 
-# %% tags=["nbval-check-output"]
-for name, curve in bins.items():
-    print(f"{name}: expected calibration error {expected_calibration_error(curve):.2f}")
-
 # %% [markdown]
 # ### Top-k and top-p
 #
@@ -309,6 +281,9 @@ print("0.681 + 0.119 in fp32:", (torch.tensor(0.681) + torch.tensor(0.119)).item
 # *min-p* keeps what has at least $p$ times the top probability (Nguyen et al. 2024), *typical* sampling
 # keeps tokens whose surprise is close to the entropy (Meister et al. 2023), *η-sampling* cuts below a
 # threshold that falls with the entropy (Hewitt et al. 2022).
+#
+# Then play: in the explorer below cut tokens are pale and hatched, hollow bars are the model before your
+# settings. *Step* draws a token with the seed, *undo* takes it back, and the text keeps its shades.
 
 # %% tags=["nbval-check-output"]
 RULES = {"top-k 3": decoding.TopK(3), "top-k 40": decoding.TopK(40), "top-p 0.8": decoding.TopP(0.8)}
@@ -324,10 +299,6 @@ for text in ("import numpy as", "I am sleepy. I start a pot of", "《静夜思�
         kept = decoding.apply([rule], logits, nothing_yet) > -torch.inf
         share = logits.softmax(-1)[kept].sum().item()
         print(f"    {name:12} keeps {int(kept.sum()):4} tokens with {share:4.0%} of the mass")
-
-# %% [markdown]
-# Play: cut tokens are pale and hatched, hollow bars are the model before your settings. *Step* draws a
-# token with the seed, *undo* takes it back, and the text below keeps its shades.
 
 # %%
 widgets.SamplingExplorer(
@@ -363,16 +334,15 @@ for name, params in REMEDIES.items():
 
 # %% [markdown]
 # All of them loosen the loop. But repeating is not always a fault: code has to write the same call again,
-# and verse its measure. With 3-grams blocked, `parser.add_argument(` may be written once:
+# and verse its measure. With 3-grams blocked, `parser.add_argument(` may be written once.
+#
+# How much harm is that, over many texts? Two checks need no taste: for code, the share of lines that form
+# a valid program, counted from the top; for verse, the share of verses as long as the poem's first.
 
 # %% tags=["nbval-check-output"]
 settings = dict(processors=REMEDIES["3-grams blocked"].processors(), max_new_tokens=72, tokenizer=tokenizer)
 (g,) = generate(base, [encode(prompts.CODE[5])], **settings)
 print(prompts.CODE[5] + g.text)
-
-# %% [markdown]
-# How much harm is that, over many texts? Two checks need no taste: for code, the share of lines that form
-# a valid program, counted from the top; for verse, the share of verses as long as the poem's first.
 
 # %%
 DOMAINS = {"prose": prompts.PROSE[:8], "verse": prompts.VERSE[:8], "code": prompts.CODE[:8]}
@@ -404,8 +374,7 @@ for name, params in REMEDIES.items():
 # Verse, which hardly repeated itself, loses its measure to every penalty: the comma and the full stop
 # that must return are pushed down like any other token. Code gains here, because this small model loops so
 # badly without help; a model that did not would only lose.
-
-# %% [markdown]
+#
 # ## 1.7 All strategies, measured
 #
 # Eight openings from each domain, 64 new tokens each. Three numbers: the share of 4-grams that occurred
@@ -425,40 +394,35 @@ STRATEGIES = {
 }
 
 
-def own_log_prob(g):
-    """Mean log-probability of the new tokens under the model itself, whatever chose them."""
-    tokens = torch.tensor([g.prompt + g.tokens], device=device)
-    with torch.inference_mode():
-        log_probs = base(tokens[:, :-1])[0].log_softmax(-1)
-    return log_probs.gather(1, tokens[0, 1:, None])[len(g.prompt) - 1 :].mean().item()
+def own_log_prob(g):  # mean over the new tokens, under the model itself, whatever chose them
+    logits = base(torch.tensor([g.prompt + g.tokens[:-1]], device=device))[0, len(g.prompt) - 1 :]
+    return logits.log_softmax(-1).gather(1, torch.tensor(g.tokens, device=device)[:, None]).mean().item()
 
 
-# %%
+# %% tags=["nbval-check-output"]
 METRICS = {
     "repeated 4-grams": lambda out: mean(repetition_rate(g.tokens) for g in out),
     "distinct-2": lambda out: decoding.distinct_n([g.tokens for g in out], 2),
     "log-probability": lambda out: mean(map(own_log_prob, out)),
 }
-table = {}
+scores = []
 for strategy, params in STRATEGIES.items():
     for domain, texts in DOMAINS.items():
         out = write(base, texts, params)
-        table |= {(strategy, domain, metric): score(out) for metric, score in METRICS.items()}
-scores = diversity.score_table(diversity.Score(*key, value) for key, value in table.items())
-diversity.plot_scores(scores, "What each strategy writes", "base, 8 texts of 64 tokens a domain")
-
-# %% tags=["nbval-check-output"]
-for s in STRATEGIES:
-    cells = [f"{table[s, d, 'repeated 4-grams']:4.0%} {table[s, d, 'log-probability']:6.2f}" for d in DOMAINS]
-    print(f"{s:24}" + "   ".join(f"{d} {cell}" for d, cell in zip(DOMAINS, cells, strict=True)))
+        row = {metric: score(out) for metric, score in METRICS.items()}
+        scores += [diversity.Score(strategy, domain, metric, value) for metric, value in row.items()]
+        print(
+            f"{strategy:16} {domain:6}", "  ".join(f"{metric} {value:5.2f}" for metric, value in row.items())
+        )
+subtitle = "base, 8 texts of 64 tokens a domain"
+diversity.plot_scores(diversity.score_table(scores), "What each strategy writes", subtitle)
 
 # %% [markdown]
 # Greedy search has the highest log-probability and the most repetition; pure sampling has the lowest, and
 # its texts wander off. What people like to read lies between (Holtzman et al. 2020), among the truncated
 # strategies. Blocking n-grams buys its zero with the log-probability of what it had to write instead. And
 # the domains differ: under sampling verse does not repeat at all, code still does, because it should.
-
-# %% [markdown]
+#
 # ## 1.8 Contrastive decoding
 #
 # A large model and a small one share their bad habits: both love *the* and repetition. What the large
@@ -480,15 +444,11 @@ for alpha in (0.1, 0.0):
     print(f"α = {alpha}: {shown}")
 
 # %% [markdown]
-# With the constraint 明朝 wins. Without it the rare token does. Now our own pair, `base` and `draft`:
+# With the constraint 明朝 wins; without it the rare token does. Now our own pair. Can you explain the score of
+# *pot*? Try a poem: 《静夜思》李白, a new line, 床前明月.
 
 # %%
-pair = contrast.contrast(pot, next_logits(draft, "I am sleepy. I start a pot of"), tokenizer.label)
-contrast.plot_contrast(pair, "I am sleepy. I start a pot of …", expert="base", amateur="draft")
-
-# %%
-both = {"base": (base, tokenizer), "draft": (draft, tokenizer)}
-widgets.ContrastViewer(both, prompt="《静夜思》李白\n床前明月", expert="base", amateur="draft")
+widgets.ContrastViewer(family, prompt="I am sleepy. I start a pot of", expert="base", amateur="draft")
 
 # %% [markdown]
 # Where does it help, and where does it hurt? The same openings, greedy each time, with the checks of
@@ -513,8 +473,7 @@ for domain, texts in DOMAINS.items():
 # both models know that a comma comes after five characters, the difference cancels what they agree on, and
 # the measure goes. That is the price of the idea: *whatever* is easy is punished, also where the easy token
 # is the right one.
-
-# %% [markdown]
+#
 # ## 1.9 What goes wrong
 #
 # | method | breaks when | what you saw |
@@ -527,8 +486,7 @@ for domain, texts in DOMAINS.items():
 # | penalties | the text is long: punctuation and articles are punished with the rest | verse in 1.6 |
 # | contrastive | the amateur is right, and agrees with the expert | verse in 1.8 |
 # | any sampling | one seed is no experiment: compare rates over many texts | 1.7 |
-
-# %% [markdown]
+#
 # ## 1.10 On a GPU
 #
 # The cells above run on a GPU as they stand. The loop of 1.1 is hardly faster there, or even slower:
@@ -553,8 +511,7 @@ for row in recorded.recorded("decode_base_gpu") + recorded.recorded("decode_base
 # 3. (15 min) In the sampling explorer, find a prompt for which top-k 40 keeps more tokens than top-p 0.8, and
 #    one for which it keeps fewer. Predict each from the entropy before you look.
 # 4. (15 min) Swap expert and amateur in 1.8. Predict what happens to repetition first.
-
-# %% [markdown]
+#
 # ## Summary
 #
 # - A decoder is a loop around a distribution; what is *likeliest* (greedy, beam) and what *reads well* (truncated
