@@ -411,11 +411,8 @@ for strategy, params in STRATEGIES.items():
         out = write(base, texts, params)
         row = {metric: score(out) for metric, score in METRICS.items()}
         scores += [diversity.Score(strategy, domain, metric, value) for metric, value in row.items()]
-        print(
-            f"{strategy:16} {domain:6}", "  ".join(f"{metric} {value:5.2f}" for metric, value in row.items())
-        )
-subtitle = "base, 8 texts of 64 tokens a domain"
-diversity.plot_scores(diversity.score_table(scores), "What each strategy writes", subtitle)
+        print(f"{strategy:16} {domain:6}", "  ".join(f"{name} {v:5.2f}" for name, v in row.items()))
+diversity.plot_scores(diversity.score_table(scores), "What each strategy writes", "base, 8 texts a domain")
 
 # %% [markdown]
 # Greedy search has the highest log-probability and the most repetition; pure sampling has the lowest, and
