@@ -22,12 +22,12 @@ SAMPLING = {
     "top_k": (int, "keep the k likeliest tokens"),
     "top_p": (float, "keep the likeliest tokens that hold this share of the probability"),
     "min_p": (float, "keep tokens at least this likely, relative to the likeliest"),
-    "typical": (float, "keep the most typical tokens that hold this share of the probability"),
-    "eta": (float, "cut tokens below a limit that depends on the entropy"),
-    "no_repeat_ngram": (int, "never repeat this many tokens in a row"),
-    "presence": (float, "penalty, in logits, for tokens that have occurred"),
-    "frequency": (float, "penalty, in logits, for each time that a token has occurred"),
-    "repetition": (float, "factor by which tokens that have occurred are made less likely"),
+    "typical_p": (float, "keep the most typical tokens that hold this share of the probability"),
+    "eta_cutoff": (float, "cut tokens below a limit that depends on the entropy"),
+    "no_repeat_ngram_size": (int, "never repeat this many tokens in a row"),
+    "presence_penalty": (float, "penalty, in logits, for tokens that have occurred"),
+    "frequency_penalty": (float, "penalty, in logits, for each time that a token has occurred"),
+    "repetition_penalty": (float, "factor by which tokens that have occurred are made less likely"),
 }
 
 
@@ -86,11 +86,12 @@ def run_generate(options: argparse.Namespace) -> int:
     prompt, generator = read_prompt(options.prompt), seeded(options.seed)
     source, models, tokenizer = load_source(options)
     token_ids = tokenizer.encode_prompt(prompt)
-    settings = {"max_new_tokens": options.max_new_tokens, "processors": params.processors()}
+    settings = {"max_new_tokens": options.max_new_tokens}
     if options.num_beams is None:
-        settings |= {"generator": None if params.greedy else generator, "stop": options.stop}
+        settings |= {"params": params, "generator": generator, "stop": options.stop}
         times_s = _stream(prompt, source, token_ids, tokenizer, settings)
     else:
+        settings |= {"processors": params.processors()}
         times_s = _search(prompt, source, token_ids, tokenizer, options.num_beams, settings)
     if options.verbose:
         print(speed_report(times_s, models), file=sys.stderr)

@@ -8,6 +8,7 @@ That is also why rolling back is only a change of `lengths`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,8 +44,15 @@ class KVCache:
         for name, value in zip(names, shape, strict=True):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        try:
+            self.keys = torch.zeros(shape, dtype=dtype, device=device)
+            self.values = torch.zeros(shape, dtype=dtype, device=device)
+        except RuntimeError as error:  # what PyTorch raises when memory runs out, and for other devices
+            gigabytes = 2 * math.prod(shape) * dtype.itemsize / 1e9
+            raise RuntimeError(
+                f"cannot allocate a cache of {gigabytes:,.1f} GB on {device} for batch_size {batch_size} and "
+                f"capacity {capacity}; ask for fewer rows (prompts, beams) or fewer tokens"
+            ) from error
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.extent = 0
         self.ragged = False

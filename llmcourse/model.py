@@ -25,7 +25,7 @@ from llmcourse.kv_cache import KVCache
 
 @dataclass(frozen=True)
 class Llama3RopeScaling:
-    """How Llama 3.1 stretches RoPE over longer contexts (Llama Team 2024, section 3.4.2).
+    """How Llama 3.1 stretches RoPE over longer contexts (as released with Llama 3.1).
 
     Raises:
         ValueError: a number is not positive, or the high factor is not above the low one.

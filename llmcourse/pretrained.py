@@ -74,9 +74,15 @@ def load(
     folder = find_checkpoint(name)
     config = read_config(folder)
     tokenizer = _read_tokenizer(folder, config.vocab_size)
+    shapes = stored_shapes(folder)
+    if config.num_layers > len(shapes):  # before a model of so many layers is built
+        raise CheckpointError(
+            f"num_layers in {folder / 'config.json'} must be at most the number of stored tensors, "
+            f"{len(shapes)}, got {config.num_layers}; is it another model's?"
+        )
     with torch.device("meta"):
         model = Decoder(config, attention)
-    check_tensors(stored_shapes(folder), model, folder)
+    check_tensors(shapes, model, folder)
     tensors = read_tensors(folder, model.state_dict().keys(), dtype, device)
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = _tied_weight(tensors, folder)
@@ -210,6 +216,10 @@ def _refuse_variants(raw: dict[str, Any]) -> None:
     """Settings under which the same tensors would mean another function."""
     if raw.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"hidden_act {raw['hidden_act']!r} is not supported; supported: silu")
+    if raw.get("partial_rotary_factor", 1) != 1:
+        raise CheckpointError(
+            f"partial_rotary_factor {raw['partial_rotary_factor']!r} is not supported; supported: 1"
+        )
     if raw.get("quantization_config"):
         raise CheckpointError("quantized weights are not supported; give a checkpoint in bf16, fp16 or fp32")
     sliding = "sliding_attention" in (raw.get("layer_types") or [])
@@ -271,7 +281,7 @@ def weight_files(folder: Path) -> list[Path]:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
         return _indexed_files(index)
-    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    files = [single] if single.is_file() else sorted(filter(Path.is_file, folder.glob("*.safetensors")))
     if not files:
         pickled = sorted(f for f in folder.iterdir() if f.suffix in PICKLE_SUFFIXES)
         raise CheckpointError(

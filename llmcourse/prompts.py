@@ -134,8 +134,14 @@ CODE_MODULES = (
 
 
 def first_function(source: str, num_lines: int = 2) -> str:
-    """The first `def` of a Python file and the line after it."""
-    match = re.search(r"^ *def .*$", source, re.MULTILINE)
+    """The first `def` of a Python file, or `class` where it has none, and the line after it.
+
+    Raises:
+        ValueError: the file has neither.
+    """
+    match = re.search(r"^ *def .*$", source, re.MULTILINE) or re.search(r"^class .*$", source, re.MULTILINE)
+    if match is None:
+        raise ValueError(f"source must hold a def or a class, got {source[:40]!r}; give another module")
     lines = source[match.start() :].splitlines()
     return "\n".join(lines[:num_lines]) + "\n"
 

@@ -52,12 +52,12 @@ SWITCHES = {
     "top_k": "1",
     "top_p": "0.1",
     "min_p": "0.9",
-    "typical": "0.1",
-    "eta": "0.5",
-    "no_repeat_ngram": "1",
-    "presence": "50",
-    "frequency": "50",
-    "repetition": "50",
+    "typical_p": "0.1",
+    "eta_cutoff": "0.5",
+    "no_repeat_ngram_size": "1",
+    "presence_penalty": "50",
+    "frequency_penalty": "50",
+    "repetition_penalty": "50",
 }
 
 

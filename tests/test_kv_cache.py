@@ -158,3 +158,8 @@ def test_sizes_below_one_are_refused(name):
     sizes = {"num_layers": 1, "batch_size": 1, "num_kv_heads": 1, "capacity": 1, "head_dim": 2}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         KVCache(**(sizes | {name: 0}))
+
+
+def test_a_cache_beyond_all_memory_is_refused_with_its_size():
+    with pytest.raises(RuntimeError, match=r"cannot allocate a cache of .* GB on cpu for batch_size 1000000"):
+        KVCache(32, 1_000_000, 32, 8192, 128)

@@ -340,6 +340,10 @@ class TestBadTensors:
         change_config(single, num_hidden_layers=1)
         refused(single, "has the unexpected tensor model.layers.1.")
 
+    def test_more_layers_than_there_are_tensors_before_they_are_built(self, single):
+        change_config(single, num_hidden_layers=10**9)
+        refused(single, "must be at most the number of stored tensors", "got 1000000000")
+
     def test_integers(self, single):
         name = "model.norm.weight"
         change_tensors(single, lambda tensors: tensors.update({name: torch.ones(32, dtype=torch.int8)}))
@@ -495,6 +499,7 @@ class TestBadConfig:
             ({"num_key_value_heads": 3}, "num_heads must be a multiple of num_kv_heads, got 4 and 3"),
             ({"head_dim": 7}, "head_dim must be even for RoPE, got 7"),
             ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
+            ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported; supported: 1"),
             ({"quantization_config": {"bits": 4}}, "quantized weights are not supported; give a check"),
             ({"use_sliding_window": True}, "sliding-window attention is not supported; supported: full"),
             ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention is not"),

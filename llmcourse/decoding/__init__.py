@@ -10,6 +10,7 @@ loop, rows, stop_strings, errors     the autoregressive loop and how a text ends
 beam                    beam search, with the tree of what it considered
 contrastive             expert minus amateur
 metrics                 repetition and diversity of what came out
+form                    whether code parses and verse is regular
 """
 
 from llmcourse.decoding.beam import BeamNode, BeamSearch, Hypothesis, beam_search

@@ -2,10 +2,10 @@
 
     score(y) = log p(y | prompt) / |y|^length_penalty       (|y| generated tokens, the end included)
 
-Sources: Graves 2012 ("Sequence Transduction with Recurrent Neural Networks", section 2.4) for
-the search, Wu et al. 2016 (GNMT, section 7) for dividing by a power of the length. The bookkeeping
-is that of `transformers.generate(num_beams=n, early_stopping=False)`, so that both give the same
-texts and scores: see `_Search`.
+Sources: Graves 2012 ("Sequence Transduction with Recurrent Neural Networks") for the search,
+Wu et al. 2016 (GNMT, section 7) for dividing by a power of the length. The bookkeeping is that of
+`transformers.generate(num_beams=n, early_stopping=False)`, so that both give the same texts and
+scores: see `_Search`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmcourse.decoding.errors import EverythingMaskedError, NonFiniteLogitsError, require
+from llmcourse.decoding.errors import (
+    EverythingMaskedError,
+    NonFiniteLogitsError,
+    require,
+    require_integer,
+    require_number,
+)
 from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import Processor, apply, widen
-from llmcourse.decoding.source import LogitsSource, as_source, check_prompts
+from llmcourse.decoding.source import LogitsSource, as_source, check_request
 from llmcourse.model import Decoder
 
 
@@ -89,14 +96,15 @@ def beam_search(
         eos_token_ids: what ends a text; None for the source's own.
 
     Raises:
+        TypeError: a prompt that is no list of token ids.
         ValueError: an argument out of range.
         NonFiniteLogitsError: NaN or +inf from the source or a processor; names step and beam.
         EverythingMaskedError: no continuation is left and no hypothesis has ended.
     """
     source = as_source(source)
+    eos = check_request(source, [prompt], max_new_tokens, eos_token_ids)
     steps = _steps(source, prompt, max_new_tokens)
     _check_search(source, steps, num_beams, num_return, length_penalty)
-    eos = frozenset(source.eos_token_ids if eos_token_ids is None else eos_token_ids)
     search = _Search(num_beams, steps, length_penalty, eos)
     history = History.from_prompts([prompt], room=steps, device=source.device)
     logits = source.start([list(prompt)], len(prompt) + steps)
@@ -205,25 +213,25 @@ def _log_probs(
 
 def _steps(source: LogitsSource, prompt: Sequence[int], max_new_tokens: int) -> int:
     """How many tokens can be generated: what is asked for, or what the context has room for."""
-    check_prompts([prompt], source)
-    require(max_new_tokens >= 1, "max_new_tokens", "at least 1", max_new_tokens, "use 1 for a single token")
     room = source.max_length - len(prompt)
     allowed = f"shorter than the context of {source.max_length} tokens"
     require(room >= 1, "prompt", allowed, f"{len(prompt)} tokens", "keep only its last part")
     return min(max_new_tokens, room)
 
 
-def _check_search(source: LogitsSource, steps: int, num_beams: int, num_return: int, length_penalty: float):
-    require(num_beams >= 1, "num_beams", "at least 1", num_beams, "use 1 for greedy search")
+def _check_search(
+    source: LogitsSource, steps: int, num_beams: object, num_return: object, length_penalty: object
+) -> None:
+    require_integer(1, "num_beams", num_beams, "use 1 for greedy search")
     if num_beams > (texts := source.vocab_size**steps):
         raise ValueError(
             f"num_beams must be at most {texts}, got {num_beams}; there are no more texts of length "
             f"{steps} over a vocabulary of {source.vocab_size}"
         )
-    allowed = f"in [1, num_beams = {num_beams}]"
-    require(1 <= num_return <= num_beams, "num_return", allowed, num_return, "widen the beam for more")
-    finite = math.isfinite(length_penalty)
-    require(finite, "length_penalty", "finite", length_penalty, "use 0 to compare sums of log-probabilities")
+    allowed, remedy = f"in [1, num_beams = {num_beams}]", "widen the beam for more"
+    require_number(lambda n: 1 <= n <= num_beams, "num_return", allowed, num_return, remedy, kind=Integral)
+    remedy = "use 0 to compare sums of log-probabilities"
+    require_number(math.isfinite, "length_penalty", "finite", length_penalty, remedy)
 
 
 def _path(nodes: list[BeamNode], node: int | None) -> list[BeamNode]:

@@ -79,8 +79,8 @@ class ContrastiveLogits:
         expert_logits, amateur_logits: what each model said at the latest step, for drawing.
 
     Raises:
-        ValueError: the vocabularies differ (both sizes and the first difference), or a strength
-            is out of range.
+        ValueError: the vocabularies differ (both sizes and the first difference), a strength is
+            out of range, or one source object is given for both.
     """
 
     def __init__(
@@ -95,6 +95,11 @@ class ContrastiveLogits:
     ):
         _check_strengths(alpha, amateur_temperature, beta)
         self.expert, self.amateur = as_source(expert), as_source(amateur)
+        if self.expert is self.amateur:  # its one cache would take every token twice
+            raise ValueError(
+                f"expert and amateur must be two sources, got one {type(expert).__name__} for both; "
+                "make a source for each, or pass models"
+            )
         check_vocabularies(self.expert.vocab_size, self.amateur.vocab_size, tokenizers)
         self.alpha, self.amateur_temperature, self.beta = alpha, amateur_temperature, beta
         self.vocab_size = self.expert.vocab_size

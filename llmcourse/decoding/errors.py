@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from numbers import Integral, Real
+
 
 class DecodingError(RuntimeError):
     """A sequence that cannot go on; the others of its batch can.
@@ -25,3 +28,18 @@ def require(holds: bool, name: str, allowed: str, value: object, remedy: str) ->
     """Raises `ValueError` as `top_p must be in (0, 1], got 1.3; use 1.0 to disable it`."""
     if not holds:
         raise ValueError(f"{name} must be {allowed}, got {value}; {remedy}")
+
+
+def require_number(
+    holds: Callable[[float], bool], name: str, allowed: str, value: object, remedy: str, *, kind: type = Real
+) -> None:
+    """As `require`, for a number: text, None, True and False are refused before `holds` compares them."""
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ValueError(f"{name} must be {allowed}, got {value!r}; {remedy}")
+    require(holds(value), name, allowed, value, remedy)
+
+
+def require_integer(least: int, name: str, value: object, remedy: str) -> None:
+    """As `require_number`, for an integer of at least `least`."""
+    allowed = f"an integer of at least {least}"
+    require_number(lambda number: number >= least, name, allowed, value, remedy, kind=Integral)

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from llmcourse.decoding.errors import DecodingError, EverythingMaskedError, NonFiniteLogitsError, require
 from llmcourse.decoding.history import History
+from llmcourse.decoding.params import SamplingParams
 from llmcourse.decoding.processors import Processor, apply, widen
 from llmcourse.decoding.rows import Generation, Row
 from llmcourse.decoding.sampling import Randomness, check_generator, greedy, sample
-from llmcourse.decoding.source import LogitsSource, as_source, check_prompts
+from llmcourse.decoding.source import LogitsSource, as_source, check_request
 from llmcourse.model import Decoder
 from llmcourse.tokenizer import Tokenizer
 
@@ -75,6 +76,7 @@ def stream(
     tokenizer: Tokenizer | None = None,
     max_new_tokens: int = 64,
     processors: Sequence[Processor] = (),
+    params: SamplingParams | None = None,
     generator: Randomness | None = None,
     eos_token_ids: Sequence[int] | None = None,
     stop: str | Sequence[str] = (),
@@ -89,24 +91,27 @@ def stream(
         prompts: token ids, one list a row, of any lengths.
         tokenizer: gives texts; without it they stay empty.
         max_new_tokens: a limit for each row; clamped to the room that its prompt leaves in the context.
-        processors: applied in order, as `SamplingParams.processors()` gives them.
-        generator: None is greedy search; one `torch.Generator`, or one a row, draws from the
-            processed distribution.
+        processors: applied in order, before those of `params`.
+        params: which processors to apply, and whether to sample: then they need the generator, and
+            at temperature 0 they ignore it.
+        generator: without params, None is greedy search; one `torch.Generator`, or one a row, draws
+            from the processed distribution.
         eos_token_ids: the tokens that end a text; None asks the source.
         stop: strings that end a text. They need the tokenizer.
 
     Raises:
-        ValueError: an argument out of range.
+        TypeError: an argument of another kind, such as text in place of token ids.
+        ValueError: an argument out of range, or params that sample without a generator.
         DecodingError: at the end, if a row failed: the first such error, its `generations` being
             what all rows came to. NaN or +inf in its logits, or all tokens masked, fail a row alone.
     """
     source = as_source(source)
     stop = (stop,) if isinstance(stop, str) else stop
-    eos = frozenset(source.eos_token_ids if eos_token_ids is None else eos_token_ids)
-    check_prompts(prompts, source)
-    _check_limits(source, max_new_tokens, eos)
+    eos = check_request(source, prompts, max_new_tokens, eos_token_ids)
     if len(stop) and tokenizer is None:
         raise ValueError("stop must be left out where there is no tokenizer; pass tokenizer= too")
+    if params is not None:
+        processors, generator = [*processors, *params.processors()], _randomness(params, generator)
     if generator is not None:
         check_generator(generator, len(prompts))
     limits = [min(max_new_tokens, source.max_length - len(prompt)) for prompt in prompts]
@@ -138,6 +143,18 @@ def generate(
         if on_error == "raise":
             raise
         return error.generations
+
+
+def _randomness(params: SamplingParams, generator: object) -> object:
+    """The generator that these params draw from: none where they are greedy."""
+    if params.greedy:
+        return None
+    if generator is None:
+        raise ValueError(
+            "generator must be given where params sample, got None; "
+            "pass torch.Generator().manual_seed(0), or temperature=0"
+        )
+    return generator
 
 
 def _run(
@@ -175,7 +192,10 @@ def _run(
 
 def _fail_broken_rows(rows: list[Row], raw: Tensor, logits: Tensor, index: int) -> None:
     """Ends the rows that leave nothing to choose from; one pass over each tensor finds them."""
-    weights = "; check the model's weights and number format"
+    weights = (
+        "; check the model's weights and number format, or, in contrastive decoding, whether the amateur "
+        "rules out a token that the expert keeps"
+    )
     overflow = " after the processors; a temperature near 0 overflows, use 0 for greedy search"
     for values, remedy in ((raw, weights), (logits, overflow)):
         for number, peak in enumerate(values.amax(-1).tolist()):  # NaN if the row holds one
@@ -204,14 +224,6 @@ def _finish(rows: list[Row]) -> list[Generation]:
             row.error.generations = generations
             raise row.error
     return generations
-
-
-def _check_limits(source: LogitsSource, max_new_tokens: int, eos_token_ids: frozenset[int]) -> None:
-    holds = isinstance(max_new_tokens, int) and max_new_tokens >= 1
-    require(holds, "max_new_tokens", "an integer of at least 1", max_new_tokens, "ask for one token or more")
-    for token in eos_token_ids:
-        holds, allowed = 0 <= token < source.vocab_size, f"in [0, {source.vocab_size - 1}]"
-        require(holds, "eos_token_ids", allowed, token, "take them from the model's own tokenizer")
 
 
 def _check_on_error(on_error: str) -> None:

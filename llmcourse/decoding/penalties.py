@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.decoding.errors import require
+from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.decoding.history import History, Scope
 
 
@@ -38,8 +38,7 @@ class NoRepeatNGram:
 
     def __post_init__(self):
         remedy = "use 0 in SamplingParams to disable it; 3 to 5 is usual"
-        holds = isinstance(self.n, int) and self.n >= 1
-        require(holds, "no_repeat_ngram", "an integer of at least 1", self.n, remedy)
+        require_integer(1, "no_repeat_ngram_size", self.n, remedy)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
         tokens, lengths = history.tokens, history.lengths[:, None]
@@ -70,7 +69,8 @@ class PresencePenalty:
     scope: Scope = "all"
 
     def __post_init__(self):
-        require(math.isfinite(self.alpha), "presence", "finite", self.alpha, "use 0.0 to disable it")
+        remedy = "use 0.0 to disable it"
+        require_number(math.isfinite, "presence_penalty", "a finite number", self.alpha, remedy)
         _check_scope(self.scope)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
@@ -92,7 +92,8 @@ class FrequencyPenalty:
     scope: Scope = "all"
 
     def __post_init__(self):
-        require(math.isfinite(self.alpha), "frequency", "finite", self.alpha, "use 0.0 to disable it")
+        remedy = "use 0.0 to disable it"
+        require_number(math.isfinite, "frequency_penalty", "a finite number", self.alpha, remedy)
         _check_scope(self.scope)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
@@ -114,8 +115,8 @@ class RepetitionPenalty:
     scope: Scope = "all"
 
     def __post_init__(self):
-        holds = 0 < self.theta < math.inf
-        require(holds, "repetition", "positive and finite", self.theta, "use 1.0 to disable it")
+        allowed, remedy = "positive and finite", "use 1.0 to disable it"
+        require_number(lambda t: 0 < t < math.inf, "repetition_penalty", allowed, self.theta, remedy)
         _check_scope(self.scope)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:

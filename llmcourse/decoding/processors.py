@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.decoding.errors import require
+from llmcourse.decoding.errors import require_number
 from llmcourse.decoding.history import History
 
 
@@ -32,9 +32,20 @@ def apply(
     """The logits after all processors, first to last; the input is left as it was.
 
     An empty list returns the input itself, not a copy.
+
+    Raises:
+        TypeError: a processor returned something else than logits of the shape that it was given.
     """
     for processor in processors:
-        logits = processor(logits, history)
+        before, logits = logits, processor(logits, history)
+        good = isinstance(logits, Tensor) and logits.is_floating_point()
+        if not good or logits.shape != before.shape:
+            found = (
+                f"{logits.dtype} of shape {tuple(logits.shape)}"
+                if isinstance(logits, Tensor)
+                else repr(logits)
+            )
+            raise TypeError(f"{processor} must return logits of shape {tuple(before.shape)}, got {found}")
     return logits
 
 
@@ -56,9 +67,9 @@ class Temperature:
     temperature: float
 
     def __post_init__(self):
-        holds = 0 < self.temperature < math.inf
+        allowed = "positive and finite"
         remedy = "use 0 in SamplingParams for greedy search, 1.0 to leave logits as they are"
-        require(holds, "temperature", "positive and finite", self.temperature, remedy)
+        require_number(lambda t: 0 < t < math.inf, "temperature", allowed, self.temperature, remedy)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
         return logits / self.temperature

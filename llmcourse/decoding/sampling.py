@@ -12,6 +12,7 @@ from llmcourse.decoding.errors import require
 from llmcourse.decoding.processors import widen
 
 Randomness = torch.Generator | Sequence[torch.Generator]
+WITHOUT_FLOAT64 = ("mps",)
 
 
 def greedy(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
@@ -29,17 +30,20 @@ def sample(logits: Float[Tensor, "B V"], generator: Randomness) -> Int[Tensor, "
         generator: one for the whole batch, or one a row: then a row's draws do not depend on what
             it is batched with.
     """
-    p = logits.double().softmax(-1)
+    # Where a device has no float64, the CPU draws: in fp32 the sums of a large vocabulary round tails away.
+    there = logits.cpu() if logits.device.type in WITHOUT_FLOAT64 else logits
+    p = there.double().softmax(-1)
     # Zeros, not plateaus, where p is zero: no rounding of a parallel sum can select such a token.
     cdf = p.cumsum(-1).masked_fill(p == 0, 0)
-    point = uniform(generator, len(logits)).to(logits.device) * cdf.amax(-1)
-    return (cdf > point[:, None]).int().argmax(-1)  # the first that lies past the point
+    point = uniform(generator, len(logits)).to(p.device) * cdf.amax(-1)
+    return (cdf > point[:, None]).int().argmax(-1).to(logits.device)  # the first that lies past the point
 
 
 def uniform(generator: Randomness, num_rows: int) -> Float[Tensor, " B"]:
     """One number in [0, 1) a row, on the generator's device: a seed means the same on any other.
 
     Raises:
+        TypeError: something else than a generator or a list of them.
         ValueError: a list of generators that is not one a row.
     """
     check_generator(generator, num_rows)
@@ -48,11 +52,22 @@ def uniform(generator: Randomness, num_rows: int) -> Float[Tensor, " B"]:
     return torch.cat([uniform(one, 1) for one in generator])
 
 
-def check_generator(generator: Randomness, num_rows: int) -> None:
-    """Raises `ValueError` for a list of generators that is not one a row."""
-    if not isinstance(generator, torch.Generator):
-        remedy = "pass one generator for the whole batch or one a prompt"
-        require(len(generator) == num_rows, "generator", f"a list of {num_rows}", len(generator), remedy)
+def check_generator(generator: object, num_rows: int) -> None:
+    """Refuses what no draw can be made with.
+
+    Raises:
+        TypeError: neither a generator nor a list of them.
+        ValueError: a list that is not one a row.
+    """
+    if isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+        raise TypeError(
+            f"generator must be a torch.Generator or a list of them, got {generator!r:.40}; "
+            "pass torch.Generator().manual_seed(0)"
+        )
+    remedy = "pass one generator for the whole batch or one a prompt"
+    require(len(generator) == num_rows, "generator", f"a list of {num_rows}", len(generator), remedy)
 
 
 def entropy(logits: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:

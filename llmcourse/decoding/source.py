@@ -6,13 +6,15 @@ with a cache, a model without one, two models (contrastive decoding), or a table
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmcourse.decoding.errors import require_integer, require_number
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder
 
@@ -130,14 +132,49 @@ def as_source(model_or_source: object) -> LogitsSource:
     )
 
 
-def check_prompts(prompts: Sequence, source: LogitsSource) -> None:
+def check_request(
+    source: LogitsSource, prompts: object, max_new_tokens: object, eos_token_ids: object
+) -> frozenset[int]:
+    """What the loop and beam search both check, before any memory is allocated.
+
+    Args:
+        eos_token_ids: the tokens that end a text; None asks the source.
+
+    Returns:
+        The tokens that end a text.
+
+    Raises:
+        TypeError: a prompt is not a sequence of integers, or `eos_token_ids` no collection.
+        ValueError: a prompt that the source cannot read (see `check_prompts`), `max_new_tokens` that
+            is no integer of at least 1, or an end token outside the vocabulary.
+    """
+    check_prompts(prompts, source)
+    require_integer(1, "max_new_tokens", max_new_tokens, "ask for one token or more")
+    if eos_token_ids is None:
+        eos_token_ids = source.eos_token_ids
+    if not isinstance(eos_token_ids, Collection):
+        raise TypeError(
+            f"eos_token_ids must be a list of token ids, got {eos_token_ids!r:.40}; pass one as [token]"
+        )
+    last, remedy = source.vocab_size - 1, "take them from the model's own tokenizer"
+    for token in eos_token_ids:
+        allowed = f"in [0, {last}]"
+        require_number(lambda t: 0 <= t <= last, "eos_token_ids", allowed, token, remedy, kind=Integral)
+    return frozenset(eos_token_ids)
+
+
+def check_prompts(prompts: object, source: LogitsSource) -> None:
     """Refuses prompts that the source cannot read, before any memory is allocated.
 
     Raises:
-        TypeError: a prompt is not a sequence of integers.
+        TypeError: prompts is no sequence, or a prompt is not one of integers.
         ValueError: no prompt at all, an empty one, one longer than the context, or a token id
             outside the vocabulary.
     """
+    if not isinstance(prompts, Sequence):
+        raise TypeError(
+            f"prompts must be a list of prompts, got {prompts!r:.40}; pass one prompt as [prompt]"
+        )
     if not len(prompts):
         raise ValueError("prompts must hold at least 1 prompt, got 0")
     for index, prompt in enumerate(prompts):

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.decoding.errors import require
+from llmcourse.decoding.errors import require_integer, require_number
 from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import widen
 from llmcourse.decoding.sampling import entropy
@@ -35,8 +35,7 @@ class TopK:
 
     def __post_init__(self):
         remedy = "use 0 in SamplingParams to disable it, 1 for the most probable token alone"
-        holds = isinstance(self.k, int) and self.k >= 1
-        require(holds, "top_k", "an integer of at least 1", self.k, remedy)
+        require_integer(1, "top_k", self.k, remedy)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
         k = min(self.k, logits.shape[-1])
@@ -57,7 +56,8 @@ class TopP:
     p: float
 
     def __post_init__(self):
-        require(0 < self.p <= 1, "top_p", "in (0, 1]", self.p, "use 1.0 to disable it")
+        remedy = "use 1.0 to disable it"
+        require_number(lambda p: 0 < p <= 1, "top_p", "in (0, 1]", self.p, remedy)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
         if self.p == 1:
@@ -84,7 +84,7 @@ class MinP:
 
     def __post_init__(self):
         remedy = "use 0.0 in SamplingParams to disable it"
-        require(0 < self.min_p <= 1, "min_p", "in (0, 1]", self.min_p, remedy)
+        require_number(lambda share: 0 < share <= 1, "min_p", "in (0, 1]", self.min_p, remedy)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
         bar = widen(logits).amax(-1, keepdim=True) + math.log(self.min_p)
@@ -106,7 +106,8 @@ class Typical:
     mass: float
 
     def __post_init__(self):
-        require(0 < self.mass <= 1, "typical", "in (0, 1]", self.mass, "use 1.0 to disable it")
+        remedy = "use 1.0 to disable it"
+        require_number(lambda mass: 0 < mass <= 1, "typical_p", "in (0, 1]", self.mass, remedy)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
         if self.mass == 1:
@@ -132,7 +133,8 @@ class Epsilon:
     epsilon: float
 
     def __post_init__(self):
-        require(0 < self.epsilon < 1, "epsilon", "in (0, 1)", self.epsilon, "3e-4 to 4e-3 is usual")
+        remedy = "choose one from 3e-4 to 9e-4 (Hewitt et al. 2022)"
+        require_number(lambda epsilon: 0 < epsilon < 1, "epsilon", "in (0, 1)", self.epsilon, remedy)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
         threshold = torch.full_like(widen(logits[:, :1]), self.epsilon)
@@ -152,8 +154,8 @@ class Eta:
     epsilon: float
 
     def __post_init__(self):
-        remedy = "use 0.0 in SamplingParams to disable it; 3e-4 to 4e-3 is usual"
-        require(0 < self.epsilon < 1, "eta", "in (0, 1)", self.epsilon, remedy)
+        remedy = "use 0.0 in SamplingParams to disable it, or 3e-4 to 4e-3 (Hewitt et al. 2022)"
+        require_number(lambda epsilon: 0 < epsilon < 1, "eta_cutoff", "in (0, 1)", self.epsilon, remedy)
 
     def __call__(self, logits: Float[Tensor, "B V"], history: History) -> Float[Tensor, "B V"]:
         threshold = math.sqrt(self.epsilon) * (-entropy(logits)).exp()

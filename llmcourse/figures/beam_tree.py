@@ -118,7 +118,7 @@ def plot_beam_tree(tree: BeamTree, title: str = "Beam search") -> look.Picture:
     """
     with look.style():
         height = 1.3 + 0.47 * tree.rows
-        picture = look.Picture(max(6.4, look.WIDTH * (tree.columns + 0.3) / (COLUMNS + 0.3)), height)
+        picture = look.Picture(max(8.0, look.WIDTH * (tree.columns + 0.3) / (COLUMNS + 0.3)), height)
         joined = look.shorten("".join(_best_labels(tree)), 48)
         subtitle = f"best so far: {joined} · log-probability {_minus(tree.best_log_prob)}"
         look.heading(picture, title, subtitle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import random
@@ -366,25 +367,35 @@ def test_half_precision_logits_are_summed_in_fp32():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_beams": 0}, "num_beams must be at least 1, got 0; use 1 for greedy search"),
-        ({"num_beams": -3}, "num_beams must be at least 1, got -3; use 1 for greedy search"),
+        ({"num_beams": 0}, "num_beams must be an integer of at least 1, got 0; use 1 for greedy search"),
+        ({"num_beams": -3}, "num_beams must be an integer of at least 1, got -3; use 1 for greedy search"),
         (
             {"num_beams": 28},
             "num_beams must be at most 27, got 28; there are no more texts of length 3 over a vocabulary",
         ),
         ({"num_return": 0}, "num_return must be in [1, num_beams = 2], got 0; widen the beam for more"),
         ({"num_return": 3}, "num_return must be in [1, num_beams = 2], got 3; widen the beam for more"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0; use 1 for a single token"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, got 0; ask for one token"),
         (
             {"length_penalty": math.nan},
             "length_penalty must be finite, got nan; use 0 to compare sums of log-probabilities",
         ),
+        ({"num_beams": 2.0}, "num_beams must be an integer of at least 1, got 2.0; use 1 for greedy search"),
+        ({"num_beams": "2"}, "num_beams must be an integer of at least 1, got '2'"),
+        ({"num_return": None}, "num_return must be in [1, num_beams = 2], got None; widen the beam"),
+        ({"length_penalty": "1"}, "length_penalty must be finite, got '1'; use 0 to compare sums"),
+        (
+            {"max_new_tokens": 2.5},
+            "max_new_tokens must be an integer of at least 1, got 2.5; ask for one token",
+        ),
+        ({"eos_token_ids": [3]}, "eos_token_ids must be in [0, 2], got 3; take them from the model's own"),
         ({"prompt": []}, "must hold at least 1 token, got 0; start with <|endoftext|>"),
         ({"prompt": [0, 3]}, "must hold token ids in [0, 2], got 3 at position 1"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
     arguments = {"prompt": [2], "num_beams": 2, "max_new_tokens": 3} | change
+    unchecked = inspect.unwrap(beam_search)  # as it is outside of tests, where types are not enforced
     with pytest.raises(ValueError) as caught:
-        beam_search(picture(), **arguments)
+        unchecked(picture(), **arguments)
     assert message in str(caught.value)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llmcourse.decoding.beam import beam_search
 from llmcourse.decoding.contrastive import ContrastiveLogits, contrastive_logits, plausible
+from llmcourse.decoding.errors import NonFiniteLogitsError
 from llmcourse.decoding.loop import generate
 from llmcourse.decoding.source import CachedLogits, UncachedLogits
 from llmcourse.model import Decoder, DecoderConfig
@@ -219,11 +220,11 @@ def test_vocabularies_of_different_sizes_are_refused(tmp_path):
 
 
 def test_vocabularies_of_one_size_but_other_tokens_are_refused(tmp_path):
-    source = TableLogits(3, lambda text: [0.0] * 3)
+    expert, amateur = (TableLogits(3, lambda text: [0.0] * 3) for _ in range(2))
     both = words(tmp_path / "e", "a", "b", "c"), words(tmp_path / "a", "a", "x", "c")
     with pytest.raises(ValueError, match="token 1 is 'b' to the expert and 'x' to the amateur"):
-        ContrastiveLogits(source, source, tokenizers=both)
-    ContrastiveLogits(source, source, tokenizers=(both[0], both[0]))
+        ContrastiveLogits(expert, amateur, tokenizers=both)
+    ContrastiveLogits(expert, amateur, tokenizers=(both[0], both[0]))
 
 
 @pytest.mark.parametrize(
@@ -252,3 +253,29 @@ def test_strengths_out_of_range_are_named(change, message):
         with pytest.raises(ValueError) as caught:
             call()
         assert str(caught.value) == message
+
+
+def test_one_source_for_both_is_refused_but_one_model_is_not():
+    model = tiny(0)
+    source = CachedLogits(model)
+    with pytest.raises(ValueError) as caught:
+        ContrastiveLogits(source, source)
+    assert str(caught.value) == (
+        "expert and amateur must be two sources, got one CachedLogits for both; "
+        "make a source for each, or pass models"
+    )
+    ContrastiveLogits(source, CachedLogits(model))
+    both = ContrastiveLogits(model, model, alpha=1.0)
+    ours = generate(both, PROMPTS, max_new_tokens=5)
+    assert [g.tokens for g in ours] == [g.tokens for g in generate(model, PROMPTS, max_new_tokens=5)]
+
+
+def test_an_amateur_that_rules_a_plausible_token_out_is_named_as_a_cause():
+    expert = TableLogits(2, lambda text: torch.tensor([0.0, 0.0]))
+    amateur = TableLogits(2, lambda text: torch.tensor([0.0, -math.inf]))
+    message = (
+        "the logits hold inf; check the model's weights and number format, or, in contrastive decoding, "
+        "whether the amateur rules out a token that the expert keeps"
+    )
+    with pytest.raises(NonFiniteLogitsError, match=message):
+        generate(ContrastiveLogits(expert, amateur), [[0]], max_new_tokens=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from itertools import pairwise
 
@@ -118,8 +119,8 @@ def test_an_end_token_ends_a_text_as_in_transformers(models):
 
 
 def test_the_cache_changes_nothing(model):
-    params = SamplingParams(temperature=0.8, top_p=0.9, presence=0.5)
-    settings = dict(max_new_tokens=20, processors=params.processors())
+    params = SamplingParams(temperature=0.8, top_p=0.9, presence_penalty=0.5)
+    settings = dict(max_new_tokens=20, params=params)
     cached = generate(CachedLogits(model), PROMPTS, generator=seeded(1), **settings)
     uncached = generate(UncachedLogits(model), PROMPTS, generator=seeded(1), **settings)
     assert [g.tokens for g in cached] == [g.tokens for g in uncached]
@@ -349,7 +350,8 @@ def test_non_finite_logits_fail_their_row_alone(value, sampled):
     assert generations[1].finish_reason == "error"
     assert isinstance(generations[1].error, NonFiniteLogitsError)
     assert str(generations[1].error) == (
-        f"row 1, step 2: the logits hold {value}; check the model's weights and number format"
+        f"row 1, step 2: the logits hold {value}; check the model's weights and number format, or, in "
+        "contrastive decoding, whether the amateur rules out a token that the expert keeps"
     )
 
 
@@ -430,7 +432,61 @@ def test_steps_keep_their_values_while_the_stream_goes_on(model):
     assert torch.equal(first.raw_logits, logits) and torch.equal(first.tokens, tokens)
 
 
+# ---- params
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_params_are_their_processors_and_their_choice(model, temperature):
+    params = SamplingParams(temperature=temperature, top_p=0.9, repetition_penalty=1.5)
+    ours = generate(model, PROMPTS, max_new_tokens=12, params=params, generator=seeded(1))
+    generator = None if params.greedy else seeded(1)
+    settings = dict(processors=params.processors(), generator=generator)
+    assert ours == generate(model, PROMPTS, max_new_tokens=12, **settings)
+    assert ours != generate(model, PROMPTS, max_new_tokens=12, generator=generator)
+
+
+def test_greedy_params_need_no_generator_and_leave_one_where_it_is(model):
+    generator = seeded(5)
+    before = generator.get_state()
+    greedy = SamplingParams(temperature=0.0)
+    ours = generate(model, PROMPTS, max_new_tokens=6, params=greedy, generator=generator)
+    assert ours == generate(model, PROMPTS, max_new_tokens=6, params=greedy)
+    assert ours == generate(model, PROMPTS, max_new_tokens=6)
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_the_processors_of_params_run_after_those_given():
+    source = TableSource(torch.tensor([[3.0, 2.0, 1.0]] * 3))
+    params = SamplingParams(top_k=1)
+
+    def flip(logits, history):
+        return -logits
+
+    (generation,) = generate(
+        source, [[0]], max_new_tokens=1, processors=[flip], params=params, generator=seeded(0)
+    )
+    assert generation.tokens == [2]
+
+
+def test_params_that_sample_need_a_generator(model):
+    message = (
+        "generator must be given where params sample, got None; "
+        "pass torch.Generator().manual_seed(0), or temperature=0"
+    )
+    with pytest.raises(ValueError) as caught:
+        stream(model, PROMPTS, params=SamplingParams())
+    assert str(caught.value) == message
+
+
 # ---- arguments
+
+
+@pytest.mark.parametrize("generator", [0, "0", [0], [seeded(0), None], True], ids=lambda g: type(g).__name__)
+@pytest.mark.parametrize("params", [None, SamplingParams()], ids=["no params", "params"])
+def test_what_is_no_generator_is_refused_at_the_call(generator, params):
+    unchecked = inspect.unwrap(stream)  # as it is outside of tests, where types are not enforced
+    with pytest.raises(TypeError, match=r"^generator must be a torch\.Generator or a list of them, got"):
+        unchecked(TableSource(torch.zeros(9, 9)), [[1]], params=params, generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -440,6 +496,7 @@ def test_steps_keep_their_values_while_the_stream_goes_on(model):
         ([[1], [9]], {}, r"prompts\[1\] must hold token ids in \[0, 8\], got 9 at position 0"),
         ([[1] * 21], {}, r"prompts\[0\] must fit into the context of 20 tokens, got 21; keep only its last"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, got 0; ask for one"),
+        ([[1]], {"params": SamplingParams()}, "generator must be given where params sample, got None; pass"),
         ([[1]], {"stop": ["x"]}, "stop must be left out where there is no tokenizer; pass tokenizer= too"),
         pytest.param(
             [[1]],

@@ -109,13 +109,26 @@ def test_repetition_makes_negative_logits_smaller_too():
         (
             NoRepeatNGram,
             0,
-            "no_repeat_ngram must be an integer of at least 1, got 0; use 0 in SamplingParams",
+            "no_repeat_ngram_size must be an integer of at least 1, got 0; use 0 in SamplingParams",
         ),
-        (NoRepeatNGram, -2, "no_repeat_ngram must be an integer of at least 1, got -2"),
-        (PresencePenalty, math.nan, "presence must be finite, got nan; use 0.0 to disable it"),
-        (FrequencyPenalty, math.inf, "frequency must be finite, got inf; use 0.0 to disable it"),
-        (RepetitionPenalty, 0.0, "repetition must be positive and finite, got 0.0; use 1.0 to disable it"),
-        (RepetitionPenalty, math.nan, "repetition must be positive and finite, got nan"),
+        (NoRepeatNGram, -2, "no_repeat_ngram_size must be an integer of at least 1, got -2"),
+        (
+            PresencePenalty,
+            math.nan,
+            "presence_penalty must be a finite number, got nan; use 0.0 to disable it",
+        ),
+        (
+            FrequencyPenalty,
+            math.inf,
+            "frequency_penalty must be a finite number, got inf; use 0.0 to disable it",
+        ),
+        (
+            RepetitionPenalty,
+            0.0,
+            "repetition_penalty must be positive and finite, got 0.0; use 1.0 to disable it",
+        ),
+        (NoRepeatNGram, True, "no_repeat_ngram_size must be an integer of at least 1, got True"),
+        (RepetitionPenalty, math.nan, "repetition_penalty must be positive and finite, got nan"),
         (_check_scope, "prompt", "penalty_scope must be 'all' or 'generated', got 'prompt'; 'generated'"),
     ],
 )

@@ -105,3 +105,18 @@ def test_bad_temperature_is_refused_when_made(value):
     )
     with pytest.raises(ValueError, match=message):
         Temperature(value)
+
+
+@pytest.mark.parametrize(
+    "processor, found",
+    [
+        (lambda logits, history: logits[:, :2], r"torch.float32 of shape \(1, 2\)"),
+        (lambda logits, history: logits.long(), r"torch.int64 of shape \(1, 4\)"),
+        (lambda logits, history: None, "None"),
+    ],
+    ids=["cut off", "integers", "nothing"],
+)
+def test_a_processor_that_returns_something_else_is_named(processor, found):
+    history = History.from_prompts([[0]])
+    with pytest.raises(TypeError, match=rf"must return logits of shape \(1, 4\), got {found}"):
+        apply([processor], torch.zeros(1, 4), history)

@@ -182,6 +182,33 @@ def test_generators_must_be_one_a_row():
         sample(torch.zeros(3, 5), [seeded(0), seeded(1)])
 
 
+class OnMps(torch.Tensor):
+    """Logits that claim to lie on Apple's GPU, which has no float64."""
+
+    device = torch.device("mps")
+
+    def double(self):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_without_float64_the_cpu_draws_the_same_tokens_and_sends_them_back(monkeypatch):
+    logits, sent, to = torch.randn(50, 30, generator=seeded(1)), [], torch.Tensor.to
+
+    def record(tensor, target, *rest):
+        if target != torch.device("mps"):
+            return to(tensor, target, *rest)
+        sent.append(tensor.dtype)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", record)
+    tokens = sample(logits.as_subclass(OnMps), seeded(2))
+    assert sent == [torch.int64]
+    assert torch.equal(tokens, sample(logits, seeded(2)))
+
+
 def test_greedy_takes_the_lowest_id_of_a_tie():
     logits = torch.zeros(1, 5000)
     logits[0, [17, 40, 4000]] = 1.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmcourse.decoding import CachedLogits, UncachedLogits, as_source
-from llmcourse.decoding.source import check_prompts
+from llmcourse.decoding.source import check_prompts, check_request
 from llmcourse.model import Decoder, DecoderConfig
 from tests.decoding.fakes import TableSource
 
@@ -102,6 +102,7 @@ def test_anything_else_is_no_source():
             TypeError,
             r"prompts\[0\] must be a list of token ids, got 1; .* pass one prompt as \[prompt\]",
         ),
+        (5, TypeError, r"prompts must be a list of prompts, got 5; pass one prompt as \[prompt\]"),
         ([[1.5]], TypeError, r"prompts\[0\] must be a list of token ids, got \[1.5\]"),
     ],
     ids=str,
@@ -109,3 +110,29 @@ def test_anything_else_is_no_source():
 def test_bad_prompts_are_refused(prompts, error, message):
     with pytest.raises(error, match=message):
         check_prompts(prompts, TableSource(torch.zeros(5, 5), max_length=8))
+
+
+def test_end_tokens_are_those_given_or_the_sources_own():
+    source = TableSource(torch.zeros(5, 5), eos_token_ids=(3, 4))
+    assert check_request(source, [[1]], 1, None) == {3, 4}
+    assert check_request(source, [[1]], 1, [0, 0]) == {0}
+    assert check_request(source, [[1]], 1, ()) == frozenset()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, "8", None, True], ids=repr)
+def test_max_new_tokens_is_an_integer_of_at_least_1(value):
+    message = f"max_new_tokens must be an integer of at least 1, got {value!r}; ask for one token or more"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_request(TableSource(torch.zeros(5, 5)), [[1]], value, None)
+
+
+@pytest.mark.parametrize("token", [5, -1, 1.0, "a", None, True], ids=repr)
+def test_end_tokens_are_in_the_vocabulary(token):
+    message = rf"eos_token_ids must be in \[0, 4\], got {token!r}; take them from the model's own tokenizer"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_request(TableSource(torch.zeros(5, 5)), [[1]], 1, [0, token])
+
+
+def test_one_end_token_comes_in_a_list():
+    with pytest.raises(TypeError, match=r"eos_token_ids must be a list of token ids, got 0; pass one as \[t"):
+        check_request(TableSource(torch.zeros(5, 5)), [[1]], 1, 0)

@@ -191,9 +191,10 @@ def test_one_disables(processor):
         (TopP, math.nan, r"top_p must be in \(0, 1\], got nan"),
         (MinP, 0.0, r"min_p must be in \(0, 1\], got 0.0; use 0.0 in SamplingParams to disable it"),
         (MinP, 1.5, r"min_p must be in \(0, 1\], got 1.5"),
-        (Typical, -0.1, r"typical must be in \(0, 1\], got -0.1; use 1.0 to disable it"),
-        (Epsilon, 1.0, r"epsilon must be in \(0, 1\), got 1.0"),
-        (Eta, math.inf, r"eta must be in \(0, 1\), got inf; use 0.0 in SamplingParams to disable it"),
+        (Typical, -0.1, r"typical_p must be in \(0, 1\], got -0.1; use 1.0 to disable it"),
+        (Epsilon, 1.0, r"epsilon must be in \(0, 1\), got 1.0; choose one from 3e-4 to 9e-4 \(Hewitt et al"),
+        (Eta, 1.0, r"use 0.0 in SamplingParams to disable it, or 3e-4 to 4e-3 \(Hewitt et al. 2022\)"),
+        (Eta, math.inf, r"eta_cutoff must be in \(0, 1\), got inf; use 0.0 in SamplingParams to disable it"),
     ],
 )
 def test_bad_values_are_refused_when_made(make, value, message):

@@ -137,11 +137,15 @@ class SamplingExplorer(v.View):
             "top_k": v.int_slider("top-k (tokens)", p.top_k, 0, 200, "the k likeliest; 0 is off"),
             "top_p": real("top-p (mass)", p.top_p, 0.01, 1.0, 0.01, "the likeliest that reach p; 1 is off"),
             "min_p": real("min-p (of top)", p.min_p, 0.0, 1.0, 0.01, "at least this share; 0 is off"),
-            "presence": real(
-                "presence (logits)", p.presence, -2.0, 2.0, 0.1, "once for tokens seen; 0 is off"
+            "presence_penalty": real(
+                "presence (logits)", p.presence_penalty, -2.0, 2.0, 0.1, "once for tokens seen; 0 is off"
             ),
-            "frequency": real("frequency (logits)", p.frequency, -2.0, 2.0, 0.1, "each time seen; 0 is off"),
-            "repetition": real("repetition (×)", p.repetition, 1.0, 2.0, 0.05, "for tokens seen; 1 is off"),
+            "frequency_penalty": real(
+                "frequency (logits)", p.frequency_penalty, -2.0, 2.0, 0.1, "each time seen; 0 is off"
+            ),
+            "repetition_penalty": real(
+                "repetition (×)", p.repetition_penalty, 1.0, 2.0, 0.05, "for tokens seen; 1 is off"
+            ),
         }
         for control in (*self.sliders.values(), self.seed):
             control.observe(lambda _: self.refresh(), "value")

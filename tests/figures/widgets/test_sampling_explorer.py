@@ -65,7 +65,7 @@ def test_the_top_p_slider_keeps_just_enough(explorer):
     assert data.cumulative[data.num_kept - 2] < 0.02 <= data.mass_kept
 
 
-@pytest.mark.parametrize("name", ["presence", "frequency", "repetition"])
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
 def test_each_penalty_slider_lowers_what_was_said(models, name):
     explorer = SamplingExplorer(models, "aaaa")
     said = models["base"][1].encode("a")[0]
@@ -94,13 +94,13 @@ def test_sliders_never_run_the_model(explorer):
 @pytest.mark.parametrize("seed", [0, 3])
 def test_stepping_writes_what_generate_writes(models, seed):
     model, tokenizer = models["base"]
-    params = SamplingParams(temperature=0.9, top_p=0.95, frequency=2.0, presence=2.0)
+    params = SamplingParams(temperature=0.9, top_p=0.95, frequency_penalty=2.0, presence_penalty=2.0)
     params = replace(params, penalty_scope="generated")
     explorer = SamplingExplorer(models, PROMPT, params=params, seed=seed)
     for _ in range(12):
         explorer.step.click()
     generator = torch.Generator().manual_seed(seed)
-    options = {"processors": params.processors(), "generator": generator, "max_new_tokens": 12}
+    options = {"params": params, "generator": generator, "max_new_tokens": 12}
     (expected,) = generate(model, [tokenizer.encode(PROMPT)], tokenizer=tokenizer, **options)
     assert [c.token for c in explorer.chosen] == expected.tokens
 
@@ -239,8 +239,8 @@ def test_no_warning_while_a_text_is_written(models):
 
 
 def test_settings_without_a_slider_stay_as_given(models):
-    explorer = SamplingExplorer(models, PROMPT, params=SamplingParams(no_repeat_ngram=3, top_k=7))
-    assert explorer.params == SamplingParams(no_repeat_ngram=3, top_k=7)
+    explorer = SamplingExplorer(models, PROMPT, params=SamplingParams(no_repeat_ngram_size=3, top_k=7))
+    assert explorer.params == SamplingParams(no_repeat_ngram_size=3, top_k=7)
 
 
 def test_every_control_has_a_name(explorer):
