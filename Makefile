@@ -24,7 +24,8 @@ lab: environment
 
 test: test-environment check
 	@$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
-	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks tests
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg \
+	    notebooks tests
 
 check: test-environment
 	@$(VENV_PYTHON) -m ruff check .

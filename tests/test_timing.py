@@ -24,22 +24,37 @@ def test_impossible_times_are_refused(times_s):
         Timing(times_s)
 
 
-def test_warm_up_runs_are_not_counted():
-    calls = []
+class Clock:
+    """A clock that only the timed function moves: no load on the machine can change the outcome."""
+
+    def __init__(self, monkeypatch):
+        self.now_s = 0.0
+        monkeypatch.setattr("llmcourse.timing.time.perf_counter", lambda: self.now_s)
+
+    def wait(self, seconds):
+        self.now_s += seconds
+
+
+def test_warm_up_runs_are_not_counted(monkeypatch):
+    clock, calls = Clock(monkeypatch), []
 
     def slow_at_first():
         calls.append(len(calls))
-        time.sleep(0.05 if len(calls) <= 2 else 0)
+        clock.wait(5.0 if len(calls) <= 2 else 0.5)
 
-    timing = measure(slow_at_first, warmup=2, repeats=5)
-    assert len(calls) == 7 and len(timing.times_s) == 5
-    assert max(timing.times_s) < 0.05
+    assert measure(slow_at_first, warmup=2, repeats=5).times_s == (0.5,) * 5
+    assert len(calls) == 7
 
 
-def test_a_sleep_is_timed_right():
-    timing = measure(lambda: time.sleep(0.02), warmup=0, repeats=3)
-    assert 0.02 <= timing.median_s < 0.04
-    assert str(timing).endswith("(median of 3)") and str(timing).startswith("2")
+def test_what_the_clock_says_is_what_is_told(monkeypatch):
+    clock = Clock(monkeypatch)
+    timing = measure(lambda: clock.wait(0.25), warmup=0, repeats=3)
+    assert timing.median_s == 0.25
+    assert str(timing) == "250 ms ± 0% (median of 3)"
+
+
+def test_the_real_clock_is_used():
+    assert measure(lambda: time.sleep(0.02), warmup=0, repeats=1).median_s >= 0.02
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"warmup": -1}, "warmup"), ({"repeats": 0}, "repeats")])

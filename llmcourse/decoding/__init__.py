@@ -13,7 +13,14 @@ metrics                 repetition and diversity of what came out
 form                    whether code parses and verse is regular
 """
 
-from llmcourse.decoding.beam import BeamNode, BeamSearch, Hypothesis, beam_search
+from llmcourse.decoding.beam import (
+    BeamNode,
+    BeamSearch,
+    Hypothesis,
+    beam_search,
+    beam_searches,
+    stream_beams,
+)
 from llmcourse.decoding.contrastive import ContrastiveLogits, contrastive_logits
 from llmcourse.decoding.errors import DecodingError, EverythingMaskedError, NonFiniteLogitsError
 from llmcourse.decoding.history import History, Scope
@@ -58,6 +65,7 @@ __all__ = [
     "apply",
     "as_source",
     "beam_search",
+    "beam_searches",
     "contrastive_logits",
     "distinct_n",
     "entropy",
@@ -66,4 +74,5 @@ __all__ = [
     "repetition_rate",
     "sample",
     "stream",
+    "stream_beams",
 ]

@@ -11,7 +11,7 @@ scores: see `_Search`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -73,9 +73,29 @@ class BeamSearch:
         return _path(self.nodes, node)
 
 
-def beam_search(
+def beam_search(source: Decoder | LogitsSource, prompt: Sequence[int], **settings) -> BeamSearch:
+    """The likeliest continuations of one prompt; the settings and errors are those of `stream_beams`."""
+    return beam_searches(source, [prompt], **settings)[0]
+
+
+def beam_searches(
+    source: Decoder | LogitsSource, prompts: Sequence[Sequence[int]], **settings
+) -> list[BeamSearch]:
+    """The same for a batch of prompts, all beams of all prompts in one forward pass a step."""
+    steps = stream_beams(source, prompts, **settings)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        return end.value
+
+
+BeamStream = Generator[list[list[BeamNode]], None, list[BeamSearch]]
+
+
+def stream_beams(
     source: Decoder | LogitsSource,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     *,
     num_beams: int,
     max_new_tokens: int,
@@ -83,12 +103,15 @@ def beam_search(
     num_return: int = 1,
     processors: Sequence[Processor] = (),
     eos_token_ids: Sequence[int] | None = None,
-) -> BeamSearch:
-    """The likeliest continuations that a beam of the given width finds.
+) -> BeamStream:
+    """Searches a batch, yielding each step's candidates for every prompt, an empty list once it is done.
+
+    Its return value is what `beam_searches` returns. Arguments are checked at the call.
 
     Args:
         source: where logits come from; a decoder is read through its cache.
-        max_new_tokens: at most; clamped to the room that the prompt leaves in the context.
+        prompts: token ids, one list a prompt, of any lengths.
+        max_new_tokens: at most; clamped to the room that each prompt leaves in the context.
         length_penalty: 0 compares log-probabilities and so favours short texts, 1 their mean,
             more favours long ones.
         num_return: how many hypotheses to return; fewer come back where fewer exist.
@@ -98,24 +121,50 @@ def beam_search(
     Raises:
         TypeError: a prompt that is no list of token ids.
         ValueError: an argument out of range.
-        NonFiniteLogitsError: NaN or +inf from the source or a processor; names step and beam.
+        NonFiniteLogitsError: NaN or +inf from the source or a processor; names step and beam. It
+            ends the whole batch, as does the next one.
         EverythingMaskedError: no continuation is left and no hypothesis has ended.
     """
     source = as_source(source)
-    eos = check_request(source, [prompt], max_new_tokens, eos_token_ids)
-    steps = _steps(source, prompt, max_new_tokens)
-    _check_search(source, steps, num_beams, num_return, length_penalty)
-    search = _Search(num_beams, steps, length_penalty, eos)
-    history = History.from_prompts([prompt], room=steps, device=source.device)
-    logits = source.start([list(prompt)], len(prompt) + steps)
-    while beams := search.grow(_log_probs(logits, processors, history, search.step)):
+    eos = check_request(source, prompts, max_new_tokens, eos_token_ids)
+    searches = []
+    for prompt in prompts:
+        steps = _steps(source, prompt, max_new_tokens)
+        _check_search(source, steps, num_beams, num_return, length_penalty)
+        searches.append(_Search(num_beams, steps, length_penalty, eos))
+    return _run(source, [list(prompt) for prompt in prompts], searches, processors, num_return)
+
+
+def _run(
+    source: LogitsSource,
+    prompts: list[list[int]],
+    searches: list[_Search],
+    processors: Sequence[Processor],
+    num_return: int,
+) -> BeamStream:
+    room = max(search.steps for search in searches)
+    history = History.from_prompts(prompts, room=room, device=source.device)
+    logits = source.start(prompts, max(map(len, prompts)) + room)
+    for step in range(room):
+        log_probs = _log_probs(logits, processors, history, step)
+        known = [len(search.tree) for search in searches]
+        beams, first = [], 0  # each search owns the next `num_rows` rows of the batch
+        for search in searches:
+            own = log_probs[first : first + search.num_rows]
+            first += search.num_rows
+            beams += [
+                (first - len(own) + row, token) for row, token in (search.grow(own) if len(own) else ())
+            ]
+        yield [search.tree[before:] for search, before in zip(searches, known, strict=True)]
+        if not beams:
+            break
         rows = torch.tensor([row for row, _ in beams], device=source.device)
         tokens = torch.tensor([token for _, token in beams], device=source.device)
-        source.reorder(rows)  # the caches follow the beams: one row may become several
+        source.reorder(rows)  # the caches follow the beams: one row may become several, or none
         history = history.select(rows)
         history.append(tokens)
         logits = source.step(tokens)
-    return BeamSearch([search.hypothesis(node) for node in search.ended[:num_return]], search.tree)
+    return [BeamSearch([s.hypothesis(node) for node in s.ended[:num_return]], s.tree) for s in searches]
 
 
 class _Search:
@@ -136,6 +185,7 @@ class _Search:
         self.beams: list[BeamNode] = []  # row i of the caches holds beam i
         self.ended: list[BeamNode] = []  # best score first
         self.step = 0
+        self.num_rows = 1  # of the batch: the prompt alone at first, 0 when the search is over
 
     def grow(self, log_probs: Float[Tensor, "n V"]) -> list[tuple[int, int]]:
         """Takes every beam's next-token log-probabilities; returns (row, token) of the new beams."""
@@ -152,9 +202,10 @@ class _Search:
         self.step += 1
         if not self.beams and not self.ended:
             raise EverythingMaskedError(f"step {self.step - 1}: every continuation of every beam is masked")
-        if not self._can_improve():
-            return []
-        return [(row, node.token) for row, node in zip(rows.tolist(), nodes, strict=True) if node.kept]
+        going_on = [(row, node.token) for row, node in zip(rows.tolist(), nodes, strict=True) if node.kept]
+        going_on = going_on if self._can_improve() else []
+        self.num_rows = len(going_on)
+        return going_on
 
     def _judge(self, rows, tokens, token_log_probs, totals) -> list[BeamNode]:
         """Candidates, best first, as nodes: which go on, which end, which are cut."""

@@ -77,7 +77,7 @@ def web_font(characters: frozenset[str]) -> str:
     if not characters:
         return ""
     options = subset.Options(hinting=False, layout_features=[], name_IDs=[])
-    font, file = TTFont(HAN_FONT, lazy=True), BytesIO()
+    font, file = TTFont(HAN_FONT, lazy=True, recalcTimestamp=False), BytesIO()
     subsetter = subset.Subsetter(options)
     subsetter.populate(text="".join(characters))
     subsetter.subset(font)

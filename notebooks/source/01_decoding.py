@@ -152,9 +152,9 @@ distribution.plot_next_token(pot_of, "I am sleepy. I start a pot of …")
 # ## 1.3 Greedy search, and how it fails
 #
 # The most probable token at each step is not the most probable text: one good choice can lead into a
-# dead end. Worse, what has just been written becomes likely to be written again, and the longer a loop
-# runs, the surer the model gets of it: compare the first forty tokens with the last forty. In the strips the
-# shade of a token shows its probability.
+# dead end. Worse, what has just been written becomes likely to be written again. A loop that has closed
+# confirms itself: compare how sure the model is of its first forty tokens and of its last forty, above all in
+# code. (The prose below never quite closes its loop.) In the strips the shade of a token shows its probability.
 
 # %% tags=["nbval-check-output"]
 OPENINGS = {"prose": prompts.PROSE[5], "verse": prompts.VERSE[7], "code": prompts.CODE[2]}
@@ -471,7 +471,7 @@ for domain, texts in DOMAINS.items():
 # %% [markdown]
 # In prose it halves the repetition, since looping is what the amateur does best; in code it repeats far less,
 # though no more of it is valid. In verse it does harm:
-# both models know that a comma comes after five characters, the difference cancels what they agree on, and
+# both models know that a comma comes after five or seven characters, the difference cancels what they agree on, and
 # the measure goes. That is the price of the idea: *whatever* is easy is punished, also where the easy token
 # is the right one.
 #

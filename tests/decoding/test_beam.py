@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmcourse.decoding.beam import beam_search, best_candidates
+from llmcourse.decoding.beam import beam_search, beam_searches, best_candidates, stream_beams
 from llmcourse.decoding.errors import EverythingMaskedError, NonFiniteLogitsError
 from llmcourse.decoding.penalties import NoRepeatNGram, RepetitionPenalty
 from llmcourse.decoding.source import CachedLogits, UncachedLogits
@@ -395,7 +395,40 @@ def test_half_precision_logits_are_summed_in_fp32():
 )
 def test_bad_arguments_are_named(change, message):
     arguments = {"prompt": [2], "num_beams": 2, "max_new_tokens": 3} | change
-    unchecked = inspect.unwrap(beam_search)  # as it is outside of tests, where types are not enforced
+    unchecked = inspect.unwrap(stream_beams)  # as it is outside of tests, where types are not enforced
     with pytest.raises(ValueError) as caught:
-        unchecked(picture(), **arguments)
+        unchecked(picture(), [arguments.pop("prompt")], **arguments)
     assert message in str(caught.value)
+
+
+RAGGED = [[2], [3, 1, 4, 1, 5], [2, 7], [6, 6, 6]]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("source", [CachedLogits, UncachedLogits])
+def test_a_batch_gives_what_each_prompt_gives_alone(seed, source):
+    """Prompts of unequal length, and searches that end at different steps."""
+    model = tiny(8, seed).double()
+    settings = {"num_beams": 3, "max_new_tokens": 9, "num_return": 3, "length_penalty": 0.5}
+    together = beam_searches(source(model), RAGGED, **settings)
+    for prompt, found in zip(RAGGED, together, strict=True):
+        alone = beam_search(model, prompt, **settings)
+        assert [h.tokens for h in found.hypotheses] == [h.tokens for h in alone.hypotheses]
+        assert [h.score for h in found.hypotheses] == pytest.approx([h.score for h in alone.hypotheses])
+        assert [(n.token, n.kept, n.parent) for n in found.nodes] == [
+            (n.token, n.kept, n.parent) for n in alone.nodes
+        ]
+
+
+def test_a_stream_yields_the_tree_step_by_step():
+    model, settings = tiny(8, 0), {"num_beams": 2, "max_new_tokens": 20, "length_penalty": 0.0}
+    steps = list(stream_beams(model, RAGGED, **settings))
+    for number, search in enumerate(beam_searches(model, RAGGED, **settings)):
+        assert [node for step in steps for node in step[number]] == search.nodes
+        assert all(node.step == index for index, step in enumerate(steps) for node in step[number])
+    assert any(not step[number] for step in steps for number in range(len(RAGGED))), "none ended early"
+
+
+def test_a_stream_checks_its_arguments_at_the_call():
+    with pytest.raises(ValueError, match="num_beams must be"):
+        stream_beams(tiny(8, 0), [[2], [3]], num_beams=0, max_new_tokens=3)
