@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "llmcourse"
 
 # From top to bottom; parts on one line never import each other.
 LAYERS = (
-    ("attention",),
     ("timing",),
     ("hardware",),
     ("costs",),
     ("roofline",),
+    ("attention",),
     ("kernels",),
     ("kv_cache",),
     ("model",),
