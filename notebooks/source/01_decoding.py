@@ -495,7 +495,7 @@ for domain, texts in DOMAINS.items():
 # start the next small operation. Closing that gap is the subject of chapter 2. Recorded runs of the same
 # measurement, with the device each was made on:
 
-# %% tags=["nbval-check-output"]
+# %%
 for row in recorded.recorded("decode_base_gpu") + recorded.recorded("decode_base_cpu"):
     print(f"{row['device']} (recorded {row['date']}): {row['value']:.0f} tokens/s, limit {row['limit']:.0f},")
     print(f"    {row['ratio_limit']:.1%} of it; {row['ratio_peer']:.2f} × {row['peer']} in the same process")
