@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import NoReturn
+
+from llmcourse.arguments import Parser
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended
@@ -29,13 +30,6 @@ SAMPLING = {
     "frequency_penalty": (float, "penalty, in logits, for each time that a token has occurred"),
     "repetition_penalty": (float, "factor by which tokens that have occurred are made less likely"),
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> Parser:

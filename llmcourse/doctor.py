@@ -148,21 +148,21 @@ def models() -> list[Finding]:
 
 def _model(name: str) -> Finding:
     """Read from the configuration and the headers of the weights; the weights themselves stay on disk."""
-    from safetensors import SafetensorError, safe_open
-
-    from llmcourse.pretrained import CheckpointError, find_checkpoint, read_config, weight_files
+    from llmcourse.pretrained import (
+        CheckpointError,
+        find_checkpoint,
+        read_config,
+        stored_shapes,
+        weight_files,
+    )
 
     try:
         folder = find_checkpoint(name)
-        config, files = read_config(folder), weight_files(folder)
-        shapes = {}
-        for file in files:
-            with safe_open(file, framework="pt") as handle:
-                shapes |= {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118
-    except (CheckpointError, SafetensorError, OSError) as error:
+        config, shapes = read_config(folder), stored_shapes(folder)
+    except (CheckpointError, OSError) as error:
         return Finding("models", name, f"damaged: {error}", "missing", RETRAIN)
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    num_bytes = sum(file.stat().st_size for file in files)
+    num_bytes = sum(file.stat().st_size for file in weight_files(folder))
     value = f"{parameters / 1e6:.1f} M parameters, {num_bytes / 2**20:.1f} MiB, "
     return Finding("models", name, f"{value}context {config.max_position_embeddings} tokens")
 

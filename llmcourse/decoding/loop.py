@@ -177,9 +177,9 @@ def _run(
         raw = widen(raw)
         logits = apply(processors, raw, history)
         _fail_broken_rows(rows, raw, logits, index)
-        active = torch.tensor([row.active for row in rows], device=logits.device)
-        if not active.any():
+        if not any(row.active for row in rows):
             break
+        active = torch.tensor([row.active for row in rows], device=logits.device)
         tokens = greedy(logits) if generator is None else sample(logits, generator)
         tokens = tokens.masked_fill(~active, 0)  # where a row has ended, its choice means nothing
         history.append(tokens, active)
@@ -197,7 +197,8 @@ def _fail_broken_rows(rows: list[Row], raw: Tensor, logits: Tensor, index: int) 
         "rules out a token that the expert keeps"
     )
     overflow = " after the processors; a temperature near 0 overflows, use 0 for greedy search"
-    for values, remedy in ((raw, weights), (logits, overflow)):
+    checks = [(raw, weights)] if logits is raw else [(raw, weights), (logits, overflow)]
+    for values, remedy in checks:
         for number, peak in enumerate(values.amax(-1).tolist()):  # NaN if the row holds one
             where = f"row {number}, step {index}"
             if not rows[number].active or -math.inf < peak < math.inf:

@@ -16,22 +16,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
+from llmcourse.arguments import Parser
 from llmcourse.hardware import default_device, this_machine
 from llmcourse.training.family import Corpus, train_family
 from llmcourse.training.recipes import FAMILY, Recipe
 from llmcourse.training.text import Source
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 def parse_path(value: str) -> tuple[str, str]:
