@@ -27,7 +27,7 @@ from llmcourse.training.evaluate import HeldOut, evaluate
 from llmcourse.training.export import DomainReport, RunReport, check_replaceable, export
 from llmcourse.training.pretrain import pretrain
 from llmcourse.training.recipes import Recipe
-from llmcourse.training.text import Source, split
+from llmcourse.training.text import Source, shorten, split
 from llmcourse.training.tokenizer import END_OF_TEXT, load_tokenizer, sample_documents, train_tokenizer
 from llmcourse.training.tokens import Domain, encode_documents
 
@@ -127,14 +127,15 @@ def _write(path: Path, text: str) -> None:
     os.replace(new, path)
 
 
-def _sides(source: Source, held_out: float) -> tuple[list[str], list[str]]:
+def _sides(source: Source, share: float) -> tuple[list[str], list[str]]:
     """A source's training and validation documents."""
     print(f"reading {source.name}", flush=True)
     documents = source.documents()
     try:
-        return split(documents, held_out)
+        train, held_out = split(documents, share)
     except ValueError as error:
         raise ValueError(f"the domain {source.name!r}: {error}") from error
+    return shorten(train) if source.kind == "text" else train, held_out
 
 
 def _tokenizer(corpus: Corpus, sides: dict, path: Path) -> Tokenizer:
@@ -181,7 +182,8 @@ def train_family(
         dist.barrier()
     counts = prepare(corpus, work)
     arrays = {s.name: np.load(work / f"{s.name}-train.npy").astype(np.int32) for s in corpus.sources}
-    domains = [Domain(name, torch.from_numpy(array).to(device)) for name, array in arrays.items()]
+    separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
+    domains = [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
     for recipe in recipes:
         begun = time.monotonic()
         model = pretrain(

@@ -1,7 +1,8 @@
 """Documents to token arrays, and arrays to batches in an order that a step number determines.
 
 Every epoch cuts a domain's tokens into windows at a new random offset and visits each window
-once, in a new order. Which window comes at which step depends on the seed alone, so a resumed
+once, in a new order; every fourth is moved on to where a document begins, as a prompt does.
+Which window comes at which step depends on the seed alone, so a resumed
 run, or one on several GPUs, sees the same text as an uninterrupted one.
 """
 
@@ -16,6 +17,8 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
+
+ALIGN_EVERY = 4  # windows: one of so many begins with a document, which prompts always do
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[str], separator: int, name: str) -> np.ndarray:
@@ -36,10 +39,13 @@ class Domain:
     Args:
         name: as in the model card.
         tokens: `(N,)`, int32.
+        separator: the token after every document, the first one of a window that is aligned;
+            None aligns no window.
     """
 
     name: str
     tokens: Int[Tensor, " N"]
+    separator: int | None = None
     _epoch_starts: tuple = field(default=(None, None), repr=False)
 
     def windows(self, first: int, count: int, length: int, seed: int) -> Int[Tensor, "count length"]:
@@ -70,8 +76,16 @@ class Domain:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             offset = torch.randint(length, (), generator=generator)
             starts = torch.randperm(per_epoch, generator=generator) * length + offset
+            if self.separator is not None:
+                starts[::ALIGN_EVERY] = self._next_border(starts[::ALIGN_EVERY].contiguous(), length)
             self._epoch_starts = (key, starts.to(self.tokens.device))
         return self._epoch_starts[1]
+
+    def _next_border(self, starts: Tensor, length: int) -> Tensor:
+        """Each start moved on to the next separator with room for a window; past the last, to the first."""
+        borders = (self.tokens == self.separator).nonzero().flatten().cpu()
+        borders = borders[borders <= len(self.tokens) - length]
+        return borders[torch.searchsorted(borders, starts) % len(borders)] if len(borders) else starts
 
 
 def shares(weights: Sequence[float], batch_size: int) -> list[int]:

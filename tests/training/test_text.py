@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcourse.training.text import MAX_SOURCE_CHARS, PASSAGE_CHARS, Source, gather_passages, split
+from llmcourse.training.text import (
+    MAX_SOURCE_CHARS,
+    PASSAGE_CHARS,
+    Source,
+    gather_passages,
+    shorten,
+    split,
+)
 
 DOCUMENTS = [f"document {number}" for number in range(2000)]
 LINE = "value = other(value)  # a line of Python\n"
@@ -67,6 +74,16 @@ def test_passages_keep_everything_and_are_as_short_as_allowed(paragraphs, size):
             assert sum(map(len, held)) < size, "it could have ended here"
             held.append(next(gathered))
         assert sum(map(len, held)) >= size or number == len(passages) - 1
+
+
+def test_short_passages_hold_the_same_paragraphs_in_another_order():
+    paragraphs = [f"{number} " + "x" * 98 for number in range(400)]
+    passages = list(gather_passages(paragraphs, 5_000))
+    short = shorten(passages, 1_000)
+    assert sorted(p for passage in short for p in passage.split("\n\n")) == sorted(paragraphs)
+    assert {len(passage.split("\n\n")) for passage in short} == {10}, "cut as soon as long enough"
+    assert short != list(gather_passages(paragraphs, 1_000)), "neighbours are told apart"
+    assert short == shorten(passages, 1_000), "and every start of a run sees the same order"
 
 
 class TestBlocks:

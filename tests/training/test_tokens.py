@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmcourse.training.tokenizer import add_start
-from llmcourse.training.tokens import Domain, batch, encode_documents, shares
+from llmcourse.training.tokens import ALIGN_EVERY, Domain, batch, encode_documents, shares
 from tests.tiny_tokenizer import tiny_tokenizer_json
 
 QUICK = settings(deadline=None, max_examples=60)
@@ -83,6 +83,31 @@ class TestWindows:
         ]
         assert len({tuple(order) for order in orders}) == 3
         assert all(order != sorted(order) for order in orders)
+
+    def test_every_fourth_window_begins_with_a_document(self):
+        tokens = torch.arange(1, 1001, dtype=torch.int32)
+        tokens[6::20] = 0  # a separator after every nineteen tokens
+        windows = Domain("short", tokens, separator=0).windows(0, 120, 8, 0)
+        plain = Domain("short", tokens).windows(0, 120, 8, 0)
+        aligned = (windows[:, 0] == 0).nonzero().flatten().tolist()
+        assert set(range(0, 120, ALIGN_EVERY)) <= set(aligned)
+        others = [row for row in range(120) if row % ALIGN_EVERY]
+        assert torch.equal(windows[others], plain[others])
+        cut_at = starts(counting(1000), 0, 120, 8)[::ALIGN_EVERY]
+        following = [start + (6 - start) % 20 for start in cut_at]  # 6, 26, … 986
+        expected = [border if border < 1000 else 6 for border in following]  # after the last the first
+        assert (windows[::ALIGN_EVERY, 1] - 2).tolist() == expected
+
+    def test_text_without_a_border_is_cut_anywhere(self):
+        plain = counting(100)
+        aligned = Domain("numbers", plain.tokens, separator=5000)
+        assert starts(aligned, 0, 11, 8) == starts(plain, 0, 11, 8)
+
+    def test_a_border_too_near_the_end_is_not_begun_with(self):
+        tokens = torch.arange(1, 101, dtype=torch.int32)
+        tokens[[40, 97]] = 0
+        windows = Domain("two", tokens, separator=0).windows(0, 11, 8, 0)  # one epoch
+        assert (windows[::ALIGN_EVERY, 1] == 42).all(), "the one that leaves room, from wherever"
 
     def test_too_few_tokens(self):
         assert counting(16).windows(0, 1, 8, 0).shape == (1, 8)
