@@ -8,20 +8,14 @@ peer is transformers' `generate` on the same weights, in the same process.
 
 from __future__ import annotations
 
-import datetime
-import json
-import re
-import subprocess
-from pathlib import Path
-
 import torch
+from record import record
 from transformers import AutoModelForCausalLM
 
 from llmcourse import hardware, pretrained, timing
 from llmcourse.decoding import generate
 
 NEW_TOKENS = 128
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -37,28 +31,18 @@ def main() -> None:
     weight_bytes = model.num_parameters * 4
     limit = hardware.copy_bandwidth(device) * 1e9 / weight_bytes
     speed, peer_speed = NEW_TOKENS / ours.median_s, NEW_TOKENS / peer.median_s
-    fingerprint = hardware.fingerprint(device)
-    row = {
-        "name": f"decode_base_{'cpu' if device.type == 'cpu' else 'gpu'}",
-        "value": round(speed, 1),
-        "unit": "tok/s",
-        "limit": round(limit, 1),
-        "limit_name": "copy bandwidth over the bytes of the fp32 weights",
-        "ratio_limit": round(speed / limit, 4),
-        "peer": "transformers generate",
-        "peer_value": round(peer_speed, 1),
-        "ratio_peer": round(speed / peer_speed, 3),
-        "spread": round(ours.spread, 3),
-        "device": fingerprint.pop("device"),
-        "versions": fingerprint,
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-        "threads": torch.get_num_threads(),
-    }
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", row["device"].lower()).strip("-") + ".jsonl")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row, indent=1))
+    record(
+        f"decode_base_{'cpu' if device.type == 'cpu' else 'gpu'}",
+        speed,
+        "tok/s",
+        limit=limit,
+        limit_name="copy bandwidth over the bytes of the fp32 weights",
+        peer="transformers generate",
+        peer_value=peer_speed,
+        spread=ours.spread,
+        device=device,
+        threads=torch.get_num_threads(),
+    )
 
 
 def time_transformers(prompt: list[int], device: torch.device) -> timing.Timing:
@@ -67,14 +51,6 @@ def time_transformers(prompt: list[int], device: torch.device) -> timing.Timing:
     ids = torch.tensor([prompt], device=device)
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
     return timing.measure(lambda: model.generate(ids, **length), device=device, repeats=7)
-
-
-def commit() -> str | None:
-    """The checkout's commit; None where there is none."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
 
 
 if __name__ == "__main__":
