@@ -1,0 +1,62 @@
+"""What one call of a student's function came to: a value, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FailureKind = Literal[
+    "raised",
+    "missing",
+    "time limit",
+    "memory limit",
+    "disk limit",
+    "output limit",
+    "reply too large",
+    "malformed reply",
+    "forged reply",
+    "process ended",
+]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """An argument that is a function of the judge's: each call of it is a question that the judge counts.
+
+    Args:
+        name: the key under which the case holds the function.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a call gave no value; `message` is one line, made of printable characters."""
+
+    kind: FailureKind
+    message: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}" if self.message else self.kind
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One call's outcome.
+
+    Args:
+        value: what the function returned, when `error` is None.
+        operations: names of the PyTorch operations that ran, as `aten.softmax.int` without overload:
+            `softmax`; what a student's process reports, so a hint rather than a proof.
+        mutated: names of arguments that were changed in place.
+        oracle_calls: how often each oracle was asked.
+        seconds: by the caller's clock.
+    """
+
+    value: Any = None
+    error: Failure | None = None
+    operations: tuple[str, ...] = ()
+    mutated: tuple[str, ...] = ()
+    oracle_calls: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
