@@ -1,0 +1,57 @@
+"""All exercises, by lab and by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from llmcourse.grading.exercise import Exercise
+from llmcourse.grading.exercises.decoding import (
+    beam_search,
+    contrastive,
+    find_the_bug,
+    greedy_loop,
+    no_repeat_ngram,
+    presence_frequency,
+    repetition_penalty,
+    softmax,
+    top_k,
+    top_p,
+)
+
+CLOSE = 0.5  # how alike a name has to be to be suggested
+
+
+LABS = {
+    "01_decoding": (
+        softmax.EXERCISE,
+        greedy_loop.EXERCISE,
+        top_k.EXERCISE,
+        top_p.EXERCISE,
+        repetition_penalty.EXERCISE,
+        presence_frequency.EXERCISE,
+        no_repeat_ngram.EXERCISE,
+        beam_search.EXERCISE,
+        contrastive.EXERCISE,
+        find_the_bug.EXERCISE,
+    ),
+}
+
+
+def labs() -> dict[str, tuple[Exercise, ...]]:
+    """The exercises of each lab, in the order in which it asks them."""
+    return dict(LABS)
+
+
+def find(name: str) -> Exercise:
+    """The exercise of this name.
+
+    Raises:
+        LookupError: there is none; names those that it resembles.
+    """
+    exercises = {exercise.name: exercise for lab in labs().values() for exercise in lab}
+    if name in exercises:
+        return exercises[name]
+    short = {full.split(".")[1]: full for full in exercises}
+    close = difflib.get_close_matches(name.lower(), [*exercises, *short], cutoff=CLOSE)
+    close = list(dict.fromkeys(short.get(match, match) for match in close)) or list(exercises)
+    raise LookupError(f"there is no exercise {name!r}; did you mean {' or '.join(close)}?")

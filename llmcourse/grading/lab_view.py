@@ -1,0 +1,83 @@
+"""What a lab shows besides its checks: answers at work on real text, and the points so far.
+
+Nothing here stops a notebook: an answer that is not written yet, or wrong, is said to be.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.printable import clean
+from llmcourse.grading.selfcheck import PUBLIC_SEEDS, examine_here
+
+NOTHING_YET = "Nothing to see yet"
+MARKS = {"pass": "✓ passed", "fail": "✗ failed", "not written": "○ not written"}
+
+
+@contextmanager
+def once_written(*functions: Callable) -> Iterator[None]:
+    """Around a demonstration of answers: what they raise is told in a line, and goes no further."""
+    names = " and ".join(function.__name__ for function in functions)
+    try:
+        yield
+    except NotImplementedError as error:
+        reason = clean(str(error)) or f"{names} not written"
+        print(f"{NOTHING_YET}: {reason}; run this cell again when it is.")
+    except Exception as error:
+        print(f"{NOTHING_YET} of {names}: {type(error).__name__}: {clean(str(error))}")
+
+
+@dataclass(frozen=True)
+class Points:
+    """A table of what each exercise came to.
+
+    Args:
+        rows: exercise, title, state, points, points at most.
+    """
+
+    rows: tuple[tuple[str, str, str, int, int], ...]
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """Points, and points at most."""
+        return sum(row[3] for row in self.rows), sum(row[4] for row in self.rows)
+
+    def __repr__(self) -> str:
+        lines = [f"{name:24}{state:16}{got:3} of {most:3}" for name, _, state, got, most in self.rows]
+        return "\n".join([*lines, f"{'total':40}{self.total[0]:3} of {self.total[1]:3}"])
+
+    def _repr_html_(self) -> str:
+        left, right = ('style="text-align:left"', 'style="text-align:right"')
+        rows = [
+            f"<tr><td {left}>{html.escape(f'{name} · {title}')}</td><td {left}>{state}</td>"
+            f"<td {right}>{got} of {most}</td></tr>"
+            for name, title, state, got, most in self.rows
+        ]
+        got, most = self.total
+        end = f"<tr><td {left}><b>total</b></td><td></td><td {right}><b>{got} of {most}</b></td></tr>"
+        return f"<table>{''.join(rows)}{end}</table>"
+
+
+def points_so_far(lab: str, names: Mapping[str, object]) -> Points:
+    """Examines every answer as it now stands, on the seeds of `check`.
+
+    Args:
+        lab: `01_decoding`.
+        names: where the answers are, `globals()` in a notebook.
+
+    Raises:
+        LookupError: there is no such lab.
+    """
+    labs = catalogue.labs()
+    if lab not in labs:
+        raise LookupError(f"lab must be one of {', '.join(labs)}, got {lab!r}")
+    rows = []
+    for exercise in labs[lab]:
+        verdict, _ = examine_here(exercise, names.get(exercise.function), PUBLIC_SEEDS)
+        points = exercise.points if verdict.passed else 0
+        rows.append((exercise.name, exercise.title, MARKS[verdict.status], points, exercise.points))
+    return Points(tuple(rows))

@@ -1,0 +1,163 @@
+"""One question: every case of a seed is asked, and the first thing that is wrong is put into words.
+
+The answers come from `call`: in the notebook from the student's function itself, in grading from a process
+that sees nothing but the arguments. What is right is worked out here, beside it.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llmcourse.grading.answer import Answer, Failure, Oracle
+from llmcourse.grading.compare import Difference, cut, show
+from llmcourse.grading.exercise import Case, Exercise
+from llmcourse.grading.printable import clean
+from llmcourse.grading.rules import Evidence
+
+Status = Literal["pass", "fail", "not written"]
+# As the stub raises it; PyTorch too raises this type, where an operation lacks a dtype.
+UNWRITTEN = re.compile(r"NotImplementedError\b(?!.*not implemented for)")
+
+
+class ExerciseError(RuntimeError):
+    """The exercise itself is broken: nothing can be said of the answer."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the examination of one answer came to; all texts are single lines of printable characters.
+
+    Args:
+        check: what failed: the label of a case, or the name of a rule.
+        reason: why, with the check and the first difference.
+        got, expected: the part of both values that shows it.
+        first_difference: `row 0, token 17: got -inf, expected 2.31`.
+        hint: the first of the ladder.
+        given: the arguments of the case that failed.
+        case: its label, also where it was a rule that it broke.
+    """
+
+    status: Status
+    check: str = ""
+    reason: str = ""
+    got: str = ""
+    expected: str = ""
+    first_difference: str = ""
+    hint: str = ""
+    cases_run: int = 0
+    given: str = ""
+    case: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "pass"
+
+
+def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], source: str = "") -> Verdict:
+    """Asks the cases of a seed one after another, up to the first that fails.
+
+    Args:
+        call: puts one case to the student's function. What it raises goes through: it is no answer.
+        source: the cell that defines the function, for rules about what it may use.
+
+    Raises:
+        ExerciseError: the cases, the reference, the comparison or a rule raised.
+    """
+    cases = _ours(exercise, "cases", exercise.cases, random.Random(seed))
+    for number, case in enumerate(cases, 1):
+        expected, reference_calls = _ours(exercise, "reference", _expected, exercise, case)
+        answer = call(case)
+        evidence = Evidence(exercise.function, answer, reference_calls, source)
+        wrong = _ours(exercise, "comparison", _wrong, exercise, case, evidence, expected)
+        if wrong is None:
+            continue
+        check, difference = wrong
+        status: Status = "not written" if number == 1 and _unwritten(answer) else "fail"
+        return Verdict(
+            status,
+            check,
+            clean(f"{check}: {difference.reason}", 400) if status == "fail" else "not written yet",
+            difference.got,
+            difference.expected,
+            "" if answer.error else difference.reason,
+            exercise.hints[0],
+            number,
+            given(case),
+            case.label,
+        )
+    return Verdict("pass", cases_run=len(cases))
+
+
+class Counted:
+    """An oracle that counts how often it is asked."""
+
+    def __init__(self, oracle: Callable):
+        self.oracle, self.calls = oracle, 0
+
+    def __call__(self, *arguments, **options):
+        self.calls += 1
+        return self.oracle(*arguments, **options)
+
+
+def counted(case: Case) -> dict[str, Counted]:
+    """The oracles of a case; each counts from now on."""
+    return {name: Counted(oracle) for name, oracle in case.oracles.items()}
+
+
+def arguments_of(case: Case, oracles: Mapping[str, Callable]) -> dict[str, Any]:
+    """Copies of the arguments, the oracles among them as functions."""
+    return {
+        name: oracles[value.name] if isinstance(value, Oracle) else copy.deepcopy(value)
+        for name, value in case.arguments.items()
+    }
+
+
+def given(case: Case) -> str:
+    """The arguments of a case in one line."""
+    shown = {n: "the model" if isinstance(v, Oracle) else show(v) for n, v in case.arguments.items()}
+    return cut(", ".join(f"{name} = {text}" for name, text in shown.items()), 400)
+
+
+def _expected(exercise: Exercise, case: Case) -> tuple[Any, dict[str, int]]:
+    oracles = counted(case)
+    expected = exercise.reference(**arguments_of(case, oracles))
+    return expected, {name: oracle.calls for name, oracle in oracles.items()}
+
+
+def _wrong(
+    exercise: Exercise, case: Case, evidence: Evidence, expected: Any
+) -> tuple[str, Difference] | None:
+    answer = evidence.answer
+    if answer.error is not None:
+        return case.label, Difference(_failure(exercise, answer.error), "", show(expected))
+    if difference := exercise.comparison(answer.value, expected):
+        return case.label, difference
+    for rule in exercise.rules:
+        if broken := rule(evidence):
+            return rule.name, Difference(broken)
+    return None
+
+
+def _failure(exercise: Exercise, failure: Failure) -> str:
+    if failure.kind == "missing":
+        return f"{exercise.function} is not defined"
+    return clean(str(failure), 300)
+
+
+def _unwritten(answer: Answer) -> bool:
+    error = answer.error
+    if error is None:
+        return False
+    return error.kind == "missing" or (error.kind == "raised" and bool(UNWRITTEN.match(error.message)))
+
+
+def _ours(exercise: Exercise, part: str, function: Callable, *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ExerciseError(f"the {part} of exercise {exercise.name} raised {error!r}; mend it") from error

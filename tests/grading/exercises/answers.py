@@ -1,0 +1,160 @@
+"""What the tests of exercises share: cases drawn once a seed, and right answers by other roads."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+
+import jaxtyping
+import torch
+
+from llmcourse import decoding
+from llmcourse.grading.answer import Answer, Oracle
+from llmcourse.grading.exercise import Case, Exercise
+from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.question import arguments_of, counted
+
+
+@contextmanager
+def unchecked():
+    """Shapes and types are not checked inside: a sweep over seeds takes a fifth of the time."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
+
+
+EXERCISES = [exercise for lab in catalogue.labs().values() for exercise in lab]
+
+
+@cache
+def cases(name: str, seed: int) -> list[Case]:
+    return catalogue.find(name).cases(random.Random(seed))
+
+
+def drawn_once(exercise: Exercise, seed: int) -> Exercise:
+    """The exercise with the cases of this seed; drawing those of beam search takes its time."""
+    return replace(exercise, cases=lambda rng: cases(exercise.name, seed))
+
+
+def directly(function):
+    """Puts cases to a function without looking at how it goes about them."""
+
+    def call(case: Case) -> Answer:
+        oracles = counted(case)
+        value = function(**arguments_of(case, oracles))
+        return Answer(value, oracle_calls={name: oracle.calls for name, oracle in oracles.items()})
+
+    return call
+
+
+def _history(tokens):
+    return decoding.History.from_prompts(tokens)
+
+
+def top_k(logits, k):
+    return decoding.TopK(k)(logits, _history([[0]] * len(logits)))
+
+
+def top_p(logits, p):
+    return decoding.TopP(p)(logits, _history([[0]] * len(logits))).clone()
+
+
+def repetition_penalty(logits, tokens, theta):
+    return decoding.RepetitionPenalty(theta)(logits, _history(tokens))
+
+
+def presence_frequency(logits, tokens, presence, frequency):
+    penalties = [decoding.PresencePenalty(presence), decoding.FrequencyPenalty(frequency)]
+    return decoding.apply(penalties, logits, _history(tokens))
+
+
+def no_repeat_ngram(logits, tokens, n):
+    return decoding.NoRepeatNGram(n)(logits, _history(tokens)).clone()
+
+
+def contrastive(expert_logits, amateur_logits, alpha):
+    return decoding.contrastive_logits(expert_logits, amateur_logits, alpha)
+
+
+def softmax(logits, temperature):
+    if temperature == 0:
+        return torch.nn.functional.one_hot(decoding.greedy(logits), logits.shape[-1]).to(logits.dtype)
+    return decoding.Temperature(temperature)(logits, _history([[0]] * len(logits))).softmax(-1)
+
+
+class Asking:
+    """A model of a case as a source of logits for the package's own loop and search."""
+
+    device, max_length, eos_token_ids = torch.device("cpu"), 10_000, ()
+
+    def __init__(self, model):
+        self.model, self.vocab_size = model, len(model([[0]])[0])
+
+    def start(self, prompts, capacity):
+        self.texts = [list(prompt) for prompt in prompts]
+        return self.model(self.texts)
+
+    def step(self, tokens):
+        self.texts = [[*text, token] for text, token in zip(self.texts, tokens.tolist(), strict=True)]
+        return self.model(self.texts)
+
+    def reorder(self, rows):
+        self.texts = [self.texts[row] for row in rows.tolist()]
+
+
+def greedy_loop(logits_of, prompt, max_new_tokens, end_token):
+    if max_new_tokens == 0:
+        return []
+    source = Asking(lambda texts: torch.stack([logits_of(text) for text in texts]))
+    (made,) = decoding.generate(source, [prompt], max_new_tokens=max_new_tokens, eos_token_ids=[end_token])
+    return made.tokens
+
+
+def beam_search(logits_of, prompt, num_beams, max_new_tokens, end_token, length_penalty):
+    found = decoding.beam_search(
+        Asking(logits_of),
+        prompt,
+        num_beams=num_beams,
+        num_return=num_beams,
+        max_new_tokens=max_new_tokens,
+        length_penalty=length_penalty,
+        eos_token_ids=[end_token],
+    )
+    return [(found.tokens, found.score) for found in found.hypotheses]
+
+
+def find_the_bug(logits, uniform, temperature, p):
+    """The package's nucleus, and a loop over its tokens."""
+    history = _history([[0]] * len(logits))
+    kept = decoding.apply([decoding.Temperature(temperature), decoding.TopP(p)], logits, history)
+    drawn = []
+    for row, number in zip(kept.double().softmax(-1).tolist(), uniform.tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda token: (-row[token], token))
+        while number >= row[order[0]]:
+            number -= row[order.pop(0)]
+        drawn.append(order[0])
+    return torch.tensor(drawn)
+
+
+OTHER_ROADS = {
+    "01.softmax": softmax,
+    "01.greedy_loop": greedy_loop,
+    "01.top_k": top_k,
+    "01.top_p": top_p,
+    "01.repetition_penalty": repetition_penalty,
+    "01.presence_frequency": presence_frequency,
+    "01.no_repeat_ngram": no_repeat_ngram,
+    "01.beam_search": beam_search,
+    "01.contrastive": contrastive,
+    "01.find_the_bug": find_the_bug,
+}
+
+
+def tensors(case: Case) -> dict:
+    """The arguments that are no oracles."""
+    return {name: value for name, value in case.arguments.items() if not isinstance(value, Oracle)}

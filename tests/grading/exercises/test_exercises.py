@@ -1,0 +1,222 @@
+"""What holds for every exercise: right answers pass, wrong ones fail by the check that is meant for them."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+import random
+import re
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmcourse.grading import wire
+from llmcourse.grading.answer import Oracle
+from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.question import examine
+from llmcourse.grading.selfcheck import PUBLIC_SEEDS, call_in_process
+from tests.grading.exercises.answers import (
+    EXERCISES,
+    OTHER_ROADS,
+    cases,
+    directly,
+    drawn_once,
+    tensors,
+    unchecked,
+)
+
+SEEDS, SOME_SEEDS, MUTANT_SEEDS = range(200), range(40), range(20)
+SLOWEST_CASE_S = 0.05
+
+every = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.name)
+mutants = pytest.mark.parametrize(
+    ("exercise", "mutant"),
+    [pytest.param(e, m, id=f"{e.name} {m.name}") for e in EXERCISES for m in e.mutants],
+)
+
+
+def same(one, other) -> bool:
+    if isinstance(one, Oracle) or isinstance(other, Oracle):
+        return one == other
+    return type(one) is type(other) and wire.encode(one) == wire.encode(other)
+
+
+def test_lab_1_has_ten_exercises_and_a_hundred_points():
+    lab = catalogue.labs()["01_decoding"]
+    assert len(lab) == 10 and sum(exercise.points for exercise in lab) == 100
+    assert {exercise.level for exercise in lab} == {1, 2, 3, 4, 5}
+    assert {exercise.name for exercise in lab} == set(OTHER_ROADS)
+
+
+@every
+def test_the_reference_passes(exercise):
+    """By its value on many seeds, and by its rules on the public ones."""
+    light = replace(exercise, rules=())
+    source = inspect.getsource(inspect.getmodule(exercise.reference))
+    for seed in PUBLIC_SEEDS:
+        verdict = examine(exercise, seed, call_in_process(exercise.reference), source)
+        assert verdict.passed and verdict.cases_run == len(cases(exercise.name, seed))
+    with unchecked():
+        for seed in SEEDS:
+            verdict = examine(drawn_once(light, seed), seed, directly(exercise.reference))
+            assert verdict.passed, (seed, verdict)
+
+
+@every
+def test_the_answer_by_another_road_passes(exercise):
+    """The package's own code where there is a counterpart: what is right does not hang on how it is done."""
+    light = replace(exercise, rules=())
+    if exercise.name == "01.beam_search":  # the package stops early, which is exact without a length penalty
+        light = replace(light, comparison=lambda got, expected: None)
+    with unchecked():
+        for seed in SOME_SEEDS:
+            verdict = examine(drawn_once(light, seed), seed, directly(OTHER_ROADS[exercise.name]))
+            assert verdict.passed, (seed, verdict)
+
+
+def test_beam_search_agrees_with_the_package_where_both_search_to_the_end():
+    exercise, compared = catalogue.find("01.beam_search"), 0
+    for seed in SOME_SEEDS:
+        for case in cases(exercise.name, seed):
+            if case.arguments["length_penalty"] == 0:
+                answer = directly(OTHER_ROADS[exercise.name])(case)
+                expected = directly(exercise.reference)(case)
+                assert exercise.comparison(answer.value, expected.value) is None, (seed, case.label)
+                compared += 1
+    assert compared >= 4 * len(SOME_SEEDS)
+
+
+@every
+def test_the_stub_is_not_written(exercise):
+    def stub(**arguments):
+        raise NotImplementedError(f"{exercise.name} is not written yet")
+
+    assert examine(exercise, 0, call_in_process(stub)).status == "not written"
+
+
+@mutants
+def test_each_mutant_fails_by_its_check(exercise, mutant):
+    call = call_in_process(mutant.function)
+    for seed in MUTANT_SEEDS:
+        with unchecked() if seed else nullcontext():
+            verdict = examine(drawn_once(exercise, seed), seed, call)
+        assert (verdict.status, verdict.check) == ("fail", mutant.caught_by), (seed, verdict)
+        assert verdict.reason.startswith(f"{mutant.caught_by}: ") and "\n" not in verdict.reason
+    assert set(PUBLIC_SEEDS) <= set(MUTANT_SEEDS)
+
+
+@every
+def test_answers_that_know_the_visible_cases_fail_others(exercise):
+    known = [case for seed in PUBLIC_SEEDS for case in cases(exercise.name, seed)]
+
+    def by_heart(**arguments):
+        for case in known:
+            if all(same(arguments[name], value) for name, value in tensors(case).items()):
+                return directly(exercise.reference)(case).value
+        return None
+
+    if exercise.name not in ("01.greedy_loop", "01.beam_search"):  # there the model is the input
+        assert examine(drawn_once(exercise, 0), 0, directly(by_heart)).passed
+    assert examine(drawn_once(exercise, 99), 99, directly(by_heart)).status == "fail"
+
+
+@every
+def test_no_argument_is_the_answer(exercise):
+    for name in cases(exercise.name, 0)[0].arguments:
+        verdict = examine(drawn_once(exercise, 0), 0, directly(lambda name=name, **given: given[name]))
+        assert verdict.status == "fail", name
+
+
+@every
+def test_expected_values_are_in_no_argument(exercise):
+    """But where the right answer is to leave the input as it is; and that is no case's only question."""
+    for seed in SOME_SEEDS:
+        given_away = []
+        for case in cases(exercise.name, seed):
+            expected = directly(exercise.reference)(case).value
+            given_away += [case.label for value in tensors(case).values() if same(value, expected)]
+        assert len(given_away) <= 3 and len(set(given_away)) < len(cases(exercise.name, seed)) / 2, given_away
+
+
+@every
+def test_cases_are_what_the_signature_says_and_can_be_sent(exercise):
+    parameters = list(inspect.signature(exercise.reference).parameters)
+    assert exercise.signature == f"{exercise.function}({', '.join(parameters)})"
+    for seed in SOME_SEEDS:
+        drawn = cases(exercise.name, seed)
+        assert len({case.label for case in drawn}) == len(drawn) >= 4
+        for case in drawn:
+            assert list(case.arguments) == parameters
+            wire.encode(tensors(case))
+            wire.encode(directly(exercise.reference)(case).value)
+
+
+@every
+def test_a_seed_gives_the_same_cases_and_another_seed_others(exercise):
+    once, again, other = ([tensors(c) for c in exercise.cases(random.Random(s))] for s in (5, 5, 6))
+    assert [wire.encode(arguments) for arguments in once] == [wire.encode(arguments) for arguments in again]
+    assert [wire.encode(arguments) for arguments in once] != [wire.encode(arguments) for arguments in other]
+
+
+@every
+def test_every_mutant_has_a_check_and_most_checks_a_mutant(exercise):
+    labels = {case.label for case in cases(exercise.name, 0)}
+    checks = labels | {rule.name for rule in exercise.rules}
+    caught = {mutant.caught_by for mutant in exercise.mutants}
+    assert caught <= checks and len(caught) >= 4
+    assert len({mutant.name for mutant in exercise.mutants}) == len(exercise.mutants)
+
+
+@every
+def test_no_case_takes_long(exercise):
+    def once(seed) -> float:
+        started = time.perf_counter()
+        verdict = examine(exercise, seed, call_in_process(exercise.reference))
+        return (time.perf_counter() - started) / verdict.cases_run
+
+    assert min(once(seed) for seed in (300, 301, 302)) < SLOWEST_CASE_S
+
+
+@every
+def test_the_text_has_what_a_student_needs(exercise):
+    assert exercise.signature.split("(")[0] in exercise.asks and "returns" in exercise.asks
+    assert "(B, V)" in exercise.asks or "(V,)" in exercise.asks or "(len(texts), V)" in exercise.asks
+    assert all("\n" not in hint and "return " not in hint and len(hint) < 400 for hint in exercise.hints)
+
+
+@every
+def test_the_examples_are_true(exercise):
+    (example,) = re.findall(r"```python\n(.*?)```", exercise.asks, re.DOTALL)
+    names = {"torch": torch, exercise.function: exercise.reference}
+    test = doctest.DocTestParser().get_doctest(example, names, exercise.name, None, 0)
+    found = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=found.append)
+    assert test.examples and found == []
+
+
+def test_the_bug_is_one_line_away_from_right():
+    exercise = catalogue.find("01.find_the_bug")
+    wrong, right = "logits.softmax(-1).sort", "(logits / temperature).softmax(-1).sort"
+    assert exercise.starter.count(wrong) == 1
+    for source, status in ((exercise.starter, "fail"), (exercise.starter.replace(wrong, right), "pass")):
+        names = {"torch": torch}
+        exec(source, names)
+        assert examine(exercise, 0, call_in_process(names[exercise.function])).status == status
+
+
+def test_only_the_bug_has_a_starter():
+    assert [e.name for e in EXERCISES if e.starter] == ["01.find_the_bug"]
+    ast.parse(catalogue.find("01.find_the_bug").starter)
+
+
+def test_names_are_found_and_others_answered_with_the_nearest():
+    assert catalogue.find("01.top_p").function == "top_p_filter"
+    for name, near in (("top_p", "01.top_p"), ("01.topp", "01.top_p"), ("1.softmax", "01.softmax")):
+        with pytest.raises(LookupError, match=re.escape(f"no exercise {name!r}; did you mean {near}")):
+            catalogue.find(name)
+    with pytest.raises(LookupError, match=r"did you mean 01\.softmax or 01\.greedy_loop or"):
+        catalogue.find("zzz")

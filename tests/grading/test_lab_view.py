@@ -1,0 +1,61 @@
+"""Demonstrations and the table of points: nothing that a student has not written stops a notebook."""
+
+import pytest
+
+from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.lab_view import NOTHING_YET, once_written, points_so_far
+
+LAB = "01_decoding"
+EXERCISES = catalogue.labs()[LAB]
+
+
+def answer():
+    """Stands for a student's function."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (NotImplementedError("01.top_p is not written yet"), "01.top_p is not written yet; run"),
+        (NotImplementedError(), "answer not written; run"),
+        (TypeError("no \x1b[31mcolour"), "of answer: TypeError: no "),
+        (AssertionError(), "of answer: AssertionError: "),
+    ],
+)
+def test_what_an_answer_raises_is_told_in_a_line(capsys, error, said):
+    with once_written(answer):
+        raise error
+    out = capsys.readouterr().out
+    assert out.startswith(NOTHING_YET) and said in out
+    assert out.count("\n") == 1 and "\x1b" not in out
+
+
+def test_what_works_is_shown_and_a_stop_is_a_stop(capsys):
+    with once_written(answer):
+        print("a text")
+    assert capsys.readouterr().out == "a text\n"
+    with pytest.raises(KeyboardInterrupt), once_written(answer):
+        raise KeyboardInterrupt
+
+
+def test_points_are_those_of_the_answers_as_they_stand():
+    right = {exercise.function: exercise.reference for exercise in EXERCISES}
+    assert points_so_far(LAB, right).total == (100, 100)
+    first, second, *_ = EXERCISES
+    names = {first.function: first.reference, second.function: lambda *arguments, **named: None}
+    table = points_so_far(LAB, names)
+    assert table.total == (first.points, 100)
+    states = [state for _, _, state, _, _ in table.rows]
+    assert states == ["✓ passed", "✗ failed", *["○ not written"] * (len(EXERCISES) - 2)]
+
+
+def test_the_table_reads_the_same_as_text_and_as_a_page():
+    table = points_so_far(LAB, {})
+    assert len(repr(table).splitlines()) == len(EXERCISES) + 1
+    for shown in (repr(table), table._repr_html_()):
+        assert all(exercise.name in shown for exercise in EXERCISES) and "0 of 100" in shown
+
+
+def test_an_unknown_lab_is_named():
+    with pytest.raises(LookupError, match="99_nothing"):
+        points_so_far("99_nothing", {})

@@ -1,0 +1,159 @@
+"""An examination stops at the first thing that is wrong, says it, and knows our faults from a student's."""
+
+import random
+
+import pytest
+import torch
+
+from llmcourse.grading.answer import Answer, Failure
+from llmcourse.grading.compare import Close, Exact
+from llmcourse.grading.exercise import Case, Exercise, Mutant, Oracle
+from llmcourse.grading.question import ExerciseError, examine, given
+from llmcourse.grading.rules import Forbid, NoMutation, OracleCalls
+
+HINTS = ("think", "think more", "it is a sum")
+
+
+def double(x):
+    return 2 * x
+
+
+def cases(rng: random.Random) -> list[Case]:
+    return [Case({"x": torch.full((2,), float(rng.random()))}, label) for label in ("first", "second")]
+
+
+def exercise(**parts) -> Exercise:
+    parts = {
+        **{
+            "name": "09.double",
+            "function": "double",
+            "title": "Double",
+            "points": 2,
+            "minutes": 5,
+            "level": 1,
+        },
+        **{"asks": "Twice.", "signature": "double(x)", "cases": cases, "reference": double},
+        **{"comparison": Close(axes=("place",)), "hints": HINTS, "rules": (NoMutation(), Forbid(("add",)))},
+        "mutants": tuple(Mutant(f"{i}", double, "first") for i in range(4)),
+        **parts,
+    }
+    return Exercise(**parts)
+
+
+def answering(*answers):
+    """A call that gives these answers, one after another, and then right ones."""
+    waiting = list(answers)
+    return lambda case: waiting.pop(0) if waiting else Answer(double(case.arguments["x"]))
+
+
+def test_all_cases_right_is_a_pass():
+    verdict = examine(exercise(), 0, answering())
+    assert verdict.passed and verdict.status == "pass" and verdict.cases_run == 2
+    assert (verdict.check, verdict.reason, verdict.hint) == ("", "", "")
+
+
+def test_the_first_wrong_case_is_told():
+    right = cases(random.Random(7))[0].arguments["x"] * 2
+    asked = []
+    call = answering(Answer(right), Answer(torch.zeros(2)))
+    verdict = examine(exercise(), 7, lambda case: asked.append(case.label) or call(case))
+    assert asked == ["first", "second"] and not verdict.passed
+    assert verdict.check == verdict.case == "second" and verdict.cases_run == 2
+    assert verdict.first_difference.startswith("place 0: got 0, expected 0.")
+    assert verdict.reason == f"second: {verdict.first_difference}"
+    assert verdict.got == "[0, 0]" and verdict.expected.startswith("[0.") and verdict.hint == "think"
+    assert verdict.given.startswith("x = float32 (2,) [0.")
+
+
+def test_a_broken_rule_is_told_by_its_name_and_after_the_value():
+    right = cases(random.Random(7))[0].arguments["x"] * 2
+    verdict = examine(exercise(), 7, answering(Answer(right, mutated=("x",))))
+    assert (verdict.check, verdict.case) == ("arguments stay as they were", "first")
+    assert verdict.reason == "arguments stay as they were: x was changed in place; work on a copy"
+    assert examine(exercise(), 7, answering(Answer(right + 1, mutated=("x",)))).check == "first"
+    assert examine(exercise(), 7, answering(Answer(right, operations=("add",)))).check == "own work"
+    assert examine(exercise(), 7, answering(), "def double(x): return x.add(x)").check == "own work"
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "reason"),
+    [
+        (Failure("missing", "there is no function double"), "not written", "not written yet"),
+        (Failure("raised", "NotImplementedError"), "not written", "not written yet"),
+        (
+            Failure("raised", "NotImplementedError: 09.double is not written yet"),
+            "not written",
+            "not written yet",
+        ),
+        (
+            Failure("raised", "NotImplementedError: \"x\" not implemented for 'Half'"),
+            "fail",
+            "first: raised: NotI",
+        ),
+        (Failure("raised", "NotImplementedErrors: no"), "fail", "first: raised: NotImplementedErrors: no"),
+        (
+            Failure("raised", "ZeroDivisionError: a\nb\x1b[31m"),
+            "fail",
+            "first: raised: ZeroDivisionError: a b",
+        ),
+        (Failure("time limit", "after 5 s"), "fail", "first: time limit: after 5 s"),
+        (Failure("forged reply"), "fail", "first: forged reply"),
+    ],
+)
+def test_an_answer_without_a_value(failure, status, reason):
+    verdict = examine(exercise(), 0, answering(Answer(error=failure)))
+    assert verdict.status == status and verdict.reason.startswith(reason)
+    assert not verdict.passed and verdict.first_difference == "" and verdict.reason.isprintable()
+
+
+def test_unwritten_parts_of_a_written_answer_are_a_fail():
+    right = cases(random.Random(0))[0].arguments["x"] * 2
+    verdict = examine(
+        exercise(), 0, answering(Answer(right), Answer(error=Failure("raised", "NotImplementedError")))
+    )
+    assert verdict.status == "fail" and verdict.reason == "second: raised: NotImplementedError"
+    gone = examine(exercise(), 0, answering(Answer(right), Answer(error=Failure("missing"))))
+    assert gone.status == "fail" and gone.reason == "second: double is not defined"
+
+
+def broken(*arguments, **more):
+    raise KeyError("ours")
+
+
+@pytest.mark.parametrize("part", ["cases", "reference", "comparison"])
+def test_our_own_faults_are_not_the_students(part):
+    with pytest.raises(ExerciseError, match=f"the {part} of exercise 09.double raised KeyError"):
+        examine(exercise(**{part: broken}), 0, answering(Answer(torch.zeros(2))))
+
+
+def test_what_the_machinery_raises_goes_through():
+    with pytest.raises(ZeroDivisionError):
+        examine(exercise(), 0, lambda case: 1 / 0)
+    with pytest.raises(KeyboardInterrupt):
+        examine(exercise(), 0, lambda case: (_ for _ in ()).throw(KeyboardInterrupt))
+
+
+def test_the_reference_cannot_spoil_what_the_student_gets():
+    def spoils(x):
+        return x.mul_(2)
+
+    seen = []
+    examine(exercise(reference=spoils), 3, lambda case: Answer(seen.append(case.arguments["x"].clone())))
+    assert torch.equal(seen[0], cases(random.Random(3))[0].arguments["x"])
+
+
+def test_oracles_are_counted_for_the_reference():
+    def asks(rng):
+        return [Case({"model": Oracle("m"), "n": 2}, "one", {"m": lambda: 5})]
+
+    parts = {"cases": asks, "reference": lambda model, n: [model() for _ in range(n)], "comparison": Exact()}
+    counting = exercise(**parts, rules=(OracleCalls("m"),))
+    assert examine(counting, 0, lambda case: Answer([5, 5], oracle_calls={"m": 2})).passed
+    verdict = examine(counting, 0, lambda case: Answer([5, 5], oracle_calls={"m": 3}))
+    assert verdict.reason == "forward passes: m was called 3 times, expected 2"
+    assert verdict.given == "model = the model, n = 2"
+
+
+def test_arguments_are_shown_in_one_line_of_bounded_length():
+    case = Case({name * 3: torch.zeros(3, 3) for name in "abcdefghijklmnopqrstuvwxyz"}, "many")
+    assert len(given(case)) == 400 and given(case).isprintable()

@@ -1,0 +1,108 @@
+"""Rules: inputs stay as they were, the model is asked as often as needed, and the work is one's own."""
+
+import pytest
+
+from llmcourse.grading.answer import Answer
+from llmcourse.grading.rules import LIBRARIES, Evidence, Forbid, NoMutation, OracleCalls, names_used
+
+SOFTMAX = Forbid(("softmax", "log_softmax"))
+
+
+def evidence(source="", operations=(), mutated=(), calls=None, reference_calls=None):
+    answer = Answer(1, operations=operations, mutated=mutated, oracle_calls=calls or {})
+    return Evidence("f", answer, reference_calls or {}, source)
+
+
+def test_changed_arguments_are_named():
+    assert NoMutation()(evidence()) == ""
+    assert NoMutation()(evidence(mutated=("b", "a\n"))) == "a , b was changed in place; work on a copy"
+
+
+@pytest.mark.parametrize(
+    ("at_most", "calls", "said"),
+    [
+        (False, 3, ""),
+        (False, 2, "model was called 2 times, expected 3"),
+        (False, 1, "model was called once, expected 3"),
+        (False, 4, "model was called 4 times, expected 3"),
+        (True, 3, ""),
+        (True, 2, ""),
+        (True, 4, "model was called 4 times, expected at most 3"),
+    ],
+)
+def test_the_model_is_asked_as_often_as_the_reference_asks(at_most, calls, said):
+    rule = OracleCalls("model", at_most)
+    assert rule(evidence(calls={"model": calls}, reference_calls={"model": 3})) == said
+
+
+def test_a_model_that_nobody_asked():
+    assert (
+        OracleCalls("model")(evidence(reference_calls={"model": 1})) == "model was called 0 times, expected 1"
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f(x): return torch.softmax(x, -1)",
+        "def f(x): return x.softmax(-1)",
+        "import torch.nn.functional as F\ndef f(x): return F.log_softmax(x, -1)",
+        "from torch.nn.functional import softmax as s\ndef f(x): return s(x, -1)",
+        "from torch.nn.functional import *\ndef f(x): return softmax(x, -1)",
+        "def f(x):\n    from torch import softmax as s\n    return s(x, -1)",
+        "def f(x): return getattr(torch, 'softmax')(x, -1)",
+        "def g(x): return x.softmax(-1)\ndef f(x): return g(x)",
+        "s = torch.softmax\ndef f(x): return s(x, -1)",
+        "class G:\n    def __call__(self, x): return x.softmax(-1)\ng = G()\ndef f(x): return g(x)",
+        "f = lambda x: x.softmax(-1)",
+        "!ls\n%time\ndef f(x):\n    return x.softmax(-1)\nf?",
+        "def h(x): return x.softmax(-1)\nif True:\n    f = h",
+        "import scipy.special\ndef f(x): return scipy.special.expit(x)",
+        "from transformers import TopPLogitsWarper as T\ndef f(x): return T(0.5)(None, x)",
+    ],
+)
+def test_what_is_forbidden_is_found_in_the_source(source):
+    assert SOFTMAX(evidence(source)).startswith("uses ")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "def f(x): return x.exp() / x.exp().sum()",
+        "def softmax(x): return x.exp()\ndef f(x): return softmax(x)",  # one's own
+        "def f(softmax): return softmax + 1",
+        "def f(x):\n    softmax = x.exp()\n    return softmax",
+        "def f(x): return x\nassert (f(y) == torch.softmax(y, -1)).all()",  # a test of one's own
+        "def f(x): return x\nimport transformers",  # and nothing of it is used
+        "def g(x): return x.softmax(-1)\ndef f(x): return x",
+        "def f(x):\n    'not a softmax'\n    print('softmax')  # softmax\n    return x",
+        "def f(x: return x.softmax(-1)",  # no Python: what runs is looked at, not what does not
+    ],
+)
+def test_what_is_allowed_is_let_through(source):
+    assert SOFTMAX(evidence(source)) == ""
+
+
+def test_what_is_forbidden_is_found_in_what_ran():
+    assert SOFTMAX(evidence(operations=("exp", "_softmax"))) == "uses softmax, which this exercise is about"
+    assert SOFTMAX(evidence(operations=("_log_softmax",))).startswith("uses log_softmax")
+    assert SOFTMAX(evidence(operations=("exp", "sum", "softmax_backward"))) == ""
+    assert Forbid()(evidence(operations=("softmax",))) == ""
+    assert {Forbid()(evidence(f"import {name} as x\ndef f(): x.y")) != "" for name in LIBRARIES} == {True}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "(" * 100_000,
+        "-" * 100_000 + "1",
+        "x" + ".y" * 90_000,
+        "x y?\n" * 40_000,
+        "\0",
+        "def f(): x\n" * 300_000,
+    ],
+    ids=["brackets", "signs", "dots", "questions", "nul", "long"],
+)
+def test_a_source_made_to_hurt_is_left_alone(source):
+    assert names_used(source, "f") == frozenset()

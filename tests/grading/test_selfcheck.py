@@ -1,0 +1,288 @@
+"""The self-check: one box, in HTML and in plain text, and nothing that a student does stops it."""
+
+import html
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from llmcourse.grading import selfcheck
+from llmcourse.grading.exercise import Case
+from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.exercises.decoding.top_p import top_p_filter
+from llmcourse.grading.question import ExerciseError, Verdict
+from llmcourse.grading.selfcheck import PUBLIC_SEEDS, Report, SelfCheck, call_in_process, require, source_of
+
+NAME = "01.top_p"
+TOP_P = catalogue.find(NAME)
+HOSTILE = "<script>alert(1)</script><img src=x onerror=y>\x1b[31m\u202e\n</td>"
+
+
+def zeros(logits, p):
+    return torch.zeros_like(logits)
+
+
+def stub(logits, p):
+    raise NotImplementedError(f"{NAME} is not written yet")
+
+
+@pytest.fixture
+def desk():
+    """A check of its own, and the reports that it showed."""
+    shown = []
+    check = SelfCheck(show=shown.append)
+    check.shown = shown
+    return check
+
+
+class Tags(HTMLParser):
+    """Which tags and attributes a page has."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.found |= {tag, *(name for name, _ in attributes)}
+
+
+def test_a_right_answer_passes_and_says_what_it_is_worth(desk):
+    verdict = desk(NAME, top_p_filter)
+    assert verdict.passed and isinstance(verdict, Verdict)
+    assert verdict.cases_run == 7 * len(PUBLIC_SEEDS)
+    (report,) = desk.shown
+    assert (report.status, repr(report)) == ("pass", "✓ 01.top_p passed: 12 points, 21 cases")
+
+
+def test_a_wrong_answer_shows_what_is_wrong_and_with_what(desk):
+    verdict = desk(NAME, zeros)
+    assert verdict.status == "fail" and verdict.check == "one row"
+    text = repr(desk.shown[0])
+    assert text.startswith("✗ 01.top_p failed at one row: row 0, token 0: got 0, expected -inf\n")
+    for part in ("got ", "expected ", "called with ", "inputs ", "hint "):
+        assert f"\n    {part}" in text
+    assert verdict.got in text and verdict.expected in text and f"{TOP_P.hints[0]} (1 of 3)" in text
+
+
+@pytest.mark.parametrize("nothing", [stub, None, ...])
+def test_what_is_not_written_is_neutral(desk, nothing):
+    verdict = desk(NAME, nothing)
+    assert verdict.status == "not written" and not verdict.passed
+    assert repr(desk.shown[0]) == "○ 01.top_p is not written yet: 12 points, about 20 minutes"
+    assert desk.failed[NAME] == 0 and desk.shown[0].status == "not written"
+
+
+def test_the_hint_says_more_with_each_failure(desk):
+    found = [desk(NAME, zeros).hint for _ in range(5)]
+    assert found == [*TOP_P.hints, TOP_P.hints[-1], TOP_P.hints[-1]]
+    assert f"{TOP_P.hints[-1]} (3 of 3)" in repr(desk.shown[-1])
+    assert desk("01.top_k", lambda logits, k: logits).hint == catalogue.find("01.top_k").hints[0]
+    desk(NAME, top_p_filter)
+    assert desk(NAME, zeros).hint == TOP_P.hints[0]
+
+
+def test_an_unwritten_answer_is_no_failure_to_learn_from(desk):
+    desk(NAME, stub)
+    assert desk(NAME, zeros).hint == TOP_P.hints[0]
+
+
+def test_one_seed_alone(desk):
+    assert desk(NAME, top_p_filter, seed=12345).cases_run == 7
+    assert "seed=12345" in repr((desk(NAME, zeros, 12345), desk.shown[-1])[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "said"),
+    [
+        ("01.topp", top_p_filter, "there is no exercise '01.topp'; did you mean 01.top_p"),
+        ("top_p", top_p_filter, "there is no exercise 'top_p'; did you mean 01.top_p"),
+        (HOSTILE, top_p_filter, "there is no exercise '<script>"),
+        (top_p_filter, NAME, 'the name comes first: check("01.top_p", top_p_filter), got a function'),
+        (None, None, 'the name comes first: check("01.top_p", top_p_filter), got None'),
+        (NAME, 3, "✗ 01.top_p failed at the answer: top_p_filter must be a function, got 3"),
+        (NAME, NAME, "✗ 01.top_p failed at the answer: top_p_filter must be a function, got '01.top_p'"),
+        (NAME, lambda: 1, "✗ 01.top_p failed at one row: raised: TypeError: "),
+        (NAME, torch.nn.Linear, "✗ 01.top_p failed at one row: raised: TypeError: "),
+        (NAME, print, "✗ 01.top_p failed at one row: raised: TypeError: "),
+    ],
+)
+def test_mistakes_in_the_call_are_answered(desk, name, function, said):
+    verdict = desk(name, function)
+    assert verdict.status == "fail" and repr(desk.shown[0]).startswith(said)
+    assert "<script" not in desk.shown[0].html()
+
+
+def raising(error):
+    def answer(logits, p):
+        raise error
+
+    return answer
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ZeroDivisionError("by\nzero"), "raised: ZeroDivisionError: by zero (line "),
+        (SystemExit(3), "raised: SystemExit: 3 (line "),
+        (GeneratorExit(), "raised: GeneratorExit (line "),
+        (Mute(), "raised: Mute: its message cannot be shown (line "),
+        (RecursionError(HOSTILE), "raised: RecursionError: <script>"),
+    ],
+)
+def test_whatever_an_answer_raises_is_told(desk, error, said):
+    assert desk(NAME, raising(error)).reason.startswith(f"one row: {said}")
+    assert all(line.isprintable() for line in repr(desk.shown[0]).split("\n"))
+
+
+def test_the_line_is_that_of_the_answer(desk):
+    def answer(logits, p):
+        first = logits.softmax(-1)
+        return first[5000]
+
+    line = answer.__code__.co_firstlineno + 2
+    assert desk(NAME, answer).reason.endswith(f"(line {line})")
+
+
+def test_the_stop_button_stops(desk):
+    with pytest.raises(KeyboardInterrupt):
+        desk(NAME, raising(KeyboardInterrupt()))
+
+
+def test_a_broken_exercise_is_not_blamed_on_the_student():
+    broken = replace(TOP_P, cases=lambda rng: 1 / 0)
+    with pytest.raises(ExerciseError, match=r"the cases of exercise 01.top_p raised ZeroDivisionError"):
+        SelfCheck(find=lambda name: broken, show=print)(NAME, zeros)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda logits, p: HOSTILE,
+        lambda logits, p: [HOSTILE] * 99,
+        lambda logits, p: type(HOSTILE.replace("\n", ""), (), {})(),
+        raising(ValueError(HOSTILE)),
+    ],
+)
+def test_what_a_student_writes_is_only_text(desk, answer):
+    desk(NAME, answer)
+    page, text = desk.shown[0].html(), repr(desk.shown[0])
+    assert Tags(page).found == {"div", "b", "table", "tr", "td", "role", "style"}
+    assert "script" in page and "<script" not in page and "<img" not in page
+    assert "\x1b" not in page + text and "\u202e" not in page + text
+
+
+def test_every_text_of_a_report_is_escaped():
+    report = Report("fail", HOSTILE, {HOSTILE: HOSTILE})
+    assert Tags(report.html()).found == {"div", "b", "table", "tr", "td", "role", "style"}
+    assert html.escape(HOSTILE) in report.html()
+
+
+@pytest.mark.parametrize("function", [zeros, stub, top_p_filter])
+def test_the_output_is_a_widget_with_html_and_text(desk, function):
+    desk(NAME, function)
+    bundle = desk.shown[0]._repr_mimebundle_()
+    assert set(bundle) == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
+    assert bundle["text/plain"] == repr(desk.shown[0]) and bundle["text/html"] == desk.shown[0].html()
+    json.dumps(bundle)
+
+
+def test_a_notebook_shows_one_output_and_goes_on():
+    code = [
+        "from llmcourse.grading.selfcheck import check\n\ndef top_p_filter(logits, p):\n    return 1 / 0",
+        "check('01.top_p', top_p_filter);",
+        "check('01.top_p', None);",
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
+    client = NotebookClient(book, kernel_name="python3", timeout=120)
+    client.on_comm_open_jupyter_widget = lambda message: None
+    client.execute()
+    for cell, start in zip(book.cells[1:], ("✗ 01.top_p failed at", "○ 01.top_p is not"), strict=True):
+        (output,) = cell.outputs
+        assert output.output_type == "display_data" and output.data["text/plain"].startswith(start)
+        assert "application/vnd.jupyter.widget-view+json" in output.data and "text/html" in output.data
+    assert "ZeroDivisionError: division by zero (line 4)" in book.cells[1].outputs[0].data["text/plain"]
+
+
+def test_plain_python_prints_the_text():
+    code = (
+        "from llmcourse.grading.selfcheck import check, PUBLIC_SEEDS;"
+        "print(check('01.top_k', lambda logits, k: logits).status); check('01.top_k', None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("✗ 01.top_k failed at one row: row 0, token 0: got ")
+    assert done.stdout.endswith("fail\n○ 01.top_k is not written yet: 8 points, about 10 minutes\n")
+
+
+def test_require_raises_where_check_shows():
+    require(NAME, top_p_filter, 5)
+    with pytest.raises(AssertionError, match=r"^01\.top_p: one row: row 0, token 0: got 0, expected -inf$"):
+        require(NAME, zeros, 5)
+    with pytest.raises(AssertionError, match=r"^01\.top_p: not written yet$"):
+        require(NAME, stub, 5)
+    with pytest.raises(LookupError, match=r"no exercise 'top_p'"):
+        require("top_p", top_p_filter, 5)
+
+
+def test_inputs_gives_the_case_that_the_report_names(desk):
+    given = selfcheck.inputs(NAME, "a tie at the edge", seed=1)
+    assert list(given) == ["logits", "p"] and torch.equal(top_p_filter(**given), top_p_filter(**given))
+    model = selfcheck.inputs("01.greedy_loop", "the length limit")["logits_of"]
+    assert model([0]).shape == model([0, 1]).shape
+    with pytest.raises(
+        LookupError, match=r"there is no case 'x' of 01\.top_p; the cases are one row, several"
+    ):
+        selfcheck.inputs(NAME, "x")
+    desk(NAME, zeros)
+    call = repr(desk.shown[0]).split("\n    inputs")[1].split("\n")[0].strip()
+    assert set(eval(call, {"selfcheck": selfcheck})) == {"logits", "p"}
+
+
+def test_changes_in_place_are_seen_and_the_case_stays_as_it_is():
+    def changes(logits, texts, same, row):
+        logits[0] = -torch.inf
+        texts[0].append(5)
+        row.append(print)
+        return same
+
+    given = {"logits": torch.zeros(2), "texts": [[1]], "same": torch.full((2,), torch.nan), "row": []}
+    case = Case(given, "one")
+    assert call_in_process(changes)(case).mutated == ("logits", "texts", "row")
+    assert case.arguments["texts"] == [[1]] and not case.arguments["logits"].any()
+
+
+def test_operations_are_those_of_the_answer_not_of_the_model():
+    case = catalogue.find("01.greedy_loop").cases(random.Random(0))[0]
+
+    def answer(logits_of, prompt, max_new_tokens, end_token):
+        return [int(logits_of(prompt).exp().argmax())]
+
+    found = call_in_process(answer)(case)
+    assert {"exp", "argmax"} <= set(found.operations) and found.oracle_calls == {"logits_of": 1}
+    asks_badly = call_in_process(lambda logits_of, **rest: logits_of(torch.zeros(1)))(case)
+    assert str(asks_badly.error).startswith("raised: ValueError: logits_of must be given a list of token ids")
+
+
+def test_the_forbidden_is_found_through_a_helper(desk):
+    def helper(x):
+        return torch.nn.functional.softmax(x, -1)
+
+    assert desk("01.softmax", lambda logits, temperature: helper(logits / temperature)).check == "own work"
+    by_source = "def softmax_with_temperature(logits, temperature): return logits.softmax(-1)"
+    names = {}
+    exec(by_source, names)  # without a source that can be found: what ran tells
+    assert source_of(names["softmax_with_temperature"]) == "" == source_of(object())
+    assert desk("01.softmax", names["softmax_with_temperature"]).check in ("own work", "one row")
+    assert "top_p_filter" in source_of(top_p_filter)
