@@ -1,4 +1,4 @@
-"""The command line: `python -m llmcourse doctor` and `python -m llmcourse generate "…"`.
+"""The command line: `python -m llmcourse doctor`, `generate "…"`, `grade`, `gradebook` and `labs`.
 
 A bad value ends with one line `error: …` and exit code 2, a failure while running with 1, Ctrl-C
 with 130. PyTorch is imported by the commands that need it, so that `--help` answers at once.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 
 from llmcourse.arguments import Parser
+from llmcourse.grading.commands import add_commands
 
 INTERRUPTED = 130
 PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended
@@ -34,11 +35,17 @@ SAMPLING = {
 
 def build_parser() -> Parser:
     parser = Parser(prog="llmcourse", description="Deploying large language models: the course's commands.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{doctor,generate}")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="{doctor,generate,grade,gradebook,labs}"
+    )
     doctor = commands.add_parser("doctor", help="what this machine has, and what is missing")
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
+    doctor.add_argument(
+        "--grading", action="store_true", help="prove instead that students' code is isolated"
+    )
     doctor.set_defaults(run=run_doctor)
     _add_generate(commands.add_parser("generate", help="continue a text with a model"))
+    add_commands(commands)
     return parser
 
 
@@ -62,9 +69,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def run_doctor(options: argparse.Namespace) -> int:
-    from llmcourse.doctor import examine, render, to_json
+    from llmcourse.doctor import examine, examine_grading, render, to_json
 
-    report = examine()
+    report = examine_grading() if options.grading else examine()
     print(to_json(report) if options.json else render(report))
     return 0 if report.ok else 1
 

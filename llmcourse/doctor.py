@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 INSTALL = "run `make lab` in the course's folder, or `pip install -e .`"
 RETRAIN = "restore llmcourse/checkpoints (`git checkout llmcourse/checkpoints`), or train the family again"
+ISOLATE = (
+    "grade on Linux 5.13 or later with landlock and seccomp, or, with --i-trust-these-students, students "
+    "whom you trust"
+)
 MARKS = {"ok": "✓", "note": "·", "missing": "✗"}
 COLOURS = {"ok": "32", "note": "33", "missing": "31"}
 
@@ -46,7 +50,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
+    """Findings, and what to say when nothing is missing."""
+
     findings: tuple[Finding, ...]
+    verdict: str = "Everything that the course needs is here."
 
     @property
     def ok(self) -> bool:
@@ -55,7 +62,15 @@ class Report:
 
 def examine() -> Report:
     """Looks at everything; a part that breaks becomes a finding, not an exception."""
-    parts: tuple[Callable[[], list[Finding]], ...] = (machine, backends, packages, models, fonts)
+    return Report(_look((machine, backends, packages, models, fonts)))
+
+
+def examine_grading() -> Report:
+    """Looks at how students' code is isolated, and really tries what it must not be able to do."""
+    return Report(_look((isolation,)), "Students' code can be graded here.")
+
+
+def _look(parts: tuple[Callable[[], list[Finding]], ...]) -> tuple[Finding, ...]:
     findings = []
     for part in parts:
         try:
@@ -63,7 +78,7 @@ def examine() -> Report:
         except Exception as error:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             findings.append(Finding(part.__name__, part.__name__, reason, "missing", INSTALL))
-    return Report(tuple(findings))
+    return tuple(findings)
 
 
 def machine() -> list[Finding]:
@@ -176,6 +191,24 @@ def fonts() -> list[Finding]:
     return [Finding("figures", "Chinese text", "no font has it", "missing", INSTALL)]
 
 
+def isolation() -> list[Finding]:
+    """The tier of the sandbox that works here, and each probe of it."""
+    from llmcourse.grading.sandbox.policy import Tier, available_tier
+    from llmcourse.grading.sandbox.probes import run_probes
+
+    tier, reasons = available_tier()
+    why = "; ".join(reasons)
+    if tier is Tier.NONE:
+        return [Finding("isolation", "tier", f"none: {why}", "missing", ISOLATE)]
+    found = [Finding("isolation", "tier", tier.name.lower())]
+    if reasons:
+        found.append(Finding("isolation", "a second wall", why, "note"))
+    for probe in run_probes(tier):
+        status, remedy = ("ok", "") if probe.ok else ("missing", ISOLATE)
+        found.append(Finding("probes", probe.name, probe.detail, status, remedy))
+    return found
+
+
 def to_json(report: Report) -> str:
     """The report for programs."""
     findings = [asdict(finding) for finding in report.findings]
@@ -198,7 +231,5 @@ def render(report: Report, colour: bool | None = None) -> str:
         if finding.remedy:
             lines.append(f"    {'':<{width}}  → {finding.remedy}")
     missing = sum(finding.status == "missing" for finding in report.findings)
-    verdict = (
-        "Everything that the course needs is here." if report.ok else f"{missing} missing; see the arrows."
-    )
+    verdict = report.verdict if report.ok else f"{missing} missing; see the arrows."
     return "\n".join([*lines[1:], "", verdict])

@@ -1,0 +1,66 @@
+"""What grading comes to, as plain data: of one question, and of one submission."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+QuestionStatus = Literal["pass", "fail", "not run", "error"]
+SubmissionStatus = Literal["graded", "rejected", "error"]
+
+
+@dataclass(frozen=True)
+class QuestionResult:
+    """One exercise of one submission.
+
+    Args:
+        exercise: its name, `01.top_p`.
+        status: `not run` when this machine cannot run it (no GPU), `error` when the machinery
+            failed: neither is a judgement on the answer.
+        points: given; above 0 only on a pass.
+        reason: one line; what failed, with got and expected where there is a difference.
+        flags: what an instructor should know, such as an edited test that was restored.
+    """
+
+    exercise: str
+    status: QuestionStatus
+    points: float
+    max_points: float
+    reason: str = ""
+    flags: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.points <= self.max_points:
+            raise ValueError(f"points must be in [0, {self.max_points}], got {self.points}")
+        if self.points and self.status != "pass":
+            raise ValueError(f"points must be 0 unless the status is pass, got {self.points}, {self.status}")
+
+
+@dataclass(frozen=True)
+class SubmissionResult:
+    """All exercises of one notebook.
+
+    Args:
+        status: `rejected` when the file was no notebook of this lab, `error` when the machinery
+            failed and the submission has to be graded again.
+        tier: the isolation that it was graded under, `landlock` or `namespace` (`none` if trusted).
+    """
+
+    student: str
+    lab: str
+    sha256: str
+    status: SubmissionStatus
+    tier: str
+    questions: tuple[QuestionResult, ...] = ()
+    reason: str = ""
+    flags: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def points(self) -> float:
+        return float(sum(question.points for question in self.questions))
+
+    @property
+    def max_points(self) -> float:
+        return float(sum(question.max_points for question in self.questions))

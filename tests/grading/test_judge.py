@@ -1,0 +1,103 @@
+"""From a notebook to points: what pays, what does not, and what one cell may cost another."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmcourse.grading import assembly, judge
+from llmcourse.grading.intake import Submission
+from llmcourse.grading.sandbox.policy import available_tier
+from llmcourse.grading.workers import MachineryError, Nursery
+
+ROOT = Path(__file__).resolve().parents[2]
+SOLUTION = json.loads((ROOT / "solutions" / "01_decoding.ipynb").read_text(encoding="utf-8"))
+SECRET = b"known to nobody"
+
+
+@pytest.fixture(scope="module")
+def lab():
+    return assembly.judged_lab("01_decoding")
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    with Nursery(available_tier()[0]) as nursery:
+        yield nursery
+
+
+def submission(changes=()):
+    """The solution, with other sources for the cells of some exercises."""
+    book = json.loads(json.dumps(SOLUTION))
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        for name, changed in dict(changes).items():
+            if source.startswith(f"# Exercise {name}\n"):
+                cell["source"] = f"# Exercise {name}\n{changed}"
+    return Submission.of("alice", json.dumps(book).encode())
+
+
+def graded(lab, nursery, changes=(), secret=SECRET):
+    result = judge.grade(submission(changes), lab, nursery, secret)
+    return result, {question.exercise: question for question in result.questions}
+
+
+def test_the_solution_gets_every_point(lab, nursery):
+    result, questions = graded(lab, nursery)
+    assert (result.status, result.points, result.max_points) == ("graded", 100, 100)
+    assert list(questions) == [exercise.name for exercise in lab.exercises]
+    assert not result.flags, "its hidden tests are no edit"
+
+
+def test_a_wrong_answer_costs_its_own_points_alone(lab, nursery):
+    wrong = "def top_k_filter(logits, k):\n    return logits.clone()"
+    result, questions = graded(lab, nursery, {"01.top_k": wrong})
+    assert questions["01.top_k"].points == 0 and "expected" in questions["01.top_k"].reason
+    assert result.points == 100 - questions["01.top_k"].max_points
+
+
+def test_an_endless_cell_costs_its_own_points_alone(lab, nursery, monkeypatch):
+    monkeypatch.setattr(judge, "LOAD_LIMIT_S", 1.0)
+    result, questions = graded(lab, nursery, {"01.top_k": "while True:\n    pass"})
+    assert questions["01.top_k"].points == 0 and "time limit" in questions["01.top_k"].reason
+    assert result.points == 100 - questions["01.top_k"].max_points
+    assert "left out" in questions["01.beam_search"].flags[0], "its grade says so"
+
+
+def test_why_a_function_is_missing_is_told(lab, nursery):
+    broken = "import notthere\nraise ValueError('early')"
+    _, questions = graded(lab, nursery, {"01.top_k": broken})
+    reason = questions["01.top_k"].reason
+    assert "not written" in reason and "No module named 'notthere'" in reason and "early" in reason
+
+
+def test_the_machinery_s_failure_is_no_judgement(lab, nursery):
+    class Broken(Nursery):
+        asked = 0
+
+        def worker(self, cells):
+            Broken.asked += 1
+            raise MachineryError("the fork server died")
+
+    result, questions = graded(lab, Broken(nursery.tier))
+    assert result.status == "error" and Broken.asked == judge.ATTEMPTS * len(questions)
+    assert {(q.status, q.points) for q in questions.values()} == {("error", 0)}
+    assert "the fork server died" in questions["01.top_k"].reason
+
+
+def test_seeds_are_the_course_s_own():
+    assert judge.seeds(b"a", "01.top_k") == judge.seeds(b"a", "01.top_k")
+    drawn = [*judge.seeds(b"a", "01.top_k"), *judge.seeds(b"b", "01.top_k"), *judge.seeds(b"a", "01.top_p")]
+    assert len(set(drawn)) == len(drawn) == 3 * judge.SEEDS
+
+
+def test_what_cannot_be_read_is_rejected_with_its_reason(lab, nursery):
+    result = judge.grade(Submission.of("alice", b"no notebook"), lab, nursery, SECRET)
+    assert result.status == "rejected" and result.reason and not result.questions
+
+
+def test_the_version_follows_the_lab_s_text(lab):
+    from dataclasses import replace
+
+    other = replace(lab, text=replace(lab.text, locked={**lab.text.locked, "01-setup": "import math"}))
+    assert judge.version(lab) == judge.version(lab) != judge.version(other)
