@@ -4,6 +4,7 @@
 #   make test       lint, format, tests, notebooks
 #   make check      lint and format alone
 #   make notebooks  build notebooks/*.ipynb from notebooks/source and run them   CHAPTERS="01_decoding"
+#   make labs       build and run solutions/*.ipynb from solutions/source, make labs/ of them   LABS="01_decoding"
 #   make lock       requirements.lock and environment.yml from pyproject.toml
 #   make clean      remove .venv and caches
 #
@@ -17,7 +18,7 @@ VENV_PYTHON := .venv/bin/python
 PORT ?= 8888
 export PORT NO_BROWSER
 
-.PHONY: lab test check notebooks lock clean python environment test-environment
+.PHONY: lab test check notebooks labs lock clean python environment test-environment
 
 lab: environment
 	@$(VENV_PYTHON) tools/lab.py
@@ -25,7 +26,7 @@ lab: environment
 test: test-environment check
 	@$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg \
-	    notebooks tests
+	    notebooks solutions tests
 
 check: test-environment
 	@$(VENV_PYTHON) -m ruff check .
@@ -33,6 +34,9 @@ check: test-environment
 
 notebooks: test-environment
 	@$(VENV_PYTHON) tools/notebooks.py $(CHAPTERS)
+
+labs: test-environment
+	@$(VENV_PYTHON) -m tools.labs $(LABS)
 
 lock: test-environment
 	@$(VENV_PYTHON) tools/lock.py
