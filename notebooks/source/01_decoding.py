@@ -503,16 +503,15 @@ for row in recorded.recorded("decode_base_gpu") + recorded.recorded("decode_base
 # %% [markdown]
 # ## Lab
 #
-# Change the cells above, or add your own below them.
+# [Lab 1](../labs/01_decoding.ipynb) has ten exercises, 160 minutes: you write softmax with temperature, the loop,
+# top-k, top-p, the penalties, beam search and contrastive decoding, and find the mistake in a sampler. A cell
+# tells at once whether each is right. To warm up, here in this notebook:
 #
-# 1. (10 min) Write `top_p` in five lines with `sort` and `cumsum`, and compare what it keeps with
-#    `decoding.apply([decoding.TopP(p)], pot[None], nothing_yet)` for $p$ = 0.1, 0.5, 0.9. What does yours
-#    do when two tokens tie at the edge?
-# 2. (10 min) Find the smallest frequency penalty that ends the loop of greedy search in 1.3 for each domain.
+# 1. (10 min) Find the smallest frequency penalty that ends the loop of greedy search in 1.3 for each domain.
 #    Is it the same one?
-# 3. (15 min) In the sampling explorer, find a prompt for which top-k 40 keeps more tokens than top-p 0.8, and
+# 2. (15 min) In the sampling explorer, find a prompt for which top-k 40 keeps more tokens than top-p 0.8, and
 #    one for which it keeps fewer. Predict each from the entropy before you look.
-# 4. (15 min) Swap expert and amateur in 1.8. Predict what happens to repetition first, then read two of the
+# 3. (15 min) Swap expert and amateur in 1.8. Predict what happens to repetition first, then read two of the
 #    texts: is less repetition a success here?
 #
 # ## Summary
