@@ -23,6 +23,7 @@ from llmcourse.grading.matching import Answers, answers
 from llmcourse.grading.notebook import read
 from llmcourse.grading.question import ExerciseError, Verdict, examine
 from llmcourse.grading.results import QuestionResult, SubmissionResult
+from llmcourse.grading.rules import joined
 from llmcourse.grading.workers import LoadReport, MachineryError, Nursery, Worker
 
 SEEDS = 3  # draws of fresh inputs for each question
@@ -141,7 +142,7 @@ class _Sitting:
                 if stuck and len(self.endless) < MAX_ENDLESS:
                     self.endless[kept[report.stopped_in]] = str(report.failure)
                     continue
-                verdict = self._examine(exercise, worker, "\n\n".join(kept))
+                verdict = self._examine(exercise, worker, joined(kept))
             left_out = [f"cell left out: {self.endless[cell]}" for cell in cells if cell in self.endless]
             notes = (*left_out, *_noted(report))
             if verdict.status == "not written" and notes:

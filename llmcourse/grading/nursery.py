@@ -175,13 +175,14 @@ class Nursery:
         return None
 
     def _bury(self, child: Child) -> None:
-        """Reaps a worker, ends what it left behind, removes its folder, and tells the judge why it ended."""
+        """Reaps a worker, ends what it left behind, and tells the judge why it ended.
+
+        The judge removes its folder. That may take long, and the others must not wait for it here.
+        """
         _, status = os.waitpid(child.pid, 0)
         os.close(child.pidfd)
         del self.children[child.number]
         self._end_strays()
-        with contextlib.suppress(OSError):  # the judge removes what is left, and may have more rights
-            scratch.remove(child.scratch)
         kind, message = child.killed if child.killed[0] else _reason(status)
         self.tell({"ended": child.number, "kind": kind, "message": message})
 

@@ -57,6 +57,9 @@ class Verdict:
     def passed(self) -> bool:
         return self.status == "pass"
 
+    def _ipython_display_(self) -> None:
+        """Nothing, as the last value of a cell: `check` has shown it already."""
+
 
 def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], source: str = "") -> Verdict:
     """Asks the cases of a seed one after another, up to the first that fails.

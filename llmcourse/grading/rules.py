@@ -110,18 +110,16 @@ def names_used(source: str, function: str) -> frozenset[str]:
     Followed through everything in the source that the function refers to; what is defined there under
     a forbidden name is the student's own. Empty where the source is no Python.
     """
-    body = _parsed(source)
     places: dict[str, list[ast.stmt]] = {}
-    for statement in body:
+    for statement in _parsed(source)[1]:
         for name in _defines(statement):
             places.setdefault(name, []).append(statement)
     found, waiting, done = set(), [function], set()
     while waiting:
-        name = waiting.pop()
-        if name in done:
-            continue
-        done.add(name)
-        for statement in places.get(name, []):
+        for statement in places.get(waiting.pop(), []):
+            if statement in done:  # one import can define thousands of names
+                continue
+            done.add(statement)
             inside = set(_local(statement))
             loaded = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)} - inside
             waiting += loaded
@@ -129,13 +127,18 @@ def names_used(source: str, function: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _parsed(source: str) -> list[ast.stmt]:
-    """The statements of a source that may hold IPython's own lines; none where it is too long or broken."""
+def joined(cells: Iterable[str]) -> str:
+    """Cells as one source, without those that are no Python: they do not run, and must not hide the rest."""
+    return "\n\n".join(_parsed(cell)[0] for cell in cells)
+
+
+def _parsed(source: str) -> tuple[str, list[ast.stmt]]:
+    """A source without IPython's own lines, and its statements; nothing where it is too long or broken."""
     lines = [NOT_PYTHON.sub(r"\1pass", line) for line in source[:LONGEST_SOURCE].split("\n")]
     for text in (source, "\n".join(lines)) if len(source) <= LONGEST_SOURCE else ():
         with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-            return ast.parse(text).body
-    return []
+            return text, ast.parse(text).body
+    return "", []
 
 
 def _defines(statement: ast.stmt) -> Iterator[str]:
@@ -170,6 +173,11 @@ def _reached(statement: ast.stmt) -> Iterator[str]:
             for alias in node.names:
                 yield from alias.name.split(".")
             yield from (getattr(node, "module", None) or "").split(".")
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in BY_TEXT:
+        elif isinstance(node, ast.Call) and _last_name(node.func) in BY_TEXT:
             texts = (argument.value for argument in node.args if isinstance(argument, ast.Constant))
             yield from (text for text in texts if isinstance(text, str))
+
+
+def _last_name(function: ast.expr) -> str:
+    """`import_module` of `importlib.import_module`; not from `ast.unparse`, which recurses."""
+    return getattr(function, "attr", getattr(function, "id", ""))

@@ -15,25 +15,48 @@ FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def usage(folder: str, max_files: int) -> tuple[int, int]:
     """Bytes on disk and number of files and folders below a folder.
 
-    Counting stops soon after `max_files`: a million files must not cost us the time to count them. A
-    folder that cannot be read counts as itself.
+    Counting stops soon after `max_files`: a million files must not cost us the time to count them.
+    Nothing can be hidden from it: a folder whose owner closed it is opened, and one that lies so deep
+    that its path is too long counts as more than `max_files`.
     """
     used = files = 0
     waiting = [folder]
     while waiting and files <= max_files:
-        for entry in _entries(waiting.pop()):
+        for entry in _opened(waiting.pop()):
+            if entry is None:
+                return used, max_files + 1
             files += 1
             if files > max_files:
                 break
-            with contextlib.suppress(OSError):
+            try:
                 info = entry.stat(follow_symlinks=False)
-                used += info.st_blocks * 512
-                if stat.S_ISDIR(info.st_mode):
-                    waiting.append(entry.path)
+            except FileNotFoundError:  # it is gone by now
+                continue
+            except OSError:
+                return used, max_files + 1
+            used += info.st_blocks * 512
+            if stat.S_ISDIR(info.st_mode):
+                waiting.append(entry.path)
     return used, files
 
 
-def _entries(folder: str | int) -> Iterator[os.DirEntry[str]]:
+def _opened(folder: str) -> Iterator[os.DirEntry[str] | None]:
+    """What lies in a folder; None where that cannot be found out."""
+    try:
+        try:
+            entries = os.scandir(folder)
+        except PermissionError:
+            os.chmod(folder, 0o700)  # by its owner, who in the sandbox cannot close it again
+            entries = os.scandir(folder)
+        with entries:
+            yield from entries
+    except (FileNotFoundError, NotADirectoryError):  # it is gone by now
+        return
+    except OSError:
+        yield None
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             yield from entries
@@ -42,14 +65,18 @@ def _entries(folder: str | int) -> Iterator[os.DirEntry[str]]:
 
 
 def deleted_bytes(pid: int) -> int:
-    """Bytes on disk of files that a process has deleted but still holds open."""
-    used = 0
-    for entry in _entries(f"/proc/{pid}/fd"):
-        with contextlib.suppress(OSError):
-            info = os.stat(entry.path)
-            if stat.S_ISREG(info.st_mode) and not info.st_nlink:
-                used += info.st_blocks * 512
-    return used
+    """Bytes on disk of files that a process has deleted but still holds open.
+
+    Each thread is asked: it may have a table of open files of its own, and the first may have ended.
+    """
+    held: dict[tuple[int, int], int] = {}
+    for thread in _entries(f"/proc/{pid}/task"):
+        for entry in _entries(f"{thread.path}/fd"):
+            with contextlib.suppress(OSError):
+                info = os.stat(entry.path)
+                if stat.S_ISREG(info.st_mode) and not info.st_nlink:
+                    held[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return sum(held.values())
 
 
 def remove(folder: str) -> None:

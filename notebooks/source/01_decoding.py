@@ -503,7 +503,7 @@ for row in recorded.recorded("decode_base_gpu") + recorded.recorded("decode_base
 # %% [markdown]
 # ## Lab
 #
-# [Lab 1](../labs/01_decoding.ipynb) has ten exercises, 160 minutes: you write softmax with temperature, the loop,
+# [Lab 1](../labs/01_decoding.ipynb) has ten exercises: you write softmax with temperature, the loop,
 # top-k, top-p, the penalties, beam search and contrastive decoding, and find the mistake in a sampler. A cell
 # tells at once whether each is right. To warm up, here in this notebook:
 #

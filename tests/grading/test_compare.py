@@ -46,6 +46,7 @@ class Subfloat(float):
         (tensor([-INF, -INF], [2.0, 3.0]), "row 0, token 0: got -inf, expected 0.5"),
         (tensor([0.7, -INF], [-INF, 3.0]), "row 1, token 0: got -inf, expected 2"),  # -inf goes first
         (tensor([0.7, math.nan], [2.0, 3.0]), "row 0, token 1: got NaN, expected -inf"),  # and NaN before
+        (tensor([-INF, -INF], [2.0, math.nan]), "row 1, token 1: got NaN, expected 3"),
         (tensor([0.5, -INF], [2.0, INF]), "row 1, token 1: got +inf, expected 3"),
         (tensor([0.5, -INF], [2.0, 3.0], dtype=torch.float64), "got dtype float64, expected float32"),
         (tensor([1, 2], [2, 3], dtype=torch.int64), "got dtype int64, expected float32"),

@@ -139,6 +139,7 @@ def test_an_unfinished_lab_runs_from_top_to_bottom(name, tmp_path):
         if "with once_written(" in found.source:
             assert NOTHING_YET in shown
         if labs.duty(found) == "check":
+            assert len(found.outputs) == 1, "the box alone"
             exercise = build.CHECK.match(found.source)["name"]
             assert ("failed at" if exercise in given else "is not written yet: ") in shown
     assert "0 of 100" in shown  # the last cell

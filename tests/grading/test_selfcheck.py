@@ -14,7 +14,7 @@ import torch
 from nbclient import NotebookClient
 
 from llmcourse.grading import selfcheck
-from llmcourse.grading.exercise import Case
+from llmcourse.grading.exercise import Case, Oracle
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.decoding.top_p import top_p_filter
 from llmcourse.grading.question import ExerciseError, Verdict
@@ -271,6 +271,8 @@ def test_operations_are_those_of_the_answer_not_of_the_model():
 
     found = call_in_process(answer)(case)
     assert {"exp", "argmax"} <= set(found.operations) and found.oracle_calls == {"logits_of": 1}
+    busy = Case({"model": Oracle("m")}, "one", {"m": lambda: torch.ones(2).cumsum(0)})
+    assert "cumsum" not in call_in_process(lambda model: model().exp())(busy).operations
     asks_badly = call_in_process(lambda logits_of, **rest: logits_of(torch.zeros(1)))(case)
     assert str(asks_badly.error).startswith("raised: ValueError: logits_of must be given a list of token ids")
 

@@ -59,7 +59,6 @@ def _cut(logits, outside):
     """Masks, row by row, what is `outside` by its running mass and its probability, in sorted order."""
     falling, ids = logits.softmax(-1).sort(descending=True, stable=True)
     cut = outside(falling.cumsum(-1), falling)
-    cut[:, 0] = False
     return logits.masked_fill(torch.zeros_like(cut).scatter(1, ids, cut), -torch.inf)
 
 
