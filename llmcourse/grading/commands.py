@@ -152,6 +152,11 @@ def run_adjust(options: argparse.Namespace) -> int:
         if exercise is not None and exercise not in before.exercises:
             known = ", ".join(before.exercises) or "none"
             raise ValueError(f"--exercise must be one of {known}, got {exercise!r}")
+        if before.points is None and (exercise is not None or kind == "add"):
+            raise ValueError(
+                f"{clean(options.student)} has no points to change, the file could not be graded; "
+                "set the total, such as 60, or grade another file"
+            )
         gradebook.adjust(options.student, lab, exercise, kind, points, options.reason)
         after = find_row(gradebook, options.student, lab)
         reports.write(gradebook, options.out)

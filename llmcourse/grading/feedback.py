@@ -19,7 +19,7 @@ from llmcourse.grading.printable import clean
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --good: #1a7f37; --bad: #b42318; --wait: #9a6700; }
 @media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --bad: #ff8a80; --wait: #e3b341; } }
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 56rem; margin: 0 auto; padding: 1rem; }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
 article { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem 1rem; margin: 1rem 0; }
 article h3 { display: flex; flex-wrap: wrap; gap: .25rem 1rem;
@@ -120,6 +120,8 @@ def _lab(row: Row) -> str:
     parts = [f"<section>\n<h2>Lab {text(result.lab)}</h2>", f'<p class="total">{points_of(row)}</p>']
     if result.status == "rejected":
         parts.append(f'<p class="reason rejected">{text(result.reason)}</p>')
+    if any(question.status == "fail" for question in result.questions):
+        parts.append('<p class="small">Run check(…) in the notebook for inputs, values and hints.</p>')
     if result.status == "error":
         trouble = f"The grader failed, which is not judged as an answer. {text(result.reason)}"
         parts.append(f'<p class="wait">{trouble}</p>')

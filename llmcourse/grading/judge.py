@@ -31,7 +31,10 @@ LOAD_LIMIT_S = 10.0  # for the cells before the question, all together
 MAX_ENDLESS = 3  # cells of one submission that are left out because they did not end
 MAX_NOTES = 3  # errors in cells that are kept with a question
 # Parts that show or keep a grade, or decide what is graded: none of them changes one.
-NOT_JUDGING = {"records", "batch", "assembly", "commands", "labs", "lab_view", "selfcheck"}
+NOT_JUDGING = {
+    *("adjustments", "feedback", "folder", "gradebook", "overview", "progress", "reports", "summary"),
+    *("assembly", "batch", "commands", "labs", "lab_view", "selfcheck"),
+}
 ATTEMPTS = 2  # a failure of the machinery is tried once more
 
 
@@ -47,16 +50,23 @@ class Lab:
 def version(lab: Lab) -> str:
     """Changes whenever a grade of this lab could: with what judges, the exercises, the lab, or PyTorch."""
     digest = hashlib.sha256(importlib.metadata.version("torch").encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        if not NOT_JUDGING & {path.stem, *path.relative_to(Path(__file__).parent).parts}:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    digest.update(repr((lab.text.locked, lab.text.stubs, sorted(lab.text.demos))).encode())
+    here = Path(__file__).parent
+    for path in sorted(here.rglob("*.py")):
+        if path.stem not in NOT_JUDGING:
+            digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
+    text = lab.text
+    digest.update(repr((text.locked, text.exercises, text.stubs, sorted(text.demos), text.order)).encode())
     return digest.hexdigest()[:16]
 
 
-def seeds(secret: bytes, exercise: str) -> list[int]:
-    """The same for every student of a course, and known to nobody without its secret."""
-    drawn = (hmac.digest(secret, f"{exercise} {index}".encode(), "sha256") for index in range(SEEDS))
+def seeds(secret: bytes, exercise: str, sha256: str) -> list[int]:
+    """The same whenever a file is graded, other ones for another file, known to nobody without the secret.
+
+    What a student learns of one grading's inputs, from a message that holds them, is of no use for
+    the next file.
+    """
+    texts = (f"{exercise} {sha256} {index}" for index in range(SEEDS))
+    drawn = (hmac.digest(secret, text.encode(), "sha256") for text in texts)
     return [int.from_bytes(digest[:7], "big") for digest in drawn]
 
 
@@ -84,7 +94,7 @@ def grade(submission: Submission, lab: Lab, nursery: Nursery, secret: bytes) -> 
         found = answers(notebook, lab.text)
     except Unreadable as unreadable:
         return SubmissionResult(**common, status="rejected", reason=str(unreadable))
-    sitting = _Sitting(found, nursery, secret)
+    sitting = _Sitting(found, nursery, secret, submission.sha256)
     questions = tuple(sitting.question(exercise) for exercise in lab.exercises)
     return SubmissionResult(
         **common,
@@ -107,6 +117,7 @@ class _Sitting:
     found: Answers
     nursery: Nursery
     secret: bytes
+    sha256: str
     endless: dict[str, str] = field(default_factory=dict)
 
     def question(self, exercise: Exercise) -> QuestionResult:
@@ -127,8 +138,11 @@ class _Sitting:
             try:
                 verdict, notes = self._ask(exercise)
                 return result("pass" if verdict.passed else "fail", verdict.reason, notes)
-            except (MachineryError, ExerciseError) as error:
+            except MachineryError as error:
                 trouble = str(error)
+            except ExerciseError as error:
+                trouble = str(error)
+                break
         return result("error", f"could not be graded ({trouble})")
 
     def _ask(self, exercise: Exercise) -> tuple[Verdict, tuple[str, ...]]:
@@ -142,9 +156,11 @@ class _Sitting:
                 if stuck and len(self.endless) < MAX_ENDLESS:
                     self.endless[kept[report.stopped_in]] = str(report.failure)
                     continue
-                verdict = self._examine(exercise, worker, joined(kept))
+                source, whole = joined(kept)
+                verdict = self._examine(exercise, worker, source)
             left_out = [f"cell left out: {self.endless[cell]}" for cell in cells if cell in self.endless]
-            notes = (*left_out, *_noted(report))
+            unseen = () if whole else ("too long to be looked at whole for forbidden names",)
+            notes = (*left_out, *unseen, *_noted(report))
             if verdict.status == "not written" and notes:
                 verdict = replace(verdict, reason=f"{verdict.reason}: {'; '.join(notes)}")
             return verdict, notes
@@ -153,7 +169,7 @@ class _Sitting:
         def call(case: Case) -> Answer:
             return worker.call(exercise.function, case.arguments, case.oracles, exercise.time_limit_s)
 
-        for seed in seeds(self.secret, exercise.name):
+        for seed in seeds(self.secret, exercise.name, self.sha256):
             verdict = examine(exercise, seed, call, source)
             if not verdict.passed:
                 break

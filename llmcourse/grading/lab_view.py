@@ -5,9 +5,10 @@ Nothing here stops a notebook: an answer that is not written yet, or wrong, is s
 
 from __future__ import annotations
 
+import contextlib
 import html
+import io
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from llmcourse.grading.exercises import catalogue
@@ -18,7 +19,7 @@ NOTHING_YET = "Nothing to see yet"
 MARKS = {"pass": "✓ passed", "fail": "✗ failed", "not written": "○ not written"}
 
 
-@contextmanager
+@contextlib.contextmanager
 def once_written(*functions: Callable) -> Iterator[None]:
     """Around a demonstration of answers: what they raise is told in a line, and goes no further."""
     names = " and ".join(function.__name__ for function in functions)
@@ -27,7 +28,7 @@ def once_written(*functions: Callable) -> Iterator[None]:
     except NotImplementedError as error:
         reason = clean(str(error)) or f"{names} not written"
         print(f"{NOTHING_YET}: {reason}; run this cell again when it is.")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         print(f"{NOTHING_YET} of {names}: {type(error).__name__}: {clean(str(error))}")
 
 
@@ -77,7 +78,8 @@ def points_so_far(lab: str, names: Mapping[str, object]) -> Points:
         raise LookupError(f"lab must be one of {', '.join(labs)}, got {lab!r}")
     rows = []
     for exercise in labs[lab]:
-        verdict, _ = examine_here(exercise, names.get(exercise.function), PUBLIC_SEEDS)
+        with contextlib.redirect_stdout(io.StringIO()):  # what answers print was seen at their checks
+            verdict, _ = examine_here(exercise, names.get(exercise.function), PUBLIC_SEEDS)
         points = exercise.points if verdict.passed else 0
         rows.append((exercise.name, exercise.title, MARKS[verdict.status], points, exercise.points))
     return Points(tuple(rows))

@@ -88,6 +88,9 @@ def run(
     return errors
 
 
+MOST_MAGICS = 30  # lines of a cell; each costs a parse of it
+
+
 def without_magics(cell: str) -> str:
     """A cell whose lines of IPython (`%magic`, `!command`, `name?`) are made `pass`; no line moves.
 
@@ -99,7 +102,7 @@ def without_magics(cell: str) -> str:
         if lines[first].split()[0] not in TIMING_MAGICS:
             return ""
         lines[first] = "pass"
-    for _ in lines:
+    for _ in range(MOST_MAGICS):
         try:
             ast.parse("\n".join(lines))
             break

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,10 +15,11 @@ from typing import Protocol, runtime_checkable
 
 from llmcourse.grading.answer import Answer
 from llmcourse.grading.printable import clean
+from llmcourse.grading.replay import without_magics
 
 LIBRARIES = ("transformers", "vllm", "scipy")  # hold finished answers to what this course asks
-LONGEST_SOURCE = 200_000  # characters: no honest lab comes near
-NOT_PYTHON = re.compile(r"^(\s*)(?:[%!?].*|.*\?\s*)$")  # IPython's own lines
+LONGEST_CELL, LONGEST_SOURCE = 50_000, 500_000  # characters that are looked at
+UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 BY_TEXT = ("getattr", "attrgetter", "methodcaller", "import_module", "__import__")
 
 
@@ -111,10 +111,10 @@ def names_used(source: str, function: str) -> frozenset[str]:
     a forbidden name is the student's own. Empty where the source is no Python.
     """
     places: dict[str, list[ast.stmt]] = {}
-    for statement in _parsed(source)[1]:
+    for statement in _parsed(source):
         for name in _defines(statement):
             places.setdefault(name, []).append(statement)
-    found, waiting, done = set(), [function], set()
+    found, waiting, asked, done = set(), [function], {function}, set()
     while waiting:
         for statement in places.get(waiting.pop(), []):
             if statement in done:  # one import can define thousands of names
@@ -122,23 +122,43 @@ def names_used(source: str, function: str) -> frozenset[str]:
             done.add(statement)
             inside = set(_local(statement))
             loaded = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)} - inside
-            waiting += loaded
+            waiting += loaded - asked
+            asked |= loaded
             found |= {name for name in loaded if name not in places} | set(_reached(statement))
     return frozenset(found)
 
 
-def joined(cells: Iterable[str]) -> str:
-    """Cells as one source, without those that are no Python: they do not run, and must not hide the rest."""
-    return "\n\n".join(_parsed(cell)[0] for cell in cells)
+def joined(cells: Iterable[str]) -> tuple[str, bool]:
+    """Cells as one source, and whether it is all of them.
+
+    Cells that are no Python are left out, since they do not run and must not hide the rest; so are
+    those that are longer than any answer, since parsing takes a hundred times the memory of the text.
+    """
+    kept, length, whole = [], 0, True
+    for cell in cells:
+        if len(cell) > LONGEST_CELL or length + len(cell) > LONGEST_SOURCE:
+            whole = False
+            continue
+        length += len(cell)
+        kept.append(_python_of(cell))
+    return "\n\n".join(kept), whole
 
 
-def _parsed(source: str) -> tuple[str, list[ast.stmt]]:
-    """A source without IPython's own lines, and its statements; nothing where it is too long or broken."""
-    lines = [NOT_PYTHON.sub(r"\1pass", line) for line in source[:LONGEST_SOURCE].split("\n")]
-    for text in (source, "\n".join(lines)) if len(source) <= LONGEST_SOURCE else ():
-        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-            return text, ast.parse(text).body
-    return "", []
+@lru_cache(maxsize=64)  # every question of a submission looks at the same cells
+def _python_of(cell: str) -> str:
+    """A cell as it is run, without IPython's own lines; empty if it is no Python."""
+    with contextlib.suppress(*UNPARSABLE):
+        text = without_magics(cell)
+        ast.parse(text)
+        return text
+    return ""
+
+
+def _parsed(source: str) -> list[ast.stmt]:
+    text = _python_of(source) if len(source) <= LONGEST_CELL else source
+    with contextlib.suppress(*UNPARSABLE):
+        return ast.parse(text).body if len(text) <= 2 * LONGEST_SOURCE else []
+    return []
 
 
 def _defines(statement: ast.stmt) -> Iterator[str]:

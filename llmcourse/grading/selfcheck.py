@@ -83,7 +83,7 @@ class SelfCheck:
         self.find, self.show = find, show
         self.failed: Counter[str] = Counter()
 
-    def __call__(self, name: object, function: object, seed: int | None = None) -> Verdict:
+    def __call__(self, name: object = None, function: object = None, seed: int | None = None) -> Verdict:
         """Examines an answer and shows what came out; a mistake of the student's raises nothing.
 
         Args:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from llmcourse.grading.adjustments import Row
 from llmcourse.grading.batch import Outcome
+from llmcourse.grading.feedback import file_name
 from llmcourse.grading.printable import clean, escape_acting
+from llmcourse.grading.results import QuestionResult
 
 ALL_GRADED, LOOK, MACHINERY, INTERRUPTED = 0, 1, 3, 130
 AGAIN = "run the same command again"
@@ -61,7 +63,7 @@ class Summary:
 
     def text(self) -> str:
         """For people."""
-        outcome = self.outcome
+        outcome, alone = self.outcome, self.rows[0] if len(self.rows) == 1 else None
         lines = [f"{self.lab}: {outcome.graded} graded now, {outcome.skipped} graded before"]
         lines += _listed("rejected", self.rejected)
         lines += _listed("to look at", {name: "; ".join(flags) for name, flags in self.look.items()})
@@ -69,6 +71,9 @@ class Summary:
         lines += _listed("not run on this machine", {e: f"{n} students" for e, n in self.not_run.items()})
         if outcome.changed:
             lines.append(f"the same file, another grade: {clean(', '.join(sorted(outcome.changed)))}")
+        if alone:
+            lines += [_mark(question) for question in alone.result.questions]
+            lines.append(f"feedback: {self.out / 'feedback' / file_name(alone.result.student)}")
         return "\n".join([*lines, f"grades: {self.out / 'grades.csv'}, overview: {self.out / 'index.html'}"])
 
     def trouble(self) -> str:
@@ -101,6 +106,12 @@ class Summary:
             "grades": grades,
         }
         return escape_acting(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+def _mark(question: QuestionResult) -> str:
+    sign = {"pass": "✓", "fail": "✗"}.get(question.status, "·")
+    reason = f"  {clean(question.reason)}" if question.reason else ""
+    return f"  {sign} {question.exercise:24}{question.points:g} of {question.max_points:g}{reason}"
 
 
 def summary(lab: str, out: Path, outcome: Outcome, rows: Sequence[Row], students: Collection[str]) -> Summary:

@@ -23,9 +23,10 @@
 #    and the function's name and parameters: your answer is found by them. Helpers may stand in the same cell.
 # 3. **Check** it with the cell below it: got, expected, the first difference. The call after *inputs* gives you
 #    the arguments of the case that failed, to play with in a cell of your own.
-# 4. **Hints** come with a failed check, a clearer one each time. The stars say how hard an exercise is, from ★,
+# 4. **Too long?** `[*]` beside a cell that should be done means an endless loop: press ■, mend it, run it again.
+# 5. **Hints** come with a failed check, a clearer one each time. The stars say how hard an exercise is, from ★,
 #    a warm-up, to ★★★★★; skip one and come back if you like.
-# 5. **Demonstrations** run your functions on the course's models, so that you see what they do to real text.
+# 6. **Demonstrations** run your functions on the course's models, so that you see what they do to real text.
 #    They give no points, and need no edit.
 #
 # **How it is graded.** `check` draws its inputs from seeds that everybody knows. The grader asks the same

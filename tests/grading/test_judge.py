@@ -85,10 +85,58 @@ def test_the_machinery_s_failure_is_no_judgement(lab, nursery):
     assert "the fork server died" in questions["01.top_k"].reason
 
 
-def test_seeds_are_the_course_s_own():
-    assert judge.seeds(b"a", "01.top_k") == judge.seeds(b"a", "01.top_k")
-    drawn = [*judge.seeds(b"a", "01.top_k"), *judge.seeds(b"b", "01.top_k"), *judge.seeds(b"a", "01.top_p")]
-    assert len(set(drawn)) == len(drawn) == 3 * judge.SEEDS
+def test_seeds_are_the_course_s_own_and_the_file_s():
+    assert judge.seeds(b"a", "01.top_k", "f") == judge.seeds(b"a", "01.top_k", "f")
+    whose = [
+        (b"a", "01.top_k", "f"),
+        (b"b", "01.top_k", "f"),
+        (b"a", "01.top_p", "f"),
+        (b"a", "01.top_k", "g"),
+    ]
+    drawn = [seed for one in whose for seed in judge.seeds(*one)]
+    assert len(set(drawn)) == len(drawn) == 4 * judge.SEEDS
+
+
+def test_what_does_not_judge_is_there():
+    stems = {path.stem for path in Path(judge.__file__).parent.glob("*.py")}
+    assert stems >= judge.NOT_JUDGING
+
+
+BEFORE = {
+    "broken": "for for for",
+    "ipython": "x = 1\n%matplotlib inline\ny = 'is it?'",
+    "command": "files = !ls",
+    "blanks": '"""\n' + " " * 40_000 + 'x\n"""',
+}
+
+
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
+def test_nothing_hides_a_forbidden_name(lab, nursery, before):
+    """Neither broken cells nor IPython's own lines; and none of them takes long."""
+    result = with_scipy(lab, nursery, before)
+    assert result.points == 0 and "uses scipy" in result.reason and result.seconds < 20
+
+
+def test_padding_is_told(lab, nursery):
+    result = with_scipy(lab, nursery, "#" * 60_000)
+    assert result.points == 0 or "too long" in result.flags[0]
+
+
+def with_scipy(lab, nursery, before):
+    """The result of a right answer to 01.top_p that refers to scipy, below another cell."""
+    book = json.loads(submission().read())
+    place, cell = next(
+        (i, c)
+        for i, c in enumerate(book["cells"])
+        if "".join(c["source"]).startswith("# Exercise 01.top_p\n")
+    )
+    held = "".join(cell["source"]).replace("def top_p_filter", "def held")
+    again = "def top_p_filter(logits, p):\n    scipy.special.softmax\n    return held(logits, p)"
+    cell["source"] = f"{held}\nimport scipy.special\n{again}"
+    added = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": before}
+    book["cells"].insert(place, added)
+    result = judge.grade(Submission.of("alice", json.dumps(book).encode()), lab, nursery, SECRET)
+    return {question.exercise: question for question in result.questions}["01.top_p"]
 
 
 def test_what_cannot_be_read_is_rejected_with_its_reason(lab, nursery):
