@@ -2,6 +2,7 @@
 #
 #   make lab        JupyterLab on the first chapter          PORT=8899  NO_BROWSER=1
 #   make test       lint, format, tests, notebooks
+#   make attacks    hand in every known attack on the grader, as root and as an ordinary user: minutes
 #   make check      lint and format alone
 #   make notebooks  build notebooks/*.ipynb from notebooks/source and run them   CHAPTERS="01_decoding"
 #   make labs       build and run solutions/*.ipynb from solutions/source, make labs/ of them   LABS="01_decoding"
@@ -18,7 +19,7 @@ VENV_PYTHON := .venv/bin/python
 PORT ?= 8888
 export PORT NO_BROWSER
 
-.PHONY: lab test check notebooks labs lock clean python environment test-environment
+.PHONY: lab test attacks check notebooks labs lock clean python environment test-environment
 
 lab: environment
 	@$(VENV_PYTHON) tools/lab.py
@@ -26,7 +27,10 @@ lab: environment
 test: test-environment check
 	@$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg \
-	    notebooks solutions tests
+	    --ignore=tests/grading/attacks notebooks solutions tests
+
+attacks: test-environment
+	@$(VENV_PYTHON) -m pytest --numprocesses=2 --dist=loadfile tests/grading/attacks
 
 check: test-environment
 	@$(VENV_PYTHON) -m ruff check .

@@ -120,13 +120,13 @@ def _lab(row: Row) -> str:
     parts = [f"<section>\n<h2>Lab {text(result.lab)}</h2>", f'<p class="total">{points_of(row)}</p>']
     if result.status == "rejected":
         parts.append(f'<p class="reason rejected">{text(result.reason)}</p>')
-    if any(question.status == "fail" for question in result.questions):
-        parts.append('<p class="small">Run check(…) in the notebook for inputs, values and hints.</p>')
     if result.status == "error":
         trouble = f"The grader failed, which is not judged as an answer. {text(result.reason)}"
         parts.append(f'<p class="wait">{trouble}</p>')
     parts += [_list("Noted about the notebook", result.flags), _adjustments(row, None)]
     parts += [_exercise(row, mark) for mark in row.marks if result.questions or mark.adjusted]
+    if any(question.status == "fail" for question in result.questions):
+        parts.append('<p class="small">Run check(…) in the notebook for inputs, values and hints.</p>')
     about = f"{TIERS.get(result.tier, result.tier)} at {row.graded_at}; file {result.sha256[:12]}"
     parts.append(f'<p class="small">{text(about)}</p>\n</section>')
     return "\n".join(part for part in parts if part)

@@ -228,7 +228,7 @@ def test_a_full_disk_ends_the_batch_and_keeps_what_is_kept(book):
 def test_no_kill_loses_doubles_or_changes_a_grade():
     command = [sys.executable, "-m", "tests.grading.kills", str(KILLS), str(SUBMISSIONS)]
     found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
-    assert found["troubles"] == [] and found["kills"] == KILLS and found["batches"] > 1
+    assert found["troubles"] == [] and found["kills"] == KILLS and found["batches"] >= 1
 
 
 INTERRUPTED = """

@@ -1,0 +1,98 @@
+"""Whether the attacks are worth anything: all of the list are there, and without walls they succeed."""
+
+import os
+import re
+import tempfile
+
+import pytest
+
+from llmcourse.grading import assembly
+from llmcourse.grading.exercises import catalogue as exercises
+from llmcourse.grading.intake import Submission, collect
+from llmcourse.grading.judge import grade
+from llmcourse.grading.sandbox.policy import Tier
+from llmcourse.grading.selfcheck import SelfCheck
+from llmcourse.grading.workers import Nursery
+from tests.grading.attacks import forging
+from tests.grading.attacks.attack import LAB, Scene, answered
+from tests.grading.attacks.catalogue import ATTACKS, BY_NAME, ON_BATCHES
+from tests.grading.attacks.grading import honest_book, marked, places
+from tests.grading.handed_in import entry, zipped
+
+# What these do when nothing stops them harms nobody but this test's own folders.
+SUCCEED = {
+    "10-forks": r"BREACH: fork",
+    "18-hidden-tests": r"BREACH: open .*top_k\.py",
+    "20-gradebook": r"BREACH: read .*gradebook\.sqlite",
+}
+
+
+def test_every_number_of_the_list_is_covered():
+    covered = {number for attack in ATTACKS for number in attack.numbers} | set(ON_BATCHES)
+    assert covered == set(range(1, 46))
+    assert len(BY_NAME) == len(ATTACKS)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the fork server is Linux's")
+def test_without_walls_attacks_succeed():
+    """The same submissions, trusted: then they read and write, and the suite would see it."""
+    lab = assembly.judged_lab(LAB)
+    with places(None) as where, Nursery(Tier.NONE) as nursery:
+        where.out.mkdir()
+        (where.out / "gradebook.sqlite").write_bytes(b"SQLite format 3\0")
+        for name, pattern in SUCCEED.items():
+            attack = BY_NAME[name]
+            attack.place(Scene(honest_book(), where, name))
+            data = (where.submissions / f"{name}.ipynb").read_bytes()
+            result = grade(Submission.of(name, data), lab, nursery, b"secret")
+            (question,) = [q for q in result.questions if q.exercise == "01.top_k"]
+            assert re.search(pattern, question.reason), question
+            with pytest.raises(AssertionError):
+                assert not re.search("BREACH", question.reason)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the fork server is Linux's")
+def test_a_daemon_is_gone_even_without_walls(monkeypatch):
+    """11: where it can be started, it is found and ended."""
+    lab = assembly.judged_lab(LAB)
+    with places(None) as where:
+        mark = str(where.temporary).encode()
+        monkeypatch.setattr(tempfile, "tempdir", str(where.temporary))
+        attack = BY_NAME["11-daemon"]
+        attack.place(Scene(honest_book(), where, attack.name))
+        data = (where.submissions / f"{attack.name}.ipynb").read_bytes()
+        with Nursery(Tier.NONE) as nursery:
+            result = grade(Submission.of(attack.name, data), lab, nursery, b"secret")
+            assert result.points == 100
+            assert (where.canaries / "daemon").exists()  # it ran
+            assert len(marked(mark)) == 1  # the fork server
+        assert marked(mark) == []
+
+
+def test_the_visible_cases_are_all_that_is_checked_in_the_notebook():
+    """28: the hard-coded answers pass `check`, so that it is fresh inputs that find them out."""
+    namespace = {}
+    exec("import torch\n" + answered("01.top_k", forging.visible_cases()), namespace)
+    assert SelfCheck(show=lambda report: None)("01.top_k", namespace["top_k_filter"]).passed
+
+
+def test_an_archive_of_all_submissions_cannot_reach_out(tmp_path):
+    """35: the traps of archives, in the one that an instructor downloads."""
+    archive = tmp_path / "all.zip"
+    names = (
+        "../../x/01_decoding.ipynb",
+        "/tmp/attack-left.ipynb",
+        "a/../../b.ipynb",
+        "..\\c.ipynb",
+        "ann.ipynb",
+    )
+    archive.write_bytes(zipped({entry(name): b"{}" for name in names}))
+    found = collect(archive, LAB)
+    assert sorted(s.student for s in found if not s.problem) == ["ann"]
+    assert len([s for s in found if s.problem]) == len(names) - 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.zip"]
+
+
+def test_exercises_are_those_that_are_attacked():
+    known = {exercise.name for exercise in exercises.labs()[LAB]}
+    assert {name for attack in ATTACKS for name in (*attack.zero, *attack.passes)} <= known
