@@ -214,9 +214,9 @@ Llama architecture (RMSNorm, RoPE, grouped-query attention, SwiGLU, tied embeddi
 {data}
 
 Validation documents were set aside by a hash of their text, before the tokenizer was trained, and no
-document stands on both sides. A prose document is a passage of about 32,000 characters, so other
-passages of the same book are in the training text; packages repeat each other's code, so a held-out
-file may resemble one that was seen.
+document stands on both sides. Running text is held out in passages of about 32,000 characters and trained
+on in passages of about 8,000, so other passages of the same book are in the training text; packages repeat
+each other's code, so a held-out file may resemble one that was seen.
 
 ## Recipe
 

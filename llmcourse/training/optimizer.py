@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from llmcourse.training.muon import BatchedMuon
 from llmcourse.training.recipes import Recipe
 
 
@@ -19,13 +20,7 @@ def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optim
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and not n.endswith(outer)]
     chosen = {id(p) for p in inner}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    muon = torch.optim.Muon(
-        inner,
-        lr=recipe.matrix_lr,
-        weight_decay=recipe.weight_decay,
-        momentum=0.95,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = BatchedMuon(inner, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay)
     fused = others[0].is_cuda
     adamw = torch.optim.AdamW(others, lr=recipe.other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
     return [muon, adamw]

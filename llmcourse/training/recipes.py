@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from llmcourse.model import DecoderConfig
 from llmcourse.training.tokenizer import VOCAB_SIZE
 
-MIX = {"prose": 0.45, "poetry": 0.15, "code": 0.40}
+MIX = {"prose": 0.55, "poetry": 0.15, "code": 0.30}
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def shape(hidden_size: int, num_layers: int, intermediate_size: int, num_heads: 
 FAMILY = {
     recipe.name: recipe
     for recipe in (
-        Recipe("draft", shape(128, 2, 384, 4, 2), steps=8500),
-        Recipe("small", shape(192, 4, 512, 6, 2), steps=6500),
-        Recipe("base", shape(320, 6, 896, 10, 2), steps=18_000),
+        Recipe("draft", shape(128, 2, 384, 4, 2), steps=10_000, weight_decay=0.2),
+        Recipe("small", shape(192, 4, 512, 6, 2), steps=8000, weight_decay=0.2),
+        Recipe("base", shape(320, 6, 896, 10, 2), steps=13_000, weight_decay=0.8),
     )
 }

@@ -153,8 +153,9 @@ distribution.plot_next_token(pot_of, "I am sleepy. I start a pot of …")
 #
 # The most probable token at each step is not the most probable text: one good choice can lead into a
 # dead end. Worse, what has just been written becomes likely to be written again. A loop that has closed
-# confirms itself: compare how sure the model is of its first forty tokens and of its last forty, above all in
-# code. (The prose below never quite closes its loop.) In the strips the shade of a token shows its probability.
+# confirms itself: compare how sure the model is of its first forty tokens and of its last forty, in prose and
+# in code. The poem gets away, for it is over before a loop can close. In the strips the shade of a token shows
+# its probability.
 
 # %% tags=["nbval-check-output"]
 OPENINGS = {"prose": prompts.PROSE[5], "verse": prompts.VERSE[7], "code": prompts.CODE[2]}
@@ -203,8 +204,8 @@ alike = self_bleu([g.tokens for g in drawn])
 print(f"drawn: log-probability {max(sum(g.log_probs) for g in drawn):7.2f}  self-BLEU {alike:.2f}")
 
 # %% [markdown]
-# A wider beam does find likelier text, and that text is a phrase that repeats for ever: once the loop has
-# begun, each round is nearly free. The $n$ texts differ in a token or two, because the beams soon share
+# A wider beam does find likelier text, and what the widest finds is a phrase that repeats: once the loop has
+# begun, each round is cheaper than anything new. The $n$ texts differ in a token or two, because the beams soon share
 # nearly all of their past, while five draws have little in common. Probable is not the same as good, which
 # is why open-ended text is sampled and beam search is kept for tasks with one right answer.
 #
@@ -374,9 +375,10 @@ for name, params in REMEDIES.items():
     print(f"{name:16}" + "    ".join(cells))
 
 # %% [markdown]
-# In these poems, which hardly repeated themselves, every remedy costs some of the measure: little, but for
-# no gain. Code gains, because this small model loops so badly without help. Eight texts a domain are few: try
-# `DOMAINS` with all of `prompts.VERSE` before you believe a difference of a few per cent.
+# Blocking does harm in both: fewer lines of code parse and fewer verses keep the measure, since it forbids what
+# has to be said again. The three penalties help code, because this small model loops so badly without them, and
+# leave verse about as it was. Eight texts a domain are few: try `DOMAINS` with all of `prompts.VERSE` before you
+# believe a difference of a few per cent.
 #
 # ## 1.7 All strategies, measured
 #
@@ -421,8 +423,8 @@ diversity.plot_scores(diversity.score_table(scores), "What each strategy writes"
 # On average over the domains greedy search has the highest log-probability and the most repetition, and pure
 # sampling the lowest log-probability. What people like to read lies between (Holtzman et al. 2020), among the
 # truncated strategies; read some of it in the explorer. Blocking n-grams buys its zero with less likely
-# text in prose and code, and costs verse almost nothing. And the domains differ: under sampling verse does not
-# repeat at all.
+# text in prose and code; verse hardly pays in probability (in 1.6 it paid in measure). And the domains differ:
+# whatever is cut off, sampled verse does not repeat, and sampled code always does.
 #
 # ## 1.8 Contrastive decoding
 #
@@ -446,7 +448,7 @@ for alpha in (0.1, 0.0):
 
 # %% [markdown]
 # With the constraint 明朝 wins; without it the rare token does. Now our own pair. Can you explain the score of
-# *pot*? Try a poem: 《静夜思》李白, a new line, 床前明月.
+# *porter* (a dark beer), and what the amateur knows of it? Try a poem: 《静夜思》李白, a new line, 床前明月.
 
 # %%
 widgets.ContrastViewer(family, prompt="I am sleepy. I start a pot of", expert="base", amateur="draft")
@@ -469,10 +471,9 @@ for domain, texts in DOMAINS.items():
         print(line)
 
 # %% [markdown]
-# In prose it halves the repetition, since looping is what the amateur does best; in code it repeats far less,
-# though no more of it is valid. In verse it does harm:
-# both models know that a comma comes after five or seven characters, the difference cancels what they agree on, and
-# the measure goes. That is the price of the idea: *whatever* is easy is punished, also where the easy token
+# In code it does most: far less is repeated, since looping is what the amateur does best, and more lines are
+# valid. Prose gains a little. In verse it does harm: both models know that a comma comes after five or seven
+# characters, the difference cancels what they agree on, and with it some of the measure. That is the price of the idea: *whatever* is easy is punished, also where the easy token
 # is the right one.
 #
 # ## 1.9 What goes wrong
@@ -483,8 +484,8 @@ for domain, texts in DOMAINS.items():
 # | temperature | it changes confidence everywhere, also where the model was right | calibration in 1.5 |
 # | top-k | the distribution is flat (cuts good words) or sharp (keeps rubbish) | the six rules in 1.5 |
 # | top-p | the distribution is flat: many unlikely tokens stay | the six rules in 1.5 |
-# | n-gram blocking | repeating is right: calls in code, names, refrains | `add_argument` in 1.6 |
-# | penalties | the text is long: punctuation and articles are punished with the rest | verse in 1.6 |
+# | n-gram blocking | repeating is right: calls in code, names, refrains | `add_argument` and verse in 1.6 |
+# | penalties | the strength does not suit the text: too weak, and the loop goes on | frequency 0.5 in 1.6 |
 # | contrastive | the amateur is right, and agrees with the expert | verse in 1.8 |
 # | any sampling | one seed is no experiment: compare rates over many texts | 1.7 |
 #
@@ -507,8 +508,8 @@ for row in recorded.recorded("decode_base_gpu") + recorded.recorded("decode_base
 # top-k, top-p, the penalties, beam search and contrastive decoding, and find the mistake in a sampler. A cell
 # tells at once whether each is right. To warm up, here in this notebook:
 #
-# 1. (10 min) Find the smallest frequency penalty that ends the loop of greedy search in 1.3 for each domain.
-#    Is it the same one?
+# 1. (10 min) Find the smallest frequency penalty that ends the loop of greedy search in 1.3, for the prose and
+#    for the code. Is it the same one?
 # 2. (15 min) In the sampling explorer, find a prompt for which top-k 40 keeps more tokens than top-p 0.8, and
 #    one for which it keeps fewer. Predict each from the entropy before you look.
 # 3. (15 min) Swap expert and amateur in 1.8. Predict what happens to repetition first, then read two of the

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmcourse.model import Decoder
+from llmcourse.training.muon import BatchedMuon
 from llmcourse.training.optimizer import build_optimizers, schedule, set_rates
 from llmcourse.training.recipes import FAMILY, MIX
 from tests.training.tiny import tiny_config, tiny_recipe
@@ -55,7 +56,7 @@ class TestOptimizers:
         muon, adamw = build_optimizers(model, tiny_recipe())
         names = {parameter: name for name, parameter in model.named_parameters()}
         inner, outer = ({names[p] for p in o.param_groups[0]["params"]} for o in (muon, adamw))
-        assert type(muon) is torch.optim.Muon and type(adamw) is torch.optim.AdamW
+        assert type(muon) is BatchedMuon and type(adamw) is torch.optim.AdamW
         projections = {f"self_attn.{n}_proj.weight" for n in "qkvo"}
         projections |= {f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")}
         assert inner == {f"model.layers.0.{name}" for name in projections}
