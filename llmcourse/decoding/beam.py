@@ -14,17 +14,20 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import (
+    DecodingError,
     EverythingMaskedError,
     NonFiniteLogitsError,
     require,
     require_integer,
     require_number,
+    require_on_error,
 )
 from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import Processor, apply, widen
@@ -63,10 +66,14 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class BeamSearch:
-    """The best hypotheses, best first, and every candidate of the search in order, for drawing."""
+    """The best hypotheses, best first, and every candidate of the search in order, for drawing.
+
+    A search that an error ended keeps what it had found until then.
+    """
 
     hypotheses: list[Hypothesis]
     nodes: list[BeamNode]
+    error: DecodingError | None = None
 
     def path(self, node: int) -> list[BeamNode]:
         """The candidates from the first token to this one; ids are indices into `nodes`."""
@@ -79,15 +86,29 @@ def beam_search(source: Decoder | LogitsSource, prompt: Sequence[int], **setting
 
 
 def beam_searches(
-    source: Decoder | LogitsSource, prompts: Sequence[Sequence[int]], **settings
+    source: Decoder | LogitsSource,
+    prompts: Sequence[Sequence[int]],
+    *,
+    on_error: Literal["raise", "return"] = "raise",
+    **settings,
 ) -> list[BeamSearch]:
-    """The same for a batch of prompts, all beams of all prompts in one forward pass a step."""
+    """The same for a batch of prompts, all beams of all prompts in one forward pass a step.
+
+    Args:
+        on_error: "raise" finishes the other searches and raises the first error, with what all of them
+            came to as its `generations`; "return" leaves errors in the searches.
+    """
+    require_on_error(on_error)
     steps = stream_beams(source, prompts, **settings)
     try:
         while True:
             next(steps)
     except StopIteration as end:
         return end.value
+    except DecodingError as error:
+        if on_error == "raise":
+            raise
+        return error.generations
 
 
 BeamStream = Generator[list[list[BeamNode]], None, list[BeamSearch]]
@@ -121,9 +142,9 @@ def stream_beams(
     Raises:
         TypeError: a prompt that is no list of token ids.
         ValueError: an argument out of range.
-        NonFiniteLogitsError: NaN or +inf from the source or a processor; names step and beam. It
-            ends the whole batch, as does the next one.
-        EverythingMaskedError: no continuation is left and no hypothesis has ended.
+        NonFiniteLogitsError: NaN or +inf from the source or a processor; names step and beam.
+        EverythingMaskedError: no continuation is left and no hypothesis has ended. Both end one search
+            and are raised when the others are done, with `generations`: the searches of the batch.
     """
     source = as_source(source)
     eos = check_request(source, prompts, max_new_tokens, eos_token_ids)
@@ -145,16 +166,14 @@ def _run(
     room = max(search.steps for search in searches)
     history = History.from_prompts(prompts, room=room, device=source.device)
     logits = source.start(prompts, max(map(len, prompts)) + room)
-    for step in range(room):
-        log_probs = _log_probs(logits, processors, history, step)
+    for _ in range(room):
+        log_probs = _log_probs(logits, processors, history)
         known = [len(search.tree) for search in searches]
         beams, first = [], 0  # each search owns the next `num_rows` rows of the batch
         for search in searches:
             own = log_probs[first : first + search.num_rows]
-            first += search.num_rows
-            beams += [
-                (first - len(own) + row, token) for row, token in (search.grow(own) if len(own) else ())
-            ]
+            beams += [(first + row, token) for row, token in (search.grow(own) if len(own) else ())]
+            first += len(own)
         yield [search.tree[before:] for search, before in zip(searches, known, strict=True)]
         if not beams:
             break
@@ -164,7 +183,21 @@ def _run(
         history = history.select(rows)
         history.append(tokens)
         logits = source.step(tokens)
-    return [BeamSearch([s.hypothesis(node) for node in s.ended[:num_return]], s.tree) for s in searches]
+    return _finish(searches, num_return)
+
+
+def _finish(searches: list[_Search], num_return: int) -> list[BeamSearch]:
+    results = [
+        BeamSearch([search.hypothesis(node) for node in search.ended[:num_return]], search.tree, search.error)
+        for search in searches
+    ]
+    for number, result in enumerate(results):
+        if result.error is not None:
+            if len(results) > 1:
+                result.error.add_note(f"in prompt {number} of {len(results)}")
+            result.error.generations = results
+            raise result.error
+    return results
 
 
 class _Search:
@@ -186,9 +219,22 @@ class _Search:
         self.ended: list[BeamNode] = []  # best score first
         self.step = 0
         self.num_rows = 1  # of the batch: the prompt alone at first, 0 when the search is over
+        self.error: DecodingError | None = None
 
     def grow(self, log_probs: Float[Tensor, "n V"]) -> list[tuple[int, int]]:
-        """Takes every beam's next-token log-probabilities; returns (row, token) of the new beams."""
+        """Takes every beam's next-token log-probabilities; returns (row, token) of the new beams.
+
+        What cannot be searched on ends this search alone, with an error.
+        """
+        try:
+            going_on = self._grow(log_probs)
+        except DecodingError as error:
+            self.error, going_on = error, []
+        self.num_rows = len(going_on)
+        return going_on
+
+    def _grow(self, log_probs: Float[Tensor, "n V"]) -> list[tuple[int, int]]:
+        self._refuse_broken(log_probs)
         so_far = [beam.log_prob for beam in self.beams] or [0.0]
         totals = log_probs + log_probs.new_tensor(so_far)[:, None]
         width = max(2, 1 + len(self.eos)) * self.num_beams
@@ -203,9 +249,13 @@ class _Search:
         if not self.beams and not self.ended:
             raise EverythingMaskedError(f"step {self.step - 1}: every continuation of every beam is masked")
         going_on = [(row, node.token) for row, node in zip(rows.tolist(), nodes, strict=True) if node.kept]
-        going_on = going_on if self._can_improve() else []
-        self.num_rows = len(going_on)
-        return going_on
+        return going_on if self._can_improve() else []
+
+    def _refuse_broken(self, log_probs: Float[Tensor, "n V"]) -> None:
+        broken = (log_probs.isnan() | log_probs.isposinf()).any(dim=-1)
+        if broken.any():
+            beam = int(broken.nonzero()[0])
+            raise NonFiniteLogitsError(f"beam {beam}, step {self.step}: the logits hold NaN or +inf")
 
     def _judge(self, rows, tokens, token_log_probs, totals) -> list[BeamNode]:
         """Candidates, best first, as nodes: which go on, which end, which are cut."""
@@ -248,18 +298,11 @@ def best_candidates(totals: Float[Tensor, "n V"], count: int) -> tuple[Int[Tenso
     return index // totals.shape[1], index % totals.shape[1]
 
 
-def _log_probs(
-    logits: Tensor, processors: Sequence[Processor], history: History, step: int
-) -> Float[Tensor, "n V"]:
+def _log_probs(logits: Tensor, processors: Sequence[Processor], history: History) -> Float[Tensor, "n V"]:
     """Processed log-probabilities in fp32 or wider; a row of -inf stays one."""
     nothing_left = logits.isneginf().all(dim=-1, keepdim=True)  # its softmax would be NaN
     log_probs = widen(logits).log_softmax(dim=-1).masked_fill(nothing_left, -math.inf)
-    log_probs = apply(processors, log_probs, history)
-    broken = (log_probs.isnan() | log_probs.isposinf()).any(dim=-1)
-    if broken.any():
-        beam = int(broken.nonzero()[0])
-        raise NonFiniteLogitsError(f"beam {beam}, step {step}: the logits hold NaN or +inf")
-    return log_probs
+    return apply(processors, log_probs, history)
 
 
 def _steps(source: LogitsSource, prompt: Sequence[int], max_new_tokens: int) -> int:

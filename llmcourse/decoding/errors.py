@@ -43,3 +43,8 @@ def require_integer(least: int, name: str, value: object, remedy: str) -> None:
     """As `require_number`, for an integer of at least `least`."""
     allowed = f"an integer of at least {least}"
     require_number(lambda number: number >= least, name, allowed, value, remedy, kind=Integral)
+
+
+def require_on_error(on_error: str) -> None:
+    """Refuses what says neither to raise a row's error nor to return it."""
+    require(on_error in ("raise", "return"), "on_error", "'raise' or 'return'", repr(on_error), "choose one")

@@ -18,7 +18,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llmcourse.decoding.errors import DecodingError, EverythingMaskedError, NonFiniteLogitsError, require
+from llmcourse.decoding.errors import (
+    DecodingError,
+    EverythingMaskedError,
+    NonFiniteLogitsError,
+    require_on_error,
+)
 from llmcourse.decoding.history import History
 from llmcourse.decoding.params import SamplingParams
 from llmcourse.decoding.processors import Processor, apply, widen
@@ -132,7 +137,7 @@ def generate(
         on_error: "raise" finishes the other rows and raises the first error, with `generations`
             attached; "return" leaves errors in the generations.
     """
-    _check_on_error(on_error)
+    require_on_error(on_error)
     steps = stream(source, prompts, **settings)
     try:
         while True:
@@ -225,7 +230,3 @@ def _finish(rows: list[Row]) -> list[Generation]:
             row.error.generations = generations
             raise row.error
     return generations
-
-
-def _check_on_error(on_error: str) -> None:
-    require(on_error in ("raise", "return"), "on_error", "'raise' or 'return'", repr(on_error), "choose one")

@@ -338,6 +338,24 @@ def test_non_finite_logits_name_step_and_beam(bad):
         beam_search(TableLogits(3, next_logits), [0], num_beams=2, max_new_tokens=5)
 
 
+@pytest.mark.parametrize(
+    ("bad", "kind"), [(math.nan, NonFiniteLogitsError), (-math.inf, EverythingMaskedError)]
+)
+def test_a_search_that_fails_leaves_the_others_of_its_batch_alone(bad, kind):
+    def next_logits(text):
+        return [bad] * 3 if text[0] == 1 and len(text) == 3 else [0.0, 1.0, 2.0]
+
+    prompts, settings = [[0], [1], [2, 2]], {"num_beams": 2, "max_new_tokens": 4, "num_return": 2}
+    source = TableLogits(3, next_logits)
+    results = beam_searches(source, prompts, on_error="return", **settings)
+    alone = [beam_search(source, prompts[row], **settings) for row in (0, 2)]
+    assert [results[0], results[2]] == alone and all(len(a.hypotheses) == 2 for a in alone)
+    assert isinstance(results[1].error, kind) and results[1].hypotheses == []
+    with pytest.raises(kind, match="step 2") as caught:
+        beam_searches(source, prompts, **settings)
+    assert caught.value.generations[0] == alone[0] and caught.value.__notes__ == ["in prompt 1 of 3"]
+
+
 def test_an_infinite_score_from_a_processor_is_named():
     class Broken:
         def __call__(self, logits, history):

@@ -526,7 +526,7 @@ def test_an_empty_stop_string_is_refused(tokenizer):
 
 
 def test_on_error_has_two_values():
-    from llmcourse.decoding.loop import _check_on_error
+    from llmcourse.decoding.errors import require_on_error
 
     with pytest.raises(ValueError, match="on_error must be 'raise' or 'return', got 'ignore'; choose one"):
-        _check_on_error("ignore")
+        require_on_error("ignore")
