@@ -25,9 +25,9 @@ import torch
 from record import record
 
 from llmcourse.grading import assembly, judge
-from llmcourse.grading.intake import Submission
+from llmcourse.grading.intake.submissions import Submission
+from llmcourse.grading.process.nursery import Nursery
 from llmcourse.grading.sandbox.policy import Tier, available_tier
-from llmcourse.grading.workers import Nursery
 
 ROOT = Path(__file__).resolve().parent.parent
 SOLUTION = (ROOT / "solutions" / "01_decoding.ipynb").read_bytes()

@@ -39,11 +39,26 @@ MAX_LINES = 400
 FORBIDDEN_NAMES = ("utils", "util", "common", "helpers", "misc")
 
 
-def imported_parts(tree: ast.Module, package: tuple[str, ...]) -> set[str]:
+# The same within grading: what runs a student's code stands above all that knows an answer.
+GRADING_LAYERS = (
+    ("printable", "answer", "results", "sandbox"),
+    ("process", "intake", "records", "compare"),
+    ("cells", "rules"),
+    ("exercise",),
+    ("question",),
+    ("exercises",),
+    ("selfcheck", "labs", "judge", "batch"),
+    ("lab_view", "assembly"),
+    ("commands",),
+)
+
+
+def imported_parts(tree: ast.Module, package: tuple[str, ...], whole: str = "llmcourse") -> set[str]:
     """The parts of llmcourse that a module imports, at its top or inside functions.
 
     Args:
         package: where the module lies, `("llmcourse", "decoding")`, to resolve relative imports.
+        whole: the package whose parts are meant.
     """
     names = set()
     for node in ast.walk(tree):
@@ -56,7 +71,7 @@ def imported_parts(tree: ast.Module, package: tuple[str, ...]) -> set[str]:
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = ast.unparse(node.func).split(".")[-1]
             names |= {str(node.args[0].value)} if called in ("import_module", "__import__") else set()
-    return {name.split(".")[1] for name in names if name.startswith("llmcourse.")}
+    return {name.removeprefix(f"{whole}.").split(".")[0] for name in names if name.startswith(f"{whole}.")}
 
 
 def violations(package: Path) -> list[str]:
@@ -126,6 +141,50 @@ def test_imports_from_above_and_from_oneself_are_allowed(tmp_path):
     allowed = ("from llmcourse.model import Decoder", "from . import beam", "import llmcourse.decoding.beam")
     (tmp_path / "decoding" / "loop.py").write_text("\n".join(allowed), encoding="utf-8")
     assert violations(tmp_path) == []
+
+
+def grading_violations(folder: Path) -> list[str]:
+    """Every import in a folder of grading's modules that points the wrong way, as `who imports whom`."""
+    ranks = {part: rank for rank, parts in enumerate(GRADING_LAYERS) for part in parts}
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        inside = path.relative_to(folder).with_suffix("").parts
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for other in imported_parts(tree, ("llmcourse", "grading", *inside[:-1]), "llmcourse.grading"):
+            if other != inside[0] and ranks[other] >= ranks.get(inside[0], 0):
+                found.append(f"{'/'.join(inside)} imports {other}")
+    return found
+
+
+def test_imports_within_grading_point_one_way():
+    assert grading_violations(PACKAGE / "grading") == []
+    parts = {path.stem for path in (PACKAGE / "grading").iterdir() if not path.stem.startswith("__")}
+    assert parts == {part for layer in GRADING_LAYERS for part in layer}
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("__init__.py", "from llmcourse.grading import exercises"),
+        ("process/worker.py", "from llmcourse.grading.exercises import catalogue"),
+        ("process/replay.py", "from llmcourse.grading import judge"),
+        ("process/fork_server.py", "def late():\n    from ..question import examine"),
+        ("records/summary.py", "from llmcourse.grading.batch import run"),
+        ("sandbox/enter.py", "import llmcourse.grading.process.worker"),
+    ],
+)
+def test_a_planted_violation_within_grading_is_found(tmp_path, path, source):
+    file = tmp_path / path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(source, encoding="utf-8")
+    assert len(grading_violations(tmp_path)) == 1
+
+
+def test_packages_of_grading_import_nothing_themselves():
+    """A worker imports one module of a package, and must not get the others with it."""
+    inits = sorted((PACKAGE / "grading").rglob("__init__.py"))
+    importing = [path for path in inits if imported_parts(ast.parse(path.read_text(encoding="utf-8")), ())]
+    assert [path.parent.name for path in importing] == []
 
 
 def works(tree: ast.Module) -> bool:

@@ -168,7 +168,7 @@ def build(source: Path) -> Path:
     return target
 
 
-def stale(source: Path) -> list[str]:
+def outdated(source: Path) -> list[str]:
     """How a solution notebook departs from its text and the catalogue, and the lab from both."""
     target = notebooks.target_of(source)
     if not target.exists():

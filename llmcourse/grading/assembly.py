@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmcourse.grading.sandbox.policy import Tier, available_tier
 
 if TYPE_CHECKING:
-    from llmcourse.grading.intake import Submission
+    from llmcourse.grading.intake.submissions import Submission
 
 COURSE = Path(__file__).resolve().parents[2]
 LABS, SOLUTIONS = COURSE / "labs", COURSE / "solutions"
@@ -59,19 +59,19 @@ def collect(path: Path, lab: str | None, known: Sequence[str]) -> tuple[str, lis
     Raises:
         ValueError: there is no such lab, nothing was handed in, or the notebooks do not agree on a lab.
     """
-    from llmcourse.grading import intake
+    from llmcourse.grading.intake import submissions as intake
 
     if lab is not None and lab not in known:
         raise ValueError(f"--lab must be one of {', '.join(known)}, got {lab!r}")
     submissions = intake.collect(path, lab or known[0])
     if lab is None:
-        lab = lab_of(submissions, known)
+        lab = named_lab(submissions, known)
         if lab != known[0]:  # a lab's name is cut from file names to get a student's
             submissions = intake.collect(path, lab)
     return lab, submissions
 
 
-def lab_of(submissions: Iterable[Any], known: Sequence[str]) -> str:
+def named_lab(submissions: Iterable[Any], known: Sequence[str]) -> str:
     """The lab whose exercises most of the notebooks name.
 
     Raises:
@@ -108,9 +108,9 @@ def judged_lab(name: str) -> Any:
     Raises:
         ValueError: the notebook that was handed out is not in the course's folder.
     """
+    from llmcourse.grading.cells.lab_text import lab_text
     from llmcourse.grading.exercises import catalogue
     from llmcourse.grading.judge import Lab
-    from llmcourse.grading.lab_text import lab_text
 
     return Lab(name, catalogue.labs()[name], lab_text(LABS / f"{name}.ipynb"))
 
@@ -118,12 +118,12 @@ def judged_lab(name: str) -> Any:
 def judge(tier: Tier, lab: Any) -> dict[str, Any]:
     """What a batch needs of the judge of a lab: how to grade, where workers come from, and its version."""
     from llmcourse.grading.judge import grade, version
-    from llmcourse.grading.workers import Nursery
+    from llmcourse.grading.process.nursery import Nursery
 
     return {"grade": grade, "nursery": partial(Nursery, tier), "version": version(lab)}
 
 
-def stale(lab: str) -> list[str]:
+def lab_status(lab: str) -> list[str]:
     """Why a lab's student version is not the one that its solution gives; empty when it is."""
     from llmcourse.grading import labs
 

@@ -12,12 +12,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
-from llmcourse.grading.gradebook import Gradebook
-from llmcourse.grading.progress import Progress
-from llmcourse.grading.results import SubmissionResult
+from llmcourse.grading.records.gradebook import Gradebook
+from llmcourse.grading.records.progress import Progress
+from llmcourse.grading.results import Outcome, SubmissionResult
 
 ATTEMPTS = 2
 THREAD = "grading"  # the name of a job's thread
@@ -26,28 +25,6 @@ WAIT_S = 0.2  # between two looks at whether to stop
 
 # The judge's `grade`: submission, lab, nursery and the gradebook's secret.
 Grade = Callable[[Any, Any, Any, bytes], SubmissionResult]
-
-
-@dataclass
-class Outcome:
-    """What a batch came to.
-
-    Args:
-        graded: how many were graded now, errors and rejected files included.
-        skipped: how many had a grade already.
-        left: how many have none yet, because of `interrupted` or `stopped`.
-        changed: students who got other points or another status for the same file than before.
-        kept: students whose grade stands, because grading them again failed.
-        stopped: why the machinery could not go on; empty when it could.
-    """
-
-    graded: int = 0
-    skipped: int = 0
-    left: int = 0
-    changed: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    interrupted: bool = False
-    stopped: str = ""
 
 
 def run(

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from llmcourse.grading.printable import clean
 
 if TYPE_CHECKING:
-    from llmcourse.grading.adjustments import Row
-    from llmcourse.grading.gradebook import Gradebook
+    from llmcourse.grading.records.adjustments import Row
+    from llmcourse.grading.records.gradebook import Gradebook
     from llmcourse.grading.sandbox.policy import Tier
 
 INTERRUPTED = 130
@@ -104,11 +104,12 @@ def run_grade(options: argparse.Namespace) -> int:
 
 
 def _grade(options: argparse.Namespace, lab: Any, submissions: list[Any], tier: Tier) -> int:
-    from llmcourse.grading import assembly, batch, reports
-    from llmcourse.grading.folder import opened
-    from llmcourse.grading.gradebook import GradebookError
-    from llmcourse.grading.progress import progress
-    from llmcourse.grading.summary import MACHINERY, summary
+    from llmcourse.grading import assembly, batch
+    from llmcourse.grading.records import reports
+    from llmcourse.grading.records.folder import opened
+    from llmcourse.grading.records.gradebook import GradebookError
+    from llmcourse.grading.records.progress import progress
+    from llmcourse.grading.records.summary import MACHINERY, summary
 
     shown = progress(options.quiet or options.json)
     settings = {"jobs": options.jobs or assembly.default_jobs(), "regrade": options.regrade}
@@ -140,8 +141,8 @@ def _leave(message: str) -> NoReturn:
 
 def run_adjust(options: argparse.Namespace) -> int:
     """Corrects points, writes the reports again, and says what changed."""
-    from llmcourse.grading import reports
-    from llmcourse.grading.folder import opened
+    from llmcourse.grading.records import reports
+    from llmcourse.grading.records.folder import opened
 
     kind, points = change(options.points)
     if not options.reason.strip():
@@ -210,8 +211,8 @@ def points_of(row: Row) -> str:
 
 def run_report(options: argparse.Namespace) -> int:
     """Writes the reports again."""
-    from llmcourse.grading import reports
-    from llmcourse.grading.folder import opened
+    from llmcourse.grading.records import reports
+    from llmcourse.grading.records.folder import opened
 
     with opened(options.out, new=False) as gradebook:
         reports.write(gradebook, options.out)
@@ -226,7 +227,7 @@ def run_status(options: argparse.Namespace) -> int:
 
     troubled = False
     for lab, exercises in catalogue.labs().items():
-        reasons = assembly.stale(lab)
+        reasons = assembly.lab_status(lab)
         troubled |= bool(reasons)
         points, minutes = (sum(getattr(e, name) for e in exercises) for name in ("points", "minutes"))
         print(f"{lab}: {len(exercises)} exercises, {points:g} points, {minutes} minutes")

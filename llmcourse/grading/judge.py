@@ -15,26 +15,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmcourse.grading.answer import Answer
+from llmcourse.grading.cells.lab_text import LabText
+from llmcourse.grading.cells.matching import Answers, answers
+from llmcourse.grading.cells.notebook import read
 from llmcourse.grading.exercise import Case, Exercise
-from llmcourse.grading.files import Unreadable
-from llmcourse.grading.intake import Submission
-from llmcourse.grading.lab_text import LabText
-from llmcourse.grading.matching import Answers, answers
-from llmcourse.grading.notebook import read
+from llmcourse.grading.intake.files import Unreadable
+from llmcourse.grading.intake.submissions import Submission
+from llmcourse.grading.process.nursery import LoadReport, MachineryError, Nursery, Worker
 from llmcourse.grading.question import ExerciseError, Verdict, examine
 from llmcourse.grading.results import QuestionResult, SubmissionResult
 from llmcourse.grading.rules import joined
-from llmcourse.grading.workers import LoadReport, MachineryError, Nursery, Worker
 
 SEEDS = 3  # draws of fresh inputs for each question
 LOAD_LIMIT_S = 10.0  # for the cells before the question, all together
 MAX_ENDLESS = 3  # cells of one submission that are left out because they did not end
 MAX_NOTES = 3  # errors in cells that are kept with a question
 # Parts that show or keep a grade, or decide what is graded: none of them changes one.
-NOT_JUDGING = {
-    *("adjustments", "feedback", "folder", "gradebook", "overview", "progress", "reports", "summary"),
-    *("assembly", "batch", "commands", "labs", "lab_view", "selfcheck"),
-}
+NOT_JUDGING = {"assembly", "batch", "commands", "labs", "lab_view", "records", "selfcheck"}
 ATTEMPTS = 2  # a failure of the machinery is tried once more
 
 
@@ -52,8 +49,9 @@ def version(lab: Lab) -> str:
     digest = hashlib.sha256(importlib.metadata.version("torch").encode())
     here = Path(__file__).parent
     for path in sorted(here.rglob("*.py")):
-        if path.stem not in NOT_JUDGING:
-            digest.update(path.relative_to(here).as_posix().encode() + b"\0" + path.read_bytes())
+        part = path.relative_to(here)
+        if part.parts[0].removesuffix(".py") not in NOT_JUDGING:
+            digest.update(part.as_posix().encode() + b"\0" + path.read_bytes())
     text = lab.text
     digest.update(repr((text.locked, text.exercises, text.stubs, sorted(text.demos), text.order)).encode())
     return digest.hexdigest()[:16]

@@ -79,7 +79,7 @@ def cut(source: str, stub: str = "") -> tuple[str, list[str]]:
     return "\n".join(shown).strip("\n"), hidden
 
 
-def lab_of(solution: Book) -> Book:
+def without_solutions(solution: Book) -> Book:
     """The students' notebook: solutions and hidden tests cut out, outputs and counts cleared.
 
     Raises:
@@ -186,7 +186,7 @@ def stale(solution: Path, lab: Path) -> list[str]:
     """Why a lab is not the one that its solution gives; empty when it is."""
     if not lab.exists():
         return [f"{lab.name} is not made; run `make labs`"]
-    found, wanted = read(lab), lab_of(read(solution))
+    found, wanted = read(lab), without_solutions(read(solution))
     reasons = differences(found, wanted)
     if not reasons and found != wanted:
         reasons = ["outputs, counts or notebook metadata"]
@@ -200,7 +200,7 @@ def release(solution: Path, lab: Path) -> Path:
         LabError: no lab can be made, or it would give something away.
     """
     book = read(solution)
-    made = lab_of(book)
+    made = without_solutions(book)
     if found := leaks(book, made):
         raise LabError(f"{solution.name}: {found[0]} ({len(found)} in all); reword the lab or the solution")
     text = json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

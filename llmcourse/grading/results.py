@@ -1,8 +1,8 @@
-"""What grading comes to, as plain data: of one question, and of one submission."""
+"""What grading comes to, as plain data: of one question, of one submission, of a batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 QuestionStatus = Literal["pass", "fail", "not run", "error"]
@@ -64,3 +64,25 @@ class SubmissionResult:
     @property
     def max_points(self) -> float:
         return float(sum(question.max_points for question in self.questions))
+
+
+@dataclass
+class Outcome:
+    """What a batch came to.
+
+    Args:
+        graded: how many were graded now, errors and rejected files included.
+        skipped: how many had a grade already.
+        left: how many have none yet, because of `interrupted` or `stopped`.
+        changed: students who got other points or another status for the same file than before.
+        kept: students whose grade stands, because grading them again failed.
+        stopped: why the machinery could not go on; empty when it could.
+    """
+
+    graded: int = 0
+    skipped: int = 0
+    left: int = 0
+    changed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    stopped: str = ""

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from llmcourse.grading.answer import Answer
 from llmcourse.grading.printable import clean
-from llmcourse.grading.replay import without_magics
+from llmcourse.grading.process.replay import without_magics
 
 LIBRARIES = ("transformers", "vllm", "scipy")  # hold finished answers to what this course asks
 LONGEST_CELL, LONGEST_SOURCE = 50_000, 500_000  # characters that are looked at

@@ -19,13 +19,13 @@ from typing import Any
 import ipywidgets
 from IPython.display import display
 
-from llmcourse.grading import replay, wire
 from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.compare import kind, show
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
-from llmcourse.grading.operations import Operations
 from llmcourse.grading.printable import clean
+from llmcourse.grading.process import replay, wire
+from llmcourse.grading.process.operations import Operations
 from llmcourse.grading.question import Verdict, arguments_of, counted, examine
 
 PUBLIC_SEEDS = (0, 1, 2)

@@ -16,9 +16,10 @@ import time
 import traceback
 from pathlib import Path
 
-from llmcourse.grading import batch, reports
-from llmcourse.grading.folder import opened
-from llmcourse.grading.gradebook import FILE_NAME, Gradebook
+from llmcourse.grading import batch
+from llmcourse.grading.records import reports
+from llmcourse.grading.records.folder import opened
+from llmcourse.grading.records.gradebook import FILE_NAME, Gradebook
 from tests.grading.grades import LAB, FakeLab, Handed, graded, no_nursery
 
 START_S, EACH_S = 0.02, 0.0008  # about what a batch that is done takes, and each of its reports

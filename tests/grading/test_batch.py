@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llmcourse.grading import batch
-from llmcourse.grading.gradebook import FILE_NAME, Gradebook, GradebookError
-from llmcourse.grading.progress import Bar, Lines, Progress, progress, said
+from llmcourse.grading.records.gradebook import FILE_NAME, Gradebook, GradebookError
+from llmcourse.grading.records.progress import Bar, Lines, Progress, progress, said
 from tests.grading.grades import LAB, FakeLab, Handed, graded, no_nursery, result
 
 ROOT = Path(__file__).parent.parent.parent
@@ -234,8 +234,8 @@ def test_no_kill_loses_doubles_or_changes_a_grade():
 INTERRUPTED = """
 import pathlib, sys, time
 from llmcourse.grading import batch
-from llmcourse.grading.gradebook import Gradebook
-from llmcourse.grading.progress import Lines
+from llmcourse.grading.records.gradebook import Gradebook
+from llmcourse.grading.records.progress import Lines
 from tests.grading import grades
 
 def grade(submission, *others):

@@ -14,12 +14,12 @@ import pytest
 from llmcourse import doctor
 from llmcourse.cli import main
 from llmcourse.grading import assembly, commands
-from llmcourse.grading.gradebook import FILE_NAME, Gradebook
+from llmcourse.grading.records.gradebook import FILE_NAME, Gradebook
 from llmcourse.grading.sandbox import policy, probes
 from llmcourse.grading.sandbox.policy import Tier
 from llmcourse.grading.sandbox.probes import Probe
 from tests.grading.grades import LAB, FakeLab, Handed, graded, no_nursery, question, result
-from tests.grading.test_folder import another_program, ordinary_user, shared  # noqa: F401
+from tests.grading.records.test_folder import another_program, ordinary_user, shared  # noqa: F401
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -215,7 +215,7 @@ def test_a_lab_is_known_by_any_mention(text, tmp_path):
         cell["metadata"] = {"nbgrader": {"grade_id": "01-top_p"}}
     for indent in (None, 1):
         book = json.dumps({"cells": [cell]}, indent=indent).encode()
-        assert assembly.lab_of([Handed("ann", data=book)], ["02_flash", LAB]) == LAB
+        assert assembly.named_lab([Handed("ann", data=book)], ["02_flash", LAB]) == LAB
 
 
 def test_notebooks_that_do_not_say_their_lab_are_asked_about(run, handed_in, tmp_path):
@@ -279,7 +279,7 @@ def test_a_folder_that_cannot_be_written_is_refused(run, handed_in, shared):  # 
 
 
 def test_a_disk_that_fills_up_ends_with_3(run, handed_in, tmp_path, monkeypatch):
-    from llmcourse.grading import reports
+    from llmcourse.grading.records import reports
 
     def full(*given):
         raise OSError(28, "No space left on device")

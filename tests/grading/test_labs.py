@@ -9,7 +9,7 @@ import pytest
 from llmcourse.grading import labs
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.lab_view import NOTHING_YET
-from llmcourse.grading.labs import LabError, cut, lab_of, leaks, release
+from llmcourse.grading.labs import LabError, cut, leaks, release, without_solutions
 from tools import labs as build
 from tools import notebooks
 from tools.notebooks import BuildError
@@ -62,7 +62,7 @@ def test_every_lab_of_the_catalogue_has_its_three_files():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_solutions_and_labs_are_made_from_their_text_and_the_catalogue(name):
-    assert build.stale(build.SOLUTIONS / "source" / f"{name}.py") == []
+    assert build.outdated(build.SOLUTIONS / "source" / f"{name}.py") == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,7 +149,7 @@ def test_an_unfinished_lab_runs_from_top_to_bottom(name, tmp_path):
 
 
 def test_a_lab_shows_the_stub_and_hides_the_rest():
-    lab = lab_of(book())
+    lab = without_solutions(book())
     texts = [labs.text_of(found) for found in lab["cells"]]
     assert texts[1] == SOLUTION.split("    ###")[0] + (
         '    raise NotImplementedError("01.top_k is not written yet")'
@@ -162,7 +162,7 @@ def test_a_lab_shows_the_stub_and_hides_the_rest():
 
 
 def test_a_lab_is_locked_as_nbgrader_locks():
-    metas = [found["metadata"] for found in lab_of(book())["cells"]]
+    metas = [found["metadata"] for found in without_solutions(book())["cells"]]
     assert [meta.get("deletable") for meta in metas] == [False, False, False, None]
     assert [meta.get("editable") for meta in metas] == [False, None, False, None]
     assert metas[3] == {"tags": ["demo"]}  # no output is left to be compared
@@ -207,7 +207,7 @@ def test_a_marker_that_is_misspelt_or_alone_or_elsewhere_is_refused(old, new):
     changed = next(c for c in solution["cells"] if old in c["source"])
     changed["source"] = changed["source"].replace(old, new)
     with pytest.raises(LabError, match=r"cell c\d: "):
-        lab_of(solution)
+        without_solutions(solution)
 
 
 B, E = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -237,7 +237,7 @@ def test_a_cell_that_hides_nothing_is_refused(index):
     lines = solution["cells"][index]["source"].splitlines()
     solution["cells"][index]["source"] = "\n".join(line for line in lines if "###" not in line)
     with pytest.raises(LabError, match=rf"cell c{index}: has no ### BEGIN .* handed out"):
-        lab_of(solution)
+        without_solutions(solution)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_cell_that_hides_nothing_is_refused(index):
     ],
 )
 def test_a_hidden_line_is_found_wherever_it_stands(index, key, value):
-    lab = lab_of(book())
+    lab = without_solutions(book())
     lab["cells"][index][key] = value
     assert len(leaks(book(), lab)) >= 1
 
@@ -360,13 +360,13 @@ def test_an_edited_solution_notebook_is_noticed(tmp_path, monkeypatch):
     source = tmp_path / "source" / f"{NAME}.py"
     source.parent.mkdir()
     source.write_text(TEXT, encoding="utf-8")
-    assert build.stale(source) == [f"{NAME}.ipynb is not built; run `make labs`"]
+    assert build.outdated(source) == [f"{NAME}.ipynb is not built; run `make labs`"]
     monkeypatch.setattr(notebooks, "run", lambda made, folder: None)
     monkeypatch.setattr(build, "LABS", tmp_path / "labs")
     release(build.build(source), tmp_path / "labs" / f"{NAME}.ipynb")
-    assert build.stale(source) == []
+    assert build.outdated(source) == []
     source.write_text(TEXT.replace('"""', '"""Edited. ', 1), encoding="utf-8")
-    assert len(build.stale(source)) == 1
+    assert len(build.outdated(source)) == 1
 
 
 def test_statements_hold_what_the_catalogue_says():

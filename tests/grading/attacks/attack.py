@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmcourse.grading.files import MAX_SHOWN
+from llmcourse.grading.intake.files import MAX_SHOWN
 from llmcourse.grading.printable import clean
 
 LAB = "01_decoding"

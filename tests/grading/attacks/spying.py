@@ -11,7 +11,7 @@ import glob, importlib, importlib.machinery, importlib.util, io, linecache, pkgu
 
 hidden = [
     "<<package>>/grading/exercises/decoding/top_k.py", "<<package>>/grading/exercises/catalogue.py",
-    "<<package>>/grading/judge.py", "<<package>>/grading/question.py", "<<package>>/grading/wire.py",
+    "<<package>>/grading/judge.py", "<<package>>/grading/question.py", "<<package>>/grading/process/wire.py",
     "<<package>>/decoding/truncation.py", "<<repository>>/solutions/01_decoding.ipynb",
     "<<repository>>/solutions/source/01_decoding.py", "<<repository>>/tests/conftest.py",
     "<<repository>>/pyproject.toml", "<<repository>>/.git/HEAD",
@@ -74,7 +74,7 @@ words += "seed seeds exercise case label".split()
 def tells(thing):
     '''Whether a function, class or module of the judge's is here.'''
     module = str(getattr(thing, "__module__", ""))
-    secret = "exercises exercise question judge gradebook rules compare selfcheck batch assembly".split()
+    secret = "exercises exercise question judge records rules compare selfcheck batch assembly".split()
     return module.startswith("llmcourse.grading.") and module.split(".")[2] in secret
 
 def frames():

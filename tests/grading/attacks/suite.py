@@ -26,7 +26,7 @@ from tests.grading.attacks.grading import (
     honest_book,
     wrong_in,
 )
-from tests.grading.test_feedback import SETTINGS, TAGS, Reader
+from tests.grading.records.test_feedback import SETTINGS, TAGS, Reader
 
 POINTS = {exercise.name: exercise.points for exercise in exercises.labs()[LAB]}
 TOTAL = sum(POINTS.values())

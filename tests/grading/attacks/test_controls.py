@@ -8,11 +8,11 @@ import pytest
 
 from llmcourse.grading import assembly
 from llmcourse.grading.exercises import catalogue as exercises
-from llmcourse.grading.intake import Submission, collect
+from llmcourse.grading.intake.submissions import Submission, collect
 from llmcourse.grading.judge import grade
+from llmcourse.grading.process.nursery import Nursery
 from llmcourse.grading.sandbox.policy import Tier
 from llmcourse.grading.selfcheck import SelfCheck
-from llmcourse.grading.workers import Nursery
 from tests.grading.attacks import forging
 from tests.grading.attacks.attack import LAB, Scene, answered
 from tests.grading.attacks.catalogue import ATTACKS, BY_NAME, ON_BATCHES

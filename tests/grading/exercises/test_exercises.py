@@ -14,9 +14,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmcourse.grading import wire
 from llmcourse.grading.answer import Oracle
 from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.process import wire
 from llmcourse.grading.question import examine
 from llmcourse.grading.selfcheck import PUBLIC_SEEDS, call_in_process
 from tests.grading.exercises.answers import (

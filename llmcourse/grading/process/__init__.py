@@ -1,0 +1,10 @@
+"""Processes that run a student's code, and how the judge speaks with them.
+
+nursery, fork_client, uids      in the judge's process: starts workers and asks them, under deadlines
+fork_server, scratch            the process that workers are copies of; watches and ends them
+worker, replay, operations      in a worker, beside the student's code
+wire, frames, allowance         what they all know: messages, and how much a worker may use
+
+Nothing is imported here. What stands below the first line is in the memory that a student's code shares,
+so it imports nothing of the exercises or of the judge.
+"""

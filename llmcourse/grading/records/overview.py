@@ -1,0 +1,116 @@
+"""The instructor's page: who has how many points, how they are spread, and what was hard."""
+
+from __future__ import annotations
+
+from statistics import mean, median
+from urllib.parse import quote
+
+from llmcourse.grading.records.adjustments import Row
+from llmcourse.grading.records.feedback import WORDS, file_name, page, text
+
+SIGNS = {"pass": "✓", "fail": "✗", "not run": "–", "error": "!"}
+BINS = 10
+WIDTH, HEIGHT, MARGIN = 520, 180, 24  # of the histogram, in its own units
+
+
+def overview(labs: dict[str, list[Row]]) -> str:
+    """The page, with a section a lab.
+
+    Args:
+        labs: rows by lab.
+    """
+    sections = [_lab(lab, rows) for lab, rows in labs.items()]
+    return page("Grades", "\n".join(["<h1>Grades</h1>", *(sections or ["<p>Nothing is graded yet.</p>"])]))
+
+
+def _lab(lab: str, rows: list[Row]) -> str:
+    shares = [row.points / row.max_points for row in rows if row.points is not None and row.max_points]
+    parts = [f"<section>\n<h2>Lab {text(lab)}</h2>", f"<p>{_summary(rows, shares)}</p>"]
+    if shares:
+        parts += ["<h3>Points</h3>", histogram(shares), "<h3>Hardest first</h3>", _hardest(rows)]
+    parts += ["<h3>Students</h3>", _students(rows), "</section>"]
+    return "\n".join(parts)
+
+
+def _summary(rows: list[Row], shares: list[float]) -> str:
+    found = [f"{len(rows)} submissions"]
+    for status in ("rejected", "error"):
+        if count := sum(row.result.status == status for row in rows):
+            found.append(f"{count} {status}")
+    if shares:
+        found.append(f"mean {mean(shares):.0%}, median {median(shares):.0%} of the points")
+    return "; ".join(found)
+
+
+def histogram(shares: list[float]) -> str:
+    """How many students have which share of the points, as SVG; a bonus counts in the last bar."""
+    counts = [0] * BINS
+    for share in shares:
+        counts[min(int(share * BINS), BINS - 1)] += 1
+    width, room = WIDTH / BINS, HEIGHT - 2 * MARGIN
+    parts = []
+    for index, count in enumerate(counts):
+        left, height = index * width, room * count / max(counts)
+        middle, top = left + width / 2, HEIGHT - MARGIN - height
+        last = "]" if index == BINS - 1 else ")"
+        span = f"[{index * 100 // BINS}, {(index + 1) * 100 // BINS}{last}"
+        parts.append(
+            f'<rect x="{left + 2:.1f}" y="{top:.1f}" width="{width - 4:.1f}" height="{height:.1f}" '
+            f'fill-opacity="0.6"><title>{count} in {span} %</title></rect>'
+        )
+        label = f'text-anchor="middle" font-size="12" x="{middle:.1f}"'
+        parts.append(f'<text {label} y="{top - 4:.1f}">{count or ""}</text>')
+        parts.append(f'<text {label} y="{HEIGHT - 6}">{index * 100 // BINS} %</text>')
+    title = f"Histogram of {len(shares)} students' share of the points"
+    return (
+        f'<svg role="img" aria-label="{title}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'height="{HEIGHT}">\n' + "\n".join(parts) + "\n</svg>"
+    )
+
+
+def hardest(rows: list[Row]) -> list[tuple[str, int, int]]:
+    """Exercise, how many passed and how many were judged, the lowest share first."""
+    judged: dict[str, list[bool]] = {}
+    for row in rows:
+        for question in row.result.questions:
+            if question.status in ("pass", "fail"):
+                judged.setdefault(question.exercise, []).append(question.status == "pass")
+    counted = [(name, sum(passed), len(passed)) for name, passed in judged.items()]
+    return sorted(counted, key=lambda item: item[1] / item[2])
+
+
+def _hardest(rows: list[Row]) -> str:
+    lines = [
+        f'<tr><td>{text(name)}</td><td class="number">{passed} of {total}</td>'
+        f'<td class="number">{passed / total:.0%}</td></tr>'
+        for name, passed, total in hardest(rows)
+    ]
+    head = '<tr><th>exercise</th><th class="number">passed</th><th class="number">share</th></tr>'
+    return f'<div class="wide"><table>\n{head}\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _students(rows: list[Row]) -> str:
+    exercises = list(dict.fromkeys(name for row in rows for name in row.exercises))
+    names = "".join(f'<th class="tall">{text(name)}</th>' for name in exercises)
+    head = f'<tr><th>student</th><th class="number">points</th>{names}<th>to look at</th></tr>'
+    lines = [_student(row, exercises) for row in rows]
+    return f'<div class="wide"><table>\n{head}\n' + "\n".join(lines) + "\n</table></div>"
+
+
+def _student(row: Row, exercises: list[str]) -> str:
+    marks = {mark.question.exercise: mark for mark in row.marks}
+    link = f'<a href="feedback/{quote(file_name(row.result.student))}">{text(row.result.student)}</a>'
+    points = row.result.status if row.points is None else f"{row.points:g} of {row.max_points:g}"
+    cells = [f'<td class="long">{link}</td>', f'<td class="number">{points}</td>']
+    for name in exercises:
+        mark = marks.get(name)
+        if mark is None:
+            cells.append("<td></td>")
+            continue
+        status = mark.question.status
+        sign = SIGNS[status] + ("*" if mark.adjusted else "")
+        kind = status if status in ("pass", "fail") else "wait"
+        cells.append(f'<td class="{kind}" title="{WORDS[status]}">{sign}</td>')
+    notes = [row.result.reason, *row.flags, *(f"corrected: {a}, {a.reason}" for a in row.adjustments)]
+    cells.append('<td class="long">' + "<br>".join(text(note) for note in notes if note) + "</td>")
+    return f"<tr>{''.join(cells)}</tr>"
