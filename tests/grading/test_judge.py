@@ -1,6 +1,8 @@
 """From a notebook to points: what pays, what does not, and what one cell may cost another."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +87,16 @@ def test_the_machinery_s_failure_is_no_judgement(lab, nursery):
     assert "the fork server died" in questions["01.top_k"].reason
 
 
+def test_a_failure_of_the_machinery_that_passes_costs_nothing(lab, nursery):
+    """The second try is with a new fork server: the old one cannot start a worker any more."""
+    few = replace(lab, exercises=tuple(e for e in lab.exercises if e.name == "01.top_k"))
+    with nursery.worker([]):  # so that there is a fork server
+        pass
+    shutil.rmtree(nursery._server._root)
+    result, questions = graded(few, nursery)
+    assert (result.status, questions["01.top_k"].status) == ("graded", "pass")
+
+
 def test_seeds_are_the_course_s_own_and_the_file_s():
     assert judge.seeds(b"a", "01.top_k", "f") == judge.seeds(b"a", "01.top_k", "f")
     whose = [
@@ -145,7 +157,5 @@ def test_what_cannot_be_read_is_rejected_with_its_reason(lab, nursery):
 
 
 def test_the_version_follows_the_lab_s_text(lab):
-    from dataclasses import replace
-
     other = replace(lab, text=replace(lab.text, locked={**lab.text.locked, "01-setup": "import math"}))
     assert judge.version(lab) == judge.version(lab) != judge.version(other)

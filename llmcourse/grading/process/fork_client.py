@@ -5,7 +5,6 @@ One thread uses one of these, and must outlive it: the fork server ends with the
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -18,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,28 +131,44 @@ class ForkClient:
         """A new worker process, which has not entered its sandbox yet.
 
         Raises:
-            MachineryError: it could not be asked for.
+            MachineryError: it could not be asked for. The fork server is ended too, so that a second try
+                begins with a new one.
+        """
+        with ExitStack() as kept, ExitStack() as handed_over:
+            try:
+                process, request, fds = self._prepare(kept, handed_over)
+                self._tell(request, fds)
+            except (OSError, MachineryError) as error:
+                self.stop()  # whatever it is that went wrong, nothing of it stays
+                raise MachineryError(f"cannot start a worker: {error}") from error
+            kept.pop_all()  # they are the process's now, and `end` closes them
+        self._running.add(process.number)
+        return process
+
+    def _prepare(self, kept: ExitStack, handed_over: ExitStack) -> tuple[Process, dict[str, Any], list[int]]:
+        """What a worker needs, and the request for it with the descriptors that go along.
+
+        Args:
+            kept: closes our ends.
+            handed_over: closes the worker's ends, which are of no use here once they are sent.
         """
         number = next(self._numbers)
-        channel, theirs = socket.socketpair()
-        output, printed = os.pipe()
+        channel, its_channel = socket.socketpair()
+        kept.callback(channel.close)
+        handed_over.callback(its_channel.close)
+        output, its_output = os.pipe()
+        kept.callback(os.close, output)
+        handed_over.callback(os.close, its_output)
+        os.set_blocking(output, False)
+        uid = lease_uid() if self.tier > Tier.NONE else UidLease(None)
+        kept.callback(uid.release)
         folder = os.path.join(self._root or "", f"worker-{number}")
-        try:
-            uid = lease_uid() if self.tier > Tier.NONE else UidLease(None)
-            process = Process(number, channel, output, folder, uid)
-            os.mkdir(folder, 0o700)
-            if uid.uid is not None:
-                os.chown(folder, uid.uid, uid.uid)
-            os.set_blocking(output, False)
-            request = {"start": number, "scratch": folder, "uid": uid.uid}
-            self._tell(request, [theirs.fileno(), printed])
-            self._running.add(number)
-        except OSError as error:
-            raise MachineryError(f"cannot start a worker: {error}") from error
-        finally:
-            theirs.close()
-            os.close(printed)
-        return process
+        os.mkdir(folder, 0o700)
+        if uid.uid is not None:
+            os.chown(folder, uid.uid, uid.uid)
+        request = {"start": number, "scratch": folder, "uid": uid.uid}
+        fds = [its_channel.fileno(), its_output]
+        return Process(number, channel, output, folder, uid), request, fds
 
     def why(self, process: Process, wait_s: float) -> tuple[str, str] | None:
         """Kind and message of how a process ended, or None when it has not within `wait_s`.
@@ -233,7 +249,7 @@ class ForkClient:
         return json.loads(data)
 
     def _log(self) -> str:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             text = Path(self._root or "", "log").read_bytes()[-2000:].decode(errors="replace").strip()
             return f": {clean(text.splitlines()[-1], 300)}" if text else ""
         return ""
@@ -256,7 +272,7 @@ def _make_root() -> tuple[str, int]:
     import fcntl  # not on Windows
 
     for abandoned in _abandoned_roots():
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             scratch.remove(abandoned)
     root = os.path.realpath(tempfile.mkdtemp(prefix=PREFIX))
     lock = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -272,7 +288,7 @@ def _abandoned_roots() -> Iterator[str]:
     with os.scandir(tempfile.gettempdir()) as entries:
         ours = [entry.path for entry in entries if entry.name.startswith(PREFIX) and _may_be_abandoned(entry)]
     for root in ours:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             lock = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

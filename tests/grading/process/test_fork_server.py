@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import shutil
 import socket
 import time
 
@@ -12,6 +14,7 @@ import pytest
 from llmcourse.grading.process import fork_client, fork_server, scratch, uids
 from llmcourse.grading.process.allowance import Allowance
 from llmcourse.grading.process.fork_client import ForkClient, MachineryError, environment
+from llmcourse.grading.process.nursery import Nursery
 from llmcourse.grading.sandbox.policy import Tier
 
 MIB = 1 << 20
@@ -175,6 +178,46 @@ def test_a_fork_server_that_cannot_start_says_why(monkeypatch):
         server.start()
 
 
+def descriptors():
+    """What this process has open, each file or socket by a name of its own."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one that listed them
+            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+    return found
+
+
+@pytest.mark.parametrize("step", ["pipe", "lease_uid", "mkdir", "chown", "_tell"])
+def test_a_worker_that_cannot_be_started_leaves_nothing_open(step, tmp_path, monkeypatch):
+    def fails(*arguments):
+        raise OSError(f"no {step} now")
+
+    def lease():
+        return uids.UidLease(os.geteuid(), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+
+    before = descriptors()
+    client, root = ForkClient(Tier.LANDLOCK, Allowance()), tmp_path / "root"
+    root.mkdir()
+    client._root, (client._control, theirs) = str(root), socket.socketpair()
+    monkeypatch.setattr(fork_client, "lease_uid", lease)
+    place = {"lease_uid": fork_client, "_tell": client}.get(step, fork_client.os)
+    monkeypatch.setattr(place, step, fails)
+    with pytest.raises(MachineryError, match=f"cannot start a worker: no {step} now"):
+        client.spawn()
+    theirs.close()
+    assert descriptors() == before and not root.exists()
+
+
+def test_after_a_failed_start_the_next_worker_has_a_new_fork_server():
+    with Nursery(Tier.NONE, Allowance()) as kept:
+        shutil.rmtree(kept._server._root)  # as a cleaner of temporary files may
+        with pytest.raises(MachineryError, match="cannot start a worker"), kept.worker([]):
+            pass
+        with kept.worker(["def f(): return 1"]) as worker:
+            worker.load(10.0)
+            assert worker.call("f", {}, {}, 10.0).value == 1
+
+
 def test_workers_need_linux(monkeypatch):
     monkeypatch.setattr(fork_client.sys, "platform", "darwin")
     with pytest.raises(MachineryError, match="need Linux, and this is darwin"):
@@ -182,8 +225,6 @@ def test_workers_need_linux(monkeypatch):
 
 
 def test_a_sandbox_that_cannot_be_entered_is_our_failure(monkeypatch):
-    from llmcourse.grading.process.nursery import Nursery
-
     with Nursery(Tier.NONE, Allowance()) as kept:
         monkeypatch.setattr(fork_client.os, "mkdir", lambda *_: None)  # so there is nothing to enter
         with pytest.raises(MachineryError, match="sandbox cannot be entered"), kept.worker([]):
