@@ -1,8 +1,8 @@
 """Grades many submissions, a thread and a nursery a job, and keeps each result at once.
 
 What is graded already is skipped, so that a batch that was interrupted goes on where it stopped. One
-submission's failure is its own: it is tried once more with a new nursery, then recorded as an error,
-which the next start tries again.
+submission's failure is its own: it is recorded as an error, which the next start tries again. Nothing is
+tried twice here: the judge does that, for the one question that failed, and the rest keeps its grade.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from llmcourse.grading.records.gradebook import Gradebook
 from llmcourse.grading.records.progress import Progress
 from llmcourse.grading.results import Outcome, SubmissionResult
 
-ATTEMPTS = 2
 THREAD = "grading"  # the name of a job's thread
 STOPPING = "stopping: submissions in hand are finished first; Ctrl-C again leaves at once"
 WAIT_S = 0.2  # between two looks at whether to stop
@@ -44,7 +43,8 @@ def run(
     Args:
         submissions: one a student, as intake collects them: `student`, `sha256` and `problem` are used.
         lab: what `grade` needs to know of the lab, with its `name`.
-        nursery: opens what a job's worker processes come from; called again after a failure.
+        nursery: opens what a job's worker processes come from; called again after an error, so
+            that a machine on which nothing can be graded any more ends the batch.
         version: of the grader.
         jobs: how many submissions are graded at a time.
         regrade: grade also what has a grade.
@@ -137,62 +137,61 @@ class Crew:
             thread.join()
 
     def _job(self) -> None:
-        box = _Box(self._nursery)
         try:
-            while not self.stop.is_set():
-                submission = self._waiting.get_nowait()
-                self._results.put(self._attempts(submission, box))
-        except queue.Empty:
-            pass
+            submission = self._next()
+            while submission is not None:
+                with _opened(self._nursery) as nursery:
+                    submission = self._up_to_an_error(submission, nursery)
         except _NurseryFailed as failure:
             self.trouble = str(failure)
         finally:
-            box.close()
             self._results.put(None)
 
-    def _attempts(self, submission: Any, box: _Box) -> SubmissionResult:
-        result, trouble = None, ""
-        for _ in range(ATTEMPTS):
-            nursery = box.open()
-            try:
-                result = self._grade(submission, self._lab, nursery, self._secret)
-                if result.status != "error":
-                    return result
-            except Exception as error:
-                trouble = f"{type(error).__name__}: {error}"
-            box.close()
-        common = (submission.student, self._lab.name, submission.sha256)
-        return result or SubmissionResult(*common, "error", "none", reason=trouble)
+    def _next(self) -> Any:
+        """A submission that waits, or None when there is no more to do."""
+        if self.stop.is_set():
+            return None
+        try:
+            return self._waiting.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _up_to_an_error(self, submission: Any, nursery: Any) -> Any:
+        """Grades one submission after another; returns the one that comes after an error, or None."""
+        while submission is not None:
+            result = self._graded(submission, nursery)
+            self._results.put(result)
+            submission = self._next()
+            if result.status == "error":
+                break
+        return submission
+
+    def _graded(self, submission: Any, nursery: Any) -> SubmissionResult:
+        try:
+            return self._grade(submission, self._lab, nursery, self._secret)
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {error}"
+            common = (submission.student, self._lab.name, submission.sha256)
+            return SubmissionResult(*common, "error", "none", reason=trouble)
 
 
 class _NurseryFailed(Exception):
     """No nursery can be opened: nothing that a submission could be blamed for."""
 
 
-class _Box:
-    """One job's nursery, opened when it is needed and after it was closed."""
-
-    def __init__(self, make: Callable[[], AbstractContextManager]):
-        self._make, self._stack, self._nursery = make, None, None
-
-    def open(self) -> Any:
-        for attempt in range(ATTEMPTS):
-            if self._stack is not None:
-                return self._nursery
-            stack = ExitStack()
-            try:
-                self._nursery = stack.enter_context(self._make())
-                self._stack = stack
-            except Exception as error:
-                if attempt + 1 == ATTEMPTS:
-                    raise _NurseryFailed(f"{type(error).__name__}: {error}") from error
-        return self._nursery
-
-    def close(self) -> None:
-        stack, self._stack, self._nursery = self._stack, None, None
-        if stack is not None:
-            with suppress(Exception):  # it may be what failed
-                stack.close()
+@contextmanager
+def _opened(make: Callable[[], AbstractContextManager]) -> Iterator[Any]:
+    """A nursery; that it does not open is told from what goes wrong in it or when it closes."""
+    stack = ExitStack()
+    try:
+        nursery = stack.enter_context(make())
+    except Exception as error:
+        raise _NurseryFailed(f"{type(error).__name__}: {error}") from error
+    try:
+        yield nursery
+    finally:
+        with suppress(Exception):  # it may be what failed
+            stack.close()
 
 
 @contextmanager

@@ -150,30 +150,36 @@ def test_regrading_grades_again_and_says_what_changed(book):
     assert rows(book)["s00"].points == 9.0
 
 
-def test_a_failure_is_tried_again_with_a_new_nursery(book):
+def test_after_a_failure_the_batch_goes_on_in_a_new_nursery(book):
     judge, nurseries = Judge(fails={"s01": 1}), Nurseries()
-    outcome = run(book, class_of(3), judge, nurseries)
-    assert judge.asked == ["s00", "s01", "s01", "s02"] and judge.nurseries == [1, 1, 2, 2]
-    assert nurseries.opened == nurseries.closed == [1, 2]
-    assert outcome.graded == 3 and rows(book)["s01"].result.status == "graded"
-
-
-def test_a_submission_that_always_fails_does_not_end_the_batch(book):
-    judge = Judge(fails={"s01": True})
-    outcome = run(book, class_of(3), judge)
-    assert judge.asked == ["s00", "s01", "s01", "s02"] and outcome.graded == 3
+    outcome = run(book, class_of(4), judge, nurseries)
+    assert judge.asked == ["s00", "s01", "s02", "s03"] and judge.nurseries == [1, 1, 2, 2]
+    assert nurseries.opened == nurseries.closed == [1, 2] and outcome.graded == 4
     failed = rows(book)["s01"]
     assert failed.result.status == "error" and failed.points is None
     assert failed.result.reason == "RuntimeError: the nursery\nis gone"
-    judge.fails.clear()
-    run(book, class_of(3), judge)  # the next start tries it again, and only it
-    assert judge.asked[4:] == ["s01"] and rows(book)["s01"].points is not None
 
 
-def test_an_error_that_the_judge_reports_is_tried_again_too(book):
-    answers = [result("ann", status="error", questions=()), result("ann")]
-    run(book, [Handed("ann")], lambda *given: answers.pop(0))
-    assert rows(book)["ann"].points == 5.0
+def test_after_the_last_failure_no_nursery_is_opened(book):
+    nurseries = Nurseries()
+    run(book, class_of(2), Judge(fails={"s01": 1}), nurseries)
+    assert nurseries.opened == nurseries.closed == [1]
+
+
+def test_the_next_start_tries_a_failure_again_and_only_it(book):
+    judge = Judge(fails={"s01": 1})
+    run(book, class_of(3), judge)
+    run(book, class_of(3), judge)
+    assert judge.asked[3:] == ["s01"] and rows(book)["s01"].points is not None
+
+
+def test_an_error_that_the_judge_reports_is_one_too(book):
+    answers = [result("ann", status="error", questions=()), result("bob"), result("ann")]
+    nurseries = Nurseries()
+    for _ in range(2):
+        run(book, [Handed("ann"), Handed("bob")], lambda *given: answers.pop(0), nurseries)
+    assert answers == [] and nurseries.opened == nurseries.closed == [1, 2, 3]
+    assert rows(book)["ann"].points == rows(book)["bob"].points == 5.0
 
 
 def test_an_error_in_regrading_leaves_the_grade(book):
@@ -183,10 +189,21 @@ def test_an_error_in_regrading_leaves_the_grade(book):
     assert outcome.kept == ["s01"] and rows(book)["s01"] == before["s01"]
 
 
-def test_a_nursery_that_does_not_open_once_is_tried_again(book):
-    nurseries = Nurseries(broken={1})
-    assert run(book, class_of(3), nursery=nurseries).graded == 3
-    assert nurseries.opened == [2]
+def test_a_nursery_that_does_not_open_any_more_ends_the_batch(book):
+    nurseries = Nurseries(broken={2})
+    outcome = run(book, class_of(4), Judge(fails={"s01": 1}), nurseries)
+    assert (outcome.graded, outcome.left, outcome.stopped) == (2, 2, "OSError: no isolation any more")
+    assert set(rows(book)) == {"s00", "s01"} and nurseries.closed == [1]
+
+
+def test_a_nursery_that_fails_when_it_closes_costs_nothing(book):
+    @contextmanager
+    def nursery():
+        yield 1
+        raise OSError("its folder cannot be removed")
+
+    assert run(book, class_of(3), Judge(fails={"s01": 1}), nursery).graded == 3
+    assert rows(book)["s02"].result.status == "graded"
 
 
 def test_without_a_nursery_nobody_gets_an_error(book):
@@ -196,7 +213,7 @@ def test_without_a_nursery_nobody_gets_an_error(book):
 
 
 def test_one_job_without_a_nursery_leaves_the_rest_to_others(book):
-    outcome = run(book, class_of(10), nursery=Nurseries(broken={2, 3}), jobs=2)
+    outcome = run(book, class_of(10), nursery=Nurseries(broken={2}), jobs=2)
     assert outcome.graded + outcome.left == 10 and outcome.left <= 1
     assert bool(outcome.stopped) == bool(outcome.left)
 
