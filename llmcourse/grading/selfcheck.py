@@ -6,6 +6,7 @@ runs here, in the notebook: this is a help, not a judgement.
 
 from __future__ import annotations
 
+import copy
 import html
 import inspect
 import random
@@ -19,13 +20,13 @@ from typing import Any
 import ipywidgets
 from IPython.display import display
 
-from llmcourse.grading.answer import Answer, Failure, Oracle
+from llmcourse.grading.answer import Answer, Failure
 from llmcourse.grading.compare import kind, show
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.printable import clean
-from llmcourse.grading.process import replay, wire
-from llmcourse.grading.process.operations import Operations
+from llmcourse.grading.process import replay
+from llmcourse.grading.process.observe import observe
 from llmcourse.grading.question import Verdict, arguments_of, counted, examine
 
 PUBLIC_SEEDS = (0, 1, 2)
@@ -169,55 +170,37 @@ def call_in_process(function: Callable) -> Callable[[Case], Answer]:
     """Puts cases to a function of this process; the notebook's stop button ends it at any time."""
 
     def call(case: Case) -> Answer:
-        operations = Operations()
-        oracles = counted(case)
-        given = arguments_of(case, {name: _unseen(oracle, operations) for name, oracle in oracles.items()})
-        value, error, started = None, None, time.perf_counter()
-        try:
-            with operations:
-                value = function(**given)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as raised:
-            error = _failure(raised, function)
-        mutated = tuple(name for name, before in case.arguments.items() if _changed(given[name], before))
+        counts = counted(case)
+        oracles = {name: _objecting(oracle) for name, oracle in counts.items()}
+        given = {name: copy.deepcopy(value) for name, value in case.arguments.items()}
+        started = time.perf_counter()
+        seen = observe(function, given, oracles)
         seconds = time.perf_counter() - started
-        calls = {name: oracle.calls for name, oracle in oracles.items()}
-        return Answer(value, error, operations.names, mutated, calls, seconds)
+        if isinstance(seen.raised, KeyboardInterrupt):
+            raise seen.raised
+        error = None if seen.raised is None else _failure(seen.raised, function)
+        calls = {name: oracle.calls for name, oracle in counts.items()}
+        return Answer(seen.value, error, seen.operations, seen.mutated, calls, seconds)
 
     return call
 
 
-def _unseen(oracle: Callable, operations: Operations) -> Callable:
-    """The same function, its own operations not noted, its objections as a student's process has them."""
+def _objecting(oracle: Callable) -> Callable:
+    """The same function, with its objections as a student's process has them."""
 
     def asked(*arguments, **options):
-        with operations.paused():
-            try:
-                return oracle(*arguments, **options)
-            except (TypeError, ValueError) as error:
-                raise ValueError(str(error)) from None
+        try:
+            return oracle(*arguments, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(str(error)) from None
 
     return asked
 
 
-def _changed(after: object, before: object) -> bool:
-    if isinstance(before, Oracle):
-        return False
-    try:
-        return wire.encode(after) != wire.encode(before)
-    except wire.WireError:  # something was put in that no argument holds
-        return True
-
-
 def _failure(error: BaseException, function: Callable) -> Failure:
     code = getattr(function, "__code__", None)
-    try:
-        name, message, line = replay.describe(error, code.co_filename if code else "<")
-    except Exception:  # the exception is the student's, so are its methods
-        name, message, line = "an exception that cannot be shown", "", 0
-    shown = f"{name}: {message}" if message else name
-    return Failure("raised", clean(f"{shown} (line {line})" if line else shown))
+    text, line = replay.shown(error, code.co_filename if code else "<")
+    return Failure("raised", clean(f"{text} (line {line})" if line else text))
 
 
 def report(exercise: Exercise, verdict: Verdict, seed: int, attempts: int) -> Report:

@@ -2,7 +2,8 @@
 
 nursery, fork_client, uids      in the judge's process: starts workers and asks them, under deadlines
 fork_server, scratch            the process that workers are copies of; watches and ends them
-worker, replay, operations      in a worker, beside the student's code
+worker, replay                  in a worker, beside the student's code
+observe, operations             one call of that code, here or in a student's own notebook
 wire, frames, allowance         what they all know: messages, and how much a worker may use
 
 Nothing is imported here. What stands below the first line is in the memory that a student's code shares,

@@ -24,7 +24,7 @@ from llmcourse.grading.process import frames, wire
 from llmcourse.grading.process.allowance import Allowance
 from llmcourse.grading.process.fork_client import ForkClient, MachineryError, Process
 from llmcourse.grading.process.replay import MAX_NOTES, MESSAGE, CellError
-from llmcourse.grading.process.worker import REPLY, REQUEST
+from llmcourse.grading.process.wire import REPLY, REQUEST
 from llmcourse.grading.sandbox.policy import Tier
 
 __all__ = ["Allowance", "CellError", "LoadReport", "MachineryError", "Nursery", "Worker"]

@@ -137,6 +137,15 @@ def describe(error: BaseException, filename: str = "<cell ") -> tuple[str, str, 
     return clean(type(error).__name__, 80), message, lines[-1] if lines else 0
 
 
+def shown(error: BaseException, filename: str = "<cell ") -> tuple[str, int]:
+    """An exception as `ValueError: why`, and the line of the student's code; see `describe`."""
+    try:
+        name, message, line = describe(error, filename)
+    except BaseException:  # the exception is the student's, so are its methods
+        name, message, line = "an exception that cannot be shown", "", 0
+    return (f"{name}: {message}" if message else name), line
+
+
 def frames(traceback: types.TracebackType | None) -> Iterator[tuple[str, int]]:
     """File and line of each step of a traceback, the innermost last."""
     while traceback:
@@ -146,9 +155,12 @@ def frames(traceback: types.TracebackType | None) -> Iterator[tuple[str, int]]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, PyTorch's way of saying so included."""
-    if isinstance(error, RuntimeError):
-        return any(part in str(error) for part in OUT_OF_MEMORY)
-    return isinstance(error, MemoryError)
+    try:
+        if isinstance(error, RuntimeError):
+            return any(part in str(error) for part in OUT_OF_MEMORY)
+        return isinstance(error, MemoryError)
+    except BaseException:  # its methods are the student's
+        return False
 
 
 class Blocked(MetaPathFinder):

@@ -53,6 +53,9 @@ class Limits:
 
 
 LIMITS = Limits()
+# Between the judge and a worker.
+REQUEST = Limits(frame_bytes=128 << 20, header_bytes=64 << 20, items=1_000_000, depth=20)
+REPLY = Limits(frame_bytes=17 << 20, header_bytes=5 << 20, items=210_000, depth=20)
 
 
 class WireError(ValueError):

@@ -11,16 +11,16 @@ import os
 import random
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from llmcourse.grading.answer import Oracle
 from llmcourse.grading.printable import clean
 from llmcourse.grading.process import replay, wire
 from llmcourse.grading.process.frames import receive, send
-from llmcourse.grading.process.operations import Operations
+from llmcourse.grading.process.observe import observe
+from llmcourse.grading.process.wire import REPLY, REQUEST
 
-REQUEST = wire.Limits(frame_bytes=128 << 20, header_bytes=64 << 20, items=1_000_000, depth=20)
-REPLY = wire.Limits(frame_bytes=17 << 20, header_bytes=5 << 20, items=210_000, depth=20)
 _exit = os._exit  # what the student's code puts in its place does not keep this process alive
 
 
@@ -66,46 +66,21 @@ class _Conversation:
                 "message": clean(f"there is no function {name}{found}", replay.MESSAGE),
             }
         arguments = request["arguments"]
-        before = {key: _frozen(value) for key, value in arguments.items()}
-        operations = Operations()
-        given = {key: self._argument(value, operations) for key, value in arguments.items()}
+        names = [given.name for given in arguments.values() if type(given) is Oracle]
+        seen = observe(function, arguments, {name: partial(self._ask, name) for name in names})
+        reply = _returned(seen.value) if seen.raised is None else _raised(seen.raised)
+        return {**reply, "operations": list(seen.operations), "mutated": list(seen.mutated)}
+
+    def _ask(self, name: str, /, *arguments: Any, **options: Any) -> Any:
+        """What the judge's oracle answers."""
         try:
-            with operations:
-                value = function(**given)
-        except BaseException as error:
-            reply = _raised(error)
-        else:
-            reply = _returned(value)
-        mutated = [key for key, frozen in before.items() if frozen and _frozen(given[key]) != frozen]
-        return {**reply, "operations": list(operations.names), "mutated": mutated}
-
-    def _argument(self, value: Any, operations: Operations) -> Any:
-        return self._ask(value.name, operations) if type(value) is Oracle else value
-
-    def _ask(self, name: str, operations: Operations) -> Callable[..., Any]:
-        def ask(*arguments: Any, **options: Any) -> Any:
-            with operations.paused():
-                try:
-                    self.say({"ask": name, "arguments": arguments, "options": options})
-                except wire.WireError as error:
-                    raise TypeError(f"{name} was given {error}") from None
-                reply = wire.decode(receive(self.channel, max_bytes=REQUEST.frame_bytes), REQUEST)
-            if "refused" in reply:
-                raise ValueError(reply["refused"])
-            return reply["value"]
-
-        ask.__name__ = ask.__qualname__ = name
-        return ask
-
-
-def _frozen(value: Any) -> bytes:
-    """The bytes of a value, by which a change in place is seen, one of a NaN included."""
-    if type(value) is Oracle:
-        return b""
-    try:
-        return wire.encode(value, REQUEST)
-    except BaseException:
-        return b"changed into something that cannot be sent"
+            self.say({"ask": name, "arguments": arguments, "options": options})
+        except wire.WireError as error:
+            raise TypeError(f"{name} was given {error}") from None
+        reply = wire.decode(receive(self.channel, max_bytes=REQUEST.frame_bytes), REQUEST)
+        if "refused" in reply:
+            raise ValueError(reply["refused"])
+        return reply["value"]
 
 
 def _returned(value: Any) -> dict[str, Any]:
@@ -124,16 +99,10 @@ def _returned(value: Any) -> dict[str, Any]:
 
 
 def _raised(error: BaseException) -> dict[str, Any]:
-    kind = "raised"
-    try:
-        name, message, line = replay.describe(error)
-        if replay.is_out_of_memory(error):
-            kind = "memory limit"
-    except BaseException:  # the exception is the student's, so are its methods
-        name, message, line = "an exception that cannot be shown", "", 0
-    shown = f"{name}: {message}" if message else name
-    text = _line_of(error, line) if line else ""
-    return {"failed": kind, "message": clean(f"{shown}{text}", replay.MESSAGE)}
+    text, line = replay.shown(error)
+    kind = "memory limit" if replay.is_out_of_memory(error) else "raised"
+    where = _line_of(error, line) if line else ""
+    return {"failed": kind, "message": clean(f"{text}{where}", replay.MESSAGE)}
 
 
 def _line_of(error: BaseException, line: int) -> str:

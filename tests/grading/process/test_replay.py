@@ -15,6 +15,7 @@ from llmcourse.grading.process.replay import (
     is_out_of_memory,
     new_main,
     run,
+    shown,
     without_magics,
 )
 
@@ -121,3 +122,19 @@ def test_memory_that_ran_out_is_recognised():
         torch.empty(1 << 60)
     assert is_out_of_memory(caught.value) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError())
+
+
+def test_an_exception_is_shown_whatever_its_methods_do():
+    class Evil(RuntimeError):
+        def __getattribute__(self, name):
+            raise SystemExit
+
+        def __str__(self):
+            raise KeyboardInterrupt
+
+    assert shown(Evil()) == ("an exception that cannot be shown", 0)
+    assert not is_out_of_memory(Evil())
+    assert shown(ValueError("why\nnot")) == ("ValueError: why not", 0) and shown(ValueError()) == (
+        "ValueError",
+        0,
+    )

@@ -1,0 +1,74 @@
+"""One call of a student's function, and what can be seen of it: what came, what ran, what was changed.
+
+A worker calls so, and so does the self-check in a notebook: what the one objects to, the other does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llmcourse.grading.answer import Oracle
+from llmcourse.grading.process import wire
+from llmcourse.grading.process.operations import Operations
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one call came to.
+
+    Args:
+        raised: what it raised instead of giving a value.
+        operations: of PyTorch, those of oracles not among them.
+        mutated: names of arguments that were changed in place.
+    """
+
+    value: Any
+    raised: BaseException | None
+    operations: tuple[str, ...]
+    mutated: tuple[str, ...]
+
+
+def observe(
+    function: Callable[..., Any], arguments: Mapping[str, Any], oracles: Mapping[str, Callable[..., Any]]
+) -> Observed:
+    """Calls a function with these very arguments; whatever it raises is told, not raised.
+
+    Args:
+        oracles: what stands for an `Oracle` among the arguments, by its name.
+    """
+    operations, value, raised = Operations(), None, None
+    before = {name: _frozen(given) for name, given in arguments.items() if not isinstance(given, Oracle)}
+    given = {
+        name: _unnoted(argument.name, oracles[argument.name], operations)
+        if isinstance(argument, Oracle)
+        else argument
+        for name, argument in arguments.items()
+    }
+    try:
+        with operations:
+            value = function(**given)
+    except BaseException as error:
+        raised = error
+    mutated = tuple(name for name, frozen in before.items() if _frozen(arguments[name]) != frozen)
+    return Observed(value, raised, operations.names, mutated)
+
+
+def _unnoted(name: str, oracle: Callable[..., Any], operations: Operations) -> Callable[..., Any]:
+    """An oracle under its own name, whose operations are not the student's."""
+
+    def ask(*arguments: Any, **options: Any) -> Any:
+        with operations.paused():
+            return oracle(*arguments, **options)
+
+    ask.__name__ = ask.__qualname__ = name
+    return ask
+
+
+def _frozen(value: Any) -> bytes:
+    """The bytes of a value, by which a change in place is seen, one of a NaN included."""
+    try:
+        return wire.encode(value, wire.REQUEST)
+    except BaseException:
+        return b"changed into something that cannot be sent"

@@ -1,0 +1,89 @@
+"""What is seen of one call: the same in a worker as in a student's own notebook."""
+
+import pytest
+import torch
+
+from llmcourse.grading.answer import Oracle
+from llmcourse.grading.exercise import Case
+from llmcourse.grading.process.allowance import Allowance
+from llmcourse.grading.process.nursery import Nursery
+from llmcourse.grading.process.observe import observe
+from llmcourse.grading.process.wire import encode
+from llmcourse.grading.sandbox.policy import Tier
+from llmcourse.grading.selfcheck import call_in_process
+
+
+def test_changes_in_place_are_seen_one_to_a_nan_included():
+    def changes(kept, zeros, row, rows):
+        zeros.fill_(torch.nan)
+        row.append(print)  # nothing that could be sent
+        rows[0].append(1)
+
+    nan = torch.full((2,), torch.nan)
+    given = {"kept": nan.clone(), "zeros": torch.zeros(2), "row": [], "rows": [[]]}
+    assert observe(changes, given, {}).mutated == ("zeros", "row", "rows")
+    assert observe(lambda nan: nan.fill_(torch.nan), {"nan": nan}, {}).mutated == ()
+
+
+@pytest.mark.parametrize("raised", [ValueError("no"), SystemExit(1), KeyboardInterrupt()], ids=repr)
+def test_what_is_raised_is_told_with_what_had_happened(raised):
+    def fails(x):
+        x.exp_()
+        raise raised
+
+    seen = observe(fails, {"x": torch.ones(2)}, {})
+    assert (seen.value, seen.raised, seen.operations, seen.mutated) == (None, raised, ("exp_",), ("x",))
+
+
+def test_an_oracle_has_its_name_and_its_operations_are_not_noted():
+    def asks(model):
+        return model.__name__, model(1, scale=2).exp()
+
+    def doubled(token, scale):
+        return torch.full((2,), 1.0 * token * scale).cumsum(0)
+
+    seen = observe(asks, {"model": Oracle("logits_of")}, {"logits_of": doubled})
+    name, value = seen.value
+    assert name == "logits_of" and value.equal(torch.tensor([2.0, 4.0]).exp())
+    assert seen.operations == ("exp",) and seen.mutated == ()
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    with Nursery(Tier.NONE, Allowance()) as nursery:
+        yield nursery
+
+
+BODIES = {
+    "right": "return x * 2",
+    "in place": "x.mul_(2); return x.clone()",
+    "in place, then raises": "x.zero_(); raise ValueError('why\\nnot')",
+    "an item that cannot be sent": "rows.append(print)",
+    "an item": "rows[0].append(g(1))",
+    "asks what the oracle refuses": "return g(-1)",
+    "exits": "raise SystemExit(3)",
+    "a raise that cannot be shown": "raise type('Mute', (RuntimeError,), {'__str__': lambda self: 1 / 0})()",
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_worker_and_the_self_check_see_the_same(nursery, body):
+    def oracle(token):
+        if token < 0:
+            raise ValueError("token must be at least 0")
+        return token + 1
+
+    code = f"def f(x, rows, g):\n    {body}\n"
+    case = Case({"x": torch.ones(2), "rows": [[1]], "g": Oracle("g")}, "one", {"g": oracle})
+    with nursery.worker([code]) as worker:
+        worker.load(60.0)
+        there = worker.call("f", case.arguments, case.oracles, 60.0)
+    names = {}
+    exec(compile(code, "<answer>", "exec"), names)
+    here = call_in_process(names["f"])(case)
+    for key in ("operations", "mutated", "oracle_calls"):
+        assert getattr(here, key) == getattr(there, key)
+    assert encode(here.value) == encode(there.value)
+    assert (here.error is None) == (there.error is None)
+    if here.error is not None:  # a worker adds the text of the line
+        assert str(there.error).startswith(str(here.error).removesuffix(")"))
