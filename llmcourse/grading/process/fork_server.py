@@ -28,6 +28,7 @@ from llmcourse.grading.process import replay, scratch, wire, worker
 from llmcourse.grading.process.allowance import Allowance
 from llmcourse.grading.process.operations import Operations
 from llmcourse.grading.sandbox.enter import enter
+from llmcourse.grading.sandbox.held import held_bytes
 from llmcourse.grading.sandbox.policy import Policy, Tier, default_listable, default_readable
 
 TICK_MS = 20
@@ -165,7 +166,10 @@ class ForkServer:
         if started < child.next_count:
             return None
         used, files = scratch.usage(child.scratch, allowed.scratch_files)
-        used += scratch.deleted_bytes(child.pid)
+        try:
+            used += held_bytes(child.pid, child.scratch, allowed.file_bytes)
+        except OSError as error:
+            return _end(child, "machinery", f"which files a worker holds cannot be seen: {error}")
         if used > allowed.scratch_bytes:
             return _end(child, "disk limit", f"wrote more than {allowed.scratch_bytes >> 20:,} MiB")
         if files > allowed.scratch_files:

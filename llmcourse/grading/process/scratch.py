@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import secrets
@@ -54,29 +53,6 @@ def _opened(folder: str) -> Iterator[os.DirEntry[str] | None]:
         return
     except OSError:
         yield None
-
-
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except OSError:
-        return
-
-
-def deleted_bytes(pid: int) -> int:
-    """Bytes on disk of files that a process has deleted but still holds open.
-
-    Each thread is asked: it may have a table of open files of its own, and the first may have ended.
-    """
-    held: dict[tuple[int, int], int] = {}
-    for thread in _entries(f"/proc/{pid}/task"):
-        for entry in _entries(f"{thread.path}/fd"):
-            with contextlib.suppress(OSError):
-                info = os.stat(entry.path)
-                if stat.S_ISREG(info.st_mode) and not info.st_nlink:
-                    held[info.st_dev, info.st_ino] = info.st_blocks * 512
-    return sum(held.values())
 
 
 def remove(folder: str) -> None:

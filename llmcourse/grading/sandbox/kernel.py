@@ -7,7 +7,7 @@ import os
 import struct
 
 # Options of prctl, from <linux/prctl.h>.
-SET_PDEATHSIG, SET_KEEPCAPS, SET_SECCOMP, SET_SECUREBITS, SET_NO_NEW_PRIVS = 1, 8, 22, 28, 38
+SET_PDEATHSIG, SET_DUMPABLE, SET_KEEPCAPS, SET_SECCOMP, SET_SECUREBITS, SET_NO_NEW_PRIVS = 1, 4, 8, 22, 28, 38
 
 MACHINES = ("x86_64", "aarch64")
 

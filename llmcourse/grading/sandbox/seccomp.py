@@ -15,18 +15,25 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmcourse.grading.sandbox import kernel
-from llmcourse.grading.sandbox.syscalls import ALLOWED, FALL_BACK, FIRST_UNKNOWN
+from llmcourse.grading.sandbox.syscalls import (
+    ALLOWED,
+    FALL_BACK,
+    FIRST_UNKNOWN,
+    REFUSED,
+    UNSUPPORTED,
+)
 
 # What the filter answers, from <linux/seccomp.h>.
 ALLOW, KILL_PROCESS, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-REFUSE, UNKNOWN = ERROR | errno.EPERM, ERROR | errno.ENOSYS
+REFUSE, UNKNOWN, CANNOT = ERROR | errno.EPERM, ERROR | errno.ENOSYS, ERROR | errno.EOPNOTSUPP
 
 # Offsets into seccomp_data; both machines are little-endian.
 NUMBER, MACHINE, ARGUMENTS = 0, 4, 16
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_…, from <linux/audit.h>
 WORD = 0xFFFFFFFF
 
-CLONE_THREAD = 0x10000
+CLONE_FILES, CLONE_THREAD = 0x400, 0x10000
+CLOSE_RANGE_CLOEXEC = 4  # and not 2, which gives a thread a table of open files of its own
 CLONE_NEW = 0x7E020000  # mount, cgroup, uts, ipc, user, pid and net namespaces
 O_ACCMODE, O_TRUNC = 0o3, 0o1000
 # F_DUPFD to F_SETLKW without F_SETOWN and F_SETSIG, which make the kernel send signals to others;
@@ -98,8 +105,11 @@ def conditions(pid: int) -> dict[str, tuple[Condition, ...]]:
     # Cutting a file off needs no right to write it where landlock is older than its third version.
     modes = (0, 1, 2, O_TRUNC | 1, O_TRUNC | 2)
     no_address = (Condition(4, (0,)), Condition(4, (0,), upper=True))
+    # Only threads, and all with one table of open files: what a process holds must be seen in any of them.
+    thread = CLONE_THREAD | CLONE_FILES
     return {
-        "clone": (Condition(0, (CLONE_THREAD,), mask=CLONE_THREAD | CLONE_NEW),),
+        "clone": (Condition(0, (thread,), mask=thread | CLONE_NEW),),
+        "close_range": (Condition(2, (0, CLOSE_RANGE_CLOEXEC)),),
         "kill": oneself,
         "tgkill": oneself,
         "rt_sigqueueinfo": oneself,
@@ -131,6 +141,7 @@ def program(machine: str, pid: int) -> list[Instruction]:
         filtered += _when(number, _checks(conditional.get(name, ())))
     for number in FALL_BACK.values():
         filtered += _when(number, [answer(UNKNOWN)])
+    filtered += _when(REFUSED[machine][UNSUPPORTED], [answer(CANNOT)])
     return [*filtered, answer(REFUSE)]
 
 

@@ -108,7 +108,6 @@ flock                    73   32
 fsync                    74   82
 fdatasync                75   83
 ftruncate                77   46
-fallocate               285   47
 fadvise64               221  223
 readahead               187  213
 sync_file_range         277   84
@@ -282,6 +281,7 @@ landlock_create_ruleset  444  444
 seccomp                 317  277
 openat2                 437  437
 quotactl                179   60
+fallocate               285   47
 iopl                    172    -
 modify_ldt              154    -
 """
@@ -289,6 +289,9 @@ modify_ldt              154    -
 # Refused as if the kernel had never heard of them, so that libraries fall back to an older call: the
 # arguments of these two lie in memory, where a filter cannot look.
 FALL_BACK = {"clone3": 435, "openat2": 437}  # on both machines
+# Refused as by a file system that cannot do it, so that libraries write instead. It takes any amount of a
+# disk at once, faster than anybody can watch, and past a file's end also more than a file may have.
+UNSUPPORTED = "fallocate"
 FIRST_UNKNOWN = 451  # and so is all that came after this table, with Linux 6.5
 
 

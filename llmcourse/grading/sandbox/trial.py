@@ -14,10 +14,13 @@ from typing import NoReturn
 
 from llmcourse.grading.sandbox import kernel, landlock
 from llmcourse.grading.sandbox.enter import SandboxError, enter
+from llmcourse.grading.sandbox.held import held_bytes
 from llmcourse.grading.sandbox.policy import UIDS, Policy, worker_uid
 
 MAX_TEXT = 4096
 TRIAL_LIMIT_S = 10.0
+READY = "ready"  # a file that says so
+LET_SEE = "give a container the capability SYS_PTRACE, or grade as an ordinary user"
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,16 @@ class Trial:
     ):
         self._deadline = time.monotonic() + limit_s
         self._answers, answer = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             os.close(self._answers)
             _report(policy, action, answer, prepare)
         os.close(answer)
+
+    def over(self) -> bool:
+        """Whether it has come to something, or its time is over."""
+        left = self._deadline - time.monotonic()
+        return left <= 0 or bool(select.select([self._answers], [], [], 0)[0])
 
     def outcome(self) -> Outcome:
         """Waits until the process has ended, or ends it when its time is over."""
@@ -73,8 +81,8 @@ class Trial:
                 break
             received += piece
         os.close(self._answers)
-        os.kill(self._pid, signal.SIGKILL)  # it is our child, so the number cannot have become another's
-        status = os.waitpid(self._pid, 0)[1]
+        os.kill(self.pid, signal.SIGKILL)  # it is our child, so the number cannot have become another's
+        status = os.waitpid(self.pid, 0)[1]
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         text = received[1:].decode(errors="replace") if received else None
         return Outcome(text, received[:1] == b"+", ended_by, late)
@@ -115,7 +123,35 @@ def landlock_trouble() -> str:
     with tempfile.TemporaryDirectory() as scratch:
         policy = Policy(readable=(), scratch=os.path.realpath(scratch), uid=worker_uid(UIDS - 1), listable=())
         outcome = Trial(policy, _open_ends).outcome()
-    return "" if outcome.returned and not outcome.text else f"the sandbox does not hold: {outcome.text}"
+        if not outcome.returned or outcome.text:
+            return f"the sandbox does not hold: {outcome.text}"
+        return _blindness(policy)
+
+
+def _blindness(policy: Policy) -> str:
+    """Why this process cannot see which files a confined one holds; empty if it can."""
+    trial = Trial(policy, _hold)
+    try:
+        while not os.path.exists(os.path.join(policy.scratch, READY)) and not trial.over():
+            time.sleep(0.001)
+        seen, why = held_bytes(trial.pid, policy.scratch, 1) > 0, "nothing is shown"
+    except PermissionError as error:
+        seen, why = False, str(error)
+    os.kill(trial.pid, signal.SIGKILL)
+    outcome = trial.outcome()
+    if outcome.text is not None:
+        return f"the sandbox does not hold: {outcome.text}"
+    return "" if seen else f"which files a confined process holds cannot be seen ({why}); {LET_SEE}"
+
+
+def _hold() -> str:
+    """Keeps a file that has no name, until it is killed."""
+    with open("held", "wb", buffering=0) as file:
+        os.unlink("held")
+        file.write(b"text")
+        open(READY, "w").close()
+        time.sleep(2 * TRIAL_LIMIT_S)
+    return "it was not killed"
 
 
 def _open_ends() -> str:

@@ -176,18 +176,37 @@ def hide():
 """,
     "other-table": """
 def hide():
-    # A thread with a table of files of its own: it keeps open what this one closes.
+    # A thread with a table of files of its own would keep open what this one closes.
     fds = unlinked()
     stack = ctypes.create_string_buffer(1 << 16)
     top = ctypes.c_void_p(ctypes.addressof(stack) + (1 << 15))
     vm, fs, sighand, thread = 0x100, 0x200, 0x800, 0x10000
     wait = ctypes.cast(libc.pause, ctypes.c_void_p)
-    if libc.clone(wait, top, vm | fs | sighand | thread, None) < 0:
-        raise OSError(ctypes.get_errno(), "clone")
+    cloned = libc.clone(wait, top, vm | fs | sighand | thread, None) >= 0
     globals()["stack"] = stack
     for fd in fds:
         os.posix_fallocate(fd, 0, 60 << 20)
+        if cloned:
+            os.close(fd)
+""",
+    "mapped": """
+libc.mmap.restype = ctypes.c_void_p
+
+def hide():
+    # What is mapped lasts without a name and without an open file; Python's own mmap keeps one.
+    for fd in unlinked():
+        os.posix_fallocate(fd, 0, 60 << 20)
+        if libc.mmap(None, ctypes.c_size_t(4096), 1, 1, fd, ctypes.c_long(0)) == 2**64 - 1:
+            raise OSError(ctypes.get_errno(), "mmap")
         os.close(fd)
+""",
+    "reserved": """
+def hide():
+    # FALLOC_FL_KEEP_SIZE: past the end of a file no limit on its size holds. Where that is refused, write.
+    words = [ctypes.c_long(size) for size in (0, 600 << 20)]
+    fd = os.open("reserved", os.O_RDWR | os.O_CREAT)
+    if libc.fallocate(fd, 1, *words) < 0:
+        fill("x")
 """,
     "no-leader": """
 def hide():

@@ -52,18 +52,6 @@ def test_usage_counts_bytes_files_and_folders(folder):
     assert scratch.usage(f"{folder}/nothing", 2) == (0, 0)
 
 
-def test_deleted_files_count_while_they_are_open(folder):
-    os.mkdir(folder)
-    before = scratch.deleted_bytes(os.getpid())
-    with open(f"{folder}/file", "wb") as file:
-        file.write(bytes(MIB))
-        file.flush()
-        assert scratch.deleted_bytes(os.getpid()) == before
-        os.unlink(f"{folder}/file")
-        assert scratch.deleted_bytes(os.getpid()) >= before + MIB
-    assert scratch.deleted_bytes(os.getpid()) == before and scratch.deleted_bytes(2**22 + 1) == 0
-
-
 def test_a_folder_is_removed_whatever_is_in_it(folder, tmp_path):
     keep = tmp_path / "keep"
     keep.mkdir()

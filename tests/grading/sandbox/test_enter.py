@@ -26,7 +26,7 @@ from llmcourse.grading.sandbox import enter as enter_module
 from llmcourse.grading.sandbox import kernel, limits, privileges
 from llmcourse.grading.sandbox.enter import SandboxError, enter
 from llmcourse.grading.sandbox.policy import PACKAGE, Policy, Tier, default_readable, worker_uid
-from llmcourse.grading.sandbox.syscalls import ALLOWED, FIRST_UNKNOWN
+from llmcourse.grading.sandbox.syscalls import ALLOWED, FIRST_UNKNOWN, REFUSED
 from tests.grading.sandbox.people import ROOT, SLOTS, both, needs_root, scratch, tried, value
 
 
@@ -93,11 +93,26 @@ def test_every_call_that_is_not_listed_is_refused(person):
     # Before any filter, the kernel kills whoever calls these two from where it has put no probe.
     probes = {335, 336} if machine == "x86_64" else set()
     numbers = set(range(FIRST_UNKNOWN + 60)) - set(ALLOWED[machine].values()) - probes
+    numbers.remove(REFUSED[machine]["fallocate"])  # refused in other words
 
     def work() -> str:
         return " ".join(str(number) for number in sorted(numbers) if not_refused(number))
 
     assert value(tried(person, work)) == ""
+
+
+@both
+def test_no_disk_is_taken_faster_than_it_is_written(person):
+    def work() -> str:
+        file = os.open("file", os.O_RDWR | os.O_CREAT)
+        try:
+            kernel.syscall(REFUSED[kernel.machine()]["fallocate"], file, 1, 0, 2**30)
+        except OSError as error:
+            os.posix_fallocate(file, 0, 2**20)  # glibc then writes
+            return f"{error.strerror}, {os.fstat(file).st_size} bytes written"
+        return f"{os.fstat(file).st_blocks} blocks, more than a file may have"
+
+    assert value(tried(person, work)) == f"{os.strerror(errno.EOPNOTSUPP)}, {2**20} bytes written"
 
 
 def not_refused(number: int) -> bool:

@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from llmcourse.grading.sandbox import kernel
-from llmcourse.grading.sandbox.seccomp import ALLOW, AUDIT, KILL_PROCESS, REFUSE, UNKNOWN, conditions, program
+from llmcourse.grading.sandbox.seccomp import (
+    ALLOW,
+    AUDIT,
+    CANNOT,
+    KILL_PROCESS,
+    REFUSE,
+    UNKNOWN,
+    conditions,
+    program,
+)
 from llmcourse.grading.sandbox.syscalls import ALLOWED, FALL_BACK, FIRST_UNKNOWN, REFUSED
 from tests.grading.sandbox.bpf import verdict
 
@@ -26,6 +35,9 @@ CONDITIONAL = [
     ("clone", (0x3D0F00,), (signal.SIGCHLD,)),  # pthread_create, fork
     ("clone", (0x3D0F00,), (0x3D0F00 | 0x20000000,)),  # with a namespace
     ("clone", (0x3D0F00,), (0x4100 | signal.SIGCHLD,)),  # posix_spawn
+    ("clone", (0x3D0F00,), (0x3D0B00,)),  # a thread with a table of open files of its own
+    ("close_range", (3, 4, 0), (3, 4, 2)),  # which CLOSE_RANGE_UNSHARE also makes
+    ("close_range", (3, 4, 4), (3, 4, 6)),
     ("kill", (PID, 9), (OTHER, 9)),
     ("kill", (PID, 9), (-1, 9)),
     ("kill", (PID, 9), (0, 9)),
@@ -46,6 +58,10 @@ CONDITIONAL = [
     ("sendto", (3, 0, 1, 0, 0, 0), (3, 0, 1, 0, 0x7F00_0000_0000, 16)),  # an address, its lower half 0
     ("sendto", (3, 0, 1, 0, 0, 0), (3, 0, 1, 0, 0x1000, 16)),
 ]
+NO_ARGUMENTS = (
+    *("prlimit64", "sched_setaffinity", "setpriority", "open", "openat", "fcntl", "sendto"),
+    "close_range",
+)
 
 
 @both_machines
@@ -74,12 +90,15 @@ def test_what_is_not_listed_is_refused(machine):
     verdicts = {number: verdict(steps, number, audit=audit) for number in range(FIRST_UNKNOWN)}
     assert {number for number, action in verdicts.items() if action == ALLOW} - plain == {
         ALLOWED[machine][name]  # whose condition zeros meet
-        for name in ("prlimit64", "sched_setaffinity", "setpriority", "open", "openat", "fcntl", "sendto")
+        for name in NO_ARGUMENTS
         if name in ALLOWED[machine]
     }
     assert plain <= {number for number, action in verdicts.items() if action == ALLOW}
     assert {number for number, action in verdicts.items() if action == UNKNOWN} == set(FALL_BACK.values())
-    others = set(verdicts.values()) - {ALLOW, UNKNOWN}
+    assert [number for number, action in verdicts.items() if action == CANNOT] == [
+        REFUSED[machine]["fallocate"]
+    ]
+    others = set(verdicts.values()) - {ALLOW, UNKNOWN, CANNOT}
     assert others == {REFUSE}
 
 
