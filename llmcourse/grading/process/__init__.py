@@ -4,7 +4,8 @@ nursery, fork_client, uids      in the judge's process: starts workers and asks 
 fork_server, scratch            the process that workers are copies of; watches and ends them
 worker, replay                  in a worker, beside the student's code
 observe, operations             one call of that code, here or in a student's own notebook
-wire, frames, allowance         what they all know: messages, and how much a worker may use
+wire, frames, deadline          messages, and by when
+allowance                       how much a worker may use, which all of them know
 
 Nothing is imported here. What stands below the first line is in the memory that a student's code shares,
 so it imports nothing of the exercises or of the judge.

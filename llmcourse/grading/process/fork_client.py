@@ -25,6 +25,7 @@ from typing import Any
 from llmcourse.grading.printable import clean
 from llmcourse.grading.process import scratch
 from llmcourse.grading.process.allowance import Allowance
+from llmcourse.grading.process.deadline import Deadline
 from llmcourse.grading.process.frames import Late, wait
 from llmcourse.grading.process.uids import UidLease, lease_uid
 from llmcourse.grading.sandbox.policy import Tier
@@ -123,7 +124,7 @@ class ForkClient:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        hello = self._hear(time.monotonic() + START_S) or {"machinery": f"nothing heard in {START_S:g} s"}
+        hello = self._hear(Deadline(START_S)) or {"machinery": f"nothing heard in {START_S:g} s"}
         if "machinery" in hello:
             raise MachineryError(f"the fork server did not start: {hello['machinery']}{self._log()}")
 
@@ -176,7 +177,7 @@ class ForkClient:
         Raises:
             MachineryError: it never began, or the fork server has ended.
         """
-        deadline = time.monotonic() + wait_s
+        deadline = Deadline(wait_s)
         while process.number not in self._ended:
             if process.number not in self._running:
                 raise MachineryError("the fork server has ended")
@@ -234,7 +235,7 @@ class ForkClient:
         except OSError as error:
             raise MachineryError(f"the fork server has ended: {error}{self._log()}") from error
 
-    def _hear(self, deadline: float) -> dict[str, Any] | None:
+    def _hear(self, deadline: Deadline) -> dict[str, Any] | None:
         if self._control is None:
             raise MachineryError("the fork server has ended")
         try:

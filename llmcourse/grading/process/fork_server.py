@@ -34,7 +34,11 @@ from llmcourse.grading.sandbox.policy import Policy, Tier, default_listable, def
 TICK_MS = 20
 STRAYS_S = 5.0
 REQUEST_BYTES = 1 << 16
+VMSTAT = "/proc/vmstat"
 CHANNEL = 3  # the worker's end of its socket, beside 0, 1 and 2
+OUT_OF_MEMORY = (
+    "this machine ran out of memory and ended a worker; close other programs or grade with fewer --jobs"
+)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -45,6 +49,7 @@ class Child:
 
     Args:
         baseline: bytes of memory that it was born with.
+        oom_kills: what `oom_kills` said then.
         killed: why we killed it, as `memory limit`.
         next_count: when its scratch folder is counted again.
     """
@@ -54,6 +59,7 @@ class Child:
     pidfd: int
     scratch: str
     baseline: int
+    oom_kills: int
     killed: tuple[str, str] = ("", "")
     next_count: float = field(default_factory=time.monotonic)
 
@@ -122,7 +128,7 @@ class ForkServer:
             self._be_born(folder, uid, *fds)
         for fd in fds:
             os.close(fd)
-        self.children[number] = Child(number, pid, os.pidfd_open(pid), folder, baseline)
+        self.children[number] = Child(number, pid, os.pidfd_open(pid), folder, baseline, oom_kills())
 
     def _be_born(self, folder: str, uid: int | None, channel: int, output: int) -> NoReturn:
         """In the new process: gives up all that is the fork server's, then serves."""
@@ -183,11 +189,13 @@ class ForkServer:
 
         The judge removes its folder. That may take long, and the others must not wait for it here.
         """
-        _, status = os.waitpid(child.pid, 0)
+        _, status, usage = os.wait4(child.pid, 0)
         os.close(child.pidfd)
         del self.children[child.number]
         self._end_strays()
-        kind, message = child.killed if child.killed[0] else _reason(status)
+        used_cpu = usage.ru_utime + usage.ru_stime >= self.allowance.cpu_s
+        reason = _reason(status, used_cpu, oom_kills() > child.oom_kills)
+        kind, message = child.killed if child.killed[0] else reason
         self.tell({"ended": child.number, "kind": kind, "message": message})
 
     def _end_strays(self) -> None:
@@ -242,16 +250,31 @@ def _end(child: Child, kind: str, message: str) -> None:
     _kill(child.pid)
 
 
-def _reason(status: int) -> tuple[str, str]:
+def oom_kills() -> int:
+    """How many processes the kernel has ended for want of memory since it started; 0 if it does not say."""
+    with contextlib.suppress(OSError), open(VMSTAT, "rb") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith(b"oom_kill "))
+    return 0
+
+
+def _reason(status: int, used_cpu: bool, oom: bool) -> tuple[str, str]:
+    """Why a process ended that was not killed by us.
+
+    Args:
+        used_cpu: it had used all of its processor time; who ignores the warning is killed for it.
+        oom: the kernel has ended processes meanwhile because the machine's memory was used up.
+    """
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return "process ended", f"the process ended with exit code {code}"
     number = -code
-    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    if number == signal.SIGXCPU:
+    if number == signal.SIGXCPU or (number == signal.SIGKILL and used_cpu):
         return "time limit", "used all of its processor time"
+    if number == signal.SIGKILL and oom:
+        return "machinery", OUT_OF_MEMORY
     if number == signal.SIGXFSZ:
         return "disk limit", "wrote a file that is too large"
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     return "process ended", f"the process was ended by {name}"
 
 

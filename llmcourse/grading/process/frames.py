@@ -5,8 +5,8 @@ from __future__ import annotations
 import select
 import socket
 import struct
-import time
 
+from llmcourse.grading.process.deadline import Deadline
 from llmcourse.grading.process.wire import LIMITS, TooLarge
 
 CHUNK = 1 << 16
@@ -53,11 +53,11 @@ class Frames:
         return message
 
 
-def send(sock: socket.socket, message: bytes, deadline: float | None = None) -> None:
+def send(sock: socket.socket, message: bytes, deadline: Deadline | None = None) -> None:
     """Writes a message as a frame.
 
     Args:
-        deadline: by `time.monotonic()`; None waits for ever.
+        deadline: None waits for ever.
 
     Raises:
         Late: the other side did not read it in time.
@@ -74,7 +74,9 @@ def send(sock: socket.socket, message: bytes, deadline: float | None = None) -> 
             raise Closed(str(error)) from None
 
 
-def receive(sock: socket.socket, deadline: float | None = None, max_bytes: int = LIMITS.frame_bytes) -> bytes:
+def receive(
+    sock: socket.socket, deadline: Deadline | None = None, max_bytes: int = LIMITS.frame_bytes
+) -> bytes:
     """Reads one frame, and not a byte of the next.
 
     Raises:
@@ -88,7 +90,7 @@ def receive(sock: socket.socket, deadline: float | None = None, max_bytes: int =
     return _exactly(sock, size, deadline)
 
 
-def _exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
+def _exactly(sock: socket.socket, size: int, deadline: Deadline | None) -> bytes:
     held = bytearray()
     while len(held) < size:
         wait(sock, select.POLLIN, deadline)
@@ -104,10 +106,10 @@ def _exactly(sock: socket.socket, size: int, deadline: float | None) -> bytes:
     return bytes(held)
 
 
-def wait(sock: socket.socket, event: int, deadline: float | None) -> None:
+def wait(sock: socket.socket, event: int, deadline: Deadline | None) -> None:
     """Returns when the socket is ready, or raises `Late`."""
     poll = select.poll()
     poll.register(sock, event)
-    left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-    if not poll.poll(left):
-        raise Late("the deadline passed")
+    while not poll.poll(None if deadline is None else deadline.step() * 1000):
+        if deadline is not None and deadline.left() <= 0:
+            raise Late("the deadline passed")

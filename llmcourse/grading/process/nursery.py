@@ -22,6 +22,7 @@ from llmcourse.grading.answer import Answer, Failure, FailureKind
 from llmcourse.grading.printable import clean
 from llmcourse.grading.process import frames, wire
 from llmcourse.grading.process.allowance import Allowance
+from llmcourse.grading.process.deadline import Deadline
 from llmcourse.grading.process.fork_client import ForkClient, MachineryError, Process
 from llmcourse.grading.process.replay import MAX_NOTES, MESSAGE, CellError
 from llmcourse.grading.process.wire import REPLY, REQUEST
@@ -31,7 +32,7 @@ __all__ = ["Allowance", "CellError", "LoadReport", "MachineryError", "Nursery", 
 
 READY_S = 30.0  # the sandbox and the first message, on a machine that is very busy
 LAST_WORDS_S = 1.0  # between a closed connection and the end of its process
-GRACE_S = 1.0  # for an answer that lay there in time, while we were kept from reading it
+GRACE_S = 1.0  # for reading what lay there in time
 HAS_S = 20.0
 MAX_NAMES, MAX_NAME = 1_000, 100
 REPORTED = ("raised", "missing", "memory limit", "reply too large", "malformed reply")  # by the worker itself
@@ -46,6 +47,7 @@ class LoadReport:
         output_bytes: what was printed.
         failure: why the cells did not run to their end; the worker has ended then.
         stopped_in: the index of the cell that ran when it ended.
+        cell_seconds: of each cell, by our clock; 0 for one that did not begin.
     """
 
     errors: tuple[CellError, ...] = ()
@@ -53,6 +55,7 @@ class LoadReport:
     seconds: float = 0.0
     failure: Failure | None = None
     stopped_in: int | None = None
+    cell_seconds: tuple[float, ...] = ()
 
 
 class _Failed(Exception):
@@ -61,6 +64,23 @@ class _Failed(Exception):
     def __init__(self, kind: FailureKind, message: str):
         super().__init__(message)
         self.failure = Failure(kind, clean(message, MESSAGE))
+
+
+class _Laps:
+    """Which cell runs, and how long each took by our clock, from what the worker says when one begins."""
+
+    def __init__(self, cells: int, deadline: Deadline):
+        self.seconds = [0.0] * cells
+        self.running: int | None = None
+        self._deadline = deadline
+        self._since = 0.0
+
+    def begin(self, index: int | None) -> None:
+        """The next cell begins, or none does."""
+        now = self._deadline.spent()
+        if self.running is not None:
+            self.seconds[self.running] += now - self._since
+        self.running, self._since = index, now
 
 
 class Nursery:
@@ -99,6 +119,11 @@ class Worker:
     """A process with a student's code; `Nursery.worker` makes it.
 
     After a failure that ended the process, every call answers with that failure.
+
+    Attributes:
+        doubt: that failure, where it may come from outside: something ended the process, or its time ran
+            out although the judge was kept from running for long.
+        output_bytes: what was printed.
     """
 
     def __init__(self, server: ForkClient, cells: Sequence[str]):
@@ -110,6 +135,7 @@ class Worker:
         self._frames = frames.Frames(REPLY.frame_bytes)
         self._failure: Failure | None = None
         self._printing = True
+        self.doubt: Failure | None = None
         self.output_bytes = 0
 
     def __enter__(self) -> Worker:
@@ -117,7 +143,7 @@ class Worker:
             self._server.start()
         self._process = self._server.spawn()
         try:
-            ready = self._hear("", time.monotonic() + READY_S)
+            ready = self._hear("", Deadline(READY_S))
             if "ready" not in ready:
                 raise MachineryError(f"the sandbox cannot be entered: {ready.get('machinery')}")
         except BaseException as error:
@@ -139,25 +165,33 @@ class Worker:
         Raises:
             MachineryError: the fork server died.
         """
-        started = time.monotonic()
-        stopped_in = None
+        started, deadline = time.monotonic(), Deadline(deadline_s)
+        laps = _Laps(len(self._cells), deadline)
         try:
-            nonce = self._ask({"do": "load", "cells": self._cells}, started + deadline_s)
-            while "loaded" not in (message := self._hear(nonce, started + deadline_s)):
-                stopped_in = _cell(message, len(self._cells))
+            nonce = self._ask({"do": "load", "cells": self._cells}, deadline)
+            while "loaded" not in (message := self._hear(nonce, deadline)):
+                laps.begin(_cell(message, len(self._cells)))
+            laps.begin(None)
             report = LoadReport(errors=_cell_errors(message["loaded"], len(self._cells)))
         except _Failed as failed:
-            report = LoadReport(failure=self._fail(failed, deadline_s), stopped_in=stopped_in)
-        return replace(report, output_bytes=self.output_bytes, seconds=time.monotonic() - started)
+            stopped_in = laps.running
+            laps.begin(None)
+            report = LoadReport(failure=self._fail(failed, deadline), stopped_in=stopped_in)
+        return replace(
+            report,
+            output_bytes=self.output_bytes,
+            seconds=time.monotonic() - started,
+            cell_seconds=tuple(laps.seconds),
+        )
 
     def has(self, function: str) -> bool:
         """Whether the cells defined a function of this name."""
+        deadline = Deadline(HAS_S)
         try:
-            deadline = time.monotonic() + HAS_S
             reply = self._hear(self._ask({"do": "has", "function": function}, deadline), deadline)
             return reply.get("has") is True
         except _Failed as failed:
-            self._fail(failed, HAS_S)
+            self._fail(failed, deadline)
             return False
 
     def call(
@@ -177,20 +211,20 @@ class Worker:
             MachineryError: the fork server died.
             WireError: an argument cannot be sent.
         """
-        started = time.monotonic()
+        started, deadline = time.monotonic(), Deadline(time_limit_s)
         counts = dict.fromkeys(oracles, 0)
         request = {"do": "call", "function": function, "arguments": arguments}
         try:
-            nonce = self._ask(request, started + time_limit_s)
-            while "ask" in (reply := self._hear(nonce, started + time_limit_s)):
-                self._consult(reply, oracles, counts, started + time_limit_s)
+            nonce = self._ask(request, deadline)
+            while "ask" in (reply := self._hear(nonce, deadline)):
+                self._consult(reply, oracles, counts, deadline)
             answer = _answer(reply, arguments)
         except _Failed as failed:
-            answer = Answer(error=self._fail(failed, time_limit_s))
+            answer = Answer(error=self._fail(failed, deadline))
         return replace(answer, oracle_calls=counts, seconds=time.monotonic() - started)
 
     def _consult(
-        self, question: dict[str, Any], oracles: dict[str, Any], counts: dict[str, int], deadline: float
+        self, question: dict[str, Any], oracles: dict[str, Any], counts: dict[str, int], deadline: Deadline
     ) -> None:
         """Answers a call of an oracle, or says why not; that is raised in the student's code."""
         name, arguments, options = (question.get(key) for key in ("ask", "arguments", "options"))
@@ -208,20 +242,21 @@ class Worker:
             message = wire.encode({"refused": refusal}, REQUEST)
         self._send(message, deadline)
 
-    def _ask(self, request: dict[str, Any], deadline: float) -> str:
+    def _ask(self, request: dict[str, Any], deadline: Deadline) -> str:
         """Sends a request; its answer must carry the nonce that is returned."""
         nonce = secrets.token_hex(16)
         message = wire.encode({"nonce": nonce, **request}, REQUEST, oracles=True)
         if self._failure is not None:
             raise _Failed(self._failure.kind, self._failure.message)
-        while not len(self._frames) and self._wait(time.monotonic()):
+        at_once = Deadline(0.0)
+        while not len(self._frames) and self._wait(at_once):
             pass
         if len(self._frames):
             raise _Failed("forged reply", "sent an answer before it was asked")
         self._send(message, deadline)
         return nonce
 
-    def _send(self, message: bytes, deadline: float) -> None:
+    def _send(self, message: bytes, deadline: Deadline) -> None:
         try:
             frames.send(self._running.channel, message, deadline)
         except frames.Late:
@@ -229,7 +264,7 @@ class Worker:
         except frames.Closed:
             raise self._ended() from None
 
-    def _hear(self, nonce: str, deadline: float) -> dict[str, Any]:
+    def _hear(self, nonce: str, deadline: Deadline) -> dict[str, Any]:
         try:
             while (frame := self._frames.pop()) is None:
                 if not self._wait(deadline):
@@ -245,17 +280,17 @@ class Worker:
             raise _Failed("forged reply", "sent an answer to another question")
         return message
 
-    def _wait(self, deadline: float) -> bool:
-        """Takes what the process sends or prints; False when the deadline came first."""
+    def _wait(self, deadline: Deadline) -> bool:
+        """Takes what the process sends or prints, soon; False when the deadline came first."""
         process = self._running
-        left = deadline - time.monotonic()
+        left = deadline.left()
         if left < -GRACE_S:  # there is always more to read, and never the answer
             return False
         poll = select.poll()
         poll.register(process.channel, select.POLLIN)
         if self._printing:
             poll.register(process.output, select.POLLIN)
-        ready = dict(poll.poll(max(0.0, left) * 1000))
+        ready = dict(poll.poll(deadline.step() * 1000))
         if process.output in ready:
             self._drain(process)
         if process.channel.fileno() in ready:
@@ -266,7 +301,7 @@ class Worker:
             if not data:
                 raise self._ended()
             self._frames.feed(data)
-        return bool(ready)
+        return bool(ready) or left > 0
 
     def _drain(self, process: Process) -> None:
         try:
@@ -286,13 +321,17 @@ class Worker:
         )
         return _Failed(kind, message)
 
-    def _fail(self, failed: _Failed, limit_s: float) -> Failure:
-        failure = failed.failure
+    def _fail(self, failed: _Failed, deadline: Deadline) -> Failure:
+        if self._failure is not None:
+            return self._failure
+        failure, doubtful = failed.failure, failed.failure.kind == "process ended"
         if failure.kind == "time limit" and not failure.message:
-            failure = replace(failure, message=f"took more than {limit_s:g} s")
+            failure = replace(failure, message=f"took more than {deadline.limit_s:g} s")
+            doubtful = deadline.in_doubt
         self._failure = failure
+        self.doubt = failure if doubtful else None
         self._end()
-        return self._failure
+        return failure
 
     @property
     def _running(self) -> Process:

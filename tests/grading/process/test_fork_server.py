@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
+import signal
 import socket
 import time
 
@@ -98,7 +100,9 @@ def loop(folder, monkeypatch):
     if pid == 0:
         time.sleep(60)
         os._exit(0)
-    child = fork_server.Child(7, pid, os.pidfd_open(pid), folder, fork_server.memory(pid))
+    child = fork_server.Child(
+        7, pid, os.pidfd_open(pid), folder, fork_server.memory(pid), fork_server.oom_kills()
+    )
     server.children[7] = child
     yield server, child, ours
     server.close()
@@ -127,6 +131,55 @@ def test_a_worker_that_litters_is_killed(loop):
     server._watch(child)
     server._bury(child)
     assert b'"disk limit"' in ours.recv(1000)
+
+
+def buried(server, ours) -> dict:
+    server._bury(server.children[7])
+    return json.loads(ours.recv(1000))
+
+
+def test_a_worker_that_somebody_killed_is_told(loop):
+    server, child, ours = loop
+    os.kill(child.pid, signal.SIGKILL)
+    said = buried(server, ours)
+    assert (said["kind"], said["message"]) == ("process ended", "the process was ended by SIGKILL")
+
+
+def test_a_worker_that_the_kernel_killed_for_memory_is_our_failure(loop):
+    server, child, ours = loop
+    child.oom_kills -= 1  # as if the kernel had killed one since
+    os.kill(child.pid, signal.SIGKILL)
+    said = buried(server, ours)
+    assert said["kind"] == "machinery" and "fewer --jobs" in said["message"]
+
+
+def test_a_worker_that_we_killed_is_no_victim_of_the_machine(loop):
+    server, child, ours = loop
+    child.oom_kills -= 1
+    child.baseline -= 2 * MIB
+    server._watch(child)
+    assert buried(server, ours)["kind"] == "memory limit"
+
+
+def test_a_worker_that_cannot_be_watched_is_our_failure(loop, monkeypatch):
+    server, child, ours = loop
+
+    def blind(*_):
+        raise PermissionError("hidden")
+
+    monkeypatch.setattr(fork_server, "held_bytes", blind)
+    server._watch(child)
+    said = buried(server, ours)
+    assert said["kind"] == "machinery" and said["message"].endswith("cannot be seen: hidden")
+
+
+def test_the_kernel_s_count_of_killed_processes_is_read(monkeypatch, tmp_path):
+    counts = tmp_path / "vmstat"
+    counts.write_bytes(b"pgfault 17\noom_kill 3\n")
+    monkeypatch.setattr(fork_server, "VMSTAT", str(counts))
+    assert fork_server.oom_kills() == 3
+    counts.unlink()
+    assert fork_server.oom_kills() == 0
 
 
 def test_abandoned_folders_are_swept_and_those_in_use_are_not(tmp_path, monkeypatch):

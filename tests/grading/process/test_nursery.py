@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +24,7 @@ from llmcourse.grading.process.wire import WireError, encode
 from llmcourse.grading.sandbox.policy import Tier, available_tier
 from tests.grading.processes import descendants, is_running
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 MIB = 1 << 20
 SMALL = Allowance(
     memory_bytes=256 * MIB,
@@ -311,6 +316,113 @@ def test_the_judges_clock_ends_what_does_not(nursery, name):
     assert 0.3 <= answer.seconds < 2
 
 
+def stall(seconds: float) -> None:
+    """Holds Python's lock, so that no other thread of this process runs."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+@contextlib.contextmanager
+def stalled(after_s: float, seconds: float):
+    timer = threading.Timer(after_s, stall, [seconds])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+BIG = "time.sleep(0.5)\nreturn torch.arange(2_000_000.0)"  # more than lies in a socket
+
+
+@pytest.mark.parametrize("body", ["time.sleep(0.5)\nreturn 21", BIG], ids=["small", "big"])
+def test_what_was_sent_while_the_judge_was_stalled_counts(nursery, body):
+    with stalled(0.3, 3.5):
+        answer = ask(nursery, body, 1.0)
+    assert answer.error is None and answer.value is not None
+
+
+def test_a_stall_of_the_judge_is_no_pardon_for_what_does_not_end(nursery):
+    with nursery.worker(["def f():\n    while True: pass"]) as worker:
+        worker.load(10.0)
+        with stalled(0.1, 2.0):
+            answer = worker.call("f", {}, {}, 0.5)
+        assert answer.error.kind == "time limit" and 2 < answer.seconds < 10
+        assert worker.doubt == answer.error
+        worker.call("f", {}, {}, 0.5)
+        assert worker.doubt == answer.error, "whatever is asked afterwards"
+
+
+def test_a_stall_while_an_oracle_is_asked_does_not_count(nursery):
+    with nursery.worker(["def f(g):\n    return g() + g()"]) as worker:
+        worker.load(10.0)
+        answer = worker.call("f", {"g": Oracle("g")}, {"g": lambda: stall(1.0) or 1}, 0.7)
+        assert answer.value == 2
+
+
+JUDGE = """
+import sys
+from llmcourse.grading.sandbox.policy import available_tier
+from llmcourse.grading.process.nursery import Nursery
+with Nursery(available_tier()[0]) as nursery:
+    cell = "import time, torch\\ndef f():\\n    time.sleep(0.7)\\n    return torch.ones(2_000_000)"
+    with nursery.worker([cell]) as worker:
+        worker.load(10.0)
+        print("asking", flush=True)
+        answer = worker.call("f", {}, {}, 1.5)
+        print(answer.error or int(answer.value.sum()), flush=True)
+"""
+
+
+def test_a_judge_that_was_stopped_finds_the_answer_that_came_meanwhile():
+    command = [sys.executable, "-c", JUDGE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as judge:
+        assert judge.stdout.readline() == "asking\n"
+        time.sleep(0.2)
+        os.kill(judge.pid, signal.SIGSTOP)
+        time.sleep(3.5)
+        os.kill(judge.pid, signal.SIGCONT)
+        assert judge.stdout.read() == "2000000\n"
+
+
+def test_what_may_come_from_outside_is_in_doubt(nursery):
+    before = descendants(nursery._server._program.pid)
+    with nursery.worker(["import time\ndef f(): time.sleep(60)"]) as worker:
+        worker.load(10.0)
+        (pid,) = descendants(nursery._server._program.pid) - before
+        threading.Timer(0.1, os.kill, [pid, signal.SIGKILL]).start()
+        error = worker.call("f", {}, {}, 10.0).error
+        assert error.message == "the process was ended by SIGKILL" and worker.doubt == error
+
+
+OWN_DOING = {
+    "time limit": "while True: pass",
+    "memory limit": FAILURES["eats memory"][0],
+    "disk limit": FAILURES["fills the disk"][0],
+    "output limit": FAILURES["prints without end"][0],
+    "raised": "1 / 0",
+    "malformed reply": FAILURES["writes rubbish"][0],
+}
+
+
+@pytest.mark.parametrize("kind", OWN_DOING)
+def test_what_is_the_student_s_own_doing_is_in_no_doubt(nursery, kind):
+    body = OWN_DOING[kind].replace("\n", "\n    ")
+    with nursery.worker([TOOLS + f"def f():\n    {body}"]) as worker:
+        worker.load(10.0)
+        limit_s = 0.5 if kind == "time limit" else 10.0
+        assert worker.call("f", {}, {}, limit_s).error.kind == kind and worker.doubt is None
+
+
+def test_who_ignores_that_its_processor_time_is_used_up_is_told(nursery):
+    busy = "signal.signal(signal.SIGXCPU, signal.SIG_IGN)\n    while True: pass"
+    cells = [TOOLS + f"def f():\n    {busy}"]
+    with Nursery(nursery.tier, Allowance(cpu_s=1)) as short, short.worker(cells) as worker:
+        worker.load(10.0)
+        error = worker.call("f", {}, {}, 60.0).error
+        assert (error.kind, error.message) == ("time limit", "used all of its processor time")
+        assert worker.doubt is None
+
+
 def test_endless_progress_is_no_progress(nursery):
     flood = (
         TOOLS
@@ -366,6 +478,18 @@ def test_loading_reports_errors_output_and_where_it_stopped(nursery):
     with nursery.worker([HONEST, "while True: pass"]) as worker:
         report = worker.load(0.2)
         assert report.failure.kind == "time limit" and report.stopped_in == 1
+
+
+def test_loading_says_how_long_each_cell_took(nursery):
+    cells = ["import time\ntime.sleep(0.5)", HONEST, "time.sleep(0.5)", "while True: pass", HONEST]
+    with nursery.worker(cells[:3]) as worker:
+        report = worker.load(10.0)
+        slow, quick, last = report.cell_seconds
+        assert min(slow, last) > quick > 0 and 0.9 < slow + last < report.seconds
+    with nursery.worker(cells) as worker:
+        report = worker.load(3.0)
+        *before, endless, never = report.cell_seconds
+        assert endless > max(before) > 0 and never == 0 and sum(before) + endless < report.seconds
 
 
 def test_a_notebook_of_odd_text_loads(nursery):
