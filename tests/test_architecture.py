@@ -46,7 +46,7 @@ GRADING_LAYERS = (
     ("cells", "rules"),
     ("exercise",),
     ("question",),
-    ("exercises",),
+    ("exercises", "sitting"),
     ("selfcheck", "labs", "judge", "batch"),
     ("lab_view", "assembly"),
     ("commands",),

@@ -8,7 +8,7 @@ intake/                                        what was handed in, and by whom, 
 cells/                                         which cells of a notebook answer what
 process/                                       processes that run a student's code
 sandbox/                                       what that code may do: nothing but compute
-judge, results, batch                          from a submission to its points, and many of them
+sitting, judge, results, batch                 from questions to a submission's points, and many of them
 records/                                       points that are kept, and points that are shown
 assembly, commands                             `llmcourse grade`, `llmcourse gradebook` and `llmcourse labs`
 printable                                      text of strangers, wherever it is shown

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcourse.grading import assembly, judge
+from llmcourse.grading import assembly, judge, sitting
 from llmcourse.grading.intake.submissions import Submission
 from llmcourse.grading.process.nursery import MachineryError, Nursery
 from llmcourse.grading.sandbox.policy import available_tier
@@ -59,7 +59,7 @@ def test_a_wrong_answer_costs_its_own_points_alone(lab, nursery):
 
 
 def test_an_endless_cell_costs_its_own_points_alone(lab, nursery, monkeypatch):
-    monkeypatch.setattr(judge, "LOAD_LIMIT_S", 1.0)
+    monkeypatch.setattr(sitting, "LOAD_LIMIT_S", 1.0)
     result, questions = graded(lab, nursery, {"01.top_k": "while True:\n    pass"})
     assert questions["01.top_k"].points == 0 and "time limit" in questions["01.top_k"].reason
     assert result.points == 100 - questions["01.top_k"].max_points
@@ -82,7 +82,7 @@ def test_the_machinery_s_failure_is_no_judgement(lab, nursery):
             raise MachineryError("the fork server died")
 
     result, questions = graded(lab, Broken(nursery.tier))
-    assert result.status == "error" and Broken.asked == judge.ATTEMPTS * len(questions)
+    assert result.status == "error" and Broken.asked == 2 * len(questions)
     assert {(q.status, q.points) for q in questions.values()} == {("error", 0)}
     assert "the fork server died" in questions["01.top_k"].reason
 

@@ -25,12 +25,14 @@ class Answers:
 
     Args:
         cells: by exercise, the sources to run, in order; its own among them.
+        own: by exercise, the source of its own cell.
         missing: by exercise, why there is nothing to run: "cannot find exercise 01.top_p …".
         untouched: exercises whose cell is as it was handed out.
         flags: what an instructor should know; those about one exercise begin with its name and a colon.
     """
 
     cells: dict[str, tuple[str, ...]]
+    own: dict[str, str]
     missing: dict[str, str]
     untouched: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
@@ -89,7 +91,8 @@ def answers(notebook: Notebook, lab: LabText) -> Answers:
         elif match.untouched:
             untouched.append(name)
         cells[name] = tuple(to_run[place] for place in order if place <= (last, 1, 0))
-    return Answers(cells, _missing(notebook, lab, cells), tuple(untouched), tuple(flags))
+    own = {match.exercise.name: match.own.cell.source for match in matches}
+    return Answers(cells, own, _missing(notebook, lab, cells), tuple(untouched), tuple(flags))
 
 
 def _to_run(seen: list[Seen], matches: list[Match], lab: LabText, flags: list[str]) -> dict[Place, str]:
