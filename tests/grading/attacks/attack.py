@@ -30,8 +30,10 @@ def attempt(name, action, *arguments):
         result = action(*arguments)
     except BaseException as error:
         held.append(f"{name}: {type(error).__name__}")
-    else:
-        (held if result is False else won).append(name)
+        return
+    (held if result is False else won).append(name)
+    if won:  # one is enough, and where nothing stops them two hundred would take their time
+        tell()
 
 def refused(result):
     '''For C functions: False when the kernel said no.'''

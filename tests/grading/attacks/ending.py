@@ -81,6 +81,24 @@ ENDED = {
     "01.contrastive": r"process ended|raised: RecursionError|memory limit|time limit",
 }
 
+# What a device leaves behind, as it looks from Python: memory that is gone, and every further call failing.
+DEVICE = {
+    "01.top_k": """
+        def top_k_filter(logits, k):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 79.00 GiB")
+    """,
+    "01.top_p": """
+        def broken(*arguments, **options):
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+        def top_p_filter(logits, p):
+            for name in "argmax clone exp masked_fill softmax sort topk where".split():
+                setattr(torch, name, broken)
+                setattr(torch.Tensor, name, broken)
+            return logits.clone()
+    """,
+}
+
 STOPS = """
     import os, signal
 
@@ -320,6 +338,9 @@ ATTACKS = [
         },
     ),
     by_code("07-exits-hard", (7, 45), EXITS_HARD, zero=ENDED),
+    by_code(
+        "45-device", (45,), DEVICE, zero=dict.fromkeys(DEVICE, r"raised: \w+: CUDA (error|out of memory)")
+    ),
     by_code("07-stops", (7,), {"01.top_k": STOPS}, zero={"01.top_k": LATE}),
     by_code("07-exits-at-load", (7,), {"01.top_k": EXITS_AT_LOAD}, zero={"01.top_k": "process ended"}),
     by_code("07-kills-at-load", (7,), {"01.top_k": KILLS_AT_LOAD}, zero={"01.top_k": "process ended"}),

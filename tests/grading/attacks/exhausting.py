@@ -124,7 +124,8 @@ DISK_REASONS = {
     "01.no_repeat_ngram": r"disk limit: made more than 10,000 files|time limit",
 }
 
-# Each fills 600 MiB where a watchman may not look, waits to be seen, and then is right.
+# Each fills 600 MiB where a watchman may not look, waits to be seen, and then is right. The wait is shorter
+# than the time limit, and much longer than a busy watchman needs.
 FILL = f"""{RIGHT}
 import ctypes, mmap, os, threading, time
 
@@ -153,7 +154,7 @@ def top_k_filter(logits, k):
     if not done:
         done = True
         hide()
-        time.sleep(1.5)
+        time.sleep(4)
     return right(logits, k)
 """
 WAYS = {

@@ -61,6 +61,18 @@ def _hard_link(scene: Scene) -> None:
     os.link(original, scene.places.submissions / f"{scene.student}.ipynb")
 
 
+def _twice(change: Callable[[Book], object]) -> Callable[[Scene], None]:
+    """One student's notebook in two places, changed in one of them."""
+
+    def place(scene: Scene) -> None:
+        scene.write(scene.book())
+        other = scene.book()
+        change(other)
+        scene.write(other, f"{scene.student}/{INNER}")
+
+    return place
+
+
 def _zip(files: Callable[[bytes], dict | bytes]) -> Callable[[Scene], None]:
     """A zip in place of a notebook; `files` gets the honest one's bytes."""
 
@@ -207,4 +219,8 @@ ATTACKS = [
     _rejected("35-no-zip", _zip(lambda h: h), "damaged, or no zip"),
     _rejected("35-broken-inside", _zip(lambda h: {INNER: h[:-50]}), "is not JSON"),
     *[_named(number, name) for number, name in enumerate(NAMES)],
+    Attack("44-twice", _twice(lambda book: None), (44,), flags=("handed in 2 times, byte for byte",)),
+    _rejected(
+        "44-two-files", _twice(lambda book: book["cells"].pop()), "2 different files have the student id"
+    ),
 ]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llmcourse.grading.sandbox.policy import Tier, available_tier
 from tests.grading.attacks.attack import LAB, Attack, Book, Places, Scene, cell_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -76,10 +77,13 @@ def places(uid: int | None) -> Iterator[Places]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-def give(folder: Path, uid: int) -> None:
-    """Makes a user the owner of a folder and all in it."""
-    for path in (folder, *folder.rglob("*")):
-        os.chown(path, uid, uid, follow_symlinks=False)
+def hand_over(where: Places, uid: int | None) -> None:
+    """Makes a user the owner of what the one who grades owns; nobody for None."""
+    if uid is None:
+        return
+    for folder in (where.submissions, where.home, where.temporary, where.out.parent):
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, uid, uid, follow_symlinks=False)
 
 
 @dataclass
@@ -184,9 +188,7 @@ def graded(attacks: Sequence[Attack], extra: dict[str, Book], tier: str, uid: in
             attack.place(Scene(honest_book(), where, attack.name))
         for student, book in extra.items():
             Scene(book, where, student).write(book)
-        if uid is not None:
-            for folder in (where.submissions, where.home, where.temporary, where.out.parent):
-                give(folder, uid)
+        hand_over(where, uid)
         before = (where.canaries / "target").stat()
         shared = {path for path in SHARED if os.path.isdir(path)}
         watch = Watch(str(where.temporary).encode())
@@ -226,17 +228,25 @@ def graded(attacks: Sequence[Attack], extra: dict[str, Book], tier: str, uid: in
         )
 
 
-def cannot_become_ordinary(uid: int) -> str:
-    """Why root cannot run Python as an ordinary user here; empty if it can."""
+TELL_TIER = """
+from llmcourse.grading.sandbox.policy import available_tier
+best, reasons = available_tier()
+print(best.name, *reasons, sep="\\n")
+"""
+
+
+def tier_of(uid: int | None) -> tuple[Tier, str]:
+    """The best tier that a user has here, and why not a better one: an ordinary user may have less."""
+    if uid is None:
+        best, reasons = available_tier()
+        return best, "; ".join(reasons)
     words = [sys.executable, str(Path(__file__).with_name("ordinary.py")), str(uid), sys.executable, "-c"]
-    done = subprocess.run(
-        [*words, "import llmcourse"],
-        cwd="/",
-        env={"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-    )
-    return "" if done.returncode == 0 else f"cannot run as an ordinary user: {done.stderr.strip()[-200:]}"
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"]}
+    done = subprocess.run([*words, TELL_TIER], cwd="/", env=environment, capture_output=True, text=True)
+    if done.returncode:
+        return Tier.NONE, f"cannot run as an ordinary user: {done.stderr.strip()[-200:]}"
+    best, *reasons = done.stdout.splitlines()
+    return Tier[best], "; ".join(reasons)
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ from typing import ClassVar
 import pytest
 
 from llmcourse.grading.exercises import catalogue as exercises
-from llmcourse.grading.sandbox.policy import Tier, available_tier
+from llmcourse.grading.sandbox.policy import Tier
 from tests.grading.attacks.attack import LAB, Attack
 from tests.grading.attacks.catalogue import ATTACKS, BY_NAME
 from tests.grading.attacks.grading import (
     ORDINARY_UID,
     TOKEN,
     Batch,
-    cannot_become_ordinary,
     graded,
     half,
     honest_book,
+    tier_of,
     wrong_in,
 )
 from tests.grading.records.test_feedback import SETTINGS, TAGS, Reader
@@ -38,6 +38,18 @@ FORMULA = re.compile(r"\s*[=+@\t\r-]")
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
+def grading_user(tier: Tier, ordinary: bool) -> int | None:
+    """Whom to become to grade behind these walls, None for nobody else; skips where that cannot be."""
+    root = os.geteuid() == 0
+    if not ordinary and not root:
+        pytest.skip("grading as root is tested where the tests run as root")
+    uid = ORDINARY_UID if ordinary and root else None
+    best, why = tier_of(uid)
+    if best < tier:
+        pytest.skip(f"no tier {tier.name.lower()} here{' for an ordinary user' * ordinary}: {why}")
+    return uid
+
+
 class Suite:
     """The attacks, graded once for all tests of a class."""
 
@@ -47,14 +59,7 @@ class Suite:
     @pytest.fixture(scope="class")
     @classmethod
     def batch(cls) -> Batch:
-        root = os.geteuid() == 0
-        if not cls.ordinary and not root:
-            pytest.skip("these tests do not run as root")
-        if (best := available_tier())[0] < cls.tier:
-            pytest.skip(f"this machine has no tier {cls.tier.name.lower()}: {'; '.join(best[1])}")
-        uid = ORDINARY_UID if cls.ordinary and root else None
-        if uid is not None and (why := cannot_become_ordinary(uid)):
-            pytest.skip(why)
+        uid = grading_user(cls.tier, cls.ordinary)
         extra = {student: make() for student, make in CONTROLS.items()}
         return graded(ATTACKS, extra, cls.tier.name.lower(), uid)
 

@@ -1,8 +1,11 @@
 """Whether the attacks are worth anything: all of the list are there, and without walls they succeed."""
 
+import importlib
 import os
 import re
 import tempfile
+from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 
@@ -15,7 +18,7 @@ from llmcourse.grading.sandbox.policy import Tier
 from llmcourse.grading.selfcheck import SelfCheck
 from tests.grading.attacks import forging
 from tests.grading.attacks.attack import LAB, Scene, answered
-from tests.grading.attacks.catalogue import ATTACKS, BY_NAME, ON_BATCHES
+from tests.grading.attacks.catalogue import ATTACKS, BY_NAME, ON_BATCHES, ROWS, attacks_of, outcomes
 from tests.grading.attacks.grading import honest_book, marked, places
 from tests.grading.handed_in import entry, zipped
 
@@ -27,16 +30,42 @@ SUCCEED = {
 }
 
 
-def test_every_number_of_the_list_is_covered():
-    covered = {number for attack in ATTACKS for number in attack.numbers} | set(ON_BATCHES)
-    assert covered == set(range(1, 46))
+def judged(*exercises):
+    """The lab, with these exercises only."""
+    lab = assembly.judged_lab(LAB)
+    return replace(lab, exercises=tuple(e for e in lab.exercises if e.name in exercises))
+
+
+def test_the_list_has_45_rows():
+    assert list(ROWS) == list(range(1, 46))
+    assert len({title for title, _ in ROWS.values()}) == 45
+    assert {number for attack in ATTACKS for number in attack.numbers} <= set(ROWS)
     assert len(BY_NAME) == len(ATTACKS)
+
+
+@pytest.mark.parametrize("number", ROWS, ids=lambda number: f"{number} {ROWS[number][0]}")
+def test_a_row_is_attacked_and_what_must_come_of_it_is_demanded(number):
+    demanded = set().union(*map(outcomes, attacks_of(number)))
+    assert set(ROWS[number][1]) <= demanded
+    if number in ON_BATCHES:
+        module, name = ON_BATCHES[number]
+        assert callable(attrgetter(name)(importlib.import_module(f"tests.grading.attacks.{module}")))
+    else:
+        assert demanded
+
+
+def test_every_attack_demands_that_something_comes_of_it():
+    """Points that are lost go with a reason, a rejection too; a known limit says what it gets points for."""
+    for attack in ATTACKS:
+        assert outcomes(attack) or attack.passes, attack.name
+        assert all([*attack.zero.values(), *attack.flags]), attack.name
+        assert bool(attack.reason) == (attack.status == "rejected"), attack.name
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the fork server is Linux's")
 def test_without_walls_attacks_succeed():
     """The same submissions, trusted: then they read and write, and the suite would see it."""
-    lab = assembly.judged_lab(LAB)
+    lab = judged("01.top_k")
     with places(None) as where, Nursery(Tier.NONE) as nursery:
         where.out.mkdir()
         (where.out / "gradebook.sqlite").write_bytes(b"SQLite format 3\0")
@@ -45,7 +74,7 @@ def test_without_walls_attacks_succeed():
             attack.place(Scene(honest_book(), where, name))
             data = (where.submissions / f"{name}.ipynb").read_bytes()
             result = grade(Submission.of(name, data), lab, nursery, b"secret")
-            (question,) = [q for q in result.questions if q.exercise == "01.top_k"]
+            (question,) = result.questions
             assert re.search(pattern, question.reason), question
             with pytest.raises(AssertionError):
                 assert not re.search("BREACH", question.reason)
@@ -54,7 +83,7 @@ def test_without_walls_attacks_succeed():
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the fork server is Linux's")
 def test_a_daemon_is_gone_even_without_walls(monkeypatch):
     """11: where it can be started, it is found and ended."""
-    lab = assembly.judged_lab(LAB)
+    lab = judged("01.top_k")
     with places(None) as where:
         mark = str(where.temporary).encode()
         monkeypatch.setattr(tempfile, "tempdir", str(where.temporary))
@@ -63,7 +92,7 @@ def test_a_daemon_is_gone_even_without_walls(monkeypatch):
         data = (where.submissions / f"{attack.name}.ipynb").read_bytes()
         with Nursery(Tier.NONE) as nursery:
             result = grade(Submission.of(attack.name, data), lab, nursery, b"secret")
-            assert result.points == 100
+            assert [question.status for question in result.questions] == ["pass"]
             assert (where.canaries / "daemon").exists()  # it ran
             assert len(marked(mark)) == 1  # the fork server
         assert marked(mark) == []

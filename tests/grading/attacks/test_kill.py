@@ -9,12 +9,23 @@ from contextlib import closing
 
 import pytest
 
-from llmcourse.grading.sandbox.policy import Tier, available_tier
+from llmcourse.grading.sandbox.policy import Tier
 from tests.grading.attacks.attack import Scene, by_code
 from tests.grading.attacks.exhausting import HOARD
-from tests.grading.attacks.grading import command, marked, places, read_grades, run, wrong_in
+from tests.grading.attacks.grading import (
+    command,
+    hand_over,
+    honest_book,
+    marked,
+    places,
+    read_grades,
+    run,
+    wrong_in,
+)
+from tests.grading.attacks.suite import grading_user
 
 STUDENTS = 6
+KILLED_AT = (1, 3)
 WRONG = ("01.top_k", "01.beam_search", "01.softmax")  # every third student's is wrong
 
 
@@ -29,9 +40,9 @@ def graded_so_far(out):
             return 0
 
 
-def killed_after(where, count):
+def killed_after(where, tier, uid, count):
     """Starts the grader, and kills it once the gradebook holds so many."""
-    words, environment = command(where, "landlock", None)
+    words, environment = command(where, tier, uid)
     program = subprocess.Popen(
         words, env=environment, cwd=where.home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -57,27 +68,32 @@ def points(results):
     return {student: result["points"] for student, result in results.items()}
 
 
-@pytest.mark.skipif(available_tier()[0] < Tier.LANDLOCK, reason="nothing isolates students' code here")
-def test_a_killed_grader_goes_on_to_the_same_grades():
-    with places(None) as where:
+@pytest.mark.parametrize("ordinary", [False, True], ids=["root", "ordinary"])
+@pytest.mark.parametrize("tier", [Tier.LANDLOCK, Tier.NAMESPACE], ids=lambda tier: tier.name.lower())
+def test_a_killed_grader_goes_on_to_the_same_grades(tier, ordinary):
+    uid, tier = grading_user(tier, ordinary), tier.name.lower()
+    with places(uid) as where:
         for number in range(STUDENTS):
             exercises = {WRONG[number // 2]} if number % 2 else set()
             Scene({}, where, f"student{number}").write(wrong_in(exercises))
-        scene = Scene(wrong_in(set()), where, "zz-hoard")
-        by_code("zz-hoard", (13,), {"01.top_k": HOARD}).place(scene)
+        # It comes last and takes some seconds, so that there is time for a kill.
+        by_code("zz-hoard", (13,), {"01.top_k": HOARD}, alone=True).place(
+            Scene(honest_book(), where, "zz-hoard")
+        )
+        hand_over(where, uid)
         mark = str(where.temporary).encode()
-        for count in (1, 3):
-            killed_after(where, count)
+        for count in KILLED_AT:
+            killed_after(where, tier, uid, count)
             assert wait_until_gone(mark) == []
         before = graded_so_far(where.out)
-        assert before >= 3
+        assert before >= KILLED_AT[-1]
         for root in where.temporary.iterdir():  # what the kills left: another start removes it when it is old
             os.utime(root, (0, 0))
-        rest = run(where, "landlock", None)
+        rest = run(where, tier, uid)
         assert rest.summary["skipped"] == before and rest.summary["graded"] == STUDENTS + 1 - before
         resumed = points(read_grades(where.out))
         assert list(where.temporary.iterdir()) == []
-        whole = run(where, "landlock", None, "--regrade")
+        whole = run(where, tier, uid, "--regrade")
         assert whole.summary["changed"] == [] and whole.summary["graded"] == STUDENTS + 1
         assert points(read_grades(where.out)) == resumed
         assert resumed["student0"] == 100 and resumed["student1"] == 92 and resumed["student3"] == 84
