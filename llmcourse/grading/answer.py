@@ -50,6 +50,8 @@ class Answer:
         operations: names of the PyTorch operations that ran, as `aten.softmax.int` without overload:
             `softmax`; what a student's process reports, so a hint rather than a proof.
         mutated: names of arguments that were changed in place.
+        aliased: names of arguments that share memory with the value; what a student's process reports of
+            both is a hint too.
         oracle_calls: how often each oracle was asked.
         seconds: by the caller's clock.
     """
@@ -58,5 +60,6 @@ class Answer:
     error: Failure | None = None
     operations: tuple[str, ...] = ()
     mutated: tuple[str, ...] = ()
+    aliased: tuple[str, ...] = ()
     oracle_calls: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""What must hold besides the value: no input changed, no more forward passes than needed, own work.
+"""What must hold besides the value: no input changed or returned, no forward pass too many, own work.
 
 A forbidden operation is looked for in the operations that ran and in the syntax tree of the cell. Both can
 be fooled by somebody who tries: this is best effort, and is said to be.
@@ -59,6 +59,20 @@ class NoMutation:
     def __call__(self, evidence: Evidence) -> str:
         changed = ", ".join(sorted(clean(name, 40) for name in evidence.answer.mutated))
         return f"{changed} was changed in place; work on a copy" if changed else ""
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """What is returned lies in memory of its own: whoever calls may change it and keep the arguments.
+
+    Best effort: that memory is shared is reported from beside the student's code, which can hide it.
+    """
+
+    name: str = "a new tensor"
+
+    def __call__(self, evidence: Evidence) -> str:
+        shared = ", ".join(sorted(clean(name, 40) for name in evidence.answer.aliased))
+        return f"the result shares its memory with {shared}; return a copy" if shared else ""
 
 
 @dataclass(frozen=True)

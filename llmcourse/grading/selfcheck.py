@@ -180,7 +180,7 @@ def call_in_process(function: Callable) -> Callable[[Case], Answer]:
             raise seen.raised
         error = None if seen.raised is None else _failure(seen.raised, function)
         calls = {name: oracle.calls for name, oracle in counts.items()}
-        return Answer(seen.value, error, seen.operations, seen.mutated, calls, seconds)
+        return Answer(seen.value, error, seen.operations, seen.mutated, seen.aliased, calls, seconds)
 
     return call
 

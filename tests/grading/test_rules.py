@@ -3,19 +3,33 @@
 import pytest
 
 from llmcourse.grading.answer import Answer
-from llmcourse.grading.rules import LIBRARIES, Evidence, Forbid, NoMutation, OracleCalls, names_used
+from llmcourse.grading.rules import (
+    LIBRARIES,
+    Evidence,
+    Forbid,
+    NewTensor,
+    NoMutation,
+    OracleCalls,
+    names_used,
+)
 
 SOFTMAX = Forbid(("softmax", "log_softmax"))
 
 
-def evidence(source="", operations=(), mutated=(), calls=None, reference_calls=None):
-    answer = Answer(1, operations=operations, mutated=mutated, oracle_calls=calls or {})
+def evidence(source="", operations=(), mutated=(), aliased=(), calls=None, reference_calls=None):
+    answer = Answer(1, None, operations, mutated, aliased, calls or {})
     return Evidence("f", answer, reference_calls or {}, source)
 
 
 def test_changed_arguments_are_named():
     assert NoMutation()(evidence()) == ""
     assert NoMutation()(evidence(mutated=("b", "a\n"))) == "a , b was changed in place; work on a copy"
+
+
+def test_arguments_that_were_returned_are_named():
+    assert NewTensor()(evidence(mutated=("x",))) == ""
+    said = NewTensor()(evidence(aliased=("b", "a\n")))
+    assert said == "the result shares its memory with a , b; return a copy"
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,8 @@ def test_changes_in_place_are_seen_and_the_case_stays_as_it_is():
 
     given = {"logits": torch.zeros(2), "texts": [[1]], "same": torch.full((2,), torch.nan), "row": []}
     case = Case(given, "one")
-    assert call_in_process(changes)(case).mutated == ("logits", "texts", "row")
+    answer = call_in_process(changes)(case)
+    assert answer.mutated == ("logits", "texts", "row") and answer.aliased == ("same",)
     assert case.arguments["texts"] == [[1]] and not case.arguments["logits"].any()
 
 

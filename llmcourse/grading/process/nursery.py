@@ -371,8 +371,12 @@ def _cell_errors(found: Any, count: int) -> tuple[CellError, ...]:
 
 
 def _answer(reply: dict[str, Any], arguments: dict[str, Any]) -> Answer:
-    operations, mutated = _names(reply, "operations"), set(_names(reply, "mutated"))
-    answer = Answer(operations=operations, mutated=tuple(name for name in arguments if name in mutated))
+    mutated, aliased = set(_names(reply, "mutated")), set(_names(reply, "aliased"))
+    answer = Answer(
+        operations=_names(reply, "operations"),
+        mutated=tuple(name for name in arguments if name in mutated),
+        aliased=tuple(name for name in arguments if name in aliased),
+    )
     if "failed" not in reply:
         return replace(answer, value=reply["value"]) if "value" in reply else _malformed("no answer")
     kind, message = reply["failed"], reply.get("message")

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmcourse.grading.answer import Oracle
 from llmcourse.grading.process import wire
+from llmcourse.grading.process.aliasing import aliased
 from llmcourse.grading.process.operations import Operations
 
 
@@ -22,12 +23,14 @@ class Observed:
         raised: what it raised instead of giving a value.
         operations: of PyTorch, those of oracles not among them.
         mutated: names of arguments that were changed in place.
+        aliased: names of arguments whose memory the value lies in.
     """
 
     value: Any
     raised: BaseException | None
     operations: tuple[str, ...]
     mutated: tuple[str, ...]
+    aliased: tuple[str, ...]
 
 
 def observe(
@@ -52,7 +55,7 @@ def observe(
     except BaseException as error:
         raised = error
     mutated = tuple(name for name, frozen in before.items() if _frozen(arguments[name]) != frozen)
-    return Observed(value, raised, operations.names, mutated)
+    return Observed(value, raised, operations.names, mutated, aliased(value, arguments))
 
 
 def _unnoted(name: str, oracle: Callable[..., Any], operations: Operations) -> Callable[..., Any]:

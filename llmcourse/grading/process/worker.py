@@ -69,7 +69,8 @@ class _Conversation:
         names = [given.name for given in arguments.values() if type(given) is Oracle]
         seen = observe(function, arguments, {name: partial(self._ask, name) for name in names})
         reply = _returned(seen.value) if seen.raised is None else _raised(seen.raised)
-        return {**reply, "operations": list(seen.operations), "mutated": list(seen.mutated)}
+        noticed = {name: list(getattr(seen, name)) for name in ("operations", "mutated", "aliased")}
+        return {**reply, **noticed}
 
     def _ask(self, name: str, /, *arguments: Any, **options: Any) -> Any:
         """What the judge's oracle answers."""

@@ -293,6 +293,36 @@ CHANGES = {
     """,
 }
 
+# Right by value, where the right answer is to leave the input as it is: but it is the input.
+ALIASES = {
+    "01.top_k": RIGHT
+    + """
+def top_k_filter(logits, k):
+    return logits if k >= logits.shape[-1] else right(logits, k)
+""",
+    "01.top_p": """
+        import numpy as np
+
+        def top_p_filter(logits, p):
+            if p == 1:
+                return torch.from_numpy(logits.numpy()[:])
+            falling, ids = logits.softmax(-1).sort(descending=True, stable=True)
+            cut = falling.cumsum(-1) - falling >= p
+            return logits.masked_fill(torch.zeros_like(cut).scatter(1, ids, cut), -torch.inf)
+    """,
+    "01.no_repeat_ngram": """
+        def no_repeat_ngram(logits, tokens, n):
+            result = logits.view(-1)[: logits.numel()].view(logits.shape)
+            for row, text in enumerate(tokens):
+                prefix = text[len(text) - n + 1 :]
+                for place in range(len(text) - n + 1):
+                    if text[place : place + n - 1] == prefix:
+                        result = result.clone() if result.data_ptr() == logits.data_ptr() else result
+                        result[row, text[place + n - 1]] = -torch.inf
+            return result
+    """,
+}
+
 FORMS = {
     "01.softmax": "def softmax_with_temperature(logits, temperature): return None",
     "01.top_k": "def top_k_filter(logits, k): return logits * torch.nan",
@@ -428,6 +458,12 @@ ATTACKS = [
             "01.repetition_penalty": r"got .*expected",
             "01.no_repeat_ngram": r"got .*expected -inf",
         },
+    ),
+    by_code(
+        "27-aliased-inputs",
+        (27,),
+        ALIASES,
+        zero=dict.fromkeys(ALIASES, "a new tensor: the result shares its memory with logits"),
     ),
     by_code("28-visible-cases", (28,), {"01.top_k": visible_cases()}, zero={"01.top_k": WRONG}),
     by_code("29-forms", (29,), FORMS, zero=FORM_REASONS),

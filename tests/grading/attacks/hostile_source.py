@@ -61,7 +61,7 @@ def softmax_with_temperature(logits, temperature):
 """,
 }
 
-# The worker says whether arguments were changed in place, and the student's code shares its memory.
+# The worker says whether arguments were changed or returned, and the student's code shares its memory.
 HIDES_A_CHANGE = """
 import sys
 
@@ -70,6 +70,7 @@ def top_k_filter(logits, k):
     while step:
         if "_frozen" in step.f_globals:
             step.f_globals["_frozen"] = lambda value: b"the same"
+            step.f_globals["aliased"] = lambda value, arguments: ()
             step.f_locals.get("before", {}).clear()
         step = step.f_back
     bar = logits.topk(min(k, logits.shape[-1])).values[:, -1:]

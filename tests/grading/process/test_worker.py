@@ -57,6 +57,22 @@ def test_changed_lists_are_seen_however_deep(nursery, code):
     assert call(nursery, "def f(x): x = [*x, 1]", x=[{"a": [1]}]).mutated == ()
 
 
+@pytest.mark.parametrize(
+    ("code", "shared"),
+    [
+        ("x", ("x",)),
+        ("[other.T, x[1:]]", ("x", "other")),
+        ("x.clone()", ()),
+        ("x + 0", ()),
+        ("None", ()),
+        ("x.nope", ()),
+    ],
+)
+def test_arguments_whose_memory_is_returned_are_named(nursery, code, shared):
+    answer = call(nursery, f"def f(x, other): return {code}", x=torch.ones(3), other=torch.ones(2, 2))
+    assert answer.aliased == shared
+
+
 def test_each_call_has_copies_of_its_own(nursery):
     code = """
 seen = []

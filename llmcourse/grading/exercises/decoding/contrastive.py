@@ -12,7 +12,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
-from llmcourse.grading.rules import Forbid, NoMutation
+from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
 *Contrastive decoding* (Li et al. 2022) scores a token by how much likelier it is to an expert than to an
@@ -74,6 +74,10 @@ def cases(rng: random.Random) -> list[Case]:
         chosen = _far_from_ratios(rng, expert) if alpha is None else alpha
         return Case({"expert_logits": expert, "amateur_logits": amateur, "alpha": chosen}, label)
 
+    # Beside an amateur that finds all tokens alike, an expert whose weights average 1 scores its own logits.
+    sure = inputs.logits(rng, 2, vocab)
+    sure -= sure.logsumexp(-1, keepdim=True) - math.log(vocab)
+    unsure = {"expert_logits": sure, "amateur_logits": torch.full_like(sure, 2.0), "alpha": 0.0}
     return [
         case("one row", rows=1),
         case("several rows", rows=3),
@@ -81,6 +85,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("alpha = 1", alpha=1.0),
         case("alpha = 0", alpha=0.0),
         case("float64", dtype=torch.float64),
+        Case(unsure, "an amateur that knows nothing"),
     ]
 
 
@@ -157,6 +162,11 @@ def _in_place(expert_logits, amateur_logits, alpha):
     return contrastive_scores(expert_logits, amateur_logits, alpha)
 
 
+def _itself(expert_logits, amateur_logits, alpha):
+    scores = contrastive_scores(expert_logits, amateur_logits, alpha)
+    return expert_logits if torch.allclose(scores, expert_logits, atol=1e-5) else scores
+
+
 EXERCISE = Exercise(
     name="01.contrastive",
     function="contrastive_scores",
@@ -169,7 +179,7 @@ EXERCISE = Exercise(
     cases=cases,
     reference=contrastive_scores,
     comparison=Close(atol=1e-4, rtol=1e-4),
-    rules=(NoMutation(), Forbid()),
+    rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
     mutants=(
         Mutant("knows no constraint", _unconstrained, "one row"),
@@ -185,5 +195,6 @@ EXERCISE = Exercise(
         Mutant("takes the logarithm of 0", _log_of_zero, "alpha = 0"),
         Mutant("returns float32 whatever it is given", _always_float32, "float64"),
         Mutant("changes its input", _in_place, NoMutation().name),
+        Mutant("returns the expert's where the amateur knows nothing", _itself, NewTensor().name),
     ),
 )

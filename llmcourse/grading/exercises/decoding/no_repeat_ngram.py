@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
-from llmcourse.grading.rules import Forbid, NoMutation
+from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
 *n-gram blocking* forbids every token that would complete an $n$-gram which the text already holds (Paulus
@@ -160,6 +160,10 @@ def _in_place(logits, tokens, n):
     return logits.copy_(no_repeat_ngram(logits, tokens, n))
 
 
+def _itself(logits, tokens, n):
+    return logits if all(len(text) < n for text in tokens) else no_repeat_ngram(logits, tokens, n)
+
+
 EXERCISE = Exercise(
     name="01.no_repeat_ngram",
     function="no_repeat_ngram",
@@ -172,7 +176,7 @@ EXERCISE = Exercise(
     cases=cases,
     reference=no_repeat_ngram,
     comparison=Close(atol=1e-6, rtol=1e-6),
-    rules=(NoMutation(), Forbid()),
+    rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
     mutants=(
         Mutant("lets n-grams come twice, but not longer ones", _prefix_too_long, "a bigram"),
@@ -189,5 +193,6 @@ EXERCISE = Exercise(
         Mutant("blocks shorter n-grams in short texts", _shorter_where_short, "a text shorter than n"),
         Mutant("returns float32 whatever it is given", _always_float32, "float64"),
         Mutant("changes its input", _in_place, NoMutation().name),
+        Mutant("returns its input where nothing is forbidden", _itself, NewTensor().name),
     ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
-from llmcourse.grading.rules import Forbid, NoMutation
+from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
 With $c(v)$ for how often token $v$ occurs in the text so far, the *presence* penalty is subtracted once
@@ -81,6 +81,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("an empty text", many.clone(), [texts[2], [], texts[0]], more(), some()),
         case("a negative penalty", one.clone(), [texts[0]], -more(), -some()),
         case("float64", wide, texts[1:], more(), some()),
+        case("no penalty", many.clone(), texts, 0.0, 0.0),
     ]
 
 
@@ -143,6 +144,10 @@ def _in_place(logits, tokens, presence, frequency):
     return logits.copy_(presence_frequency(logits, tokens, presence, frequency))
 
 
+def _itself(logits, tokens, presence, frequency):
+    return presence_frequency(logits, tokens, presence, frequency) if presence or frequency else logits
+
+
 EXERCISE = Exercise(
     name="01.presence_frequency",
     function="presence_frequency",
@@ -155,7 +160,7 @@ EXERCISE = Exercise(
     cases=cases,
     reference=presence_frequency,
     comparison=Close(atol=1e-5, rtol=1e-5),
-    rules=(NoMutation(), Forbid()),
+    rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
     mutants=(
         Mutant("subtracts the presence penalty every time", _presence_every_time, "presence alone"),
@@ -171,5 +176,6 @@ EXERCISE = Exercise(
         Mutant("never encourages", _only_punishes, "a negative penalty"),
         Mutant("returns float32 whatever it is given", _always_float32, "float64"),
         Mutant("changes its input", _in_place, NoMutation().name),
+        Mutant("returns its input where nothing changes", _itself, NewTensor().name),
     ),
 )

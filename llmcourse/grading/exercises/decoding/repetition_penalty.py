@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
-from llmcourse.grading.rules import Forbid, NoMutation
+from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
 The *multiplicative* penalty of Keskar et al. 2019 makes tokens that a text already holds less likely:
@@ -79,6 +79,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("an empty text", many.clone(), [[], both, []]),
         case("theta below 1", one.clone(), [both], rng.uniform(0.5, 0.8)),
         case("float64", inputs.logits(rng, 2, vocab, torch.float64), [both, both[:1]]),
+        case("theta = 1", many.clone(), texts, 1.0),
     ]
 
 
@@ -135,6 +136,10 @@ def _in_place(logits, tokens, theta):
     return logits.copy_(repetition_penalty(logits, tokens, theta))
 
 
+def _itself(logits, tokens, theta):
+    return logits if theta == 1 else repetition_penalty(logits, tokens, theta)
+
+
 EXERCISE = Exercise(
     name="01.repetition_penalty",
     function="repetition_penalty",
@@ -147,7 +152,7 @@ EXERCISE = Exercise(
     cases=cases,
     reference=repetition_penalty,
     comparison=Close(atol=1e-5, rtol=1e-5),
-    rules=(NoMutation(), Forbid()),
+    rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
     mutants=(
         Mutant("divides negative logits too", _divides_all, "one row"),
@@ -162,5 +167,6 @@ EXERCISE = Exercise(
         Mutant("never encourages", _only_punishes, "theta below 1"),
         Mutant("returns float32 whatever it is given", _always_float32, "float64"),
         Mutant("changes its input", _in_place, NoMutation().name),
+        Mutant("returns its input where nothing changes", _itself, NewTensor().name),
     ),
 )

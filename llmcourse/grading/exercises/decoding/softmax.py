@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
-from llmcourse.grading.rules import LIBRARIES, Forbid, NoMutation
+from llmcourse.grading.rules import LIBRARIES, Forbid, NewTensor, NoMutation
 
 ASKS = r"""
 A model gives logits; softmax with temperature $t$ makes them probabilities:
@@ -69,6 +69,7 @@ def cases(rng: random.Random) -> list[Case]:
     masked[:, rng.sample(range(vocab), 2)] = -torch.inf
     tied = inputs.logits(rng, 2, vocab)
     tied[:, sorted(rng.sample(range(vocab), 3))] = 9.0
+    certain = torch.eye(vocab)[rng.sample(range(vocab), 2)]
     return [
         case("one row", inputs.logits(rng, 1, vocab), rng.choice(warm)),
         case("several rows", inputs.logits(rng, 4, vocab), rng.choice(warm)),
@@ -78,6 +79,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("temperature 0", masked.clone(), 0.0),
         case("temperature 0, a tie", tied, 0.0),
         case("float64", inputs.logits(rng, 2, vocab, torch.float64), rng.choice(warm)),
+        case("temperature 0, probabilities already", certain, 0.0),
     ]
 
 
@@ -138,6 +140,11 @@ def _borrows(logits, temperature):
     return torch.softmax(logits / temperature, -1) if temperature else softmax_with_temperature(logits, 0)
 
 
+def _itself(logits, temperature):
+    probabilities = softmax_with_temperature(logits, temperature)
+    return logits if torch.equal(logits, probabilities) else probabilities
+
+
 OWN_WORK = Forbid(("softmax", "log_softmax", "logsumexp"), (*LIBRARIES, "softmin", "gumbel_softmax"))
 
 EXERCISE = Exercise(
@@ -152,7 +159,7 @@ EXERCISE = Exercise(
     cases=cases,
     reference=softmax_with_temperature,
     comparison=Close(atol=1e-6, rtol=1e-4),
-    rules=(OWN_WORK, NoMutation()),
+    rules=(OWN_WORK, NoMutation(), NewTensor()),
     hints=HINTS,
     mutants=(
         Mutant("multiplies by the temperature", _multiplies, "one row"),
@@ -166,6 +173,7 @@ EXERCISE = Exercise(
         Mutant("shares the mass of a tie", _shares_a_tie, "temperature 0, a tie"),
         Mutant("returns float32 whatever it is given", _always_float32, "float64"),
         Mutant("changes its input", _in_place, NoMutation().name),
+        Mutant("returns its input where it is the answer already", _itself, NewTensor().name),
         Mutant("calls torch.softmax", _borrows, OWN_WORK.name),
     ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
-from llmcourse.grading.rules import Forbid, NoMutation
+from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
 *Top-k* keeps the $k$ most probable tokens of each row and cuts all others (Fan et al. 2018).
@@ -124,6 +124,10 @@ def _in_place(logits, k):
     return logits.masked_fill_(top_k_filter(logits, k).isneginf(), -torch.inf)
 
 
+def _itself(logits, k):
+    return logits if k >= logits.shape[-1] else top_k_filter(logits, k)
+
+
 EXERCISE = Exercise(
     name="01.top_k",
     function="top_k_filter",
@@ -136,7 +140,7 @@ EXERCISE = Exercise(
     cases=cases,
     reference=top_k_filter,
     comparison=Close(atol=1e-6, rtol=1e-6),
-    rules=(NoMutation(), Forbid()),
+    rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
     mutants=(
         Mutant("drops the k-th token", _drops_the_last, "one row"),
@@ -151,5 +155,6 @@ EXERCISE = Exercise(
         Mutant("fails where k is above V", _cannot_keep_all, "k above the vocabulary"),
         Mutant("returns float32 whatever it is given", _always_float32, "bfloat16"),
         Mutant("changes its input", _in_place, NoMutation().name),
+        Mutant("returns its input where nothing is cut", _itself, NewTensor().name),
     ),
 )

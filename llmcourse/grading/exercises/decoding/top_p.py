@@ -11,7 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
-from llmcourse.grading.rules import Forbid, NoMutation
+from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
 *Top-p* keeps the nucleus: the fewest most probable tokens whose probabilities together reach $p$
@@ -145,6 +145,10 @@ def _in_place(logits, p):
     return logits.masked_fill_(top_p_filter(logits, p).isneginf(), -torch.inf)
 
 
+def _itself(logits, p):
+    return logits if p == 1 else top_p_filter(logits, p)
+
+
 EXERCISE = Exercise(
     name="01.top_p",
     function="top_p_filter",
@@ -157,7 +161,7 @@ EXERCISE = Exercise(
     cases=cases,
     reference=top_p_filter,
     comparison=Close(atol=1e-6, rtol=1e-6),
-    rules=(NoMutation(), Forbid()),
+    rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
     mutants=(
         Mutant("drops the token that reaches p", _drops_the_last, "one row"),
@@ -171,5 +175,6 @@ EXERCISE = Exercise(
         Mutant("loses the tail at p = 1", _loses_the_tail, "p = 1"),
         Mutant("returns float32 whatever it is given", _always_float32, "float64"),
         Mutant("changes its input", _in_place, NoMutation().name),
+        Mutant("returns its input where nothing is cut", _itself, NewTensor().name),
     ),
 )
