@@ -18,8 +18,8 @@ from llmcourse.grading.printable import clean
 from llmcourse.grading.process.replay import without_magics
 
 LIBRARIES = ("transformers", "vllm", "scipy")  # hold finished answers to what this course asks
-LONGEST_CELL, LONGEST_SOURCE = 50_000, 500_000  # characters that are looked at
-UNPARSABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+LONGEST_CELL, LONGEST_SOURCE = 50_000, 500_000  # characters that are read; an answer has a few thousand
+NO_PYTHON, TOO_DEEP = (SyntaxError, ValueError), (RecursionError, MemoryError)
 BY_TEXT = ("getattr", "attrgetter", "methodcaller", "import_module", "__import__")
 
 
@@ -142,35 +142,43 @@ def names_used(source: str, function: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def joined(cells: Iterable[str]) -> tuple[str, bool]:
-    """Cells as one source, and whether it is all of them.
+def joined(cells: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Cells as one source, and those that cannot be read, each with the reason: they must not run either.
 
-    Cells that are no Python are left out, since they do not run and must not hide the rest; so are
-    those that are longer than any answer, since parsing takes a hundred times the memory of the text.
+    Cells that are no Python are not in it, since they do not run and must not hide the rest. Too long is
+    what is longer than any answer: parsing takes a hundred times the memory of the text.
     """
-    kept, length, whole = [], 0, True
+    read, unread, length = [], {}, 0
     for cell in cells:
-        if len(cell) > LONGEST_CELL or length + len(cell) > LONGEST_SOURCE:
-            whole = False
-            continue
-        length += len(cell)
-        kept.append(_python_of(cell))
-    return "\n\n".join(kept), whole
+        text, trouble = _read(cell)
+        if not trouble and length + len(cell) > LONGEST_SOURCE:
+            trouble = f"at most {LONGEST_SOURCE:,} characters of a notebook are read"
+        if trouble:
+            unread[cell] = trouble
+        else:
+            length += len(cell)
+            read.append(text)
+    return "\n\n".join(read), unread
 
 
 @lru_cache(maxsize=64)  # every question of a submission looks at the same cells
-def _python_of(cell: str) -> str:
-    """A cell as it is run, without IPython's own lines; empty if it is no Python."""
-    with contextlib.suppress(*UNPARSABLE):
+def _read(cell: str) -> tuple[str, str]:
+    """A cell without IPython's own lines, empty if it is no Python; and why it cannot be read."""
+    if len(cell) > LONGEST_CELL:
+        return "", f"{len(cell):,} characters long, at most {LONGEST_CELL:,} are read"
+    try:
         text = without_magics(cell)
         ast.parse(text)
-        return text
-    return ""
+    except NO_PYTHON:
+        return "", ""
+    except TOO_DEEP:
+        return "", "nested too deep to be read"
+    return text, ""
 
 
 def _parsed(source: str) -> list[ast.stmt]:
-    text = _python_of(source) if len(source) <= LONGEST_CELL else source
-    with contextlib.suppress(*UNPARSABLE):
+    text = _read(source)[0] if len(source) <= LONGEST_CELL else source
+    with contextlib.suppress(*NO_PYTHON, *TOO_DEEP):
         return ast.parse(text).body if len(text) <= 2 * LONGEST_SOURCE else []
     return []
 

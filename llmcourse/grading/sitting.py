@@ -81,16 +81,19 @@ class Sitting:
         cells, own = self._found.cells[exercise.name], self._found.own[exercise.name]
         while True:
             kept = self._left_out.kept(cells, own)
-            life = self._settled(exercise, kept)
-            if not self._left_out.blame(life.report, kept, own):
+            source, unread = joined(kept)
+            read = [cell for cell in kept if cell not in unread]  # the rest could do what is forbidden
+            life = self._settled(exercise, read, source)
+            if not self._left_out.blame(life.report, read, own):
                 break
-        notes = (*self._left_out.notes(cells, kept), *life.notes)
+        unseen = (f"cell left out: {why}" for why in unread.values())
+        notes = (*self._left_out.notes(cells, kept), *unseen, *life.notes)
         verdict = life.verdict
         if verdict.status == "not written" and notes:
             verdict = replace(verdict, reason=f"{verdict.reason}: {'; '.join(notes)}")
         return verdict, notes
 
-    def _settled(self, exercise: Exercise, cells: Sequence[str]) -> _Life:
+    def _settled(self, exercise: Exercise, cells: Sequence[str], source: str) -> _Life:
         """What a process comes to; or a second one, where the first failed by no proven fault of its own.
 
         Raises:
@@ -98,30 +101,28 @@ class Sitting:
         """
         life, doubt = None, None
         with suppress(MachineryError):
-            life = self._live(exercise, cells)
+            life = self._live(exercise, cells, source)
             doubt = life.doubt
         if life and not doubt:
             return life
         if life and self._again_s >= AGAIN_S:
             return replace(life, notes=(TOO_OFTEN, *life.notes))
-        return self._again(exercise, cells, doubt)
+        return self._again(exercise, cells, source, doubt)
 
-    def _again(self, exercise: Exercise, cells: Sequence[str], doubt: Failure | None) -> _Life:
+    def _again(self, exercise: Exercise, cells: Sequence[str], source: str, doubt: Failure | None) -> _Life:
         started = time.monotonic()
-        life = self._live(exercise, cells)
+        life = self._live(exercise, cells, source)
         self._again_s += time.monotonic() - started
         if doubt and not life.doubt:
             life = replace(life, notes=(f"asked twice; at first {doubt}", *life.notes))
         return life
 
-    def _live(self, exercise: Exercise, cells: Sequence[str]) -> _Life:
+    def _live(self, exercise: Exercise, cells: Sequence[str], source: str) -> _Life:
         """A process from its birth to its end."""
         with self._nursery.worker(cells) as worker:
             report = worker.load(LOAD_LIMIT_S)
-            source, whole = joined(cells)
             verdict = self._examine(exercise, worker, source)
-            unseen = () if whole else ("too long to be looked at whole for forbidden names",)
-            return _Life(report, verdict, worker.doubt, (*unseen, *_noted(report)))
+            return _Life(report, verdict, worker.doubt, _noted(report))
 
     def _examine(self, exercise: Exercise, worker: Worker, source: str) -> Verdict:
         def call(case: Case) -> Answer:

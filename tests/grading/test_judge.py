@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcourse.grading import assembly, judge, sitting
+from llmcourse.grading import assembly, judge, rules, sitting
 from llmcourse.grading.intake.submissions import Submission
 from llmcourse.grading.process.nursery import MachineryError, Nursery
 from llmcourse.grading.sandbox.policy import available_tier
@@ -129,22 +129,65 @@ def test_nothing_hides_a_forbidden_name(lab, nursery, before):
     assert result.points == 0 and "uses scipy" in result.reason and result.seconds < 20
 
 
-def test_padding_is_told(lab, nursery):
-    result = with_scipy(lab, nursery, "#" * 60_000)
-    assert result.points == 0 or "too long" in result.flags[0]
+UNREADABLE = {
+    "padded": ("#" * 50_001, "50,001 characters long, at most 50,000 are read"),
+    "deep": ("x = " + "-" * 45_000 + "1", "nested too deep to be read"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_cell_that_cannot_be_read_is_left_out_and_costs_nothing_else(lab, nursery, name):
+    cell, why = UNREADABLE[name]
+    result = with_scipy(lab, nursery, cell)
+    assert result.points == 0 and "uses scipy" in result.reason
+    result = added_before_top_p(lab, nursery, cell)
+    assert result.status == "pass" and result.flags == (f"cell left out: {why}",)
+
+
+def test_an_answer_that_cannot_be_read_gets_no_points_and_says_why(lab, nursery):
+    right = next(text for text in map(text_of, SOLUTION["cells"]) if text.startswith("# Exercise 01.top_k\n"))
+    for code, passed in ((right.ljust(50_000, "#"), True), (right.ljust(50_001, "#"), False)):
+        result, questions = graded(lab, nursery, {"01.top_k": code.split("\n", 1)[1]})
+        question = questions["01.top_k"]
+        assert (question.status == "pass") == passed and result.points == 100 - 8 * (not passed)
+    assert question.reason.startswith(
+        "not written yet: cell left out: 50,001 characters long, at most 50,000"
+    )
+
+
+def test_what_lies_beyond_the_most_that_is_read_does_not_run(lab, nursery, monkeypatch):
+    monkeypatch.setattr(rules, "LONGEST_SOURCE", 10_000)
+    why = "cell left out: at most 10,000 characters of a notebook are read"
+    result = added_before_top_p(lab, nursery, "#" * 9_990)
+    assert result.status == "pass" and result.flags == (why,)
+    padded = added_before_top_p(lab, nursery, "#", lambda answer: answer.ljust(9_990, "#"))
+    assert padded.points == 0 and padded.reason == f"not written yet: {why}"
+
+
+def text_of(cell):
+    return "".join(cell["source"])
 
 
 def with_scipy(lab, nursery, before):
     """The result of a right answer to 01.top_p that refers to scipy, below another cell."""
+    again = "def top_p_filter(logits, p):\n    scipy.special.softmax\n    return held(logits, p)"
+    return added_before_top_p(
+        lab,
+        nursery,
+        before,
+        lambda answer: f"{answer.replace('def top_p_filter', 'def held')}\nimport scipy.special\n{again}",
+    )
+
+
+def added_before_top_p(lab, nursery, before, change=lambda answer: answer):
+    """The result of 01.top_p below another cell, its answer changed."""
     book = json.loads(submission().read())
     place, cell = next(
-        (i, c)
-        for i, c in enumerate(book["cells"])
-        if "".join(c["source"]).startswith("# Exercise 01.top_p\n")
+        (place, cell)
+        for place, cell in enumerate(book["cells"])
+        if text_of(cell).startswith("# Exercise 01.top_p\n")
     )
-    held = "".join(cell["source"]).replace("def top_p_filter", "def held")
-    again = "def top_p_filter(logits, p):\n    scipy.special.softmax\n    return held(logits, p)"
-    cell["source"] = f"{held}\nimport scipy.special\n{again}"
+    cell["source"] = change(text_of(cell))
     added = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None, "source": before}
     book["cells"].insert(place, added)
     result = judge.grade(Submission.of("alice", json.dumps(book).encode()), lab, nursery, SECRET)

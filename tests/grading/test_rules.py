@@ -10,6 +10,7 @@ from llmcourse.grading.rules import (
     NewTensor,
     NoMutation,
     OracleCalls,
+    joined,
     names_used,
 )
 
@@ -96,6 +97,24 @@ def test_what_is_forbidden_is_found_in_the_source(source):
 )
 def test_what_is_allowed_is_let_through(source):
     assert SOFTMAX(evidence(source)) == ""
+
+
+def test_cells_are_read_as_one_source_and_what_cannot_be_read_is_named():
+    deep, long, broken = "x = " + "-" * 45_000 + "1", "y = 1".ljust(50_001), "for for for"
+    source, unread = joined(["%time\na = 1", deep, long, broken, "b = 2".ljust(50_000)])
+    assert [line.strip() for line in source.splitlines() if line] == ["pass", "a = 1", "b = 2"]
+    assert unread == {
+        deep: "nested too deep to be read",
+        long: "50,001 characters long, at most 50,000 are read",
+    }
+
+
+def test_only_so_much_of_a_notebook_is_read():
+    cells = [f"x{number} = 1".ljust(50_000) for number in range(11)]
+    source, unread = joined([*cells, "y = 1"])
+    assert "x9 = 1" in source and "x10" not in source and "y" not in source
+    assert list(unread) == [cells[10], "y = 1"]
+    assert set(unread.values()) == {"at most 500,000 characters of a notebook are read"}
 
 
 def test_what_is_forbidden_is_found_in_what_ran():

@@ -6,6 +6,8 @@ effort: `KNOWN_LIMITS` holds what is known to get points, so that nobody believe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tests.grading.attacks.attack import Attack, Scene, by_code, cell_of
 from tests.grading.attacks.forging import RIGHT
 from tests.grading.attacks.notebooks import new_cell
@@ -60,6 +62,9 @@ def softmax_with_temperature(logits, temperature):
         return getattr(torch, "soft" + "max")(logits / temperature, -1)
 """,
 }
+UNWATCHED = LIMITS["watch-off"].replace('getattr(torch, "soft" + "max")', "torch.softmax")
+HELPER = UNWATCHED.replace("def softmax_with_temperature", "def helper")
+DEEPER = "import sys\nsys.setrecursionlimit(10**6)"  # Python then parses what the judge's own cannot
 
 # The worker says whether arguments were changed or returned, and the student's code shares its memory.
 HIDES_A_CHANGE = """
@@ -107,10 +112,30 @@ def _with_typo(scene: Scene) -> None:
     """A cell that is no Python must not hide what the others use."""
     book = scene.book()
     own = cell_of(book, "01.softmax")
-    own["source"] = "# Exercise 01.softmax\n" + LIMITS["watch-off"].replace(
-        'getattr(torch, "soft" + "max")', "torch.softmax"
-    )
+    own["source"] = f"# Exercise 01.softmax\n{UNWATCHED}"
     book["cells"].insert(book["cells"].index(own), new_cell("for for for"))
+    scene.write(book)
+
+
+def _with_helper(*cells: str) -> Callable[[Scene], None]:
+    """The operation stands in the last of these cells, made hard to read, and the answer calls it."""
+
+    def place(scene: Scene) -> None:
+        book = scene.book()
+        own = cell_of(book, "01.softmax")
+        own["source"] = "# Exercise 01.softmax\ndef softmax_with_temperature(logits, temperature):\n"
+        own["source"] += "    return helper(logits, temperature)\n"
+        place = book["cells"].index(own)
+        book["cells"][place:place] = map(new_cell, cells)
+        scene.write(book)
+
+    return place
+
+
+def _with_data(scene: Scene) -> None:
+    """No attack: a long table, which no answer needs, costs nothing."""
+    book = scene.book()
+    book["cells"].insert(2, new_cell(f"table = {list(range(10_000))}"))
     scene.write(book)
 
 
@@ -125,6 +150,26 @@ ATTACKS = [
         )
         for name, code in FORBIDDEN.items()
     ],
+    by_code(
+        "26-padded",
+        (26,),
+        {"01.softmax": UNWATCHED + "#" * 50_000},
+        zero={"01.softmax": "cell left out: 5[0-9],[0-9]{3} characters long, at most 50,000 are read"},
+    ),
+    Attack(
+        "26-padded-helper",
+        _with_helper(HELPER + "#" * 50_000),
+        (26,),
+        zero={"01.softmax": "NameError: name 'helper' is not defined"},
+        flags=("cell left out: .* characters long",),
+    ),
+    Attack(
+        "26-deep-helper",
+        _with_helper(DEEPER, f"x = {'-' * 5_000}1\n{HELPER}"),
+        (26,),
+        zero={"01.softmax": "NameError: name 'helper' is not defined|uses softmax"},
+    ),
+    Attack("26-data", _with_data, (26,), flags=("cell left out: .* characters long",)),
     Attack("26-behind-a-typo", _with_typo, (26,), zero={"01.softmax": "own work: uses softmax"}),
     by_code("09-long-chain", (9, 26), {"01.top_k": CHAIN}, alone=True, passes=("01.top_k",)),
     by_code("09-many-imports", (9, 26), {"01.top_k": IMPORTS}, alone=True, passes=("01.top_k",), within_s=10),
@@ -144,12 +189,4 @@ KNOWN_LIMITS = [
 ]
 KNOWN_LIMITS += [
     by_code("27-limit", (27,), {"01.top_k": HIDES_A_CHANGE}, alone=True, passes=("01.top_k",)),
-    by_code(
-        "26-limit-long",
-        (26,),
-        {"01.softmax": LIMITS["watch-off"] + "#" * 100_000},
-        alone=True,
-        passes=("01.softmax",),
-        flags=("too long to be looked at",),
-    ),
 ]
