@@ -1,8 +1,8 @@
 # Needs Python 3.11 or later with pip; everything else is put into .venv by the first command that runs.
 #
 #   make lab        JupyterLab on the first chapter          PORT=8899  NO_BROWSER=1
-#   make test       lint, format, tests, notebooks
-#   make attacks    hand in every known attack on the grader, as root and as an ordinary user: minutes
+#   make test       lint, format, tests, notebooks: about 15 minutes on two cores
+#   make attacks    of the tests, those that hand in every known attack on the grader: minutes
 #   make check      lint and format alone
 #   make notebooks  build notebooks/*.ipynb from notebooks/source and run them   CHAPTERS="01_decoding"
 #   make labs       build and run solutions/*.ipynb from solutions/source, make labs/ of them   LABS="01_decoding"
@@ -27,7 +27,7 @@ lab: environment
 test: test-environment check
 	@$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg \
-	    --ignore=tests/grading/attacks notebooks solutions tests
+	    notebooks solutions tests
 
 attacks: test-environment
 	@$(VENV_PYTHON) -m pytest --numprocesses=2 --dist=loadfile tests/grading/attacks

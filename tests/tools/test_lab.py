@@ -73,9 +73,36 @@ def test_an_old_python_is_refused_in_words(tmp_path, target):
     assert f"make {target} PYTHON=python3.12" in ended.stderr
 
 
-def test_ci_runs_make_test_and_nothing_else():
-    script = ROOT / ".ci" / "run"
-    assert script.stat().st_mode & 0o111
-    assert script.read_text(encoding="utf-8").splitlines()[1:] == [
-        'cd "$(dirname "$0")/.." && exec make test'
-    ]
+TOOLS = {
+    "dirname": "exec /usr/bin/dirname",
+    "timeout": 'shift; exec "$@"',
+    "sh": "exec /bin/sh",
+    "make": "echo make",
+}
+INSTALLS = "apt-get update\napt-get install --yes bubblewrap\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "installs"),
+    [
+        ({"id": "echo 0", "apt-get": ":"}, INSTALLS),
+        ({"id": "echo 0", "apt-get": "exit 100"}, "apt-get update\n"),
+        ({"id": "echo 0"}, ""),
+        ({"id": "echo 1000", "apt-get": ":"}, ""),
+        ({"id": "echo 0", "apt-get": ":", "bwrap": ":"}, ""),
+    ],
+    ids=["root", "offline", "no apt", "ordinary user", "there already"],
+)
+def test_ci_runs_make_test_whether_bubblewrap_can_be_installed_or_not(tmp_path, found, installs):
+    log = tmp_path / "log"
+    for name, does in (TOOLS | found).items():
+        noted = f'echo apt-get "$@" >>"{log}"\n' if name == "apt-get" else ""
+        arguments = "" if name in ("id", "timeout") else ' "$@"'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{noted}{does}{arguments}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    log.write_text("", encoding="utf-8")
+    ended = subprocess.run(
+        [ROOT / ".ci" / "run"], env={"PATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "make test\n", "")
+    assert log.read_text(encoding="utf-8") == installs
