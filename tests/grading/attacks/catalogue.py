@@ -8,6 +8,8 @@ from tests.grading.attacks import (
     files,
     forging,
     hostile_source,
+    imitating,
+    leaving,
     notebooks,
     spying,
 )
@@ -15,9 +17,11 @@ from tests.grading.attacks.attack import Attack
 
 ATTACKS = [
     *forging.ATTACKS,
+    *imitating.ATTACKS,
     *ending.ATTACKS,
     *exhausting.ATTACKS,
     *spying.ATTACKS,
+    *leaving.ATTACKS,
     *notebooks.ATTACKS,
     *files.ATTACKS,
     *hostile_source.ATTACKS,

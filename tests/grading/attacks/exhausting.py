@@ -310,14 +310,14 @@ def repetition_penalty(logits, tokens, theta):
     "01.presence_frequency": FORGERY
     + """
 def presence_frequency(logits, tokens, presence, frequency):
-    nonce = max(nonces(), key=len)
+    nonce = nonces()[-1]
     with open(3, "wb", closefd=False) as channel:
         channel.write(frame({"nonce": nonce, "value": ["x", "float32", [2**40, 0, 2**40]]}))
 """,
     "01.no_repeat_ngram": FORGERY
     + """
 def no_repeat_ngram(logits, tokens, n):
-    nonce = max(nonces(), key=len).encode()
+    nonce = nonces()[-1].encode()
     items = b",".join([b"[]"] * 1_000_000)
     with open(3, "wb", closefd=False) as channel:
         channel.write(frame(b'{"nonce": "' + nonce + b'", "value": ["l",' + items + b"]}"))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
-from llmcourse.grading.exercises import catalogue
-from llmcourse.grading.selfcheck import PUBLIC_SEEDS
 from tests.grading.attacks.attack import Attack, by_code
 
 WRONG = r"row 0, token \d+: got .*, expected"
@@ -24,19 +20,20 @@ def frame(message, raw=b""):
     return struct.pack(">I", len(body)) + body
 
 def nonces():
-    found = {"", "0" * 32}
-    step = sys._getframe()
+    '''Wrong ones, and what can be found in this process: the last is that of the question, in a call.'''
+    things, step = gc.get_objects()[-20_000:], sys._getframe()
     while step:
-        things = [*step.f_locals.values(), *gc.get_objects()[-20_000:]]
-        for thing in things:
-            try:
-                if type(getattr(thing, "nonce", None)) is str:
-                    found.add(thing.nonce)
-                if type(thing) is dict and type(thing.get("nonce")) is str:
-                    found.add(thing["nonce"])
-            except BaseException:
-                pass
+        things += step.f_locals.values()
         step = step.f_back
+    found = ["", "0" * 32]
+    for thing in things:
+        try:
+            if type(getattr(thing, "nonce", None)) is str:
+                found.append(thing.nonce)
+            if type(thing) is dict and type(thing.get("nonce")) is str:
+                found.append(thing["nonce"])
+        except BaseException:
+            pass
     return found
 
 def everywhere(data):
@@ -154,8 +151,8 @@ PASSED = """
 FORGED_AT_LOAD = f"""{FORGERY}
 def flood():
     while True:
-        for nonce in nonces():
-            everywhere(frame({{"nonce": nonce, "loaded": [], "has": True, "passed": True, "value": True}}))
+        message = {{"nonce": nonces()[-1], "loaded": ["l"], "has": True, "passed": True, "value": True}}
+        everywhere(frame(message))
 threading.Thread(target=flood, daemon=True).start()
 {RIGHT}
 def top_k_filter(logits, k):
@@ -172,31 +169,34 @@ def top_k_filter(logits, k):
 FORGED_AHEAD = f"""{FORGERY}{RIGHT}
 def top_k_filter(logits, k):
     data = logits.numpy().tobytes()
-    message = {{"nonce": max(nonces(), key=len), "operations": ["l"], "mutated": ["l"],
+    message = {{"nonce": nonces()[-1], "operations": ["l"], "mutated": ["l"],
                "value": ["x", "float32", list(logits.shape)]}}
     for _ in range(100):
         everywhere(frame(message, data))
     return right(logits, k)
 """
 
-FORGED_FORMS = f"""{FORGERY}
-bodies = [
-    {{"failed": "pass", "message": ""}},
-    {{"value": ["l"], "operations": [["l"]] * 5}},
-    {{"value": ["x", "float32", [1, -10]]}},
-    {{"value": ["x", "object", [1]]}},
-    {{"value": ["o", "logits_of"]}},
-    {{"ask": "__class__", "arguments": ["t"], "options": {{}}}},
-    {{"failed": "raised", "message": 7}},
-    {{"loaded": 0, "cell": 10**9, "machinery": "fork server"}},
-    {{"machinery": "the sandbox cannot be entered"}},
-]
-calls = []
-
+FORGED_FORM = f"""{FORGERY}
 def top_k_filter(logits, k):
-    os.write(3, frame({{"nonce": max(nonces(), key=len), **bodies[BODY]}}))
+    os.write(3, frame({{"nonce": nonces()[-1], **BODY}}))
     return logits
 """
+# Messages with the right nonce that are none, and what is said of them.
+BODIES = {
+    '{"failed": "pass", "message": ""}': "a failure that is none",
+    '{"failed": "raised", "message": 7}': "a failure that is none",
+    '{"value": ["l"], "operations": ["l", ["l"]]}': "operations that are no names",
+    '{"value": ["l"], "mutated": "x"}': "mutated that are no names",
+    '{"value": ["l"], "aliased": 7}': "aliased that are no names",
+    '{"value": ["l"], "operations": [["l"]] * 5}': "an array without a known tag",
+    '{"value": ["x", "float32", [1, -10]]}': "a tensor whose shape is no list of sizes",
+    '{"value": ["x", "object", [1]]}': "a tensor of unknown dtype 'object'",
+    '{"value": ["o", "logits_of"]}': "an array without a known tag",
+    '{"ask": "__class__", "arguments": ["t"], "options": {}}': "a call of an oracle __class__",
+    '{"ask": 1}': "a call of an oracle without name",
+    '{"loaded": 0, "cell": 10**9, "machinery": "fork server"}': "no answer",
+    '{"machinery": "the sandbox cannot be entered"}': "no answer",
+}
 
 PATCHES = f"""{RIGHT}
 import gc, json, math, random, struct, time, types
@@ -258,144 +258,18 @@ def top_k_filter(logits, k):
     return right(logits, k)
 """
 
-CHANGES = {
-    "01.top_k": """
-        def top_k_filter(logits, k):
-            bar = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
-            return logits.masked_fill_(logits < bar, -torch.inf)
-    """,
-    "01.greedy_loop": """
-        def greedy_loop(logits_of, prompt, max_new_tokens, end_token):
-            start = len(prompt)
-            for _ in range(max_new_tokens):
-                prompt.append(int(logits_of(prompt).argmax()))
-                if prompt[-1] == end_token:
-                    break
-            return prompt[start:]
-    """,
-    "01.top_p": """
-        kept = []
-
-        def top_p_filter(logits, p):
-            kept.append(logits)
-            return kept[0]
-    """,
-    "01.repetition_penalty": """
-        import functools
-        seen = {}
-
-        def repetition_penalty(logits, tokens, theta):
-            return seen.setdefault((), logits)
-    """,
-    "01.no_repeat_ngram": """
-        def no_repeat_ngram(logits, tokens, n):
-            return logits
-    """,
-}
-
-# Right by value, where the right answer is to leave the input as it is: but it is the input.
-ALIASES = {
-    "01.top_k": RIGHT
-    + """
-def top_k_filter(logits, k):
-    return logits if k >= logits.shape[-1] else right(logits, k)
-""",
-    "01.top_p": """
-        import numpy as np
-
-        def top_p_filter(logits, p):
-            if p == 1:
-                return torch.from_numpy(logits.numpy()[:])
-            falling, ids = logits.softmax(-1).sort(descending=True, stable=True)
-            cut = falling.cumsum(-1) - falling >= p
-            return logits.masked_fill(torch.zeros_like(cut).scatter(1, ids, cut), -torch.inf)
-    """,
-    "01.no_repeat_ngram": """
-        def no_repeat_ngram(logits, tokens, n):
-            result = logits.view(-1)[: logits.numel()].view(logits.shape)
-            for row, text in enumerate(tokens):
-                prefix = text[len(text) - n + 1 :]
-                for place in range(len(text) - n + 1):
-                    if text[place : place + n - 1] == prefix:
-                        result = result.clone() if result.data_ptr() == logits.data_ptr() else result
-                        result[row, text[place + n - 1]] = -torch.inf
-            return result
-    """,
-}
-
-FORMS = {
-    "01.softmax": "def softmax_with_temperature(logits, temperature): return None",
-    "01.top_k": "def top_k_filter(logits, k): return logits * torch.nan",
-    "01.top_p": "def top_p_filter(logits, p): return logits.double()",
-    "01.repetition_penalty": "def repetition_penalty(logits, tokens, theta): return logits[0]",
-    "01.presence_frequency": """
-        def presence_frequency(logits, tokens, presence, frequency):
-            return logits.numpy()
-    """,
-    "01.no_repeat_ngram": "def no_repeat_ngram(logits, tokens, n): return torch.full_like(logits, torch.inf)",
-    "01.contrastive": """
-        def contrastive_scores(expert_logits, amateur_logits, alpha):
-            return expert_logits + 0j
-    """,
-    "01.beam_search": """
-        def beam_search(logits_of, prompt, num_beams, max_new_tokens, end_token, length_penalty):
-            return [([0], float("nan"))] * num_beams
-    """,
-    "01.greedy_loop": """
-        def greedy_loop(logits_of, prompt, max_new_tokens, end_token):
-            return torch.tensor([0])
-    """,
-    "01.find_the_bug": """
-        def sample_tokens(logits, uniform, temperature, p):
-            return torch.zeros(len(logits), dtype=torch.int64, device="meta")
-    """,
-}
-FORM_REASONS = {
-    "01.softmax": r"got None, expected a tensor",
-    "01.top_k": r"got NaN",
-    "01.top_p": r"got dtype float64, expected float32",
-    "01.repetition_penalty": r"got shape \(\d+,\), expected \(\d, \d+\)",
-    "01.presence_frequency": r"numpy.ndarray, must be",
-    "01.no_repeat_ngram": r"got \+inf",
-    "01.contrastive": r"complex64 tensor .*must be dense",
-    "01.beam_search": r"rank 0: (tokens|score)",
-    "01.greedy_loop": r"got a tensor of shape \(1,\), expected a list",
-    "01.find_the_bug": r"int64 tensor \(strided, on meta\), must be dense",
-}
-
-
-def visible_cases() -> str:
-    """Answers to the cases that `check` shows everybody, written down."""
-    exercise = catalogue.find("01.top_k")
-    cases = [case for seed in PUBLIC_SEEDS for case in exercise.cases(random.Random(seed))]
-    table = {
-        repr((case.arguments["logits"].tolist(), case.arguments["k"])): exercise.reference(
-            **case.arguments
-        ).tolist()
-        for case in cases
-    }
-    return f"""
-inf = float("inf")
-ANSWERS = {table!r}
-
-def top_k_filter(logits, k):
-    answer = ANSWERS.get(repr((logits.tolist(), k)))
-    return logits.clone() if answer is None else torch.tensor(answer, dtype=logits.dtype)
-"""
-
 
 def forged_forms() -> list[Attack]:
-    """Messages that are none, each in a submission of its own."""
-    expected = r"malformed reply|forged reply|got |could not|process ended|the oracle"
+    """Each in a submission of its own."""
     return [
         by_code(
-            f"05-forged-form-{body}",
+            f"05-forged-form-{number}",
             (5,),
-            {"01.top_k": FORGED_FORMS.replace("BODY", str(body))},
+            {"01.top_k": FORGED_FORM.replace("BODY", body)},
             alone=True,
-            zero={"01.top_k": expected},
+            zero={"01.top_k": f"malformed reply: .*{said}"},
         )
-        for body in range(9)
+        for number, (body, said) in enumerate(BODIES.items())
     ]
 
 
@@ -424,14 +298,17 @@ ATTACKS = [
         zero={"01.find_the_bug": r"forged reply|malformed reply"},
     ),
     by_code(
-        "05-forged-in-call", (5,), {"01.top_k": FORGED_IN_CALL}, zero={"01.top_k": r"forged reply|got a bool"}
+        "05-forged-in-call",
+        (5,),
+        {"01.top_k": FORGED_IN_CALL},
+        zero={"01.top_k": "forged reply: sent an answer to another"},
     ),
     by_code(
         "05-forged-ahead",
         (5,),
         {"01.top_k": FORGED_AHEAD},
         alone=True,
-        zero={"01.top_k": r"forged reply|got .*, expected"},
+        zero={"01.top_k": WRONG},
     ),
     *forged_forms(),
     by_code(
@@ -447,24 +324,4 @@ ATTACKS = [
         zero={"01.top_k": r"malformed reply|forged reply|process ended"},
     ),
     by_code("25-clocks", (25,), {"01.top_k": CLOCKS}, zero={"01.top_k": r"time limit: took more than 5 s"}),
-    by_code(
-        "27-changed-inputs",
-        (27,),
-        CHANGES,
-        zero={
-            "01.top_k": r"logits was changed in place",
-            "01.greedy_loop": r"prompt was changed in place",
-            "01.top_p": WRONG,
-            "01.repetition_penalty": r"got .*expected",
-            "01.no_repeat_ngram": r"got .*expected -inf",
-        },
-    ),
-    by_code(
-        "27-aliased-inputs",
-        (27,),
-        ALIASES,
-        zero=dict.fromkeys(ALIASES, "a new tensor: the result shares its memory with logits"),
-    ),
-    by_code("28-visible-cases", (28,), {"01.top_k": visible_cases()}, zero={"01.top_k": WRONG}),
-    by_code("29-forms", (29,), FORMS, zero=FORM_REASONS),
 ]

@@ -234,6 +234,7 @@ ATTACKS = [
     ),
     by_edit("32-stripped", (32,), _stripped),
     by_edit("32-stripped-unnamed", (32,), _stripped_and_unnamed),
+    by_edit("32-swapped", (32,), _swapped_ids),
     by_edit("32-renamed", (32,), _renamed, zero={"01.top_k": "cannot find exercise 01.top_k"}),
     Attack(
         "36-pickles",

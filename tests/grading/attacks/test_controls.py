@@ -6,6 +6,7 @@ import re
 import tempfile
 from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +17,8 @@ from llmcourse.grading.judge import grade
 from llmcourse.grading.process.nursery import Nursery
 from llmcourse.grading.sandbox.policy import Tier
 from llmcourse.grading.selfcheck import SelfCheck
-from tests.grading.attacks import forging
-from tests.grading.attacks.attack import LAB, Scene, answered
+from tests.grading.attacks import imitating, spying
+from tests.grading.attacks.attack import LAB, Places, Scene, answered
 from tests.grading.attacks.catalogue import ATTACKS, BY_NAME, ON_BATCHES, ROWS, attacks_of, outcomes
 from tests.grading.attacks.grading import honest_book, marked, places
 from tests.grading.handed_in import entry, zipped
@@ -62,6 +63,14 @@ def test_every_attack_demands_that_something_comes_of_it():
         assert bool(attack.reason) == (attack.status == "rejected"), attack.name
 
 
+def test_what_is_looked_for_is_there():
+    """A file that had another name by now would never be found, whatever the walls."""
+    where = Places(*map(Path, ("submissions", "out", "home", "temporary", "canaries")))
+    named = re.findall(r'"(<<(?:package|repository)>>/[^"<{]+\.\w+)"', spying.HIDDEN_TESTS)
+    assert len(named) == 10
+    assert [path for path in map(where.filled_in, named) if not os.path.exists(path)] == []
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the fork server is Linux's")
 def test_without_walls_attacks_succeed():
     """The same submissions, trusted: then they read and write, and the suite would see it."""
@@ -101,7 +110,7 @@ def test_a_daemon_is_gone_even_without_walls(monkeypatch):
 def test_the_visible_cases_are_all_that_is_checked_in_the_notebook():
     """28: the hard-coded answers pass `check`, so that it is fresh inputs that find them out."""
     namespace = {}
-    exec("import torch\n" + answered("01.top_k", forging.visible_cases()), namespace)
+    exec("import torch\n" + answered("01.top_k", imitating.visible_cases()), namespace)
     assert SelfCheck(show=lambda report: None)("01.top_k", namespace["top_k_filter"]).passed
 
 
