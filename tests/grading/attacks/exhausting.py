@@ -102,17 +102,20 @@ DISK = {
                     os.posix_fallocate(file.fileno(), 0, 60 << 20)
     """,
     "01.presence_frequency": """
+        import os
+
         def presence_frequency(logits, tokens, presence, frequency):
             for name in range(10**6):
-                open(f"{name}", "w").close()
+                os.close(os.open(f"{name}", os.O_WRONLY | os.O_CREAT))
     """,
     "01.no_repeat_ngram": """
         import os
 
         def no_repeat_ngram(logits, tokens, n):
             for name in range(10**6):
-                os.mkdir(f"{name}")
-                open(f"{name}/x", "w").write("x")
+                if name % 50 == 0:  # a disk may take a millisecond to be rid of a folder
+                    os.mkdir(f"{name // 50}")
+                os.close(os.open(f"{name // 50}/{name}", os.O_WRONLY | os.O_CREAT))
     """,
 }
 DISK_REASONS = {
