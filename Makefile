@@ -1,6 +1,7 @@
 # Needs Python 3.11 or later with pip; everything else is put into .venv by the first command that runs.
 #
 #   make lab        JupyterLab on the first chapter          PORT=8899  NO_BROWSER=1
+#                   or on your own copy of a lab             LAB=01_decoding
 #   make test       lint, format, tests, notebooks: about 15 minutes on two cores
 #   make attacks    of the tests, those that hand in every known attack on the grader: minutes
 #   make check      lint and format alone
@@ -17,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
     "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 VENV_PYTHON := .venv/bin/python
 PORT ?= 8888
-export PORT NO_BROWSER
+export PORT NO_BROWSER LAB
 
 .PHONY: lab test attacks check notebooks labs lock clean python environment test-environment
 

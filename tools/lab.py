@@ -1,4 +1,7 @@
-"""Starts JupyterLab on the first chapter: `make lab`, with PORT and NO_BROWSER=1 honoured."""
+"""Starts JupyterLab: `make lab` on the first chapter, `make lab LAB=01_decoding` on the student's own lab.
+
+PORT and NO_BROWSER=1 are honoured.
+"""
 
 import json
 import os
@@ -8,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_CHAPTER = "notebooks/01_decoding.ipynb"
+LABS, OWN_LABS = "labs", "my_labs"  # as they are handed out, and as a student fills them in
 # JupyterLab asks on its first start whether to fetch news; a course that works offline need not.
 OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 
@@ -48,8 +52,42 @@ def _any_free() -> int:
         return probe.getsockname()[1]
 
 
-def command(port: int, browser: bool) -> list[str]:
-    """The server's command line, to be run in the course's folder."""
+def own_lab(name: str, course: Path) -> str:
+    """The student's own copy of a lab, made where there is none and never written over.
+
+    Args:
+        name: of the lab, `01_decoding`.
+        course: the folder that holds the labs and the copies.
+
+    Returns:
+        the copy's path within the course's folder.
+
+    Raises:
+        ValueError: there is no such lab.
+        OSError: the copy cannot be written; no part of it is left.
+    """
+    known = sorted(path.stem for path in (course / LABS).glob("*.ipynb"))
+    if name not in known:
+        remedy = f"try: make lab LAB={known[0]}" if known else f"bring {LABS}/ back: git restore {LABS}"
+        raise ValueError(f"LAB must be one of {', '.join(known) or 'none'}, got {name!r}; {remedy}")
+    own = course / OWN_LABS / f"{name}.ipynb"
+    if not os.path.lexists(own):
+        own.parent.mkdir(exist_ok=True)
+        draft = own.with_name(f".{own.name}.{os.getpid()}")
+        try:
+            draft.write_bytes((course / LABS / own.name).read_bytes())
+            draft.rename(own)
+        finally:
+            draft.unlink(missing_ok=True)
+    return own.relative_to(course).as_posix()
+
+
+def command(port: int, browser: bool, notebook: str) -> list[str]:
+    """The server's command line, to be run in the course's folder.
+
+    Args:
+        notebook: the one to open, by its path in that folder.
+    """
     as_root = hasattr(os, "geteuid") and os.geteuid() == 0
     return [
         sys.executable,
@@ -59,7 +97,7 @@ def command(port: int, browser: bool) -> list[str]:
         f"--ServerApp.port={port}",
         "--ServerApp.port_retries=0",
         f"--ServerApp.open_browser={browser}",
-        f"--LabApp.default_url=/lab/tree/{FIRST_CHAPTER}",
+        f"--LabApp.default_url=/lab/tree/{notebook}",
         *(["--allow-root"] if as_root else []),
     ]
 
@@ -75,7 +113,9 @@ def write_overrides(prefix: Path) -> None:
 def main() -> int:
     try:
         port = parse_port(os.environ.get("PORT") or "8888")
-    except ValueError as error:
+        lab = os.environ.get("LAB", "")
+        notebook = own_lab(lab, ROOT) if lab else FIRST_CHAPTER
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     browser = os.environ.get("NO_BROWSER", "") in ("", "0")
@@ -83,7 +123,7 @@ def main() -> int:
     # The environment's own kernel comes first, whatever kernels the reader has installed elsewhere.
     environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}
     os.chdir(ROOT)
-    arguments = command(port, browser)
+    arguments = command(port, browser, notebook)
     sys.stdout.flush()
     os.execve(arguments[0], arguments, environment)
 

@@ -32,24 +32,88 @@ def test_what_is_no_port_is_refused(text):
 
 
 def test_the_server_opens_the_first_chapter():
-    arguments = lab.command(8899, browser=False)
+    arguments = lab.command(8899, browser=False, notebook=lab.FIRST_CHAPTER)
     assert "--ServerApp.port=8899" in arguments and "--ServerApp.port_retries=0" in arguments
     assert "--ServerApp.open_browser=False" in arguments
     assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_CHAPTER}" in arguments
-    assert "--ServerApp.open_browser=True" in lab.command(8899, browser=True)
+    assert "--ServerApp.open_browser=True" in lab.command(8899, True, lab.FIRST_CHAPTER)
     assert (ROOT / lab.FIRST_CHAPTER).is_file()
 
 
-@pytest.mark.parametrize(("value", "browser"), [("", True), ("0", True), ("1", False), ("yes", False)])
-def test_no_browser_is_honoured(monkeypatch, value, browser):
-    started = []
-    monkeypatch.setattr(lab.os, "execve", lambda path, arguments, environment: started.append(arguments))
+@pytest.fixture
+def started(monkeypatch):
+    """Starts the command as `make lab` does, with these settings; returns the server's command line."""
+    lines = []
+    monkeypatch.setattr(lab.os, "execve", lambda path, arguments, environment: lines.append(arguments))
     monkeypatch.setattr(lab, "write_overrides", lambda prefix: None)
-    monkeypatch.setenv("NO_BROWSER", value)
-    monkeypatch.setenv("PORT", str(lab.next_free(20000)))
     monkeypatch.chdir(ROOT)
-    lab.main()
-    assert f"--ServerApp.open_browser={browser}" in started[0]
+
+    def start(**settings):
+        for name, value in {"PORT": str(lab.next_free(20000)), **settings}.items():
+            monkeypatch.setenv(name, value)
+        return lab.main(), lines
+
+    return start
+
+
+@pytest.mark.parametrize(("value", "browser"), [("", True), ("0", True), ("1", False), ("yes", False)])
+def test_no_browser_is_honoured(started, value, browser):
+    _, (line,) = started(NO_BROWSER=value)
+    assert f"--ServerApp.open_browser={browser}" in line
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A course of one lab; `main` takes it for its own."""
+    (tmp_path / "labs").mkdir()
+    (tmp_path / "labs" / "01_decoding.ipynb").write_text("as handed out", encoding="utf-8")
+    monkeypatch.setattr(lab, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_lab_is_copied_once_and_opened_where_the_student_writes(started, course):
+    own = course / "my_labs" / "01_decoding.ipynb"
+    for answer in ("as handed out", "a whole day's work"):
+        port = str(lab.next_free(20000))
+        _, lines = started(LAB="01_decoding", NO_BROWSER="1", PORT=port)
+        assert "--LabApp.default_url=/lab/tree/my_labs/01_decoding.ipynb" in lines[-1]
+        assert f"--ServerApp.port={port}" in lines[-1] and "--ServerApp.open_browser=False" in lines[-1]
+        assert [path.name for path in own.parent.iterdir()] == [own.name]
+        assert own.read_text(encoding="utf-8") == answer
+        own.write_text("a whole day's work", encoding="utf-8")
+
+
+def test_the_copy_is_the_lab_that_is_handed_out(tmp_path):
+    (tmp_path / "labs").symlink_to(ROOT / "labs")
+    own = tmp_path / lab.own_lab("01_decoding", tmp_path)
+    assert own.read_bytes() == (ROOT / "labs" / "01_decoding.ipynb").read_bytes()
+
+
+def test_without_a_lab_the_chapter_is_opened(started, course):
+    _, (line,) = started(LAB="")
+    assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_CHAPTER}" in line
+    assert not (course / "my_labs").exists()
+
+
+@pytest.mark.parametrize("name", ["1", "decoding", "../labs/01_decoding", "01_decoding.ipynb"])
+def test_a_lab_that_is_not_there_is_refused_with_those_that_are(started, course, capsys, name):
+    code, lines = started(LAB=name)
+    assert (code, lines) == (2, [])
+    assert capsys.readouterr().err == (
+        f"error: LAB must be one of 01_decoding, got {name!r}; try: make lab LAB=01_decoding\n"
+    )
+    assert not (course / "my_labs").exists()
+
+
+def test_a_copy_that_fails_leaves_nothing_that_looks_like_one(started, course, capsys, monkeypatch):
+    def full(path, data):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, lines = started(LAB="01_decoding")
+    assert (code, lines) == (2, []) and "No space left" in capsys.readouterr().err
+    assert list((course / "my_labs").iterdir()) == []
 
 
 def test_settings_are_written_once_and_never_over_others(tmp_path):
