@@ -43,10 +43,10 @@ FORBIDDEN_NAMES = ("utils", "util", "common", "helpers", "misc")
 GRADING_LAYERS = (
     ("printable", "answer", "results", "sandbox"),
     ("process", "intake", "records", "compare"),
-    ("cells", "rules"),
+    ("cells", "rules", "slips"),
     ("exercise",),
     ("question",),
-    ("exercises", "sitting"),
+    ("exercises", "sitting", "in_notebook"),
     ("selfcheck", "labs", "judge", "batch"),
     ("lab_view", "assembly"),
     ("commands",),

@@ -2,7 +2,8 @@
 
 exercise, compare, rules, question, answer     what an exercise is, and how one answer to it is examined
 exercises/                                     the exercises of every lab
-selfcheck, lab_view                            what a student runs and sees
+slips                                          failures that no hint fits, and what is said of them
+selfcheck, lab_view, in_notebook/              what a student runs and sees
 labs                                           labs made from solutions
 intake/                                        what was handed in, and by whom, read with suspicion
 cells/                                         which cells of a notebook answer what

@@ -18,6 +18,7 @@ from llmcourse.grading.printable import clean
 
 SHOWN_ITEMS = 12  # of a list or of a row, around the place that matters
 LONGEST_TEXT = 160
+ITEM_WIDTH = 4  # characters, at least, of a number in a tensor
 DEEPEST = 4  # lists within lists
 BITS = 64  # integers past these are described, not written out
 
@@ -29,11 +30,13 @@ class Difference:
     Args:
         reason: with the place, `row 0, token 17: got -inf, expected 2.31`.
         got, expected: the same part of both, such as the row.
+        form: whether it is one of type, dtype or shape, so that no values were compared.
     """
 
     reason: str
     got: str = ""
     expected: str = ""
+    form: bool = False
 
 
 @runtime_checkable
@@ -60,7 +63,7 @@ class Close:
     def __call__(self, got: Any, expected: Tensor) -> Difference | None:
         form = _form(got, expected)
         if form:
-            return Difference(form, show(got), show(expected))
+            return Difference(form, show(got), show(expected), form=True)
         if not expected.numel():
             return None
         got = got.detach().cpu()
@@ -97,14 +100,14 @@ class Exact:
 
     def __call__(self, got: Any, expected: Any) -> Difference | None:
         if type(got) is not type(expected):
-            return Difference(_kinds(got, expected), show(got), show(expected))
+            return Difference(_kinds(got, expected), show(got), show(expected), form=True)
         if not isinstance(expected, list | tuple):
             equal = got == expected or (got != got and expected != expected)
             return None if equal else Difference(f"got {show(got)}, expected {show(expected)}")
         for index, (one, other) in enumerate(zip(got, expected, strict=False)):
             if found := self(one, other):
                 texts = (_row(got, index), _row(expected, index))
-                return Difference(f"{self.item} {index}: {found.reason}", *texts)
+                return Difference(f"{self.item} {index}: {found.reason}", *texts, found.form)
         if len(got) != len(expected):
             reason = f"got {len(got)} {self.item}{'s' * (len(got) != 1)}, expected {len(expected)}"
             return Difference(reason, _row(got, len(expected)), _row(expected, len(got)))
@@ -122,7 +125,7 @@ class Ranking:
 
     def __call__(self, got: Any, expected: list[tuple[list[int], float]]) -> Difference | None:
         if form := self._form(got):
-            return Difference(form, show(got), show(expected))
+            return Difference(form, show(got), show(expected), form=True)
         for rank, ((tokens, score), (own, least)) in enumerate(zip(got, expected, strict=False)):
             tied = [other for other in expected if abs(other[1] - least) <= self.atol]
             texts = (show(got[rank]), show(expected[rank]))
@@ -196,7 +199,7 @@ def show(value: Any, longest: int = LONGEST_TEXT, depth: int = DEEPEST) -> str:
     """A value as one short line of printable characters."""
     if type(value) is Tensor and _dense(value):
         form = f"{dtype(value)} {tuple(value.shape)}"
-        items = show(value.detach().tolist(), longest) if value.numel() <= 3 * SHOWN_ITEMS else ""
+        items = show(value.detach().tolist(), longest) if value.numel() <= longest // ITEM_WIDTH else ""
         return cut(f"{form} {items}".rstrip(), longest)
     if type(value) in (list, tuple):
         shown = [show(item, longest, depth - 1) for item in value[:SHOWN_ITEMS]] if depth else ["…"]

@@ -71,6 +71,8 @@ class Exercise:
         reference: the right answer, as a function of the same arguments.
         rules: what must hold besides the value.
         hints: from a nudge to nearly the answer.
+        hints_at: hints that fit one check, by the label of its case or the name of its rule; there they
+            take the place of the others.
         starter: a function with a fault in it, where the exercise is to find it.
         time_limit_s: for one call.
 
@@ -92,6 +94,7 @@ class Exercise:
     hints: tuple[str, ...]
     mutants: tuple[Mutant, ...]
     rules: tuple[Rule, ...] = ()
+    hints_at: Mapping[str, str] = field(default_factory=dict)
     starter: str = ""
     time_limit_s: float = 5.0
 
@@ -114,6 +117,10 @@ class Exercise:
     def lab(self) -> str:
         """The two digits that a lab's name begins with."""
         return self.name.split(".")[0]
+
+    def ladder(self, check: str) -> tuple[str, ...]:
+        """The hints for an answer that fails this check, one after another."""
+        return (self.hints_at[check],) if check in self.hints_at else self.hints
 
 
 def _require(holds: object, part: str, allowed: str, value: object) -> None:

@@ -25,7 +25,7 @@ from llmcourse.grading.sitting import Sitting
 
 SEEDS = 3  # draws of fresh inputs for each question
 # Parts that show or keep a grade, or decide what is graded: none of them changes one.
-NOT_JUDGING = {"assembly", "batch", "commands", "labs", "lab_view", "records", "selfcheck"}
+NOT_JUDGING = {"assembly", "batch", "commands", "in_notebook", "labs", "lab_view", "records", "selfcheck"}
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llmcourse.grading import slips
 from llmcourse.grading.answer import Answer, Failure, Oracle
-from llmcourse.grading.compare import Difference, cut, show
+from llmcourse.grading.compare import Difference, show
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.printable import clean
 from llmcourse.grading.rules import Evidence
 
 Status = Literal["pass", "fail", "not written"]
+LONGEST_ARGUMENT = 400  # characters
 # As the stub raises it; PyTorch too raises this type, where an operation lacks a dtype.
 UNWRITTEN = re.compile(r"NotImplementedError\b(?!.*not implemented for)")
 
@@ -37,8 +39,9 @@ class Verdict:
         reason: why, with the check and the first difference.
         got, expected: the part of both values that shows it.
         first_difference: `row 0, token 17: got -inf, expected 2.31`.
-        hint: the first of the ladder.
-        given: the arguments of the case that failed.
+        slip: what kind of slip it was, where nothing says that the idea is wrong.
+        hint: for this check, the first of the ladder; empty for a slip.
+        given: the arguments of the case that failed, a line each.
         case: its label, also where it was a rule that it broke.
     """
 
@@ -50,8 +53,9 @@ class Verdict:
     first_difference: str = ""
     hint: str = ""
     cases_run: int = 0
-    given: str = ""
+    given: tuple[str, ...] = ()
     case: str = ""
+    slip: str = ""
 
     @property
     def passed(self) -> bool:
@@ -79,19 +83,22 @@ def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], sourc
         wrong = _ours(exercise, "comparison", _wrong, exercise, case, evidence, expected)
         if wrong is None:
             continue
+        if number == 1 and _unwritten(answer):
+            return Verdict("not written", reason="not written yet")
         check, difference = wrong
-        status: Status = "not written" if number == 1 and _unwritten(answer) else "fail"
+        slip = _slip(exercise, case, check, difference, answer, number == 1)
         return Verdict(
-            status,
+            "fail",
             check,
-            clean(f"{check}: {difference.reason}", 400) if status == "fail" else "not written yet",
+            clean(f"{check}: {difference.reason}", 400),
             difference.got,
             difference.expected,
             "" if answer.error else difference.reason,
-            exercise.hints[0],
+            "" if slip else exercise.ladder(check)[0],
             number,
             given(case),
             case.label,
+            slip,
         )
     return Verdict("pass", cases_run=len(cases))
 
@@ -120,10 +127,12 @@ def arguments_of(case: Case, oracles: Mapping[str, Callable]) -> dict[str, Any]:
     }
 
 
-def given(case: Case) -> str:
-    """The arguments of a case in one line."""
-    shown = {n: "the model" if isinstance(v, Oracle) else show(v) for n, v in case.arguments.items()}
-    return cut(", ".join(f"{name} = {text}" for name, text in shown.items()), 400)
+def given(case: Case) -> tuple[str, ...]:
+    """The arguments of a case, each in a line, large ones cut."""
+    return tuple(
+        f"{name} = {'the model' if isinstance(value, Oracle) else show(value, LONGEST_ARGUMENT)}"
+        for name, value in case.arguments.items()
+    )
 
 
 def _expected(exercise: Exercise, case: Case) -> tuple[Any, dict[str, int]]:
@@ -144,6 +153,15 @@ def _wrong(
         if broken := rule(evidence):
             return rule.name, Difference(broken)
     return None
+
+
+def _slip(
+    exercise: Exercise, case: Case, check: str, difference: Difference, answer: Answer, first: bool
+) -> str:
+    hinted = check in exercise.hints_at
+    if answer.error is not None:
+        return slips.of_failure(answer.error, first, hinted)
+    return slips.of_difference(difference, check != case.label, hinted)
 
 
 def _failure(exercise: Exercise, failure: Failure) -> str:

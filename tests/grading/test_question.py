@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from llmcourse.grading import slips
 from llmcourse.grading.answer import Answer, Failure
 from llmcourse.grading.compare import Close, Exact
 from llmcourse.grading.exercise import Case, Exercise, Mutant, Oracle
@@ -62,7 +63,7 @@ def test_the_first_wrong_case_is_told():
     assert verdict.first_difference.startswith("place 0: got 0, expected 0.")
     assert verdict.reason == f"second: {verdict.first_difference}"
     assert verdict.got == "[0, 0]" and verdict.expected.startswith("[0.") and verdict.hint == "think"
-    assert verdict.given.startswith("x = float32 (2,) [0.")
+    assert len(verdict.given) == 1 and verdict.given[0].startswith("x = float32 (2,) [0.")
 
 
 def test_a_broken_rule_is_told_by_its_name_and_after_the_value():
@@ -151,9 +152,68 @@ def test_oracles_are_counted_for_the_reference():
     assert examine(counting, 0, lambda case: Answer([5, 5], oracle_calls={"m": 2})).passed
     verdict = examine(counting, 0, lambda case: Answer([5, 5], oracle_calls={"m": 3}))
     assert verdict.reason == "forward passes: m was called 3 times, expected 2"
-    assert verdict.given == "model = the model, n = 2"
+    assert verdict.given == ("model = the model", "n = 2")
 
 
-def test_arguments_are_shown_in_one_line_of_bounded_length():
-    case = Case({name * 3: torch.zeros(3, 3) for name in "abcdefghijklmnopqrstuvwxyz"}, "many")
-    assert len(given(case)) == 400 and given(case).isprintable()
+def test_arguments_are_shown_with_their_values_each_in_a_line_of_bounded_length():
+    rows = torch.arange(48.0).reshape(4, 12)
+    arguments = {"logits": rows, "many": torch.zeros(3, 300), "tokens": [[1, 2], []], "k": 3}
+    shown = given(Case({**arguments, "long": [[0.123456] * 12] * 12, "odd": "\x1b[31m\n"}, "one"))
+    assert shown[0].startswith("logits = float32 (4, 12) [[0, 1, 2,") and shown[0].endswith("46, 47]]")
+    assert shown[1:4] == ("many = float32 (3, 300)", "tokens = [[1, 2], []]", "k = 3")
+    assert len(shown[4]) == len("long = ") + 400 and shown[4].endswith("…")
+    assert all(line.isprintable() for line in shown)
+
+
+def broken_at(**parts):
+    """How an exercise fails with an answer, and what is said then."""
+    hints_at = parts.pop("hints_at", {})
+    verdict = examine(exercise(hints_at=hints_at), 7, answering(*parts.pop("answers")))
+    assert verdict.status == "fail" and not (verdict.slip and verdict.hint)
+    return verdict.slip or verdict.hint
+
+
+RIGHT = cases(random.Random(7))[0].arguments["x"] * 2
+
+
+def raised(message):
+    return Answer(error=Failure("raised", message))
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([Answer(RIGHT.double())], slips.FORM),
+        ([Answer(RIGHT[:1])], slips.FORM),
+        ([Answer(None)], slips.FORM),
+        ([Answer(RIGHT), Answer(RIGHT.double())], slips.FORM),
+        ([Answer(RIGHT, mutated=("x",))], slips.RULE),
+        ([Answer(RIGHT, operations=("add",))], slips.RULE),
+        ([raised("NameError: name 'n' is not defined (line 2)")], slips.NO_NAME),
+        ([Answer(RIGHT), raised("TypeError: no (line 2)")], slips.BY_ERROR["TypeError"]),
+        ([Answer(RIGHT), raised("NotImplementedError")], slips.BY_ERROR["NotImplementedError"]),
+        ([raised("RuntimeError: shapes (line 2)")], slips.ERROR),
+        ([raised("")], slips.ERROR),
+        ([Answer(error=Failure("time limit", "took more than 5 s"))], slips.BY_KIND["time limit"]),
+        ([Answer(error=Failure("process ended"))], slips.STOPPED),
+        ([Answer(RIGHT + 1)], "think"),
+        ([Answer(RIGHT), Answer(RIGHT)], "think"),
+        ([Answer(RIGHT), raised("RuntimeError: k is too large (line 2)")], "think"),
+    ],
+)
+def test_a_slip_is_named_and_gets_no_hint(answers, said):
+    assert broken_at(answers=answers) == said
+
+
+def test_a_hint_for_the_check_that_failed_goes_before_the_others():
+    own = {"second": "mind the second", "arguments stay as they were": "copy", "first": "mind the first"}
+    for answers, said in (
+        ([Answer(RIGHT), Answer(RIGHT)], "mind the second"),
+        ([Answer(RIGHT + 1)], "mind the first"),
+        ([raised("RuntimeError: not for this (line 2)")], "mind the first"),
+        ([Answer(RIGHT, mutated=("x",))], "copy"),
+        ([Answer(RIGHT, operations=("add",))], slips.RULE),
+        ([Answer(RIGHT.double())], slips.FORM),
+        ([raised("NameError: name 'n' is not defined (line 2)")], slips.NO_NAME),
+    ):
+        assert broken_at(answers=answers, hints_at=own) == said

@@ -3,8 +3,11 @@
 import html
 import json
 import random
+import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,13 +15,16 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from llmcourse.grading import selfcheck
 from llmcourse.grading.exercise import Case, Oracle
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.decoding.top_p import top_p_filter
+from llmcourse.grading.in_notebook.box import Report
+from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import ExerciseError, Verdict
-from llmcourse.grading.selfcheck import PUBLIC_SEEDS, Report, SelfCheck, call_in_process, require, source_of
+from llmcourse.grading.selfcheck import NO_LIMIT, PUBLIC_SEEDS, SelfCheck, require, source_of
 
 NAME = "01.top_p"
 TOP_P = catalogue.find(NAME)
@@ -77,7 +83,7 @@ def test_what_is_not_written_is_neutral(desk, nothing):
     verdict = desk(NAME, nothing)
     assert verdict.status == "not written" and not verdict.passed
     assert repr(desk.shown[0]) == "○ 01.top_p is not written yet: 12 points, about 20 minutes"
-    assert desk.failed[NAME] == 0 and desk.shown[0].status == "not written"
+    assert not desk.wrong[NAME] and desk.shown[0].status == "not written"
 
 
 def test_the_hint_says_more_with_each_failure(desk):
@@ -92,6 +98,97 @@ def test_the_hint_says_more_with_each_failure(desk):
 def test_an_unwritten_answer_is_no_failure_to_learn_from(desk):
     desk(NAME, stub)
     assert desk(NAME, zeros).hint == TOP_P.hints[0]
+
+
+def not_defined(logits, p):
+    return logitz
+
+
+def no_return(logits, p):
+    top_p_filter(logits, p)
+
+
+@pytest.mark.parametrize(
+    "slip",
+    [not_defined, no_return, lambda logits, p: logits.double(), lambda logits: logits, "no function"],
+)
+def test_a_slip_is_named_and_no_hint_is_used_up(desk, slip):
+    for _ in range(3):
+        verdict = desk(NAME, slip)
+        assert verdict.status == "fail" and verdict.hint == ""
+        text = repr(desk.shown[-1])
+        assert "\n    hint" not in text and ("\n    slip " in text) is (slip != "no function")
+    assert desk(NAME, zeros).hint == TOP_P.hints[0]
+
+
+def test_a_hint_of_the_check_is_shown_there_and_the_ladder_waits(desk):
+    def whole_tie(logits, p):
+        kept = top_p_filter(logits, p)
+        bar = kept.where(kept.isfinite(), torch.inf).amin(-1, keepdim=True)
+        return logits.masked_fill(logits < bar, -torch.inf)
+
+    desk(NAME, zeros)
+    for _ in range(3):
+        assert desk(NAME, whole_tie).hint == TOP_P.hints_at["a tie at the edge"]
+        assert repr(desk.shown[-1]).endswith(TOP_P.hints_at["a tie at the edge"])
+    assert desk(NAME, zeros).hint == TOP_P.hints[1] and "(2 of 3)" in repr(desk.shown[-1])
+
+
+def talks(logits, p):
+    for number in range(3000):
+        print("mass", number)
+    return top_p_filter(logits, p)
+
+
+def test_what_an_answer_prints_is_shown_in_part(desk, capsys):
+    shown = ["mass 0", "mass 1", "mass 2", "mass 3", "mass 4", "… and 2,995 more lines"]
+    for function in (talks, lambda logits, p: talks(logits, p) * 0):
+        desk(NAME, function)
+        lines = re.findall(r"^ +(?:printed +)?((?:mass|…) .*)", repr(desk.shown[-1]), re.MULTILINE)
+        assert lines == shown and "\n".join(shown) in desk.shown[-1].html()
+    assert capsys.readouterr() == ("", "")
+    desk(NAME, top_p_filter)
+    assert "printed" not in repr(desk.shown[-1])
+
+
+def test_the_lines_are_those_of_the_case_that_failed(desk):
+    def talks_of_k(logits, k):
+        print(f"k is {k}")
+        return catalogue.find("01.top_k").reference(logits, k) if k > 1 else logits
+
+    assert desk("01.top_k", talks_of_k).check == "k = 1"
+    assert "printed      k is 1\n" in repr(desk.shown[0])
+
+
+class TestTimeLimit:
+    """In seconds that are few enough to wait for."""
+
+    @pytest.fixture
+    def hasty(self, desk):
+        find = desk.find
+        desk.find = lambda name: replace(find(name), time_limit_s=0.1)
+        return desk
+
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer of a process's own here")
+    def test_an_endless_loop_is_ended_and_said_to_be(self, hasty, capsys):
+        def endless(logits, p):
+            given_up = time.monotonic() + 30
+            while time.monotonic() < given_up:
+                print("still here")
+
+        verdict = hasty(NAME, endless)
+        assert verdict.reason == "one row: time limit: took more than 0.1 s"
+        assert verdict.slip.startswith("an endless loop") and "still here" in repr(hasty.shown[0])
+        assert capsys.readouterr() == ("", "") and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+        assert hasty("01.top_k", catalogue.find("01.top_k").reference).passed
+
+    def test_where_there_is_no_limit_it_is_said_once(self, monkeypatch):
+        monkeypatch.setattr(selfcheck, "can_limit", lambda: False)
+        shown = []
+        check = SelfCheck(show=shown.append)
+        check(NAME, zeros)
+        check(NAME, top_p_filter)
+        assert [NO_LIMIT in repr(report) for report in shown] == [True, False]
 
 
 def test_one_seed_alone(desk):
@@ -156,9 +253,13 @@ def test_the_line_is_that_of_the_answer(desk):
     assert desk(NAME, answer).reason.endswith(f"(line {line})")
 
 
-def test_the_stop_button_stops(desk):
+def test_the_stop_button_stops_and_leaves_nothing_behind(desk):
+    before = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         desk(NAME, raising(KeyboardInterrupt()))
+    assert (sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)) == before
+    assert _get_current_dispatch_mode() is None and not desk.shown
+    assert desk(NAME, zeros).hint == TOP_P.hints[0] and desk(NAME, top_p_filter).passed
 
 
 def test_a_broken_exercise_is_not_blamed_on_the_student():
@@ -199,21 +300,57 @@ def test_the_output_is_a_widget_with_html_and_text(desk, function):
     json.dumps(bundle)
 
 
-def test_a_notebook_shows_one_output_and_goes_on():
-    code = [
-        "from llmcourse.grading.selfcheck import check\n\ndef top_p_filter(logits, p):\n    return 1 / 0",
-        "check('01.top_p', top_p_filter);",
-        "check('01.top_p', None);",
-    ]
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
+def outputs(*cells):
+    """What cells of a notebook show, one output each."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     client = NotebookClient(book, kernel_name="python3", timeout=120)
     client.on_comm_open_jupyter_widget = lambda message: None
     client.execute()
-    for cell, start in zip(book.cells[1:], ("✗ 01.top_p failed at", "○ 01.top_p is not"), strict=True):
-        (output,) = cell.outputs
+    for cell in book.cells:
+        if cell.outputs:
+            (output,) = cell.outputs
+            yield output
+
+
+def test_a_notebook_shows_one_output_and_goes_on():
+    wrong, none = outputs(
+        "from llmcourse.grading.selfcheck import check\n\ndef top_p_filter(logits, p):\n    return 1 / 0",
+        "check('01.top_p', top_p_filter);",
+        "check('01.top_p', None);",
+    )
+    for output, start in ((wrong, "✗ 01.top_p failed at"), (none, "○ 01.top_p is not")):
         assert output.output_type == "display_data" and output.data["text/plain"].startswith(start)
         assert "application/vnd.jupyter.widget-view+json" in output.data and "text/html" in output.data
-    assert "ZeroDivisionError: division by zero (line 4)" in book.cells[1].outputs[0].data["text/plain"]
+    assert "ZeroDivisionError: division by zero (line 4)" in wrong.data["text/plain"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer of a process's own here")
+def test_a_notebook_is_not_flooded_and_does_not_hang():
+    ended, flooded, after = outputs(
+        """
+from dataclasses import replace
+from llmcourse.grading.selfcheck import check
+find = check.find
+check.find = lambda name: replace(find(name), time_limit_s=0.5)
+
+def endless(logits, p):
+    display("before the loop")
+    while True:
+        pass
+
+def talks(logits, p):
+    for n in range(3000):
+        display(n)
+        print("and", n)
+""",
+        "check('01.top_p', endless);",
+        "check.find = find\ncheck('01.top_p', talks);",
+        "display('as ever')",
+    )
+    assert "time limit: took more than 0.5 s" in ended.data["text/plain"]
+    assert "printed      'before the loop'\n" in ended.data["text/plain"]
+    assert "… and 5,995 more lines" in flooded.data["text/plain"]
+    assert after.data["text/plain"] == "'as ever'"
 
 
 def test_plain_python_prints_the_text():
@@ -259,7 +396,7 @@ def test_changes_in_place_are_seen_and_the_case_stays_as_it_is():
 
     given = {"logits": torch.zeros(2), "texts": [[1]], "same": torch.full((2,), torch.nan), "row": []}
     case = Case(given, "one")
-    answer = call_in_process(changes)(case)
+    answer = InProcess(changes)(case)
     assert answer.mutated == ("logits", "texts", "row") and answer.aliased == ("same",)
     assert case.arguments["texts"] == [[1]] and not case.arguments["logits"].any()
 
@@ -270,11 +407,11 @@ def test_operations_are_those_of_the_answer_not_of_the_model():
     def answer(logits_of, prompt, max_new_tokens, end_token):
         return [int(logits_of(prompt).exp().argmax())]
 
-    found = call_in_process(answer)(case)
+    found = InProcess(answer)(case)
     assert {"exp", "argmax"} <= set(found.operations) and found.oracle_calls == {"logits_of": 1}
     busy = Case({"model": Oracle("m")}, "one", {"m": lambda: torch.ones(2).cumsum(0)})
-    assert "cumsum" not in call_in_process(lambda model: model().exp())(busy).operations
-    asks_badly = call_in_process(lambda logits_of, **rest: logits_of(torch.zeros(1)))(case)
+    assert "cumsum" not in InProcess(lambda model: model().exp())(busy).operations
+    asks_badly = InProcess(lambda logits_of, **rest: logits_of(torch.zeros(1)))(case)
     assert str(asks_badly.error).startswith("raised: ValueError: logits_of must be given a list of token ids")
 
 

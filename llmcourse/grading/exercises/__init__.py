@@ -1,6 +1,7 @@
 """The exercises of every lab.
 
 catalogue     all of them, by lab and by name
+hints         what more than one exercise says
 inputs        how cases are drawn: nothing in them turns on rounding
 decoding/     lab 1
 """

@@ -16,9 +16,10 @@ import torch
 
 from llmcourse.grading.answer import Oracle
 from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.process import wire
 from llmcourse.grading.question import examine
-from llmcourse.grading.selfcheck import PUBLIC_SEEDS, call_in_process
+from llmcourse.grading.selfcheck import PUBLIC_SEEDS
 from tests.grading.exercises.answers import (
     EXERCISES,
     OTHER_ROADS,
@@ -58,7 +59,7 @@ def test_the_reference_passes(exercise):
     light = replace(exercise, rules=())
     source = inspect.getsource(inspect.getmodule(exercise.reference))
     for seed in PUBLIC_SEEDS:
-        verdict = examine(exercise, seed, call_in_process(exercise.reference), source)
+        verdict = examine(exercise, seed, InProcess(exercise.reference), source)
         assert verdict.passed and verdict.cases_run == len(cases(exercise.name, seed))
     with unchecked():
         for seed in SEEDS:
@@ -95,12 +96,12 @@ def test_the_stub_is_not_written(exercise):
     def stub(**arguments):
         raise NotImplementedError(f"{exercise.name} is not written yet")
 
-    assert examine(exercise, 0, call_in_process(stub)).status == "not written"
+    assert examine(exercise, 0, InProcess(stub)).status == "not written"
 
 
 @mutants
 def test_each_mutant_fails_by_its_check(exercise, mutant):
-    call = call_in_process(mutant.function)
+    call = InProcess(mutant.function)
     for seed in MUTANT_SEEDS:
         with unchecked() if seed else nullcontext():
             verdict = examine(drawn_once(exercise, seed), seed, call)
@@ -109,10 +110,19 @@ def test_each_mutant_fails_by_its_check(exercise, mutant):
     assert set(PUBLIC_SEEDS) <= set(MUTANT_SEEDS)
 
 
+@every
+def test_hints_for_a_check_are_for_checks_that_there_are(exercise):
+    checks = {case.label for case in cases(exercise.name, 0)} | {rule.name for rule in exercise.rules}
+    assert set(exercise.hints_at) <= checks
+    first = cases(exercise.name, 0)[0].label
+    assert exercise.ladder("any other") == exercise.hints and len(exercise.hints) >= 3
+    assert exercise.name == "01.find_the_bug" or first not in exercise.hints_at  # there the ladder begins
+
+
 def test_a_half_right_lab_has_exactly_its_half():
     """Every second answer is right, the others nearly: they get every case right but the last kinds."""
     answers = [(e, e.mutants[-2].function if place % 2 else e.reference) for place, e in enumerate(EXERCISES)]
-    earned = [examine(e, 0, call_in_process(function)).passed * e.points for e, function in answers]
+    earned = [examine(e, 0, InProcess(function)).passed * e.points for e, function in answers]
     assert earned == [0 if place % 2 else e.points for place, e in enumerate(EXERCISES)]
 
 
@@ -182,7 +192,7 @@ def test_every_mutant_has_a_check_and_most_checks_a_mutant(exercise):
 def test_no_case_takes_long(exercise):
     def once(seed) -> float:
         started = time.perf_counter()
-        verdict = examine(exercise, seed, call_in_process(exercise.reference))
+        verdict = examine(exercise, seed, InProcess(exercise.reference))
         return (time.perf_counter() - started) / verdict.cases_run
 
     assert min(once(seed) for seed in (300, 301, 302)) < SLOWEST_CASE_S
@@ -212,7 +222,7 @@ def test_the_bug_is_one_line_away_from_right():
     for source, status in ((exercise.starter, "fail"), (exercise.starter.replace(wrong, right), "pass")):
         names = {"torch": torch}
         exec(source, names)
-        assert examine(exercise, 0, call_in_process(names[exercise.function])).status == status
+        assert examine(exercise, 0, InProcess(names[exercise.function])).status == status
 
 
 def test_only_the_bug_has_a_starter():

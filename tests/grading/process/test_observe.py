@@ -5,12 +5,12 @@ import torch
 
 from llmcourse.grading.answer import Oracle
 from llmcourse.grading.exercise import Case
+from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.process.allowance import Allowance
 from llmcourse.grading.process.nursery import Nursery
 from llmcourse.grading.process.observe import observe
 from llmcourse.grading.process.wire import encode
 from llmcourse.grading.sandbox.policy import Tier
-from llmcourse.grading.selfcheck import call_in_process
 
 
 def test_changes_in_place_are_seen_one_to_a_nan_included():
@@ -80,8 +80,8 @@ def test_a_worker_and_the_self_check_see_the_same(nursery, body):
         there = worker.call("f", case.arguments, case.oracles, 60.0)
     names = {}
     exec(compile(code, "<answer>", "exec"), names)
-    here = call_in_process(names["f"])(case)
-    for key in ("operations", "mutated", "oracle_calls"):
+    here = InProcess(names["f"])(case)
+    for key in ("operations", "mutated", "aliased", "oracle_calls"):
         assert getattr(here, key) == getattr(there, key)
     assert encode(here.value) == encode(there.value)
     assert (here.error is None) == (there.error is None)

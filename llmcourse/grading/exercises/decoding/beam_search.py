@@ -59,6 +59,31 @@ HINTS = (
     "during the search all live beams are equally long. Add the live beams to the finished before you sort.",
 )
 
+HINTS_AT = {
+    "two beams": (
+        "All extensions of all beams go into one list before the best are taken: two may come of the same "
+        "beam, and none of another. There is one beam at first, the empty one."
+    ),
+    "an end token": (
+        "What ends among the first n goes to the finished texts: it is not extended again, and competes at "
+        "the very end."
+    ),
+    "a length penalty": (
+        "Divide by m ** length_penalty, where m counts all new tokens, the end token too; not in the "
+        "search, but when finished texts are compared."
+    ),
+    "live beams beside finished ones": (
+        "Finished texts take no place of the live: n beams go on, however many have ended. Then finished "
+        "and live ones are sorted together, by their scores."
+    ),
+    "an end token too far down": (
+        "What ends is finished only if it is among the first n of all extensions, those that do not end "
+        "included. Below that it is dropped."
+    ),
+    "many texts that end early": "Go on when n texts are finished: a later one may have the better score.",
+    "forward passes": "One call a step: all live texts go into it as one list.",
+}
+
 
 def beam_search(
     logits_of: Callable,
@@ -278,6 +303,7 @@ EXERCISE = Exercise(
     comparison=COMPARISON,
     rules=(FORWARD_PASSES, NoMutation(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("adds logits, not log-probabilities", _raw_logits, "one beam"),
         Mutant("returns the prompt too", _with_the_prompt, "one beam"),

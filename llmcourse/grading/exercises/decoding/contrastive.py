@@ -12,6 +12,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
+from llmcourse.grading.exercises.hints import KEEP_DTYPE
 from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
@@ -45,6 +46,20 @@ HINTS = (
     "math.log(0) fails, while probabilities times 0 do not. A token whose probability equals the bar stays, "
     "so cut with a strict <, and masked_fill the difference.",
 )
+
+HINTS_AT = {
+    "several rows": "Each row has a bar of its own: max(dim=-1, keepdim=True).",
+    "a token at -inf": (
+        "What is -inf to the expert scores -inf: no small constant before the logarithm, and nothing "
+        "multiplied by a mask."
+    ),
+    "alpha = 1": "What equals the bar stays, and the most probable token does: cut what is strictly below.",
+    "alpha = 0": (
+        "Nothing is cut but what is -inf to the expert. math.log(0) fails: compare probabilities, or make 0 "
+        "a case of its own."
+    ),
+    "float64": KEEP_DTYPE,
+}
 
 
 def contrastive_scores(
@@ -181,6 +196,7 @@ EXERCISE = Exercise(
     comparison=Close(atol=1e-4, rtol=1e-4),
     rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("knows no constraint", _unconstrained, "one row"),
         Mutant("subtracts raw logits", _raw_logits, "one row"),

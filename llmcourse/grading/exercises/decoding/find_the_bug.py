@@ -64,6 +64,12 @@ HINTS = (
     "Temperature keeps the order of the tokens, but not their masses: it has to come first.",
 )
 
+UNDONE = (
+    "That was right when it was handed out: more than the one mistake has changed. labs/01_decoding.ipynb "
+    "has the sampler as it was; begin with it again."
+)
+HINTS_AT = dict.fromkeys(("temperature 1", "rows that differ", "p = 1"), UNDONE)
+
 
 def sample_tokens(
     logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"], temperature: float | int, p: float | int
@@ -211,6 +217,7 @@ EXERCISE = Exercise(
     comparison=Close(axes=("row",)),
     rules=(NoMutation(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     starter=STARTER.lstrip(),
     mutants=(
         Mutant("does not renormalise", _not_renormalised, "temperature 1"),

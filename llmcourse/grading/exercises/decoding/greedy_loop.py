@@ -48,6 +48,33 @@ HINTS = (
     "end token. Appending to the prompt itself would change the list of whoever called you.",
 )
 
+HINTS_AT = {
+    "the end token": (
+        "Append first, then compare: the end token is the last one of the new tokens, and nothing comes "
+        "after it."
+    ),
+    "the end token at once": (
+        "The first new token may be the end token already: compare every one, the first too."
+    ),
+    "the end token as the last one allowed": (
+        "Two reasons to stop at once: the end token is appended once, and the text is no longer than allowed."
+    ),
+    "no new tokens allowed": (
+        "With max_new_tokens = 0 nothing is written, and the model is not asked at all: check before you ask."
+    ),
+    "an end token in the prompt": (
+        "Compare the token that was just chosen with the end token, not the whole text: a prompt may begin "
+        "with one."
+    ),
+    "two likeliest tokens": (
+        "Of a tie the lowest id counts, which is what argmax gives; topk and sort need not."
+    ),
+    "forward passes": (
+        "One call for each new token: none before the loop, none after the last token, and none for a text "
+        "that was asked about already."
+    ),
+}
+
 
 def greedy_loop(logits_of: Callable, prompt: list[int], max_new_tokens: int, end_token: int) -> list[int]:
     """Asks, chooses, appends, until the end token or the limit."""
@@ -161,6 +188,7 @@ EXERCISE = Exercise(
     comparison=Exact("token"),
     rules=(FORWARD_PASSES, NoMutation(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("returns the prompt too", _with_the_prompt, "the length limit"),
         Mutant("writes one token too many", _one_too_many, "the length limit"),

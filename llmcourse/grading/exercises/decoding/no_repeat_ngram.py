@@ -11,6 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
+from llmcourse.grading.exercises.hints import KEEP_DTYPE
 from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
@@ -43,6 +44,26 @@ HINTS = (
     "Places 0 to T - n, both included. Beware of text[-(n - 1):] for n = 1: text[-0:] is the whole text, and "
     "text[len(text) - n + 1:] is what you mean; in a text shorter than n - 1 that index would be negative.",
 )
+
+HINTS_AT = {
+    "several rows": "Row i of the logits belongs to tokens[i], and to no other text.",
+    "two tokens that followed": (
+        "The prefix occurs more than once: go on after the first place, and forbid what follows at each."
+    ),
+    "an n-gram at the very end": "The last n-gram begins at place T - n, and counts: range(T - n + 1).",
+    "n-grams that overlap": "n-grams may share tokens: go on by one place, not by n.",
+    "n = 1": (
+        "The prefix is empty, and fits everywhere: every token of the text is forbidden. But text[-0:] is "
+        "the whole text."
+    ),
+    "a text shorter than n": (
+        "Where no whole n-gram fits, nothing is forbidden. A negative index would read from the other end."
+    ),
+    "a text of n - 1 tokens": (
+        "The whole text is the prefix, and nothing has followed it yet: nothing is forbidden."
+    ),
+    "float64": KEEP_DTYPE,
+}
 
 
 def no_repeat_ngram(logits: Float[Tensor, "B V"], tokens: list[list[int]], n: int) -> Float[Tensor, "B V"]:
@@ -178,6 +199,7 @@ EXERCISE = Exercise(
     comparison=Close(atol=1e-6, rtol=1e-6),
     rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("lets n-grams come twice, but not longer ones", _prefix_too_long, "a bigram"),
         Mutant("forbids the last token of the text", _the_prefix, "a bigram"),

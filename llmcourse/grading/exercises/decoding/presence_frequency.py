@@ -11,6 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
+from llmcourse.grading.exercises.hints import KEEP_DTYPE
 from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
@@ -40,6 +41,24 @@ HINTS = (
     "(counts > 0) is the presence, counts the frequency. Bring both to the dtype of the logits, subtract "
     "each times its penalty, and let the result be a new tensor.",
 )
+
+HINTS_AT = {
+    "frequency alone": (
+        "The frequency penalty counts: a token that occurs three times is lowered three times, its first "
+        "time included."
+    ),
+    "both together": "Each is subtracted by itself: presence once where c(v) > 0, frequency c(v) times.",
+    "several rows": "Count the text of each row by itself: tokens[i] belongs to row i.",
+    "a token at -inf": (
+        "-inf minus a number is -inf. Only a product with 0 would make NaN of it: subtract from the logits, "
+        "and multiply counts alone."
+    ),
+    "an empty text": (
+        "torch.tensor([]) holds floats, which bincount refuses: dtype=torch.long. The row stays as it was."
+    ),
+    "a negative penalty": "Nothing is clamped: a negative penalty raises the logits of what has occurred.",
+    "float64": KEEP_DTYPE,
+}
 
 
 def presence_frequency(
@@ -162,6 +181,7 @@ EXERCISE = Exercise(
     comparison=Close(atol=1e-5, rtol=1e-5),
     rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("subtracts the presence penalty every time", _presence_every_time, "presence alone"),
         Mutant("adds the penalties", _adds, "presence alone"),

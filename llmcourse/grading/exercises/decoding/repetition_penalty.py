@@ -11,6 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
+from llmcourse.grading.exercises.hints import KEEP_DTYPE
 from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
@@ -41,6 +42,25 @@ HINTS = (
     "torch.where chooses twice: between division and multiplication by the sign of the logit, then between "
     "the penalised logit and the old one by the mask. (A mask times -inf would be NaN.)",
 )
+
+HINTS_AT = {
+    "several rows": "Row i of the logits belongs to tokens[i], and to no other text.",
+    "a token that occurs twice": (
+        "Once is enough: set(text) holds each token once, and so does a boolean mask."
+    ),
+    "tokens at -inf": (
+        "0 times -inf is NaN: choose with torch.where, instead of multiplying by a mask. -inf itself stays "
+        "what it is."
+    ),
+    "an empty text": (
+        "Without a text a row stays as it was. torch.tensor([]) holds floats, with which nothing can be "
+        "indexed: dtype=torch.long."
+    ),
+    "theta below 1": (
+        "The formula is the same, and nothing is clamped: what has occurred now becomes likelier."
+    ),
+    "float64": KEEP_DTYPE,
+}
 
 
 def repetition_penalty(
@@ -154,6 +174,7 @@ EXERCISE = Exercise(
     comparison=Close(atol=1e-5, rtol=1e-5),
     rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("divides negative logits too", _divides_all, "one row"),
         Mutant("encourages repetition", _wrong_way_round, "one row"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
+from llmcourse.grading.exercises.hints import KEEP_DTYPE
 from llmcourse.grading.rules import LIBRARIES, Forbid, NewTensor, NoMutation
 
 ASKS = r"""
@@ -46,6 +47,33 @@ HINTS = (
     "Temperature 0 is a case of its own: nothing can be divided by it. argmax gives the lowest id of the "
     "largest; put a 1 there into a tensor of zeros that has the shape and dtype of the logits.",
 )
+
+HINTS_AT = {
+    "several rows": (
+        "Each row is a distribution of its own: sum over the last dimension, and keep it with keepdim=True."
+    ),
+    "a token at -inf": (
+        "exp(-inf) is 0, which is what such a token shall have. -inf minus -inf and 0 times inf are NaN: "
+        "see that neither is worked out."
+    ),
+    "large logits": (
+        "exp of 10,000 is inf, and inf / inf is NaN. What may be taken away from all logits of a row "
+        "without changing the result?"
+    ),
+    "rows of very different size": (
+        "Each row needs a maximum of its own, logits.max(dim=-1, keepdim=True): beside the largest of all "
+        "rows, a small row becomes 0 / 0."
+    ),
+    "temperature 0": (
+        "Nothing can be divided by 0. Give temperature 0 a branch of its own: 1 where argmax points, 0 "
+        "elsewhere."
+    ),
+    "temperature 0, a tie": (
+        "One token has it all, the one of lowest id. argmax names one; a comparison with the maximum names "
+        "all of the tie."
+    ),
+    "float64": KEEP_DTYPE,
+}
 
 
 def softmax_with_temperature(logits: Float[Tensor, "B V"], temperature: float | int) -> Float[Tensor, "B V"]:
@@ -161,6 +189,7 @@ EXERCISE = Exercise(
     comparison=Close(atol=1e-6, rtol=1e-4),
     rules=(OWN_WORK, NoMutation(), NewTensor()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("multiplies by the temperature", _multiplies, "one row"),
         Mutant("applies the temperature twice", _divides_twice, "one row"),

@@ -42,6 +42,25 @@ HINTS = (
     "returns a new tensor; a logit that equals the bar stays.",
 )
 
+HINTS_AT = {
+    "several rows": "Each row has a bar of its own: keep it as (B, 1), so that it is compared with its row.",
+    "a tie with the last one kept": (
+        "Compare logits with the smallest one that is kept, instead of keeping the places that topk "
+        "returns: what equals it stays."
+    ),
+    "more asked for than are left": (
+        "The k-th largest is -inf in these rows: nothing lies below it, and all stays as it was."
+    ),
+    "k as large as the vocabulary": (
+        "The bar is the smallest logit of the row, and it is kept too: cut what is strictly below."
+    ),
+    "k above the vocabulary": "topk refuses a k above V; min(k, V) is what it can do.",
+    "bfloat16": (
+        "masked_fill keeps the dtype of what it fills, and -inf fits into each. Nothing has to become "
+        "float32 on the way."
+    ),
+}
+
 
 def top_k_filter(logits: Float[Tensor, "B V"], k: int) -> Float[Tensor, "B V"]:
     """-inf below the k-th largest logit of each row."""
@@ -142,6 +161,7 @@ EXERCISE = Exercise(
     comparison=Close(atol=1e-6, rtol=1e-6),
     rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("drops the k-th token", _drops_the_last, "one row"),
         Mutant("keeps one token too many", _one_too_many, "one row"),

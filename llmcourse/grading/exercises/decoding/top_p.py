@@ -11,6 +11,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises import inputs
+from llmcourse.grading.exercises.hints import KEEP_DTYPE
 from llmcourse.grading.rules import Forbid, NewTensor, NoMutation
 
 ASKS = r"""
@@ -46,6 +47,29 @@ HINTS = (
     "What you know now is in sorted order; the logits are not. scatter along the last dimension, with the "
     "indices that sort returned, brings the mask back to where the tokens are; masked_fill does the rest.",
 )
+
+HINTS_AT = {
+    "several rows": (
+        "Each row has an order and a nucleus of its own: sort, cumsum and scatter along the last dimension."
+    ),
+    "a tie at the edge": (
+        "Only part of the tie is kept, the lower ids: sort with stable=True, and decide by the place in "
+        "that order. A comparison of probabilities cannot tell equal ones apart."
+    ),
+    "tokens at -inf": (
+        "Such a token has probability 0 and comes last; it stays at -inf, and the mass of the others is as "
+        "if it were not there."
+    ),
+    "a tiny p": (
+        "One token is kept, however small p is. Nothing lies before the first, and 0 is less than any p: it "
+        "is the mass before a token that counts."
+    ),
+    "p = 1": (
+        "All are kept, however improbable. By rounding the running sum can reach 1 too early: make p = 1 a "
+        "case of its own."
+    ),
+    "float64": KEEP_DTYPE,
+}
 
 
 def top_p_filter(logits: Float[Tensor, "B V"], p: float | int) -> Float[Tensor, "B V"]:
@@ -163,6 +187,7 @@ EXERCISE = Exercise(
     comparison=Close(atol=1e-6, rtol=1e-6),
     rules=(NoMutation(), NewTensor(), Forbid()),
     hints=HINTS,
+    hints_at=HINTS_AT,
     mutants=(
         Mutant("drops the token that reaches p", _drops_the_last, "one row"),
         Mutant("keeps one token too many", _one_too_many, "one row"),
