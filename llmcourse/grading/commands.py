@@ -38,6 +38,7 @@ def add_commands(commands: Any) -> None:
     report = actions.add_parser("report", help="write tables and pages again from the gradebook")
     report.set_defaults(run=run_report)
     _add_out(report)
+    _add_inputs(report)
     labs = commands.add_parser("labs", help="labs: what there is, and notebooks for students")
     actions = labs.add_subparsers(title="actions", required=True, metavar="{status,release}")
     status = actions.add_parser("status", help="exercises, points, minutes, and whether labs are up to date")
@@ -51,6 +52,14 @@ def add_commands(commands: Any) -> None:
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the gradebook's folder")
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inputs",
+        choices=("show", "hide"),
+        help="whether students' pages show what answers failed with (default: as before; at first, show)",
+    )
 
 
 def _add_grade(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +82,7 @@ def _add_grade(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--i-trust-these-students", action="store_true", help="grade even where there is no isolation"
     )
+    _add_inputs(parser)
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
@@ -115,6 +125,7 @@ def _grade(options: argparse.Namespace, lab: Any, submissions: list[Any], tier: 
     settings = {"jobs": options.jobs or assembly.default_jobs(), "regrade": options.regrade}
     with opened(options.out) as gradebook:
         try:
+            _decide_inputs(gradebook, options.inputs)
             judge = assembly.judge(tier, lab)
             outcome = batch.run(submissions, lab, gradebook, **judge, **settings, progress=shown)
             reports.write(gradebook, options.out)
@@ -129,6 +140,11 @@ def _grade(options: argparse.Namespace, lab: Any, submissions: list[Any], tier: 
     if trouble := found.trouble():
         print(trouble, file=sys.stderr)
     return found.exit_code
+
+
+def _decide_inputs(gradebook: Gradebook, wish: str | None) -> None:
+    if wish is not None:
+        gradebook.show_inputs(wish == "show")
 
 
 def _leave(message: str) -> NoReturn:
@@ -215,6 +231,7 @@ def run_report(options: argparse.Namespace) -> int:
     from llmcourse.grading.records.folder import opened
 
     with opened(options.out, new=False) as gradebook:
+        _decide_inputs(gradebook, options.inputs)
         reports.write(gradebook, options.out)
     print(f"grades: {options.out / 'grades.csv'}, overview: {options.out / 'index.html'}")
     return 0

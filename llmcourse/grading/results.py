@@ -10,6 +10,23 @@ SubmissionStatus = Literal["graded", "rejected", "error"]
 
 
 @dataclass(frozen=True)
+class Finding:
+    """Of an answer that failed, what its student is shown besides the reason; each text is a clean line.
+
+    Args:
+        given: the arguments of the case, a line each.
+        got, expected: the part of both values that shows the first difference.
+        slip: what kind of slip it was, instead of a hint.
+    """
+
+    given: tuple[str, ...] = ()
+    got: str = ""
+    expected: str = ""
+    slip: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class QuestionResult:
     """One exercise of one submission.
 
@@ -29,6 +46,7 @@ class QuestionResult:
     reason: str = ""
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
+    finding: Finding = Finding()
 
     def __post_init__(self):
         if not 0 <= self.points <= self.max_points:

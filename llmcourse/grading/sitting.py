@@ -18,7 +18,7 @@ from llmcourse.grading.cells.matching import Answers
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.process.nursery import LoadReport, MachineryError, Nursery, Worker
 from llmcourse.grading.question import ExerciseError, Verdict, examine
-from llmcourse.grading.results import QuestionResult
+from llmcourse.grading.results import Finding, QuestionResult
 from llmcourse.grading.rules import joined
 
 LOAD_LIMIT_S = 10.0  # for the cells before the question, all together
@@ -60,11 +60,14 @@ class Sitting:
         """The points of one answer; status `error` when the machinery failed twice."""
         started = time.monotonic()
 
-        def result(status: str, reason: str = "", flags: Sequence[str] = ()) -> QuestionResult:
+        def result(
+            status: str, reason: str = "", flags: Sequence[str] = (), found: Finding | None = None
+        ) -> QuestionResult:
             most = float(exercise.points)
             points = most if status == "pass" else 0.0
             seconds = time.monotonic() - started
-            return QuestionResult(exercise.name, status, points, most, reason, tuple(flags), seconds)
+            more = (reason, tuple(flags), seconds, found or Finding())
+            return QuestionResult(exercise.name, status, points, most, *more)
 
         if exercise.name in self._found.missing:
             return result("fail", self._found.missing[exercise.name])
@@ -74,7 +77,7 @@ class Sitting:
             verdict, notes = self._ask(exercise)
         except (MachineryError, ExerciseError) as error:
             return result("error", f"could not be graded ({error})")
-        return result("pass" if verdict.passed else "fail", verdict.reason, notes)
+        return result("pass" if verdict.passed else "fail", verdict.reason, notes, _finding(verdict))
 
     def _ask(self, exercise: Exercise) -> tuple[Verdict, tuple[str, ...]]:
         """The verdict, and what an instructor should know."""
@@ -133,6 +136,10 @@ class Sitting:
             if not verdict.passed:
                 break
         return verdict
+
+
+def _finding(verdict: Verdict) -> Finding:
+    return Finding(verdict.given, verdict.got, verdict.expected, verdict.slip, verdict.hint)
 
 
 def _noted(report: LoadReport) -> tuple[str, ...]:

@@ -21,13 +21,15 @@
 # 1. **Run** the setup cell below. *Run all* never stops at what you have not written yet, so use it freely.
 # 2. **Write** your answer in place of `raise NotImplementedError(…)`. Keep the first line, `# Exercise 01.…`,
 #    and the function's name and parameters: your answer is found by them. Helpers may stand in the same cell.
-# 3. **Check** it with the cell below it: got, expected, the first difference. The call after *inputs* gives you
-#    the arguments of the case that failed, to play with in a cell of your own.
-# 4. **Too long?** `[*]` beside a cell that should be done means an endless loop: press ■, mend it, run it again.
-# 5. **Hints** come with a failed check, a clearer one each time. The stars say how hard an exercise is, from ★,
-#    a warm-up, to ★★★★★; skip one and come back if you like.
+# 3. **Check** it with the cell below it: got, expected, the first difference, what your function printed. The
+#    call after *inputs* gives you the arguments of the case that failed, to play with in a cell of your own.
+# 4. **Hints** come with a wrong answer, a clearer one each time. A slip, such as a misspelt name or a wrong
+#    dtype, is named as one, and uses up no hint. The stars say how hard an exercise is, from ★, a warm-up, to
+#    ★★★★★; skip one and come back if you like.
+# 5. **Too long?** A call that takes more than five seconds is ended. Elsewhere, and on Windows, `[*]` beside a
+#    cell that should be done means an endless loop: press ■, mend it, run it again.
 # 6. **Demonstrations** run your functions on the course's models, so that you see what they do to real text.
-#    They give no points, and need no edit.
+#    They give no points, and need no edit. The last cell shows your points so far.
 #
 # **How it is graded.** `check` draws its inputs from seeds that everybody knows. The grader asks the same
 # exercises with seeds of its own, so an answer that only knows the cases of `check` earns nothing. Each

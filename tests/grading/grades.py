@@ -4,7 +4,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from llmcourse.grading.results import QuestionResult, SubmissionResult
+from llmcourse.grading.results import Finding, QuestionResult, SubmissionResult
 
 LAB = "01_decoding"
 EXERCISES = {"01.softmax": 2.0, "01.top_p": 3.0, "01.beam": 5.0}
@@ -29,10 +29,14 @@ class FakeLab:
     name: str = LAB
 
 
-def question(name="01.top_p", status="pass", reason="", flags=(), max_points=None):
+NOTHING = Finding()
+FOUND = Finding(("logits = float32 (1, 3) [[1, 2, 3]]", "p = 0.5"), "[1, 2, 3]", "[-inf, 2, 3]", hint="Sort")
+
+
+def question(name="01.top_p", status="pass", reason="", flags=(), max_points=None, finding=NOTHING):
     max_points = EXERCISES.get(name, 1.0) if max_points is None else max_points
     points = max_points if status == "pass" else 0.0
-    return QuestionResult(name, status, points, max_points, reason, tuple(flags), 0.5)
+    return QuestionResult(name, status, points, max_points, reason, tuple(flags), 0.5, finding)
 
 
 def result(student="ann", sha256="ab", passed=("01.softmax", "01.top_p"), status="graded", **settings):

@@ -18,7 +18,7 @@ from llmcourse.grading.records.gradebook import FILE_NAME, Gradebook
 from llmcourse.grading.sandbox import policy, probes
 from llmcourse.grading.sandbox.policy import Tier
 from llmcourse.grading.sandbox.probes import Probe
-from tests.grading.grades import LAB, FakeLab, Handed, graded, no_nursery, question, result
+from tests.grading.grades import FOUND, LAB, FakeLab, Handed, graded, no_nursery, question, result
 from tests.grading.records.test_folder import another_program, ordinary_user, shared  # noqa: F401
 
 ROOT = Path(__file__).parent.parent.parent
@@ -392,6 +392,23 @@ def test_a_student_of_two_labs_needs_the_lab(adjust, tmp_path):
     errors = adjust("ann", "1", "--reason", "x")[2]
     assert errors == f"error: --lab must say which lab of ann, one of {LAB}, 02_flash, got none\n"
     assert adjust("ann", "1", "--reason", "x", "--lab", "02_flash")[1] == "ann, 02_flash: 5 of 10 → 1 of 10\n"
+
+
+def test_inputs_can_be_hidden_and_stay_so_until_they_are_shown(run, grader, handed_in, tmp_path):
+    failed = question("01.top_p", "fail", "one row: no", finding=FOUND)
+    grader["grade"] = lambda handed, *_: result(handed.student, handed.sha256, questions=(failed,))
+    out, shown = tmp_path / "out", []
+    for command in (
+        ["grade", handed_in(ann="x"), "--inputs", "hide"],
+        ["grade", handed_in(bob="y")],
+        ["gradebook", "adjust", "ann", "+1", "--reason", "right idea"],
+        ["gradebook", "report", "--inputs", "show"],
+        ["grade", handed_in(eve="z")],
+        ["gradebook", "report", "--inputs", "hide"],
+    ):
+        run(*command, "--out", out)
+        shown.append(FOUND.given[0] in (out / "feedback" / "ann.html").read_text(encoding="utf-8"))
+    assert shown == [False, False, False, True, True, False]
 
 
 def test_reports_are_made_again(run, adjust, tmp_path):

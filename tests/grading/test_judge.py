@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llmcourse.grading import assembly, judge, rules, sitting
+from llmcourse.grading import assembly, judge, rules, sitting, slips
 from llmcourse.grading.intake.submissions import Submission
 from llmcourse.grading.process.nursery import MachineryError, Nursery
+from llmcourse.grading.results import Finding
 from llmcourse.grading.sandbox.policy import available_tier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,21 @@ def test_a_wrong_answer_costs_its_own_points_alone(lab, nursery):
     result, questions = graded(lab, nursery, {"01.top_k": wrong})
     assert questions["01.top_k"].points == 0 and "expected" in questions["01.top_k"].reason
     assert result.points == 100 - questions["01.top_k"].max_points
+
+
+def test_what_an_answer_failed_with_is_kept_for_its_student(lab, nursery):
+    changes = {
+        "01.top_k": "def top_k_filter(logits, k):\n    return torch.zeros_like(logits)",
+        "01.top_p": "def top_p_filter(logits, p):\n    return logitz",
+        "01.contrastive": "def contrastive_scores(expert_logits, amateur_logits, alpha):\n    return None",
+    }
+    _, questions = graded(lab, nursery, changes)
+    wrong, undefined, empty = (questions[name].finding for name in changes)
+    assert wrong.given[0].startswith("logits = float32 (1, ") and wrong.given[1].startswith("k = ")
+    assert "0, 0" in wrong.got and "-inf" in wrong.expected and wrong.slip == ""
+    assert wrong.hint == lab.exercises[2].hints[0]
+    assert undefined.slip == slips.NO_NAME and empty.slip == slips.FORM and empty.hint == undefined.hint == ""
+    assert questions["01.softmax"].finding == Finding()
 
 
 def test_an_endless_cell_costs_its_own_points_alone(lab, nursery, monkeypatch):

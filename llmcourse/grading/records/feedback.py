@@ -15,6 +15,7 @@ from html import escape
 
 from llmcourse.grading.printable import clean
 from llmcourse.grading.records.adjustments import Mark, Row
+from llmcourse.grading.results import Finding
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --good: #1a7f37; --bad: #b42318; --wait: #9a6700; }
@@ -25,7 +26,10 @@ article { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem 1r
 article h3 { display: flex; flex-wrap: wrap; gap: .25rem 1rem;
   justify-content: space-between; margin: .25rem 0; }
 p, li { overflow-wrap: anywhere; }
-p.reason { font-family: ui-monospace, monospace; font-size: .9rem; overflow: hidden; }
+p.reason, dd.value { font-family: ui-monospace, monospace; font-size: .9rem; overflow: hidden; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: .5rem 0; }
+dt { grid-column: 1; opacity: .8; }
+dd { grid-column: 2; margin: 0; overflow-wrap: anywhere; }
 .total { font-size: 1.5rem; font-weight: 600; }
 .pass { color: var(--good); } .fail, .rejected { color: var(--bad); } .wait { color: var(--wait); }
 .small { font-size: .85rem; opacity: .8; }
@@ -96,14 +100,15 @@ def file_name(student: str) -> str:
     return f"{shown}~{digest}.html"
 
 
-def student_page(rows: Sequence[Row]) -> str:
+def student_page(rows: Sequence[Row], inputs: bool = True) -> str:
     """One student's page, with a section a lab.
 
     Args:
         rows: of this student, at least one.
+        inputs: whether to show what answers failed with, and what came out and should have.
     """
     student = rows[0].result.student
-    body = [f"<h1>{text(student)}</h1>", *(_lab(row) for row in rows)]
+    body = [f"<h1>{text(student)}</h1>", *(_lab(row, inputs) for row in rows)]
     return page(f"Feedback for {student}", "\n".join(body))
 
 
@@ -115,7 +120,7 @@ def points_of(row: Row) -> str:
     return f"{row.points:g} of {row.max_points:g} points"
 
 
-def _lab(row: Row) -> str:
+def _lab(row: Row, inputs: bool) -> str:
     result = row.result
     parts = [f"<section>\n<h2>Lab {text(result.lab)}</h2>", f'<p class="total">{points_of(row)}</p>']
     if result.status == "rejected":
@@ -124,15 +129,16 @@ def _lab(row: Row) -> str:
         trouble = f"The grader failed, which is not judged as an answer. {text(result.reason)}"
         parts.append(f'<p class="wait">{trouble}</p>')
     parts += [_list("Noted about the notebook", result.flags), _adjustments(row, None)]
-    parts += [_exercise(row, mark) for mark in row.marks if result.questions or mark.adjusted]
+    parts += [_exercise(row, mark, inputs) for mark in row.marks if result.questions or mark.adjusted]
     if any(question.status == "fail" for question in result.questions):
-        parts.append('<p class="small">Run check(…) in the notebook for inputs, values and hints.</p>')
+        more = "more hints" if inputs else "inputs, values and hints"
+        parts.append(f'<p class="small">check(…) in the notebook asks the same of other inputs: {more}.</p>')
     about = f"{TIERS.get(result.tier, result.tier)} at {row.graded_at}; file {result.sha256[:12]}"
     parts.append(f'<p class="small">{text(about)}</p>\n</section>')
     return "\n".join(part for part in parts if part)
 
 
-def _exercise(row: Row, mark: Mark) -> str:
+def _exercise(row: Row, mark: Mark, inputs: bool) -> str:
     question = mark.question
     kind = question.status if question.status in ("pass", "fail") else "wait"
     points = f"{mark.points:g} of {question.max_points:g}"
@@ -142,11 +148,24 @@ def _exercise(row: Row, mark: Mark) -> str:
         f"<article>\n<h3><span>{text(question.exercise)}</span> "
         f'<span class="{kind}">{WORDS[question.status]}</span> <span>{points}</span></h3>',
         f'<p class="reason">{text(question.reason)}</p>' if question.reason else "",
+        _finding(question.finding, inputs),
         _list("Noted", question.flags),
         _adjustments(row, question.exercise),
         "</article>",
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _finding(finding: Finding, inputs: bool) -> str:
+    """What an answer failed with, and what may help."""
+    values = {"called with": finding.given, "got": (finding.got,), "expected": (finding.expected,)}
+    advice = {"slip": (finding.slip,), "hint": (finding.hint,)}
+    lines = []
+    for name, texts in {**(values if inputs else {}), **advice}.items():
+        kind = ' class="value"' if name in values else ""
+        shown = [f"<dd{kind}>{text(line)}</dd>" for line in texts if line]
+        lines += [f"<dt>{name}</dt>", *shown] if shown else []
+    return "<dl>\n" + "\n".join(lines) + "\n</dl>" if lines else ""
 
 
 def _adjustments(row: Row, exercise: str | None) -> str:

@@ -14,19 +14,22 @@ import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from llmcourse.grading.records.adjustments import Adjustment, Kind, Row
-from llmcourse.grading.results import QuestionResult, SubmissionResult
+from llmcourse.grading.results import Finding, QuestionResult, SubmissionResult
 
 FILE_NAME = "gradebook.sqlite"
-SCHEMA = 1
+SCHEMA = 2
+# What a gradebook of an earlier schema lacks.
+CHANGES = {1: "ALTER TABLE questions ADD COLUMN finding TEXT NOT NULL DEFAULT '{}'"}
 BUSY_S = 10.0  # how long another program that reads the file is waited for
 MAX_TEXT = 4000  # characters of one reason; the judge's are far shorter
 MAX_FLAGS = 50
+MAX_ARGUMENTS, MAX_SHOWN = 20, 1000  # of a case that failed, and characters of each
 SMALLEST_BYTES = 512  # of a database; SQLite takes what is smaller for an empty one
 
 TABLES = """
@@ -40,7 +43,8 @@ CREATE TABLE questions (
     submission INTEGER NOT NULL REFERENCES submissions ON DELETE CASCADE, position INTEGER NOT NULL,
     exercise TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('pass', 'fail', 'not run', 'error')),
     points REAL NOT NULL CHECK (points BETWEEN 0 AND max_points), max_points REAL NOT NULL,
-    reason TEXT NOT NULL, flags TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (submission, exercise));
+    reason TEXT NOT NULL, flags TEXT NOT NULL, seconds REAL NOT NULL, finding TEXT NOT NULL,
+    PRIMARY KEY (submission, exercise));
 CREATE TABLE latest (
     student TEXT NOT NULL, lab TEXT NOT NULL, submission INTEGER NOT NULL REFERENCES submissions,
     PRIMARY KEY (student, lab));
@@ -50,7 +54,7 @@ CREATE TABLE adjustments (
     reason TEXT NOT NULL, made_at TEXT NOT NULL);
 """
 RESULT_COLUMNS = "student, lab, sha256, status, tier, reason, flags, seconds"
-QUESTION_COLUMNS = "exercise, status, points, max_points, reason, flags, seconds"
+QUESTION_COLUMNS = "exercise, status, points, max_points, reason, flags, seconds, finding"
 
 Recorded = Literal["new", "same", "changed", "kept"]
 
@@ -95,6 +99,8 @@ class Gradebook:
         elif "meta" not in names:
             raise GradebookError(f"{self.path} is a database but no gradebook; choose another --out")
         ((version,),) = self._read("SELECT value FROM meta WHERE key = 'schema'") or [("none",)]
+        if version in CHANGES:
+            version = self._brought_up_to_date()
         if version != SCHEMA:
             raise GradebookError(
                 f"{self.path} must be of schema version {SCHEMA}, got {version}; "
@@ -112,6 +118,15 @@ class Gradebook:
             meta = [("schema", SCHEMA), ("secret", secrets.token_bytes(32))]
             self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta)
 
+    def _brought_up_to_date(self) -> int:
+        with self._transaction():
+            ((version,),) = self._read("SELECT value FROM meta WHERE key = 'schema'")
+            while version in CHANGES:
+                self._db.execute(CHANGES[version])
+                version += 1
+            self._db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (version,))
+        return version
+
     def __enter__(self) -> Gradebook:
         return self
 
@@ -122,6 +137,16 @@ class Gradebook:
         """32 random bytes, made once with the gradebook: the seeds of all questions come from them."""
         ((secret,),) = self._read("SELECT value FROM meta WHERE key = 'secret'")
         return secret
+
+    def shows_inputs(self) -> bool:
+        """Whether students' pages show the inputs that their answers failed with."""
+        return not self._read("SELECT 1 FROM meta WHERE key = 'hides inputs'")
+
+    def show_inputs(self, shown: bool) -> None:
+        """Decides it for all pages that are written from now on."""
+        statement = "DELETE FROM meta WHERE key = ?" if shown else "INSERT OR REPLACE INTO meta VALUES (?, 1)"
+        with self._transaction():
+            self._db.execute(statement, ("hides inputs",))
 
     def done(self, student: str, lab: str, sha256: str, version: str) -> bool:
         """Whether this submission has a grade of this version of the grader; an error is none."""
@@ -211,7 +236,7 @@ class Gradebook:
         (row,) = self._read(f"SELECT {RESULT_COLUMNS} FROM submissions WHERE id = ?", (number,))
         student, lab, sha256, status, tier, reason, flags, seconds = row
         questions = tuple(
-            QuestionResult(*values[:5], tuple(json.loads(values[5])), values[6])
+            QuestionResult(*values[:5], tuple(json.loads(values[5])), values[6], _finding(values[7]))
             for values in self._read(
                 f"SELECT {QUESTION_COLUMNS} FROM questions WHERE submission = ? ORDER BY position", (number,)
             )
@@ -238,7 +263,7 @@ class Gradebook:
         ).lastrowid
         self._db.executemany(
             f"INSERT INTO questions (submission, position, {QUESTION_COLUMNS}) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [(number, place, *_question(question)) for place, question in enumerate(result.questions)],
         )
         return number
@@ -289,7 +314,21 @@ def _gist(result: SubmissionResult) -> tuple:
 
 def _question(question: QuestionResult) -> tuple:
     points = (question.exercise, question.status, question.points, question.max_points)
-    return (*points, _storable(question.reason), _flags(question.flags), question.seconds)
+    finding = json.dumps(_told(question.finding))
+    return (*points, _storable(question.reason), _flags(question.flags), question.seconds, finding)
+
+
+def _told(finding: Finding) -> dict[str, Any]:
+    """What it says, within bounds."""
+    told = {name: value for name, value in asdict(finding).items() if value}
+    given = told.pop("given", ())[:MAX_ARGUMENTS]
+    texts = {name: text[:MAX_SHOWN] for name, text in told.items()}
+    return texts | ({"given": [line[:MAX_SHOWN] for line in given]} if given else {})
+
+
+def _finding(text: str) -> Finding:
+    told = json.loads(text)
+    return Finding(**told | {"given": tuple(told.get("given", ()))})
 
 
 def _flags(flags: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def write(gradebook: Gradebook, folder: Path) -> None:
     (folder / "feedback").mkdir(mode=0o700, exist_ok=True)
     try:
         labs = {lab: gradebook.rows(lab) for lab in gradebook.labs()}
-        for name, data in files(labs):
+        for name, data in files(labs, gradebook.shows_inputs()):
             target = folder / name
             with suppress(OSError):
                 if target.read_bytes() == data:
@@ -55,11 +55,12 @@ def write(gradebook: Gradebook, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def files(labs: dict[str, list[Row]]) -> Iterator[tuple[str, bytes]]:
+def files(labs: dict[str, list[Row]], inputs: bool = True) -> Iterator[tuple[str, bytes]]:
     """Name and content of every report.
 
     Args:
         labs: rows by lab.
+        inputs: whether students see what their answers failed with.
     """
     rows = [row for of_lab in labs.values() for row in of_lab]
     yield "grades.csv", grades_csv(rows)
@@ -68,7 +69,7 @@ def files(labs: dict[str, list[Row]]) -> Iterator[tuple[str, bytes]]:
     for row in rows:
         students.setdefault(row.result.student, []).append(row)
     for student, of_student in students.items():
-        yield f"feedback/{file_name(student)}", student_page(of_student).encode()
+        yield f"feedback/{file_name(student)}", student_page(of_student, inputs).encode()
     yield "index.html", overview(labs).encode()
 
 

@@ -12,10 +12,11 @@ import pytest
 from llmcourse.grading.records import feedback
 from llmcourse.grading.records.adjustments import Adjustment, Row
 from llmcourse.grading.records.feedback import file_name, student_page
-from tests.grading.grades import EXERCISES, question, result
+from llmcourse.grading.results import Finding
+from tests.grading.grades import EXERCISES, FOUND, question, result
 
 TAGS = """html head meta title style body section article h1 h2 h3 p ul li span bdi
-    div table tr th td a br svg rect text""".split()  # noqa: SIM905
+    dl dt dd div table tr th td a br svg rect text""".split()  # noqa: SIM905
 SETTINGS = """lang charset http-equiv content name class href role aria-label viewbox width height
     x y fill-opacity text-anchor font-size title""".split()  # noqa: SIM905
 
@@ -68,7 +69,9 @@ ATTACKS = [
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_strangers_write_is_text(attack):
-    questions = (question("01.softmax", "fail", attack, [attack]), question(attack, "pass", attack))
+    found = Finding((attack, attack), attack, attack, attack, attack)
+    failed = question("01.softmax", "fail", attack, [attack], finding=found)
+    questions = (failed, question(attack, "pass", attack))
     whole = result(attack, reason=attack, flags=(attack,), questions=questions, lab=attack)
     changes = [Adjustment(None, "add", 1.0, attack, "2026"), Adjustment(attack, "set", 1.0, attack, "2026")]
     for status in ("graded", "rejected", "error"):
@@ -118,6 +121,24 @@ def test_points_reasons_and_how_it_was_graded_are_there():
         "graded in isolation (landlock, seccomp, namespaces) at 2026-01-02T03:04:05+00:00; file ab",
     ):
         assert part in text
+
+
+def test_what_an_answer_failed_with_is_shown_as_check_shows_it():
+    failed = question("01.top_p", "fail", "one row: token 0: got 1, expected -inf", finding=FOUND)
+    slipped = question("01.beam", "fail", "one row: got None", finding=Finding(got="None", slip="no return"))
+    page = student_page([row(result(questions=(question("01.softmax"), failed, slipped)))])
+    assert (
+        "one row: token 0: got 1, expected -inf called with logits = float32 (1, 3) [[1, 2, 3]] p = 0.5 "
+        "got [1, 2, 3] expected [-inf, 2, 3] hint Sort" in Reader(page).text
+    )
+    assert "one row: got None got None slip no return" in Reader(page).text and page.count("<dl>") == 2
+
+
+def test_an_instructor_may_keep_inputs_back():
+    failed = question("01.top_p", "fail", "one row: token 0: got 1, expected -inf", finding=FOUND)
+    text = Reader(student_page([row(result(questions=(failed,)))], inputs=False)).text
+    assert "got 1, expected -inf hint Sort" in text and "other inputs: inputs, values and hints" in text
+    assert not [part for part in (*FOUND.given, FOUND.got, FOUND.expected, "called with") if part in text]
 
 
 def test_corrections_are_shown_where_they_count():

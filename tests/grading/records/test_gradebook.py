@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from llmcourse.grading.records.gradebook import FILE_NAME, SCHEMA, Gradebook, GradebookError
-from tests.grading.grades import EXERCISES, LAB, question, result
+from llmcourse.grading.results import Finding
+from tests.grading.grades import EXERCISES, FOUND, LAB, question, result
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def totals(book):
 
 def test_what_is_recorded_is_read_back(path):
     whole = result(flags=("top cell edited",), reason="a\nb", seconds=1.25)
-    odd = question("01.beam", "fail", "got 春, expected \x00", ["forged reply"])
+    odd = question("01.beam", "fail", "got 春, expected \x00", ["forged reply"], finding=FOUND)
     whole = replace(whole, questions=(*whole.questions[:2], odd))
     with Gradebook(path) as book:
         assert book.record(whole, "v1") == "new"
@@ -192,6 +193,43 @@ def test_reasons_without_end_are_cut(book):
     book.record(result(reason="x" * 10**6, flags=("y",) * 10**4), "v1")
     (row,) = book.rows(LAB)
     assert len(row.result.reason) < 5000 and len(row.result.flags) < 100
+
+
+def test_what_an_answer_failed_with_is_cut_and_whole_again(book):
+    long = Finding(("x" * 10**6, "\udcff春\x00") * 50, got="y" * 10**6, slip="z", hint="'\\\"}")
+    book.record(result(questions=(question("01.beam", "fail", finding=long),)), "v1")
+    found = book.rows(LAB)[0].result.questions[0].finding
+    assert found.given[1] == "\udcff春\x00" and (found.slip, found.hint) == ("z", "'\\\"}")
+    assert len(found.given) <= 20 and max(map(len, (*found.given, found.got))) <= 1000
+
+
+def test_whether_inputs_are_shown_is_kept(path):
+    for shown in (False, True, False):
+        with Gradebook(path) as book:
+            book.show_inputs(shown)
+            book.show_inputs(shown)
+        with Gradebook(path) as book:
+            assert book.shows_inputs() is shown
+
+
+def test_inputs_are_shown_at_first(book):
+    assert book.shows_inputs()
+
+
+def test_a_gradebook_of_the_first_schema_keeps_its_grades(path):
+    with Gradebook(path) as book:
+        book.record(result(), "v1")
+        book.adjust("ann", LAB, None, "add", 1.0, "a good idea")
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE questions DROP COLUMN finding")
+        db.execute("UPDATE meta SET value = 1 WHERE key = 'schema'")
+    for _ in range(2):
+        with Gradebook(path) as book:
+            (row,) = book.rows(LAB)
+            assert row.result == result() and row.points == 6.0
+    with Gradebook(path) as book:
+        book.record(result(questions=(question("01.beam", "fail", finding=FOUND),)), "v2")
+        assert book.rows(LAB)[0].result.questions[0].finding == FOUND
 
 
 def test_another_version_is_refused_and_left_alone(path):

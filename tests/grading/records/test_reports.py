@@ -12,7 +12,7 @@ import pytest
 
 from llmcourse.grading.records import overview, reports
 from llmcourse.grading.records.gradebook import FILE_NAME, Gradebook
-from tests.grading.grades import EXERCISES, LAB, question, result
+from tests.grading.grades import EXERCISES, FOUND, LAB, question, result
 from tests.grading.records.test_feedback import ATTACKS, SETTINGS, TAGS, Reader
 
 
@@ -49,6 +49,17 @@ def test_all_reports_say_the_same(book, tmp_path):
     assert "9 of 10 points" in (tmp_path / "feedback/ann.html").read_text(encoding="utf-8")
     index = Reader((tmp_path / "index.html").read_text(encoding="utf-8"))
     assert "ann 9 of 10 ✓ ✓ ✗*" in index.text
+
+
+def test_inputs_are_on_pages_unless_they_are_hidden(book, tmp_path):
+    book.record(result(questions=(question("01.top_p", "fail", "one row: no", finding=FOUND),)), "v1")
+    for shown in (True, False, True):
+        book.show_inputs(shown)
+        reports.write(book, tmp_path)
+        page = (tmp_path / "feedback/ann.html").read_text(encoding="utf-8")
+        assert (FOUND.given[0] in page) is (FOUND.expected in page) is shown and FOUND.hint in page
+    (ann,) = details(tmp_path)
+    assert ann["questions"][0]["finding"]["got"] == FOUND.got
 
 
 def test_excel_is_told_the_encoding(book, tmp_path):
