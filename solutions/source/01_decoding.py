@@ -26,7 +26,7 @@
 # 4. **Hints** come with a wrong answer, a clearer one each time. A slip, such as a misspelt name or a wrong
 #    dtype, is named as one, and uses up no hint. The stars say how hard an exercise is, from ★, a warm-up, to
 #    ★★★★★; skip one and come back if you like.
-# 5. **Too long?** A call that takes more than five seconds is ended. Elsewhere, and on Windows, `[*]` beside a
+# 5. **Too long?** A call that the grader would not wait for is ended. Elsewhere, and on Windows, `[*]` beside a
 #    cell that should be done means an endless loop: press ■, mend it, run it again.
 # 6. **Demonstrations** run your functions on the course's models, so that you see what they do to real text.
 #    They give no points, and need no edit. The last cell shows your points so far.
