@@ -11,19 +11,28 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.in_notebook.printed import tapped
+from llmcourse.grading.in_notebook.time_limit import TimeIsUp, time_limit
 from llmcourse.grading.printable import clean
 from llmcourse.grading.selfcheck import PUBLIC_SEEDS, examine_here
 
+LIMIT_S = 20.0  # for a demonstration
 NOTHING_YET = "Nothing to see yet"
 MARKS = {"pass": "✓ passed", "fail": "✗ failed", "not written": "○ not written"}
 
 
 @contextlib.contextmanager
 def once_written(*functions: Callable) -> Iterator[None]:
-    """Around a demonstration of answers: what they raise is told in a line, and goes no further."""
+    """Around a demonstration of answers: what they raise is told in a line, and goes no further.
+
+    What takes too long is ended, where this system can, and no more is printed than somebody would read.
+    """
     names = " and ".join(function.__name__ for function in functions)
     try:
-        yield
+        with tapped(), time_limit(LIMIT_S):
+            yield
+    except TimeIsUp:
+        print(f"{NOTHING_YET} of {names}: ended after {LIMIT_S:g} s; does a loop never end?")
     except NotImplementedError as error:
         reason = clean(str(error)) or f"{names} not written"
         print(f"{NOTHING_YET}: {reason}; run this cell again when it is.")

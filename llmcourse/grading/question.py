@@ -13,15 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
 from llmcourse.grading import slips
 from llmcourse.grading.answer import Answer, Failure, Oracle
-from llmcourse.grading.compare import Difference, show
+from llmcourse.grading.compare import Difference, dtype, show
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.printable import clean
 from llmcourse.grading.rules import Evidence
 
 Status = Literal["pass", "fail", "not written"]
-LONGEST_ARGUMENT = 400  # characters
+LONGEST_ARGUMENT, MOST_ROWS = 400, 5  # characters of an argument or of a row, and rows, that are shown
 # As the stub raises it; PyTorch too raises this type, where an operation lacks a dtype.
 UNWRITTEN = re.compile(r"NotImplementedError\b(?!.*not implemented for)")
 
@@ -128,11 +130,18 @@ def arguments_of(case: Case, oracles: Mapping[str, Callable]) -> dict[str, Any]:
 
 
 def given(case: Case) -> tuple[str, ...]:
-    """The arguments of a case, each in a line, large ones cut."""
-    return tuple(
-        f"{name} = {'the model' if isinstance(value, Oracle) else show(value, LONGEST_ARGUMENT)}"
-        for name, value in case.arguments.items()
-    )
+    """The arguments of a case, each in a line, the rows of a matrix each in one below; long ones cut."""
+    return tuple(line for name, value in case.arguments.items() for line in _argument(name, value))
+
+
+def _argument(name: str, value: Any) -> list[str]:
+    if isinstance(value, Oracle):
+        return [f"{name} = the model"]
+    if not (isinstance(value, Tensor) and value.dim() == 2):
+        return [f"{name} = {show(value, LONGEST_ARGUMENT)}"]
+    rows = [f"  {show(row, LONGEST_ARGUMENT)}" for row in value[:MOST_ROWS].tolist()]
+    more = [f"  … {len(value) - MOST_ROWS} more rows"] if len(value) > MOST_ROWS else []
+    return [f"{name} = {dtype(value)} {tuple(value.shape)}", *rows, *more]
 
 
 def _expected(exercise: Exercise, case: Case) -> tuple[Any, dict[str, int]]:

@@ -1,7 +1,11 @@
 """Demonstrations and the table of points: nothing that a student has not written stops a notebook."""
 
+import signal
+import time
+
 import pytest
 
+from llmcourse.grading import lab_view
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.lab_view import NOTHING_YET, once_written, points_so_far
 
@@ -36,6 +40,25 @@ def test_what_works_is_shown_and_a_stop_is_a_stop(capsys):
     assert capsys.readouterr().out == "a text\n"
     with pytest.raises(KeyboardInterrupt), once_written(answer):
         raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timer of a process's own here")
+def test_what_takes_too_long_is_ended(monkeypatch, capsys):
+    monkeypatch.setattr(lab_view, "LIMIT_S", 0.1)
+    given_up = time.monotonic() + 30
+    with once_written(answer):
+        while time.monotonic() < given_up:
+            pass
+    assert capsys.readouterr().out == f"{NOTHING_YET} of answer: ended after 0.1 s; does a loop never end?\n"
+
+
+def test_no_more_is_printed_than_somebody_would_read(capsys):
+    with once_written(answer):
+        for number in range(3000):
+            print("line", number)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["line 0", "line 1"] and len(lines) == 31
+    assert lines[-1] == "… and 2,970 more lines"
 
 
 def test_points_are_those_of_the_answers_as_they_stand():

@@ -155,13 +155,15 @@ def test_oracles_are_counted_for_the_reference():
     assert verdict.given == ("model = the model", "n = 2")
 
 
-def test_arguments_are_shown_with_their_values_each_in_a_line_of_bounded_length():
+def test_arguments_are_shown_with_their_values_in_lines_of_bounded_length():
     rows = torch.arange(48.0).reshape(4, 12)
-    arguments = {"logits": rows, "many": torch.zeros(3, 300), "tokens": [[1, 2], []], "k": 3}
+    arguments = {"logits": rows, "many": torch.zeros(8, 300), "tokens": [[1, 2], []], "k": 3}
     shown = given(Case({**arguments, "long": [[0.123456] * 12] * 12, "odd": "\x1b[31m\n"}, "one"))
-    assert shown[0].startswith("logits = float32 (4, 12) [[0, 1, 2,") and shown[0].endswith("46, 47]]")
-    assert shown[1:4] == ("many = float32 (3, 300)", "tokens = [[1, 2], []]", "k = 3")
-    assert len(shown[4]) == len("long = ") + 400 and shown[4].endswith("…")
+    assert shown[0] == "logits = float32 (4, 12)" and shown[1].startswith("  [0, 1, 2, 3, ")
+    assert shown[4].endswith(" 46, 47]")
+    assert shown[5] == "many = float32 (8, 300)" and shown[6].endswith("0, 0, … 288 more]")
+    assert shown[11:14] == ("  … 3 more rows", "tokens = [[1, 2], []]", "k = 3")
+    assert len(shown[14]) == len("long = ") + 400 and shown[14].endswith("…")
     assert all(line.isprintable() for line in shown)
 
 

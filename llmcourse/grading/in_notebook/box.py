@@ -37,11 +37,13 @@ class Report:
     def html(self) -> str:
         """One box; nothing in it but this module's own tags."""
         edge, ground = COLOURS[self.status]
-        style = f"border-left:4px solid {edge};background:{ground};color:#1d2733;padding:6px 12px"
-        cell = "padding:0 12px 0 0;vertical-align:top;text-align:left;background:none"
+        style = (
+            f"border-left:4px solid {edge};background:{ground};color:#1d2733;padding:6px 12px;line-height:1.4"
+        )
+        cell = "padding:1px 12px 1px 0;vertical-align:top;text-align:left;background:none"
         mono = "font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere"
         rows = "".join(
-            f'<tr><td style="{cell}">{html.escape(name)}</td>'
+            f'<tr><td style="{cell};white-space:nowrap">{html.escape(name)}</td>'
             f'<td style="{cell};{"" if name in PROSE else mono}">{html.escape(text)}</td></tr>'
             for name, text in self.lines.items()
         )

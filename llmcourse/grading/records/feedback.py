@@ -30,6 +30,7 @@ p.reason, dd.value { font-family: ui-monospace, monospace; font-size: .9rem; ove
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: .5rem 0; }
 dt { grid-column: 1; opacity: .8; }
 dd { grid-column: 2; margin: 0; overflow-wrap: anywhere; }
+dd.value { white-space: pre-wrap; } dd.value + dd.value { margin-top: -.25rem; }
 .total { font-size: 1.5rem; font-weight: 600; }
 .pass { color: var(--good); } .fail, .rejected { color: var(--bad); } .wait { color: var(--wait); }
 .small { font-size: .85rem; opacity: .8; }

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from llmcourse.grading.in_notebook import printed as module
-from llmcourse.grading.in_notebook.printed import KEPT, SHOWN_LINES, SHOWN_WIDTH, Printed, printed
+from llmcourse.grading.in_notebook.printed import KEPT, SHOWN_LINES, SHOWN_WIDTH, Printed, printed, tapped
 
 
 def written(*texts):
@@ -53,6 +53,24 @@ def test_both_streams_go_to_the_page(capsys):
     assert (sys.stdout, sys.stderr) == before
     assert str(page) == "out\nerr"
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("texts", "seen"),
+    [
+        (["a\nb", "c\n"], "a\nbc\n"),
+        (["x\n" * 29, "y\n"], "x\n" * 29 + "y\n"),
+        (["x\n" * 29, "y\nz\n", "z\n"], "x\n" * 29 + "y\n… and 2 more lines\n"),
+        (["x" * 9_000, "y" * 3_000], "x" * 9_000 + "y" * 1_000 + "… and 2,000 more characters\n"),
+    ],
+)
+def test_a_demonstration_is_seen_at_once_up_to_a_bound(capsys, texts, seen):
+    with pytest.raises(KeyboardInterrupt), tapped():
+        print(texts[0], end="")
+        assert capsys.readouterr().out == seen[: len(texts[0])]
+        print(*texts[1:], sep="", end="")
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == seen[len(texts[0]) :]
 
 
 class Publisher:
