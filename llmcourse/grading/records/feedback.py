@@ -23,8 +23,8 @@ STYLE = """
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
 h1, h2, h3 { line-height: 1.2; overflow-wrap: anywhere; }
 article { border: 1px solid var(--line); border-radius: .5rem; padding: .5rem 1rem; margin: 1rem 0; }
-article h3 { display: flex; flex-wrap: wrap; gap: .25rem 1rem;
-  justify-content: space-between; margin: .25rem 0; }
+article h3 { display: grid; grid-template-columns: 1fr max-content max-content; gap: 1rem;
+  margin: .25rem 0; }
 p, li { overflow-wrap: anywhere; }
 p.reason, dd.value { font-family: ui-monospace, monospace; font-size: .9rem; overflow: hidden; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: .5rem 0; }
@@ -40,8 +40,17 @@ th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align
 td { white-space: nowrap; }
 td.long { white-space: normal; min-width: 12rem; max-width: 24rem; overflow-wrap: anywhere; }
 th.tall { writing-mode: vertical-rl; transform: rotate(180deg); font-weight: normal; }
+tbody tr:has(+ tr) td { border-bottom: none; }
+td.notes { white-space: normal; overflow-wrap: anywhere; padding-top: 0; font-size: .85rem; }
+td.notes ul { margin: 0; padding-inline-start: 1.2rem; position: sticky; left: 0;
+  max-width: calc(min(100vw, 72rem) - 5rem); }
 td.number, th.number { text-align: end; font-variant-numeric: tabular-nums; }
 svg { max-width: 100%; height: auto; fill: currentColor; }
+@media (max-width: 40rem) {
+  body { padding: .5rem; } article h3 { gap: .5rem; font-size: 1rem; }
+  th, td { padding: .25rem; } td.long { min-width: 5rem; }
+  th.tall, td.sign { padding: .25rem 0; line-height: 1.2; text-align: center; }
+}
 @media print {
   body { max-width: none; padding: 0; } article { break-inside: avoid; } .wide { overflow: visible; }
 }

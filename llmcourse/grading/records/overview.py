@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import mean, median
 from urllib.parse import quote
 
-from llmcourse.grading.records.adjustments import Row
+from llmcourse.grading.records.adjustments import Mark, Row
 from llmcourse.grading.records.feedback import WORDS, file_name, page, text
 
 SIGNS = {"pass": "✓", "fail": "✗", "not run": "–", "error": "!"}
@@ -92,25 +93,40 @@ def _hardest(rows: list[Row]) -> str:
 def _students(rows: list[Row]) -> str:
     exercises = list(dict.fromkeys(name for row in rows for name in row.exercises))
     names = "".join(f'<th class="tall">{text(name)}</th>' for name in exercises)
-    head = f'<tr><th>student</th><th class="number">points</th>{names}<th>to look at</th></tr>'
+    head = f'<thead>\n<tr><th>student</th><th class="number">points</th>{names}</tr>\n</thead>'
     lines = [_student(row, exercises) for row in rows]
     return f'<div class="wide"><table>\n{head}\n' + "\n".join(lines) + "\n</table></div>"
 
 
 def _student(row: Row, exercises: list[str]) -> str:
-    marks = {mark.question.exercise: mark for mark in row.marks}
+    """A row of points and signs and, where there is something to say, one below as wide as the table."""
     link = f'<a href="feedback/{quote(file_name(row.result.student))}">{text(row.result.student)}</a>'
     points = row.result.status if row.points is None else f"{row.points:g} of {row.max_points:g}"
-    cells = [f'<td class="long">{link}</td>', f'<td class="number">{points}</td>']
-    for name in exercises:
-        mark = marks.get(name)
-        if mark is None:
-            cells.append("<td></td>")
-            continue
-        status = mark.question.status
-        sign = SIGNS[status] + ("*" if mark.adjusted else "")
-        kind = status if status in ("pass", "fail") else "wait"
-        cells.append(f'<td class="{kind}" title="{WORDS[status]}">{sign}</td>')
-    notes = [row.result.reason, *row.flags, *(f"corrected: {a}, {a.reason}" for a in row.adjustments)]
-    cells.append('<td class="long">' + "<br>".join(text(note) for note in notes if note) + "</td>")
-    return f"<tr>{''.join(cells)}</tr>"
+    marks = {mark.question.exercise: mark for mark in row.marks}
+    signs = "".join(_sign(marks.get(name)) for name in exercises)
+    lines = [f'<tr><td class="long">{link}</td><td class="number">{points}</td>{signs}</tr>']
+    if notes := "\n".join(f"<li>{text(note)}</li>" for note in _notes(row)):
+        lines.append(f'<tr><td class="notes" colspan="{len(exercises) + 2}"><ul>\n{notes}\n</ul></td></tr>')
+    return "<tbody>\n" + "\n".join(lines) + "\n</tbody>"
+
+
+def _sign(mark: Mark | None) -> str:
+    if mark is None:
+        return "<td></td>"
+    status = mark.question.status
+    kind = status if status in ("pass", "fail") else "wait"
+    sign = SIGNS[status] + ("*" if mark.adjusted else "")
+    return f'<td class="sign {kind}" title="{WORDS[status]}">{sign}</td>'
+
+
+def _notes(row: Row) -> Iterator[str]:
+    """What an instructor should know; what several exercises have in common is said once."""
+    yield from filter(None, (row.result.reason, *row.result.flags))
+    exercises: dict[str, list[str]] = {}
+    for question in row.result.questions:
+        for flag in question.flags:
+            exercises.setdefault(flag, []).append(question.exercise)
+    for flag, (first, *others) in exercises.items():
+        more = f" and {len(others)} more" if len(others) > 1 else f", {others[0]}" if others else ""
+        yield f"{first}{more}: {flag}"
+    yield from (f"corrected: {adjustment}, {adjustment.reason}" for adjustment in row.adjustments)

@@ -16,9 +16,9 @@ from llmcourse.grading.results import Finding
 from tests.grading.grades import EXERCISES, FOUND, question, result
 
 TAGS = """html head meta title style body section article h1 h2 h3 p ul li span bdi
-    dl dt dd div table tr th td a br svg rect text""".split()  # noqa: SIM905
+    dl dt dd div table thead tbody tr th td a br svg rect text""".split()  # noqa: SIM905
 SETTINGS = """lang charset http-equiv content name class href role aria-label viewbox width height
-    x y fill-opacity text-anchor font-size title""".split()  # noqa: SIM905
+    colspan x y fill-opacity text-anchor font-size title""".split()  # noqa: SIM905
 
 
 class Reader(HTMLParser):

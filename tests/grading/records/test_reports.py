@@ -84,6 +84,8 @@ def test_what_has_no_grade_has_empty_cells(book, tmp_path):
     assert [one["points"] for one in details(tmp_path)] == [5.0, None, None, 5.0]
 
 
+FLAGGED = {"01.softmax": [], "01.top_p": ["forged reply"], "01.beam": ["forged reply"]}
+
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "=cmd|'/C calc'!A0", '=HYPERLINK("http://x","y")']
 FORMULAS += [
     "＝1+1",
@@ -175,6 +177,22 @@ def test_the_hardest_exercise_comes_first(book):
     book.record(result("eve", questions=skipped), "v1")
     found = overview.hardest(book.rows(LAB))
     assert found == [("01.top_p", 0, 2), ("01.beam", 1, 2), ("01.softmax", 3, 3)]
+
+
+def test_what_is_to_look_at_stands_below_a_student_and_is_said_once(book, tmp_path):
+    said = [question(name, "fail", "", ["cell 2: no module x", *own]) for name, own in FLAGGED.items()]
+    book.record(result("ann", questions=tuple(said), flags=("an edited test",)), "v1")
+    book.record(result("bob"), "v1")
+    book.adjust("ann", LAB, None, "add", 1.0, "a good idea")
+    reports.write(book, tmp_path)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    ann, bob = re.findall(r"<tbody>(.*?)</tbody>", page, re.DOTALL)
+    assert [row.count("<td") for row in ann.split("<tr>")[1:]] == [len(EXERCISES) + 2, 1]
+    assert f'colspan="{len(EXERCISES) + 2}"' in ann and bob.count("<tr>") == 1
+    assert Reader(ann).text == (
+        "ann 1 of 10 ✗ ✗ ✗ an edited test 01.softmax and 2 more: cell 2: no module x "
+        "01.top_p, 01.beam: forged reply corrected: +1 points, a good idea"
+    )
 
 
 def test_labs_have_sections_of_their_own(book, tmp_path):
