@@ -1,4 +1,4 @@
-"""What the machine at hand is, and what it can do: the ground that every limit stands on."""
+"""The machine at hand: what it is, and how fast it copies."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ import platform
 import pytest
 import torch
 
-from llmcourse import hardware
-from llmcourse.hardware import Machine, copy_bandwidth, default_device, fingerprint, this_machine
+from llmcourse.hardware import Machine, copy_bandwidth, default_device, fingerprint, machine, this_machine
 from llmcourse.timing import Timing
 
 
@@ -36,7 +35,7 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_bandwidth_counts_bytes_read_and_written(monkeypatch):
-    monkeypatch.setattr(hardware, "measure", lambda run, device: Timing((0.001,)))
+    monkeypatch.setattr(machine, "measure", lambda run, device: Timing((0.001,)))
     assert copy_bandwidth("cpu", 10**6) == pytest.approx(2.0)  # 2 MB in 1 ms
 
 

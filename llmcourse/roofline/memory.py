@@ -1,0 +1,176 @@
+"""Will it fit: the memory of weights, cache and activations against what is free.
+
+    bytes = weights + batch · context · kv_bytes_per_token + activations
+
+Weights and cache are exact. Of activations the least is counted, the widest operation with its
+inputs and outputs beside the residual stream; a framework keeps more, and its kernels some hundred
+megabytes of their own, so leave a tenth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmcourse.costs import BF16, Precision, Shapes, Step, weight_bytes
+from llmcourse.costs.counting import letter_values
+from llmcourse.costs.operations import AttentionKind, Operation, model_operations
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a model takes."""
+
+    weight_bytes: int
+    cache_bytes: int
+    activation_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+
+class DoesNotFit(ValueError):
+    """More memory is needed than is free; raised before anything is allocated."""
+
+
+def kv_bytes_per_token(shapes: Shapes, precision: Precision = BF16) -> int:
+    """Bytes that one token of one row takes in the cache: 131,072 for Llama-3-8B in bf16.
+
+    2 · layers · key/value heads · head size · bytes of a number
+    """
+    one_layer = precision.num_bytes("cache", shapes.num_kv_heads * shapes.head_dim)
+    return 2 * shapes.num_layers * one_layer
+
+
+def memory_needed(
+    shapes: Shapes,
+    batch: int,
+    context: int,
+    precision: Precision = BF16,
+    *,
+    new_tokens: int = 1,
+    attention: AttentionKind = "fused",
+) -> Memory:
+    """Memory for a batch whose rows hold up to `context` tokens each.
+
+    Args:
+        new_tokens: of each row that are computed at once, 1 for decoding; a prompt's length for a
+            prefill in one piece. Logits are kept for the last of them.
+
+    Raises:
+        ValueError: a size below 1, or more new tokens than the context has.
+    """
+    _check_sizes(batch=batch, context=context, new_tokens=new_tokens)
+    if new_tokens > context:
+        raise ValueError(f"new_tokens must be at most the context of {context}, got {new_tokens}")
+    step = Step.chunk(batch, new_tokens, context - new_tokens, logit_positions=1)
+    return Memory(
+        weight_bytes(shapes, precision),
+        batch * context * kv_bytes_per_token(shapes, precision),
+        _activation_bytes(shapes, step, precision, attention),
+    )
+
+
+def check_fits(
+    shapes: Shapes,
+    batch: int,
+    context: int,
+    free_bytes: int,
+    precision: Precision = BF16,
+    *,
+    new_tokens: int = 1,
+    attention: AttentionKind = "fused",
+) -> Memory:
+    """What is needed, if it is free; arguments as `memory_needed`.
+
+    Args:
+        free_bytes: a datasheet's `memory_bytes`, or `hardware.free_bytes()` for what is free now.
+
+    Raises:
+        DoesNotFit: it is not; the message says what is needed, what is free, and what would fit.
+        ValueError: a size out of its range.
+    """
+    settings = {"precision": precision, "new_tokens": new_tokens, "attention": attention}
+    needed = memory_needed(shapes, batch, context, **settings)
+    if needed.total_bytes <= free_bytes:
+        return needed
+    smaller_batch = largest_batch(shapes, context, free_bytes, **settings)
+    shorter = largest_context(shapes, batch, free_bytes, **settings)
+    raise DoesNotFit(
+        f"batch {batch} with context {context} needs {_gb(needed.total_bytes)} ({_gb(needed.weight_bytes)} "
+        f"of weights, {_gb(needed.cache_bytes)} of cache, {_gb(needed.activation_bytes)} of activations), "
+        f"{_gb(free_bytes)} are free; {_remedy(batch, context, smaller_batch, shorter)}"
+    )
+
+
+def _remedy(batch: int, context: int, smaller_batch: int, shorter: int) -> str:
+    if smaller_batch == shorter == 0:
+        return "the weights alone leave no room: take fewer bits, a smaller model or a larger machine"
+    ways = []
+    if smaller_batch:
+        ways.append(f"batch {smaller_batch} would fit with context {context}")
+    if shorter:
+        ways.append(f"context {shorter} with batch {batch}")
+    return " and ".join(ways)
+
+
+def largest_batch(shapes: Shapes, context: int, free_bytes: int, precision: Precision = BF16, **more) -> int:
+    """The most rows of `context` tokens that fit, 0 if not even one does.
+
+    Args:
+        more: `new_tokens` and `attention`, as `memory_needed`.
+
+    Raises:
+        ValueError: a size out of its range.
+    """
+    return _largest(lambda batch: memory_needed(shapes, batch, context, precision, **more), 1, free_bytes)
+
+
+def largest_context(shapes: Shapes, batch: int, free_bytes: int, precision: Precision = BF16, **more) -> int:
+    """The most tokens that each of `batch` rows can hold, 0 if not even `new_tokens` do.
+
+    A model may have been trained on fewer (`max_position_embeddings`).
+    Arguments and errors as `largest_batch`.
+    """
+    least = more.get("new_tokens", 1)
+    return _largest(
+        lambda context: memory_needed(shapes, batch, context, precision, **more), least, free_bytes
+    )
+
+
+def _largest(needed, least: int, free_bytes: int) -> int:
+    """The largest number from `least` on whose need is met, 0 if there is none."""
+    if free_bytes < 0:
+        raise ValueError(f"free_bytes must be at least 0, got {free_bytes}")
+    if needed(least).total_bytes > free_bytes:
+        return 0
+    low, high = least, 2 * least
+    while needed(high).total_bytes <= free_bytes:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if needed(middle).total_bytes <= free_bytes else (low, middle)
+    return low
+
+
+def _activation_bytes(shapes: Shapes, step: Step, precision: Precision, attention: AttentionKind) -> int:
+    values = letter_values(shapes, step)
+    stream = precision.num_bytes("activations", step.batch * step.new_tokens * shapes.hidden_size)
+
+    def held(operation: Operation) -> int:
+        moved = {tensor.name: tensor for tensor in (*operation.reads, *operation.writes)}
+        kept = [tensor for tensor in moved.values() if tensor.store == "activations"]
+        alive = sum(precision.num_bytes(tensor.store, tensor.elements.evaluate(values)) for tensor in kept)
+        return alive if "residual" in moved else alive + stream
+
+    return max(held(operation) for _, operation in model_operations(shapes, step, attention=attention))
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB"
