@@ -2,16 +2,22 @@
 
 The first calls pay for compilation, allocation and cold caches; a GPU returns before it has done
 the work; and one slow repetition says more of the machine than of the code. Hence the three steps.
+A fourth is the caller's: inputs that stay in the cache are faster than any memory, so hand out
+copies in turn (`Rotation`) where the real work would find its inputs in memory.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,12 @@ def measure(
 ) -> Timing:
     """Times `run()`, device work included.
 
+    On CUDA the GPU's own clock is read, by events around each repetition, and the repetitions follow
+    one another without waiting for the host: what is timed is the work, not its launch, as long as
+    the work is the longer. Elsewhere each repetition ends when the device is idle.
+
     Args:
-        device: where the work happens; each repetition ends when it is idle.
+        device: where the work happens.
         warmup: runs that are not counted, at least 0.
         repeats: runs that are, at least 1.
 
@@ -76,7 +86,22 @@ def measure(
         raise ValueError(f"repeats must be at least 1, got {repeats}; use 1 for a single run")
     for _ in range(warmup):
         run()
+    if torch.device(device).type == "cuda":
+        return Timing(_event_seconds(run, device, repeats))
     return Timing(tuple(_seconds(run, device) for _ in range(repeats)))
+
+
+def _event_seconds(run: Callable[[], object], device: torch.device | str, repeats: int) -> tuple[float, ...]:
+    """Events lie in the device's stream, so that they are reached when the work before them is done."""
+    with torch.cuda.device(device):
+        events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(repeats)]
+        synchronize(device)
+        for start, end in events:
+            start.record()
+            run()
+            end.record()
+        synchronize(device)
+    return tuple(start.elapsed_time(end) / 1e3 for start, end in events)
 
 
 def _seconds(run: Callable[[], object], device: torch.device | str) -> float:
@@ -85,3 +110,47 @@ def _seconds(run: Callable[[], object], device: torch.device | str) -> float:
     run()
     synchronize(device)
     return time.perf_counter() - start
+
+
+class Rotation:
+    """Copies of an operation's inputs, handed out in turn, that together outgrow the cache.
+
+        inputs = Rotation(x, weight)
+        measure(lambda: F.linear(*inputs()), device="cuda")
+
+    Between two uses of a copy twice the cache has been read in others.
+
+    Args:
+        tensors: the inputs; the first copy is these themselves.
+        cache_bytes: to outgrow; that of the tensors' device if None.
+
+    Raises:
+        ValueError: there are no tensors, they hold nothing, or `cache_bytes` is negative.
+    """
+
+    def __init__(self, *tensors: Tensor, cache_bytes: int | None = None):
+        size_bytes = sum(tensor.nbytes for tensor in tensors)
+        if size_bytes == 0:
+            raise ValueError("tensors must hold at least one byte, got none; give the inputs to rotate")
+        if cache_bytes is None:
+            cache_bytes = last_level_cache_bytes(tensors[0].device)
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}; use 0 for a single copy")
+        others = math.ceil(2 * cache_bytes / size_bytes)
+        self.copies = (tensors, *(tuple(tensor.clone() for tensor in tensors) for _ in range(others)))
+        self._turns = itertools.cycle(self.copies)
+
+    def __len__(self) -> int:
+        return len(self.copies)
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """The next copy."""
+        return next(self._turns)
+
+
+def last_level_cache_bytes(device: torch.device | str) -> int:
+    """The L2 of a GPU; the largest cache of a CPU, 64 MiB where the system does not tell it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")  # "32K" and the like, on Linux
+    return max((int(file.read_text().strip().removesuffix("K")) * 1024 for file in files), default=64 * 2**20)

@@ -9,6 +9,7 @@ table        the lecture's tables ①, ②, …, with its intensities beside the
 """
 
 from llmcourse.costs.counting import Cost, layer_costs, model_costs, num_parameters, total, weight_bytes
+from llmcourse.costs.expression import SYMBOLS, Expression
 from llmcourse.costs.models import LLAMA_2_7B, LLAMA_3_8B, MODELS, QWEN3_0_6B
 from llmcourse.costs.shapes import BF16, ModelShapes, Precision, Shapes, Step
 from llmcourse.costs.table import LECTURE_DECODE, LECTURE_PREFILL, Row, layer_table
@@ -21,7 +22,9 @@ __all__ = [
     "LLAMA_3_8B",
     "MODELS",
     "QWEN3_0_6B",
+    "SYMBOLS",
     "Cost",
+    "Expression",
     "ModelShapes",
     "Precision",
     "Row",

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from llmcourse.costs.operations import (
-    AttentionKind,
     Moved,
     Operation,
     Store,
@@ -74,7 +73,7 @@ def layer_costs(
     step: Step,
     precision: Precision = BF16,
     *,
-    attention: AttentionKind = "fused",
+    attention: str = "fused",
     skip_masked: bool = False,
 ) -> tuple[Cost, ...]:
     """Every operation of one decoder layer; arguments as `operations.layer_operations`."""
@@ -88,7 +87,7 @@ def model_costs(
     step: Step,
     precision: Precision = BF16,
     *,
-    attention: AttentionKind = "fused",
+    attention: str = "fused",
     skip_masked: bool = False,
 ) -> tuple[Cost, ...]:
     """Every operation of the whole model, those of a layer once for all layers."""
@@ -118,19 +117,19 @@ def letter_values(shapes: Shapes, step: Step) -> dict[str, int]:
 def count(operation: Operation, values: Mapping[str, int], precision: Precision = BF16) -> Cost:
     """The numbers of one operation, run once."""
 
-    def moved_bytes(tensors: Iterable[Moved], *stores: str) -> int:
-        chosen = (moved for moved in tensors if not stores or moved.store in stores)
-        return sum(precision.num_bytes(moved.store, moved.elements.evaluate(values)) for moved in chosen)
+    def num_bytes(moved: Moved) -> int:
+        return precision.num_bytes(moved.store, moved.elements.evaluate(values))
 
-    moved = (*operation.reads, *operation.writes)
+    reads = [(moved.store, num_bytes(moved)) for moved in operation.reads]
+    writes = [(moved.store, num_bytes(moved)) for moved in operation.writes]
     return Cost(
         operation.name,
         matmul_flops=operation.matmul_flops.evaluate(values),
         other_flops=operation.other_flops.evaluate(values),
-        read_bytes=moved_bytes(operation.reads),
-        write_bytes=moved_bytes(operation.writes),
-        weight_bytes=moved_bytes(moved, *OWNED),
-        cache_bytes=moved_bytes(moved, "cache"),
+        read_bytes=sum(size for _, size in reads),
+        write_bytes=sum(size for _, size in writes),
+        weight_bytes=sum(size for store, size in reads if store in OWNED),
+        cache_bytes=sum(size for store, size in reads + writes if store == "cache"),
     )
 
 

@@ -38,10 +38,11 @@ class Expression:
     """A sum of monomials with rational coefficients.
 
     Attributes:
-        terms: coefficient of each monomial, none of them 0; equal expressions have equal terms.
+        terms: coefficient of each monomial, none of them 0, whole ones as int; equal expressions
+            have equal terms.
     """
 
-    terms: tuple[tuple[Monomial, Fraction], ...]
+    terms: tuple[tuple[Monomial, int | Fraction], ...]
 
     def __add__(self, other: Expression | int) -> Expression:
         return _collect([*self.terms, *as_expression(other).terms])
@@ -57,7 +58,7 @@ class Expression:
     __rmul__ = __mul__
 
     def __truediv__(self, number: int) -> Expression:
-        return _collect((letters, coefficient / number) for letters, coefficient in self.terms)
+        return _collect((letters, Fraction(coefficient) / number) for letters, coefficient in self.terms)
 
     def evaluate(self, values: Mapping[str, int]) -> int | Fraction:
         """The number for the given value of every letter; a whole one is an int.
@@ -65,8 +66,7 @@ class Expression:
         Raises:
             KeyError: a letter has no value.
         """
-        total = sum((x * prod(values[letter] for letter in a) for a, x in self.terms), Fraction(0))
-        return int(total) if total.denominator == 1 else total
+        return _whole(sum(x * prod([values[letter] for letter in a]) for a, x in self.terms))
 
     def substitute(self, replacements: Mapping[str, Expression | int]) -> Expression:
         """Every letter replaced at once, so that `{"S": T, "T": 1}` turns ST into T."""
@@ -80,7 +80,7 @@ class Expression:
 
     def without_constants(self) -> Expression:
         """What stands inside O(…): every monomial once."""
-        return Expression(tuple((letters, Fraction(1)) for letters, _ in self.terms))
+        return Expression(tuple((letters, 1) for letters, _ in self.terms))
 
     def leading(self) -> Monomial:
         """The monomial of the highest degree, the first of several."""
@@ -103,11 +103,11 @@ def symbol(name: str) -> Expression:
     """
     if name not in SYMBOLS:
         raise ValueError(f"name must be one of {', '.join(SYMBOLS)}, got {name!r}")
-    return Expression((((name,), Fraction(1)),))
+    return Expression((((name,), 1),))
 
 
 def number(value: int | Fraction) -> Expression:
-    return _collect([((), Fraction(value))])
+    return _collect([((), value)])
 
 
 def as_expression(value: Expression | int) -> Expression:
@@ -117,14 +117,16 @@ def as_expression(value: Expression | int) -> Expression:
 def ratio_latex(numerator: Expression, denominator: Expression) -> str:
     """`numerator / denominator` as the lecture writes it: both divided by the leading monomial.
 
-    BTH² / (BTH + H²) becomes 1 / (1/H + 1/(BT)). Constants are dropped, as inside of O(…).
+    BTH² / (BTH + H²) becomes 1 / (1/H + 1/(BT)); what has one term below becomes a sum. Constants
+    are dropped, as inside of O(…).
     """
-    by = Counter(numerator.leading())
-    top = _scaled(numerator.without_constants(), by)
-    bottom = _scaled(denominator.without_constants(), by)
-    if top == bottom:
+    above, below = numerator.without_constants(), denominator.without_constants()
+    if above == below:
         return "1"
-    return top if bottom == "1" else rf"\frac{{{top}}}{{{bottom}}}"
+    if len(below.terms) == 1:
+        return _scaled(above, Counter(below.leading()))
+    by = Counter(above.leading())
+    return rf"\frac{{{_scaled(above, by)}}}{{{_scaled(below, by)}}}"
 
 
 def _scaled(expression: Expression, by: Counter) -> str:
@@ -137,11 +139,15 @@ def _scaled(expression: Expression, by: Counter) -> str:
     return " + ".join(fractions)
 
 
-def _collect(terms: Iterable[tuple[Monomial, Fraction]]) -> Expression:
+def _whole(value: int | Fraction) -> int | Fraction:
+    return value.numerator if value.denominator == 1 else value
+
+
+def _collect(terms: Iterable[tuple[Monomial, int | Fraction]]) -> Expression:
     total: Counter[Monomial] = Counter()
     for letters, coefficient in terms:
         total[_sorted(letters)] += coefficient
-    kept = [(letters, Fraction(x)) for letters, x in total.items() if x]
+    kept = [(letters, _whole(x)) for letters, x in total.items() if x]
     return Expression(tuple(sorted(kept, key=lambda term: (-len(term[0]), *map(_ORDER.get, term[0])))))
 
 
@@ -163,15 +169,15 @@ def _text_power(letter: str, power: int) -> str:
     return letter if power == 1 else letter + str(power).translate(_POWERS)
 
 
-def _latex_number(value: Fraction) -> str:
+def _latex_number(value: int | Fraction) -> str:
     return str(value) if value.denominator == 1 else rf"\tfrac{{{value.numerator}}}{{{value.denominator}}}"
 
 
-def _text_number(value: Fraction) -> str:
+def _text_number(value: int | Fraction) -> str:
     return str(value) if value.denominator == 1 else f"({value})"
 
 
-def _join(terms: list[tuple[Fraction, str, str]], minus: str) -> str:
+def _join(terms: list[tuple[int | Fraction, str, str]], minus: str) -> str:
     """A sum of `(signed value, its size as text, letters)`; a 1 before letters is not written."""
     text = ""
     for value, size, letters in terms:

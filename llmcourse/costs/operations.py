@@ -25,7 +25,7 @@ from typing import Literal
 from llmcourse.costs.expression import Expression, number, symbol
 from llmcourse.costs.shapes import Shapes, Step
 
-AttentionKind = Literal["fused", "unfused"]
+ATTENTION_KINDS = ("fused", "unfused")
 Store = Literal["weights", "head", "parameters", "cache", "activations"]
 
 B, T, S, L, H, I, Hq, Hkv, N, Nkv, D, V = map(  # noqa: E741
@@ -85,7 +85,7 @@ class Operation:
 
 
 def layer_operations(
-    shapes: Shapes, step: Step, *, attention: AttentionKind = "fused", skip_masked: bool = False
+    shapes: Shapes, step: Step, *, attention: str = "fused", skip_masked: bool = False
 ) -> tuple[Operation, ...]:
     """One decoder layer, in order.
 
@@ -97,7 +97,7 @@ def layer_operations(
     Raises:
         ValueError: `attention` is neither, or a product of an unfused one is to be skipped.
     """
-    if attention not in ("fused", "unfused"):
+    if attention not in ATTENTION_KINDS:
         raise ValueError(f"attention must be 'fused' or 'unfused', got {attention!r}")
     if skip_masked and attention == "unfused":
         raise ValueError("skip_masked must be False for unfused attention, got True; use attention='fused'")
@@ -106,7 +106,7 @@ def layer_operations(
 
 
 def model_operations(
-    shapes: Shapes, step: Step, *, attention: AttentionKind = "fused", skip_masked: bool = False
+    shapes: Shapes, step: Step, *, attention: str = "fused", skip_masked: bool = False
 ) -> tuple[tuple[int, Operation], ...]:
     """The whole model, in order, with how often each operation runs; arguments as `layer_operations`."""
     layer = layer_operations(shapes, step, attention=attention, skip_masked=skip_masked)
@@ -124,7 +124,7 @@ def _layer(
     output_bias: bool,
     has_qk_norm: bool,
     cached: bool,
-    attention: AttentionKind,
+    attention: str,
     skip_masked: bool,
 ) -> tuple[Operation, ...]:
     return (
@@ -200,7 +200,7 @@ def cache_write() -> Operation:
     )
 
 
-def attend(kind: AttentionKind, cached: bool, skip_masked: bool) -> Operation:
+def attend(kind: str, cached: bool, skip_masked: bool) -> Operation:
     """Two products, and four FLOPs a score: scale by 1/√D, exponential, add up, divide."""
     store: Store = "cache" if cached else "activations"
     # Query t sees S − T + t keys: together TS − T²/2 + T/2 of the TS pairs.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
-from math import ceil
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -104,12 +102,12 @@ class Step:
     @classmethod
     def prefill(
         cls, batch: int, length: int, *, cache: bool = True, logit_positions: int | None = None
-    ) -> Self:
+    ) -> Step:
         """The whole text at once."""
         return cls(batch, length, 0, cache, logit_positions)
 
     @classmethod
-    def decode(cls, batch: int, context: int) -> Self:
+    def decode(cls, batch: int, context: int) -> Step:
         """One more token that looks at `context` keys, its own among them.
 
         Raises:
@@ -119,7 +117,7 @@ class Step:
         return cls(batch, 1, context - 1)
 
     @classmethod
-    def chunk(cls, batch: int, new_tokens: int, past: int, *, logit_positions: int | None = None) -> Self:
+    def chunk(cls, batch: int, new_tokens: int, past: int, *, logit_positions: int | None = None) -> Step:
         """A piece of a prompt, after the pieces before it (chunked prefill)."""
         return cls(batch, new_tokens, past, True, logit_positions)
 
@@ -168,11 +166,11 @@ class Precision:
                 _check_at_least(name, getattr(self, name), 1)
 
     @classmethod
-    def uniform(cls, dtype: str | torch.dtype) -> Self:
+    def uniform(cls, dtype: str | torch.dtype) -> Precision:
         """Everything in one format."""
         return cls(dtype, dtype)
 
-    def num_bytes(self, store: str, elements: int | Fraction) -> int:
+    def num_bytes(self, store: str, elements: int) -> int:
         """Bytes of that many numbers, their scales included; none has scales in over 8 bits.
 
         Args:
@@ -180,10 +178,10 @@ class Precision:
         """
         bits = BITS[self.activations if store == "parameters" else getattr(self, store)]
         groups = {"weights": self.group_size, "head": self.group_size, "cache": self.cache_group_size}
-        data = ceil(Fraction(elements) * bits / 8)
+        data = -(-elements * bits // 8)  # rounded up
         if groups.get(store) is None or bits > 8:
             return data
-        return data + 2 * ceil(Fraction(elements) / groups[store])
+        return data + 2 * -(-elements // groups[store])
 
 
 BF16 = Precision()

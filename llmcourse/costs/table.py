@@ -15,7 +15,7 @@ from fractions import Fraction
 from llmcourse.costs.counting import Cost, count, letter_values
 from llmcourse.costs.expression import Expression, number, ratio_latex, symbol
 from llmcourse.costs.models import LLAMA_2_7B
-from llmcourse.costs.operations import ZERO, AttentionKind, Operation, layer_operations
+from llmcourse.costs.operations import ZERO, Operation, layer_operations
 from llmcourse.costs.shapes import BF16, Precision, Shapes, Step
 
 LECTURE_PREFILL = Step.prefill(8, 1024, cache=False)
@@ -61,7 +61,7 @@ def layer_table(
     step: Step = LECTURE_PREFILL,
     precision: Precision = BF16,
     *,
-    attention: AttentionKind = "unfused",
+    attention: str = "unfused",
 ) -> tuple[Row, ...]:
     """One row an operation. The defaults are the lecture's prefill; `LECTURE_DECODE` is its other step.
 

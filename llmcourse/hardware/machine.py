@@ -1,4 +1,4 @@
-"""The machine at hand: what it is, and how fast it copies."""
+"""The machine at hand: what it is, what it has free, and how fast it copies."""
 
 from __future__ import annotations
 
@@ -87,6 +87,25 @@ def copy_bandwidth(device: torch.device | str = "cpu", num_bytes: int = 256 * 2*
     target = torch.empty_like(source)
     timing = measure(lambda: target.copy_(source), device=device)
     return 2 * num_bytes / timing.median_s / 1e9
+
+
+def free_bytes(device: torch.device | str | None = None) -> int | None:
+    """Memory that a program can still take on the device, None where the system does not say.
+
+    Raises:
+        ValueError: a device that is not here.
+    """
+    device = default_device() if device is None else _parse(device)
+    this_machine(device)  # refuses a device that is not here
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    info = Path("/proc/meminfo")
+    for line in info.read_text(encoding="utf-8").splitlines() if info.exists() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return _memory_bytes()
 
 
 def fingerprint(device: torch.device | str | None = None) -> dict[str, str]:

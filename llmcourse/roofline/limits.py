@@ -16,7 +16,6 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 
 from llmcourse.costs import BF16, Cost, Precision, Shapes, Step, model_costs, total
-from llmcourse.costs.operations import AttentionKind
 
 Bound = Literal["memory", "compute"]
 
@@ -135,7 +134,7 @@ def predict_step(
     machine: Limits,
     precision: Precision = BF16,
     *,
-    attention: AttentionKind = "fused",
+    attention: str = "fused",
     skip_masked: bool = False,
     compute: str | torch.dtype | None = None,
 ) -> StepPrediction:
@@ -167,7 +166,7 @@ def turning_batch(
     precision: Precision = BF16,
     *,
     context: int = 1,
-    attention: AttentionKind = "fused",
+    attention: str = "fused",
     compute: str | torch.dtype | None = None,
     operation: str | None = None,
     largest: int = 2**20,

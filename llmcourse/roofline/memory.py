@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llmcourse.costs import BF16, Precision, Shapes, Step, weight_bytes
 from llmcourse.costs.counting import letter_values
-from llmcourse.costs.operations import AttentionKind, Operation, model_operations
+from llmcourse.costs.operations import Operation, model_operations
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def memory_needed(
     precision: Precision = BF16,
     *,
     new_tokens: int = 1,
-    attention: AttentionKind = "fused",
+    attention: str = "fused",
 ) -> Memory:
     """Memory for a batch whose rows hold up to `context` tokens each.
 
@@ -79,7 +79,7 @@ def check_fits(
     precision: Precision = BF16,
     *,
     new_tokens: int = 1,
-    attention: AttentionKind = "fused",
+    attention: str = "fused",
 ) -> Memory:
     """What is needed, if it is free; arguments as `memory_needed`.
 
@@ -153,7 +153,7 @@ def _largest(needed, least: int, free_bytes: int) -> int:
     return low
 
 
-def _activation_bytes(shapes: Shapes, step: Step, precision: Precision, attention: AttentionKind) -> int:
+def _activation_bytes(shapes: Shapes, step: Step, precision: Precision, attention: str) -> int:
     values = letter_values(shapes, step)
     stream = precision.num_bytes("activations", step.batch * step.new_tokens * shapes.hidden_size)
 
