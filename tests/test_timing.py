@@ -1,10 +1,12 @@
 """Timing: what is counted, and how it is summed up."""
 
+import contextlib
 import time
 
 import pytest
+import torch
 
-from llmcourse.timing import Timing, measure
+from llmcourse.timing import Rotation, Timing, last_level_cache_bytes, measure
 
 
 def test_median_and_spread_are_those_of_the_middle():
@@ -61,3 +63,71 @@ def test_the_real_clock_is_used():
 def test_bad_counts_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"{message} must be at least"):
         measure(lambda: None, **settings)
+
+
+class Gpu:
+    """CUDA's events over a clock of the stream's own: recording notes its time, work moves it."""
+
+    def __init__(self, monkeypatch):
+        self.stream_s = self.waits = 0
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: _Event(self))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+
+    def synchronize(self, device):
+        self.waits += 1
+
+
+class _Event:
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def record(self):
+        self.time_s, self.waits = self.gpu.stream_s, self.gpu.waits
+
+    def elapsed_time(self, end):
+        assert self.gpu.waits > end.waits, "asked for the time before the work was done"
+        return 1e3 * (end.time_s - self.time_s)
+
+
+def test_on_cuda_events_time_each_repetition(monkeypatch):
+    gpu, lengths_s = Gpu(monkeypatch), iter([9.0, 0.5, 1.0, 1.5])
+
+    def launch():
+        gpu.stream_s += next(lengths_s)
+
+    assert measure(launch, device="cuda", warmup=1, repeats=3).times_s == pytest.approx((0.5, 1.0, 1.5))
+    assert gpu.waits == 2  # before the first repetition and after the last: none in between
+
+
+def test_copies_outgrow_the_cache_before_one_comes_back():
+    x, weight = torch.randn(10), torch.randn(90)  # 400 bytes
+    inputs = Rotation(x, weight, cache_bytes=1000)
+    assert len(inputs) == 6  # five others hold 2000 bytes, twice the cache
+    turns = [inputs() for _ in range(7)]
+    assert turns[0][0] is x and turns[6][1] is weight
+    assert len({tensors[1].data_ptr() for tensors in turns}) == 6
+    assert all(torch.equal(tensors[1], weight) for tensors in turns)
+
+
+def test_large_inputs_need_two_copies_and_no_cache_one():
+    large = torch.randn(1000)
+    assert len(Rotation(large, cache_bytes=10)) == 2 and len(Rotation(large, cache_bytes=0)) == 1
+    assert 4000 * (len(Rotation(large)) - 1) >= 2 * last_level_cache_bytes("cpu")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "cache_bytes", "message"),
+    [
+        ((), 10, "tensors must hold at least one byte"),
+        ((torch.empty(0),), 10, "tensors must hold at least one byte"),
+        ((torch.ones(1),), -1, "cache_bytes must be at least 0, got -1"),
+    ],
+)
+def test_nothing_cannot_be_rotated(tensors, cache_bytes, message):
+    with pytest.raises(ValueError, match=message):
+        Rotation(*tensors, cache_bytes=cache_bytes)
+
+
+def test_the_cache_of_a_cpu_is_that_of_a_cpu():
+    assert 2**18 <= last_level_cache_bytes("cpu") <= 2**31

@@ -183,10 +183,10 @@ _ALL = (
     _sheet(
         "B200",
         180,
-        8000,
-        "NVIDIA HGX and DGX B200 datasheets, an eighth of the system (2024)",
+        7700,
+        "NVIDIA Blackwell datasheet, HGX B200 (2025)",
         fp32=75,
-        tf32=1125,
+        tf32=1100,
         bf16=2250,
         fp16=2250,
         fp8=4500,

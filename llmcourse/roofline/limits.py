@@ -110,9 +110,9 @@ class StepPrediction:
 
     @property
     def bound(self) -> Bound:
-        """What most of the time is spent on."""
-        memory_s = sum(operation.time_s for operation in self.operations if operation.bound == "memory")
-        return "memory" if 2 * memory_s >= self.time_s else "compute"
+        """The resource that all operations together need longer."""
+        memory_s = sum(operation.memory_s for operation in self.operations)
+        return "compute" if sum(operation.compute_s for operation in self.operations) > memory_s else "memory"
 
     @property
     def cost(self) -> Cost:
@@ -171,7 +171,7 @@ def turning_batch(
     operation: str | None = None,
     largest: int = 2**20,
 ) -> int | None:
-    """The smallest batch whose decoding step spends as long on arithmetic as on memory, or longer.
+    """The smallest batch whose decoding step is bound by arithmetic.
 
     A batch reads the weights once, but keys and values for every row: with a long context the
     intensity levels off below the ridge, and no batch turns.
@@ -192,8 +192,7 @@ def turning_batch(
 
     def computes(batch: int) -> bool:
         costs = model_costs(shapes, Step.decode(batch, context), precision, attention=attention)
-        found = predict(_chosen(costs, operation), machine, dtype)
-        return found.compute_s >= found.memory_s
+        return predict(_chosen(costs, operation), machine, dtype).bound == "compute"
 
     return _first(computes, largest)
 

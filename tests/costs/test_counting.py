@@ -143,6 +143,17 @@ def test_a_chunk_of_everything_is_a_prefill(sizes, steps, formats):
 
 @EXAMPLES
 @given(sizes, steps)
+def test_skipping_leaves_the_pairs_that_are_seen(sizes, steps):
+    shapes, step = shapes_of(sizes), step_of(steps)
+    seen = sum(step.past + query + 1 for query in range(step.new_tokens))
+    (attention,) = [c for c in layer_costs(shapes, step, skip_masked=True) if c.name == "attention"]
+    heads = step.batch * shapes.num_heads
+    assert attention.matmul_flops == 4 * heads * seen * shapes.head_dim
+    assert attention.other_flops == 4 * heads * seen
+
+
+@EXAMPLES
+@given(sizes, steps)
 def test_chunks_compute_what_a_prefill_computes(sizes, steps):
     """Where masked products are skipped, cutting a prompt in two costs no FLOP more."""
     shapes, step = shapes_of(sizes), step_of(steps)
@@ -188,6 +199,25 @@ def test_parts_lie_inside_the_whole(sizes, steps, formats):
     for cost in model_costs(shapes_of(sizes), step_of(steps), precision_of(formats)):
         assert 0 <= cost.weight_bytes <= cost.read_bytes
         assert cost.weight_bytes + cost.cache_bytes <= cost.traffic_bytes
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_weight_has_the_format_of_its_kind(tied):
+    """Matrices in 4 bits, the head in 8, all else in 16; a tied embedding is the head."""
+    shapes = dataclasses.replace(MODELS["base"], tie_word_embeddings=tied, qk_norm=True, attention_bias=True)
+    precision = Precision("int4", head="int8")
+    width, wide, vocabulary, layers = 320, 896, 12_288, 6
+    matrices = width * (320 + 2 * 64) + 320 * width + 3 * width * wide
+    others = 2 * width + (320 + 2 * 64) + 2 * 32  # norms, biases, norms of heads
+    step = Step.decode(3, 5)
+    read = {cost.name: cost.weight_bytes for cost in model_costs(shapes, step, precision)}
+    assert read.pop("embedding") == 3 * width * (1 if tied else 2)
+    assert read.pop("output head") == vocabulary * width
+    assert read.pop("first norm") == 2 * width
+    assert sum(read.values()) == layers * (matrices // 2 + 2 * others)
+    embedding = 0 if tied else 2 * vocabulary * width
+    held = layers * (matrices // 2 + 2 * others) + 2 * width + vocabulary * width + embedding
+    assert costs.weight_bytes(shapes, precision) == held
 
 
 def test_without_logits_there_is_no_head():

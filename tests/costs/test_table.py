@@ -63,6 +63,23 @@ def test_the_lecture_counts_what_it_says_it_counts():
     assert (str(rows[3].read_elements), str(rows[3].written_elements)) == ("BTH + H²", "BTH")
 
 
+def test_every_row_counts_as_it_says():
+    """FLOPs, elements read, elements written; cosines and sines are D numbers a token."""
+    counts = [tuple(map(str, (r.flops, r.read_elements, r.written_elements))) for r in layer_table()]
+    add_norm = ("5BTH", "2BTH + H", "2BTH")
+    assert counts == [
+        ("6BTH²", "BTH + 3H²", "3BTH"),
+        ("6BTH", "2BTH + BTD", "2BTH"),
+        ("4BT²ND + 4BT²N", "2BT²N + 3BTND", "2BT²N + BTND"),
+        ("2BTH²", "BTH + H²", "BTH"),
+        add_norm,
+        ("4BTHH′", "BTH + 2HH′", "2BTH′"),
+        ("4BTH′", "2BTH′", "BTH′"),
+        ("2BTHH′", "BTH′ + HH′", "BTH"),
+        add_norm,
+    ]
+
+
 def test_exact_intensities_are_lower_where_tensors_are_moved_twice():
     """O W: the lecture counts one of X and O; attention: one of four passes over the scores."""
     rows = layer_table()

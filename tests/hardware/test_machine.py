@@ -6,7 +6,15 @@ import platform
 import pytest
 import torch
 
-from llmcourse.hardware import Machine, copy_bandwidth, default_device, fingerprint, machine, this_machine
+from llmcourse.hardware import (
+    Machine,
+    copy_bandwidth,
+    default_device,
+    fingerprint,
+    free_bytes,
+    machine,
+    this_machine,
+)
 from llmcourse.timing import Timing
 
 
@@ -32,6 +40,13 @@ def test_a_device_that_is_not_here_is_refused(device):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind must be one of cpu, cuda, mps, got 'tpu'"):
         Machine("a machine", "tpu", 1, None)
+
+
+def test_free_memory_is_part_of_all():
+    free = free_bytes("cpu")
+    assert free is None or 0 < free <= this_machine("cpu").memory_bytes
+    with pytest.raises(ValueError, match="device must be one that this machine has, got 'cuda:63'"):
+        free_bytes("cuda:63")
 
 
 def test_bandwidth_counts_bytes_read_and_written(monkeypatch):

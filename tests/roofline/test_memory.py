@@ -1,0 +1,125 @@
+"""What fits: against the tensors of real caches and models, and to the last byte."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmcourse import roofline
+from llmcourse.costs import LLAMA_3_8B, MODELS, QWEN3_0_6B, Precision, weight_bytes
+from llmcourse.model import Decoder, DecoderConfig
+from tests.costs.strategies import formats, precision_of, shapes_of, sizes
+
+CONFIG = DecoderConfig(100, 24, 40, 3, 4, 2, 8, 64)
+GIB = 2**30
+EXAMPLES = settings(max_examples=20, deadline=None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_takes_what_the_cache_allocates_for_it(dtype):
+    cache = Decoder(CONFIG).to(dtype).new_cache(batch_size=3, capacity=10)
+    per_token = roofline.kv_bytes_per_token(CONFIG, Precision.uniform(dtype))
+    assert 3 * 10 * per_token == cache.keys.nbytes + cache.values.nbytes
+
+
+@pytest.mark.parametrize(
+    ("shapes", "precision", "num_bytes"),
+    [
+        (LLAMA_3_8B, Precision(), 131_072),
+        (LLAMA_3_8B, Precision(cache="int8"), 65_536),
+        (LLAMA_3_8B, Precision(cache="int8", cache_group_size=128), 65_536 + 1024),
+        (QWEN3_0_6B, Precision(), 114_688),
+        (MODELS["Llama-2-7B"], Precision(), 524_288),
+    ],
+)
+def test_bytes_a_token_of_known_models(shapes, precision, num_bytes):
+    assert roofline.kv_bytes_per_token(shapes, precision) == num_bytes
+
+
+def test_what_is_needed_is_weights_and_cache_and_some_activations():
+    needed = roofline.memory_needed(LLAMA_3_8B, 4, 1000)
+    assert needed.weight_bytes == weight_bytes(LLAMA_3_8B)
+    assert needed.cache_bytes == 4 * 1000 * 131_072
+    assert 0 < needed.activation_bytes < needed.cache_bytes / 100
+    assert needed.total_bytes == needed.weight_bytes + needed.cache_bytes + needed.activation_bytes
+
+
+def test_the_widest_operation_sets_the_activations():
+    """Decoding: the head. A prompt at once: SwiGLU. Unfused, a long prompt: the scores."""
+    shapes, length = LLAMA_3_8B, 4096
+    decoding = roofline.memory_needed(shapes, 2, length).activation_bytes
+    assert decoding == 2 * 2 * (2 * 4096 + 128_256)  # hidden states, residuals and logits of two rows
+    prefill = roofline.memory_needed(shapes, 1, length, new_tokens=length).activation_bytes
+    assert prefill == 2 * length * (4096 + 3 * 14_336)
+    unfused = roofline.memory_needed(shapes, 1, length, new_tokens=length, attention="unfused")
+    assert unfused.activation_bytes == 2 * length * (3 * 4096 + 2 * 32 * length)
+
+
+@EXAMPLES
+@given(sizes, formats, st.integers(1, 50), st.integers(0, 10**6))
+def test_the_largest_batch_fits_and_one_more_does_not(sizes, formats, context, spare_bytes):
+    shapes, precision = shapes_of(sizes), precision_of(formats)
+    free_bytes = weight_bytes(shapes, precision) + spare_bytes
+    batch = roofline.largest_batch(shapes, context, free_bytes, precision)
+    if batch:
+        assert roofline.check_fits(shapes, batch, context, free_bytes, precision).total_bytes <= free_bytes
+    with pytest.raises(roofline.DoesNotFit):
+        roofline.check_fits(shapes, batch + 1, context, free_bytes, precision)
+
+
+@EXAMPLES
+@given(sizes, formats, st.integers(1, 50), st.integers(0, 10**6), st.integers(1, 7))
+def test_the_largest_context_fits_and_one_more_does_not(sizes, formats, batch, spare_bytes, new_tokens):
+    shapes, precision = shapes_of(sizes), precision_of(formats)
+    free_bytes = weight_bytes(shapes, precision) + spare_bytes
+    more = {"precision": precision, "new_tokens": new_tokens}
+    context = roofline.largest_context(shapes, batch, free_bytes, **more)
+    if context:
+        assert context >= new_tokens
+        roofline.check_fits(shapes, batch, context, free_bytes, **more)
+    with pytest.raises(roofline.DoesNotFit):
+        roofline.check_fits(shapes, batch, max(context + 1, new_tokens), free_bytes, **more)
+
+
+def test_what_does_not_fit_is_told_with_need_and_remedy():
+    with pytest.raises(roofline.DoesNotFit) as error:
+        roofline.check_fits(LLAMA_3_8B, 64, 8192, 24 * GIB)
+    assert str(error.value) == (
+        "batch 64 with context 8192 needs 84.80 GB (16.06 GB of weights, 68.72 GB of cache, 0.02 GB of "
+        "activations), 25.77 GB are free; batch 9 would fit with context 8192 and context 1155 with batch 64"
+    )
+    roofline.check_fits(LLAMA_3_8B, 9, 8192, 24 * GIB)
+    roofline.check_fits(LLAMA_3_8B, 64, 1155, 24 * GIB)
+
+
+def test_weights_that_do_not_fit_leave_no_remedy_in_batch_or_context():
+    with pytest.raises(
+        roofline.DoesNotFit, match="leave no room: take fewer bits, a smaller model or a larger"
+    ):
+        roofline.check_fits(LLAMA_3_8B, 1, 1, 8 * GIB)
+    assert roofline.largest_batch(LLAMA_3_8B, 1, 8 * GIB) == 0
+    assert roofline.largest_context(LLAMA_3_8B, 1, 8 * GIB) == 0
+
+
+def test_fewer_bits_make_room():
+    int4 = Precision("int4", cache="int8", group_size=128)
+    assert roofline.check_fits(LLAMA_3_8B, 1, 8192, 8 * GIB, int4).total_bytes < 8 * GIB
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch": 0, "context": 5}, "batch must be at least 1, got 0"),
+        ({"batch": 1, "context": -5}, "context must be at least 1, got -5"),
+        ({"batch": 1, "context": 5, "new_tokens": 0}, "new_tokens must be at least 1, got 0"),
+        ({"batch": 1, "context": 5, "new_tokens": 6}, "new_tokens must be at most the context of 5, got 6"),
+    ],
+)
+def test_impossible_sizes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        roofline.memory_needed(LLAMA_3_8B, **arguments)
+
+
+def test_negative_memory_is_refused():
+    with pytest.raises(ValueError, match="free_bytes must be at least 0, got -1"):
+        roofline.largest_batch(LLAMA_3_8B, 1, -1)
