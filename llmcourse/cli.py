@@ -43,6 +43,9 @@ def build_parser() -> Parser:
     doctor.add_argument(
         "--grading", action="store_true", help="prove instead that students' code is isolated"
     )
+    doctor.add_argument(
+        "--measure", action="store_true", help="first measure how fast this machine copies and multiplies"
+    )
     doctor.set_defaults(run=run_doctor)
     _add_generate(commands.add_parser("generate", help="continue a text with a model"))
     add_commands(commands)
@@ -71,6 +74,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def run_doctor(options: argparse.Namespace) -> int:
     from llmcourse.doctor import examine, examine_grading, render, to_json
 
+    if options.measure:
+        from llmcourse.hardware import measure_ceilings
+
+        measure_ceilings(refresh=True)
     report = examine_grading() if options.grading else examine()
     print(to_json(report) if options.json else render(report))
     return 0 if report.ok else 1

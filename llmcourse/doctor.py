@@ -25,6 +25,7 @@ ISOLATE = (
     "grade on Linux 5.13 or later with landlock and seccomp, or, with --i-trust-these-students, students "
     "whom you trust"
 )
+MEASURE = "measure them in seconds: `python -m llmcourse doctor --measure`"
 MARKS = {"ok": "✓", "note": "·", "missing": "✗"}
 COLOURS = {"ok": "32", "note": "33", "missing": "31"}
 
@@ -89,7 +90,16 @@ def machine() -> list[Finding]:
     found.append(Finding("machine", "device", str(best)))
     if best != cpu:
         found.append(Finding("machine", "processor", str(cpu)))
-    return found
+    return [*found, _ceilings()]
+
+
+def _ceilings() -> Finding:
+    """What was measured earlier: measuring takes too long to do it unasked."""
+    from llmcourse.hardware import stored_ceilings
+
+    if (known := stored_ceilings()) is None:
+        return Finding("machine", "ceilings", "not measured yet", "note", MEASURE)
+    return Finding("machine", "ceilings", f"{known}, as measured here")
 
 
 def backends() -> list[Finding]:

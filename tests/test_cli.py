@@ -186,6 +186,17 @@ def test_interruption_ends_with_code_130(generate, monkeypatch):
     assert generate("Once")[0] == 130
 
 
+@pytest.mark.parametrize(("options", "measured"), [([], []), (["--measure"], [True])])
+def test_the_doctor_measures_when_asked_to(options, measured, monkeypatch, capsys):
+    from llmcourse import doctor, hardware
+
+    seen = []
+    monkeypatch.setattr(hardware, "measure_ceilings", lambda refresh: seen.append(refresh))
+    monkeypatch.setattr(doctor, "examine", lambda: doctor.Report((doctor.Finding("machine", "device", "x"),)))
+    assert main(["doctor", *options]) == 0
+    assert seen == measured
+
+
 def test_the_doctor_prints_a_page_or_json(monkeypatch, capsys):
     from llmcourse import doctor
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from llmcourse import doctor, pretrained
+from llmcourse import doctor, hardware, pretrained
 from llmcourse.doctor import Finding, Report, examine, render, to_json
 
 
@@ -19,6 +19,16 @@ def test_nothing_is_missing_here():
     assert [finding for finding in report.findings if finding.status == "missing"] == []
     assert report.ok
     assert {f.section for f in report.findings} == {"machine", "backends", "packages", "models", "figures"}
+
+
+def test_ceilings_are_told_once_they_are_measured(monkeypatch):
+    monkeypatch.setattr(hardware, "stored_ceilings", lambda: None)
+    finding = {f.name: f for f in doctor.machine()}["ceilings"]
+    assert finding.status == "note" and "doctor --measure" in finding.remedy
+    known = hardware.Ceilings("here", None, 2e10, 3e10, {"fp32": 1e11, "bf16": 4e11}, {})
+    monkeypatch.setattr(hardware, "stored_ceilings", lambda: known)
+    finding = {f.name: f for f in doctor.machine()}["ceilings"]
+    assert finding.value == "30.0 GB/s; fp32 0.1, bf16 0.4 TFLOP/s, as measured here"
 
 
 def test_versions_are_the_installed_ones():

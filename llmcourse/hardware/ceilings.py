@@ -62,6 +62,10 @@ class Ceilings:
         """
         return peak(self.name, self.peaks, dtype)
 
+    def __str__(self) -> str:
+        products = ", ".join(f"{name} {value / 1e12:.3g}" for name, value in self.peaks.items())
+        return f"{self.bytes_per_s / 1e9:,.1f} GB/s; {products} TFLOP/s"
+
 
 def measure_ceilings(
     device: torch.device | str | None = None, *, refresh: bool = False, folder: Path | None = None

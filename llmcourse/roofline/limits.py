@@ -9,7 +9,7 @@ follow one another, so the times of a layer and a model add up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -207,7 +207,7 @@ def _chosen(costs: tuple[Cost, ...], operation: str | None) -> Cost:
     raise ValueError(f"operation must be one of {names}, got {operation!r}; use None for the whole step")
 
 
-def _first(holds, largest: int) -> int | None:
+def _first(holds: Callable[[int], bool], largest: int) -> int | None:
     """The smallest number in [1, largest] for which `holds`, which stays true once it is."""
     if not holds(largest):
         return None

@@ -9,6 +9,7 @@ megabytes of their own, so leave a tenth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from llmcourse.costs import BF16, Precision, Shapes, Step, weight_bytes
@@ -94,51 +95,74 @@ def check_fits(
     needed = memory_needed(shapes, batch, context, **settings)
     if needed.total_bytes <= free_bytes:
         return needed
-    smaller_batch = largest_batch(shapes, context, free_bytes, **settings)
-    shorter = largest_context(shapes, batch, free_bytes, **settings)
+    if needed.weight_bytes > free_bytes:
+        remedy = "the weights alone are too large: take fewer bits, a smaller model or a larger machine"
+    else:
+        smaller_batch = largest_batch(shapes, context, free_bytes, **settings)
+        shorter = largest_context(shapes, batch, free_bytes, **settings)
+        remedy = _remedy(batch, context, smaller_batch, shorter)
     raise DoesNotFit(
         f"batch {batch} with context {context} needs {_gb(needed.total_bytes)} ({_gb(needed.weight_bytes)} "
         f"of weights, {_gb(needed.cache_bytes)} of cache, {_gb(needed.activation_bytes)} of activations), "
-        f"{_gb(free_bytes)} are free; {_remedy(batch, context, smaller_batch, shorter)}"
+        f"{_gb(free_bytes)} are free; {remedy}"
     )
 
 
 def _remedy(batch: int, context: int, smaller_batch: int, shorter: int) -> str:
-    if smaller_batch == shorter == 0:
-        return "the weights alone leave no room: take fewer bits, a smaller model or a larger machine"
     ways = []
     if smaller_batch:
         ways.append(f"batch {smaller_batch} would fit with context {context}")
     if shorter:
         ways.append(f"context {shorter} with batch {batch}")
-    return " and ".join(ways)
+    return (
+        " and ".join(ways)
+        or "one row with its new tokens does not fit beside the weights: compute fewer at once"
+    )
 
 
-def largest_batch(shapes: Shapes, context: int, free_bytes: int, precision: Precision = BF16, **more) -> int:
-    """The most rows of `context` tokens that fit, 0 if not even one does.
-
-    Args:
-        more: `new_tokens` and `attention`, as `memory_needed`.
+def largest_batch(
+    shapes: Shapes,
+    context: int,
+    free_bytes: int,
+    precision: Precision = BF16,
+    *,
+    new_tokens: int = 1,
+    attention: str = "fused",
+) -> int:
+    """The most rows of `context` tokens that fit, 0 if not even one does; arguments as `check_fits`.
 
     Raises:
         ValueError: a size out of its range.
     """
-    return _largest(lambda batch: memory_needed(shapes, batch, context, precision, **more), 1, free_bytes)
+
+    def needed(batch: int) -> Memory:
+        return memory_needed(shapes, batch, context, precision, new_tokens=new_tokens, attention=attention)
+
+    return _largest(needed, 1, free_bytes)
 
 
-def largest_context(shapes: Shapes, batch: int, free_bytes: int, precision: Precision = BF16, **more) -> int:
+def largest_context(
+    shapes: Shapes,
+    batch: int,
+    free_bytes: int,
+    precision: Precision = BF16,
+    *,
+    new_tokens: int = 1,
+    attention: str = "fused",
+) -> int:
     """The most tokens that each of `batch` rows can hold, 0 if not even `new_tokens` do.
 
     A model may have been trained on fewer (`max_position_embeddings`).
     Arguments and errors as `largest_batch`.
     """
-    least = more.get("new_tokens", 1)
-    return _largest(
-        lambda context: memory_needed(shapes, batch, context, precision, **more), least, free_bytes
-    )
+
+    def needed(context: int) -> Memory:
+        return memory_needed(shapes, batch, context, precision, new_tokens=new_tokens, attention=attention)
+
+    return _largest(needed, new_tokens, free_bytes)
 
 
-def _largest(needed, least: int, free_bytes: int) -> int:
+def _largest(needed: Callable[[int], Memory], least: int, free_bytes: int) -> int:
     """The largest number from `least` on whose need is met, 0 if there is none."""
     if free_bytes < 0:
         raise ValueError(f"free_bytes must be at least 0, got {free_bytes}")

@@ -93,12 +93,17 @@ def test_what_does_not_fit_is_told_with_need_and_remedy():
 
 
 def test_weights_that_do_not_fit_leave_no_remedy_in_batch_or_context():
-    with pytest.raises(
-        roofline.DoesNotFit, match="leave no room: take fewer bits, a smaller model or a larger"
-    ):
+    with pytest.raises(roofline.DoesNotFit, match="the weights alone are too large: take fewer bits"):
         roofline.check_fits(LLAMA_3_8B, 1, 1, 8 * GIB)
     assert roofline.largest_batch(LLAMA_3_8B, 1, 8 * GIB) == 0
     assert roofline.largest_context(LLAMA_3_8B, 1, 8 * GIB) == 0
+
+
+def test_a_prompt_too_long_to_be_computed_at_once_is_told_apart():
+    free_bytes = weight_bytes(LLAMA_3_8B) + GIB
+    with pytest.raises(roofline.DoesNotFit, match="does not fit beside the weights: compute fewer at once"):
+        roofline.check_fits(LLAMA_3_8B, 1, 32_000, free_bytes, new_tokens=32_000)
+    roofline.check_fits(LLAMA_3_8B, 1, 4000, free_bytes, new_tokens=100)
 
 
 def test_fewer_bits_make_room():
