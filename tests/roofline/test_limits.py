@@ -110,6 +110,7 @@ def test_prefill_of_a_long_prompt_is_bound_by_arithmetic():
     found = roofline.predict_step(
         LLAMA_3_8B, Step.prefill(1, 8192, logit_positions=1), H200, skip_masked=True
     )
+    assert found.tokens_per_s == pytest.approx(8192 / found.time_s)
     linear, attention = 2 * 6.98e9 * 8192, 32 * 4 * 8192**2 / 2 * 4096
     assert found.bound == "compute"
     assert 1 < found.time_s / ((linear + attention) / 989.4e12) < 1.1  # the rest is norms, SwiGLU and RoPE
