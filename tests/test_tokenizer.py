@@ -40,7 +40,8 @@ def streamed(tokenizer, ids):
 
 
 # Surrogates are no text: UTF-8 has no bytes for them.
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+# A special token's name, which hypothesis finds in this package's source, is no text to a tokenizer.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(lambda text: "<|" not in text)
 
 
 class TestRoundTrip:

@@ -25,7 +25,19 @@ VIEWS = {
     "in a dict": {"a": [Y + 1, X]},
     "in a list that holds itself": ROUND,
 }
+
+
+class Equal(type):
+    """A class that says it is every other."""
+
+    def __eq__(cls, other):
+        return True
+
+    __hash__ = type.__hash__
+
+
 COPIES = {
+    "an object whose class is equal to list": Equal("AlwaysEqual", (), {})(),
     "a clone": X.clone(),
     "a sum": X + 0,
     "gathered": X[[0, 1]],
