@@ -1,0 +1,160 @@
+"""Attention of one new token a row over its cache, with all that lies between projection and output.
+
+For each row at position p: split the fused projection into q, k and v; RMSNorm on the heads of q and k
+where the model has it (Qwen3); RoPE; write k and v to slot p; attend to slots 0 … p.
+
+The cache is cut into splits that run side by side, or a short batch would leave most of a GPU idle
+(Flash-Decoding, Dao et al. 2023). Split i gives its largest score m_i, l_i = Σ exp(s − m_i) and
+o_i = Σ exp(s − m_i) v; the program that ends last combines them:
+
+    o = Σ exp(m_i − m) o_i / Σ exp(m_i − m) l_i,   m = max m_i
+
+The query heads that share a key/value head are one tile, so every key is read once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.kernels.backend import Backend, resolve
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """RMSNorm on every head of q and of k."""
+
+    q: Float[Tensor, " D"]
+    k: Float[Tensor, " D"]
+    eps: float
+
+
+class Workspace:
+    """What the splits hand to the one that combines them; one serves every layer.
+
+    Args:
+        num_splits: a power of 2.
+
+    Attributes:
+        arrivals: how many splits have ended, for each row and key/value head; zero between launches.
+    """
+
+    def __init__(self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device):
+        if num_splits < 1 or num_splits & (num_splits - 1):
+            raise ValueError(f"num_splits must be a power of 2, got {num_splits}")
+        self.num_splits = num_splits
+        shape = (batch_size, num_heads, num_splits)
+        self.peaks = torch.empty(shape, dtype=torch.float32, device=device)
+        self.weights = torch.empty(shape, dtype=torch.float32, device=device)
+        self.mixed = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
+        self.arrivals = torch.zeros(batch_size, num_kv_heads, dtype=torch.int32, device=device)
+
+
+def num_splits(batch_size: int, num_kv_heads: int, capacity: int, block: int, multiprocessors: int) -> int:
+    """About two programs a multiprocessor, and none without a block of keys: a power of 2, at most 64."""
+    wanted = max(1, 2 * multiprocessors // (batch_size * num_kv_heads))
+    useful = max(1, -(-capacity // block))
+    return 1 << (min(wanted, useful, 64).bit_length() - 1)
+
+
+def decode_attention_reference(
+    qkv: Float[Tensor, "B heads_D"],
+    keys: Float[Tensor, "B Hkv S D"],
+    values: Float[Tensor, "B Hkv S D"],
+    positions: Int[Tensor, " B"],
+    cos: Float[Tensor, "S half"],
+    sin: Float[Tensor, "S half"],
+    norm: HeadNorm | None = None,
+) -> Float[Tensor, "B H_D"]:
+    """What `decode_attention` computes, operation by operation."""
+    batch, num_kv_heads, _, head_dim = keys.shape
+    heads = qkv.view(batch, -1, head_dim)  # (B, H + 2 Hkv, D)
+    q, k, v = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
+    if norm is not None:
+        q, k = (F.rms_norm(x, (head_dim,), w, norm.eps) for x, w in ((q, norm.q), (k, norm.k)))
+    angles = cos[positions][:, None], sin[positions][:, None]  # (B, 1, D / 2)
+    rows = torch.arange(batch, device=keys.device)
+    keys[rows, :, positions] = _rotate(k, *angles)
+    values[rows, :, positions] = v
+    extent = int(positions.max()) + 1
+    seen = torch.arange(extent, device=keys.device) <= positions[:, None]  # (B, S)
+    mixed = F.scaled_dot_product_attention(
+        _rotate(q, *angles)[:, :, None],
+        keys[:, :, :extent],
+        values[:, :, :extent],
+        attn_mask=seen[:, None, None],
+        enable_gqa=q.shape[1] > num_kv_heads,
+    )
+    return mixed.reshape(batch, -1)
+
+
+def _rotate(x: Float[Tensor, "B H D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B H D"]:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def decode_attention(
+    qkv: Float[Tensor, "B heads_D"],
+    keys: Float[Tensor, "B Hkv S D"],
+    values: Float[Tensor, "B Hkv S D"],
+    positions: Int[Tensor, " B"],
+    cos: Float[Tensor, "S half"],
+    sin: Float[Tensor, "S half"],
+    norm: HeadNorm | None = None,
+    *,
+    workspace: Workspace | None = None,
+    out: Float[Tensor, "B H_D"] | None = None,
+    backend: Backend = "auto",
+    pdl: bool = False,
+    block: int = 32,
+    warps: int = 4,
+) -> Float[Tensor, "B H_D"]:
+    """One token a row: rotates and stores its key, stores its value, attends to all up to it.
+
+    Args:
+        qkv: the fused projection, H heads of q, then Hkv of k, then Hkv of v.
+        keys, values: one layer of the cache; slot `positions[b]` of row b is written.
+        positions: of the new tokens, on the device, each below S: the lengths so far.
+        cos, sin: of the angles of every position.
+        workspace: memory of the splits; None makes it, which a loop should not.
+        out: where the result goes; new memory if None.
+        pdl: launch before the previous kernel has ended (see `launch`).
+        block: keys in one tile, a power of 2 of at least 16.
+
+    Raises:
+        ValueError: shapes that do not fit, or a backend that cannot run.
+    """
+    num_heads = _num_query_heads(qkv, keys)
+    if resolve(backend, qkv.device, qkv.dtype) == "reference":
+        mixed = decode_attention_reference(qkv, keys, values, positions, cos, sin, norm)
+        return mixed if out is None else out.copy_(mixed)
+    from llmcourse.kernels import decode_attention_triton
+
+    batch, num_kv_heads, capacity, head_dim = keys.shape
+    if workspace is None:
+        processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 8
+        splits = num_splits(batch, num_kv_heads, capacity, block, processors)
+        workspace = Workspace(batch, num_heads, num_kv_heads, head_dim, splits, qkv.device)
+    if out is None:
+        out = qkv.new_empty(batch, num_heads * head_dim)
+    decode_attention_triton.launch(
+        qkv, keys, values, positions, cos, sin, norm, workspace, out, pdl, block, warps
+    )
+    return out
+
+
+def _num_query_heads(qkv: Tensor, keys: Tensor) -> int:
+    batch, num_kv_heads, _, head_dim = keys.shape
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    if qkv.shape[0] != batch:
+        raise ValueError(f"qkv must have {batch} rows as the cache has, got {qkv.shape[0]}")
+    if qkv.shape[1] % head_dim or num_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(
+            f"qkv must hold (H + 2 · {num_kv_heads}) · {head_dim} columns with H a multiple of {num_kv_heads}, "
+            f"got {qkv.shape[1]}"
+        )
+    return num_heads

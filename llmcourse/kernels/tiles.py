@@ -1,0 +1,43 @@
+"""Tile shapes of the linear kernels: what was measured to be best, and a rule for the rest."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """The part of a matrix that one program reads at a time.
+
+    Attributes:
+        rows: of the weights; of both halves each where gate and up are fused.
+        columns: read in one step.
+        warps: of 32 threads, for one program.
+        stages: steps in flight; for one row of input this is always two.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int = 2
+
+
+def gemv_tile(num_outputs: int, num_inputs: int, gated: bool) -> Tile:
+    """For one row of input: whole rows of up to 4096 numbers at once, so that all loads fly together."""
+    columns = min(_power_of_2(num_inputs), 4096)
+    if num_inputs > 4096:
+        columns = 2048
+    warps = 8 if columns >= 2048 else 4
+    rows = max(1, min(16, 16384 // columns // (2 if gated else 1)))
+    return Tile(rows, columns, warps)
+
+
+def matmul_tile(num_rows: int, num_outputs: int, num_inputs: int, gated: bool) -> Tile:
+    """For a few rows of input on the tensor cores: enough programs for every multiprocessor."""
+    rows = 32 if num_outputs < 16384 else 64
+    columns = min(max(_power_of_2(num_inputs), 16), 128)
+    return Tile(rows, columns, 4, 4)
+
+
+def _power_of_2(number: int) -> int:
+    """The smallest power of two that is not below it."""
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,96 @@
+"""Tokens in and out of the model, without the host: look up, choose, append.
+
+The text of every row lies on the device: `text[b, p]` is its token at position p, and `positions[b]`
+says which of them the model reads now. So a whole step, from token to token, can be one CUDA graph.
+
+Sampling is the Gumbel-max trick: argmax of logits / temperature + g, with g = −log(−log(u)) drawn for
+every token, is a draw from the softmax (Gumbel 1954; Maddison et al. 2014).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.kernels.backend import Backend, resolve
+
+CHUNK = 4096  # logits that one program of the kernel looks at
+
+
+def embed_reference(
+    text: Int[Tensor, "B S"], positions: Int[Tensor, " B"], table: Float[Tensor, "V C"]
+) -> Float[Tensor, "B C"]:
+    """The rows of the table for the tokens that are read now."""
+    return table[text.gather(1, positions[:, None])[:, 0]]
+
+
+def embed(
+    text: Int[Tensor, "B S"],
+    positions: Int[Tensor, " B"],
+    table: Float[Tensor, "V C"],
+    *,
+    out: Float[Tensor, "B C"] | None = None,
+    backend: Backend = "auto",
+    pdl: bool = False,
+) -> Float[Tensor, "B C"]:
+    """`embed_reference`, into `out` where it is given."""
+    if resolve(backend, table.device, table.dtype) == "reference":
+        rows = embed_reference(text, positions, table)
+        return rows if out is None else out.copy_(rows)
+    from llmcourse.kernels import tokens_triton
+
+    out = table.new_empty(len(positions), table.shape[1]) if out is None else out
+    tokens_triton.launch_embed(text, positions, table, out, pdl)
+    return out
+
+
+class Choice:
+    """What choosing needs beside logits: the temperature, a seed, and memory for the kernel.
+
+    Args:
+        temperature: 0 for the likeliest token.
+        seed: of the noise, which also depends on the row and on the position.
+    """
+
+    def __init__(self, batch_size: int, vocab_size: int, device, *, temperature: float = 0.0, seed: int = 0):
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}; 0 is greedy")
+        self.temperature = temperature
+        self.seed = seed
+        self.num_chunks = -(-vocab_size // CHUNK)
+        self.peaks = torch.empty(batch_size, self.num_chunks, dtype=torch.float32, device=device)
+        self.tokens = torch.empty(batch_size, self.num_chunks, dtype=torch.int32, device=device)
+        self.arrivals = torch.zeros(batch_size, dtype=torch.int32, device=device)
+
+
+def choose_reference(
+    logits: Float[Tensor, "B V"], text: Int[Tensor, "B S"], positions: Int[Tensor, " B"], choice: Choice
+) -> None:
+    """Appends a token to each row: `text[b, p + 1]`; then p + 1 is the position that is read."""
+    if choice.temperature > 0:
+        # Noise of its own for every row and position, whatever else is in the batch.
+        noise = torch.empty_like(logits)
+        for row, position in enumerate(positions.tolist()):
+            generator = torch.Generator(logits.device).manual_seed(hash((choice.seed, row, position)))
+            noise[row].exponential_(generator=generator)
+        logits = logits / choice.temperature - noise.log()
+    positions += 1
+    text.scatter_(1, positions[:, None], logits.argmax(-1, keepdim=True))
+
+
+def choose(
+    logits: Float[Tensor, "B V"],
+    text: Int[Tensor, "B S"],
+    positions: Int[Tensor, " B"],
+    choice: Choice,
+    *,
+    backend: Backend = "auto",
+    pdl: bool = False,
+) -> None:
+    """`choose_reference` on the device; the noise is another, its distribution the same."""
+    if resolve(backend, logits.device, logits.dtype) == "reference":
+        return choose_reference(logits, text, positions, choice)
+    from llmcourse.kernels import tokens_triton
+
+    return tokens_triton.launch_choose(logits, text, positions, choice, pdl)

@@ -1,0 +1,103 @@
+"""The kernels of `tokens`."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmcourse.kernels.launch import options, wait_for_input
+from llmcourse.kernels.tokens import CHUNK, Choice
+
+
+@triton.jit
+def _embed_kernel(
+    text_ptr, positions_ptr, table_ptr, out_ptr, stride, C: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    wait_for_input(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    position = tl.load(positions_ptr + row)
+    token = tl.load(text_ptr + row * stride + position).to(tl.int64)
+    values = tl.load(table_ptr + token * C + columns, mask=columns < C, other=0.0)
+    tl.store(out_ptr + row * C + columns, values, mask=columns < C)
+
+
+@triton.jit
+def _choose_kernel(
+    logits_ptr,
+    text_ptr,
+    positions_ptr,
+    peaks_ptr,
+    tokens_ptr,
+    arrivals_ptr,
+    vocab_size,
+    stride,
+    inverse_temperature,
+    seed,
+    CHUNKS: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+    CHUNK_SIZE: tl.constexpr,
+    SAMPLED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    wait_for_input(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    chunk = tl.program_id(1)
+    tokens = chunk * CHUNK_SIZE + tl.arange(0, CHUNK_SIZE)
+    position = tl.load(positions_ptr + row)
+    logits = tl.load(logits_ptr + row * vocab_size + tokens, mask=tokens < vocab_size, other=float("-inf"))
+    logits = logits.to(tl.float32)
+    if SAMPLED:
+        # One stream of random numbers for each row and position: philox is a function of both.
+        stream = seed + (position * 65536 + row).to(tl.int64) * 2654435761
+        uniform = tl.maximum(tl.rand(stream, tokens), 1e-10)
+        logits = logits * inverse_temperature - tl.log(-tl.log(uniform))
+        logits = tl.where(tokens < vocab_size, logits, float("-inf"))
+    best = tl.argmax(logits, axis=0)
+    tl.store(peaks_ptr + row * CHUNKS + chunk, tl.max(logits, axis=0))
+    tl.store(tokens_ptr + row * CHUNKS + chunk, chunk * CHUNK_SIZE + best)
+    tl.debug_barrier()
+    arrived = tl.atomic_add(arrivals_ptr + row, 1, sem="acq_rel")
+    if arrived != CHUNKS - 1:
+        return
+    tl.store(arrivals_ptr + row, 0)
+    chunks = tl.arange(0, BLOCK_CHUNKS)
+    peaks = tl.load(
+        peaks_ptr + row * CHUNKS + chunks, mask=chunks < CHUNKS, other=float("-inf"), cache_modifier=".cg"
+    )
+    winner = tl.argmax(peaks, axis=0)
+    token = tl.load(tokens_ptr + row * CHUNKS + winner, cache_modifier=".cg")
+    tl.store(text_ptr + row * stride + position + 1, token.to(text_ptr.dtype.element_ty))
+    tl.store(positions_ptr + row, position + 1)
+
+
+def launch_embed(text: Tensor, positions: Tensor, table: Tensor, out: Tensor, pdl: bool) -> None:
+    size, block = table.shape[1], 1024
+    _embed_kernel[(len(positions), triton.cdiv(size, block))](
+        text, positions, table, out, text.stride(0), C=size, BLOCK=block, PDL=pdl, num_warps=4, **options(pdl)
+    )
+
+
+def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choice, pdl: bool) -> None:
+    batch, vocab_size = logits.shape
+    sampled = choice.temperature > 0
+    _choose_kernel[(batch, choice.num_chunks)](
+        logits,
+        text,
+        positions,
+        choice.peaks,
+        choice.tokens,
+        choice.arrivals,
+        vocab_size,
+        text.stride(0),
+        1.0 / choice.temperature if sampled else 1.0,
+        choice.seed,
+        CHUNKS=choice.num_chunks,
+        BLOCK_CHUNKS=triton.next_power_of_2(choice.num_chunks),
+        CHUNK_SIZE=CHUNK,
+        SAMPLED=sampled,
+        PDL=pdl,
+        num_warps=8,
+        **options(pdl),
+    )
