@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import Literal
@@ -20,10 +21,12 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> Literal["
     """
     if backend not in ("auto", "triton", "reference"):
         raise ValueError(f"backend must be 'auto', 'triton' or 'reference', got {backend!r}; leave it at 'auto'")
-    obstacle = None if backend == "reference" else _obstacle(device, dtype)
+    if backend == "reference":
+        return "reference"
+    obstacle = _obstacle(device, dtype)
     if backend == "triton" and obstacle:
         raise ValueError(f"backend must be one that can run, got 'triton' {obstacle}; use 'auto'")
-    return "reference" if backend == "reference" or obstacle else "triton"
+    return "reference" if obstacle or (backend == "auto" and device.type != "cuda") else "triton"
 
 
 def interpreted() -> bool:
@@ -31,8 +34,13 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "without the package triton (Linux only: pip install 'llmcourse[gpu]')"
     if device.type != "cuda" and not interpreted():
         return f"on {device.type}, which needs a CUDA device"

@@ -86,11 +86,10 @@ def choose(
     choice: Choice,
     *,
     backend: Backend = "auto",
-    pdl: bool = False,
 ) -> None:
     """`choose_reference` on the device; the noise is another, its distribution the same."""
     if resolve(backend, logits.device, logits.dtype) == "reference":
         return choose_reference(logits, text, positions, choice)
     from llmcourse.kernels import tokens_triton
 
-    return tokens_triton.launch_choose(logits, text, positions, choice, pdl)
+    return tokens_triton.launch_choose(logits, text, positions, choice)

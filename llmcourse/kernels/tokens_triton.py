@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.launch import options, wait_for_input
+from llmcourse.kernels.launch import wait_for_input
 from llmcourse.kernels.tokens import CHUNK, Choice
 
 
@@ -39,9 +39,7 @@ def _choose_kernel(
     BLOCK_CHUNKS: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     SAMPLED: tl.constexpr,
-    PDL: tl.constexpr,
 ):
-    wait_for_input(PDL)
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     tokens = chunk * CHUNK_SIZE + tl.arange(0, CHUNK_SIZE)
@@ -73,13 +71,15 @@ def _choose_kernel(
 
 
 def launch_embed(text: Tensor, positions: Tensor, table: Tensor, out: Tensor, pdl: bool) -> None:
+    # Lets the next kernel start early, but itself starts when all before it has ended: behind it kernels may
+    # read positions and old keys without waiting.
     size, block = table.shape[1], 1024
     _embed_kernel[(len(positions), triton.cdiv(size, block))](
-        text, positions, table, out, text.stride(0), C=size, BLOCK=block, PDL=pdl, num_warps=4, **options(pdl)
+        text, positions, table, out, text.stride(0), C=size, BLOCK=block, PDL=pdl, num_warps=4
     )
 
 
-def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choice, pdl: bool) -> None:
+def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choice) -> None:
     batch, vocab_size = logits.shape
     sampled = choice.temperature > 0
     _choose_kernel[(batch, choice.num_chunks)](
@@ -97,7 +97,5 @@ def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choic
         BLOCK_CHUNKS=triton.next_power_of_2(choice.num_chunks),
         CHUNK_SIZE=CHUNK,
         SAMPLED=sampled,
-        PDL=pdl,
         num_warps=8,
-        **options(pdl),
     )

@@ -1,0 +1,11 @@
+"""The fast decode path: static shapes, fused matrices, one CUDA graph a step, no host in the loop.
+
+weights     the matrices of a `Decoder`, fused once
+step        one token through all layers, by the kernels or by their references
+graphs      a step recorded once and replayed
+engine      `DecodeEngine`: prefill with the ordinary model, then step after step; it is a `LogitsSource`
+"""
+
+from llmcourse.decoding.engine.engine import DecodeEngine
+
+__all__ = ["DecodeEngine"]

@@ -1,0 +1,170 @@
+"""The decode loop that a machine can keep up with: one engine for every decoder, on a GPU or on the CPU.
+
+The ordinary model reads the prompts into the cache. Then every token is one step over memory that never
+moves: choose from the logits, look the token up, run all layers. On a GPU the step is a CUDA graph of
+Triton kernels, and choosing is part of it, so that many steps can be queued without waiting for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.decoding.engine.graphs import recorded
+from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState, reference_step
+from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.tokens import Choice, choose
+from llmcourse.model import Decoder
+
+
+class DecodeEngine:
+    """A decoder behind static memory: `start` and `step` as any `LogitsSource`, or `decode` for many tokens.
+
+    Args:
+        model: whose projections become views of fused matrices (see `weights.fuse_layers`).
+        backend: "triton" for the kernels, "reference" for PyTorch's operations, "auto" for what runs here.
+        settings: of the kernels; None takes what was measured to be best.
+        graph: record the kernels as a CUDA graph; off, every step launches them anew.
+
+    Raises:
+        ValueError: a backend that cannot run.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        backend: Backend = "auto",
+        settings: KernelSettings | None = None,
+        graph: bool = True,
+    ):
+        self.model = model
+        self.backend = resolve(backend, model.device, model.dtype)
+        self.settings = KernelSettings(pdl=_has_pdl(model.device)) if settings is None else settings
+        self.graph = graph and self.backend == "triton" and model.device.type == "cuda"
+        self.vocab_size = model.config.vocab_size
+        self.max_length = model.config.max_position_embeddings
+        self.eos_token_ids = model.config.eos_token_ids
+        self._state: StepState | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> Float[Tensor, "B V"]:
+        """Reads the prompts; arguments and result as in `LogitsSource.start`.
+
+        Memory and recordings are kept from the last start where batch and capacity still fit.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        if max(lengths) > capacity:
+            raise ValueError(f"capacity must be at least the longest prompt, {max(lengths)} tokens, got {capacity}")
+        state = self._prepare(len(prompts), capacity)
+        padded = torch.tensor([[*p, *[0] * (max(lengths) - len(p))] for p in prompts], device=self.device)
+        state.cache.truncate([0] * len(prompts))
+        hidden = self.model.hidden_states(padded, state.cache)  # (B, T, C)
+        self.extent = max(lengths)
+        state.text[:, : self.extent] = padded
+        state.positions.copy_(torch.tensor(lengths) - 1)
+        rows = torch.arange(len(prompts), device=self.device)
+        state.logits.copy_(self.model.lm_head(hidden[rows, state.positions]))
+        return state.logits.clone()
+
+    @torch.no_grad()
+    def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """Appends one token to each row; returns the logits after it."""
+        state = self._reserve(1)
+        state.positions += 1
+        state.text.scatter_(1, state.positions[:, None], tokens[:, None])
+        self._run("forward", self._forward)
+        return state.logits.clone()
+
+    @torch.no_grad()
+    def decode(self, num_tokens: int, *, temperature: float = 0.0, seed: int = 0) -> Int[Tensor, "B N"]:
+        """The next tokens of every row, chosen on the device; end tokens are tokens like others here.
+
+        Args:
+            temperature: 0 takes the likeliest, otherwise draws from softmax(logits / temperature).
+            seed: of the draws.
+
+        Raises:
+            ValueError: more tokens than the capacity has room for.
+        """
+        if num_tokens < 1:
+            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
+        state = self._reserve(num_tokens)
+        choice = self._choice_for(temperature, seed)
+
+        def choose_and_forward() -> None:
+            choose(state.logits, state.text, state.positions, choice, backend=self.backend)
+            self._forward()
+
+        for _ in range(num_tokens):
+            self._run(("decode", temperature, seed), choose_and_forward)
+        last = state.positions[:, None] + torch.arange(1 - num_tokens, 1, device=self.device)
+        return state.text.gather(1, last)
+
+    @torch.no_grad()
+    def reorder(self, rows: Int[Tensor, " N"]) -> None:
+        """Row i becomes a copy of row `rows[i]`; another number of rows needs other memory."""
+        old, state = self._state, self._state
+        if len(rows) != old.batch_size:
+            self._state = None
+            state = self._prepare(len(rows), old.capacity)
+        held = slice(0, self.extent)
+        state.cache.keys[:, :, :, held] = old.cache.keys[:, rows, :, held]
+        state.cache.values[:, :, :, held] = old.cache.values[:, rows, :, held]
+        for name in ("text", "positions", "logits"):
+            getattr(state, name).copy_(getattr(old, name)[rows])
+
+    def _prepare(self, batch_size: int, capacity: int) -> StepState:
+        state = self._state
+        if state is None or state.batch_size != batch_size or state.capacity < capacity:
+            self._state = None  # frees the old cache before the new one is made
+            self._state = StepState(self.model, batch_size, capacity)
+            self._recordings: dict[object, Callable[[], None]] = {}
+            self._choices: dict[tuple[float, int], Choice] = {}
+            kernels = KernelStep(self._state, self.settings) if self.backend == "triton" else None
+            self._step = reference_step if kernels is None else kernels
+        return self._state
+
+    def _reserve(self, num_tokens: int) -> StepState:
+        """Makes room on the host's side of the books; the device keeps its own positions."""
+        if self._state is None:
+            raise ValueError("the engine has read no prompt yet; call start first")
+        needed = self.extent + num_tokens
+        if needed > self._state.capacity:
+            raise ValueError(
+                f"the engine holds {self._state.capacity} tokens a row, {needed} are needed; "
+                "start it with a larger capacity or ask for fewer tokens"
+            )
+        self.extent = needed
+        return self._state
+
+    def _forward(self) -> None:
+        self._step(self._state)
+
+    def _run(self, name: object, work: Callable[[], None]) -> None:
+        """Does the work: from its recording where graphs are used."""
+        if not self.graph:
+            work()
+            return
+        if name not in self._recordings:
+            state = self._state
+            self._recordings[name] = recorded(work, self.device, [state.text, state.positions, state.logits])
+        self._recordings[name]()
+
+    def _choice_for(self, temperature: float, seed: int) -> Choice:
+        key = (temperature, seed)
+        if key not in self._choices:
+            batch = self._state.batch_size
+            self._choices[key] = Choice(batch, self.vocab_size, self.device, temperature=temperature, seed=seed)
+        return self._choices[key]
+
+
+def _has_pdl(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -1,0 +1,119 @@
+"""One token a row through all layers: from `text[b, positions[b]]` to the logits of the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from llmcourse.decoding.engine.weights import LayerWeights, fuse_layers
+from llmcourse.kernels.decode_attention import Workspace, decode_attention, decode_attention_reference, num_splits
+from llmcourse.kernels.linear import linear, linear_reference
+from llmcourse.kernels.tiles import Tile
+from llmcourse.kernels.tokens import embed, embed_reference
+from llmcourse.model import Decoder
+
+KEYS_A_TILE = 32
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """How the kernels are launched; None and empty take what was measured to be best.
+
+    Attributes:
+        pdl: start kernels before their predecessors end; needs a Hopper GPU or later.
+        tiles: of the matrices, by `(outputs, inputs, gated)`.
+        splits: of the cache in attention, a power of 2.
+    """
+
+    pdl: bool = False
+    tiles: dict[tuple[int, int, bool], Tile] = field(default_factory=dict)
+    splits: int | None = None
+
+
+class StepState:
+    """Memory of fixed address and shape for a step: text, positions, cache and activations."""
+
+    def __init__(self, model: Decoder, batch_size: int, capacity: int):
+        config, device, dtype = model.config, model.device, model.dtype
+        self.model = model
+        self.layers: list[LayerWeights] = fuse_layers(model)
+        self.eps = config.rms_norm_eps
+        self.cache = model.new_cache(batch_size, capacity)
+        self.text = torch.zeros(batch_size, capacity, dtype=torch.long, device=device)
+        self.positions = torch.zeros(batch_size, dtype=torch.long, device=device)
+        cos, sin = model.rope(torch.arange(capacity, device=device)[None])
+        self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
+        self.logits = torch.zeros(
+            batch_size, config.vocab_size, dtype=torch.promote_types(dtype, torch.float32), device=device
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return self.cache.batch_size
+
+    @property
+    def capacity(self) -> int:
+        return self.cache.capacity
+
+
+def reference_step(state: StepState) -> None:
+    """The definition: fused matrices and a cache of fixed size, otherwise the model's own operations."""
+    model, positions = state.model, state.positions
+    x = embed_reference(state.text, positions, model.model.embed_tokens.weight)
+    for index, w in enumerate(state.layers):
+        qkv = linear_reference(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
+        keys, values = state.cache.keys[index], state.cache.values[index]
+        mixed = decode_attention_reference(qkv, keys, values, positions, state.cos, state.sin, w.head_norm)
+        x = linear_reference(mixed, w.output, bias=w.output_bias, residual=x)
+        inner = linear_reference(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
+        x = linear_reference(inner, w.down, residual=x)
+    norm = model.model.norm.weight
+    state.logits.copy_(linear_reference(x, model.lm_head.weight, norm=norm, eps=state.eps))
+
+
+class KernelStep:
+    """The same through the kernels; five launches a layer, into memory that is allocated here once."""
+
+    def __init__(self, state: StepState, settings: KernelSettings):
+        c, x = state.model.config, state.model.model.embed_tokens.weight
+        batch, width = state.batch_size, c.num_heads * c.head_dim
+        self.settings = settings
+        self.hidden = x.new_empty(batch, c.hidden_size)
+        self.between = x.new_empty(batch, c.hidden_size)  # after attention, before the MLP
+        self.qkv = x.new_empty(batch, width + 2 * c.num_kv_heads * c.head_dim)
+        self.mixed = x.new_empty(batch, width)
+        self.inner = x.new_empty(batch, c.intermediate_size)
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
+        splits = settings.splits or num_splits(batch, c.num_kv_heads, state.capacity, KEYS_A_TILE, processors)
+        self.workspace = Workspace(batch, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
+
+    def __call__(self, state: StepState) -> None:
+        model, positions, pdl = state.model, state.positions, self.settings.pdl
+        embed(state.text, positions, model.model.embed_tokens.weight, out=self.hidden, backend="triton", pdl=pdl)
+        for index, w in enumerate(state.layers):
+            self._linear(self.hidden, w.qkv, self.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
+            decode_attention(
+                self.qkv,
+                state.cache.keys[index],
+                state.cache.values[index],
+                positions,
+                state.cos,
+                state.sin,
+                w.head_norm,
+                workspace=self.workspace,
+                out=self.mixed,
+                backend="triton",
+                pdl=pdl,
+                block=KEYS_A_TILE,
+            )
+            self._linear(self.mixed, w.output, self.between, bias=w.output_bias, residual=self.hidden)
+            self._linear(self.between, w.gate_up, self.inner, norm=w.mlp_norm, eps=state.eps, gated=True)
+            self._linear(self.inner, w.down, self.hidden, residual=self.between)
+        norm = model.model.norm.weight.data
+        self._linear(self.hidden, model.lm_head.weight.data, state.logits, norm=norm, eps=state.eps)
+
+    def _linear(self, x: Tensor, weight: Tensor, out: Tensor, **parts) -> None:
+        tile = self.settings.tiles.get((out.shape[1], x.shape[1], parts.get("gated", False)))
+        linear(x, weight, out=out, backend="triton", pdl=self.settings.pdl, tile=tile, **parts)
