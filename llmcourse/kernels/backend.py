@@ -20,7 +20,9 @@ def resolve(backend: str, device: torch.device, dtype: torch.dtype) -> Literal["
         ValueError: an unknown name, or "triton" where Triton cannot run.
     """
     if backend not in ("auto", "triton", "reference"):
-        raise ValueError(f"backend must be 'auto', 'triton' or 'reference', got {backend!r}; leave it at 'auto'")
+        raise ValueError(
+            f"backend must be 'auto', 'triton' or 'reference', got {backend!r}; leave it at 'auto'"
+        )
     if backend == "reference":
         return "reference"
     obstacle = _obstacle(device, dtype)

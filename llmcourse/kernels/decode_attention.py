@@ -43,7 +43,9 @@ class Workspace:
         arrivals: how many splits have ended, for each row and key/value head; zero between launches.
     """
 
-    def __init__(self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device):
+    def __init__(
+        self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
+    ):
         if num_splits < 1 or num_splits & (num_splits - 1):
             raise ValueError(f"num_splits must be a power of 2, got {num_splits}")
         self.num_splits = num_splits
@@ -154,7 +156,7 @@ def _num_query_heads(qkv: Tensor, keys: Tensor) -> int:
         raise ValueError(f"qkv must have {batch} rows as the cache has, got {qkv.shape[0]}")
     if qkv.shape[1] % head_dim or num_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(
-            f"qkv must hold (H + 2 · {num_kv_heads}) · {head_dim} columns with H a multiple of {num_kv_heads}, "
-            f"got {qkv.shape[1]}"
+            f"qkv must hold (H + 2 · {num_kv_heads}) · {head_dim} columns, "
+            f"H a multiple of {num_kv_heads}, got {qkv.shape[1]}"
         )
     return num_heads

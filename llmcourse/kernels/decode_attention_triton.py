@@ -13,7 +13,17 @@ from llmcourse.kernels.launch import options, wait_for_input
 
 
 @triton.jit
-def _rotated(head_ptr, norm_ptr, cos_ptr, sin_ptr, mask, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, NORM: tl.constexpr):
+def _rotated(
+    head_ptr,
+    norm_ptr,
+    cos_ptr,
+    sin_ptr,
+    mask,
+    eps,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    NORM: tl.constexpr,
+):
     """Heads after norm and RoPE, fp32; every feature is loaded with its partner, D / 2 away."""
     d = tl.arange(0, BLOCK_D)
     HALF: tl.constexpr = D // 2
@@ -123,7 +133,9 @@ def _decode_attention_kernel(
         k_head = heads + (H + kv_head) * D + one[:, None]
         k_new = _rotated(k_head, k_norm_ptr, cosines, sines, one[:, None] == 0, eps, D, BLOCK_D, NORM)
         k_new = k_new.to(keys_ptr.dtype.element_ty)
-        v_new = tl.load(heads + (H + HKV + kv_head) * D + one[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0)
+        v_new = tl.load(
+            heads + (H + HKV + kv_head) * D + one[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0
+        )
         slot = base + position.to(tl.int64) * D + one[:, None] + d[None, :]
         tl.store(keys_ptr + slot, k_new, mask=(d < D)[None, :])
         tl.store(values_ptr + slot, v_new.to(values_ptr.dtype.element_ty), mask=(d < D)[None, :])

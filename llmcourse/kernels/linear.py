@@ -9,7 +9,6 @@ W · (g ⊙ x / rms(x)) = (W · (g ⊙ x)) / rms(x), so every program sums x² o
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -83,7 +82,9 @@ def linear(
     return out
 
 
-def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gated: bool) -> int:
+def _check_shapes(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gated: bool
+) -> int:
     """The number of outputs."""
     rows, num_inputs = weight.shape
     if x.shape[1] != num_inputs:

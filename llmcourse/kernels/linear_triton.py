@@ -85,7 +85,7 @@ def _weight_tile(pointers, columns, step: tl.constexpr, K: tl.constexpr, BLOCK_K
     return tl.load(pointers + step * BLOCK_K, mask=inside, other=0.0, eviction_policy="evict_first")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _matmul_kernel(
     x_ptr,
     norm_ptr,

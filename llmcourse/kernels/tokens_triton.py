@@ -12,7 +12,14 @@ from llmcourse.kernels.tokens import CHUNK, Choice
 
 @triton.jit
 def _embed_kernel(
-    text_ptr, positions_ptr, table_ptr, out_ptr, stride, C: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+    text_ptr,
+    positions_ptr,
+    table_ptr,
+    out_ptr,
+    stride,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     wait_for_input(PDL)
     row = tl.program_id(0).to(tl.int64)

@@ -62,7 +62,9 @@ class DecodeEngine:
         """
         lengths = [len(prompt) for prompt in prompts]
         if max(lengths) > capacity:
-            raise ValueError(f"capacity must be at least the longest prompt, {max(lengths)} tokens, got {capacity}")
+            raise ValueError(
+                f"capacity must be at least the longest prompt, {max(lengths)} tokens, got {capacity}"
+            )
         state = self._prepare(len(prompts), capacity)
         padded = torch.tensor([[*p, *[0] * (max(lengths) - len(p))] for p in prompts], device=self.device)
         state.cache.truncate([0] * len(prompts))
@@ -162,7 +164,9 @@ class DecodeEngine:
         key = (temperature, seed)
         if key not in self._choices:
             batch = self._state.batch_size
-            self._choices[key] = Choice(batch, self.vocab_size, self.device, temperature=temperature, seed=seed)
+            self._choices[key] = Choice(
+                batch, self.vocab_size, self.device, temperature=temperature, seed=seed
+            )
         return self._choices[key]
 
 

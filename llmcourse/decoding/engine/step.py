@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from llmcourse.decoding.engine.weights import LayerWeights, fuse_layers
-from llmcourse.kernels.decode_attention import Workspace, decode_attention, decode_attention_reference, num_splits
+from llmcourse.kernels.decode_attention import (
+    Workspace,
+    decode_attention,
+    decode_attention_reference,
+    num_splits,
+)
 from llmcourse.kernels.linear import linear, linear_reference
 from llmcourse.kernels.tiles import Tile
 from llmcourse.kernels.tokens import embed, embed_reference
@@ -91,7 +96,9 @@ class KernelStep:
 
     def __call__(self, state: StepState) -> None:
         model, positions, pdl = state.model, state.positions, self.settings.pdl
-        embed(state.text, positions, model.model.embed_tokens.weight, out=self.hidden, backend="triton", pdl=pdl)
+        embed(
+            state.text, positions, model.model.embed_tokens.weight, out=self.hidden, backend="triton", pdl=pdl
+        )
         for index, w in enumerate(state.layers):
             self._linear(self.hidden, w.qkv, self.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
             decode_attention(

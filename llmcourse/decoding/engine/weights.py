@@ -27,8 +27,11 @@ class LayerWeights:
 
 
 def fuse_layers(model: Decoder) -> list[LayerWeights]:
-    """All layers' weights. The model's own projections become views into the fused matrices, so that nothing is
-    held twice and both see a change made in place; moving or casting the model afterwards parts them."""
+    """All layers' weights, in matrices that the model's own projections become views of.
+
+    So nothing is held twice, and both see a change made in place; moving or casting the model
+    afterwards parts them.
+    """
     return [_fuse_layer(layer) for layer in model.model.layers]
 
 
@@ -41,7 +44,9 @@ def _fuse_layer(layer: DecoderLayer) -> LayerWeights:
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.data,
         qkv=_fused([projection.weight for projection in projections]),
-        qkv_bias=None if projections[0].bias is None else _fused([projection.bias for projection in projections]),
+        qkv_bias=None
+        if projections[0].bias is None
+        else _fused([projection.bias for projection in projections]),
         head_norm=norm,
         output=attention.o_proj.weight.data,
         output_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,

@@ -1,0 +1,648 @@
+"""Which tile shapes, launch modes and splits decode fastest on this GPU: the measurements behind `tiles.py`.
+
+Stages, each of which survives a failing variant, and prints a short table:
+
+    compile    every kernel against fp64, outputs poisoned; all tile shapes compiled, on many cores
+    linear     every matrix of the three models: GB/s of the weights, over tile shapes, in a CUDA graph
+    engine     tokens/s of the three models over launch modes and splits, with the best tiles
+    batch      Llama-3-8B at 2 to 64 rows: tile shapes of the tensor-core kernel, and cuBLAS
+
+    PYTHONPATH=. python benchmarks/decode_variants.py --out FOLDER [--stages compile,linear,engine,batch]
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import json
+import multiprocessing
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.decoding.engine import step as step_module
+from llmcourse.decoding.engine.step import KernelSettings, KernelStep
+from llmcourse.kernels.decode_attention import (
+    HeadNorm,
+    Workspace,
+    decode_attention,
+    decode_attention_reference,
+)
+from llmcourse.kernels.linear import linear, linear_reference
+from llmcourse.kernels.tiles import Tile, gemv_tile
+from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
+from llmcourse.model import Decoder, DecoderConfig
+
+CONFIGS = {
+    "llama3_8b": DecoderConfig(
+        128256,
+        4096,
+        14336,
+        32,
+        32,
+        8,
+        128,
+        8192,
+        rms_norm_eps=1e-5,
+        rope_theta=5e5,
+        tie_word_embeddings=False,
+    ),
+    "llama2_7b": DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, 1e-5, tie_word_embeddings=False),
+    "qwen3_0.6b": DecoderConfig(151936, 1024, 3072, 28, 16, 8, 128, 40960, rope_theta=1e6, qk_norm=True),
+}
+PROMPT, NEW = 128, 200
+WORKERS = 14
+SEARCH_UNTIL_S = 150  # then the search for tiles takes what it has
+DEVICE = torch.device("cuda")
+BF16 = torch.bfloat16
+
+
+class Log:
+    """JSON lines in a file, at once; and the time since the start."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.begun = time.perf_counter()
+        self.file = (folder / "decode_variants.jsonl").open("a", encoding="utf-8")
+
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.begun
+
+    def __call__(self, **row) -> None:
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+
+@contextlib.contextmanager
+def survived(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        print(f"FAILED {what}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+        print(traceback.format_exc(limit=-2)[-600:], flush=True)
+
+
+def graph_seconds(work: Callable[[], None], repeats: int = 7) -> float:
+    """Median seconds of a replay of `work`, recorded as a graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return sorted(times)[len(times) // 2]
+
+
+def copy_gbps() -> float:
+    """GB/s of a device-to-device copy, bytes read and written, best of a few sizes."""
+    speeds = []
+    for gigabytes in (2, 4):
+        source = torch.randint(256, (gigabytes * 10**9,), dtype=torch.uint8, device=DEVICE)
+        target = torch.empty_like(source)
+        speeds.append(2 * source.numel() / graph_seconds(lambda s=source, t=target: t.copy_(s)) / 1e9)
+        del source, target
+    return max(speeds)
+
+
+# --- check ---------------------------------------------------------------------------------------
+
+
+def relative_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
+    return ((ours.double() - truth).norm() / truth.norm()).item()
+
+
+def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(*shape, device=DEVICE) * scale).to(BF16)
+
+
+def doubled(parts: dict) -> dict:
+    return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in parts.items()}
+
+
+def check_linear(batch: int, outputs: int, inputs: int, gated: bool, pdl: bool) -> float:
+    """Our error over PyTorch's own in bf16; NaN where an output is."""
+    x = random(batch, inputs)
+    weight = random(outputs * (1 + gated), inputs, scale=inputs**-0.5)
+    parts = {"norm": random(inputs).abs(), "gated": gated, "residual": random(batch, outputs)}
+    truth = linear_reference(x.double(), weight.double(), **doubled(parts))
+    theirs = relative_error(linear_reference(x, weight, **parts), truth)
+    out = torch.full((batch, outputs), float("nan"), dtype=BF16, device=DEVICE)
+    linear(x, weight, out=out, backend="triton", pdl=pdl, **parts)
+    return relative_error(out, truth) / theirs
+
+
+def check_attention(
+    heads: int, kv_heads: int, positions: list[int], splits: int, norm: bool, pdl: bool
+) -> float:
+    batch, d, capacity = len(positions), 128, 2048
+    qkv = random(batch, (heads + 2 * kv_heads) * d)
+    keys, values = random(batch, kv_heads, capacity, d), random(batch, kv_heads, capacity, d)
+    angles = torch.rand(capacity, d // 2, device=DEVICE) * 6
+    cos, sin = angles.cos().to(BF16), angles.sin().to(BF16)
+    where = torch.tensor(positions, device=DEVICE)
+    weights = HeadNorm(random(d).abs(), random(d).abs(), 1e-6) if norm else None
+    wide = HeadNorm(weights.q.double(), weights.k.double(), 1e-6) if norm else None
+    inputs = [x.double() for x in (qkv, keys, values)]
+    truth = decode_attention_reference(*inputs, where, cos.double(), sin.double(), wide)
+    theirs = decode_attention_reference(qkv, keys.clone(), values.clone(), where, cos, sin, weights)
+    for row, position in enumerate(positions):
+        keys[row, :, position:], values[row, :, position:] = float("nan"), float("nan")
+    workspace = Workspace(batch, heads, kv_heads, d, splits, DEVICE)
+    for part in (workspace.peaks, workspace.weights, workspace.mixed):
+        part.fill_(float("nan"))
+    worst = 0.0
+    for _ in range(3):  # the workspace must be fit for use again
+        out = torch.full((batch, heads * d), float("nan"), dtype=BF16, device=DEVICE)
+        decode_attention(
+            qkv,
+            keys,
+            values,
+            where,
+            cos,
+            sin,
+            weights,
+            workspace=workspace,
+            out=out,
+            backend="triton",
+            pdl=pdl,
+        )
+        worst = max(worst, relative_error(out, truth) / relative_error(theirs, truth))
+        if not torch.isfinite(out).all():
+            return float("nan")
+    return worst
+
+
+def check_tokens() -> bool:
+    logits = torch.randn(3, 128256, device=DEVICE)
+    text = torch.randint(0, 128256, (3, 50), device=DEVICE)
+    positions = torch.tensor([3, 0, 48], device=DEVICE)
+    text2, positions2 = text.clone(), positions.clone()
+    choice = Choice(3, 128256, DEVICE)
+    choose(logits, text, positions, choice, backend="triton")
+    choose_reference(logits, text2, positions2, choice)
+    table = random(128256, 1024)
+    same = torch.equal(text, text2) and torch.equal(positions, positions2)
+    rows = embed(text, positions, table, backend="triton")
+    return same and torch.equal(rows, embed_reference(text, positions, table))
+
+
+def check_sampling() -> float:
+    """Chi-square over its degrees of freedom, of draws from a known distribution: about 1."""
+    p = torch.softmax(torch.randn(50, device=DEVICE), 0)
+    rows = 4096
+    logits = p.log().expand(rows, 50).contiguous() * 0.7
+    choice = Choice(rows, 50, DEVICE, temperature=0.7, seed=3)
+    text = torch.zeros(rows, 8, dtype=torch.long, device=DEVICE)
+    positions = torch.zeros(rows, dtype=torch.long, device=DEVICE)
+    for _ in range(6):
+        choose(logits, text, positions, choice, backend="triton")
+    counts = torch.bincount(text[:, 1:7].flatten(), minlength=50).double()
+    expected = p.double() * counts.sum()
+    return ((counts - expected).square() / expected).sum().item() / 49
+
+
+def check_engine(pdl: bool, graph: bool, rows: int) -> bool:
+    """Whether the kernels choose the same 100 tokens as the references, in fp32."""
+    torch.manual_seed(1)
+    model = Decoder(DecoderConfig(1000, 256, 512, 3, 8, 2, 64, 512, qk_norm=True)).to(DEVICE)
+    prompts = [[5, 6, 7, 8], [1, 2]][:rows]
+    found = []
+    for engine in (
+        DecodeEngine(model, backend="reference"),
+        DecodeEngine(model, backend="triton", settings=KernelSettings(pdl=pdl), graph=graph),
+    ):
+        engine.start(prompts, 200)
+        found.append(engine.decode(100).tolist())
+    return found[0] == found[1]
+
+
+CHECKS: list[tuple[Callable, tuple]] = [
+    *[(check_linear, (b, 6144, 4096, False, pdl)) for b in (1, 3, 16, 64) for pdl in (False, True)],
+    *[(check_linear, (b, 14336, 4096, True, True)) for b in (1, 3, 64)],
+    *[(check_linear, (b, 4096, 14336, False, True)) for b in (1, 16)],
+    *[(check_linear, (b, 77, 1000, True, True)) for b in (1, 3)],
+    (check_attention, (32, 8, [200], 16, False, True)),
+    (check_attention, (32, 8, [200], 16, False, False)),
+    (check_attention, (32, 8, [0], 16, False, True)),
+    (check_attention, (32, 32, [327], 8, False, True)),
+    (check_attention, (16, 8, [1500], 32, True, True)),
+    (check_attention, (32, 8, [5, 64, 777, 2047], 4, False, True)),
+    (check_attention, (16, 8, [33, 31], 1, True, True)),
+    (check_tokens, ()),
+    (check_sampling, ()),
+    *[
+        (check_engine, (pdl, graph, rows))
+        for pdl in (True, False)
+        for graph in (True, False)
+        for rows in (1, 2)
+    ],
+]
+
+
+def run_check(index: int) -> object:
+    check, arguments = CHECKS[index]
+    torch.manual_seed(index)
+    return check(*arguments)
+
+
+# --- linear --------------------------------------------------------------------------------------
+
+
+def matrices(name: str) -> dict[str, tuple[int, int, bool]]:
+    c = CONFIGS[name]
+    width = c.num_heads * c.head_dim
+    return {
+        "qkv": (width + 2 * c.num_kv_heads * c.head_dim, c.hidden_size, False),
+        "o": (c.hidden_size, width, False),
+        "gate_up": (c.intermediate_size, c.hidden_size, True),
+        "down": (c.hidden_size, c.intermediate_size, False),
+        "lm_head": (c.vocab_size, c.hidden_size, False),
+    }
+
+
+def candidates(outputs: int, inputs: int, gated: bool) -> list[Tile]:
+    """Tiles of 32 to 128 bytes a thread and step; the default is among them."""
+    tiles = [gemv_tile(outputs, inputs, gated)]
+    for columns in (512, 1024, 2048, 4096):
+        if columns > inputs or columns * 14 < inputs:
+            continue
+        for warps in (4, 8):
+            for thread_bytes in (32, 64, 128):
+                rows = thread_bytes * 32 * warps // (2 * columns) // (2 if gated else 1)
+                if 1 <= rows <= 32:
+                    tiles.append(Tile(rows, columns, warps))
+    return list(dict.fromkeys(tiles))
+
+
+def compile_linear(outputs: int, inputs: int, gated: bool, normed: bool, tile: tuple, pdl: bool) -> None:
+    """Compiles one kernel into Triton's cache on disk, without running it."""
+    from llmcourse.kernels import linear_triton
+
+    kernel = linear_triton._gemv_kernel
+
+    class Warm:
+        def __getitem__(self, grid):
+            return functools.partial(kernel.warmup, grid=grid)
+
+    x = torch.empty(1, inputs, dtype=BF16, device=DEVICE)
+    out = torch.empty(1, outputs, dtype=BF16, device=DEVICE)
+    norm, residual = (x, None) if normed else (None, out)
+    try:
+        linear_triton._gemv_kernel = Warm()
+        linear_triton.launch_gemv(x, x, norm, 1e-5, None, residual, gated, out, Tile(*tile), pdl)
+    finally:
+        linear_triton._gemv_kernel = kernel
+
+
+def compile_engine(name: str, settings: KernelSettings, batch: int) -> None:
+    """Compiles what an engine needs, by one step of a model of one layer."""
+    model = random_model(name, num_layers=1)
+    engine = DecodeEngine(model, backend="triton", settings=settings, graph=False)
+    engine.start([[1] * PROMPT] * batch, PROMPT + NEW + 8)
+    engine.decode(1)
+    torch.cuda.synchronize()
+
+
+def attempt(job: tuple[str, tuple]) -> tuple[str, object]:
+    """Runs a job in a worker; its result, or what went wrong."""
+    name, arguments = job
+    try:
+        with torch.no_grad():
+            return "done", globals()[name](*arguments)
+    except Exception as error:
+        where = traceback.format_exc(limit=-1)[-300:]
+        return "failed", f"{type(error).__name__}: {str(error)[:300]} {where}"
+
+
+def in_parallel(jobs: list[tuple[str, tuple]]) -> list[tuple[str, object]]:
+    """Compilation is work for many cores; what is timed afterwards finds it on disk."""
+    start = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
+        results = list(pool.map(attempt, jobs))
+    failed = [(job, found) for job, (state, found) in zip(jobs, results, strict=True) if state == "failed"]
+    print(f"{len(jobs)} jobs in {time.perf_counter() - start:.0f} s, {len(failed)} failed", flush=True)
+    for job, found in failed[:6]:
+        print(f"FAILED {str(job)[:200]}: {found}", flush=True)
+    return results
+
+
+def shapes() -> list[tuple[int, int, bool, bool]]:
+    """Outputs, inputs, gated, normed of every matrix of every model."""
+    found = {
+        (*shape, kind in ("qkv", "gate_up", "lm_head"))
+        for name in CONFIGS
+        for kind, shape in matrices(name).items()
+    }
+    return sorted(found, key=lambda shape: (shape[1], shape[0]))
+
+
+def stage_check_and_compile(log: Log) -> None:
+    """Everything that needs no quiet machine, at once."""
+    jobs = [("run_check", (index,)) for index in range(len(CHECKS))]
+    for outputs, inputs, gated, normed in shapes():
+        tiles = candidates(outputs, inputs, gated)
+        jobs += [("compile_linear", (outputs, inputs, gated, normed, tuple(t), True)) for t in tiles]
+    results = in_parallel(jobs)
+    for (check, arguments), (state, found) in zip(CHECKS, results, strict=False):
+        log(stage="check", what=check.__name__, arguments=arguments, state=state, found=found)
+        right = found is True or (isinstance(found, float) and 0 < found < 2)
+        print(f"{'ok   ' if right else 'WRONG'} {check.__name__} {arguments}: {found}", flush=True)
+
+
+def stage_linear(log: Log, copy: float) -> dict[tuple[int, int, bool], Tile]:
+    best = {}
+    for outputs, inputs, gated, normed in shapes():
+        with survived(f"linear {outputs} {inputs}"):
+            best[outputs, inputs, gated] = search_tile(log, copy, outputs, inputs, gated, normed)
+    print("TILES =", {key: tuple(tile) for key, tile in best.items()}, flush=True)
+    return best
+
+
+def search_tile(log: Log, copy: float, outputs: int, inputs: int, gated: bool, normed: bool) -> Tile:
+    traffic_bytes = outputs * (1 + gated) * inputs * 2
+    count = max(3, min(48, 1_500_000_000 // traffic_bytes))
+    whole = random(outputs * (1 + gated), inputs, scale=inputs**-0.5)
+    weights = [whole.clone() for _ in range(count)]
+    parts = {"norm": random(inputs).abs()} if normed else {"residual": random(1, outputs)}
+    parts["gated"] = gated
+    x = random(1, inputs)
+    wide = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in parts.items()}
+    truth = linear_reference(x.float(), whole.float(), **wide).double()
+    theirs = relative_error(linear_reference(x, whole, **parts), truth)
+    results = []
+    for tile in candidates(outputs, inputs, gated):
+        if results and log.elapsed_s() > SEARCH_UNTIL_S:
+            break
+        with survived(f"linear {outputs} {inputs} {tile}"):
+            out = torch.full((1, outputs), float("nan"), dtype=BF16, device=DEVICE)
+            linear(x, whole, out=out, backend="triton", pdl=True, tile=tile, **parts)
+            if not (ratio := relative_error(out, truth) / theirs) < 2:
+                print(f"WRONG linear {outputs} {inputs} {tile}: {ratio}", flush=True)
+                continue
+            gbps = traffic_bytes / time_linear(x, weights, parts, tile, True) / 1e9
+            results.append((gbps, tile))
+            shape = (outputs, inputs, gated)
+            log(stage="linear", shape=shape, tile=tuple(tile), pdl=True, gbps=gbps, of_copy=gbps / copy)
+    results.sort(reverse=True)
+    plain = 0.0
+    with survived("without pdl"):
+        plain = traffic_bytes / time_linear(x, weights, parts, results[0][1], False) / 1e9
+    default = next((speed for speed, tile in results if tile == gemv_tile(outputs, inputs, gated)), 0)
+    top = "  ".join(f"{speed:.0f} {tuple(tile)[:3]}" for speed, tile in results[:4])
+    kind = "gated" if gated else "     "
+    print(f"{outputs:>6} × {inputs:<5} {kind} default {default:.0f} | no pdl {plain:.0f} | {top}", flush=True)
+    return results[0][1]
+
+
+def time_linear(x: torch.Tensor, weights: list[torch.Tensor], parts: dict, tile: Tile, pdl: bool) -> float:
+    """Seconds of one launch, in a chain over many matrices."""
+    outputs = weights[0].shape[0] // (1 + parts["gated"])
+    outs = [torch.empty(1, outputs, dtype=BF16, device=DEVICE) for _ in range(2)]
+
+    def chain() -> None:
+        for i, weight in enumerate(weights):
+            linear(x, weight, out=outs[i % 2], backend="triton", pdl=pdl, tile=tile, **parts)
+
+    return graph_seconds(chain) / len(weights)
+
+
+# --- engine --------------------------------------------------------------------------------------
+
+
+def random_model(name: str, **changes) -> Decoder:
+    torch.set_default_dtype(BF16)
+    try:
+        with torch.device(DEVICE):
+            model = Decoder(dataclasses.replace(CONFIGS[name], **changes))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def step_bytes(name: str, batch: int, length: float) -> float:
+    """Read for one step: the matrices, the head, and keys and values of `length` tokens a row."""
+    c = CONFIGS[name]
+    kinds = matrices(name)
+    layer = sum(n * (1 + gated) * k for kind, (n, k, gated) in kinds.items() if kind != "lm_head")
+    cache = 2 * c.num_kv_heads * c.head_dim * length * batch
+    return 2 * (c.num_layers * (layer + cache) + c.vocab_size * c.hidden_size)
+
+
+def engine_seconds(
+    model: Decoder, settings: KernelSettings, batch: int = 1, repeats: int = 4, tokens: int = NEW
+) -> tuple[float, float]:
+    """Median seconds of a step, and seconds from the engine's making to its first token."""
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    engine = DecodeEngine(model, backend="triton", settings=settings)
+    generator = torch.Generator().manual_seed(0)
+    vocab_size = min(30000, model.config.vocab_size)
+    prompts = torch.randint(0, vocab_size, (batch, PROMPT), generator=generator).tolist()
+    engine.start(prompts, PROMPT + NEW + 8)
+    engine.decode(1)
+    torch.cuda.synchronize()
+    first = time.perf_counter() - begun
+    times = []
+    for _ in range(repeats):
+        engine.start(prompts, PROMPT + NEW + 8)
+        engine.decode(1)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        engine.decode(tokens)
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / tokens)
+    return sorted(times)[len(times) // 2], first
+
+
+def report(log: Log, copy: float, name: str, batch: int, label: str, seconds: float, first: float) -> None:
+    limit = copy * 1e9 / step_bytes(name, batch, PROMPT + NEW / 2)
+    ratio = 1 / seconds / limit
+    log(stage="engine", model=name, batch=batch, label=label, step_s=seconds, tokens_s=batch / seconds,
+        limit_tokens_s=limit * batch, of_copy=ratio, first_token_s=first)  # fmt: skip
+    print(
+        f"{name:<11} B={batch:<3} {label:<34} {batch / seconds:8.1f} tok/s  {seconds * 1e6:7.0f} µs  "
+        f"{ratio:.3f} of copy  first token {first:.2f} s",
+        flush=True,
+    )
+
+
+def engine_variants(tiles: dict) -> dict[str, KernelSettings]:
+    found = {
+        "default tiles, no pdl": KernelSettings(pdl=False),
+        "default tiles, pdl": KernelSettings(pdl=True),
+        "best tiles, no pdl": KernelSettings(pdl=False, tiles=tiles),
+        "best tiles, pdl": KernelSettings(pdl=True, tiles=tiles),
+    }
+    for splits in (4, 8):
+        found[f"best tiles, pdl, splits {splits}"] = KernelSettings(pdl=True, tiles=tiles, splits=splits)
+    return found
+
+
+def stage_engine(log: Log, copy: float, tiles: dict, name: str) -> None:
+    model = random_model(name)
+    for label, settings in engine_variants(tiles).items():
+        with survived(f"{name} {label}"):
+            report(log, copy, name, 1, label, *engine_seconds(model, settings))
+    ablations(log, copy, name, model, KernelSettings(pdl=True, tiles=tiles))
+    profile(log, name, model, KernelSettings(pdl=False, tiles=tiles))
+
+
+def ablations(log: Log, copy: float, name: str, model: Decoder, settings: KernelSettings) -> None:
+    """What a step costs without one of its parts: where the time is."""
+    attention = step_module.decode_attention
+    with survived(f"{name} without attention"):
+        try:
+            step_module.decode_attention = lambda *args, **kwargs: None
+            report(log, copy, name, 1, "(ablation) no attention", *engine_seconds(model, settings, tokens=60))
+        finally:
+            step_module.decode_attention = attention
+    whole = KernelStep._linear
+    for skipped in ("qkv", "o", "gate_up", "down", "lm_head"):
+        outputs, inputs, gated = matrices(name)[skipped]
+
+        def without(self, x, weight, out, _key=(outputs, inputs, gated), **parts):
+            if (out.shape[1], x.shape[1], parts.get("gated", False)) != _key:
+                whole(self, x, weight, out, **parts)
+
+        with survived(f"{name} without {skipped}"):
+            try:
+                KernelStep._linear = without
+                seconds, _ = engine_seconds(model, settings, repeats=3, tokens=60)
+                log(stage="ablation", model=name, skipped=skipped, step_s=seconds)
+                print(f"{name:<11}       (ablation) no {skipped:<19} {seconds * 1e6:23.0f} µs", flush=True)
+            finally:
+                KernelStep._linear = whole
+
+
+def profile(log: Log, name: str, model: Decoder, settings: KernelSettings) -> None:
+    """Microseconds of each kernel in a step, by the profiler, one after the other."""
+    with survived(f"profile {name}"):
+        engine = DecodeEngine(model, backend="triton", settings=settings, graph=False)
+        engine.start([list(range(PROMPT))], PROMPT + NEW)
+        engine.decode(3)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+            engine.decode(5)
+            torch.cuda.synchronize()
+        for event in sorted(found.key_averages(), key=lambda e: -e.device_time_total)[:6]:
+            each = event.device_time_total / event.count
+            print(f"   {event.key[:40]:<40} × {event.count / 5:5.0f} {each:7.2f} µs")
+            log(
+                stage="profile",
+                model=name,
+                kernel=event.key[:60],
+                count=event.count,
+                us=event.device_time_total / event.count,
+            )
+
+
+# --- batch ---------------------------------------------------------------------------------------
+
+BATCHES = (2, 4, 8, 16, 32, 64)
+
+
+def batch_variants(name: str) -> dict[str, KernelSettings]:
+    """The default tiles of the tensor-core kernel, and the same tile for every matrix."""
+    found = {"default matmul tiles": KernelSettings(pdl=True)}
+    for tile in (Tile(64, 128, 4, 4), Tile(32, 256, 4, 3), Tile(16, 256, 4, 4)):
+        tiles = {shape: tile for shape in matrices(name).values()}
+        found[f"matmul tile {tuple(tile)}"] = KernelSettings(pdl=True, tiles=tiles)
+    return found
+
+
+def stage_batch(log: Log, copy: float, name: str) -> None:
+    model = random_model(name)
+    for batch in BATCHES:
+        for label, settings in batch_variants(name).items():
+            with survived(f"batch {batch} {label}"):
+                timing = engine_seconds(model, settings, batch, repeats=3, tokens=60)
+                report(log, copy, name, batch, label, *timing)
+        whole = KernelStep._linear
+        with survived(f"batch {batch} cuBLAS"):
+            try:
+                KernelStep._linear = by_cublas
+                timing = engine_seconds(model, KernelSettings(), batch, repeats=3, tokens=60)
+                report(log, copy, name, batch, "cuBLAS", *timing)
+            finally:
+                KernelStep._linear = whole
+
+
+def by_cublas(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, **parts) -> None:
+    out.copy_(linear_reference(x, weight, **parts))
+
+
+def engine_jobs(tiles: dict, names: list[str], stages: list[str]) -> list[tuple[str, tuple]]:
+    jobs = []
+    if "engine" in stages:
+        jobs += [("compile_engine", (n, s, 1)) for n in names for s in engine_variants(tiles).values()]
+    if "batch" in stages:
+        variants = batch_variants(names[0]).values()
+        # Two to sixteen rows are one kernel; attention's splits depend on the rows too.
+        jobs += [("compile_engine", (names[0], s, b)) for b in (2, 32, 64) for s in variants]
+        jobs += [("compile_engine", (names[0], KernelSettings(pdl=True), b)) for b in (4, 8, 16)]
+        jobs += [("compile_engine", (names[0], KernelSettings(), b)) for b in BATCHES]
+    return jobs
+
+
+def planned(arguments: argparse.Namespace, log: Log, copy: float) -> list[tuple[str, Callable[[], object]]]:
+    stages, names = arguments.stages.split(","), arguments.models.split(",")
+    tiles: dict = {}
+    work: list[tuple[str, Callable[[], object]]] = []
+    if "compile" in stages:
+        work.append(("compile", lambda: stage_check_and_compile(log)))
+    if "linear" in stages:
+        work.append(("linear", lambda: tiles.update(stage_linear(log, copy))))
+    if "engine" in stages or "batch" in stages:
+        work.append(("compile engines", lambda: in_parallel(engine_jobs(tiles, names, stages))))
+    if "engine" in stages:
+        work += [
+            (f"engine {name}", functools.partial(stage_engine, log, copy, tiles, name)) for name in names
+        ]
+    if "batch" in stages:
+        work.insert(len(work) - 1, ("batch", lambda: stage_batch(log, copy, names[0])))
+    return work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stages", default="compile,linear,engine,batch")
+    parser.add_argument("--models", default="llama3_8b,qwen3_0.6b,llama2_7b")
+    parser.add_argument("--limit-s", type=float, default=300, help="no stage begins after this")
+    arguments = parser.parse_args()
+    log = Log(arguments.out)
+    copy = copy_gbps()
+    print(f"{torch.cuda.get_device_name()}: copy {copy:.0f} GB/s", flush=True)
+    log(stage="copy", gbps=copy, device=torch.cuda.get_device_name())
+    for label, run in planned(arguments, log, copy):
+        if log.elapsed_s() > arguments.limit_s:
+            print(f"--- {label} left out: {arguments.limit_s:.0f} s are over", flush=True)
+            continue
+        with survived(f"stage {label}"), torch.no_grad():
+            run()
+        torch.cuda.empty_cache()
+        print(f"--- {label}: {log.elapsed_s():.0f} s since the start", flush=True)
+
+
+if __name__ == "__main__":
+    main()
