@@ -26,9 +26,10 @@ def gemv_tile(num_outputs: int, num_inputs: int, gated: bool) -> Tile:
     columns = min(num_inputs & -num_inputs, 4096)  # the largest power of two that divides them
     if columns < 512:
         columns = min(_power_of_2(num_inputs), 2048)
-    rows = 16384 // columns // (2 if gated else 1)
-    enough = max(1, num_outputs // 256)  # for every multiprocessor to have a program or two
-    return Tile(max(1, min(rows, enough, 16)), columns, 8 if columns >= 2048 else 4)
+    rows = max(1, min(16, 16384 // columns // (2 if gated else 1)))
+    while rows > 1 and rows * 256 > num_outputs:  # a program or two for every multiprocessor
+        rows //= 2
+    return Tile(rows, columns, 8 if columns >= 2048 else 4)
 
 
 def matmul_tile(num_rows: int, num_outputs: int, num_inputs: int, gated: bool) -> Tile:
