@@ -1,0 +1,164 @@
+"""The contract of every kernel: what its reference computes, within twice that one's own rounding error.
+
+`test_kernels` runs this file in a process of its own, where Triton interprets its kernels on the CPU (or
+on a GPU, where there is one). Outputs are poisoned with NaN first, so that what is not written shows.
+The interpreter is wrong in bf16, so that fp16 stands in for it here.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+from llmcourse.kernels.decode_attention import (
+    HeadNorm,
+    Workspace,
+    decode_attention,
+    decode_attention_reference,
+)
+from llmcourse.kernels.linear import linear, linear_reference
+from llmcourse.kernels.tiles import Tile
+from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = (torch.float32, torch.float16)
+SHAPES = ((8, 32), (50, 100), (33, 128), (1, 7))  # outputs, inputs: ragged ones too
+PARTS = {
+    "plain": (False, False, False, False),  # norm, gated, bias, residual
+    "norm": (True, False, False, False),
+    "gated": (True, True, False, False),
+    "bias and residual": (False, False, True, True),
+    "all that go together": (True, True, False, True),
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(shape, dtype=dtype, device=DEVICE)
+
+
+def doubled(parts: dict) -> dict:
+    return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in parts.items()}
+
+
+def check(ours: torch.Tensor, truth: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Written throughout, and no further from the truth than twice what the reference is in this dtype."""
+    assert torch.isfinite(ours).all()
+    allowed = 2 * (theirs.double() - truth).abs().max() + 4 * torch.finfo(ours.dtype).eps
+    assert (ours.double() - truth).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize(("rows", "dtype"), itertools.product((1, 3), DTYPES))
+def test_linear(parts, rows, dtype):
+    has_norm, gated, has_bias, has_residual = PARTS[parts]
+    for outputs, inputs in SHAPES:
+        x = random(rows, inputs, dtype=dtype)
+        weight = random(outputs * (1 + gated), inputs, dtype=dtype) / inputs**0.5
+        given = {
+            "norm": random(inputs, dtype=dtype).abs() if has_norm else None,
+            "bias": random(outputs, dtype=dtype) if has_bias else None,
+            "residual": random(rows, outputs, dtype=dtype) if has_residual else None,
+            "gated": gated,
+        }
+        truth = linear_reference(x.double(), weight.double(), **doubled(given))
+        theirs = linear_reference(x, weight, **given)
+        for tile in (None, Tile(4, 32, 4) if rows == 1 else Tile(16, 16, 4, 2)):
+            out = torch.full((rows, outputs), torch.nan, dtype=dtype, device=DEVICE)
+            linear(x, weight, out=out, backend="triton", tile=tile, **given)
+            check(out, truth, theirs)
+
+
+def test_the_check_sees_a_kernel_that_forgets():
+    x, weight = random(1, 32, dtype=torch.float32), random(8, 32, dtype=torch.float32)
+    residual = random(1, 8, dtype=torch.float32)
+    truth = linear_reference(x.double(), weight.double(), residual=residual.double())
+    theirs = linear_reference(x, weight, residual=residual)
+    with pytest.raises(AssertionError):
+        check(linear(x, weight, backend="triton"), truth, theirs)
+    with pytest.raises(AssertionError):
+        check(torch.full_like(theirs, torch.nan), truth, theirs)
+
+
+# H, Hkv, D, slots, and where each row's new token stands
+CACHES = {
+    "the first token": (4, 2, 16, 64, [0]),
+    "one group": (4, 1, 32, 64, [40]),
+    "ragged rows": (2, 2, 16, 128, [127, 5]),
+    "three, odd sizes": (6, 2, 24, 100, [99, 17, 16]),
+    "at a tile's edge": (8, 2, 128, 70, [64]),
+}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(("has_norm", "dtype"), itertools.product((False, True), DTYPES))
+def test_decode_attention(cache, has_norm, dtype):
+    heads, kv_heads, size, slots, where = CACHES[cache]
+    rows = len(where)
+    for splits in (1, 4):
+        qkv = random(rows, (heads + 2 * kv_heads) * size, dtype=dtype)
+        keys, values = (random(rows, kv_heads, slots, size, dtype=dtype) for _ in range(2))
+        angles = torch.rand(slots, size // 2, device=DEVICE) * 6
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        gains = [random(size, dtype=dtype).abs() for _ in range(2)]
+        norm = HeadNorm(*gains, 1e-6) if has_norm else None
+        wide = HeadNorm(*(gain.double() for gain in gains), 1e-6) if has_norm else None
+        positions = torch.tensor(where, device=DEVICE)
+        expected = [keys.double(), values.double()]
+        inputs = [cos.double(), sin.double(), wide]
+        truth = decode_attention_reference(qkv.double(), *expected, positions, *inputs)
+        theirs = decode_attention_reference(qkv, keys.clone(), values.clone(), positions, cos, sin, norm)
+        for row, position in enumerate(where):  # slots that hold no token yet
+            keys[row, :, position:], values[row, :, position:] = torch.nan, torch.nan
+        workspace = Workspace(rows, heads, kv_heads, size, splits, DEVICE)
+        for memory in (workspace.peaks, workspace.weights, workspace.mixed):
+            memory.fill_(torch.nan)
+        for _ in range(2):  # the workspace is left as it was found
+            out = torch.full((rows, heads * size), torch.nan, dtype=dtype, device=DEVICE)
+            decode_attention(
+                qkv, keys, values, positions, cos, sin, norm,
+                workspace=workspace, out=out, backend="triton", block=16,
+            )  # fmt: skip
+            check(out, truth, theirs)
+            assert not workspace.arrivals.any()
+        for row, position in enumerate(where):
+            assert torch.equal(values[row, :, position].double(), expected[1][row, :, position])
+            gap = (keys[row, :, position].double() - expected[0][row, :, position]).abs().max()
+            assert gap <= 8 * torch.finfo(dtype).eps * 4
+
+
+def test_tokens_are_chosen_appended_and_looked_up():
+    text = torch.randint(0, 9000, (3, 20), device=DEVICE)
+    positions = torch.tensor([3, 0, 18], device=DEVICE)
+    logits, table = random(3, 9000, dtype=torch.float32), random(9000, 40, dtype=torch.float32)
+    choice, text_2, positions_2 = Choice(3, 9000, DEVICE), text.clone(), positions.clone()
+    choose(logits, text, positions, choice, backend="triton")
+    choose_reference(logits, text_2, positions_2, choice)
+    assert torch.equal(text, text_2) and torch.equal(positions, positions_2) and not choice.arrivals.any()
+    rows = embed(text, positions, table, backend="triton")
+    assert torch.equal(rows, embed_reference(text, positions, table))
+
+
+def test_draws_have_the_distribution_that_was_asked_for():
+    """Chi-square of 2,000 draws over 8 tokens; an honest sampler fails once in a million."""
+    from scipy.stats import chi2
+
+    p = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.08, 0.04, 0.02, 0.01], device=DEVICE)
+    rows, temperature = 500, 0.5
+    logits = (p.log() * temperature).expand(rows, 8).contiguous()
+    choice = Choice(rows, 8, DEVICE, temperature=temperature, seed=3)
+    text = torch.zeros(rows, 5, dtype=torch.long, device=DEVICE)
+    positions = torch.zeros(rows, dtype=torch.long, device=DEVICE)
+    for _ in range(4):
+        choose(logits, text, positions, choice, backend="triton")
+    counts = torch.bincount(text[:, 1:].flatten(), minlength=8).double()
+
+    def statistic(probabilities):
+        expected = probabilities.double() * counts.sum()
+        return ((counts - expected).square() / expected).sum().item()
+
+    assert statistic(p) < chi2.isf(1e-6, 7) < statistic(p.sqrt() / p.sqrt().sum())
