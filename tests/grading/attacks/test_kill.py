@@ -89,11 +89,15 @@ def test_a_killed_grader_goes_on_to_the_same_grades(tier, ordinary):
         assert before >= KILLED_AT[-1]
         for root in where.temporary.iterdir():  # what the kills left: another start removes it when it is old
             os.utime(root, (0, 0))
-        rest = run(where, tier, uid)
-        assert rest.summary["skipped"] == before and rest.summary["graded"] == STUDENTS + 1 - before
+        rest = run(where, tier, uid).summary
+        graded = rest["graded"]
+        if rest["failed"]:  # by the machinery, on a machine that others load: no grade, until the next start
+            graded += run(where, tier, uid).summary["graded"]
+        assert rest["skipped"] == before and graded == STUDENTS + 1 - before, rest["failed"]
         resumed = points(read_grades(where.out))
         assert list(where.temporary.iterdir()) == []
         whole = run(where, tier, uid, "--regrade")
-        assert whole.summary["changed"] == [] and whole.summary["graded"] == STUDENTS + 1
+        assert whole.summary["changed"] == [] and whole.summary["failed"] == {}
+        assert whole.summary["graded"] == STUDENTS + 1
         assert points(read_grades(where.out)) == resumed
         assert resumed["student0"] == 100 and resumed["student1"] == 92 and resumed["student3"] == 84
