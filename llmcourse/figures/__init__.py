@@ -7,6 +7,12 @@
     beam_tree               what beam search considered, kept and cut
     contrast                expert, amateur and their difference
     diversity               strategies against measures, a mark for each kind of text
+    roofline_data           ceilings, operations and runs on a roofline
+    roofline_plot           their figure
+    labels                  labels that do not lie on one another
+    cost_table              the operations of a layer: symbols, the lecture's numbers, the exact ones
+    memory_bars             weights, cache and activations against what there is
+    growth                  how a cost grows, measured and predicted
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 

@@ -5,10 +5,15 @@ view                what all views share: controls, messages, the picture left i
 sampling_explorer   temperature, truncation and penalties on the next token, step by step
 beam_tree_viewer    beam search, a step at a time
 contrast_viewer     expert, amateur and their difference
+machines            machines and formats to choose from
+roofline_explorer   where a model's operations lie on a machine's roofline
+memory_calculator   whether weights, cache and activations fit
 """
 
 from llmcourse.figures.widgets.beam_tree_viewer import BeamTreeViewer
 from llmcourse.figures.widgets.contrast_viewer import ContrastViewer
+from llmcourse.figures.widgets.memory_calculator import MemoryCalculator
+from llmcourse.figures.widgets.roofline_explorer import RooflineExplorer
 from llmcourse.figures.widgets.sampling_explorer import SamplingExplorer
 
-__all__ = ["BeamTreeViewer", "ContrastViewer", "SamplingExplorer"]
+__all__ = ["BeamTreeViewer", "ContrastViewer", "MemoryCalculator", "RooflineExplorer", "SamplingExplorer"]

@@ -86,7 +86,7 @@ def _row_html(place: int, one: Ranking) -> str:
     return f"<tr><td>{place}</td>{cells}<td>{one.score:.3f}</td><td>{end}</td></tr>"
 
 
-class BeamTreeViewer(v.View):
+class BeamTreeViewer(v.PromptView):
     """Sliders over a beam search; every search is run once and then remembered.
 
     Args:

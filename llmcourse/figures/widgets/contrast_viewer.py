@@ -77,7 +77,7 @@ def _end(expert: ReadyModel, tokens: list[int], limit: int, chosen: tuple[v.Chos
     return f"The context of {limit:,} tokens is full: undo, or restart." if len(tokens) >= limit else ""
 
 
-class ContrastViewer(v.View):
+class ContrastViewer(v.PromptView):
     """Controls over `compare`, and buttons that append either side's choice.
 
     Args:

@@ -90,7 +90,7 @@ def _end(ready: ReadyModel, tokens: list[int], chosen: tuple[v.Chosen, ...]) -> 
     return ""
 
 
-class SamplingExplorer(v.View):
+class SamplingExplorer(v.PromptView):
     """Sliders over `explore`, and buttons that append a token.
 
     The orange mark is the token that the seed draws next. Everything works from the keyboard.

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ipywidgets
-from ipywidgets import HTML, Box, Button, Dropdown, FloatSlider, Image, IntSlider, Layout, Textarea, VBox
+from ipywidgets import (
+    HTML,
+    Box,
+    Button,
+    Dropdown,
+    FloatSlider,
+    Image,
+    IntSlider,
+    Layout,
+    SelectionSlider,
+    Textarea,
+    VBox,
+)
 
 from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
 from llmcourse.figures.style import PIXELS_PER_INCH, Picture, shorten
@@ -80,6 +92,14 @@ def dropdown(name: str, options: Sequence, value, width: str = "220px") -> Dropd
     return Dropdown(description=name, options=options, value=value, style=style, layout=Layout(width=width))
 
 
+def size_slider(name: str, value: int, low: int, high: int, tooltip: str) -> SelectionSlider:
+    """A slider over the powers of two from `low` to `high`, and the given value where it is none."""
+    sizes = {2**power for power in range(low.bit_length() - 1, high.bit_length())} | {value}
+    options = [(f"{size:,}", size) for size in sorted(sizes)]
+    settings = {"options": options, "value": value, "tooltip": tooltip}
+    return SelectionSlider(description=name, style=NAME_STYLE, layout=_slider_layout(), **settings)
+
+
 def row(*widgets: ipywidgets.Widget) -> Box:
     """Side by side, wrapping where the page is narrow."""
     layout = Layout(display="flex", flex_flow="row wrap", align_items="center", width="100%", grid_gap="4px")
@@ -87,9 +107,9 @@ def row(*widgets: ipywidgets.Widget) -> Box:
 
 
 class View:
-    """A prompt box, controls, a picture and the text written so far.
+    """Controls, a picture and some text below it.
 
-    A subclass fills `controls`, calls `_assemble` and then, whenever something changes, `show`
+    A subclass makes its controls, calls `_assemble` and then, whenever something changes, `show`
     or `complain`. A saved notebook keeps the present picture beside the live view, for pages
     that cannot run widgets.
 
@@ -101,31 +121,19 @@ class View:
 
     name = "view"
 
-    def __init__(self, prompt: str):
-        examples = [("choose an example …", "")] + [(shorten(visible(e), 30), e) for e in EXAMPLES]
-        layout = Layout(width="min(100%, 560px)", height="58px")
-        self.prompt = Textarea(prompt, description="prompt", continuous_update=False, layout=layout)
-        self.prompt.style.description_width = "56px"
-        self.examples = dropdown("or", examples, "", "260px")
+    def __init__(self):
         self.picture = Picture(alt=self.name)
         self.message = ""
         self._image = Image(format="png", layout=Layout(max_width="100%", height="auto"))
         self._message, self._spoken, self._text = HTML(), HTML(), HTML(layout=Layout(max_width="880px"))
         self._fonts, self._characters = HTML(f"<style>{VIEW_CSS}</style>"), frozenset()
-        self._bring_characters("".join(EXAMPLES))
         self.widget = VBox(layout=Layout(width="100%"))
         self.widget.add_class(VIEW_CLASS)
-        self.examples.observe(self._use_example, "value")
 
     def _assemble(self, *rows: ipywidgets.Widget) -> None:
-        """The prompt, the given rows, the message, the picture and the text, from top to bottom."""
-        first = row(self.prompt, self.examples)
+        """The given rows, the message, the picture and the text, from top to bottom."""
         shown = (self._message, self._image, self._spoken, self._text, self._fonts)
-        self.widget.children = [first, *rows, *shown]
-
-    def _use_example(self, change) -> None:
-        if change["new"]:
-            self.prompt.value = change["new"]
+        self.widget.children = [*rows, *shown]
 
     def _bring_characters(self, text: str) -> None:
         """Sends the browser what it lacks to write a text, once for each character."""
@@ -140,7 +148,7 @@ class View:
         Args:
             words: other text that controls show.
         """
-        self._bring_characters(self.prompt.value + text + words)
+        self._bring_characters(text + words)
         self.picture, self.message = picture, ""
         self._image.layout.width = f"{picture.get_size_inches()[0] * PIXELS_PER_INCH:.0f}px"
         self._image.value = picture.png(SCREEN_SCALE)
@@ -167,6 +175,30 @@ class View:
         return bundle, {
             "image/png": {"alt": alt, "width": int(self.picture.get_figwidth() * PIXELS_PER_INCH)}
         }
+
+
+class PromptView(View):
+    """A view of what a model does with a text: a prompt box and examples stand above the controls."""
+
+    def __init__(self, prompt: str):
+        super().__init__()
+        examples = [("choose an example …", "")] + [(shorten(visible(e), 30), e) for e in EXAMPLES]
+        layout = Layout(width="min(100%, 560px)", height="58px")
+        self.prompt = Textarea(prompt, description="prompt", continuous_update=False, layout=layout)
+        self.prompt.style.description_width = "56px"
+        self.examples = dropdown("or", examples, "", "260px")
+        self.examples.observe(self._use_example, "value")
+        self._bring_characters("".join(EXAMPLES))
+
+    def _assemble(self, *rows: ipywidgets.Widget) -> None:
+        super()._assemble(row(self.prompt, self.examples), *rows)
+
+    def _use_example(self, change) -> None:
+        if change["new"]:
+            self.prompt.value = change["new"]
+
+    def show(self, picture: Picture, text: str = "", words: str = "") -> None:
+        super().show(picture, text, self.prompt.value + words)
 
 
 def strip_of(strip: TextStrip) -> str:

@@ -1,4 +1,8 @@
-"""Two small models of random weights that share the tiny tokenizer."""
+"""Two small models of random weights that share the tiny tokenizer, and how long views take to answer."""
+
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,3 +18,31 @@ def models(tiny_checkpoint):
     torch.manual_seed(1)
     config = DecoderConfig(300, 16, 32, 1, 2, 1, 8, 64, eos_token_ids=(0,))
     return {"base": (base, tokenizer), "draft": (Decoder(config).eval().requires_grad_(False), tokenizer)}
+
+
+ANSWERS = """
+import json, sys, time
+from llmcourse.figures.widgets import MemoryCalculator, RooflineExplorer
+view = eval(sys.argv[1])
+slider, times = getattr(view, sys.argv[2]), []
+for _, value in 2 * list(slider.options):
+    start = time.thread_time()
+    slider.value = value
+    times.append(time.thread_time() - start)
+print(json.dumps(times[len(times) // 2 :]))
+"""
+
+
+@pytest.fixture
+def kernel_seconds():
+    """Seconds of each answer to a slider, without the checks of types that tests run under.
+
+    Counted in time of one thread, so that what else the machine does is left out; the browser needs
+    about 20 ms more.
+    """
+
+    def run(view: str, slider: str) -> list[float]:
+        done = subprocess.run([sys.executable, "-c", ANSWERS, view, slider], capture_output=True, check=True)
+        return json.loads(done.stdout)
+
+    return run

@@ -1,0 +1,148 @@
+"""Weights, cache and activations as stacked bars against the memory that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from llmcourse.figures import style as look
+from llmcourse.figures.fonts import readable
+from llmcourse.roofline import Memory
+
+# Lightness and hatching tell the parts apart, not hue alone.
+PARTS = {
+    "weights": {"facecolor": look.SERIES[0], "edgecolor": look.PAPER},
+    "KV cache": {"facecolor": "#8fbfe0", "edgecolor": look.PAPER},
+    "activations": {"facecolor": look.PAPER, "edgecolor": look.SERIES[0], "hatch": "....."},
+}
+
+AXIS_STEPS = (1.06, 1.5, 2, 3, 5, *(10**power * step for power in range(1, 9) for step in (1, 2, 5)))
+
+
+def parts(memory: Memory) -> dict[str, int]:
+    """Bytes by part, in the order in which they are drawn."""
+    sizes = (memory.weight_bytes, memory.cache_bytes, memory.activation_bytes)
+    return dict(zip(PARTS, sizes, strict=True))
+
+
+def verdict(memory: Memory, free_bytes: int) -> str:
+    """`fits, 24.0 GB stay free`, or by how much it does not."""
+    left = free_bytes - memory.total_bytes
+    return f"fits, {gigabytes(left)} to spare" if left >= 0 else f"does not fit: {gigabytes(-left)} too much"
+
+
+def gigabytes(num_bytes: int | float) -> str:
+    """In GB of 10⁹ bytes, as costs and bandwidths are counted; small sizes in MB."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+class MemoryPlot:
+    """The figure, made once for so many bars and then redrawn with others."""
+
+    def __init__(self, rows: int):
+        self.height = 1.55 + 0.52 * rows
+        with look.style():
+            self.figure = look.Picture(look.WIDTH, self.height)
+            self.title, self.subtitle = look.heading(self.figure, " ", " ")
+            self.axes = self.figure.add_axes((0.24, 0.42 / self.height, 0.74, 1 - 1.55 / self.height))
+            self.axes.set(ylim=(rows - 0.5, -0.5), yticks=[])
+            self.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e9:,.4g} GB"))
+            self.axes.xaxis.set_major_locator(MaxNLocator(5))
+            look.bare(self.axes, "left")
+            _draw_key(self.figure, self.height)
+
+    def update(
+        self, needs: Mapping[str, Memory], limits: Mapping[str, int], title: str, subtitle: str = ""
+    ) -> look.Picture:
+        """Shows other data; arguments as `plot_memory`."""
+        free_bytes = next(iter(limits.values()))
+        for artist in self.figure.moving[1:]:
+            artist.remove()
+        with look.style():
+            widest = _axis_end(max(need.total_bytes for need in needs.values()), max(limits.values()))
+            self.title.set_text(readable(title))
+            self.axes.set_xlim(0, widest)
+            self.figure.still_key = (title, widest)
+            self.subtitle.set_text(readable(subtitle))
+            self.figure.moving = [self.subtitle]
+            for row, (name, need) in enumerate(needs.items()):
+                self._draw_bar(row, readable(name), need, free_bytes, widest)
+            for place, (name, limit) in enumerate(limits.items()):
+                self._draw_limit(name, limit, widest, place)
+        sentences = [_sentence(name, need, free_bytes) for name, need in needs.items()]
+        self.figure.alt = " ".join([f"{title}:", *sentences])
+        return self.figure
+
+    def _draw_bar(self, row: int, name: str, need: Memory, free_bytes: int, widest: float) -> None:
+        beside = {"transform": self.axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+        self.figure.moving.append(self.axes.text(-0.012, row, name, size=10, **beside))
+        start = 0
+        for part, size in parts(need).items():
+            self.figure.moving += self.axes.barh(
+                row, size, left=start, height=0.56, linewidth=0.6, **PARTS[part]
+            )
+            start += size
+        fits = start <= free_bytes
+        if not fits:
+            outline = {"height": 0.56, "fill": False, "edgecolor": look.ACCENT, "linewidth": 1.8}
+            self.figure.moving += self.axes.barh(row, start - free_bytes, left=free_bytes, **outline)
+        inside = start > 0.55 * widest
+        place, side = (start - 0.008 * widest, "right") if inside else (start + 0.008 * widest, "left")
+        paper = {"facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+        style = {
+            "ha": side,
+            "va": "center",
+            "size": 9,
+            "color": look.INK if fits else look.ACCENT,
+            "zorder": 5,
+        }
+        words = f"{gigabytes(start)}, {verdict(need, free_bytes)}"
+        self.figure.moving.append(self.axes.text(place, row, words, bbox=paper, **style))
+
+    def _draw_limit(self, name: str, limit: int, widest: float, place: int) -> None:
+        dashes = "-" if place == 0 else (0, (3, 2))
+        self.figure.moving.append(
+            self.axes.axvline(limit, color=look.INK, linewidth=1.4, zorder=4, linestyle=dashes)
+        )
+        style = {"ha": "right" if limit > 0.5 * widest else "left", "va": "bottom", "size": 9}
+        text = readable(f" {name}, {gigabytes(limit)} ")
+        beside = self.axes.get_xaxis_transform()
+        self.figure.moving.append(self.axes.text(limit, 1.02, text, transform=beside, **style))
+
+
+def plot_memory(
+    needs: Mapping[str, Memory], limits: Mapping[str, int], title: str, subtitle: str = ""
+) -> look.Picture:
+    """A bar for each need, and a line for each memory; the first of them gives the verdict.
+
+    Args:
+        needs: what is asked for, by name.
+        limits: bytes of one or more devices, by name.
+
+    Raises:
+        ValueError: there is no need or no limit.
+    """
+    if not needs or not limits:
+        raise ValueError(f"needs and limits must not be empty, got {len(needs)} and {len(limits)}")
+    return MemoryPlot(len(needs)).update(needs, limits, title, subtitle)
+
+
+def _axis_end(needed: int, limit: int) -> float:
+    """Where the axis ends: it stays while the bars are about as long."""
+    return float(limit * next(step for step in AXIS_STEPS if limit * step >= 1.04 * needed))
+
+
+def _draw_key(picture: look.Picture, height: float) -> None:
+    for index, (name, look_of) in enumerate(PARTS.items()):
+        x, y = 0.24 + 0.15 * index, 1 - 0.80 / height
+        picture.add_artist(
+            Rectangle((x, y), 0.02, 0.13 / height, transform=picture.transFigure, linewidth=0.6, **look_of)
+        )
+        picture.text(x + 0.027, y, name, size=9, color=look.MUTED)
+
+
+def _sentence(name: str, need: Memory, free_bytes: int) -> str:
+    sizes = ", ".join(f"{part} {gigabytes(size)}" for part, size in parts(need).items())
+    return f"{name}: {sizes}; {verdict(need, free_bytes)}."

@@ -1,0 +1,53 @@
+"""Memory as bars: parts that add up, and a verdict in words and colour."""
+
+import pytest
+
+from llmcourse.figures import style as look
+from llmcourse.figures.memory_bars import MemoryPlot, gigabytes, parts, plot_memory, verdict
+from llmcourse.roofline import Memory
+
+SMALL, LARGE = Memory(16_000_000_000, 4_000_000_000, 1_000_000), Memory(16_000_000_000, 90_000_000_000, 0)
+FREE = 80 * 2**30
+
+
+def test_the_verdict_says_by_how_much():
+    assert verdict(SMALL, FREE) == "fits, 65.9 GB to spare"
+    assert verdict(LARGE, FREE) == "does not fit: 20.1 GB too much"
+    assert verdict(Memory(5, 3, 2), 10) == "fits, 0.0 MB to spare"
+    assert verdict(Memory(5, 3, 3), 10).startswith("does not fit")
+    assert gigabytes(999_000_000) == "999.0 MB"
+
+
+def test_bars_are_stacked_to_the_sum():
+    picture = plot_memory({"small": SMALL}, {"A100": FREE}, "Memory")
+    bars = [(bar.get_x(), bar.get_width()) for bar in picture.axes[0].patches]
+    assert bars == [(0, 16e9), (16e9, 4e9), (20e9, 1e6)]
+    assert list(parts(SMALL)) == ["weights", "KV cache", "activations"]
+    hatches = {bar.get_hatch() for bar in picture.axes[0].patches}
+    assert len(hatches) == 2  # activations do not hang on a hue
+
+
+def test_what_is_too_much_is_outlined_and_said():
+    picture = plot_memory({"small": SMALL, "large": LARGE}, {"A100": FREE, "T4": 2**34}, "Memory")
+    (outline,) = [bar for bar in picture.axes[0].patches if not bar.get_fill()]
+    assert outline.get_x() == FREE and outline.get_width() == pytest.approx(106e9 - FREE)
+    words = {text.get_text(): text.get_color() for text in picture.axes[0].texts}
+    assert words["106.0 GB, does not fit: 20.1 GB too much"] == look.ACCENT
+    assert words["20.0 GB, fits, 65.9 GB to spare"] == look.INK
+    assert " T4, 17.2 GB " in words
+    assert "large: weights 16.0 GB, KV cache 90.0 GB, activations 0.0 MB; does not fit" in picture.alt
+    picture.png(1.0)
+
+
+def test_redrawn_bars_are_those_of_a_fresh_figure():
+    plot = MemoryPlot(1)
+    plot.update({"large": LARGE}, {"A100": FREE, "T4": 2**34}, "Before").png(1.0)
+    fresh = plot_memory({"small": SMALL}, {"A100": FREE}, "After").png(1.0)
+    assert plot.update({"small": SMALL}, {"A100": FREE}, "After").png(1.0) == fresh
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="must not be empty, got 0 and 1"):
+        plot_memory({}, {"A100": FREE}, "Memory")
+    with pytest.raises(ValueError, match="must not be empty, got 1 and 0"):
+        plot_memory({"small": SMALL}, {}, "Memory")
