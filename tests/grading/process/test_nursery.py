@@ -581,7 +581,8 @@ def test_time_goes_on_while_an_oracle_is_asked(nursery):
     with nursery.worker(["def f(g):\n    while True: g()"]) as worker:
         worker.load(10.0)
         answer = worker.call("f", {"g": Oracle("g")}, {"g": lambda: time.sleep(0.1)}, 0.35)
-    assert answer.error.kind == "time limit" and 3 <= answer.oracle_calls["g"] <= 5
+    assert answer.error.kind == "time limit"  # and not the twenty calls that are allowed
+    assert 1 <= answer.oracle_calls["g"] < 20
 
 
 def test_an_argument_of_ours_that_cannot_be_sent_is_not_the_students_fault(nursery):
