@@ -311,15 +311,6 @@ def compile_linear(outputs: int, inputs: int, gated: bool, normed: bool, tile: t
         linear_triton._gemv_kernel = kernel
 
 
-def compile_engine(name: str, settings: KernelSettings, batch: int) -> None:
-    """Compiles what an engine needs, by one step of a model of one layer."""
-    model = random_model(name, num_layers=1)
-    engine = DecodeEngine(model, backend="triton", settings=settings, graph=False)
-    engine.start([[1] * PROMPT] * batch, PROMPT + NEW + 8)
-    engine.decode(1)
-    torch.cuda.synchronize()
-
-
 def attempt(job: tuple[str, tuple]) -> tuple[str, object]:
     """Runs a job in a worker; its result, or what went wrong."""
     name, arguments = job
@@ -484,24 +475,50 @@ def report(log: Log, copy: float, name: str, batch: int, label: str, seconds: fl
     )
 
 
-def engine_variants(tiles: dict) -> dict[str, KernelSettings]:
+def launch_modes(tiles: dict) -> dict[str, KernelSettings]:
     found = {
         "default tiles, no pdl": KernelSettings(pdl=False),
         "default tiles, pdl": KernelSettings(pdl=True),
-        "best tiles, no pdl": KernelSettings(pdl=False, tiles=tiles),
-        "best tiles, pdl": KernelSettings(pdl=True, tiles=tiles),
     }
-    for splits in (4, 8):
-        found[f"best tiles, pdl, splits {splits}"] = KernelSettings(pdl=True, tiles=tiles, splits=splits)
+    if tiles:
+        found["best tiles, pdl"] = KernelSettings(pdl=True, tiles=tiles)
     return found
 
 
+def attention_shapes(settings: KernelSettings) -> dict[str, KernelSettings]:
+    shapes = ((32, 16, 4), (32, 8, 4), (64, 8, 4), (64, 8, 8), (64, 4, 8), (128, 4, 8))
+    return {
+        f"tiles of {block} keys, {splits} splits, {warps} warps": dataclasses.replace(
+            settings, block=block, splits=splits, warps=warps
+        )
+        for block, splits, warps in shapes
+    }
+
+
+def prefetches(settings: KernelSettings) -> dict[str, KernelSettings]:
+    return {
+        f"{mebibytes} MiB asked for {ahead} ahead": dataclasses.replace(
+            settings, prefetch_bytes=mebibytes << 20, ahead=ahead
+        )
+        for ahead in (1, 2)
+        for mebibytes in (4, 8, 16, 32)
+    }
+
+
 def stage_engine(log: Log, copy: float, tiles: dict, name: str) -> None:
+    """One kind of setting after the other, each on top of the fastest so far."""
     model = random_model(name)
-    for label, settings in engine_variants(tiles).items():
-        with survived(f"{name} {label}"):
-            report(log, copy, name, 1, label, *engine_seconds(model, settings))
-    profile(log, name, model, KernelSettings(pdl=False, tiles=tiles))
+    best, least_s = KernelSettings(), float("inf")
+    for variants in (launch_modes(tiles), attention_shapes, prefetches):
+        found = variants if isinstance(variants, dict) else variants(best)
+        for label, settings in found.items():
+            with survived(f"{name} {label}"):
+                seconds, first = engine_seconds(model, settings)
+                report(log, copy, name, 1, label, seconds, first)
+                if seconds < least_s:
+                    best, least_s = settings, seconds
+    print(f"{name}: {dataclasses.replace(best, tiles={})}, own tiles: {bool(best.tiles)}", flush=True)
+    profile(log, name, model, dataclasses.replace(best, pdl=False))
 
 
 def profile(log: Log, name: str, model: Decoder, settings: KernelSettings) -> None:
@@ -525,10 +542,6 @@ def profile(log: Log, name: str, model: Decoder, settings: KernelSettings) -> No
             )
 
 
-def engine_jobs(tiles: dict, names: list[str]) -> list[tuple[str, tuple]]:
-    return [("compile_engine", (n, s, 1)) for n in names for s in engine_variants(tiles).values()]
-
-
 def planned(arguments: argparse.Namespace, log: Log, copy: float) -> list[tuple[str, Callable[[], object]]]:
     stages, names = arguments.stages.split(","), arguments.models.split(",")
     tiles: dict = {}
@@ -538,7 +551,6 @@ def planned(arguments: argparse.Namespace, log: Log, copy: float) -> list[tuple[
     if "linear" in stages:
         work.append(("linear", lambda: tiles.update(stage_linear(log, copy))))
     if "engine" in stages:
-        work.append(("compile engines", lambda: in_parallel(engine_jobs(tiles, names))))
         work += [
             (f"engine {name}", functools.partial(stage_engine, log, copy, tiles, name)) for name in names
         ]

@@ -114,6 +114,7 @@ def decode_attention(
     pdl: bool = False,
     block: int = 32,
     warps: int = 4,
+    prefetch: Tensor | None = None,
 ) -> Float[Tensor, "B H_D"]:
     """One token a row: rotates and stores its key, stores its value, attends to all up to it.
 
@@ -126,6 +127,8 @@ def decode_attention(
         out: where the result goes; new memory if None.
         pdl: launch before the previous kernel has ended (see `launch`).
         block: keys in one tile, a power of 2 of at least 16.
+        prefetch: contiguous memory that a later kernel reads, asked for while this one runs; a hint, on
+            Hopper or later.
 
     Raises:
         ValueError: shapes that do not fit, or a backend that cannot run.
@@ -144,7 +147,7 @@ def decode_attention(
     if out is None:
         out = qkv.new_empty(batch, num_heads * head_dim)
     decode_attention_triton.launch(
-        qkv, keys, values, positions, cos, sin, norm, workspace, out, pdl, block, warps
+        qkv, keys, values, positions, cos, sin, norm, workspace, out, pdl, block, warps, prefetch
     )
     return out
 

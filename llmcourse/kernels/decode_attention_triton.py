@@ -9,37 +9,53 @@ import triton.language as tl
 from torch import Tensor
 
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace
-from llmcourse.kernels.launch import options, wait_for_input
+from llmcourse.kernels.launch import num_bytes, options, prefetch_next, start_next, wait_for_input
+
+# The tile of a group's query heads is (BLOCK_G, BLOCK_D), and all that is combined with it is loaded in its
+# shape, every row alike: so each thread holds what it needs, and nothing has to pass from thread to thread.
 
 
 @triton.jit
-def _rotated(
-    head_ptr,
-    norm_ptr,
-    cos_ptr,
-    sin_ptr,
-    mask,
-    eps,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    NORM: tl.constexpr,
-):
-    """Heads after norm and RoPE, fp32; every feature is loaded with its partner, D / 2 away."""
-    d = tl.arange(0, BLOCK_D)
+def _features(BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr):
+    return tl.arange(0, BLOCK_D)[None, :] + tl.zeros((BLOCK_G, 1), tl.int32)
+
+
+@triton.jit
+def _partners(d, D: tl.constexpr):
+    """RoPE turns feature d with the one that lies D / 2 away."""
+    return tl.where(d < D // 2, d + D // 2, d - D // 2)
+
+
+@triton.jit
+def _angles(cos_ptr, sin_ptr, position, d, D: tl.constexpr):
+    """Cosine and signed sine for every feature of a head at this position."""
     HALF: tl.constexpr = D // 2
-    partner = tl.where(d < HALF, d + HALF, d - HALF)
-    angle = tl.where(d < HALF, d, d - HALF)
-    inside = d < D
-    x = tl.load(head_ptr + d[None, :], mask=mask & inside[None, :], other=0.0).to(tl.float32)
-    y = tl.load(head_ptr + partner[None, :], mask=mask & inside[None, :], other=0.0).to(tl.float32)
+    at = position * HALF + tl.where(d < HALF, d, d - HALF)
+    cos = tl.load(cos_ptr + at, mask=d < D, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + at, mask=d < D, other=0.0).to(tl.float32)
+    return cos, tl.where(d < HALF, -sin, sin)
+
+
+@triton.jit
+def _gains(norm_ptr, d, D: tl.constexpr, NORM: tl.constexpr):
+    """Weights of the head norm for every feature and for its partner; ones without a norm."""
+    if NORM:
+        own = tl.load(norm_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+        return own, tl.load(norm_ptr + _partners(d, D), mask=d < D, other=0.0).to(tl.float32)
+    else:
+        ones = tl.full(d.shape, 1.0, tl.float32)
+        return ones, ones
+
+
+@triton.jit
+def _rotated(x, y, gain, partner_gain, cos, sin, eps, D: tl.constexpr, NORM: tl.constexpr):
+    """Heads x, their partners y, after norm and RoPE; fp32."""
+    x, y = x.to(tl.float32), y.to(tl.float32)
     if NORM:
         scale = (1.0 / tl.sqrt(tl.sum(x * x, axis=1) / D + eps))[:, None]
-        x *= scale * tl.load(norm_ptr + d, mask=inside, other=0.0).to(tl.float32)[None, :]
-        y *= scale * tl.load(norm_ptr + partner, mask=inside, other=0.0).to(tl.float32)[None, :]
-    cos = tl.load(cos_ptr + angle, mask=inside, other=0.0).to(tl.float32)
-    sin = tl.load(sin_ptr + angle, mask=inside, other=0.0).to(tl.float32)
-    sin = tl.where(d < HALF, -sin, sin)
-    return x * cos[None, :] + y * sin[None, :]
+        x *= scale * gain
+        y *= scale * partner_gain
+    return x * cos + y * sin
 
 
 @triton.jit
@@ -57,7 +73,7 @@ def _absorb(q, k, v, inside, peak, weight, mixed, scale):
     return new_peak, weight, mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["next_bytes"])
 def _decode_attention_kernel(
     qkv_ptr,
     keys_ptr,
@@ -72,6 +88,8 @@ def _decode_attention_kernel(
     weights_ptr,
     mixed_ptr,
     arrivals_ptr,
+    next_ptr,
+    next_bytes,
     capacity,
     eps,
     scale,
@@ -84,6 +102,8 @@ def _decode_attention_kernel(
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
     G: tl.constexpr = H // HKV
     row = tl.program_id(0) // HKV
@@ -93,11 +113,18 @@ def _decode_attention_kernel(
     tiles_a_split = tl.maximum((position + BLOCK_S * SPLITS - 1) // (BLOCK_S * SPLITS), 1)
     span = tiles_a_split * BLOCK_S
     active = tl.maximum((position + span - 1) // span, 1)
+    start_next(PDL)
+    program, num_programs = tl.program_id(0) * SPLITS + split, tl.num_programs(0) * SPLITS
+    prefetch_next(next_ptr, program, num_programs, next_bytes, PREFETCH, THREADS)
     if split >= active:
         wait_for_input(PDL)
         return
 
-    # Keys of earlier tokens are no result of the previous kernel: the first tile is on its way at once.
+    # What is no result of the previous kernel is on its way at once: angles, gains, keys of earlier tokens.
+    features = _features(BLOCK_G, BLOCK_D)
+    cos, sin = _angles(cos_ptr, sin_ptr, position, features, D)
+    q_gain, q_partner_gain = _gains(q_norm_ptr, features, D, NORM)
+    k_gain, k_partner_gain = _gains(k_norm_ptr, features, D, NORM)
     first, last = split * span, tl.minimum(split * span + span, position)
     s = tl.arange(0, BLOCK_S)
     d = tl.arange(0, BLOCK_D)
@@ -109,12 +136,21 @@ def _decode_attention_kernel(
     v = tl.load(values_ptr + at, mask=tile_mask, other=0.0)
     wait_for_input(PDL)
 
+    # And so is all that the previous kernel wrote, before any of it is used.
     heads = qkv_ptr + row.to(tl.int64) * (H + 2 * HKV) * D
     group = tl.arange(0, BLOCK_G)
-    q_heads = heads + (kv_head * G + group)[:, None] * D
-    cosines, sines = cos_ptr + position * (D // 2), sin_ptr + position * (D // 2)
-    q = _rotated(q_heads, q_norm_ptr, cosines, sines, (group < G)[:, None], eps, D, BLOCK_D, NORM)
+    q_head = heads + (kv_head * G + group)[:, None] * D
+    k_head, v_head = heads + (H + kv_head) * D, heads + (H + HKV + kv_head) * D
+    real = (group < G)[:, None] & (features < D)
+    q = tl.load(q_head + features, mask=real, other=0.0)
+    q_partner = tl.load(q_head + _partners(features, D), mask=real, other=0.0)
+    k_new = tl.load(k_head + features, mask=features < D, other=0.0)
+    k_partner = tl.load(k_head + _partners(features, D), mask=features < D, other=0.0)
+    v_new = tl.load(v_head + features, mask=features < D, other=0.0)
+    q = _rotated(q, q_partner, q_gain, q_partner_gain, cos, sin, eps, D, NORM)
     q = q.to(qkv_ptr.dtype.element_ty)
+    k_new = _rotated(k_new, k_partner, k_gain, k_partner_gain, cos, sin, eps, D, NORM)
+    k_new = k_new.to(keys_ptr.dtype.element_ty)
 
     peak = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     weight = tl.zeros((BLOCK_G,), tl.float32)
@@ -129,16 +165,10 @@ def _decode_attention_kernel(
         peak, weight, mixed = _absorb(q, k, v, inside, peak, weight, mixed, scale)
 
     if split == 0:  # always active: it stores the new token, and lets it join
-        one = tl.zeros((1,), tl.int32)
-        k_head = heads + (H + kv_head) * D + one[:, None]
-        k_new = _rotated(k_head, k_norm_ptr, cosines, sines, one[:, None] == 0, eps, D, BLOCK_D, NORM)
-        k_new = k_new.to(keys_ptr.dtype.element_ty)
-        v_new = tl.load(
-            heads + (H + HKV + kv_head) * D + one[:, None] + d[None, :], mask=(d < D)[None, :], other=0.0
-        )
-        slot = base + position.to(tl.int64) * D + one[:, None] + d[None, :]
-        tl.store(keys_ptr + slot, k_new, mask=(d < D)[None, :])
-        tl.store(values_ptr + slot, v_new.to(values_ptr.dtype.element_ty), mask=(d < D)[None, :])
+        slot = base + position.to(tl.int64) * D + features
+        first_row = (group == 0)[:, None] & (features < D)
+        tl.store(keys_ptr + slot, k_new, mask=first_row)
+        tl.store(values_ptr + slot, v_new.to(values_ptr.dtype.element_ty), mask=first_row)
         score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), axis=1) * scale
         new_peak = tl.maximum(peak, score)
         fade, share = tl.exp2(peak - new_peak), tl.exp2(score - new_peak)
@@ -146,7 +176,6 @@ def _decode_attention_kernel(
         mixed = mixed * fade[:, None] + share[:, None] * v_new.to(tl.float32)
         peak = new_peak
 
-    real = (group < G)[:, None] & (d < D)[None, :]
     outputs = out_ptr + (row.to(tl.int64) * H + kv_head * G + group)[:, None] * D + d[None, :]
     if active == 1:
         tl.store(outputs, (mixed / weight[:, None]).to(out_ptr.dtype.element_ty), mask=real)
@@ -160,18 +189,42 @@ def _decode_attention_kernel(
     if arrived != active - 1:
         return
     tl.store(arrivals_ptr + row * HKV + kv_head, 0)
-    splits = tl.arange(0, SPLITS)
-    for member in tl.static_range(G):
-        head = row * H + kv_head * G + member
-        parts = head * SPLITS + splits
-        peaks = tl.load(peaks_ptr + parts, mask=splits < active, other=float("-inf"), cache_modifier=".cg")
-        weights = tl.load(weights_ptr + parts, mask=splits < active, other=0.0, cache_modifier=".cg")
-        part_mask = (splits < active)[:, None] & (d < D)[None, :]
-        part_at = mixed_ptr + parts[:, None].to(tl.int64) * D + d[None, :]
-        parts_mixed = tl.load(part_at, mask=part_mask, other=0.0, cache_modifier=".cg")
-        fade = tl.exp2(peaks - tl.max(peaks, axis=0))
-        total = tl.sum(parts_mixed * fade[:, None], axis=0) / tl.sum(weights * fade, axis=0)
-        tl.store(out_ptr + head.to(tl.int64) * D + d, total.to(out_ptr.dtype.element_ty), mask=d < D)
+    _combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, row * H + kv_head * G, active, G, D, BLOCK_D, SPLITS)
+
+
+@triton.jit
+def _combine(
+    out_ptr,
+    peaks_ptr,
+    weights_ptr,
+    mixed_ptr,
+    first_head,
+    active,
+    G: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """The output of G heads of what their splits left; as many heads at once as registers hold."""
+    WIDTH: tl.constexpr = max(1, min(triton.next_power_of_2(G), 16384 // (SPLITS * BLOCK_D)))
+    splits, d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
+    seen = splits < active
+    for start in tl.static_range(0, G, WIDTH):
+        member = start + tl.arange(0, WIDTH)
+        head = (first_head + member).to(tl.int64)
+        parts = head[:, None] * SPLITS + splits[None, :]  # (WIDTH, SPLITS)
+        held = (member < G)[:, None] & seen[None, :]
+        peaks = tl.load(peaks_ptr + parts, mask=held, other=float("-inf"), cache_modifier=".cg")
+        weights = tl.load(weights_ptr + parts, mask=held, other=0.0, cache_modifier=".cg")
+        part_mask = held[:, :, None] & (d < D)[None, None, :]
+        part_at = mixed_ptr + parts[:, :, None] * D + d[None, None, :]
+        mixed = tl.load(part_at, mask=part_mask, other=0.0, cache_modifier=".cg")
+        peak = tl.where(member < G, tl.max(peaks, axis=1), 0.0)
+        fade = tl.exp2(peaks - peak[:, None])
+        weight = tl.where(member < G, tl.sum(weights * fade, axis=1), 1.0)
+        total = tl.sum(mixed * fade[:, :, None], axis=1) / weight[:, None]
+        at = out_ptr + head[:, None] * D + d[None, :]
+        tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(member < G)[:, None] & (d < D)[None, :])
 
 
 def launch(
@@ -187,6 +240,7 @@ def launch(
     pdl: bool,
     block: int,
     warps: int,
+    prefetch: Tensor | None,
 ) -> None:
     batch, num_kv_heads, capacity, head_dim = keys.shape
     num_heads = out.shape[1] // head_dim
@@ -204,6 +258,8 @@ def launch(
         workspace.weights,
         workspace.mixed,
         workspace.arrivals,
+        qkv if prefetch is None else prefetch,
+        num_bytes(prefetch),
         capacity,
         0.0 if norm is None else norm.eps,
         math.log2(math.e) / math.sqrt(head_dim),
@@ -216,6 +272,8 @@ def launch(
         SPLITS=workspace.num_splits,
         NORM=norm is not None,
         PDL=pdl,
+        PREFETCH=num_bytes(prefetch) > 0,
+        THREADS=32 * warps,
         num_warps=warps,
         **options(pdl),
     )

@@ -16,12 +16,20 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from llmcourse.kernels.backend import interpreted
+
+
+@triton.jit
+def start_next(PDL: tl.constexpr):
+    """Lets the next kernel start as soon as there is room; nothing without PDL."""
+    if PDL:
+        gdc_launch_dependents()
+
 
 @triton.jit
 def wait_for_input(PDL: tl.constexpr):
-    """Lets the next kernel start, then waits for the previous one; nothing without PDL."""
+    """Waits for the previous kernel; nothing without PDL."""
     if PDL:
-        gdc_launch_dependents()
         gdc_wait()
 
 
@@ -31,6 +39,36 @@ def prefetch_to_l2(pointers):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
     )
+
+
+@triton.jit
+def prefetch_next(next_ptr, program, num_programs, next_bytes, PREFETCH: tl.constexpr, THREADS: tl.constexpr):
+    """This program's share of the first `next_bytes` of what a later kernel reads, on its way to the L2.
+
+    While a kernel waits for its input, for other programs or for its own last bytes, the memory would
+    stand idle. Each thread asks for one piece, and nothing waits for it (PTX ISA,
+    `cp.async.bulk.prefetch.L2`; sizes are multiples of 16 bytes).
+    """
+    if PREFETCH:
+        piece = tl.cdiv(tl.cdiv(next_bytes, num_programs * THREADS), 128) * 128
+        start = (program * THREADS + tl.arange(0, THREADS)) * piece
+        size = tl.minimum(piece, next_bytes - start)  # not positive beyond the end
+        tl.inline_asm_elementwise(
+            """{ .reg .pred some; setp.gt.s32 some, $2, 0;
+            @some cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }""",
+            "=r,l,r",
+            [next_ptr.to(tl.pointer_type(tl.int8)) + start, size],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+
+
+def num_bytes(prefetch: torch.Tensor | None) -> int:
+    """What `prefetch_next` is to ask for: a multiple of 16 bytes. The interpreter has no L2."""
+    if prefetch is None or interpreted():
+        return 0
+    return prefetch.numel() * prefetch.element_size() // 16 * 16
 
 
 def options(pdl: bool) -> dict[str, bool]:

@@ -50,6 +50,7 @@ def linear(
     backend: Backend = "auto",
     pdl: bool = False,
     tile: Tile | None = None,
+    prefetch: Tensor | None = None,
 ) -> Float[Tensor, "B N"]:
     """RMSNorm, matrix, bias, SwiGLU and residual, whichever of them are given.
 
@@ -61,6 +62,8 @@ def linear(
         out: where the result goes, in its own dtype; new memory in the dtype of x if None.
         pdl: launch before the previous kernel has ended; it must be one that takes part (see `launch`).
         tile: how the kernel cuts the matrix; None takes the measured or the default shape.
+        prefetch: contiguous memory that a later kernel reads, asked for while this one runs; a hint, for
+            one row of input, on Hopper or later.
 
     Raises:
         ValueError: shapes that do not fit, or a backend that cannot run.
@@ -75,7 +78,7 @@ def linear(
         out = x.new_empty(x.shape[0], num_outputs)
     if x.shape[0] == 1:
         tile = tile or gemv_tile(num_outputs, x.shape[1], gated)
-        linear_triton.launch_gemv(x, weight, norm, eps, bias, residual, gated, out, tile, pdl)
+        linear_triton.launch_gemv(x, weight, norm, eps, bias, residual, gated, out, tile, pdl, prefetch)
     else:
         tile = tile or matmul_tile(x.shape[0], num_outputs, x.shape[1], gated)
         linear_triton.launch_matmul(x, weight, norm, eps, bias, residual, gated, out, tile, pdl)

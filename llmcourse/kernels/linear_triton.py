@@ -7,11 +7,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.launch import options, prefetch_to_l2, wait_for_input
+from llmcourse.kernels.launch import (
+    num_bytes,
+    options,
+    prefetch_next,
+    prefetch_to_l2,
+    start_next,
+    wait_for_input,
+)
 from llmcourse.kernels.tiles import Tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["next_bytes"])
 def _gemv_kernel(
     x_ptr,
     norm_ptr,
@@ -19,6 +26,8 @@ def _gemv_kernel(
     bias_ptr,
     residual_ptr,
     out_ptr,
+    next_ptr,
+    next_bytes,
     num_outputs,
     eps,
     K: tl.constexpr,
@@ -29,6 +38,8 @@ def _gemv_kernel(
     HAS_RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
     PDL: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    THREADS: tl.constexpr,
 ):
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -40,6 +51,8 @@ def _gemv_kernel(
     coming = _weight_tile(weights, columns, 0, K, BLOCK_K)
     if GATED:
         up_coming = _weight_tile(up_weights, columns, 0, K, BLOCK_K)
+    start_next(PDL)
+    prefetch_next(next_ptr, tl.program_id(0), tl.num_programs(0), next_bytes, PREFETCH, THREADS)
     wait_for_input(PDL)
 
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -120,6 +133,7 @@ def _matmul_kernel(
         prefetch_to_l2(first)
         if GATED:
             prefetch_to_l2(first + tl.cast(num_outputs, tl.int64) * K)
+    start_next(PDL)
     wait_for_input(PDL)
 
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -166,16 +180,21 @@ def launch_gemv(
     out: Tensor,
     tile: Tile,
     pdl: bool,
+    prefetch: Tensor | None,
 ) -> None:
     num_outputs = out.shape[1]
     _gemv_kernel[(triton.cdiv(num_outputs, tile.rows),)](
         *_pointers(x, norm, weight, bias, residual, out),
+        x if prefetch is None else prefetch,
+        num_bytes(prefetch),
         num_outputs,
         eps,
         K=x.shape[1],
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
         **_switches(norm, bias, residual, gated, pdl),
+        PREFETCH=num_bytes(prefetch) > 0,
+        THREADS=32 * tile.warps,
         num_warps=tile.warps,
         **options(pdl),
     )

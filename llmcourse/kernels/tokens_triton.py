@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.launch import wait_for_input
+from llmcourse.kernels.launch import start_next, wait_for_input
 from llmcourse.kernels.tokens import CHUNK, Choice
 
 
@@ -21,6 +21,7 @@ def _embed_kernel(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    start_next(PDL)
     wait_for_input(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -19,8 +20,6 @@ from llmcourse.kernels.tiles import Tile
 from llmcourse.kernels.tokens import embed, embed_reference
 from llmcourse.model import Decoder
 
-KEYS_A_TILE = 32
-
 
 @dataclass(frozen=True)
 class KernelSettings:
@@ -30,11 +29,20 @@ class KernelSettings:
         pdl: start kernels before their predecessors end; needs a Hopper GPU or later.
         tiles: of the matrices for one row, by `(outputs, inputs, gated)`.
         splits: of the cache in attention, a power of 2.
+        block: keys in one tile of attention, and
+        warps: of its programs.
+        prefetch_bytes: of a later matrix, that each kernel asks into the L2 while it waits; 0 for none.
+            Needs a Hopper GPU or later, as `pdl` does.
+        ahead: how many kernels later that matrix is read.
     """
 
     pdl: bool = False
     tiles: dict[tuple[int, int, bool], Tile] = field(default_factory=dict)
     splits: int | None = None
+    block: int = 32
+    warps: int = 4
+    prefetch_bytes: int = 0
+    ahead: int = 2
 
 
 class StepState:
@@ -96,16 +104,21 @@ class KernelStep:
         self.mixed = x.new_empty(batch, width)
         self.inner = x.new_empty(batch, c.intermediate_size)
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
-        splits = settings.splits or num_splits(batch, c.num_kv_heads, state.capacity, KEYS_A_TILE, processors)
+        splits = settings.splits or num_splits(
+            batch, c.num_kv_heads, state.capacity, settings.block, processors
+        )
         self.workspace = Workspace(batch, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
+        self.prefetched = _prefetched(state, settings if batch == 1 else KernelSettings())
 
     def __call__(self, state: StepState) -> None:
-        model, positions, pdl = state.model, state.positions, self.pdl
+        model, positions, pdl, prefetched = state.model, state.positions, self.pdl, iter(self.prefetched)
         embed(
             state.text, positions, model.model.embed_tokens.weight, out=self.hidden, backend="triton", pdl=pdl
         )
         for index, w in enumerate(state.layers):
-            self._linear(self.hidden, w.qkv, self.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
+            self._linear(
+                self.hidden, w.qkv, self.qkv, prefetched, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias
+            )
             decode_attention(
                 self.qkv,
                 state.cache.keys[index],
@@ -118,17 +131,46 @@ class KernelStep:
                 out=self.mixed,
                 backend="triton",
                 pdl=pdl,
-                block=KEYS_A_TILE,
+                block=self.settings.block,
+                warps=self.settings.warps,
+                prefetch=next(prefetched),
             )
-            self._linear(self.mixed, w.output, self.between, bias=w.output_bias, residual=self.hidden)
-            self._linear(self.between, w.gate_up, self.inner, norm=w.mlp_norm, eps=state.eps, gated=True)
-            self._linear(self.inner, w.down, self.hidden, residual=self.between)
-        norm = model.model.norm.weight.data
-        self._linear(self.hidden, model.lm_head.weight.data, state.logits, norm=norm, eps=state.eps)
+            self._linear(
+                self.mixed, w.output, self.between, prefetched, bias=w.output_bias, residual=self.hidden
+            )
+            self._linear(
+                self.between, w.gate_up, self.inner, prefetched, norm=w.mlp_norm, eps=state.eps, gated=True
+            )
+            self._linear(self.inner, w.down, self.hidden, prefetched, residual=self.between)
+        head, norm = model.lm_head.weight.data, model.model.norm.weight.data
+        self._linear(self.hidden, head, state.logits, prefetched, norm=norm, eps=state.eps)
 
-    def _linear(self, x: Tensor, weight: Tensor, out: Tensor, **parts) -> None:
+    def _linear(
+        self, x: Tensor, weight: Tensor, out: Tensor, prefetched: Iterator[Tensor | None], **parts
+    ) -> None:
         if len(x) > 1:
             out.copy_(linear_reference(x, weight, **parts))
             return
         tile = self.settings.tiles.get((out.shape[1], x.shape[1], parts.get("gated", False)))
-        linear(x, weight, out=out, backend="triton", pdl=self.pdl, tile=tile, **parts)
+        linear(
+            x, weight, out=out, backend="triton", pdl=self.pdl, tile=tile, prefetch=next(prefetched), **parts
+        )
+
+
+def _prefetched(state: StepState, settings: KernelSettings) -> list[Tensor | None]:
+    """For each launch after the embedding, the beginning of the matrix that is read `ahead` launches later.
+
+    The memory would stand idle while attention, of few bytes and much waiting, holds the chain up, and for
+    a moment between any two kernels. The last launches of a step look to the first of the next.
+    """
+    read: list[Tensor | None] = []
+    for w in state.layers:
+        read += [w.qkv, None, w.output, w.gate_up, w.down]  # attention reads no weights
+    read.append(state.model.lm_head.weight.data)
+    if settings.prefetch_bytes == 0:
+        return [None] * len(read)
+    ahead = settings.ahead
+    return [
+        None if matrix is None else matrix.view(-1)[: settings.prefetch_bytes // matrix.element_size()]
+        for matrix in read[ahead:] + read[:ahead]
+    ]
