@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from large_models import CONFIGS, NEW, PROMPT, copy_gbps, random_model, random_prompts, step_bytes
 
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.step import KernelSettings
@@ -37,26 +38,7 @@ from llmcourse.kernels.linear import linear, linear_reference
 from llmcourse.kernels.tiles import Tile, gemv_tile
 from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
 from llmcourse.model import Decoder, DecoderConfig
-from llmcourse.timing import measure
 
-CONFIGS = {
-    "llama3_8b": DecoderConfig(
-        128256,
-        4096,
-        14336,
-        32,
-        32,
-        8,
-        128,
-        8192,
-        rms_norm_eps=1e-5,
-        rope_theta=5e5,
-        tie_word_embeddings=False,
-    ),
-    "llama2_7b": DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, 1e-5, tie_word_embeddings=False),
-    "qwen3_0.6b": DecoderConfig(151936, 1024, 3072, 28, 16, 8, 128, 40960, rope_theta=1e6, qk_norm=True),
-}
-PROMPT, NEW = 128, 200
 WORKERS = 14
 SEARCH_UNTIL_S = 150  # then the search for tiles takes what it has
 DEVICE = torch.device("cuda")
@@ -108,18 +90,6 @@ def graph_seconds(work: Callable[[], None], repeats: int = 7) -> float:
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     return sorted(times)[len(times) // 2]
-
-
-def copy_gbps() -> float:
-    """GB/s of a device-to-device copy, bytes read and written, best of a few sizes."""
-    speeds = []
-    for gigabytes in (2, 4):
-        source = torch.randint(256, (gigabytes * 10**9,), dtype=torch.uint8, device=DEVICE)
-        target = torch.empty_like(source)
-        timing = measure(lambda s=source, t=target: t.copy_(s), device=DEVICE)  # in a graph it is slower
-        speeds.append(2 * source.numel() / timing.median_s / 1e9)
-        del source, target
-    return max(speeds)
 
 
 # --- check ---------------------------------------------------------------------------------------
@@ -418,25 +388,6 @@ def time_linear(x: torch.Tensor, weights: list[torch.Tensor], parts: dict, tile:
 # --- engine --------------------------------------------------------------------------------------
 
 
-def random_model(name: str, **changes) -> Decoder:
-    torch.set_default_dtype(BF16)
-    try:
-        with torch.device(DEVICE):
-            model = Decoder(dataclasses.replace(CONFIGS[name], **changes))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    return model.eval().requires_grad_(False)
-
-
-def step_bytes(name: str, batch: int, length: float) -> float:
-    """Read for one step: the matrices, the head, and keys and values of `length` tokens a row."""
-    c = CONFIGS[name]
-    kinds = matrices(name)
-    layer = sum(n * (1 + gated) * k for kind, (n, k, gated) in kinds.items() if kind != "lm_head")
-    cache = 2 * c.num_kv_heads * c.head_dim * length * batch
-    return 2 * (c.num_layers * (layer + cache) + c.vocab_size * c.hidden_size)
-
-
 def engine_seconds(
     model: Decoder, settings: KernelSettings, batch: int = 1, repeats: int = 4, tokens: int = NEW
 ) -> tuple[float, float]:
@@ -444,9 +395,7 @@ def engine_seconds(
     torch.cuda.synchronize()
     begun = time.perf_counter()
     engine = DecodeEngine(model, backend="triton", settings=settings)
-    generator = torch.Generator().manual_seed(0)
-    vocab_size = min(30000, model.config.vocab_size)
-    prompts = torch.randint(0, vocab_size, (batch, PROMPT), generator=generator).tolist()
+    prompts = random_prompts(model, batch)
     engine.start(prompts, PROMPT + NEW + 8)
     engine.decode(1)
     torch.cuda.synchronize()
@@ -464,7 +413,7 @@ def engine_seconds(
 
 
 def report(log: Log, copy: float, name: str, batch: int, label: str, seconds: float, first: float) -> None:
-    limit = copy * 1e9 / step_bytes(name, batch, PROMPT + NEW / 2)
+    limit = copy * 1e9 / step_bytes(name, batch, PROMPT + NEW // 2)
     ratio = 1 / seconds / limit
     log(stage="engine", model=name, batch=batch, label=label, step_s=seconds, tokens_s=batch / seconds,
         limit_tokens_s=limit * batch, of_copy=ratio, first_token_s=first)  # fmt: skip
