@@ -108,7 +108,7 @@ class KernelStep:
             batch, c.num_kv_heads, state.capacity, settings.block, processors
         )
         self.workspace = Workspace(batch, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
-        self.prefetched = _prefetched(state, settings if batch == 1 else KernelSettings())
+        self.prefetched = weights_ahead(state, settings if batch == 1 else KernelSettings())
 
     def __call__(self, state: StepState) -> None:
         model, positions, pdl, prefetched = state.model, state.positions, self.pdl, iter(self.prefetched)
@@ -157,7 +157,7 @@ class KernelStep:
         )
 
 
-def _prefetched(state: StepState, settings: KernelSettings) -> list[Tensor | None]:
+def weights_ahead(state: StepState, settings: KernelSettings) -> list[Tensor | None]:
     """For each launch after the embedding, the beginning of the matrix that is read `ahead` launches later.
 
     The memory would stand idle while attention, of few bytes and much waiting, holds the chain up, and for

@@ -6,6 +6,7 @@ from scipy.stats import chi2
 
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.decoding.engine.step import KernelSettings, StepState, weights_ahead
 from llmcourse.model import Decoder, DecoderConfig
 
 PROMPTS = [[5, 6, 7, 8], [1, 2], [9]]
@@ -106,3 +107,20 @@ def test_what_does_not_fit_is_refused(act, message):
     with pytest.raises(ValueError) as caught:
         act(DecodeEngine(tiny()))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_every_kernel_asks_for_the_weights_that_a_later_one_reads(ahead):
+    model = tiny(torch.float32)
+    state = StepState(model, 1, 16)
+    reads = []
+    for w in state.layers:
+        reads += [w.qkv, None, w.output, w.gate_up, w.down]
+    reads.append(model.lm_head.weight)
+    asked = weights_ahead(state, KernelSettings(prefetch_bytes=256, ahead=ahead))
+    for launch, found in enumerate(asked):
+        later = reads[(launch + ahead) % len(reads)]
+        assert (found is None) == (later is None)
+        if found is not None:
+            assert found.data_ptr() == later.data_ptr() and found.numel() * 4 == 256
+    assert not any(found is not None for found in weights_ahead(state, KernelSettings()))
