@@ -4,9 +4,10 @@ Stages, each of which survives a failing variant, and prints a short table:
 
     compile    every kernel against fp64, outputs poisoned; all tile shapes compiled, on many cores
     linear     every matrix of the three models: GB/s of the weights, over tile shapes, in a CUDA graph
+    rows       the matrices of Llama-3-8B for a few rows of input, beside PyTorch's product
     engine     tokens/s of the three models over launch modes and splits, with the best tiles
 
-    PYTHONPATH=. python benchmarks/decode_variants.py --out FOLDER [--stages compile,linear,engine]
+    PYTHONPATH=. python benchmarks/decode_variants.py --out FOLDER [--stages compile,linear,rows,engine]
 """
 
 from __future__ import annotations
@@ -385,6 +386,61 @@ def time_linear(x: torch.Tensor, weights: list[torch.Tensor], parts: dict, tile:
     return graph_seconds(chain) / len(weights)
 
 
+# --- rows ----------------------------------------------------------------------------------------
+
+ROW_TILES = [
+    Tile(32, 128, 4, 4),
+    Tile(32, 256, 4, 4),
+    Tile(32, 256, 4, 3),
+    Tile(64, 64, 4, 6),
+    Tile(64, 128, 4, 4),
+    Tile(64, 128, 4, 5),
+    Tile(64, 256, 4, 3),
+    Tile(128, 64, 4, 5),
+    Tile(128, 128, 8, 4),
+]
+
+
+def stage_rows(log: Log, copy: float) -> None:
+    model = "llama3_8b"
+    for kind, (outputs, inputs, gated) in matrices(model).items():
+        traffic_bytes = outputs * (1 + gated) * inputs * 2
+        count = max(2, min(16, 2_000_000_000 // traffic_bytes))
+        weights = [random(outputs * (1 + gated), inputs, scale=inputs**-0.5) for _ in range(count)]
+        parts = {"norm": random(inputs).abs()} if kind in ("qkv", "gate_up", "lm_head") else {}
+        for batch in (4, 16, 64):
+            x = random(batch, inputs)
+            out = random(batch, outputs)
+            gbps = {}
+
+            def library(x=x, weights=weights, parts=parts, gated=gated) -> None:
+                for weight in weights:
+                    linear_reference(x, weight, gated=gated, **parts)
+
+            gbps["library"] = traffic_bytes * count / graph_seconds(library) / 1e9
+            for tile in ROW_TILES:
+                with survived(f"rows {kind} {batch} {tile}"):
+
+                    def ours(x=x, out=out, tile=tile, weights=weights, parts=parts, gated=gated) -> None:
+                        for weight in weights:
+                            linear(
+                                x,
+                                weight,
+                                out=out,
+                                backend="triton",
+                                pdl=True,
+                                tile=tile,
+                                gated=gated,
+                                **parts,
+                            )
+
+                    gbps[str(tuple(tile))] = traffic_bytes * count / graph_seconds(ours) / 1e9
+            log(stage="rows", matrix=kind, batch=batch, gbps=gbps)
+            best = sorted(gbps, key=gbps.get, reverse=True)[:4]
+            top = "  ".join(f"{gbps[name]:.0f} {name}" for name in best)
+            print(f"{kind:<8} B={batch:<3} library {gbps['library']:.0f} | {top}", flush=True)
+
+
 # --- engine --------------------------------------------------------------------------------------
 
 
@@ -499,6 +555,8 @@ def planned(arguments: argparse.Namespace, log: Log, copy: float) -> list[tuple[
         work.append(("compile", lambda: stage_check_and_compile(log)))
     if "linear" in stages:
         work.append(("linear", lambda: tiles.update(stage_linear(log, copy))))
+    if "rows" in stages:
+        work.append(("rows", lambda: stage_rows(log, copy)))
     if "engine" in stages:
         work += [
             (f"engine {name}", functools.partial(stage_engine, log, copy, tiles, name)) for name in names
@@ -511,7 +569,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stages", default="compile,linear,engine")
+    parser.add_argument("--stages", default="compile,linear,rows,engine")
     parser.add_argument("--models", default="llama3_8b,qwen3_0.6b,llama2_7b")
     parser.add_argument("--limit-s", type=float, default=300, help="no stage begins after this")
     arguments = parser.parse_args()

@@ -136,8 +136,9 @@ def _matmul_kernel(
     start_next(PDL)
     wait_for_input(PDL)
 
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    up_sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    # The weights are the left operand: their many rows fill the tensor cores' tiles, the few of x are padded.
+    sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    up_sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         inside = (start + columns < K)[None, :]
@@ -148,22 +149,22 @@ def _matmul_kernel(
             gain = tl.load(norm_ptr + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
             x = (wide * gain[None, :]).to(x.dtype)
         tile = tl.load(weights + start, mask=inside, other=0.0)
-        sums = tl.dot(x, tile.T, sums, input_precision="ieee")
+        sums = tl.dot(tile, x.T, sums, input_precision="ieee")
         if GATED:
             up_tile = tl.load(up_weights + start, mask=inside, other=0.0)
-            up_sums = tl.dot(x, up_tile.T, up_sums, input_precision="ieee")
+            up_sums = tl.dot(up_tile, x.T, up_sums, input_precision="ieee")
 
     y = sums
     if HAS_NORM:
-        scale = (1.0 / tl.sqrt(squares / K + eps))[:, None]
+        scale = (1.0 / tl.sqrt(squares / K + eps))[None, :]
         y *= scale
         up_sums *= scale
     if GATED:
         y = y / (1.0 + tl.exp(-y)) * up_sums
-    at = batch[:, None].to(tl.int64) * num_outputs + rows[None, :]
-    inside = (batch < num_rows)[:, None] & (rows < num_outputs)[None, :]
+    at = batch[None, :].to(tl.int64) * num_outputs + rows[:, None]
+    inside = (batch < num_rows)[None, :] & (rows < num_outputs)[:, None]
     if HAS_BIAS:
-        y += tl.load(bias_ptr + rows, mask=rows < num_outputs, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(bias_ptr + rows, mask=rows < num_outputs, other=0.0).to(tl.float32)[:, None]
     if HAS_RESIDUAL:
         y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
