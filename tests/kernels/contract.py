@@ -53,7 +53,7 @@ def check(ours: torch.Tensor, truth: torch.Tensor, theirs: torch.Tensor) -> None
 
 
 @pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize(("rows", "dtype"), itertools.product((1, 3), DTYPES))
+@pytest.mark.parametrize(("rows", "dtype"), list(itertools.product((1, 3), DTYPES)))
 def test_linear(parts, rows, dtype):
     has_norm, gated, has_bias, has_residual = PARTS[parts]
     for outputs, inputs in SHAPES:
@@ -95,7 +95,7 @@ CACHES = {
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize(("has_norm", "dtype"), itertools.product((False, True), DTYPES))
+@pytest.mark.parametrize(("has_norm", "dtype"), list(itertools.product((False, True), DTYPES)))
 def test_decode_attention(cache, has_norm, dtype):
     heads, kv_heads, size, slots, where = CACHES[cache]
     rows = len(where)
@@ -144,11 +144,11 @@ def test_tokens_are_chosen_appended_and_looked_up():
 
 
 def test_draws_have_the_distribution_that_was_asked_for():
-    """Chi-square of 2,000 draws over 8 tokens; an honest sampler fails once in a million."""
+    """Chi-square of 1,000 draws over 8 tokens; an honest sampler fails once in a million."""
     from scipy.stats import chi2
 
     p = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.08, 0.04, 0.02, 0.01], device=DEVICE)
-    rows, temperature = 500, 0.5
+    rows, temperature = 250, 0.5
     logits = (p.log() * temperature).expand(rows, 8).contiguous()
     choice = Choice(rows, 8, DEVICE, temperature=temperature, seed=3)
     text = torch.zeros(rows, 5, dtype=torch.long, device=DEVICE)
