@@ -87,7 +87,10 @@ def choose(
     *,
     backend: Backend = "auto",
 ) -> None:
-    """`choose_reference` on the device; the noise is another, its distribution the same."""
+    """`choose_reference` on the device; the noise is another, its distribution the same.
+
+    Logits that are NaN count as infinite, so that a broken model still chooses a token of its vocabulary.
+    """
     if resolve(backend, logits.device, logits.dtype) == "reference":
         return choose_reference(logits, text, positions, choice)
     from llmcourse.kernels import tokens_triton

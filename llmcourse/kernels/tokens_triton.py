@@ -60,6 +60,9 @@ def _choose_kernel(
         uniform = tl.maximum(tl.rand(stream, tokens), 1e-10)
         logits = logits * inverse_temperature - tl.log(-tl.log(uniform))
         logits = tl.where(tokens < vocab_size, logits, float("-inf"))
+    # NaN is neither above nor below another number, so that among NaN argmax may end on a place of the last
+    # chunk that is no token: the next step would look it up beyond the end of the table.
+    logits = tl.where(logits != logits, float("inf"), logits)
     best = tl.argmax(logits, axis=0)
     tl.store(peaks_ptr + row * CHUNKS + chunk, tl.max(logits, axis=0))
     tl.store(tokens_ptr + row * CHUNKS + chunk, chunk * CHUNK_SIZE + best)
