@@ -113,7 +113,7 @@ def decode_attention(
     backend: Backend = "auto",
     pdl: bool = False,
     block: int = 32,
-    warps: int = 4,
+    warps: int | None = None,
     prefetch: Tensor | None = None,
 ) -> Float[Tensor, "B H_D"]:
     """One token a row: rotates and stores its key, stores its value, attends to all up to it.
@@ -125,8 +125,9 @@ def decode_attention(
         cos, sin: of the angles of every position.
         workspace: memory of the splits; None makes it, which a loop should not.
         out: where the result goes; new memory if None.
-        pdl: launch before the previous kernel has ended (see `launch`).
+        pdl: launch before the previous kernel has ended (see `launch`); without effect before Hopper.
         block: keys in one tile, a power of 2 of at least 16.
+        warps: for one program; None is 4, and 8 in float32, whose tiles overflow the registers of 4.
         prefetch: contiguous memory that a later kernel reads, asked for while this one runs; a hint, on
             Hopper or later.
 
@@ -146,6 +147,7 @@ def decode_attention(
         workspace = Workspace(batch, num_heads, num_kv_heads, head_dim, splits, qkv.device)
     if out is None:
         out = qkv.new_empty(batch, num_heads * head_dim)
+    warps = warps or (4 if qkv.element_size() <= 2 else 8)
     decode_attention_triton.launch(
         qkv, keys, values, positions, cos, sin, norm, workspace, out, pdl, block, warps, prefetch
     )

@@ -271,7 +271,6 @@ def launch(
         BLOCK_S=block,
         SPLITS=workspace.num_splits,
         NORM=norm is not None,
-        PDL=pdl,
         PREFETCH=num_bytes(prefetch) > 0,
         THREADS=32 * warps,
         num_warps=warps,

@@ -7,14 +7,16 @@ writes are visible. So weights keep streaming while one kernel hands over to the
 (CUDA C++ Programming Guide, "Programmatic Dependent Launch and Synchronization".)
 
 Because every kernel waits before it ends, waiting for the previous one is waiting for all before it.
+Older GPUs do not know these instructions: there the kernels are compiled and launched without them.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime import driver
 
 from llmcourse.kernels.backend import interpreted
 
@@ -64,17 +66,21 @@ def prefetch_next(next_ptr, program, num_programs, next_bytes, PREFETCH: tl.cons
         )
 
 
-def num_bytes(prefetch: torch.Tensor | None) -> int:
-    """What `prefetch_next` is to ask for: a multiple of 16 bytes. The interpreter has no L2."""
-    if prefetch is None or interpreted():
+def takes_part(asked: bool) -> bool:
+    """Whether a kernel does what it is asked to: only if Hopper or later is what Triton compiles for now."""
+    if not asked or interpreted():
+        return False
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
+
+
+def num_bytes(prefetch: Tensor | None) -> int:
+    """What `prefetch_next` is to ask for: a multiple of 16 bytes; none where the GPU has no such request."""
+    if not takes_part(prefetch is not None):
         return 0
     return prefetch.numel() * prefetch.element_size() // 16 * 16
 
 
 def options(pdl: bool) -> dict[str, bool]:
-    """The launch option that goes with `PDL=True`; the interpreter knows no such option."""
-    return {"launch_pdl": True} if pdl else {}
-
-
-def supports_pdl(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """The kernel's switch and the launch's, which only go together; both off where the GPU has no PDL."""
+    return {"PDL": True, "launch_pdl": True} if takes_part(pdl) else {"PDL": False}

@@ -61,6 +61,7 @@ def linear(
         residual: added at the end; not the memory of `out`, which other programs may be writing.
         out: where the result goes, in its own dtype; new memory in the dtype of x if None.
         pdl: launch before the previous kernel has ended; it must be one that takes part (see `launch`).
+            Without effect before Hopper.
         tile: how the kernel cuts the matrix; None takes the measured or the default shape.
         prefetch: contiguous memory that a later kernel reads, asked for while this one runs; a hint, for
             one row of input, on Hopper or later.
@@ -80,7 +81,7 @@ def linear(
         tile = tile or gemv_tile(num_outputs, x.shape[1], gated)
         linear_triton.launch_gemv(x, weight, norm, eps, bias, residual, gated, out, tile, pdl, prefetch)
     else:
-        tile = tile or matmul_tile(x.shape[0], num_outputs, x.shape[1], gated)
+        tile = tile or matmul_tile(num_outputs, x.shape[1], gated, x.element_size())
         linear_triton.launch_matmul(x, weight, norm, eps, bias, residual, gated, out, tile, pdl)
     return out
 

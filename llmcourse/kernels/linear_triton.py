@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +14,7 @@ from llmcourse.kernels.launch import (
     start_next,
     wait_for_input,
 )
-from llmcourse.kernels.tiles import Tile
+from llmcourse.kernels.tiles import Tile, matmul_rows
 
 
 @triton.jit(do_not_specialize=["next_bytes"])
@@ -125,8 +124,8 @@ def _matmul_kernel(
     columns = tl.arange(0, BLOCK_K)
     weights = weight_ptr + held[:, None] * K + columns[None, :]  # (BLOCK_N, BLOCK_K)
     up_weights = weights + tl.cast(num_outputs, tl.int64) * K
-    batch = tl.arange(0, BLOCK_M)
-    inputs = x_ptr + batch[:, None] * K + columns[None, :]  # (BLOCK_M, BLOCK_K)
+    batch = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inputs = x_ptr + batch[:, None].to(tl.int64) * K + columns[None, :]  # (BLOCK_M, BLOCK_K)
     if PDL:  # the first 512 numbers of each row, a line of 64 at a time
         lines = tl.arange(0, 8) * 64
         first = weight_ptr + held[:, None] * K + tl.minimum(lines, K - 1)[None, :]
@@ -193,7 +192,7 @@ def launch_gemv(
         K=x.shape[1],
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
-        **_switches(norm, bias, residual, gated, pdl),
+        **_switches(norm, bias, residual, gated),
         PREFETCH=num_bytes(prefetch) > 0,
         THREADS=32 * tile.warps,
         num_warps=tile.warps,
@@ -213,18 +212,19 @@ def launch_matmul(
     tile: Tile,
     pdl: bool,
 ) -> None:
-    num_outputs = out.shape[1]
-    _matmul_kernel[(triton.cdiv(num_outputs, tile.rows),)](
+    num_rows, num_outputs = out.shape
+    block = matmul_rows(num_rows, x.element_size())
+    _matmul_kernel[(triton.cdiv(num_outputs, tile.rows), triton.cdiv(num_rows, block))](
         *_pointers(x, norm, weight, bias, residual, out),
-        x.shape[0],
+        num_rows,
         num_outputs,
         eps,
         K=x.shape[1],
-        BLOCK_M=max(16, triton.next_power_of_2(x.shape[0])),
+        BLOCK_M=block,
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
         STAGES=tile.stages,
-        **_switches(norm, bias, residual, gated, pdl),
+        **_switches(norm, bias, residual, gated),
         num_warps=tile.warps,
         **options(pdl),
     )
@@ -236,12 +236,11 @@ def _pointers(x, norm, weight, bias, residual, out) -> tuple[Tensor, ...]:
 
 
 def _switches(
-    norm: torch.Tensor | None, bias: Tensor | None, residual: Tensor | None, gated: bool, pdl: bool
+    norm: Tensor | None, bias: Tensor | None, residual: Tensor | None, gated: bool
 ) -> dict[str, bool]:
     return {
         "HAS_NORM": norm is not None,
         "HAS_BIAS": bias is not None,
         "HAS_RESIDUAL": residual is not None,
         "GATED": gated,
-        "PDL": pdl,
     }

@@ -32,11 +32,17 @@ def gemv_tile(num_outputs: int, num_inputs: int, gated: bool) -> Tile:
     return Tile(rows, columns, 8 if columns >= 2048 else 4)
 
 
-def matmul_tile(num_rows: int, num_outputs: int, num_inputs: int, gated: bool) -> Tile:
-    """For a few rows of input on the tensor cores: enough programs for every multiprocessor."""
-    rows = 32 if num_outputs < 16384 else 64
-    columns = min(max(_power_of_2(num_inputs), 16), 128)
-    return Tile(rows, columns, 4, 4)
+def matmul_tile(num_outputs: int, num_inputs: int, gated: bool, item_bytes: int) -> Tile:
+    """For several rows of input on the tensor cores; small enough for 99 KiB of shared memory."""
+    narrow = item_bytes <= 2
+    rows = 64 if narrow and not gated and num_outputs >= 16384 else 32
+    columns = min(max(_power_of_2(num_inputs), 16), 256 // item_bytes)
+    return Tile(rows, columns, 4, 4 if narrow else 3)
+
+
+def matmul_rows(num_rows: int, item_bytes: int) -> int:
+    """Rows of input that one program of `matmul_tile` takes."""
+    return max(16, min(_power_of_2(num_rows), 128 // item_bytes))
 
 
 def _power_of_2(number: int) -> int:

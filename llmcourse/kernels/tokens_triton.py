@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.launch import start_next, wait_for_input
+from llmcourse.kernels.launch import start_next, takes_part, wait_for_input
 from llmcourse.kernels.tokens import CHUNK, Choice
 
 
@@ -86,7 +86,7 @@ def launch_embed(text: Tensor, positions: Tensor, table: Tensor, out: Tensor, pd
     # read positions and old keys without waiting.
     size, block = table.shape[1], 1024
     _embed_kernel[(len(positions), triton.cdiv(size, block))](
-        text, positions, table, out, text.stride(0), C=size, BLOCK=block, PDL=pdl, num_warps=4
+        text, positions, table, out, text.stride(0), C=size, BLOCK=block, PDL=takes_part(pdl), num_warps=4
     )
 
 

@@ -10,6 +10,8 @@ import itertools
 import pytest
 import torch
 
+from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.kernels.decode_attention import (
     HeadNorm,
     Workspace,
@@ -19,6 +21,7 @@ from llmcourse.kernels.decode_attention import (
 from llmcourse.kernels.linear import linear, linear_reference
 from llmcourse.kernels.tiles import Tile
 from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
+from llmcourse.model import Decoder, DecoderConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.float16)
@@ -71,6 +74,13 @@ def test_linear(parts, rows, dtype):
             out = torch.full((rows, outputs), torch.nan, dtype=dtype, device=DEVICE)
             linear(x, weight, out=out, backend="triton", tile=tile, **given)
             check(out, truth, theirs)
+
+
+def test_linear_for_more_rows_than_a_program_takes():
+    x, weight = random(100, 40, dtype=torch.float32), random(20, 40, dtype=torch.float32)
+    out = torch.full((100, 20), torch.nan, device=DEVICE)
+    linear(x, weight, out=out, backend="triton", pdl=True)
+    check(out, linear_reference(x.double(), weight.double()), linear_reference(x, weight))
 
 
 def test_the_check_sees_a_kernel_that_forgets():
@@ -165,6 +175,21 @@ def test_the_choice_is_a_token_whatever_the_logits(broken, temperature):
     text, positions = (torch.zeros(shape, dtype=torch.long, device=DEVICE) for shape in ((1, 3), 1))
     choose(logits, text, positions, Choice(1, 9000, DEVICE, temperature=temperature), backend="triton")
     assert text[0, 1] == logits.argmax() and positions.tolist() == [1]
+
+
+def test_an_engine_of_kernels_writes_what_one_of_references_does():
+    """Two layers, grouped heads with norms; a row alone takes our matrices, two take PyTorch's."""
+    config = DecoderConfig(100, 32, 48, 2, 4, 2, 16, 64, qk_norm=True)
+    model = Decoder(config).to(DEVICE).requires_grad_(False)
+    shapes = [(128, 32, False), (32, 64, False), (48, 32, True), (32, 48, False), (100, 32, False)]
+    settings = KernelSettings(tiles={shape: Tile(16, 32, 4) for shape in shapes}, splits=2)
+    for prompts in ([[5] * 40], [[1, 2], [9] * 40]):
+        written = []
+        for backend in ("triton", "reference"):
+            engine = DecodeEngine(model, backend=backend, settings=settings)
+            engine.start(prompts, 50)
+            written.append([engine.decode(4).tolist(), engine.decode(2).tolist()])
+        assert written[0] == written[1]
 
 
 def test_draws_have_the_distribution_that_was_asked_for():

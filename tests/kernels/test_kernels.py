@@ -83,5 +83,5 @@ def test_splits_fill_the_chip_and_none_is_without_keys(batch_size, capacity):
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 7), (77, 1000), (320, 320), (12288, 320), (6144, 4096)])
 def test_tiles_are_powers_of_two(outputs, inputs, gated):
-    for tile in (gemv_tile(outputs, inputs, gated), matmul_tile(4, outputs, inputs, gated)):
+    for tile in (gemv_tile(outputs, inputs, gated), matmul_tile(outputs, inputs, gated, 2)):
         assert all(n & (n - 1) == 0 and n > 0 for n in (tile.rows, tile.columns, tile.warps))

@@ -43,7 +43,7 @@ class DecodeEngine:
     ):
         self.model = model
         self.backend = resolve(backend, model.device, model.dtype)
-        self.settings = KernelSettings(pdl=_has_pdl(model.device)) if settings is None else settings
+        self.settings = settings or KernelSettings()
         self.graph = graph and self.backend == "triton" and model.device.type == "cuda"
         self.vocab_size = model.config.vocab_size
         self.max_length = model.config.max_position_embeddings
@@ -168,7 +168,3 @@ class DecodeEngine:
                 batch, self.vocab_size, self.device, temperature=temperature, seed=seed
             )
         return self._choices[key]
-
-
-def _has_pdl(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -26,7 +26,7 @@ class KernelSettings:
     """How the kernels are launched; None and empty take what was measured to be best.
 
     Attributes:
-        pdl: start kernels before their predecessors end; needs a Hopper GPU or later.
+        pdl: start kernels before their predecessors end, on a Hopper GPU or later.
         tiles: of the matrices for one row, by `(outputs, inputs, gated)`.
         splits: of the cache in attention, a power of 2.
         block: keys in one tile of attention, and
@@ -36,7 +36,7 @@ class KernelSettings:
         ahead: how many kernels later that matrix is read.
     """
 
-    pdl: bool = False
+    pdl: bool = True
     tiles: dict[tuple[int, int, bool], Tile] = field(default_factory=dict)
     splits: int | None = None
     block: int = 32

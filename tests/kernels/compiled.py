@@ -1,0 +1,128 @@
+"""Kernels compiled for GPUs that are not here, exactly as the engine launches them.
+
+A step is taken over tensors without memory ("meta"), under a driver that names a GPU and has none: Triton
+specializes and compiles as for a launch, and launches nothing. What ptxas says of each kernel is kept.
+Runs in a process of its own, because Triton's driver and its compiled kernels are one for the process.
+"""
+
+import contextlib
+import dataclasses
+import io
+import re
+import tempfile
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from llmcourse.costs.models import MODELS
+from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
+from llmcourse.kernels import backend
+from llmcourse.kernels.linear import linear
+from llmcourse.kernels.tiles import Tile
+from llmcourse.kernels.tokens import Choice, choose
+from llmcourse.model import Decoder, DecoderConfig
+
+CAPACITY = 1024
+SPLITS = 64  # the most that the engine takes
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A kernel for one GPU: its switches and sizes, and what it takes of the chip."""
+
+    kernel: str
+    constants: dict[str, object]
+    shared_bytes: int
+    registers: int
+    spilled_bytes: int
+    has_pdl: bool
+
+
+class AbsentDriver:
+    """Names a GPU, as much as compiling asks for."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def recorded(capability: int) -> Iterator[list[Compiled]]:
+    """Every launch inside compiles for this GPU, and joins the list."""
+    found: list[Compiled] = []
+    launch = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        if log.getvalue():  # nothing new is said of a kernel that this process has compiled before
+            kernel.ptxas_log = log.getvalue()
+        found.append(_described(self, kernel, kwargs))
+
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(backend, "_obstacle", lambda device, dtype: None),
+        mock.patch.object(triton.knobs.cache, "dir", cache),
+        mock.patch.object(triton.knobs.compilation, "always_compile", True),
+        mock.patch.object(triton.knobs.nvidia, "dump_ptxas_log", True),
+    ):
+        triton.runtime.driver.set_active(AbsentDriver(capability))
+        yield found
+
+
+def _described(function: JITFunction, kernel, constants: dict[str, object]) -> Compiled:
+    return Compiled(
+        kernel=function.fn.__name__,
+        constants=constants,
+        shared_bytes=kernel.metadata.shared,
+        registers=int(re.search(r"Used (\d+) registers", kernel.ptxas_log)[1]),
+        spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill", kernel.ptxas_log)),
+        has_pdl="griddepcontrol" in kernel.asm["ptx"],
+    )
+
+
+def compiled_step(name: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """The kernels of a step of one layer of a known model, and of both ways to choose, for one row."""
+    shapes = dataclasses.asdict(MODELS[name]) | {"num_layers": 1}
+    config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
+    with recorded(capability) as found, torch.device("meta"), torch.no_grad():
+        model = Decoder(config).to(dtype)
+        state = StepState(model, 1, CAPACITY)
+        KernelStep(state, KernelSettings(splits=SPLITS))(state)
+        for temperature in (0.0, 1.0):
+            choice = Choice(1, config.vocab_size, "meta", temperature=temperature)
+            choose(state.logits, state.text, state.positions, choice, backend="triton")
+    return found
+
+
+def compiled_rows(dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """`linear` for more rows than a program takes: gated with a norm, and the widest tile."""
+    outputs, inputs = 28672, 4096
+    with recorded(capability) as found, torch.device("meta"):
+        x, weight = torch.empty(100, inputs, dtype=dtype), torch.empty(2 * outputs, inputs, dtype=dtype)
+        residual, norm = torch.empty(100, 2 * outputs, dtype=dtype), torch.empty(inputs, dtype=dtype)
+        linear(x, weight, norm=norm, gated=True, backend="triton", pdl=True)
+        linear(x, weight, residual=residual, backend="triton", pdl=True)
+    return found
+
+
+def compiled_with(tile: Tile, capability: int) -> list[Compiled]:
+    """`linear` for one row of 4096 numbers, cut as the caller says."""
+    with recorded(capability) as found, torch.device("meta"):
+        x, weight = torch.empty(1, 4096), torch.empty(4096, 4096)
+        linear(x, weight, backend="triton", tile=tile)
+    return found

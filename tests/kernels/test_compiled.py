@@ -1,0 +1,68 @@
+"""Every kernel, compiled for three generations of GPUs that are not here, fits each of them."""
+
+import concurrent.futures
+import multiprocessing
+import platform
+
+import pytest
+import torch
+
+if platform.system() != "Linux":
+    pytest.skip("Triton is made for Linux only", allow_module_level=True)
+
+from llmcourse.kernels.tiles import Tile
+from tests.kernels.compiled import Compiled, compiled_rows, compiled_step, compiled_with
+
+# The most shared memory of one program (CUDA C++ Programming Guide, "Compute Capabilities").
+SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
+BF16, FP32 = torch.bfloat16, torch.float32
+JOBS = [
+    *[(compiled_step, "Llama-3-8B", BF16, gpu) for gpu in SHARED_BYTES],
+    *[(compiled_step, "base", FP32, gpu) for gpu in SHARED_BYTES],
+    *[(compiled_step, name, BF16, 90) for name in ("Qwen3-0.6B", "Llama-2-7B")],
+    (compiled_step, "Llama-2-7B", FP32, 90),
+    *[(compiled_rows, dtype, gpu) for dtype in (BF16, FP32) for gpu in SHARED_BYTES],
+]
+TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[tuple, list[Compiled]]:
+    """What each job compiled, two at a time."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
+        running = {job: pool.submit(*job) for job in (*JOBS, TOO_MUCH)}
+        return {job: future.result() for job, future in running.items()}
+
+
+def name_of(job: object) -> str:
+    return "-".join(str(part).removeprefix("torch.") for part in job[1:])
+
+
+@pytest.mark.parametrize("job", JOBS, ids=name_of)
+def test_no_kernel_spills_and_each_fits_the_shared_memory(kernels, job):
+    limit = SHARED_BYTES[job[-1]]
+    assert [k for k in kernels[job] if k.spilled_bytes or k.shared_bytes > limit] == []
+    assert all(k.registers for k in kernels[job])
+
+
+def test_a_kernel_that_spills_is_seen(kernels):
+    (kernel,) = kernels[TOO_MUCH]
+    assert kernel.spilled_bytes > 0
+
+
+@pytest.mark.parametrize("job", JOBS, ids=name_of)
+def test_kernels_start_early_from_hopper_on_only(kernels, job):
+    """All but the choice: it ends a step, and starts when all before it has ended."""
+    early = {kernel.kernel: kernel.has_pdl for kernel in kernels[job]}
+    assert early.pop("_choose_kernel", False) is False
+    assert set(early.values()) == {job[-1] >= 90}
+
+
+def test_a_step_launches_what_it_says(kernels):
+    """Five kernels a layer, one before and two behind; each of the two ways to choose is one."""
+    for job in JOBS:
+        if job[0] is compiled_step:
+            assert [k.kernel.strip("_").removesuffix("_kernel") for k in kernels[job]] == [
+                "embed", "gemv", "decode_attention", "gemv", "gemv", "gemv", "gemv", "choose", "choose",
+            ]  # fmt: skip
