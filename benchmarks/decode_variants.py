@@ -36,7 +36,7 @@ from llmcourse.kernels.decode_attention import (
     decode_attention_reference,
 )
 from llmcourse.kernels.linear import linear, linear_reference
-from llmcourse.kernels.tiles import Tile, gemv_tile
+from llmcourse.kernels.tiles import Tile, gemv_rule, gemv_tile
 from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
 from llmcourse.model import Decoder, DecoderConfig
 
@@ -250,7 +250,7 @@ def matrices(name: str) -> dict[str, tuple[int, int, bool]]:
 
 def candidates(outputs: int, inputs: int, gated: bool) -> list[Tile]:
     """Tiles of 32 to 128 bytes a thread and step; the default is among them."""
-    tiles = [gemv_tile(outputs, inputs, gated)]
+    tiles = [gemv_tile(outputs, inputs, gated), gemv_rule(outputs, inputs, gated)]
     for columns in (512, 1024, 2048, 4096):
         if columns > inputs or columns * 14 < inputs:
             continue
@@ -481,7 +481,9 @@ def report(log: Log, copy: float, name: str, batch: int, label: str, seconds: fl
 
 
 def launch_modes(tiles: dict) -> dict[str, KernelSettings]:
+    rule = {shape: gemv_rule(*shape) for name in CONFIGS for shape in matrices(name).values()}
     found = {
+        "tiles of the rule, pdl": KernelSettings(pdl=True, tiles=rule),
         "default tiles, no pdl": KernelSettings(pdl=False),
         "default tiles, pdl": KernelSettings(pdl=True),
     }

@@ -1,5 +1,6 @@
 """Kernels keep their contract, and what cannot run is refused by name."""
 
+import json
 import os
 import platform
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from llmcourse.costs.models import MODELS
+from llmcourse.costs.shapes import ModelShapes
 from llmcourse.kernels.backend import resolve
 from llmcourse.kernels.decode_attention import Workspace, num_splits
 from llmcourse.kernels.linear import linear
-from llmcourse.kernels.tiles import gemv_tile, matmul_tile
+from llmcourse.kernels.tiles import MEASURED, gemv_rule, gemv_tile, matmul_rows, matmul_tile
 from llmcourse.kernels.tokens import Choice
 
 CONTRACT = Path(__file__).with_name("contract.py")
@@ -30,6 +33,18 @@ def test_kernels_keep_their_contract():
 
 
 CPU = torch.device("cpu")
+
+
+def matrices(model: ModelShapes) -> set[tuple[int, int, bool]]:
+    """Outputs, inputs and whether gated, of each matrix that a step reads."""
+    heads, size = model.num_heads * model.head_dim, model.hidden_size
+    return {
+        (heads + 2 * model.num_kv_heads * model.head_dim, size, False),
+        (size, heads, False),
+        (model.intermediate_size, size, True),
+        (size, model.intermediate_size, False),
+        (model.vocab_size, size, False),
+    }
 
 
 @pytest.mark.parametrize(
@@ -80,8 +95,41 @@ def test_splits_fill_the_chip_and_none_is_without_keys(batch_size, capacity):
     assert splits == 1 or (splits * batch_size * 8 <= 2 * 132 and splits * 32 <= capacity + 31)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 7), (77, 1000), (320, 320), (12288, 320), (6144, 4096)])
-def test_tiles_are_powers_of_two(outputs, inputs, gated):
-    for tile in (gemv_tile(outputs, inputs, gated), matmul_tile(outputs, inputs, gated, 2)):
+RAGGED = [(outputs, inputs, gated) for outputs, inputs in ((1, 7), (77, 1000)) for gated in (False, True)]
+MATRICES = sorted({shape for model in MODELS.values() for shape in matrices(model)})
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "gated"), [*RAGGED, *MATRICES])
+def test_tiles_are_powers_of_two_within_the_matrix(outputs, inputs, gated):
+    one_row = gemv_tile(outputs, inputs, gated)
+    several = [matmul_tile(outputs, inputs, gated, item_bytes) for item_bytes in (2, 4)]
+    for tile in (one_row, *several):
         assert all(n & (n - 1) == 0 and n > 0 for n in (tile.rows, tile.columns, tile.warps))
+        assert tile.columns < 2 * max(inputs, 16)
+    assert one_row.rows <= outputs
+
+
+def test_measured_tiles_are_the_fastest_of_the_recorded_run():
+    lines = (
+        (ROOT / "benchmarks/results/raw/decode_variants_nvidia_h200.jsonl").read_text("utf-8").splitlines()
+    )
+    rows = [row for row in map(json.loads, lines) if row["stage"] == "linear" and row["pdl"]]
+    for shape, tile in MEASURED.items():
+        fastest = max((row for row in rows if tuple(row["shape"]) == shape), key=lambda row: row["gbps"])
+        assert tuple(fastest["tile"]) == tile == gemv_tile(*shape)
+    assert set(MEASURED) == set(matrices(MODELS["Llama-3-8B"]))
+
+
+def test_a_matrix_that_was_not_measured_follows_the_rule():
+    for outputs, inputs, gated in {(6144, 4096, True), (6143, 4096, False), *RAGGED, *MATRICES} - set(
+        MEASURED
+    ):
+        assert gemv_tile(outputs, inputs, gated) == gemv_rule(outputs, inputs, gated)
+    assert gemv_rule(6144, 4096, False) != gemv_tile(6144, 4096, False)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "item_bytes", "held"), [(2, 2, 16), (33, 2, 64), (500, 2, 64), (500, 4, 32)]
+)
+def test_a_program_takes_as_many_rows_of_input_as_fit(num_rows, item_bytes, held):
+    assert matmul_rows(num_rows, item_bytes) == held

@@ -40,7 +40,7 @@ class KernelSettings:
     tiles: dict[tuple[int, int, bool], Tile] = field(default_factory=dict)
     splits: int | None = None
     block: int = 32
-    warps: int = 4
+    warps: int | None = None
     prefetch_bytes: int = 0
     ahead: int = 2
 
