@@ -58,7 +58,7 @@ def matmul_tile(num_outputs: int, num_inputs: int, gated: bool, item_bytes: int)
     narrow = item_bytes <= 2
     rows = 64 if narrow and not gated and num_outputs >= 16384 else 32
     columns = min(max(_power_of_2(num_inputs), 16), 256 // item_bytes)
-    return Tile(rows, columns, 4, 4 if narrow else 3)
+    return Tile(rows, columns, 4, 4) if narrow else Tile(rows, columns, 8, 3)
 
 
 def matmul_rows(num_rows: int, item_bytes: int) -> int:
