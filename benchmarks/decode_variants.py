@@ -25,25 +25,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from kernel_checks import BF16, CHECKS, DEVICE, random, relative_error, run_check
 from large_models import CONFIGS, NEW, PROMPT, copy_gbps, random_model, random_prompts, step_bytes
 
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.step import KernelSettings
-from llmcourse.kernels.decode_attention import (
-    HeadNorm,
-    Workspace,
-    decode_attention,
-    decode_attention_reference,
-)
 from llmcourse.kernels.linear import linear, linear_reference
 from llmcourse.kernels.tiles import Tile, gemv_rule, gemv_tile
-from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
-from llmcourse.model import Decoder, DecoderConfig
+from llmcourse.model import Decoder
 
 WORKERS = 14
 SEARCH_UNTIL_S = 150  # then the search for tiles takes what it has
-DEVICE = torch.device("cuda")
-BF16 = torch.bfloat16
 
 
 class Log:
@@ -91,146 +83,6 @@ def graph_seconds(work: Callable[[], None], repeats: int = 7) -> float:
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     return sorted(times)[len(times) // 2]
-
-
-# --- check ---------------------------------------------------------------------------------------
-
-
-def relative_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
-    return ((ours.double() - truth).norm() / truth.norm()).item()
-
-
-def random(*shape: int, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(*shape, device=DEVICE) * scale).to(BF16)
-
-
-def doubled(parts: dict) -> dict:
-    return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in parts.items()}
-
-
-def check_linear(batch: int, outputs: int, inputs: int, gated: bool, pdl: bool) -> float:
-    """Our error over PyTorch's own in bf16; NaN where an output is."""
-    x = random(batch, inputs)
-    weight = random(outputs * (1 + gated), inputs, scale=inputs**-0.5)
-    parts = {"norm": random(inputs).abs(), "gated": gated, "residual": random(batch, outputs)}
-    truth = linear_reference(x.double(), weight.double(), **doubled(parts))
-    theirs = relative_error(linear_reference(x, weight, **parts), truth)
-    out = torch.full((batch, outputs), float("nan"), dtype=BF16, device=DEVICE)
-    linear(x, weight, out=out, backend="triton", pdl=pdl, **parts)
-    return relative_error(out, truth) / theirs
-
-
-def check_attention(
-    heads: int, kv_heads: int, positions: list[int], splits: int, norm: bool, pdl: bool
-) -> float:
-    batch, d, capacity = len(positions), 128, 2048
-    qkv = random(batch, (heads + 2 * kv_heads) * d)
-    keys, values = random(batch, kv_heads, capacity, d), random(batch, kv_heads, capacity, d)
-    angles = torch.rand(capacity, d // 2, device=DEVICE) * 6
-    cos, sin = angles.cos().to(BF16), angles.sin().to(BF16)
-    where = torch.tensor(positions, device=DEVICE)
-    weights = HeadNorm(random(d).abs(), random(d).abs(), 1e-6) if norm else None
-    wide = HeadNorm(weights.q.double(), weights.k.double(), 1e-6) if norm else None
-    inputs = [x.double() for x in (qkv, keys, values)]
-    truth = decode_attention_reference(*inputs, where, cos.double(), sin.double(), wide)
-    theirs = decode_attention_reference(qkv, keys.clone(), values.clone(), where, cos, sin, weights)
-    for row, position in enumerate(positions):
-        keys[row, :, position:], values[row, :, position:] = float("nan"), float("nan")
-    workspace = Workspace(batch, heads, kv_heads, d, splits, DEVICE)
-    for part in (workspace.peaks, workspace.weights, workspace.mixed):
-        part.fill_(float("nan"))
-    worst = 0.0
-    for _ in range(3):  # the workspace must be fit for use again
-        out = torch.full((batch, heads * d), float("nan"), dtype=BF16, device=DEVICE)
-        decode_attention(
-            qkv,
-            keys,
-            values,
-            where,
-            cos,
-            sin,
-            weights,
-            workspace=workspace,
-            out=out,
-            backend="triton",
-            pdl=pdl,
-        )
-        worst = max(worst, relative_error(out, truth) / relative_error(theirs, truth))
-        if not torch.isfinite(out).all():
-            return float("nan")
-    return worst
-
-
-def check_tokens() -> bool:
-    logits = torch.randn(3, 128256, device=DEVICE)
-    text = torch.randint(0, 128256, (3, 50), device=DEVICE)
-    positions = torch.tensor([3, 0, 48], device=DEVICE)
-    text2, positions2 = text.clone(), positions.clone()
-    choice = Choice(3, 128256, DEVICE)
-    choose(logits, text, positions, choice, backend="triton")
-    choose_reference(logits, text2, positions2, choice)
-    table = random(128256, 1024)
-    same = torch.equal(text, text2) and torch.equal(positions, positions2)
-    rows = embed(text, positions, table, backend="triton")
-    return same and torch.equal(rows, embed_reference(text, positions, table))
-
-
-def check_sampling() -> float:
-    """Chi-square over its degrees of freedom, of draws from a known distribution: about 1."""
-    p = torch.softmax(torch.randn(50, device=DEVICE), 0)
-    rows = 4096
-    logits = p.log().expand(rows, 50).contiguous() * 0.7
-    choice = Choice(rows, 50, DEVICE, temperature=0.7, seed=3)
-    text = torch.zeros(rows, 8, dtype=torch.long, device=DEVICE)
-    positions = torch.zeros(rows, dtype=torch.long, device=DEVICE)
-    for _ in range(6):
-        choose(logits, text, positions, choice, backend="triton")
-    counts = torch.bincount(text[:, 1:7].flatten(), minlength=50).double()
-    expected = p.double() * counts.sum()
-    return ((counts - expected).square() / expected).sum().item() / 49
-
-
-def check_engine(pdl: bool, graph: bool, rows: int) -> bool:
-    """Whether the kernels choose the same 100 tokens as the references, in fp32."""
-    torch.manual_seed(1)
-    model = Decoder(DecoderConfig(1000, 256, 512, 3, 8, 2, 64, 512, qk_norm=True)).to(DEVICE)
-    prompts = [[5, 6, 7, 8], [1, 2]][:rows]
-    found = []
-    for engine in (
-        DecodeEngine(model, backend="reference"),
-        DecodeEngine(model, backend="triton", settings=KernelSettings(pdl=pdl), graph=graph),
-    ):
-        engine.start(prompts, 200)
-        found.append(engine.decode(100).tolist())
-    return found[0] == found[1]
-
-
-CHECKS: list[tuple[Callable, tuple]] = [
-    *[(check_linear, (b, 6144, 4096, False, pdl)) for b in (1, 3, 16, 64) for pdl in (False, True)],
-    *[(check_linear, (b, 14336, 4096, True, True)) for b in (1, 3, 64)],
-    *[(check_linear, (b, 4096, 14336, False, True)) for b in (1, 16)],
-    *[(check_linear, (b, 77, 1000, True, True)) for b in (1, 3)],
-    (check_attention, (32, 8, [200], 16, False, True)),
-    (check_attention, (32, 8, [200], 16, False, False)),
-    (check_attention, (32, 32, [327], 8, False, True)),
-    (check_attention, (16, 8, [1500], 32, True, True)),
-    (check_attention, (32, 8, [5, 64, 777, 2047], 4, False, True)),
-    (check_attention, (16, 8, [33, 31], 1, True, True)),
-    (check_tokens, ()),
-    (check_sampling, ()),
-    *[
-        (check_engine, (pdl, graph, rows))
-        for pdl in (True, False)
-        for graph in (True, False)
-        for rows in (1, 2)
-    ],
-]
-
-
-def run_check(index: int) -> object:
-    check, arguments = CHECKS[index]
-    torch.manual_seed(index)
-    return check(*arguments)
 
 
 # --- linear --------------------------------------------------------------------------------------
@@ -282,18 +134,18 @@ def compile_linear(outputs: int, inputs: int, gated: bool, normed: bool, tile: t
         linear_triton._gemv_kernel = kernel
 
 
-def attempt(job: tuple[str, tuple]) -> tuple[str, object]:
+def attempt(job: tuple[Callable, tuple]) -> tuple[str, object]:
     """Runs a job in a worker; its result, or what went wrong."""
-    name, arguments = job
+    function, arguments = job
     try:
         with torch.no_grad():
-            return "done", globals()[name](*arguments)
+            return "done", function(*arguments)
     except Exception as error:
         where = traceback.format_exc(limit=-1)[-300:]
         return "failed", f"{type(error).__name__}: {str(error)[:300]} {where}"
 
 
-def in_parallel(jobs: list[tuple[str, tuple]]) -> list[tuple[str, object]]:
+def in_parallel(jobs: list[tuple[Callable, tuple]]) -> list[tuple[str, object]]:
     """Compilation is work for many cores; what is timed afterwards finds it on disk."""
     start = time.perf_counter()
     context = multiprocessing.get_context("spawn")
@@ -318,10 +170,10 @@ def shapes() -> list[tuple[int, int, bool, bool]]:
 
 def stage_check_and_compile(log: Log) -> None:
     """Everything that needs no quiet machine, at once."""
-    jobs = [("run_check", (index,)) for index in range(len(CHECKS))]
+    jobs: list[tuple[Callable, tuple]] = [(run_check, (index,)) for index in range(len(CHECKS))]
     for outputs, inputs, gated, normed in shapes():
         tiles = candidates(outputs, inputs, gated)
-        jobs += [("compile_linear", (outputs, inputs, gated, normed, tuple(t), True)) for t in tiles]
+        jobs += [(compile_linear, (outputs, inputs, gated, normed, tuple(t), True)) for t in tiles]
     results = in_parallel(jobs)
     for (check, arguments), (state, found) in zip(CHECKS, results, strict=False):
         log(stage="check", what=check.__name__, arguments=arguments, state=state, found=found)
