@@ -99,7 +99,7 @@ def test_grades_do_not_depend_on_the_number_of_jobs(book, tmp_path):
 
 
 def test_jobs_run_at_the_same_time(book):
-    meeting = threading.Barrier(3, timeout=20)
+    meeting = threading.Barrier(3, timeout=60)
 
     def grade(submission, *others):
         meeting.wait()

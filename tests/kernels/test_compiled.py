@@ -28,9 +28,9 @@ TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a th
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[tuple, list[Compiled]]:
-    """What each job compiled, two at a time."""
+    """What each job compiled; one at a time, since other tests have the other cores."""
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         running = {job: pool.submit(*job) for job in (*JOBS, TOO_MUCH)}
         return {job: future.result() for job, future in running.items()}
 

@@ -52,7 +52,7 @@ def tried(
     person: str,
     action: Callable[[], str],
     confined: bool = True,
-    limit_s: float = 20.0,
+    limit_s: float = 60.0,
     prepare: Callable[[], None] = lambda: None,
     **changes: object,
 ) -> Outcome:
