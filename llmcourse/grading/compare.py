@@ -7,8 +7,8 @@ is no tensor, no list and no number. Nothing here calls a method of an unknown o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -111,6 +111,27 @@ class Exact:
         if len(got) != len(expected):
             reason = f"got {len(got)} {self.item}{'s' * (len(got) != 1)}, expected {len(expected)}"
             return Difference(reason, _row(got, len(expected)), _row(expected, len(got)))
+        return None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """For a tuple: each part by a comparison of its own, under its name.
+
+    Args:
+        of: name and comparison of each part, in order.
+    """
+
+    of: Mapping[str, Comparison]
+
+    def __call__(self, got: Any, expected: tuple[Any, ...]) -> Difference | None:
+        if type(got) is not tuple or len(got) != len(self.of):
+            found = f"a tuple of {len(got)}" if type(got) is tuple else kind(got)
+            reason = f"got {found}, expected a tuple ({', '.join(self.of)})"
+            return Difference(reason, show(got), show(expected), form=True)
+        for (name, comparison), one, other in zip(self.of.items(), got, expected, strict=True):
+            if found := comparison(one, other):
+                return replace(found, reason=f"{name}: {found.reason}")
         return None
 
 

@@ -30,11 +30,13 @@ class Case:
         arguments: by parameter name; numbers, texts, lists, tensors, or an `Oracle`.
         label: what the case looks at, in words a student understands: `a tie at the edge`.
         oracles: the functions behind the `Oracle` arguments. They raise on arguments of a wrong kind.
+        raises: what the function has to raise, where the arguments are not to be answered.
     """
 
     arguments: Mapping[str, Any]
     label: str
     oracles: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    raises: type[Exception] | None = None
 
     def __post_init__(self):
         asked = {value.name for value in self.arguments.values() if isinstance(value, Oracle)}

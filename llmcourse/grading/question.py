@@ -146,7 +146,14 @@ def _argument(name: str, value: Any) -> list[str]:
 
 def _expected(exercise: Exercise, case: Case) -> tuple[Any, dict[str, int]]:
     oracles = counted(case)
-    expected = exercise.reference(**arguments_of(case, oracles))
+    try:
+        expected = exercise.reference(**arguments_of(case, oracles))
+    except Exception as error:
+        if case.raises is None or type(error) is not case.raises:
+            raise
+        return None, {}
+    if case.raises is not None:
+        raise AssertionError(f"nothing at {case.label!r}, where it has to raise {case.raises.__name__}")
     return expected, {name: oracle.calls for name, oracle in oracles.items()}
 
 
@@ -154,6 +161,9 @@ def _wrong(
     exercise: Exercise, case: Case, evidence: Evidence, expected: Any
 ) -> tuple[str, Difference] | None:
     answer = evidence.answer
+    if case.raises is not None:
+        difference = _not_raised(case.raises.__name__, answer)
+        return (case.label, difference) if difference else None
     if answer.error is not None:
         return case.label, Difference(_failure(exercise, answer.error), "", show(expected))
     if difference := exercise.comparison(answer.value, expected):
@@ -162,6 +172,15 @@ def _wrong(
         if broken := rule(evidence):
             return rule.name, Difference(broken)
     return None
+
+
+def _not_raised(wanted: str, answer: Answer) -> Difference | None:
+    error = answer.error
+    if error is not None and error.kind == "raised" and re.match(rf"{wanted}\b", error.message):
+        changed = ", ".join(sorted(clean(name, 40) for name in answer.mutated))
+        return Difference(f"{changed} was changed before the {wanted}; look first") if changed else None
+    got = show(answer.value) if error is None else clean(str(error), 300)
+    return Difference(f"got {got}, expected a {wanted}", got, wanted)
 
 
 def _slip(

@@ -76,6 +76,28 @@ class NewTensor:
 
 
 @dataclass(frozen=True)
+class InPlace:
+    """These arguments are written into and returned themselves, not copies of them; no other is changed.
+
+    Best effort, as `NewTensor`.
+
+    Args:
+        buffers: names of the arguments.
+    """
+
+    buffers: tuple[str, ...]
+    name: str = "written in place"
+
+    def __call__(self, evidence: Evidence) -> str:
+        answer = evidence.answer
+        copied = [name for name in self.buffers if not {name} <= {*answer.aliased} & {*answer.mutated}]
+        if copied:
+            return f"{', '.join(copied)} was copied; write into it, and return it"
+        changed = sorted(clean(name, 40) for name in {*answer.mutated} - {*self.buffers})
+        return f"{', '.join(changed)} was changed in place; work on a copy" if changed else ""
+
+
+@dataclass(frozen=True)
 class OracleCalls:
     """The model is asked as often as the reference asks it, or at most so often.
 

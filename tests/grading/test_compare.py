@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmcourse.grading.compare import Close, Exact, Ranking, kind, number, show
+from llmcourse.grading.compare import Close, Exact, Parts, Ranking, kind, number, show
 
 INF = math.inf
 
@@ -160,6 +160,25 @@ def test_rankings(got, reason):
     difference = Ranking()(got, BEAMS)
     assert (difference is None) == (reason is None)
     assert reason is None or difference.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("got", "reason"),
+    [
+        ((tensor([1.0, 2.0]), [3]), None),
+        ([tensor([1.0, 2.0]), [3]], "got a list, expected a tuple (logits, tokens)"),
+        ((tensor([1.0, 2.0]),), "got a tuple of 1, expected a tuple (logits, tokens)"),
+        (None, "got None, expected a tuple (logits, tokens)"),
+        ((tensor([1.0, 2.5]), [4]), "logits: row 0, token 1: got 2.5, expected 2"),
+        ((tensor([1.0, 2.0]), [4]), "tokens: token 0: got 4, expected 3"),
+        ((tensor([1.0, 2.0]), Agreeable()), "tokens: got an Agreeable, expected a list"),
+    ],
+)
+def test_tuples_are_compared_part_by_part(got, reason):
+    compared = Parts({"logits": Close(), "tokens": Exact("token")})
+    difference = compared(got, (tensor([1.0, 2.0]), [3]))
+    assert (difference and difference.reason) == reason
+    assert reason is None or difference.form == ("expected a" in reason)
 
 
 def test_values_are_shown_in_one_printable_line():

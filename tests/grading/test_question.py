@@ -1,6 +1,7 @@
 """An examination stops at the first thing that is wrong, says it, and knows our faults from a student's."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,60 @@ def test_unwritten_parts_of_a_written_answer_are_a_fail():
 
 def broken(*arguments, **more):
     raise KeyError("ours")
+
+
+def root(x):
+    if x < 0:
+        raise ValueError(f"x must be at least 0, got {x}")
+    return [x]
+
+
+def refusing() -> Exercise:
+    drawn = [Case({"x": 1.0}, "a square"), Case({"x": -1.0}, "below 0", raises=ValueError)]
+    return exercise(cases=lambda rng: drawn, reference=root, comparison=Exact())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Answer(error=Failure("raised", "ValueError: no")), ""),
+        (Answer(error=Failure("raised", "ValueError")), ""),
+        (Answer([1.0]), "below 0: got [1], expected a ValueError"),
+        (Answer(None), "below 0: got None, expected a ValueError"),
+        (
+            Answer(error=Failure("raised", "IndexError: far")),
+            "below 0: got raised: IndexError: far, expected a ValueError",
+        ),
+        (
+            Answer(error=Failure("raised", "ValueErrors: mine")),
+            "below 0: got raised: ValueErrors: mine, expected a ValueError",
+        ),
+        (
+            Answer(error=Failure("time limit", "ValueError")),
+            "below 0: got time limit: ValueError, expected a ValueError",
+        ),
+        (
+            Answer(error=Failure("raised", "ValueError: no"), mutated=("x",)),
+            "below 0: x was changed before the ValueError; look first",
+        ),
+    ],
+)
+def test_what_is_not_to_be_answered_has_to_be_refused(answer, reason):
+    verdict = examine(refusing(), 0, answering(Answer([1.0]), answer))
+    assert (verdict.status, verdict.reason) == ("fail" if reason else "pass", reason)
+
+
+def test_a_refusal_where_there_is_an_answer_is_wrong():
+    refusal = Answer(error=Failure("raised", "ValueError: no"))
+    verdict = examine(refusing(), 0, answering(refusal))
+    assert (verdict.status, verdict.check) == ("fail", "a square")
+
+
+@pytest.mark.parametrize("reference", [lambda x: [x], lambda x: [] if x > 0 else [][0]])
+def test_a_reference_that_does_not_refuse_is_our_fault(reference):
+    broken = replace(refusing(), reference=reference, comparison=lambda got, expected: None)
+    with pytest.raises(ExerciseError, match="reference"):
+        examine(broken, 0, answering(Answer([1.0]), Answer([1.0])))
 
 
 @pytest.mark.parametrize("part", ["cases", "reference", "comparison"])

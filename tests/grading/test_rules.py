@@ -7,6 +7,7 @@ from llmcourse.grading.rules import (
     LIBRARIES,
     Evidence,
     Forbid,
+    InPlace,
     NewTensor,
     NoMutation,
     OracleCalls,
@@ -31,6 +32,18 @@ def test_arguments_that_were_returned_are_named():
     assert NewTensor()(evidence(mutated=("x",))) == ""
     said = NewTensor()(evidence(aliased=("b", "a\n")))
     assert said == "the result shares its memory with a , b; return a copy"
+
+
+def test_buffers_that_were_copied_are_named_and_so_are_other_arguments_that_were_changed():
+    rule = InPlace(("keys", "values"))
+    both = ("keys", "values")
+    assert rule(evidence(mutated=both, aliased=both)) == ""
+    copied = "values was copied; write into it, and return it"
+    assert rule(evidence(mutated=both, aliased=("keys",))) == copied
+    assert rule(evidence(mutated=("keys",), aliased=both)) == copied
+    assert rule(evidence()).startswith("keys, values was copied")
+    changed = rule(evidence(mutated=(*both, "lengths"), aliased=both))
+    assert changed == "lengths was changed in place; work on a copy"
 
 
 @pytest.mark.parametrize(
