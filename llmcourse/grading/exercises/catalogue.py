@@ -17,6 +17,10 @@ from llmcourse.grading.exercises.decoding import (
     top_k,
     top_p,
 )
+from llmcourse.grading.exercises.kv_cache import (
+    visible,
+    write_cache,
+)
 
 CLOSE = 0.5  # how alike a name has to be to be suggested
 
@@ -33,6 +37,10 @@ LABS = {
         beam_search.EXERCISE,
         contrastive.EXERCISE,
         find_the_bug.EXERCISE,
+    ),
+    "02_kv_cache_and_roofline": (
+        visible.EXERCISE,
+        write_cache.EXERCISE,
     ),
 }
 

@@ -11,10 +11,11 @@ import jaxtyping
 import torch
 
 from llmcourse import decoding
-from llmcourse.grading.answer import Answer, Oracle
+from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.question import arguments_of, counted
+from llmcourse.kv_cache import KVCache
 
 
 @contextmanager
@@ -46,7 +47,10 @@ def directly(function):
 
     def call(case: Case) -> Answer:
         oracles = counted(case)
-        value = function(**arguments_of(case, oracles))
+        try:
+            value = function(**arguments_of(case, oracles))
+        except Exception as error:
+            return Answer(error=Failure("raised", f"{type(error).__name__}: {error}"))
         return Answer(value, oracle_calls={name: oracle.calls for name, oracle in oracles.items()})
 
     return call
@@ -141,6 +145,31 @@ def find_the_bug(logits, uniform, temperature, p):
     return torch.tensor(drawn)
 
 
+class Cache:
+    """The package's cache around the buffers of a case, as one layer."""
+
+    def __init__(self, keys, values, lengths):
+        rows, heads, slots, features = keys.shape
+        self.cache = KVCache(1, rows, heads, slots, features, dtype=keys.dtype)
+        self.cache.keys, self.cache.values = keys[None], values[None]
+        self.cache._set_lengths(lengths.tolist())
+
+
+def visible(lengths, num_new, capacity):
+    empty = torch.zeros(len(lengths), 1, capacity, 1)
+    positions, mask = Cache(empty, empty, lengths).cache.reserve(num_new)
+    if mask is None:
+        mask = torch.arange(int(positions.max()) + 1) <= positions[..., None]
+    return torch.nn.functional.pad(mask, (0, capacity - mask.shape[-1]))
+
+
+def write_cache(keys, values, lengths, k, v):
+    cache = Cache(keys, values, lengths).cache
+    positions, _ = cache.reserve(k.shape[2])
+    cache.write(0, k, v, positions)
+    return keys, values, cache.lengths
+
+
 OTHER_ROADS = {
     "01.softmax": softmax,
     "01.greedy_loop": greedy_loop,
@@ -152,6 +181,8 @@ OTHER_ROADS = {
     "01.beam_search": beam_search,
     "01.contrastive": contrastive,
     "01.find_the_bug": find_the_bug,
+    "02.visible": visible,
+    "02.write_cache": write_cache,
 }
 
 
