@@ -18,6 +18,7 @@ from llmcourse.grading.exercises.decoding import (
     top_p,
 )
 from llmcourse.grading.exercises.kv_cache import (
+    cached_attention,
     visible,
     write_cache,
 )
@@ -41,6 +42,7 @@ LABS = {
     "02_kv_cache_and_roofline": (
         visible.EXERCISE,
         write_cache.EXERCISE,
+        cached_attention.EXERCISE,
     ),
 }
 

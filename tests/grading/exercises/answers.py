@@ -11,6 +11,7 @@ import jaxtyping
 import torch
 
 from llmcourse import decoding
+from llmcourse.attention import sdpa
 from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
@@ -170,6 +171,15 @@ def write_cache(keys, values, lengths, k, v):
     return keys, values, cache.lengths
 
 
+def cached_attention(q, keys, values, lengths):
+    """Row by row, with PyTorch's own attention over what the row holds."""
+    rows = [
+        sdpa(q[row, None, :, None], keys[row, None, :, :length], values[row, None, :, :length])[0, :, 0]
+        for row, length in enumerate(lengths.tolist())
+    ]
+    return torch.stack(rows)
+
+
 OTHER_ROADS = {
     "01.softmax": softmax,
     "01.greedy_loop": greedy_loop,
@@ -183,6 +193,7 @@ OTHER_ROADS = {
     "01.find_the_bug": find_the_bug,
     "02.visible": visible,
     "02.write_cache": write_cache,
+    "02.cached_attention": cached_attention,
 }
 
 

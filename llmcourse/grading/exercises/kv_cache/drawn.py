@@ -8,13 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmcourse.grading.rules import LIBRARIES
+from llmcourse.grading.rules import LIBRARIES, Forbid
 
-# The course's own cache and attention are the answer to these exercises, and so is PyTorch's.
-FINISHED = (
-    *LIBRARIES,
-    *("kv_cache", "KVCache", "attention_reference", "sdpa"),
-    *("scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward"),
+# The course's own cache and attention are the answer to these exercises, and so is PyTorch's attention.
+OWN_WORK = Forbid(
+    operations=("scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_attention_math"),
+    names=(
+        *LIBRARIES,
+        *("kv_cache", "KVCache", "attention_reference", "sdpa"),
+        *("scaled_dot_product_attention", "MultiheadAttention", "multi_head_attention_forward"),
+    ),
 )
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
-from llmcourse.grading.exercises.kv_cache.drawn import FINISHED, ragged
-from llmcourse.grading.rules import Forbid, NoMutation
+from llmcourse.grading.exercises.kv_cache.drawn import OWN_WORK, ragged
+from llmcourse.grading.rules import NoMutation
 
 ASKS = r"""
 A cache has $S$ *slots* for each row of the batch, and slot $s$ is where the key and value of the token at
@@ -136,7 +136,7 @@ EXERCISE = Exercise(
     cases=cases,
     reference=visible,
     comparison=Close(axes=("row", "token", "slot")),
-    rules=(NoMutation(), Forbid(names=FINISHED)),
+    rules=(NoMutation(), OWN_WORK),
     hints=HINTS,
     hints_at=HINTS_AT,
     mutants=(

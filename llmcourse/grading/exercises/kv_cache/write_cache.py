@@ -10,8 +10,8 @@ from torch import Tensor
 
 from llmcourse.grading.compare import Close, Parts
 from llmcourse.grading.exercise import Case, Exercise, Mutant
-from llmcourse.grading.exercises.kv_cache.drawn import FINISHED, normal, ragged
-from llmcourse.grading.rules import Forbid, InPlace
+from llmcourse.grading.exercises.kv_cache.drawn import OWN_WORK, normal, ragged
+from llmcourse.grading.rules import InPlace
 
 ASKS = r"""
 The lecture writes $K_{past} \leftarrow K_{past} \oplus k$. Done so, with `torch.cat`, each step copies the
@@ -43,10 +43,10 @@ tensor([1, 3])
 """
 
 HINTS = (
-    "First for a single row, with a slice: keys[b, :, start : start + T] = k[b]. Where is start? Then a loop "
-    "over the rows is all that is missing; the loop is right, and is enough here.",
-    "lengths[b] is where row b begins to write, and so it ends at lengths[b] + T. Assigning to a slice writes "
-    "into the buffer itself; torch.cat and clone make another one.",
+    "For a single row first, with a slice: keys[b, :, start : start + T] = k[b]. Where is start? Then a "
+    "loop over the rows is all that is missing; the loop is right, and is enough here.",
+    "lengths[b] is where row b begins to write, and so it ends at lengths[b] + T. Assigning to a slice "
+    "writes into the buffer itself; torch.cat and clone make another one.",
     "Without a loop: slots = lengths[:, None] + torch.arange(T) has the shape (B, T). Made (B, 1, T, 1) and "
     "expanded to the shape of k, it is the index for keys.scatter_(2, index, k).",
 )
@@ -205,7 +205,7 @@ EXERCISE = Exercise(
             "lengths": Close(axes=("row",)),
         }
     ),
-    rules=(BUFFERS, Forbid(names=FINISHED)),
+    rules=(BUFFERS, OWN_WORK),
     hints=HINTS,
     hints_at=HINTS_AT,
     mutants=(
