@@ -19,6 +19,8 @@ from llmcourse.grading.exercises.decoding import (
 )
 from llmcourse.grading.exercises.kv_cache import (
     cached_attention,
+    cached_loop,
+    rollback,
     visible,
     write_cache,
 )
@@ -43,6 +45,8 @@ LABS = {
         visible.EXERCISE,
         write_cache.EXERCISE,
         cached_attention.EXERCISE,
+        cached_loop.EXERCISE,
+        rollback.EXERCISE,
     ),
 }
 

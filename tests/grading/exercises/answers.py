@@ -180,6 +180,51 @@ def cached_attention(q, keys, values, lengths):
     return torch.stack(rows)
 
 
+class Reading(Asking):
+    """A model with a cache of a case, for the package's own loop."""
+
+    def __init__(self, step, chunk):
+        self.step_of, self.chunk = step, chunk
+
+    def start(self, prompts, capacity):
+        (prompt,), self.cache = prompts, None
+        for chunk in torch.tensor(prompt).split(self.chunk):
+            logits = self.step(chunk)
+        return logits
+
+    def step(self, tokens):
+        logits, self.cache = self.step_of(tokens.tolist(), self.cache)
+        self.vocab_size = len(logits)
+        return logits[None]
+
+
+def cached_loop(step, prompt, chunk, max_new_tokens, end_token):
+    if max_new_tokens == 0:
+        return []
+    source = Reading(step, chunk)
+    source.vocab_size = len(step(prompt[:1], None)[0])
+    (made,) = decoding.generate(source, [prompt], max_new_tokens=max_new_tokens, eos_token_ids=[end_token])
+    return made.tokens
+
+
+def rollback(lengths, draft, target):
+    """Token by token, and the package's cache for what is left of each row."""
+    if len(lengths) != len(draft):
+        raise ValueError("another batch")
+    kept, following = [], []
+    for length, guessed, chosen in zip(lengths.tolist(), draft.tolist(), target.tolist(), strict=True):
+        wrong = [g != c for g, c in zip(guessed, chosen, strict=False)]
+        accepted = wrong.index(True) if any(wrong) else len(guessed)
+        if length < len(chosen):
+            raise ValueError("past the start")
+        kept.append(length - len(guessed) + accepted)
+        following.append(chosen[accepted])
+    empty = torch.zeros(len(kept), 1, int(lengths.max()), 1)
+    cache = Cache(empty, empty, lengths).cache
+    cache.truncate(kept)
+    return cache.lengths, torch.tensor(following)
+
+
 OTHER_ROADS = {
     "01.softmax": softmax,
     "01.greedy_loop": greedy_loop,
@@ -194,6 +239,8 @@ OTHER_ROADS = {
     "02.visible": visible,
     "02.write_cache": write_cache,
     "02.cached_attention": cached_attention,
+    "02.cached_loop": cached_loop,
+    "02.rollback": rollback,
 }
 
 

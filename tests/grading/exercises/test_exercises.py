@@ -139,7 +139,11 @@ def test_answers_that_know_the_visible_cases_fail_others(exercise):
                 return exercise.reference(**arguments)
         return None
 
-    if exercise.name not in ("01.greedy_loop", "01.beam_search"):  # there the model is the input
+    if exercise.name not in (
+        "01.greedy_loop",
+        "01.beam_search",
+        "02.cached_loop",
+    ):  # there the model is the input
         light = replace(drawn_once(exercise, 0), rules=())
         assert examine(light, 0, directly(by_heart)).passed
     assert examine(drawn_once(exercise, 99), 99, directly(by_heart)).status == "fail"
