@@ -24,6 +24,9 @@ from llmcourse.grading.exercises.kv_cache import (
     visible,
     write_cache,
 )
+from llmcourse.grading.exercises.kv_cache import (
+    find_the_bug as cache_bug,
+)
 
 CLOSE = 0.5  # how alike a name has to be to be suggested
 
@@ -47,6 +50,7 @@ LABS = {
         cached_attention.EXERCISE,
         cached_loop.EXERCISE,
         rollback.EXERCISE,
+        cache_bug.EXERCISE,
     ),
 }
 

@@ -17,6 +17,7 @@ from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.question import arguments_of, counted
 from llmcourse.kv_cache import KVCache
+from llmcourse.model import apply_rope
 
 
 @contextmanager
@@ -225,6 +226,17 @@ def rollback(lengths, draft, target):
     return cache.lengths, torch.tensor(following)
 
 
+def decode_step(q, k, v, keys, values, lengths):
+    """The package's rotation, cache and attention."""
+    cache = Cache(keys, values, lengths).cache
+    positions, mask = cache.reserve(1)
+    frequencies = 1 / 10_000 ** (torch.arange(0, q.shape[-1], 2) / q.shape[-1])
+    angles = positions[..., None] * frequencies
+    q, k = (apply_rope(x[:, :, None], angles.cos(), angles.sin()) for x in (q, k))
+    seen = cache.write(0, k, v[:, :, None], positions)
+    return sdpa(q, *seen, mask)[:, :, 0], keys, values
+
+
 OTHER_ROADS = {
     "01.softmax": softmax,
     "01.greedy_loop": greedy_loop,
@@ -241,6 +253,7 @@ OTHER_ROADS = {
     "02.cached_attention": cached_attention,
     "02.cached_loop": cached_loop,
     "02.rollback": rollback,
+    "02.find_the_bug": decode_step,
 }
 
 

@@ -223,9 +223,15 @@ def test_the_examples_are_true(exercise):
     assert test.examples and found == []
 
 
-def test_the_bug_is_one_line_away_from_right():
-    exercise = catalogue.find("01.find_the_bug")
-    wrong, right = "logits.softmax(-1).sort", "(logits / temperature).softmax(-1).sort"
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("01.find_the_bug", "logits.softmax(-1).sort", "(logits / temperature).softmax(-1).sort"),
+        ("02.find_the_bug", "angles[-1:, None]", "angles[lengths, None]"),
+    ],
+)
+def test_the_bug_is_one_line_away_from_right(name, wrong, right):
+    exercise = catalogue.find(name)
     assert exercise.starter.count(wrong) == 1
     for source, status in ((exercise.starter, "fail"), (exercise.starter.replace(wrong, right), "pass")):
         names = {"torch": torch}
@@ -233,9 +239,11 @@ def test_the_bug_is_one_line_away_from_right():
         assert examine(exercise, 0, InProcess(names[exercise.function])).status == status
 
 
-def test_only_the_bug_has_a_starter():
-    assert [e.name for e in EXERCISES if e.starter] == ["01.find_the_bug"]
-    ast.parse(catalogue.find("01.find_the_bug").starter)
+def test_only_the_bugs_have_a_starter():
+    with_one = [exercise for exercise in EXERCISES if exercise.starter]
+    assert [exercise.name for exercise in with_one] == ["01.find_the_bug", "02.find_the_bug"]
+    for exercise in with_one:
+        ast.parse(exercise.starter)
 
 
 def test_names_are_found_and_others_answered_with_the_nearest():
