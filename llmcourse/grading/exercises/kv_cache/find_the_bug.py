@@ -15,8 +15,8 @@ from llmcourse.grading.exercises.kv_cache.drawn import OWN_WORK, normal, ragged
 from llmcourse.grading.rules import InPlace
 
 ASKS = r"""
-A colleague has written one decoding step of one attention layer, for a whole batch: rotate, write, attend.
-All her tests were made with prompts of one length, and pass. Since prompts of different lengths share a batch,
+A colleague has written a decoding step of one attention layer, for a whole batch: rotate, write, attend.
+All her tests were made with prompts of one length, and pass. Since prompts of unequal length share a batch,
 the longest row is still right, and the others drift into nonsense. The same happens to rows that were rolled
 back further than others.
 
