@@ -72,10 +72,10 @@ def decode_step(q, k, v, keys, values, lengths):
 HINTS = (
     "Print the shapes of every line for two rows of which one holds 1 token and the other 3. Which of the "
     "values depend on the row? Which of them should?",
-    "Three things must be each row's own: the slot that is written, the slots that are seen, and the angle of "
-    "the rotation. Two of them use lengths.",
-    "newest is the last row of the table of angles, the position of the longest row, and has no dimension for "
-    "the batch. Row b needs the angles of its own position: index the table with lengths.",
+    "Three things must be each row's own: the slot that is written, the slots that are seen, and the angle "
+    "of the rotation. Two of them use lengths.",
+    "newest is the last row of the table of angles, the position of the longest row, and has no dimension "
+    "for the batch. Row b needs the angles of its own position: index the table with lengths.",
 )
 
 UNDONE = (
