@@ -20,6 +20,7 @@ SHOWN_ITEMS = 12  # of a list or of a row, around the place that matters
 LONGEST_TEXT = 160
 ITEM_WIDTH = 4  # characters, at least, of a number in a tensor
 DEEPEST = 4  # lists within lists
+FAR = 100.0  # times the expected number: no percentage says more
 BITS = 64  # integers past these are described, not written out
 
 
@@ -31,12 +32,14 @@ class Difference:
         reason: with the place, `row 0, token 17: got -inf, expected 2.31`.
         got, expected: the same part of both, such as the row.
         form: whether it is one of type, dtype or shape, so that no values were compared.
+        share: of the points, that an answer has earned all the same: it is near.
     """
 
     reason: str
     got: str = ""
     expected: str = ""
     form: bool = False
+    share: float = 0.0
 
 
 @runtime_checkable
@@ -112,6 +115,33 @@ class Exact:
             reason = f"got {len(got)} {self.item}{'s' * (len(got) != 1)}, expected {len(expected)}"
             return Difference(reason, _row(got, len(expected)), _row(expected, len(got)))
         return None
+
+
+@dataclass(frozen=True)
+class Near:
+    """For one number, an int or a float: within a share of the expected one; None only where None is right.
+
+    Args:
+        rtol: largest distance, as a share of the expected number, at which an answer is right.
+        partly: distances and the share of the points that an answer has earned within each,
+            nearest first; beyond the last it has none.
+    """
+
+    rtol: float = 1e-6
+    partly: tuple[tuple[float, float], ...] = ()
+
+    def __call__(self, got: Any, expected: float | int | None) -> Difference | None:
+        if type(got) not in (int, float) and not (got is None and expected is None):
+            said = f"got {kind(got)}, expected {'None' if expected is None else 'a number'}{_remedy(got)}"
+            return Difference(said, show(got), show(expected), form=True)
+        if got is None or expected is None:
+            return None if got is expected else Difference(f"got {number(got)}, expected None")
+        off = _distance(got, expected)
+        if off <= self.rtol:
+            return None
+        share = next((share for distance, share in self.partly if off <= distance), 0.0)
+        told = f", {off:.0%} off" if self.partly and off < FAR else ""
+        return Difference(f"got {number(got)}, expected {number(expected)}{told}", share=share)
 
 
 @dataclass(frozen=True)
@@ -194,6 +224,17 @@ def _dense(tensor: Tensor) -> bool:
     """Whether there are values at all places, that can be read."""
     odd = tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided
     return not odd and tensor.device.type != "meta"
+
+
+def _distance(got: float | int, expected: float | int) -> float:
+    """How far a number is from the expected one, as a share of that; endless for what is no number."""
+    if got == expected:
+        return 0.0
+    try:
+        off = abs(got - expected) / abs(expected)
+    except (OverflowError, ZeroDivisionError):  # an integer beyond all floats; nothing is near 0
+        return math.inf
+    return math.inf if math.isnan(off) else off
 
 
 def _kinds(got: Any, expected: Any) -> str:

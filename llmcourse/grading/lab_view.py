@@ -18,6 +18,7 @@ from llmcourse.grading.selfcheck import PUBLIC_SEEDS, examine_here
 
 LIMIT_S = 20.0  # for a demonstration
 NOTHING_YET = "Nothing to see yet"
+NEAR = "◐ near"
 MARKS = {"pass": "✓ passed", "fail": "✗ failed", "not written": "○ not written"}
 
 
@@ -48,26 +49,26 @@ class Points:
         rows: exercise, title, state, points, points at most.
     """
 
-    rows: tuple[tuple[str, str, str, int, int], ...]
+    rows: tuple[tuple[str, str, str, float, int], ...]
 
     @property
-    def total(self) -> tuple[int, int]:
+    def total(self) -> tuple[float, int]:
         """Points, and points at most."""
         return sum(row[3] for row in self.rows), sum(row[4] for row in self.rows)
 
     def __repr__(self) -> str:
-        lines = [f"{name:24}{state:16}{got:3} of {most:3}" for name, _, state, got, most in self.rows]
-        return "\n".join([*lines, f"{'total':40}{self.total[0]:3} of {self.total[1]:3}"])
+        lines = [f"{name:24}{state:16}{got:3g} of {most:3}" for name, _, state, got, most in self.rows]
+        return "\n".join([*lines, f"{'total':40}{self.total[0]:3g} of {self.total[1]:3}"])
 
     def _repr_html_(self) -> str:
         left, right = ('style="text-align:left"', 'style="text-align:right"')
         rows = [
             f"<tr><td {left}>{html.escape(f'{name} · {title}')}</td><td {left}>{state}</td>"
-            f"<td {right}>{got} of {most}</td></tr>"
+            f"<td {right}>{got:g} of {most}</td></tr>"
             for name, title, state, got, most in self.rows
         ]
         got, most = self.total
-        end = f"<tr><td {left}><b>total</b></td><td></td><td {right}><b>{got} of {most}</b></td></tr>"
+        end = f"<tr><td {left}><b>total</b></td><td></td><td {right}><b>{got:g} of {most}</b></td></tr>"
         return f"<table>{''.join(rows)}{end}</table>"
 
 
@@ -87,6 +88,7 @@ def points_so_far(lab: str, names: Mapping[str, object]) -> Points:
     rows = []
     for exercise in labs[lab]:
         verdict = examine_here(exercise, names.get(exercise.function), PUBLIC_SEEDS).verdict
-        points = exercise.points if verdict.passed else 0
-        rows.append((exercise.name, exercise.title, MARKS[verdict.status], points, exercise.points))
+        mark = MARKS[verdict.status] if verdict.earned in (0, 1) else NEAR
+        points = verdict.earned * exercise.points
+        rows.append((exercise.name, exercise.title, mark, points, exercise.points))
     return Points(tuple(rows))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import random
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -45,6 +45,8 @@ class Verdict:
         hint: for this check, the first of the ladder; empty for a slip.
         given: the arguments of the case that failed, a line each.
         case: its label, also where it was a rule that it broke.
+        share: of the points, that a pass is worth. Below 1 the answer is near, and the texts say of the
+            case where it is farthest off what they say of one that failed.
     """
 
     status: Status
@@ -58,17 +60,23 @@ class Verdict:
     given: tuple[str, ...] = ()
     case: str = ""
     slip: str = ""
+    share: float = 1.0
 
     @property
     def passed(self) -> bool:
         return self.status == "pass"
+
+    @property
+    def earned(self) -> float:
+        """The share of the points."""
+        return self.share if self.passed else 0.0
 
     def _ipython_display_(self) -> None:
         """Nothing, as the last value of a cell: `check` has shown it already."""
 
 
 def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], source: str = "") -> Verdict:
-    """Asks the cases of a seed one after another, up to the first that fails.
+    """Asks the cases of a seed one after another, up to the first that earns nothing.
 
     Args:
         call: puts one case to the student's function. What it raises goes through: it is no answer.
@@ -78,6 +86,7 @@ def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], sourc
         ExerciseError: the cases, the reference, the comparison or a rule raised.
     """
     cases = _ours(exercise, "cases", exercise.cases, random.Random(seed))
+    nearest = Verdict("pass", cases_run=len(cases))  # of what is not right, what earns least
     for number, case in enumerate(cases, 1):
         expected, reference_calls = _ours(exercise, "reference", _expected, exercise, case)
         answer = call(case)
@@ -87,22 +96,23 @@ def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], sourc
             continue
         if number == 1 and _unwritten(answer):
             return Verdict("not written", reason="not written yet")
-        check, difference = wrong
-        slip = _slip(exercise, case, check, difference, answer, number == 1)
-        return Verdict(
-            "fail",
-            check,
-            clean(f"{check}: {difference.reason}", 400),
-            difference.got,
-            difference.expected,
-            "" if answer.error else difference.reason,
-            "" if slip else exercise.ladder(check)[0],
-            number,
-            given(case),
-            case.label,
-            slip,
-        )
-    return Verdict("pass", cases_run=len(cases))
+        found = _told(exercise, case, answer, *wrong, number)
+        if not found.passed:
+            return found
+        if found.share < nearest.share:
+            nearest = replace(found, cases_run=len(cases))
+    return nearest
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Of the verdicts on one answer, at least one, that which earns least; the first failure ends it."""
+    found = None
+    for verdict in verdicts:
+        if found is None or verdict.earned < found.earned:
+            found = verdict
+        if not verdict.passed:
+            break
+    return found
 
 
 class Counted:
@@ -181,6 +191,27 @@ def _not_raised(wanted: str, answer: Answer) -> Difference | None:
         return Difference(f"{changed} was changed before the {wanted}; look first") if changed else None
     got = show(answer.value) if error is None else clean(str(error), 300)
     return Difference(f"got {got}, expected a {wanted}", got, wanted)
+
+
+def _told(
+    exercise: Exercise, case: Case, answer: Answer, check: str, difference: Difference, number: int
+) -> Verdict:
+    """What is wrong, in words; a pass where it is near enough to earn something."""
+    slip = _slip(exercise, case, check, difference, answer, number == 1)
+    return Verdict(
+        "pass" if difference.share else "fail",
+        check,
+        clean(f"{check}: {difference.reason}", 400),
+        difference.got,
+        difference.expected,
+        "" if answer.error else difference.reason,
+        "" if slip else exercise.ladder(check)[0],
+        number,
+        given(case),
+        case.label,
+        slip,
+        difference.share or 1.0,
+    )
 
 
 def _slip(

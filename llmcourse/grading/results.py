@@ -34,7 +34,7 @@ class QuestionResult:
         exercise: its name, `01.top_p`.
         status: `not run` when this machine cannot run it (no GPU), `error` when the machinery
             failed: neither is a judgement on the answer.
-        points: given; above 0 only on a pass.
+        points: given; above 0 only on a pass, and less than `max_points` where the answer was near.
         reason: one line; what failed, with got and expected where there is a difference.
         flags: what an instructor should know, such as an edited test that was restored.
     """
@@ -53,6 +53,11 @@ class QuestionResult:
             raise ValueError(f"points must be in [0, {self.max_points}], got {self.points}")
         if self.points and self.status != "pass":
             raise ValueError(f"points must be 0 unless the status is pass, got {self.points}, {self.status}")
+
+    @property
+    def outcome(self) -> str:
+        """The status, or `near` for a pass that has earned a part of the points."""
+        return "near" if 0 < self.points < self.max_points else self.status
 
 
 @dataclass(frozen=True)

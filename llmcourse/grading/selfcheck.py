@@ -82,7 +82,7 @@ class SelfCheck:
 
     def _with_hint(self, exercise: Exercise, verdict: Verdict) -> tuple[Verdict, int]:
         """The verdict with the hint whose turn it is, and which one of them that is, from 1."""
-        if verdict.passed:
+        if verdict.earned == 1:
             self.wrong.pop(exercise.name, None)
         if not verdict.hint:
             return verdict, 0
@@ -108,11 +108,12 @@ def require(name: str, function: object, seed: int) -> None:
     """Raises where an answer is wrong: for test cells that a grader of another kind runs.
 
     Raises:
-        AssertionError: the answer is wrong, or not written; says why.
+        AssertionError: the answer is wrong, not written, or only near; says why. Such a grader
+            knows no part of the points.
         LookupError: there is no such exercise.
     """
     verdict = examine_here(catalogue.find(name), function, (seed,)).verdict
-    if not verdict.passed:
+    if verdict.earned < 1:
         raise AssertionError(f"{name}: {verdict.reason}")
 
 
@@ -129,19 +130,22 @@ def inputs(name: str, case: str, seed: int = 0) -> dict[str, Any]:
 
 
 def examine_here(exercise: Exercise, function: object, seeds: tuple[int, ...]) -> Examined:
-    """The verdict over all seeds, or the first that is no pass."""
+    """The verdict over all seeds: the one that earns least, which is the first that is no pass."""
     if function is None or function is Ellipsis:
         return Examined(Verdict("not written", reason="not written yet"), seeds[0])
     if not callable(function):
         reason = f"the answer: {exercise.function} must be a function, got {show(function)}"
         return Examined(Verdict("fail", "the answer", reason), seeds[0])
-    call, source, run = InProcess(function, exercise.time_limit_s), source_of(function), 0
+    call, source, found, run = InProcess(function, exercise.time_limit_s), source_of(function), None, 0
     for seed in seeds:
         verdict = examine(exercise, seed, call, source)
         run += verdict.cases_run
+        if found is None or verdict.earned < found.verdict.earned:
+            # What the last call printed belongs to the case that is shown, unless that is only near.
+            found = Examined(verdict, seed, call.printed if verdict.earned in (0, 1) else "")
         if not verdict.passed:
             break
-    return Examined(replace(verdict, cases_run=run), seed, call.printed)
+    return replace(found, verdict=replace(found.verdict, cases_run=run))
 
 
 def source_of(function: object) -> str:
@@ -155,8 +159,10 @@ def source_of(function: object) -> str:
 def title(exercise: Exercise, verdict: Verdict) -> str:
     """What came out, in a line."""
     points = f"{exercise.points} {'point' if exercise.points == 1 else 'points'}"
-    if verdict.passed:
+    if verdict.earned == 1:
         return f"✓ {exercise.name} passed: {points}, {verdict.cases_run} cases"
+    if verdict.passed:
+        return f"◐ {exercise.name} is near: {verdict.share * exercise.points:g} of {points}; {verdict.reason}"
     if verdict.status == "not written":
         return f"○ {exercise.name} is not written yet: {points}, about {exercise.minutes} minutes"
     return f"✗ {exercise.name} failed at {verdict.reason}"

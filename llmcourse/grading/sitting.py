@@ -17,7 +17,7 @@ from llmcourse.grading.cells.left_out import LeftOut
 from llmcourse.grading.cells.matching import Answers
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.process.nursery import LoadReport, MachineryError, Nursery, Worker
-from llmcourse.grading.question import ExerciseError, Verdict, examine
+from llmcourse.grading.question import ExerciseError, Verdict, examine, worst
 from llmcourse.grading.results import Finding, QuestionResult
 from llmcourse.grading.rules import joined
 
@@ -61,13 +61,16 @@ class Sitting:
         started = time.monotonic()
 
         def result(
-            status: str, reason: str = "", flags: Sequence[str] = (), found: Finding | None = None
+            status: str,
+            reason: str = "",
+            flags: Sequence[str] = (),
+            found: Finding | None = None,
+            share: float = 0.0,
         ) -> QuestionResult:
             most = float(exercise.points)
-            points = most if status == "pass" else 0.0
             seconds = time.monotonic() - started
             more = (reason, tuple(flags), seconds, found or Finding())
-            return QuestionResult(exercise.name, status, points, most, *more)
+            return QuestionResult(exercise.name, status, share * most, most, *more)
 
         if exercise.name in self._found.missing:
             return result("fail", self._found.missing[exercise.name])
@@ -77,7 +80,8 @@ class Sitting:
             verdict, notes = self._ask(exercise)
         except (MachineryError, ExerciseError) as error:
             return result("error", f"could not be graded ({error})")
-        return result("pass" if verdict.passed else "fail", verdict.reason, notes, _finding(verdict))
+        status = "pass" if verdict.passed else "fail"
+        return result(status, verdict.reason, notes, _finding(verdict), verdict.earned)
 
     def _ask(self, exercise: Exercise) -> tuple[Verdict, tuple[str, ...]]:
         """The verdict, and what an instructor should know."""
@@ -131,11 +135,7 @@ class Sitting:
         def call(case: Case) -> Answer:
             return worker.call(exercise.function, case.arguments, case.oracles, exercise.time_limit_s)
 
-        for seed in self._seeds(exercise.name):
-            verdict = examine(exercise, seed, call, source)
-            if not verdict.passed:
-                break
-        return verdict
+        return worst(examine(exercise, seed, call, source) for seed in self._seeds(exercise.name))
 
 
 def _finding(verdict: Verdict) -> Finding:

@@ -60,7 +60,13 @@ POLICY = (
     + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     + "'"
 )
-WORDS = {"pass": "passed", "fail": "not passed", "not run": "not run", "error": "to be graded again"}
+WORDS = {
+    "pass": "passed",
+    "near": "passed in part",
+    "fail": "not passed",
+    "not run": "not run",
+    "error": "to be graded again",
+}
 TIERS = {
     "none": "graded without isolation",
     "landlock": "graded in isolation (landlock, seccomp)",
@@ -140,7 +146,7 @@ def _lab(row: Row, inputs: bool) -> str:
         parts.append(f'<p class="wait">{trouble}</p>')
     parts += [_list("Noted about the notebook", result.flags), _adjustments(row, None)]
     parts += [_exercise(row, mark, inputs) for mark in row.marks if result.questions or mark.adjusted]
-    if any(question.status == "fail" for question in result.questions):
+    if any(question.outcome in ("fail", "near") for question in result.questions):
         more = "more hints" if inputs else "inputs, values and hints"
         parts.append(f'<p class="small">check(…) in the notebook asks the same of other inputs: {more}.</p>')
     about = f"{TIERS.get(result.tier, result.tier)} at {row.graded_at}; file {result.sha256[:12]}"
@@ -150,13 +156,13 @@ def _lab(row: Row, inputs: bool) -> str:
 
 def _exercise(row: Row, mark: Mark, inputs: bool) -> str:
     question = mark.question
-    kind = question.status if question.status in ("pass", "fail") else "wait"
+    kind = question.outcome if question.outcome in ("pass", "fail") else "wait"
     points = f"{mark.points:g} of {question.max_points:g}"
     if mark.adjusted:
         points += f" (was {question.points:g})"
     parts = [
         f"<article>\n<h3><span>{text(question.exercise)}</span> "
-        f'<span class="{kind}">{WORDS[question.status]}</span> <span>{points}</span></h3>',
+        f'<span class="{kind}">{WORDS[question.outcome]}</span> <span>{points}</span></h3>',
         f'<p class="reason">{text(question.reason)}</p>' if question.reason else "",
         _finding(question.finding, inputs),
         _list("Noted", question.flags),

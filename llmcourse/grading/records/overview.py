@@ -9,7 +9,7 @@ from urllib.parse import quote
 from llmcourse.grading.records.adjustments import Mark, Row
 from llmcourse.grading.records.feedback import WORDS, file_name, page, text
 
-SIGNS = {"pass": "✓", "fail": "✗", "not run": "–", "error": "!"}
+SIGNS = {"pass": "✓", "near": "◐", "fail": "✗", "not run": "–", "error": "!"}
 BINS = 10
 WIDTH, HEIGHT, MARGIN = 520, 180, 24  # of the histogram, in its own units
 
@@ -113,10 +113,10 @@ def _student(row: Row, exercises: list[str]) -> str:
 def _sign(mark: Mark | None) -> str:
     if mark is None:
         return "<td></td>"
-    status = mark.question.status
-    kind = status if status in ("pass", "fail") else "wait"
-    sign = SIGNS[status] + ("*" if mark.adjusted else "")
-    return f'<td class="sign {kind}" title="{WORDS[status]}">{sign}</td>'
+    outcome = mark.question.outcome
+    kind = outcome if outcome in ("pass", "fail") else "wait"
+    sign = SIGNS[outcome] + ("*" if mark.adjusted else "")
+    return f'<td class="sign {kind}" title="{WORDS[outcome]}">{sign}</td>'
 
 
 def _notes(row: Row) -> Iterator[str]:

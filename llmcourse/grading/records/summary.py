@@ -108,7 +108,7 @@ class Summary:
 
 
 def _mark(question: QuestionResult) -> str:
-    sign = {"pass": "✓", "fail": "✗"}.get(question.status, "·")
+    sign = {"pass": "✓", "near": "◐", "fail": "✗"}.get(question.outcome, "·")
     reason = f"  {clean(question.reason)}" if question.reason else ""
     return f"  {sign} {question.exercise:24}{question.points:g} of {question.max_points:g}{reason}"
 
