@@ -1,4 +1,4 @@
-"""An answer that is near earns a part of the points: in `check`, in a grade, and wherever grades are shown."""
+"""An answer that is near earns a part of the points: in `check`, in a grade, where grades are shown."""
 
 import csv
 import random
