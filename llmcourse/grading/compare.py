@@ -7,8 +7,9 @@ is no tensor, no list and no number. Nothing here calls a method of an unknown o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -269,9 +270,17 @@ def show(value: Any, longest: int = LONGEST_TEXT, depth: int = DEEPEST) -> str:
         comma = "," if type(value) is tuple and len(value) == 1 else ""
         text = ", ".join(shown + more) + comma
         return cut(f"[{text}]" if type(value) is list else f"({text})", longest)
+    if type(value) is dict:
+        pairs = [f"{show(k, longest, 0)}: {show(v, longest, depth - 1)}" for k, v in _first(value, depth)]
+        more = [f"… {len(value) - len(pairs)} more"] if len(value) > len(pairs) else []
+        return cut("{" + ", ".join(pairs + more) + "}", longest)
     if type(value) is str:
         return clean(repr(value[:longest]), longest)
     return number(value) if type(value) in (int, float, bool) else kind(value)
+
+
+def _first(value: dict, depth: int) -> Iterable[tuple[Any, Any]]:
+    return islice(value.items(), SHOWN_ITEMS if depth else 0)
 
 
 def number(value: float | int | None) -> str:

@@ -31,12 +31,14 @@ class Case:
         label: what the case looks at, in words a student understands: `a tie at the edge`.
         oracles: the functions behind the `Oracle` arguments. They raise on arguments of a wrong kind.
         raises: what the function has to raise, where the arguments are not to be answered.
+        measured: what is right, where that was measured and the reference too only comes near it.
     """
 
     arguments: Mapping[str, Any]
     label: str
     oracles: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     raises: type[Exception] | None = None
+    measured: float | None = None
 
     def __post_init__(self):
         asked = {value.name for value in self.arguments.values() if isinstance(value, Oracle)}

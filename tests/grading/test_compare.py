@@ -185,11 +185,16 @@ def test_values_are_shown_in_one_printable_line():
     endless = []
     endless.append(endless)
     strange = type("<b>\x1b[31m\n\u202ename", (), {})()
-    values = [endless, strange, "a\n\x1b[31m\u202e" * 99, [["x" * 500] * 500] * 500, {1: 2}, b"\0", 1j, None]
+    within = {}
+    within[0] = within
+    values = [within, dict.fromkeys(range(10**5), strange), {strange: "x" * 500}]
+    values += [endless, strange, "a\n\x1b[31m\u202e" * 99, [["x" * 500] * 500] * 500, {1: 2}, b"\0", 1j, None]
     values += [torch.zeros(3, 4, 5), torch.zeros(0), torch.zeros(2), (1,), 10**9999, -INF, True]
     for value in values:
         text = show(value)
         assert text.isprintable() and len(text) <= 160
+    assert show({"layers": 2, "s": 0.5}) == "{'layers': 2, 's': 0.5}" and show({}) == "{}"
+    assert show(dict.fromkeys(range(13))).endswith("11: None, … 1 more}")
     assert show((1,)) == "(1,)" and show([1, 2.5, True]) == "[1, 2.5, True]"
     assert show(torch.zeros(2)) == "float32 (2,) [0, 0]" and show(torch.zeros(9, 9)) == "float32 (9, 9)"
 

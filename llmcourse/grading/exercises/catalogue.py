@@ -27,6 +27,14 @@ from llmcourse.grading.exercises.kv_cache import (
 from llmcourse.grading.exercises.kv_cache import (
     find_the_bug as cache_bug,
 )
+from llmcourse.grading.exercises.roofline import (
+    largest_batch,
+    layer_flops,
+    linear_costs,
+    predict_tokens,
+    ridge,
+    turning_batch,
+)
 
 CLOSE = 0.5  # how alike a name has to be to be suggested
 
@@ -45,12 +53,18 @@ LABS = {
         find_the_bug.EXERCISE,
     ),
     "02_kv_cache_and_roofline": (
+        linear_costs.EXERCISE,
+        layer_flops.EXERCISE,
+        ridge.EXERCISE,
+        turning_batch.EXERCISE,
+        largest_batch.EXERCISE,
         visible.EXERCISE,
         write_cache.EXERCISE,
         cached_attention.EXERCISE,
         cached_loop.EXERCISE,
         rollback.EXERCISE,
         cache_bug.EXERCISE,
+        predict_tokens.EXERCISE,
     ),
 }
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import random
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache
 
 import jaxtyping
 import torch
 
-from llmcourse import decoding
+from llmcourse import costs, decoding, roofline
 from llmcourse.attention import sdpa
 from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
@@ -237,6 +239,75 @@ def decode_step(q, k, v, keys, values, lengths):
     return sdpa(q, *seen, mask)[:, :, 0], keys, values
 
 
+def shapes_of(layers=1, hidden=1, heads=1, kv_heads=1, head_dim=1, mlp=1, vocab=1):
+    return costs.ModelShapes(vocab, hidden, mlp, layers, heads, kv_heads, head_dim)
+
+
+def linear_costs(rows, n_in, n_out, number_bytes):
+    """Number by number, as a product of matrices has them."""
+    x, w = torch.empty(rows, n_in, device="meta"), torch.empty(n_in, n_out, device="meta")
+    flops = 2 * n_in * (x @ w).numel()
+    moved_bytes = sum(tensor.numel() * number_bytes for tensor in (x, w, x @ w))
+    return flops, float(moved_bytes), flops / moved_bytes
+
+
+def layer_flops(batch, new_tokens, keys, hidden, heads, kv_heads, head_dim, mlp):
+    shapes = shapes_of(1, hidden, heads, kv_heads, head_dim, mlp)
+    step = costs.Step.chunk(batch, new_tokens, keys - new_tokens)
+    return costs.total(costs.layer_costs(shapes, step)).matmul_flops
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A machine of a case."""
+
+    bytes_per_s: float
+    peak: float
+    name: str = "of a case"
+
+    def flops_per_s(self, dtype):
+        return self.peak
+
+
+def roof(bandwidth_gb, peak_tflops, sparse, intensity):
+    sheet = Sheet(bandwidth_gb * 1e9, peak_tflops * (0.5e12 if sparse else 1e12))
+    # A single FLOP over the bytes that give this intensity.
+    memory_s, compute_s = 1 / (intensity * sheet.bytes_per_s), 1 / sheet.peak
+    bound = "compute" if compute_s > memory_s * (1 + 1e-12) else "memory"
+    return roofline.ridge(sheet), roofline.attainable(sheet, intensity), bound
+
+
+def largest_batch(
+    memory_gib, parameters, weight_bits, layers, heads, kv_heads, head_dim, context, cache_bits
+):
+    """Row after row, until the memory is full."""
+    precision = costs.Precision(cache=f"int{cache_bits}" if cache_bits < 16 else "bf16")
+    token_bytes = roofline.kv_bytes_per_token(shapes_of(layers, 1, heads, kv_heads, head_dim), precision)
+    batch, used_bytes = 0, parameters * weight_bits // 8
+    while used_bytes + (batch + 1) * context * token_bytes <= memory_gib * 2**30:
+        batch += 1
+    return token_bytes, parameters * weight_bits // 8, batch
+
+
+def turning_batch(row_flops, shared_bytes, row_bytes, ridge):
+    """By halving, with fractions that round nothing."""
+    exact, batches = Fraction(ridge), range(1, 10**9)
+    place = bisect.bisect_left(
+        batches, True, key=lambda b: b * row_flops > exact * (shared_bytes + b * row_bytes)
+    )
+    return batches[place] if place < len(batches) else None
+
+
+def predict_tokens(model, batch, context, number_bytes, machine):
+    """Bytes and FLOPs as the package counts them, norms included."""
+    shapes, precision = shapes_of(**model), costs.Precision.uniform("bf16")
+    stored_bytes = costs.weight_bytes(shapes, precision) - 2 * model["vocab"] * model["hidden"]
+    stored_bytes += batch * context * roofline.kv_bytes_per_token(shapes, precision)
+    flops = costs.total(costs.model_costs(shapes, costs.Step.decode(batch, context))).matmul_flops
+    times = (stored_bytes / 2 * number_bytes / machine["bytes_per_s"], flops / machine["flops_per_s"])
+    return batch / (max(times) + machine["starts"] * machine["start_s"])
+
+
 OTHER_ROADS = {
     "01.softmax": softmax,
     "01.greedy_loop": greedy_loop,
@@ -248,6 +319,12 @@ OTHER_ROADS = {
     "01.beam_search": beam_search,
     "01.contrastive": contrastive,
     "01.find_the_bug": find_the_bug,
+    "02.linear_costs": linear_costs,
+    "02.layer_flops": layer_flops,
+    "02.ridge": roof,
+    "02.largest_batch": largest_batch,
+    "02.turning_batch": turning_batch,
+    "02.predict_tokens": predict_tokens,
     "02.visible": visible,
     "02.write_cache": write_cache,
     "02.cached_attention": cached_attention,
