@@ -52,8 +52,10 @@ def test_lab_1_has_ten_exercises_and_a_hundred_points():
     assert {exercise.level for exercise in lab} == {1, 2, 3, 4, 5}
 
 
-def test_lab_2_has_half_of_its_points_for_counting():
+def test_lab_2_has_twelve_exercises_and_a_hundred_points_half_of_them_for_counting():
     lab = catalogue.labs()["02_kv_cache_and_roofline"]
+    assert len(lab) == 12 and sum(exercise.points for exercise in lab) == 100
+    assert {exercise.level for exercise in lab} == {1, 2, 3, 4, 5}
     counting = [exercise for exercise in lab if ".roofline." in exercise.reference.__module__]
     assert len(counting) == 6 and sum(exercise.points for exercise in counting) == 50
 
