@@ -613,10 +613,11 @@ for seed in (4711, 4712, 4713):
 ### END HIDDEN TESTS
 
 # %% [markdown] name="02-measure-text"
-# **Demonstration.** The same on the machine in front of you. Its ceilings are measured (a few seconds), and what
+# **Demonstration.** The same on the machine in front of you. Its ceilings are measured (some seconds), and what
 # an operation costs to start is measured on `draft`, the smallest model. With these your function predicts
-# `base`, which is then run. How far off is it, and in which direction? Two things that no number of `machine` knows:
-# a product of a few rows is what libraries do worst, and a large processor cache holds all of `base`.
+# `base`, which is then run. How far off is it, and in which direction? Three things that `machine` does not know: a
+# product of a few rows is what libraries do worst; a large processor cache holds all of `base`; and whatever
+# else the machine is doing takes its part.
 
 
 # %% name="02-measure" tags=["demo"]
@@ -640,7 +641,7 @@ def measured(model, batch, context):  # seconds of a decoding step, and the oper
         model(torch.zeros(batch, 1, dtype=torch.long), cache)
         cache.truncate([context - 1] * batch)
 
-    seconds = timing.measure(step, device="cpu", warmup=2, repeats=9).median_s
+    seconds = timing.measure(step, device="cpu", warmup=2, repeats=5).median_s
     with Starts() as counter:
         step()
     return seconds, counter.count
@@ -655,10 +656,12 @@ def shapes(config):
     )
 
 
+here = hardware.measure_ceilings("cpu", refresh=True)
+print(f"{here.name}: {here.bytes_per_s / 1e9:.1f} GB/s, {here.flops_per_s('fp32') / 1e9:.0f} GFLOP/s in fp32")
+
 # %% name="02-measure-demo" tags=["demo"]
 with once_written(predict_tokens):
     base32, draft32 = (pretrained.load(name)[0] for name in ("base", "draft"))
-    here = hardware.measure_ceilings("cpu", refresh=True)
     machine = {
         "bytes_per_s": here.bytes_per_s,
         "flops_per_s": here.flops_per_s("fp32"),
@@ -667,12 +670,8 @@ with once_written(predict_tokens):
     }
     seconds, starts = measured(draft32, 1, 128)
     machine["start_s"] = (seconds - 1 / predict_tokens(shapes(draft32.config), 1, 128, 4, machine)) / starts
-    print(
-        f"{here.name}: {here.bytes_per_s / 1e9:.1f} GB/s, {here.flops_per_s('fp32') / 1e9:.0f} GFLOP/s in fp32,",
-        end=" ",
-    )
-    print(f"{machine['start_s'] * 1e6:.1f} µs a start")
-    for batch, context in ((1, 16), (1, 256), (16, 256), (64, 256)):
+    print(f"a start costs {machine['start_s'] * 1e6:.1f} µs")
+    for batch, context in ((1, 16), (1, 128), (4, 128), (16, 128)):
         seconds, machine["starts"] = measured(base32, batch, context)
         tokens = predict_tokens(shapes(base32.config), batch, context, 4, machine)
         print(f"batch {batch:2}, context {context:3}: predicted {tokens:6.0f} tokens/s,", end=" ")
