@@ -54,6 +54,10 @@ import copy
 import time
 from functools import partial
 
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
 from llmcourse import costs, hardware, pretrained, timing
 from llmcourse.grading.lab_view import once_written, points_so_far
 
@@ -131,9 +135,6 @@ for seed in (4711, 4712, 4713):
 # matrix that makes the logits. The two numbers must be equal, not close.
 
 # %% name="02-layer-demo" tags=["demo", "nbval-check-output"]
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
 c = base.config
 sizes = (c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim, c.intermediate_size)
 with once_written(layer_flops), torch.no_grad():
@@ -620,10 +621,7 @@ for seed in (4711, 4712, 4713):
 # else the machine is doing takes its part.
 
 
-# %% name="02-measure" tags=["demo"]
-from torch.utils._python_dispatch import TorchDispatchMode
-
-
+# %% name="02-starts" tags=["demo"]
 class Starts(TorchDispatchMode):
     count = 0
 
@@ -632,6 +630,11 @@ class Starts(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
+here = hardware.measure_ceilings("cpu", refresh=True)
+print(f"{here.name}: {here.bytes_per_s / 1e9:.1f} GB/s, {here.flops_per_s('fp32') / 1e9:.0f} GFLOP/s in fp32")
+
+
+# %% name="02-measure" tags=["demo"]
 @torch.inference_mode()
 def measured(model, batch, context):  # seconds of a decoding step, and the operations in it
     cache = model.new_cache(batch, context)
@@ -647,32 +650,29 @@ def measured(model, batch, context):  # seconds of a decoding step, and the oper
     return seconds, counter.count
 
 
-def shapes(config):
-    names = ("layers", "hidden", "heads", "kv_heads", "head_dim", "mlp", "vocab")
-    c = config
-    heads = (c.num_heads, c.num_kv_heads, c.head_dim)
-    return dict(
-        zip(names, (c.num_layers, c.hidden_size, *heads, c.intermediate_size, c.vocab_size), strict=True)
-    )
+# %% name="02-shapes" tags=["demo"]
+def shapes(c):
+    model = {
+        "layers": c.num_layers,
+        "hidden": c.hidden_size,
+        "heads": c.num_heads,
+        "kv_heads": c.num_kv_heads,
+    }
+    return model | {"head_dim": c.head_dim, "mlp": c.intermediate_size, "vocab": c.vocab_size}
 
 
-here = hardware.measure_ceilings("cpu", refresh=True)
-print(f"{here.name}: {here.bytes_per_s / 1e9:.1f} GB/s, {here.flops_per_s('fp32') / 1e9:.0f} GFLOP/s in fp32")
+base32, draft32 = (pretrained.load(name)[0] for name in ("base", "draft"))
+ceilings = {"bytes_per_s": here.bytes_per_s, "flops_per_s": here.flops_per_s("fp32")}
 
 # %% name="02-measure-demo" tags=["demo"]
 with once_written(predict_tokens):
-    base32, draft32 = (pretrained.load(name)[0] for name in ("base", "draft"))
-    machine = {
-        "bytes_per_s": here.bytes_per_s,
-        "flops_per_s": here.flops_per_s("fp32"),
-        "starts": 0,
-        "start_s": 0.0,
-    }
     seconds, starts = measured(draft32, 1, 128)
-    machine["start_s"] = (seconds - 1 / predict_tokens(shapes(draft32.config), 1, 128, 4, machine)) / starts
-    print(f"a start costs {machine['start_s'] * 1e6:.1f} µs")
+    at_once = ceilings | {"starts": 0, "start_s": 0.0}
+    left = seconds - 1 / predict_tokens(shapes(draft32.config), 1, 128, 4, at_once)
+    print(f"a start costs {left / starts * 1e6:.1f} µs")
     for batch, context in ((1, 16), (1, 128), (4, 128), (16, 128)):
-        seconds, machine["starts"] = measured(base32, batch, context)
+        seconds, starts_here = measured(base32, batch, context)
+        machine = ceilings | {"starts": starts_here, "start_s": left / starts}
         tokens = predict_tokens(shapes(base32.config), batch, context, 4, machine)
         print(f"batch {batch:2}, context {context:3}: predicted {tokens:6.0f} tokens/s,", end=" ")
         print(f"measured {batch / seconds:6.0f}; prediction over measurement {tokens * seconds / batch:.2f}")
