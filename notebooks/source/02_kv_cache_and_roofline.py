@@ -506,7 +506,10 @@ growth.plot_growth(
 #
 # ## Lab
 #
-# To warm up, here in this notebook:
+# [Lab 2](../labs/02_kv_cache_and_roofline.ipynb) has twelve exercises: you count FLOPs and bytes, find the ridge
+# and the batch where the limit changes, build the cache with its masks, its loop and its rollback, mend a decoding
+# step, and predict tokens per second, scored on how near you come to what was measured. To warm up, here in
+# this notebook:
 #
 # 1. (10 min) Set `MY_GUESS` to what you would say *now* for 1,000 tokens, and compute it from measured step times
 #    without running 1,000 uncached steps.
