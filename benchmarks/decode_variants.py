@@ -25,9 +25,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from kernel_checks import BF16, CHECKS, DEVICE, random, relative_error, run_check
-from large_models import CONFIGS, NEW, PROMPT, copy_gbps, random_model, random_prompts, step_bytes
+from kernel_checks import BF16, CHECKS, DEVICE, passed, random, relative_error, run_check
+from large_models import CONFIGS, NEW, PROMPT, random_model, random_prompts, step_bytes
+from record import commit
 
+from llmcourse import hardware
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.kernels.linear import linear, linear_reference
@@ -177,8 +179,7 @@ def stage_check_and_compile(log: Log) -> None:
     results = in_parallel(jobs)
     for (check, arguments), (state, found) in zip(CHECKS, results, strict=False):
         log(stage="check", what=check.__name__, arguments=arguments, state=state, found=found)
-        right = found is True or (isinstance(found, float) and 0 < found < 2)
-        print(f"{'ok   ' if right else 'WRONG'} {check.__name__} {arguments}: {found}", flush=True)
+        print(f"{'ok   ' if passed(found) else 'WRONG'} {check.__name__} {arguments}: {found}", flush=True)
 
 
 def stage_linear(log: Log, copy: float) -> dict[tuple[int, int, bool], Tile]:
@@ -428,9 +429,9 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=300, help="no stage begins after this")
     arguments = parser.parse_args()
     log = Log(arguments.out)
-    copy = copy_gbps()
+    copy = hardware.copy_bandwidth("cuda")
     print(f"{torch.cuda.get_device_name()}: copy {copy:.0f} GB/s", flush=True)
-    log(stage="copy", gbps=copy, device=torch.cuda.get_device_name())
+    log(stage="about", commit=commit(), copy_gbps=copy, device=torch.cuda.get_device_name())
     for label, run in planned(arguments, log, copy):
         if log.elapsed_s() > arguments.limit_s:
             print(f"--- {label} left out: {arguments.limit_s:.0f} s are over", flush=True)

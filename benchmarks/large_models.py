@@ -6,25 +6,13 @@ import dataclasses
 
 import torch
 
-from llmcourse import costs, timing
+from llmcourse import costs
 from llmcourse.model import Decoder, DecoderConfig
 
+KNOWN = {"llama3_8b": "Llama-3-8B", "llama2_7b": "Llama-2-7B", "qwen3_0.6b": "Qwen3-0.6B"}
 CONFIGS = {
-    "llama3_8b": DecoderConfig(
-        128256,
-        4096,
-        14336,
-        32,
-        32,
-        8,
-        128,
-        8192,
-        rms_norm_eps=1e-5,
-        rope_theta=5e5,
-        tie_word_embeddings=False,
-    ),
-    "llama2_7b": DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, 1e-5, tie_word_embeddings=False),
-    "qwen3_0.6b": DecoderConfig(151936, 1024, 3072, 28, 16, 8, 128, 40960, rope_theta=1e6, qk_norm=True),
+    name: DecoderConfig(**dataclasses.asdict(costs.MODELS[known]), max_position_embeddings=4096)
+    for name, known in KNOWN.items()
 }
 PROMPT, NEW = 128, 200  # tokens of a prompt, and new ones
 
@@ -47,21 +35,9 @@ def random_prompts(model: Decoder, batch: int) -> list[list[int]]:
 
 
 def step_bytes(name: str, batch: int, length: int) -> float:
-    """Read for one step: the matrices, the head, and keys and values of `length` tokens a row."""
-    return costs.total(costs.model_costs(CONFIGS[name], costs.Step.decode(batch, length))).read_bytes
+    """What a step cannot do without: all weights once, and keys and values of `length` tokens a row.
 
-
-def copy_gbps() -> float:
-    """GB/s of a device-to-device copy, bytes read and written, best of a few sizes.
-
-    Not in a CUDA graph, where a copy is slower than kernels are.
+    Activations are left out; a kernel may keep them where it likes.
     """
-    speeds = []
-    for gigabytes in (2, 4):
-        source = torch.randint(256, (gigabytes * 10**9,), dtype=torch.uint8, device="cuda")
-        target = torch.empty_like(source)
-        found = timing.measure(lambda s=source, t=target: t.copy_(s), device="cuda")
-        speeds.append(2 * source.numel() / found.median_s / 1e9)
-        del source, target
-    torch.cuda.empty_cache()
-    return max(speeds)
+    found = costs.total(costs.model_costs(CONFIGS[name], costs.Step.decode(batch, length)))
+    return found.weight_bytes + found.cache_bytes

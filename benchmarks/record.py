@@ -32,8 +32,8 @@ def record(
     """Appends a figure, prints it, and returns it.
 
     Args:
-        value: higher is better.
-        limit, peer_value: in the unit of `value`, measured in the same process.
+        value: higher is better; where there is no better, as for bytes, the closer to `limit`.
+        limit, peer_value: in the unit of `value`, measured in the same process, or predicted.
         spread: as `timing.Timing.spread`.
         device: that was measured; the best one of this machine if None.
         more: whatever else a reader of the figure should know.

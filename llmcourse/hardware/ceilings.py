@@ -20,8 +20,14 @@ import torch
 from torch import Tensor
 
 from llmcourse.hardware.datasheets import peak
-from llmcourse.hardware.machine import Machine, default_device, free_bytes, this_machine
-from llmcourse.timing import Timing, last_level_cache_bytes, measure
+from llmcourse.hardware.machine import (
+    Machine,
+    default_device,
+    large_buffer_bytes,
+    parse_device,
+    this_machine,
+)
+from llmcourse.timing import Timing, measure
 
 FORMATS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 BUDGET_S = 0.3  # for the repetitions of one product
@@ -80,7 +86,7 @@ def measure_ceilings(
     Raises:
         ValueError: a device that is not here.
     """
-    device = default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else parse_device(device)
     machine = this_machine(device)
     if not refresh and (known := stored_ceilings(device, folder=folder)) is not None:
         return known
@@ -96,7 +102,7 @@ def stored_ceilings(
 
     Arguments as `measure_ceilings`.
     """
-    device = default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else parse_device(device)
     machine = this_machine(device)
     try:
         stored = json.loads(_path(machine, folder).read_text(encoding="utf-8"))
@@ -116,7 +122,7 @@ def cache_folder() -> Path:
 
 
 def _measure(device: torch.device, machine: Machine) -> Ceilings:
-    num_bytes = _buffer_bytes(device)
+    num_bytes = large_buffer_bytes(device)
     copy, read = _time_copy(device, num_bytes), _time_read(device, num_bytes)
     products = {name: found for name in FORMATS if (found := _best_product(device, name)) is not None}
     return Ceilings(
@@ -127,14 +133,6 @@ def _measure(device: torch.device, machine: Machine) -> Ceilings:
         {name: flops_per_s for name, (flops_per_s, _) in products.items()},
         {"copy": copy.spread, "read": read.spread} | {name: spread for name, (_, spread) in products.items()},
     )
-
-
-def _buffer_bytes(device: torch.device) -> int:
-    """Far more than the cache, and a fraction of the memory: a power of two."""
-    least = 2**30 if device.type == "cuda" else 2**28
-    wanted = max(least, 4 * last_level_cache_bytes(device))
-    affordable = (free_bytes(device) or 2**32) // 8
-    return 1 << (min(wanted, affordable).bit_length() - 1)
 
 
 def _time_copy(device: torch.device, num_bytes: int) -> Timing:

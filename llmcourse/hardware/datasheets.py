@@ -2,8 +2,8 @@
 
 Peaks are dense: where a datasheet prints the figure "with sparsity", half of it stands here. On
 GeForce cards the peak of 16-bit and 8-bit floating point is that with fp32 accumulation, as PyTorch
-accumulates; NVIDIA halves it there. A format that is not listed has no hardware of its own, or the
-maker publishes no figure. Memory is nominal, in GiB as it is built; a driver keeps some for itself.
+accumulates; NVIDIA halves it there. Listed are the formats that the course uses, as far as the maker
+publishes a figure for them. Memory is nominal, in GiB as it is built; a driver keeps some for itself.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def peak(machine: str, peaks: Mapping[str, float], dtype: str | torch.dtype) -> 
             f"dtype must be one whose peak is known, got {name!r}, and for {machine} none is published; "
             "measure it with hardware.measure_ceilings()"
         )
-    raise ValueError(f"dtype must be one that {machine} has, {', '.join(peaks)}, got {name!r}")
+    raise ValueError(
+        f"dtype must be one whose peak is known for {machine}, {', '.join(peaks)}, got {name!r}; take one "
+        "of these"
+    )
 
 
 def _sheet(

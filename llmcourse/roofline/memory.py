@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 from llmcourse.costs import BF16, Precision, Shapes, Step, weight_bytes
 from llmcourse.costs.counting import letter_values
@@ -76,7 +77,7 @@ def check_fits(
     shapes: Shapes,
     batch: int,
     context: int,
-    free_bytes: int,
+    free_bytes: int | None,
     precision: Precision = BF16,
     *,
     new_tokens: int = 1,
@@ -85,7 +86,8 @@ def check_fits(
     """What is needed, if it is free; arguments as `memory_needed`.
 
     Args:
-        free_bytes: a datasheet's `memory_bytes`, or `hardware.free_bytes()` for what is free now.
+        free_bytes: a datasheet's `memory_bytes`, or `hardware.free_bytes()` for what is free now; None,
+            where the system does not say, refuses nothing.
 
     Raises:
         DoesNotFit: it is not; the message says what is needed, what is free, and what would fit.
@@ -93,7 +95,7 @@ def check_fits(
     """
     settings = {"precision": precision, "new_tokens": new_tokens, "attention": attention}
     needed = memory_needed(shapes, batch, context, **settings)
-    if needed.total_bytes <= free_bytes:
+    if free_bytes is None or needed.total_bytes <= free_bytes:
         return needed
     if needed.weight_bytes > free_bytes:
         remedy = "the weights alone are too large: take fewer bits, a smaller model or a larger machine"
@@ -192,8 +194,8 @@ def _activation_bytes(shapes: Shapes, step: Step, precision: Precision, attentio
 
 def _check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _gb(num_bytes: int) -> str:

@@ -24,7 +24,7 @@ def test_a_decoder_config_has_the_shapes():
 
 @pytest.mark.parametrize("name", SIZES)
 def test_impossible_shapes_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
         ModelShapes(**{**SIZES, name: 0})
 
 
@@ -48,9 +48,9 @@ def test_all_logits_are_computed_unless_fewer_are_asked_for():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch": 0, "new_tokens": 1}, "batch must be at least 1, got 0"),
-        ({"batch": 1, "new_tokens": -3}, "new_tokens must be at least 1, got -3"),
-        ({"batch": 1, "new_tokens": 1, "past": -1}, "past must be at least 0, got -1"),
+        ({"batch": 0, "new_tokens": 1}, "batch must be an integer of at least 1, got 0"),
+        ({"batch": 1, "new_tokens": -3}, "new_tokens must be an integer of at least 1, got -3"),
+        ({"batch": 1, "new_tokens": 1, "past": -1}, "past must be an integer of at least 0, got -1"),
         ({"batch": 1, "new_tokens": 1, "past": 4, "cache": False}, "past must be 0 without a cache, got 4"),
         ({"batch": 1, "new_tokens": 3, "logit_positions": 4}, r"logit_positions must be in \[0, 3\].*got 4"),
         (
@@ -65,7 +65,7 @@ def test_impossible_steps_are_refused(arguments, message):
 
 
 def test_decoding_looks_at_one_key_or_more():
-    with pytest.raises(ValueError, match="context must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="context must be an integer of at least 1, got 0"):
         Step.decode(1, 0)
 
 
@@ -104,7 +104,7 @@ def test_scales_cap_what_int4_can_win():
 
 @pytest.mark.parametrize("name", ["group_size", "cache_group_size"])
 def test_impossible_groups_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
         Precision(**{name: 0})
 
 

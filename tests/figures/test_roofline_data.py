@@ -102,7 +102,7 @@ def test_what_cannot_be_drawn_is_refused():
         roofline_data(A100, {name: decode for name in "abc"})
     with pytest.raises(ValueError, match="same operations, got different ones; give both a cache"):
         roofline_data(A100, {"prefill": predictions(LECTURE_PREFILL), "decode": decode})
-    with pytest.raises(ValueError, match="dtype must be one that T4 has"):
+    with pytest.raises(ValueError, match="dtype must be one whose peak is known for T4"):
         roofline_data(datasheet("T4"), {}, "bf16")
     with pytest.raises(ValueError, match="must be above 0, got 0 and 1"):
         Measured("copy", 0, 1)

@@ -94,8 +94,12 @@ def test_the_lectures_a100():
 @pytest.mark.parametrize(
     ("name", "dtype", "message"),
     [
-        ("T4", "bf16", "dtype must be one that T4 has, fp32, fp16, int8, int4, got 'bf16'"),
-        ("H100 SXM", "int4", "dtype must be one that H100 SXM has, fp32, tf32, bf16, .*, got 'int4'"),
+        ("T4", "bf16", "dtype must be one whose peak is known for T4, fp32, fp16, int8, int4, got 'bf16'"),
+        (
+            "H100 SXM",
+            "int4",
+            "dtype must be one whose peak is known for H100 SXM, fp32, tf32, bf16, .*, got 'int4'",
+        ),
         ("Apple M3", "fp16", r"got 'fp16', and for Apple M3 none is published; measure it with"),
         ("H200", "fp7", "dtype must be one of fp64, fp32, .*, got 'fp7'"),
     ],

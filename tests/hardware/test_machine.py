@@ -49,6 +49,15 @@ def test_free_memory_is_part_of_all():
         free_bytes("cuda:63")
 
 
+def test_a_large_buffer_outgrows_the_cache_and_leaves_memory(monkeypatch):
+    monkeypatch.setattr(machine, "last_level_cache_bytes", lambda device: 300 * 2**20)
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 2**36)
+    assert machine.large_buffer_bytes(torch.device("cpu")) == 2**30
+    assert machine.large_buffer_bytes(torch.device("cuda")) == 2**32
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 2**31)
+    assert machine.large_buffer_bytes(torch.device("cpu")) == 2**28
+
+
 def test_bandwidth_counts_bytes_read_and_written(monkeypatch):
     monkeypatch.setattr(machine, "measure", lambda run, device: Timing((0.001,)))
     assert copy_bandwidth("cpu", 10**6) == pytest.approx(2.0)  # 2 MB in 1 ms

@@ -121,7 +121,9 @@ def test_calculating_in_fewer_bits_needs_hardware_for_it():
     in_bf16 = roofline.predict_step(LLAMA_3_8B, step, H200, Precision("int8"))
     in_int8 = roofline.predict_step(LLAMA_3_8B, step, H200, Precision("int8"), compute="int8")
     assert 1.5 < in_bf16.time_s / in_int8.time_s < 2
-    with pytest.raises(ValueError, match=r"dtype must be one that H200 has, fp32, .*, got 'int4'"):
+    with pytest.raises(
+        ValueError, match=r"dtype must be one whose peak is known for H200, fp32, .*, got 'int4'"
+    ):
         roofline.predict_step(LLAMA_3_8B, step, H200, compute="int4")
 
 

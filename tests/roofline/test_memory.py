@@ -114,9 +114,9 @@ def test_fewer_bits_make_room():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch": 0, "context": 5}, "batch must be at least 1, got 0"),
-        ({"batch": 1, "context": -5}, "context must be at least 1, got -5"),
-        ({"batch": 1, "context": 5, "new_tokens": 0}, "new_tokens must be at least 1, got 0"),
+        ({"batch": 0, "context": 5}, "batch must be an integer of at least 1, got 0"),
+        ({"batch": 1, "context": -5}, "context must be an integer of at least 1, got -5"),
+        ({"batch": 1, "context": 5, "new_tokens": 0}, "new_tokens must be an integer of at least 1, got 0"),
         ({"batch": 1, "context": 5, "new_tokens": 6}, "new_tokens must be at most the context of 5, got 6"),
     ],
 )

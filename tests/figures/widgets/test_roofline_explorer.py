@@ -87,7 +87,9 @@ def test_few_bits_are_computed_in_sixteen(explorer):
 def test_a_format_that_the_machine_lacks_is_explained_not_raised(explorer):
     picture = explorer._image.value
     explorer.machine.value = "T4"
-    assert explorer.message == "dtype must be one that T4 has, fp32, fp16, int8, int4, got 'bf16'"
+    assert explorer.message == (
+        "dtype must be one whose peak is known for T4, fp32, fp16, int8, int4, got 'bf16'; take one of these"
+    )
     assert 'role="alert"' in explorer._message.value and explorer._image.value == picture
     explorer.weights.value = "fp16"
     assert explorer.message == "" and explorer._message.value == ""
