@@ -11,6 +11,7 @@ beam                    beam search, with the tree of what it considered
 contrastive             expert minus amateur
 metrics                 repetition and diversity of what came out
 form                    whether code parses and verse is regular
+engine                  the fast path: static memory, kernels and CUDA graphs on a GPU
 """
 
 from llmcourse.decoding.beam import (
@@ -22,6 +23,7 @@ from llmcourse.decoding.beam import (
     stream_beams,
 )
 from llmcourse.decoding.contrastive import ContrastiveLogits, contrastive_logits
+from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.errors import DecodingError, EverythingMaskedError, NonFiniteLogitsError
 from llmcourse.decoding.history import History, Scope
 from llmcourse.decoding.loop import Step, generate, stream
@@ -39,6 +41,7 @@ __all__ = [
     "BeamSearch",
     "CachedLogits",
     "ContrastiveLogits",
+    "DecodeEngine",
     "DecodingError",
     "Epsilon",
     "Eta",

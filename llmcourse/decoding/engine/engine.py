@@ -13,11 +13,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmcourse.costs import Precision, weight_bytes
 from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState, reference_step
+from llmcourse.decoding.source import check_prompts
+from llmcourse.hardware import dtype_name, free_bytes
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
+from llmcourse.roofline import check_fits
 
 
 class DecodeEngine:
@@ -48,7 +52,11 @@ class DecodeEngine:
         self.vocab_size = model.config.vocab_size
         self.max_length = model.config.max_position_embeddings
         self.eos_token_ids = model.config.eos_token_ids
+        self.extent = 0  # tokens of the longest row
         self._state: StepState | None = None
+        self._step: Callable[[StepState], None] = reference_step
+        self._recordings: dict[object, Callable[[], None]] = {}
+        self._choices: dict[tuple[float, int], Choice] = {}
 
     @property
     def device(self) -> torch.device:
@@ -59,11 +67,18 @@ class DecodeEngine:
         """Reads the prompts; arguments and result as in `LogitsSource.start`.
 
         Memory and recordings are kept from the last start where batch and capacity still fit.
+
+        Raises:
+            TypeError, ValueError: prompts that `check_prompts` refuses, or a capacity that does not hold
+                them or outgrows the model's context.
+            DoesNotFit: the memory that is free does not hold such a cache.
         """
+        check_prompts(prompts, self)
         lengths = [len(prompt) for prompt in prompts]
-        if max(lengths) > capacity:
+        if not max(lengths) <= capacity <= self.max_length:
             raise ValueError(
-                f"capacity must be at least the longest prompt, {max(lengths)} tokens, got {capacity}"
+                f"capacity must be in [{max(lengths)}, {self.max_length}], from the longest prompt to the "
+                f"model's context, got {capacity}"
             )
         state = self._prepare(len(prompts), capacity)
         padded = torch.tensor([[*p, *[0] * (max(lengths) - len(p))] for p in prompts], device=self.device)
@@ -78,7 +93,13 @@ class DecodeEngine:
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-        """Appends one token to each row; returns the logits after it."""
+        """Appends one token to each row; returns the logits after it.
+
+        Raises:
+            ValueError: another number of tokens than rows, or no room for them. Ids outside the vocabulary
+                are refused on the CPU alone: on a GPU looking at them would hold up every step.
+        """
+        self._check_tokens(tokens)
         state = self._reserve(1)
         state.positions += 1
         state.text.scatter_(1, state.positions[:, None], tokens[:, None])
@@ -98,8 +119,8 @@ class DecodeEngine:
         """
         if num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
-        state = self._reserve(num_tokens)
         choice = self._choice_for(temperature, seed)
+        state = self._reserve(num_tokens)
 
         def choose_and_forward() -> None:
             choose(state.logits, state.text, state.positions, choice, backend=self.backend)
@@ -112,8 +133,14 @@ class DecodeEngine:
 
     @torch.no_grad()
     def reorder(self, rows: Int[Tensor, " N"]) -> None:
-        """Row i becomes a copy of row `rows[i]`; another number of rows needs other memory."""
-        old, state = self._state, self._state
+        """Row i becomes a copy of row `rows[i]`; another number of rows needs other memory.
+
+        Raises:
+            ValueError: no prompt was read yet, or `rows` names none.
+        """
+        old = state = self._started()
+        if len(rows) < 1:
+            raise ValueError("rows must name at least one row, got none")
         if len(rows) != old.batch_size:
             self._state = None
             state = self._prepare(len(rows), old.capacity)
@@ -126,26 +153,50 @@ class DecodeEngine:
     def _prepare(self, batch_size: int, capacity: int) -> StepState:
         state = self._state
         if state is None or state.batch_size != batch_size or state.capacity < capacity:
-            self._state = None  # frees the old cache before the new one is made
+            # The old cache, and the recordings that hold on to it, go before the new one is made.
+            self._state, self._step, state = None, reference_step, None
+            self._recordings.clear()
+            self._choices.clear()
+            self._check_memory(batch_size, capacity)
             self._state = StepState(self.model, batch_size, capacity)
-            self._recordings: dict[object, Callable[[], None]] = {}
-            self._choices: dict[tuple[float, int], Choice] = {}
             kernels = KernelStep(self._state, self.settings) if self.backend == "triton" else None
             self._step = reference_step if kernels is None else kernels
         return self._state
 
     def _reserve(self, num_tokens: int) -> StepState:
         """Makes room on the host's side of the books; the device keeps its own positions."""
-        if self._state is None:
-            raise ValueError("the engine has read no prompt yet; call start first")
-        needed = self.extent + num_tokens
-        if needed > self._state.capacity:
+        state, needed = self._started(), self.extent + num_tokens
+        if needed > state.capacity:
             raise ValueError(
-                f"the engine holds {self._state.capacity} tokens a row, {needed} are needed; "
+                f"the engine holds {state.capacity} tokens a row, {needed} are needed; "
                 "start it with a larger capacity or ask for fewer tokens"
             )
         self.extent = needed
+        return state
+
+    def _started(self) -> StepState:
+        if self._state is None:
+            raise ValueError("the engine has read no prompt yet; call start first")
         return self._state
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        rows = self._started().batch_size
+        if tokens.shape != (rows,):
+            raise ValueError(f"tokens must have shape ({rows},), one a row, got {tuple(tokens.shape)}")
+        if tokens.device.type == "cpu":
+            low, high = tokens.aminmax()
+            if low < 0 or high >= self.vocab_size:
+                raise ValueError(
+                    f"tokens must be ids in [0, {self.vocab_size - 1}], got {tokens.tolist()}; "
+                    "take them from the model's own tokenizer"
+                )
+
+    def _check_memory(self, batch_size: int, capacity: int) -> None:
+        """Refuses before anything is allocated; the weights are there already."""
+        precision = Precision.uniform(dtype_name(self.model.dtype))
+        free = free_bytes(self.device)
+        held = weight_bytes(self.model.config, precision)
+        check_fits(self.model.config, batch_size, capacity, free and free + held, precision)
 
     def _forward(self) -> None:
         self._step(self._state)
@@ -162,8 +213,8 @@ class DecodeEngine:
 
     def _choice_for(self, temperature: float, seed: int) -> Choice:
         key = (temperature, seed)
+        batch = self._started().batch_size
         if key not in self._choices:
-            batch = self._state.batch_size
             self._choices[key] = Choice(
                 batch, self.vocab_size, self.device, temperature=temperature, seed=seed
             )

@@ -1,13 +1,17 @@
 """The engine writes what the plain loop writes, token for token, and keeps the books of its memory."""
 
+import weakref
+
 import pytest
 import torch
 from scipy.stats import chi2
 
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.decoding.engine import engine as engine_module
 from llmcourse.decoding.engine.step import KernelSettings, StepState, weights_ahead
 from llmcourse.model import Decoder, DecoderConfig
+from llmcourse.roofline import DoesNotFit
 
 PROMPTS = [[5, 6, 7, 8], [1, 2], [9]]
 SWITCHES = {
@@ -94,21 +98,6 @@ def test_draws_follow_the_softmax():
     assert statistic(2.0) < chi2.isf(1e-6, 99) < statistic(1.0)
 
 
-@pytest.mark.parametrize(
-    ("act", "message"),
-    [
-        (lambda e: e.decode(1), "the engine has read no prompt yet; call start first"),
-        (lambda e: e.start([[1, 2, 3]], 2), "capacity must be at least the longest prompt, 3 tokens, got 2"),
-        (lambda e: (e.start([[1, 2]], 5), e.decode(4)), "holds 5 tokens a row, 6 are needed"),
-        (lambda e: (e.start([[1, 2]], 5), e.decode(0)), "num_tokens must be at least 1, got 0"),
-    ],
-)
-def test_what_does_not_fit_is_refused(act, message):
-    with pytest.raises(ValueError) as caught:
-        act(DecodeEngine(tiny()))
-    assert message in str(caught.value)
-
-
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_every_kernel_asks_for_the_weights_that_a_later_one_reads(ahead):
     model = tiny(torch.float32)
@@ -124,3 +113,77 @@ def test_every_kernel_asks_for_the_weights_that_a_later_one_reads(ahead):
         if found is not None:
             assert found.data_ptr() == later.data_ptr() and found.numel() * 4 == 256
     assert not any(found is not None for found in weights_ahead(state, KernelSettings()))
+
+
+def started(prompts=PROMPTS, capacity=20) -> DecodeEngine:
+    engine = DecodeEngine(tiny())
+    engine.start(prompts, capacity)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("prompts", "capacity", "message"),
+    [
+        ([], 20, "prompts must hold at least 1 prompt, got 0"),
+        ([[1, 2], []], 20, r"prompts\[1\] must hold at least 1 token, got 0"),
+        ([[100]], 20, r"prompts\[0\] must hold token ids in \[0, 99\], got 100"),
+        ([[1, 2, 3]], 2, r"capacity must be in \[3, 64\].*, got 2"),
+        ([[1, 2, 3]], 65, r"capacity must be in \[3, 64\].*, got 65"),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(prompts, capacity, message):
+    with pytest.raises(ValueError, match=message):
+        DecodeEngine(tiny()).start(prompts, capacity)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (lambda engine: engine.decode(17), "the engine holds 20 tokens a row, 21 are needed"),
+        (lambda engine: engine.decode(0), "num_tokens must be at least 1, got 0"),
+        (lambda engine: engine.decode(3, temperature=-1.0), "temperature must be at least 0"),
+        (lambda engine: engine.step(torch.tensor([1, 7])), r"tokens must have shape \(3,\), one a row"),
+        (lambda engine: engine.step(torch.tensor([1, 100, 2])), r"tokens must be ids in \[0, 99\]"),
+        (lambda engine: engine.reorder(torch.tensor([], dtype=torch.long)), "rows must name at least one"),
+    ],
+)
+def test_a_refusal_changes_nothing(asked, message):
+    engine, other = started(), started()
+    with pytest.raises(ValueError, match=message):
+        asked(engine)
+    assert engine.extent == other.extent
+    assert torch.equal(engine.decode(16), other.decode(16))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda engine: engine.decode(1),
+        lambda engine: engine.step(torch.tensor([1])),
+        lambda engine: engine.reorder(torch.tensor([0])),
+    ],
+)
+def test_an_engine_that_has_read_nothing_says_so(asked):
+    with pytest.raises(ValueError, match="the engine has read no prompt yet; call start first"):
+        asked(DecodeEngine(tiny()))
+
+
+def test_the_old_cache_is_gone_before_the_new_one_is_made(monkeypatch):
+    engine, alive = started(), []
+    old = weakref.ref(engine._state)
+
+    def made(*arguments):
+        alive.append(old() is not None)
+        return StepState(*arguments)
+
+    monkeypatch.setattr(engine_module, "StepState", made)
+    engine.start(PROMPTS, 40)
+    assert alive == [False]
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1000)
+    with pytest.raises(DoesNotFit, match=r"batch 3 with context 20 needs .* are free"):
+        started()
+    monkeypatch.setattr(engine_module, "free_bytes", lambda device: None)  # the system does not say
+    started()
