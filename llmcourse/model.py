@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llmcourse.attention import Attention, sdpa
+from llmcourse.kernels.blas import Linear
 from llmcourse.kv_cache import KVCache
 
 
@@ -98,16 +99,6 @@ def _check_positive(config, *names: str) -> None:
             raise ValueError(f"{name} must be above 0 and finite, got {getattr(config, name)}")
 
 
-class Context(NamedTuple):
-    """What all layers of one forward pass share."""
-
-    rope: tuple[Float[Tensor, "B T half"], Float[Tensor, "B T half"]]  # cosine, sine
-    positions: Int[Tensor, "B T"]
-    mask: Bool[Tensor, "B T S"] | None  # None: causal
-    cache: KVCache | None
-    attention: Attention
-
-
 class RMSNorm(nn.Module):
     """x / RMS(x) · w, with the mean square in fp32 (Zhang and Sennrich 2019)."""
 
@@ -118,8 +109,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return self.weight * F.rms_norm(wide, self.weight.shape, eps=self.eps).to(x.dtype)
 
 
 def rope_frequencies(config: DecoderConfig) -> Float[Tensor, " half"]:
@@ -136,13 +126,36 @@ def rope_frequencies(config: DecoderConfig) -> Float[Tensor, " half"]:
     return keep * frequency + (1 - keep) * frequency / scaling.factor
 
 
-def apply_rope(
-    x: Float[Tensor, "B H T D"], cos: Float[Tensor, "B T half"], sin: Float[Tensor, "B T half"]
-) -> Float[Tensor, "B H T D"]:
-    """Rotates the pairs (x[i], x[i + D/2]) by the angle of their position."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, D/2)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+class Rope(NamedTuple):
+    """What turns the heads of every layer: cosine and sine of each feature's angle.
+
+    Features i and i + D/2 are a pair and share their angle; the sine of the first is negated.
+    """
+
+    cos: Float[Tensor, "B 1 T D"]
+    sin: Float[Tensor, "B 1 T D"]
+
+    @classmethod
+    def of_pairs(cls, cos: Float[Tensor, "B T half"], sin: Float[Tensor, "B T half"]) -> Rope:
+        return cls(torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None])
+
+
+def apply_rope(x: Float[Tensor, "B H T D"], rope: Rope) -> Float[Tensor, "B H T D"]:
+    """Rotates the pairs (x[i], x[i + D/2]) by the angle of their position.
+
+    (a, b) becomes (a cos − b sin, b cos + a sin); rolled by D/2, every feature meets its partner.
+    """
+    return x * rope.cos + x.roll(x.shape[-1] // 2, -1) * rope.sin
+
+
+class Context(NamedTuple):
+    """What all layers of one forward pass share."""
+
+    rope: Rope
+    positions: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T S"] | None  # None: causal
+    cache: KVCache | None
+    attention: Attention
 
 
 class SelfAttention(nn.Module):
@@ -152,10 +165,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         c = config
         self.head_dim = c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.num_heads * c.head_dim, bias=c.attention_bias)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.attention_bias)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.attention_bias)
-        self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.output_bias)
+        self.q_proj = Linear(c.hidden_size, c.num_heads * c.head_dim, bias=c.attention_bias)
+        self.k_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.attention_bias)
+        self.v_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=c.attention_bias)
+        self.o_proj = Linear(c.num_heads * c.head_dim, c.hidden_size, bias=c.output_bias)
         self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
 
@@ -168,7 +181,7 @@ class SelfAttention(nn.Module):
         q = self.q_norm(heads(self.q_proj(x))).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(heads(self.k_proj(x))).transpose(1, 2)  # (B, Hkv, T, D)
         v = heads(self.v_proj(x)).transpose(1, 2)
-        q, k = apply_rope(q, *context.rope), apply_rope(k, *context.rope)
+        q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
         if context.cache is not None:
             k, v = context.cache.write(layer, k, v, context.positions)  # (B, Hkv, S, D)
         mixed = context.attention(q, k, v, context.mask)
@@ -180,9 +193,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -227,7 +240,7 @@ class Decoder(nn.Module):
         self.config = config
         self.attention = attention
         self.model = Backbone(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self._rope_frequencies: Tensor | None = None  # computed at first use, on its device
@@ -281,7 +294,7 @@ class Decoder(nn.Module):
             positions, mask = cache.reserve(length)
         else:
             raise ValueError(f"token_ids must have {cache.batch_size} rows as the cache has, got {batch}")
-        context = Context(self.rope(positions), positions, mask, cache, self.attention)
+        context = Context(Rope.of_pairs(*self.rope(positions)), positions, mask, cache, self.attention)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, index, context)
         return self.model.norm(x)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llmcourse.attention import Attention, sdpa
+from llmcourse.kernels.blas import lay_out_linears
 from llmcourse.model import Decoder, DecoderConfig, Llama3RopeScaling
 from llmcourse.tokenizer import Tokenizer
 
@@ -89,6 +90,7 @@ def load(
     model.load_state_dict(tensors, assign=True)
     if config.tie_word_embeddings:  # the same tensor so far, and from here the same parameter
         model.lm_head.weight = model.model.embed_tokens.weight
+    lay_out_linears(model)
     return Pretrained(model.eval().requires_grad_(False), tokenizer)
 
 

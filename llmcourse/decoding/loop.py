@@ -216,7 +216,7 @@ def _fail_broken_rows(rows: list[Row], raw: Tensor, logits: Tensor, index: int) 
 
 
 def _push(rows: list[Row], tokens: Tensor, logits: Tensor, eos_token_ids: frozenset[int]) -> list[str]:
-    chosen = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+    chosen = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     return [
         row.push(token, log_prob, eos_token_ids) if row.active else ""
         for row, token, log_prob in zip(rows, tokens.tolist(), chosen.tolist(), strict=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llmcourse.kernels.backend import Backend, resolve
@@ -73,30 +73,73 @@ def decode_attention_reference(
     norm: HeadNorm | None = None,
 ) -> Float[Tensor, "B H_D"]:
     """What `decode_attention` computes, operation by operation."""
+    return attend_at(Place.of(positions, cos, sin), qkv, keys, values, norm)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the new tokens stand, the same for every layer of a step.
+
+    Attributes:
+        cos, sin: of each feature's angle, that of i and i + D/2 being one; sin negated for the former.
+        extent: slots of the cache that some row sees.
+        seen: which of them each row sees; None where all rows see all.
+    """
+
+    rows: Int[Tensor, " B"]
+    positions: Int[Tensor, " B"]
+    cos: Float[Tensor, "B 1 D"]
+    sin: Float[Tensor, "B 1 D"]
+    extent: int
+    seen: Bool[Tensor, "B 1 1 S"] | None
+
+    @classmethod
+    def of(
+        cls, positions: Int[Tensor, " B"], cos: Float[Tensor, "S half"], sin: Float[Tensor, "S half"]
+    ) -> Place:
+        cos, sin = cos[positions][:, None], sin[positions][:, None]  # (B, 1, D / 2)
+        held = positions.tolist()
+        seen = None
+        if min(held) < max(held):
+            seen = torch.arange(max(held) + 1, device=positions.device) <= positions[:, None]
+            seen = seen[:, None, None]
+        return cls(
+            torch.arange(len(held), device=positions.device),
+            positions,
+            torch.cat((cos, cos), -1),
+            torch.cat((-sin, sin), -1),
+            max(held) + 1,
+            seen,
+        )
+
+
+def attend_at(
+    place: Place,
+    qkv: Float[Tensor, "B heads_D"],
+    keys: Float[Tensor, "B Hkv S D"],
+    values: Float[Tensor, "B Hkv S D"],
+    norm: HeadNorm | None = None,
+) -> Float[Tensor, "B H_D"]:
+    """`decode_attention_reference` for one of several layers that share their place."""
     batch, num_kv_heads, _, head_dim = keys.shape
     heads = qkv.view(batch, -1, head_dim)  # (B, H + 2 Hkv, D)
     q, k, v = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
     if norm is not None:
         q, k = (F.rms_norm(x, (head_dim,), w, norm.eps) for x, w in ((q, norm.q), (k, norm.k)))
-    angles = cos[positions][:, None], sin[positions][:, None]  # (B, 1, D / 2)
-    rows = torch.arange(batch, device=keys.device)
-    keys[rows, :, positions] = _rotate(k, *angles)
-    values[rows, :, positions] = v
-    extent = int(positions.max()) + 1
-    seen = torch.arange(extent, device=keys.device) <= positions[:, None]  # (B, S)
+    keys[place.rows, :, place.positions] = _rotate(k, place)
+    values[place.rows, :, place.positions] = v
     mixed = F.scaled_dot_product_attention(
-        _rotate(q, *angles)[:, :, None],
-        keys[:, :, :extent],
-        values[:, :, :extent],
-        attn_mask=seen[:, None, None],
+        _rotate(q, place)[:, :, None],
+        keys[:, :, : place.extent],
+        values[:, :, : place.extent],
+        attn_mask=place.seen,
         enable_gqa=q.shape[1] > num_kv_heads,
     )
     return mixed.reshape(batch, -1)
 
 
-def _rotate(x: Float[Tensor, "B H D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "B H D"]:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+def _rotate(x: Float[Tensor, "B H D"], place: Place) -> Float[Tensor, "B H D"]:
+    return x * place.cos + x.roll(x.shape[-1] // 2, -1) * place.sin
 
 
 def decode_attention(

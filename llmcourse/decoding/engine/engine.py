@@ -19,6 +19,7 @@ from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.decoding.source import check_prompts
 from llmcourse.hardware import dtype_name, free_bytes
 from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
 from llmcourse.roofline import check_fits
@@ -158,7 +159,8 @@ class DecodeEngine:
             self._recordings.clear()
             self._choices.clear()
             self._check_memory(batch_size, capacity)
-            self._state = StepState(self.model, batch_size, capacity)
+            layout = torch.Tensor.contiguous if self.backend == "triton" else lay_out
+            self._state = StepState(self.model, batch_size, capacity, layout)
             kernels = KernelStep(self._state, self.settings) if self.backend == "triton" else None
             self._step = reference_step if kernels is None else kernels
         return self._state

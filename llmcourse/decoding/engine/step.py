@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from llmcourse.decoding.engine.weights import LayerWeights, fuse_layers
+from llmcourse.decoding.engine.weights import LayerWeights, Layout, fuse_layers
+from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.decode_attention import (
+    Place,
     Workspace,
+    attend_at,
     decode_attention,
-    decode_attention_reference,
     num_splits,
 )
 from llmcourse.kernels.linear import linear, linear_reference
@@ -46,12 +48,16 @@ class KernelSettings:
 
 
 class StepState:
-    """Memory of fixed address and shape for a step: text, positions, cache and activations."""
+    """Memory of fixed address and shape for a step: text, positions, cache and activations.
 
-    def __init__(self, model: Decoder, batch_size: int, capacity: int):
+    Args:
+        layout: of the matrices; `Tensor.contiguous` for kernels, which read rows.
+    """
+
+    def __init__(self, model: Decoder, batch_size: int, capacity: int, layout: Layout = lay_out):
         config, device, dtype = model.config, model.device, model.dtype
         self.model = model
-        self.layers: list[LayerWeights] = fuse_layers(model)
+        self.layers: list[LayerWeights] = fuse_layers(model, layout)
         self.eps = config.rms_norm_eps
         self.cache = model.new_cache(batch_size, capacity)
         self.text = torch.zeros(batch_size, capacity, dtype=torch.long, device=device)
@@ -75,10 +81,10 @@ def reference_step(state: StepState) -> None:
     """The definition: fused matrices and a cache of fixed size, otherwise the model's own operations."""
     model, positions = state.model, state.positions
     x = embed_reference(state.text, positions, model.model.embed_tokens.weight)
+    place = Place.of(positions, state.cos, state.sin)
     for index, w in enumerate(state.layers):
         qkv = linear_reference(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
-        keys, values = state.cache.keys[index], state.cache.values[index]
-        mixed = decode_attention_reference(qkv, keys, values, positions, state.cos, state.sin, w.head_norm)
+        mixed = attend_at(place, qkv, state.cache.keys[index], state.cache.values[index], w.head_norm)
         x = linear_reference(mixed, w.output, bias=w.output_bias, residual=x)
         inner = linear_reference(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
         x = linear_reference(inner, w.down, residual=x)

@@ -101,7 +101,7 @@ def test_draws_follow_the_softmax():
 @pytest.mark.parametrize("ahead", [1, 2])
 def test_every_kernel_asks_for_the_weights_that_a_later_one_reads(ahead):
     model = tiny(torch.float32)
-    state = StepState(model, 1, 16)
+    state = StepState(model, 1, 16, torch.Tensor.contiguous)  # rows, as kernels read them
     reads = []
     for w in state.layers:
         reads += [w.qkv, None, w.output, w.gate_up, w.down]
