@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import index
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from llmcourse import hardware
+from llmcourse.roofline import DoesNotFit
 
 
 class KVCache:
@@ -25,7 +29,8 @@ class KVCache:
         ragged: whether they differ; both known to the host, so that no step waits for the device.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or a dtype that is no floating-point one.
+        DoesNotFit: more memory is needed than is free; nothing is allocated.
     """
 
     def __init__(
@@ -42,28 +47,50 @@ class KVCache:
         shape = (num_layers, batch_size, num_kv_heads, capacity, head_dim)
         names = ("num_layers", "batch_size", "num_kv_heads", "capacity", "head_dim")
         for name, value in zip(names, shape, strict=True):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if index(value) < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}; a cache has room for one token")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point one, got {dtype}; take the model's")
+        _check_fits(shape, dtype, device)
         try:
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
-        except RuntimeError as error:  # what PyTorch raises when memory runs out, and for other devices
-            gigabytes = 2 * math.prod(shape) * dtype.itemsize / 1e9
-            raise RuntimeError(
-                f"cannot allocate a cache of {gigabytes:,.1f} GB on {device} for batch_size {batch_size} and "
-                f"capacity {capacity}; ask for fewer rows (prompts, beams) or fewer tokens"
+        except RuntimeError as error:  # memory in pieces, or a system that does not say what is free
+            raise DoesNotFit(
+                f"cannot allocate a cache of {_gb(_num_bytes(shape, dtype))} on {device} for batch_size "
+                f"{batch_size} and capacity {capacity}; ask for fewer rows (prompts, beams) or fewer tokens"
             ) from error
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.extent = 0
         self.ragged = False
 
     @property
+    def num_layers(self) -> int:
+        return self.keys.shape[0]
+
+    @property
     def batch_size(self) -> int:
         return self.keys.shape[1]
 
     @property
+    def num_kv_heads(self) -> int:
+        return self.keys.shape[2]
+
+    @property
     def capacity(self) -> int:
         return self.keys.shape[3]
+
+    @property
+    def head_dim(self) -> int:
+        return self.keys.shape[4]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
 
     def reserve(self, num_tokens: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T S"] | None]:
         """Makes room for `num_tokens` more in every row, before a forward pass.
@@ -76,7 +103,7 @@ class KVCache:
             ValueError: the cache would overflow, or `num_tokens` is below 1; nothing is changed.
         """
         if num_tokens < 1:
-            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
+            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}; leave out empty pieces")
         needed = self.extent + num_tokens
         if needed > self.capacity:
             raise ValueError(
@@ -97,25 +124,41 @@ class KVCache:
         v: Float[Tensor, "B Hkv T D"],
         positions: Int[Tensor, "B T"],
     ) -> tuple[Float[Tensor, "B Hkv S D"], Float[Tensor, "B Hkv S D"]]:
-        """Stores one layer's new keys and values; returns all that are held, `S = extent`."""
-        index = positions[:, None, :, None].expand_as(k)
-        self.keys[layer].scatter_(2, index, k)
-        self.values[layer].scatter_(2, index, v)
+        """Stores one layer's new keys and values; returns all that are held, `S = extent`.
+
+        Raises:
+            ValueError: keys or values that are not `(B, Hkv, T, D)`; nothing is written.
+        """
+        expected = (self.batch_size, self.num_kv_heads, positions.shape[1], self.head_dim)
+        for name, new in (("k", k), ("v", v)):  # a smaller one would be scattered without a word
+            if new.shape != expected:
+                raise ValueError(
+                    f"{name} must have shape {expected}, got {tuple(new.shape)}; "
+                    "make the cache with new_cache of the model that writes"
+                )
+        slots = positions[:, None, :, None].expand_as(k)
+        self.keys[layer].scatter_(2, slots, k)
+        self.values[layer].scatter_(2, slots, v)
         return self.keys[layer, :, :, : self.extent], self.values[layer, :, :, : self.extent]
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Rolls every row back to the given length: later tokens are forgotten.
 
         Raises:
-            ValueError: a length is negative or longer than what the row holds.
+            ValueError: a length is negative or longer than what the row holds; nothing is changed.
         """
         held = self.lengths.tolist()
-        if len(lengths) != len(held):
-            raise ValueError(f"lengths must have {len(held)} entries, one a row, got {len(lengths)}")
-        for row, (new, old) in enumerate(zip(lengths, held, strict=True)):
-            if not 0 <= new <= old:
-                raise ValueError(f"lengths[{row}] must be in [0, {old}], got {new}")
-        self._set_lengths(list(lengths))
+        self._set_lengths(_one_a_row("lengths", lengths, held))
+
+    def rollback(self, n: int | Sequence[int]) -> None:
+        """Forgets the last n tokens of every row, or the last `n[b]` of row b: drafts that were rejected.
+
+        Raises:
+            ValueError: a count is negative or more than the row holds; nothing is changed.
+        """
+        held = self.lengths.tolist()
+        counts = _one_a_row("n", [n] * len(held) if isinstance(n, int) else n, held)
+        self._set_lengths([old - count for old, count in zip(held, counts, strict=True)])
 
     def reorder(self, rows: Int[Tensor, " B"]) -> None:
         """Row i becomes a copy of row `rows[i]`: how beam search moves hypotheses.
@@ -124,17 +167,24 @@ class KVCache:
         leave.
 
         Raises:
-            ValueError: `rows` is empty.
+            ValueError: `rows` is empty, or names a row that is not there (on a GPU this is a device
+                assertion: a check would stall every step).
         """
         if len(rows) < 1:
-            raise ValueError("rows must name at least one row, got none")
+            raise ValueError("rows must name at least one row, got none; give the row to keep")
+        try:
+            self.lengths = self.lengths[rows]
+        except IndexError as error:
+            raise ValueError(
+                f"rows must be in [0, {self.batch_size - 1}], got {rows.tolist()}; "
+                "number them as they are in the cache now"
+            ) from error
         if len(rows) == self.batch_size:
             held = slice(0, self.extent)  # the rest is empty, and stays where it is
             self.keys[:, :, :, held] = self.keys[:, rows, :, held]
             self.values[:, :, :, held] = self.values[:, rows, :, held]
         else:
             self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.lengths = self.lengths[rows]
         if self.ragged:  # the longest rows may have left; only then the device is waited for
             self._set_lengths(self.lengths.tolist())
 
@@ -142,3 +192,41 @@ class KVCache:
         self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.lengths.device)
         self.extent = max(lengths)
         self.ragged = min(lengths) < self.extent
+
+
+def _one_a_row(name: str, given: Sequence[int], held: list[int]) -> list[int]:
+    """The given numbers, one for each row and none beyond what it holds."""
+    numbers = [index(number) for number in given]
+    if len(numbers) != len(held):
+        raise ValueError(
+            f"{name} must have {len(held)} entries, one a row, got {len(numbers)}; give all rows"
+        )
+    for row, (number, most) in enumerate(zip(numbers, held, strict=True)):
+        if not 0 <= number <= most:
+            raise ValueError(
+                f"{name}[{row}] must be in [0, {most}], got {number}; the row holds {most} tokens, and what "
+                "was never written can be neither kept nor taken back"
+            )
+    return numbers
+
+
+def _check_fits(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> None:
+    """Refuses what would not fit, while it is only a number."""
+    needed, free = _num_bytes(shape, dtype), hardware.free_bytes(device)
+    if free is None or needed <= free:
+        return
+    _, batch_size, _, capacity, _ = shape
+    a_token = needed // (batch_size * capacity)
+    raise DoesNotFit(
+        f"a cache for batch_size {batch_size} and capacity {capacity} needs {_gb(needed)}, {_gb(free)} are "
+        f"free on {device}, room for {free // a_token:,} tokens in all; ask for fewer rows (prompts, beams) "
+        "or fewer tokens"
+    )
+
+
+def _num_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return 2 * math.prod(shape) * dtype.itemsize
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB"

@@ -282,22 +282,52 @@ class Decoder(nn.Module):
                 they are the whole text.
 
         Raises:
-            ValueError: ids outside of the vocabulary (on a GPU this is a device assertion: a
-                check would stall every step), more or fewer rows than the cache has, or a
-                cache that would overflow; the cache is left as it was.
+            ValueError: no tokens, ids outside of the vocabulary (on a GPU this is a device assertion:
+                a check would stall every step), more or fewer rows than the cache has, a cache of
+                another model, or one that would overflow; the cache is left as it was.
         """
-        batch, length = token_ids.shape
+        batch, length = self._check_tokens(token_ids)
+        if cache is not None:
+            self._check_cache(cache, batch)
         x = self._embed(token_ids)
         if cache is None:
             positions, mask = torch.arange(length, device=token_ids.device).expand(batch, length), None
-        elif cache.batch_size == batch:
-            positions, mask = cache.reserve(length)
         else:
-            raise ValueError(f"token_ids must have {cache.batch_size} rows as the cache has, got {batch}")
+            positions, mask = cache.reserve(length)
         context = Context(Rope.of_pairs(*self.rope(positions)), positions, mask, cache, self.attention)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, index, context)
         return self.model.norm(x)
+
+    def _check_tokens(self, token_ids: Tensor) -> tuple[int, int]:
+        """Rows and tokens of each."""
+        if token_ids.ndim != 2 or token_ids.numel() == 0:
+            raise ValueError(
+                f"token_ids must have shape (B, T), B and T at least 1, got {tuple(token_ids.shape)}; "
+                "one text alone is torch.tensor([ids])"
+            )
+        return token_ids.shape
+
+    def _check_cache(self, cache: KVCache, batch: int) -> None:
+        if cache.batch_size != batch:
+            raise ValueError(
+                f"token_ids must have {cache.batch_size} rows as the cache has, got {batch}; "
+                "make a cache for as many, or reorder it"
+            )
+        c = self.config
+        mine = (c.num_layers, c.num_kv_heads, c.head_dim, self.dtype, self.device)
+        its = (cache.num_layers, cache.num_kv_heads, cache.head_dim, cache.dtype, cache.device)
+        if its != mine:
+            names = ("num_layers", "num_kv_heads", "head_dim", "dtype", "device")
+            wrong = [
+                f"{name} {expected}, got {got}"
+                for name, expected, got in zip(names, mine, its, strict=True)
+                if got != expected
+            ]
+            raise ValueError(
+                f"cache must be one of this model, with {', '.join(wrong)}; "
+                "make it with new_cache of the model that reads the tokens"
+            )
 
     def _embed(self, token_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         try:

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from llmcourse.attention import attention_reference
+from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder, DecoderConfig, Llama3RopeScaling
 from llmcourse.pretrained import load
 from tests.tiny_tokenizer import tiny_tokenizer_json
@@ -267,8 +268,51 @@ class TestBadInput:
             decoder(torch.tensor([[3, token, 4]]))
 
     def test_rows_that_the_cache_does_not_have(self, decoder):
-        with pytest.raises(ValueError, match="token_ids must have 3 rows as the cache has, got 1"):
-            decoder(random_ids(1, 2, vocab=50), decoder.new_cache(3, 8))
+        cache = decoder.new_cache(3, 8)
+        for rows in (1, 4):
+            message = f"token_ids must have 3 rows as the cache has, got {rows}; make a cache for as many"
+            with pytest.raises(ValueError, match=message):
+                decoder(random_ids(rows, 2, vocab=50), cache)
+        assert cache.extent == 0 and not cache.keys.any()
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            ({"num_layers": 3}, "num_layers 2, got 3"),
+            ({"num_layers": 1}, "num_layers 2, got 1"),
+            ({"num_kv_heads": 4}, "num_kv_heads 2, got 4"),
+            ({"num_kv_heads": 1}, "num_kv_heads 2, got 1"),  # which would be broadcast without a word
+            ({"head_dim": 4}, "head_dim 8, got 4"),
+            ({"dtype": torch.float32}, r"dtype torch\.float64, got torch\.float32"),
+            ({"num_layers": 3, "head_dim": 4}, "num_layers 2, got 3, head_dim 8, got 4"),
+        ],
+    )
+    def test_a_cache_of_another_model(self, decoder, change, message):
+        own = dict(num_layers=2, batch_size=1, num_kv_heads=2, capacity=8, head_dim=8, dtype=torch.float64)
+        cache = KVCache(**(own | change))
+        with pytest.raises(
+            ValueError, match=f"cache must be one of this model, with {message}; make it with"
+        ):
+            decoder(random_ids(1, 2, vocab=50), cache)
+        assert cache.extent == 0 and not cache.lengths.any() and not cache.keys.any()
+        decoder(random_ids(1, 2, vocab=50), KVCache(**own))
+
+    def test_a_cache_on_another_device(self, decoder):
+        cache = decoder.new_cache(1, 8)
+        cache.keys, cache.values = cache.keys.to("meta"), cache.values.to("meta")
+        with pytest.raises(
+            ValueError, match="cache must be one of this model, with device cpu, got meta; make"
+        ):
+            decoder(random_ids(1, 2, vocab=50), cache)
+        assert cache.extent == 0
+
+    @pytest.mark.parametrize("shape", [(1, 0), (0, 3)])
+    def test_no_tokens(self, decoder, shape):
+        for cache in (None, decoder.new_cache(1, 8)):
+            with pytest.raises(
+                ValueError, match=r"token_ids must have shape \(B, T\), B and T at least 1, got \("
+            ):
+                decoder(torch.zeros(shape, dtype=torch.long), cache)
 
     def test_cache_overflow(self, decoder):
         with pytest.raises(ValueError, match="the cache holds 4 tokens a row, 5 are needed"):

@@ -22,9 +22,8 @@ from torch import Tensor
 from llmcourse.hardware.datasheets import peak
 from llmcourse.hardware.machine import (
     Machine,
-    default_device,
     large_buffer_bytes,
-    parse_device,
+    present_device,
     this_machine,
 )
 from llmcourse.timing import Timing, measure
@@ -86,7 +85,7 @@ def measure_ceilings(
     Raises:
         ValueError: a device that is not here.
     """
-    device = default_device() if device is None else parse_device(device)
+    device = present_device(device)
     machine = this_machine(device)
     if not refresh and (known := stored_ceilings(device, folder=folder)) is not None:
         return known
@@ -102,7 +101,7 @@ def stored_ceilings(
 
     Arguments as `measure_ceilings`.
     """
-    device = default_device() if device is None else parse_device(device)
+    device = present_device(device)
     machine = this_machine(device)
     try:
         stored = json.loads(_path(machine, folder).read_text(encoding="utf-8"))

@@ -53,22 +53,27 @@ def this_machine(device: torch.device | str | None = None) -> Machine:
     Raises:
         ValueError: a device that is not here.
     """
-    device = default_device() if device is None else parse_device(device)
+    device = present_device(device)
     if device.type == "cpu":
         return Machine(_cpu_name(), "cpu", available_cores(), _memory_bytes())
-    if device.type == "cuda" and (device.index or 0) < torch.cuda.device_count():
+    if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         return Machine(gpu.name, "cuda", gpu.multi_processor_count, gpu.total_memory)
-    if device.type == "mps" and torch.backends.mps.is_available():
-        return Machine(_cpu_name(), "mps", 0, _memory_bytes())
-    raise ValueError(f"device must be one that this machine has, got '{device}'; use 'cpu'")
+    return Machine(_cpu_name(), "mps", 0, _memory_bytes())
 
 
-def parse_device(device: torch.device | str) -> torch.device:
+def present_device(device: torch.device | str | None) -> torch.device:
+    """The device, if it is here; the best one for None."""
+    if device is None:
+        return default_device()
     try:
-        return torch.device(device)
+        device = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must be one that PyTorch knows, got {device!r}; use 'cpu'") from error
+    gpu = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "cpu" or gpu or (device.type == "mps" and torch.backends.mps.is_available()):
+        return device
+    raise ValueError(f"device must be one that this machine has, got '{device}'; use 'cpu'")
 
 
 def copy_bandwidth(device: torch.device | str = "cpu", num_bytes: int | None = None) -> float:
@@ -108,10 +113,10 @@ def free_bytes(device: torch.device | str | None = None) -> int | None:
     Raises:
         ValueError: a device that is not here.
     """
-    device = default_device() if device is None else parse_device(device)
-    this_machine(device)  # refuses a device that is not here
+    device = present_device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused  # PyTorch keeps what was freed, and gives it again
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     info = Path("/proc/meminfo")

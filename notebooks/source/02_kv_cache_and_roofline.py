@@ -480,7 +480,9 @@ def written(source):
 
 speeds = {}
 for name, source in (("plain loop", base32), ("engine", engine)):
-    speeds[name] = 64 / timing.measure(lambda source=source: written(source), device=device, repeats=5).median_s
+    speeds[name] = (
+        64 / timing.measure(lambda source=source: written(source), device=device, repeats=5).median_s
+    )
 print(", ".join(f"{name}: {speed:,.0f} tokens/s" for name, speed in speeds.items()))
 print("the same tokens:", written(base32) == written(engine))
 

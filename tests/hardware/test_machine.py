@@ -58,6 +58,14 @@ def test_a_large_buffer_outgrows_the_cache_and_leaves_memory(monkeypatch):
     assert machine.large_buffer_bytes(torch.device("cpu")) == 2**28
 
 
+def test_memory_that_pytorch_holds_without_using_it_is_free(monkeypatch):
+    """Or a cache could not take the place of one that was just dropped."""
+    figures = {"device_count": 1, "mem_get_info": (100, 1000), "memory_reserved": 70, "memory_allocated": 40}
+    for name, value in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
+    assert free_bytes("cuda") == 130
+
+
 def test_bandwidth_counts_bytes_read_and_written(monkeypatch):
     monkeypatch.setattr(machine, "measure", lambda run, device: Timing((0.001,)))
     assert copy_bandwidth("cpu", 10**6) == pytest.approx(2.0)  # 2 MB in 1 ms
