@@ -211,7 +211,9 @@ def _one_a_row(name: str, given: Sequence[int], held: list[int]) -> list[int]:
 
 
 def _check_fits(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> None:
-    """Refuses what would not fit, while it is only a number."""
+    """Refuses what would not fit, while it is only a number; tensors on "meta" take no memory."""
+    if torch.device(device).type == "meta":
+        return
     needed, free = _num_bytes(shape, dtype), hardware.free_bytes(device)
     if free is None or needed <= free:
         return
