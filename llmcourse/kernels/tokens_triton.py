@@ -32,6 +32,14 @@ def _embed_kernel(
 
 
 @triton.jit
+def _gumbel(seed, row, position, tokens):
+    """The noise of these tokens: a stream of random numbers for each seed, row and position, by token."""
+    stream = seed + (position * 65536 + row).to(tl.int64) * 2654435761
+    uniform = tl.maximum(tl.rand(stream, tokens), 1e-10)
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
 def _choose_kernel(
     logits_ptr,
     text_ptr,
@@ -55,10 +63,7 @@ def _choose_kernel(
     logits = tl.load(logits_ptr + row * vocab_size + tokens, mask=tokens < vocab_size, other=float("-inf"))
     logits = logits.to(tl.float32)
     if SAMPLED:
-        # One stream of random numbers for each row and position: philox is a function of both.
-        stream = seed + (position * 65536 + row).to(tl.int64) * 2654435761
-        uniform = tl.maximum(tl.rand(stream, tokens), 1e-10)
-        logits = logits * inverse_temperature - tl.log(-tl.log(uniform))
+        logits = logits * inverse_temperature + _gumbel(seed, row, position, tokens)
         logits = tl.where(tokens < vocab_size, logits, float("-inf"))
     # NaN is neither above nor below another number, so that among NaN argmax may end on a place of the last
     # chunk that is no token: the next step would look it up beyond the end of the table.

@@ -1,8 +1,8 @@
 """The contract of every kernel: what its reference computes, within twice that one's own rounding error.
 
-`test_kernels` runs this file in a process of its own, where Triton interprets its kernels on the CPU (or
-on a GPU, where there is one). Outputs are poisoned with NaN first, so that what is not written shows.
-The interpreter is wrong in bf16, so that fp16 stands in for it here.
+`test_kernels` runs this file and `contract_of_tokens` in a process of its own, where Triton interprets its
+kernels on the CPU (or on a GPU, where there is one). Outputs are poisoned with NaN first, so that what is not
+written shows. The interpreter is wrong in bf16, so that fp16 stands in for it here.
 """
 
 import itertools
@@ -20,7 +20,6 @@ from llmcourse.kernels.decode_attention import (
 )
 from llmcourse.kernels.linear import linear, linear_reference
 from llmcourse.kernels.tiles import Tile
-from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
 from llmcourse.model import Decoder, DecoderConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -141,42 +140,6 @@ def test_decode_attention(cache, has_norm, dtype):
             assert gap <= 8 * torch.finfo(dtype).eps * 4
 
 
-def test_tokens_are_chosen_appended_and_looked_up():
-    text = torch.randint(0, 9000, (3, 20), device=DEVICE)
-    positions = torch.tensor([3, 0, 18], device=DEVICE)
-    logits, table = random(3, 9000, dtype=torch.float32), random(9000, 40, dtype=torch.float32)
-    choice, text_2, positions_2 = Choice(3, 9000, DEVICE), text.clone(), positions.clone()
-    choose(logits, text, positions, choice, backend="triton")
-    choose_reference(logits, text_2, positions_2, choice)
-    assert torch.equal(text, text_2) and torch.equal(positions, positions_2) and not choice.arrivals.any()
-    rows = embed(text, positions, table, backend="triton")
-    assert torch.equal(rows, embed_reference(text, positions, table))
-
-
-ALL, NAN, INF = slice(None), float("nan"), float("inf")
-# What a broken model or an overflow leaves among 9,000 logits of three chunks, by where it stands
-BROKEN = {
-    "all NaN": [(ALL, NAN)],
-    "NaN in the last chunk": [(8500, NAN), (3, 9.0)],
-    "NaN twice": [(8000, NAN), (5000, NAN), (3, 9.0)],
-    "NaN for the last token alone": [(ALL, -INF), (8999, NAN)],
-    "nothing allowed": [(ALL, -INF)],
-    "infinity twice": [(4100, INF), (4090, INF)],
-}
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_choice_is_a_token_whatever_the_logits(broken, temperature):
-    """NaN counts as infinite: a token outside of the vocabulary would be looked up outside of the table."""
-    logits = random(1, 9000, dtype=torch.float32)
-    for where, value in BROKEN[broken]:
-        logits[:, where] = value
-    text, positions = (torch.zeros(shape, dtype=torch.long, device=DEVICE) for shape in ((1, 3), 1))
-    choose(logits, text, positions, Choice(1, 9000, DEVICE, temperature=temperature), backend="triton")
-    assert text[0, 1] == logits.argmax() and positions.tolist() == [1]
-
-
 def test_an_engine_of_kernels_writes_what_one_of_references_does():
     """Two layers, grouped heads with norms; a row alone takes our matrices, two take PyTorch's."""
     config = DecoderConfig(100, 32, 48, 2, 4, 2, 16, 64, qk_norm=True)
@@ -190,24 +153,3 @@ def test_an_engine_of_kernels_writes_what_one_of_references_does():
             engine.start(prompts, 50)
             written.append([engine.decode(4).tolist(), engine.decode(2).tolist()])
         assert written[0] == written[1]
-
-
-def test_draws_have_the_distribution_that_was_asked_for():
-    """Chi-square of 600 draws over 8 tokens; an honest sampler fails once in a million."""
-    from scipy.stats import chi2
-
-    p = torch.tensor([0.4, 0.2, 0.15, 0.1, 0.08, 0.04, 0.02, 0.01], device=DEVICE)
-    rows, temperature = 150, 0.5
-    logits = (p.log() * temperature).expand(rows, 8).contiguous()
-    choice = Choice(rows, 8, DEVICE, temperature=temperature, seed=3)
-    text = torch.zeros(rows, 5, dtype=torch.long, device=DEVICE)
-    positions = torch.zeros(rows, dtype=torch.long, device=DEVICE)
-    for _ in range(4):
-        choose(logits, text, positions, choice, backend="triton")
-    counts = torch.bincount(text[:, 1:].flatten(), minlength=8).double()
-
-    def statistic(probabilities):
-        expected = probabilities.double() * counts.sum()
-        return ((counts - expected).square() / expected).sum().item()
-
-    assert statistic(p) < chi2.isf(1e-6, 7) < statistic(p.sqrt() / p.sqrt().sum())

@@ -18,13 +18,23 @@ from llmcourse.kernels.linear import linear
 from llmcourse.kernels.tiles import MEASURED, gemv_rule, gemv_tile, matmul_rows, matmul_tile
 from llmcourse.kernels.tokens import Choice
 
-CONTRACT = Path(__file__).with_name("contract.py")
+CONTRACT = [Path(__file__).with_name(name) for name in ("contract.py", "contract_of_tokens.py")]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
 def test_kernels_keep_their_contract():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--noconftest", "-p", "no:cacheprovider", CONTRACT]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        *CONTRACT,
+    ]
     interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | interpreted
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
