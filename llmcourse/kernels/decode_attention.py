@@ -40,7 +40,10 @@ class Workspace:
         num_splits: a power of 2.
 
     Attributes:
-        arrivals: how many splits have ended, for each row and key/value head; zero between launches.
+        peaks: `(B, H, splits)`, the largest score m_i of each split, in base 2.
+        weights: `(B, H, splits)`, its l_i.
+        mixed: `(B, H, splits, D)`, its o_i.
+        arrivals: `(B, Hkv)`, how many splits have ended; zero between launches.
     """
 
     def __init__(

@@ -60,7 +60,12 @@ def _rotated(x, y, gain, partner_gain, cos, sin, eps, D: tl.constexpr, NORM: tl.
 
 @triton.jit
 def _absorb(q, k, v, inside, peak, weight, mixed, scale):
-    """One step of the online softmax: a tile of keys and values joins what was seen."""
+    """One step of the online softmax (Milakov and Gimelshein 2018): a tile joins what was seen.
+
+    For the query heads q `(BLOCK_G, BLOCK_D)` and the tile k, v `(BLOCK_S, BLOCK_D)`, with s = q · k:
+
+        m' = max(m, max s),   l' = l · 2^(m − m') + Σ 2^(s − m'),   o' = o · 2^(m − m') + Σ 2^(s − m') v
+    """
     scores = tl.dot(q, k.T, input_precision="ieee") * scale  # (BLOCK_G, BLOCK_S), base 2
     scores = tl.where(inside[None, :], scores, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(scores, axis=1))

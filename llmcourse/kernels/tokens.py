@@ -51,6 +51,11 @@ class Choice:
     Args:
         temperature: 0 for the likeliest token.
         seed: of the noise, which also depends on the row and on the position.
+
+    Attributes:
+        peaks: `(B, chunks)`, the largest logit of each chunk of the vocabulary, noise included.
+        tokens: `(B, chunks)`, where it stands.
+        arrivals: `(B,)`, how many chunks have been looked through; zero between launches.
     """
 
     def __init__(self, batch_size: int, vocab_size: int, device, *, temperature: float = 0.0, seed: int = 0):
