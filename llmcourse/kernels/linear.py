@@ -5,6 +5,7 @@
 With one row of input this is bound by reading W once. Each program takes a block of W's rows and
 requests its first tile before it waits for x (see `launch`). The norm needs no kernel of its own:
 W · (g ⊙ x / rms(x)) = (W · (g ⊙ x)) / rms(x), so every program sums x² on the way and divides at the end.
+Several rows in fp16 are normalised before: the tensor cores take g ⊙ x in that dtype, which may not hold it.
 """
 
 from __future__ import annotations

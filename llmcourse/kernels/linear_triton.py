@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -212,6 +214,10 @@ def launch_matmul(
     tile: Tile,
     pdl: bool,
 ) -> None:
+    if norm is not None and x.dtype == torch.float16:
+        # The tensor cores take x times the gain in this dtype, which ends at 65,504: so PyTorch normalises
+        # first. A scale for each row inside of the kernel's loop would cost it a buffer and registers.
+        x, norm = F.rms_norm(x, norm.shape, norm, eps), None
     num_rows, num_outputs = out.shape
     block = matmul_rows(num_rows, x.element_size())
     _matmul_kernel[(triton.cdiv(num_outputs, tile.rows), triton.cdiv(num_rows, block))](

@@ -82,6 +82,17 @@ def test_linear_for_more_rows_than_a_program_takes():
     check(out, linear_reference(x.double(), weight.double()), linear_reference(x, weight))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_norm_of_large_numbers_and_gains_stays_finite(rows, dtype):
+    """3,000 times a gain of 60 is beyond fp16, in which the normalised numbers are small."""
+    x = 3000 * random(rows, 40, dtype=dtype)
+    x[1:] /= 2**20  # and rows whose numbers are nearly nothing
+    weight, norm = random(20, 40, dtype=dtype) / 40**0.5, 60 * random(40, dtype=dtype).abs()
+    truth = linear_reference(x.double(), weight.double(), norm=norm.double())
+    check(linear(x, weight, norm=norm, backend="triton"), truth, linear_reference(x, weight, norm=norm))
+
+
 def test_the_check_sees_a_kernel_that_forgets():
     x, weight = random(1, 32, dtype=torch.float32), random(8, 32, dtype=torch.float32)
     residual = random(1, 8, dtype=torch.float32)
