@@ -1,6 +1,7 @@
 """Triton kernels, each beside a reference of a few lines that says what it computes.
 
 backend           which of the two runs: `backend="auto" | "triton" | "reference"`
+arguments         what a kernel takes for granted of what it is given, checked before it is launched
 launch            programmatic dependent launch, and prefetching ahead of it
 linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few rows
 tiles             the tile shapes of `linear` that were measured to be best

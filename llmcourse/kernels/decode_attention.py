@@ -21,6 +21,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from llmcourse.kernels.arguments import (
+    check_apart,
+    check_dims,
+    check_memory,
+    check_power_of_2,
+    check_prefetch,
+    check_tensor,
+    check_warps,
+)
 from llmcourse.kernels.backend import Backend, resolve
 
 
@@ -49,14 +58,24 @@ class Workspace:
     def __init__(
         self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
     ):
-        if num_splits < 1 or num_splits & (num_splits - 1):
-            raise ValueError(f"num_splits must be a power of 2, got {num_splits}")
+        check_power_of_2("num_splits", num_splits)
         self.num_splits = num_splits
         shape = (batch_size, num_heads, num_splits)
         self.peaks = torch.empty(shape, dtype=torch.float32, device=device)
         self.weights = torch.empty(shape, dtype=torch.float32, device=device)
         self.mixed = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
         self.arrivals = torch.zeros(batch_size, num_kv_heads, dtype=torch.int32, device=device)
+
+    def check(self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, device) -> None:
+        """Raises ValueError unless it was made for these sizes, on this device."""
+        needed = (batch_size, num_heads, num_kv_heads, head_dim, device)
+        rows, heads, _, size = self.mixed.shape
+        held = (rows, heads, self.arrivals.shape[1], size, self.mixed.device)
+        if held != needed:
+            raise ValueError(
+                f"workspace must be for (batch_size, num_heads, num_kv_heads, head_dim, device) {needed}, "
+                f"got {held}; make one for these, or leave it at None"
+            )
 
 
 def num_splits(batch_size: int, num_kv_heads: int, capacity: int, block: int, multiprocessors: int) -> int:
@@ -166,7 +185,7 @@ def decode_attention(
 
     Args:
         qkv: the fused projection, H heads of q, then Hkv of k, then Hkv of v.
-        keys, values: one layer of the cache; slot `positions[b]` of row b is written.
+        keys, values: one whole layer of the cache; slot `positions[b]` of row b is written.
         positions: of the new tokens, on the device, each below S: the lengths so far.
         cos, sin: of the angles of every position.
         workspace: memory of the splits; None makes it, which a loop should not.
@@ -178,9 +197,11 @@ def decode_attention(
             Hopper or later.
 
     Raises:
-        ValueError: shapes that do not fit, or a backend that cannot run.
+        ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
     """
-    num_heads = _num_query_heads(qkv, keys)
+    num_heads = _check(qkv, keys, values, positions, cos, sin, norm, workspace, out, prefetch)
+    check_power_of_2("block", block, 16)
+    check_warps(warps)
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
         mixed = decode_attention_reference(qkv, keys, values, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
@@ -200,14 +221,54 @@ def decode_attention(
     return out
 
 
+def _check(
+    qkv: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norm: HeadNorm | None,
+    workspace: Workspace | None,
+    out: Tensor | None,
+    prefetch: Tensor | None,
+) -> int:
+    """The number of query heads, of arguments that fit each other."""
+    num_heads = _num_query_heads(qkv, keys)
+    batch, num_kv_heads, capacity, head_dim = keys.shape
+    whole = "pass a whole layer of the cache, as `cache.keys[layer]`, not a part of its slots"
+    check_memory("qkv", qkv, qkv)
+    check_memory("keys", keys, qkv, layout=whole)
+    pair = "take keys and values from one layer of one cache"
+    check_tensor("values", values, tuple(keys.shape), qkv, pair, layout=whole)
+    check_tensor("positions", positions, (batch,), qkv, "pass one for each row", dtype=torch.long)
+    angles = f"pass the angles of the {capacity} slots of the cache, a pair of features each"
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_tensor(name, table, (capacity, head_dim // 2), qkv, angles)
+    if norm is not None:
+        for name, gains in (("norm.q", norm.q), ("norm.k", norm.k)):
+            check_tensor(name, gains, (head_dim,), qkv, "it weighs the features of a head")
+    if workspace is not None:
+        workspace.check(batch, num_heads, num_kv_heads, head_dim, qkv.device)
+    memory = "leave it at None for new memory"
+    check_tensor("out", out, (batch, num_heads * head_dim), qkv, memory, layout=memory)
+    check_apart(out, qkv=qkv, keys=keys, values=values)
+    check_prefetch(prefetch, qkv)
+    return num_heads
+
+
 def _num_query_heads(qkv: Tensor, keys: Tensor) -> int:
+    check_dims("qkv", qkv, "B", "(H + 2 Hkv) · D")
+    check_dims("keys", keys, "B", "Hkv", "S", "D")
     batch, num_kv_heads, _, head_dim = keys.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     if qkv.shape[0] != batch:
-        raise ValueError(f"qkv must have {batch} rows as the cache has, got {qkv.shape[0]}")
-    if qkv.shape[1] % head_dim or num_heads < 1 or num_heads % num_kv_heads:
         raise ValueError(
-            f"qkv must hold (H + 2 · {num_kv_heads}) · {head_dim} columns, "
-            f"H a multiple of {num_kv_heads}, got {qkv.shape[1]}"
+            f"qkv must have {batch} rows as the cache has, got {qkv.shape[0]}; make a cache for these rows"
+        )
+    if qkv.shape[1] % head_dim or num_heads < 1 or num_heads % num_kv_heads or head_dim % 2:
+        raise ValueError(
+            f"qkv must hold (H + 2 · {num_kv_heads}) · {head_dim} columns, H a multiple of {num_kv_heads} "
+            f"and the head size even, got {qkv.shape[1]}; is this the cache of another model?"
         )
     return num_heads

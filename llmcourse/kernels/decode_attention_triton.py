@@ -62,7 +62,7 @@ def _rotated(x, y, gain, partner_gain, cos, sin, eps, D: tl.constexpr, NORM: tl.
 def _absorb(q, k, v, inside, peak, weight, mixed, scale):
     """One step of the online softmax (Milakov and Gimelshein 2018): a tile joins what was seen.
 
-    For the query heads q `(BLOCK_G, BLOCK_D)` and the tile k, v `(BLOCK_S, BLOCK_D)`, with s = q · k:
+    For the query heads q `(BLOCK_G, BLOCK_D)` and the tile k, v `(BLOCK_S, BLOCK_D)`, with s = scale · q · k:
 
         m' = max(m, max s),   l' = l · 2^(m − m') + Σ 2^(s − m'),   o' = o · 2^(m − m') + Σ 2^(s − m') v
     """

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, check_prefetch, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import product
 from llmcourse.kernels.tiles import Tile, gemv_tile, matmul_tile
@@ -57,11 +58,12 @@ def linear(
     """RMSNorm, matrix, bias, SwiGLU and residual, whichever of them are given.
 
     Args:
+        x, weight, norm, bias, residual: contiguous, all of one dtype.
         weight: `(N, K)`; gated, `(2 N, K)`: the rows of the gate, then those of up.
         norm: weights of an RMSNorm on x, with `eps`.
         bias: not together with `gated`.
         residual: added at the end; not the memory of `out`, which other programs may be writing.
-        out: where the result goes, in its own dtype; new memory in the dtype of x if None.
+        out: where the result goes, contiguous, in its own dtype; new memory in the dtype of x if None.
         pdl: launch before the previous kernel has ended; it must be one that takes part (see `launch`).
             Without effect before Hopper.
         tile: how the kernel cuts the matrix; None takes the measured or the default shape.
@@ -69,9 +71,9 @@ def linear(
             one row of input, on Hopper or later.
 
     Raises:
-        ValueError: shapes that do not fit, or a backend that cannot run.
+        ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
     """
-    num_outputs = _check_shapes(x, weight, bias, residual, gated)
+    num_outputs = _check(x, weight, norm, bias, residual, gated, out, prefetch)
     if resolve(backend, x.device, x.dtype) == "reference":
         y = linear_reference(x, weight, norm=norm, eps=eps, bias=bias, residual=residual, gated=gated)
         return y if out is None else out.copy_(y)
@@ -88,20 +90,36 @@ def linear(
     return out
 
 
-def _check_shapes(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, gated: bool
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    norm: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    gated: bool,
+    out: Tensor | None,
+    prefetch: Tensor | None,
 ) -> int:
-    """The number of outputs."""
-    rows, num_inputs = weight.shape
-    if x.shape[1] != num_inputs:
-        raise ValueError(f"x must have {num_inputs} columns as weight has, got {x.shape[1]}")
-    if not (weight.is_contiguous() and x.is_contiguous()):
-        raise ValueError("x and weight must be contiguous; call .contiguous() once, before decoding")
+    """The number of outputs, of arguments that fit each other."""
+    check_dims("x", x, "B", "K")
+    check_dims("weight", weight, "rows", "K")
+    batch, (rows, num_inputs) = x.shape[0], weight.shape
     if gated and (rows % 2 or bias is not None):
-        raise ValueError(f"a gated weight must have an even number of rows and no bias, got {rows} rows")
+        has = "no bias" if bias is None else "a bias"
+        raise ValueError(
+            f"a gated weight must have an even number of rows and no bias, got {rows} rows and {has}; "
+            "stack gate and up below each other, and add a bias yourself"
+        )
     num_outputs = rows // 2 if gated else rows
-    if bias is not None and bias.shape != (num_outputs,):
-        raise ValueError(f"bias must have shape ({num_outputs},), got {tuple(bias.shape)}")
-    if residual is not None and residual.shape != (x.shape[0], num_outputs):
-        raise ValueError(f"residual must have shape {(x.shape[0], num_outputs)}, got {tuple(residual.shape)}")
+    wide = (batch, num_outputs)
+    check_memory("weight", weight, x)
+    check_tensor("x", x, (batch, num_inputs), x, "it needs the columns that weight has")
+    check_tensor("norm", norm, (num_inputs,), x, "pass a weight for each column of x, or None")
+    check_tensor("bias", bias, (num_outputs,), x, "pass a number for each output, or None")
+    check_tensor("residual", residual, wide, x, "pass a number for each output, or None")
+    memory = "leave it at None for new memory"
+    own = out.dtype if out is not None and out.is_floating_point() else None
+    check_tensor("out", out, wide, x, memory, dtype=own, layout=memory)
+    check_apart(out, x=x, residual=residual)
+    check_prefetch(prefetch, x)
     return num_outputs

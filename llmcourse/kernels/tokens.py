@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmcourse.kernels.arguments import check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
 
 CHUNK = 4096  # logits that one program of the kernel looks at
@@ -34,7 +35,16 @@ def embed(
     backend: Backend = "auto",
     pdl: bool = False,
 ) -> Float[Tensor, "B C"]:
-    """`embed_reference`, into `out` where it is given."""
+    """`embed_reference`, into `out` where it is given.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
+    """
+    check_dims("table", table, "V", "C")
+    check_memory("table", table, table)
+    _check_text(text, positions, len(text), table)
+    memory = "leave it at None for new memory"
+    check_tensor("out", out, (len(text), table.shape[1]), table, memory, layout=memory)
     if resolve(backend, table.device, table.dtype) == "reference":
         rows = embed_reference(text, positions, table)
         return rows if out is None else out.copy_(rows)
@@ -43,6 +53,13 @@ def embed(
     out = table.new_empty(len(positions), table.shape[1]) if out is None else out
     tokens_triton.launch_embed(text, positions, table, out, pdl)
     return out
+
+
+def _check_text(text: Tensor, positions: Tensor, batch_size: int, lead: Tensor) -> None:
+    check_dims("text", text, "B", "S")
+    rows = f"pass {batch_size} rows, whose tokens are read or appended"
+    check_tensor("text", text, (batch_size, text.shape[1]), lead, rows, dtype=torch.long)
+    check_tensor("positions", positions, (batch_size,), lead, "pass one for each row", dtype=torch.long)
 
 
 class Choice:
@@ -61,12 +78,23 @@ class Choice:
     def __init__(self, batch_size: int, vocab_size: int, device, *, temperature: float = 0.0, seed: int = 0):
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature must be at least 0 and finite, got {temperature}; 0 is greedy")
+        self.batch_size = batch_size
+        self.vocab_size = vocab_size
         self.temperature = temperature
         self.seed = seed
         self.num_chunks = -(-vocab_size // CHUNK)
         self.peaks = torch.empty(batch_size, self.num_chunks, dtype=torch.float32, device=device)
         self.tokens = torch.empty(batch_size, self.num_chunks, dtype=torch.int32, device=device)
         self.arrivals = torch.zeros(batch_size, dtype=torch.int32, device=device)
+
+    def check(self, batch_size: int, vocab_size: int, device: torch.device) -> None:
+        """Raises ValueError unless it was made for logits of these sizes, on this device."""
+        needed, held = (batch_size, vocab_size, device), (self.batch_size, self.vocab_size, self.peaks.device)
+        if held != needed:
+            raise ValueError(
+                f"choice must be for (batch_size, vocab_size, device) {needed} of the logits, got {held}; "
+                "make one for these"
+            )
 
 
 def choose_reference(
@@ -95,7 +123,14 @@ def choose(
     """`choose_reference` on the device; the noise is another, its distribution the same.
 
     Logits that are NaN count as infinite, so that a broken model still chooses a token of its vocabulary.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
     """
+    check_dims("logits", logits, "B", "V")
+    check_memory("logits", logits, logits)
+    _check_text(text, positions, len(logits), logits)
+    choice.check(*logits.shape, logits.device)
     if resolve(backend, logits.device, logits.dtype) == "reference":
         return choose_reference(logits, text, positions, choice)
     from llmcourse.kernels import tokens_triton

@@ -1,0 +1,99 @@
+"""What a kernel is given, checked on the host before it is launched.
+
+A kernel is handed addresses and takes the rest for granted: with a tensor of another shape, layout or dtype
+it would read and write wrong memory without a word. The references are held to the same, so that what runs
+on a laptop runs on a GPU. A recorded graph checks once, when it is recorded.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WARPS = (1, 2, 4, 8, 16)
+
+
+def check_dims(name: str, tensor: Tensor, *axes: str) -> None:
+    """Raises ValueError unless the tensor has one dimension for each of the axes named."""
+    if tensor.dim() != len(axes):
+        raise ValueError(
+            f"{name} must have {len(axes)} dimensions, ({', '.join(axes)}), got shape {tuple(tensor.shape)}; "
+            "reshape it"
+        )
+
+
+def check_memory(
+    name: str,
+    tensor: Tensor | None,
+    lead: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: str = "call .contiguous() once, before decoding",
+) -> None:
+    """Raises ValueError unless the tensor, where it is given, is contiguous and of this dtype and device.
+
+    Args:
+        lead: the argument whose device, and whose dtype if `dtype` is None, all others share.
+        layout: the remedy for memory that is not contiguous.
+    """
+    if tensor is None:
+        return
+    dtype = dtype or lead.dtype
+    if tensor.dtype != dtype or tensor.device != lead.device:
+        raise ValueError(
+            f"{name} must be in {dtype} on {lead.device}, got {tensor.dtype} on {tensor.device}; "
+            "make it so once, before decoding"
+        )
+    if not tensor.is_contiguous():
+        raise ValueError(
+            f"{name} must be contiguous, got strides {tensor.stride()} for {tuple(tensor.shape)}; {layout}"
+        )
+
+
+def check_tensor(
+    name: str, tensor: Tensor | None, shape: tuple[int, ...], lead: Tensor, remedy: str, **memory
+) -> None:
+    """Raises ValueError unless the tensor, where it is given, has this shape and passes `check_memory`."""
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}; {remedy}")
+    check_memory(name, tensor, lead, **memory)
+
+
+def check_apart(out: Tensor | None, **read: Tensor | None) -> None:
+    """Raises ValueError where `out` is memory that other programs may still be reading; all contiguous."""
+    if out is None or out.is_meta:
+        return
+    begin, end = _extent(out)
+    for name, tensor in read.items():
+        if tensor is not None and begin < _extent(tensor)[1] and _extent(tensor)[0] < end:
+            raise ValueError(f"out must be memory of its own, got that of {name}; leave it at None for new")
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+
+
+def check_prefetch(prefetch: Tensor | None, lead: Tensor) -> None:
+    """Raises ValueError unless it is one piece of memory where the kernel runs, at a multiple of 16 bytes."""
+    if prefetch is None:
+        return
+    if not prefetch.is_contiguous() or prefetch.device != lead.device or prefetch.data_ptr() % 16:
+        raise ValueError(
+            f"prefetch must be contiguous, on {lead.device} and begin at a multiple of 16 bytes, got "
+            f"strides {prefetch.stride()} on {prefetch.device} at {prefetch.data_ptr():#x}; pass a matrix "
+            "from its beginning, or None"
+        )
+
+
+def check_power_of_2(name: str, value: int, least: int = 1) -> None:
+    """Raises ValueError unless it is one, of at least `least`."""
+    if value < least or value & (value - 1):
+        raise ValueError(
+            f"{name} must be a power of 2 of at least {least}, got {value}; take one, such as {2 * least}"
+        )
+
+
+def check_warps(warps: int | None) -> None:
+    """Raises ValueError unless a program can have so many; None leaves the choice to the kernel."""
+    if warps is not None and warps not in WARPS:
+        raise ValueError(f"warps must be one of {WARPS} or None, got {warps}; None takes the measured best")

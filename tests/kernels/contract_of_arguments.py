@@ -1,0 +1,174 @@
+"""What a kernel would read or write wrongly is refused by name, whichever backend was to run.
+
+Run beside `contract.py`, in a process where nothing but the operations themselves checks shapes.
+"""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
+from llmcourse.kernels.linear import linear
+from llmcourse.kernels.tokens import Choice, choose, embed
+from llmcourse.kv_cache import KVCache
+from tests.kernels.contract import DEVICE
+
+HALF = torch.float16
+
+
+def ones(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype, device=DEVICE)
+
+
+def every_other(*shape: int) -> torch.Tensor:
+    """Of this shape, and not contiguous."""
+    return ones(*shape[:-1], 2 * shape[-1])[..., ::2]
+
+
+def whole(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.long, device=DEVICE)
+
+
+def norm(q: int = 4, k: int = 4, **kind) -> HeadNorm:
+    return HeadNorm(ones(q, **kind), ones(k, **kind), 1e-6)
+
+
+def workspace(*sizes: int) -> Workspace:
+    return Workspace(*sizes, 2, DEVICE)
+
+
+def held(num_slots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One layer of a cache of 8 slots as `write` returns it, so many slots long."""
+    cache = KVCache(1, 2, 1, 8, 4, device=DEVICE)
+    _, _ = cache.reserve(num_slots)
+    kv = ones(2, 1, num_slots, 4)
+    return cache.write(0, kv, kv, torch.arange(num_slots, device=DEVICE).expand(2, -1))
+
+
+X = ones(2, 6)
+QKV = ones(2, 16)
+
+
+def linear_of(**given) -> None:
+    linear(**{"x": X, "weight": ones(8, 6), **given})
+
+
+def attention_of(**given) -> None:
+    cache = {"keys": ones(2, 1, 8, 4), "values": ones(2, 1, 8, 4), "positions": whole(2)}
+    decode_attention(**{"qkv": QKV, **cache, "cos": ones(8, 2), "sin": ones(8, 2), **given})
+
+
+def embed_of(**given) -> None:
+    embed(**{"text": whole(2, 5), "positions": whole(2), "table": ones(9, 6), **given})
+
+
+def choose_of(**given) -> None:
+    fitting = {
+        "logits": ones(2, 9),
+        "text": whole(2, 5),
+        "positions": whole(2),
+        "choice": Choice(2, 9, DEVICE),
+    }
+    choose(**{**fitting, **given})
+
+
+# Of each operation, whose other arguments fit: what does not, and what the refusal says.
+REFUSED: dict[Callable, list[tuple[dict, str]]] = {
+    linear_of: [
+        ({"x": ones(6)}, "x must have 2 dimensions, (B, K), got shape (6,)"),
+        ({"x": ones(2, 5)}, "x must have shape (2, 6), got (2, 5); it needs the columns that weight has"),
+        ({"x": every_other(2, 6)}, "x must be contiguous, got strides (12, 2) for (2, 6); call"),
+        ({"weight": ones(8)}, "weight must have 2 dimensions, (rows, K), got shape (8,)"),
+        ({"weight": ones(6, 8).T}, "weight must be contiguous"),
+        ({"weight": ones(8, 6, dtype=HALF)}, "weight must be in torch.float32 on"),
+        ({"weight": ones(7, 6), "gated": True}, "an even number of rows and no bias, got 7 rows"),
+        ({"gated": True, "bias": ones(4)}, "an even number of rows and no bias, got 8 rows and a bias"),
+        ({"weight": ones(8, 6).to("meta")}, f"weight must be in torch.float32 on {X.device}, got torch"),
+        ({"norm": ones(5)}, "norm must have shape (6,), got (5,); pass a weight for each column of x"),
+        ({"norm": ones(6, dtype=HALF)}, "norm must be in torch.float32"),
+        ({"bias": ones(3)}, "bias must have shape (8,), got (3,)"),
+        ({"bias": every_other(8)}, "bias must be contiguous"),
+        ({"residual": ones(2, 7)}, "residual must have shape (2, 8), got (2, 7)"),
+        ({"residual": ones(8, 2).T}, "residual must be contiguous"),
+        ({"out": ones(2, 9)}, "out must have shape (2, 8), got (2, 9); leave it at None for new memory"),
+        ({"out": ones(4, 8)[::2]}, "out must be contiguous, got strides (16, 1) for (2, 8); leave it"),
+        ({"out": whole(2, 8)}, "out must be in torch.float32"),
+        ({"out": X[:, :], "weight": ones(6, 6)}, "out must be memory of its own, got that of x"),
+        ({"out": QKV[:1, :8], "residual": QKV[:1, :8], "x": ones(1, 6)}, "got that of residual"),
+        ({"prefetch": ones(8, 6).T}, "prefetch must be contiguous"),
+        ({"prefetch": ones(8)[1:]}, "begin at a multiple of 16 bytes"),
+    ],
+    attention_of: [
+        ({"qkv": ones(1, 16)}, "qkv must have 2 rows as the cache has, got 1"),
+        ({"qkv": ones(2, 18)}, "qkv must hold (H + 2 · 1) · 4 columns"),
+        ({"qkv": every_other(2, 16)}, "qkv must be contiguous"),
+        ({"qkv": ones(2, 4, 4)}, "qkv must have 2 dimensions"),
+        ({"keys": ones(2, 8, 4)}, "keys must have 4 dimensions, (B, Hkv, S, D), got shape (2, 8, 4)"),
+        ({"keys": held(6)[0], "values": ones(2, 1, 6, 4)}, "keys must be contiguous, got strides (32, 32,"),
+        ({"keys": ones(2, 1, 6, 4), "values": held(6)[1]}, "values must be contiguous"),
+        ({"keys": held(6)[0]}, "pass a whole layer of the cache, as `cache.keys[layer]`"),
+        ({"keys": ones(2, 1, 8, 4, dtype=HALF)}, "keys must be in torch.float32"),
+        ({"values": ones(2, 1, 7, 4)}, "values must have shape (2, 1, 8, 4), got (2, 1, 7, 4)"),
+        ({"values": ones(2, 1, 8, 4, dtype=HALF)}, "values must be in torch.float32"),
+        ({"positions": whole(1)}, "positions must have shape (2,), got (1,)"),
+        ({"positions": whole(2).int()}, "positions must be in torch.int64"),
+        ({"cos": ones(7, 2)}, "cos must have shape (8, 2), got (7, 2); pass the angles of the 8 slots"),
+        ({"sin": ones(7, 2)}, "sin must have shape (8, 2), got (7, 2)"),
+        ({"sin": ones(8, 4)}, "sin must have shape (8, 2), got (8, 4)"),
+        ({"cos": ones(2, 8).T}, "cos must be contiguous"),
+        ({"cos": ones(8, 2, dtype=torch.float64)}, "cos must be in torch.float32"),
+        ({"norm": norm(q=3)}, "norm.q must have shape (4,), got (3,)"),
+        ({"norm": norm(k=5)}, "norm.k must have shape (4,), got (5,)"),
+        ({"norm": norm(dtype=HALF)}, "norm.q must be in torch.float32"),
+        ({"workspace": workspace(2, 1, 1, 4)}, "workspace must be for (batch_size, num_heads, num_kv_heads,"),
+        ({"workspace": workspace(1, 2, 1, 4)}, "got (1, 2, 1, 4, "),
+        ({"workspace": workspace(2, 2, 2, 4)}, "got (2, 2, 2, 4, "),
+        ({"workspace": workspace(2, 2, 1, 8)}, "make one for these, or leave it at None"),
+        ({"out": ones(2, 12)}, "out must have shape (2, 8), got (2, 12)"),
+        ({"out": ones(4, 8)[::2]}, "out must be contiguous"),
+        ({"out": ones(2, 8, dtype=HALF)}, "out must be in torch.float32"),
+        ({"out": QKV.view(-1)[:16].view(2, 8)}, "out must be memory of its own, got that of qkv"),
+        ({"prefetch": ones(8, 6).T}, "prefetch must be contiguous"),
+        ({"block": 24}, "block must be a power of 2 of at least 16, got 24"),
+        ({"block": 8}, "block must be a power of 2 of at least 16, got 8"),
+        ({"warps": 3}, "warps must be one of (1, 2, 4, 8, 16) or None, got 3"),
+    ],
+    embed_of: [
+        ({"table": ones(9)}, "table must have 2 dimensions, (V, C), got shape (9,)"),
+        ({"table": ones(6, 9).T}, "table must be contiguous"),
+        ({"text": whole(10)}, "text must have 2 dimensions, (B, S), got shape (10,)"),
+        ({"text": whole(5, 2).T}, "text must be contiguous"),
+        ({"text": whole(2, 5).int()}, "text must be in torch.int64"),
+        ({"positions": whole(3)}, "positions must have shape (2,), got (3,)"),
+        ({"positions": whole(4)[::2]}, "positions must be contiguous"),
+        ({"out": ones(2, 7)}, "out must have shape (2, 6), got (2, 7)"),
+        ({"out": every_other(2, 6)}, "out must be contiguous"),
+        ({"out": ones(2, 6, dtype=HALF)}, "out must be in torch.float32"),
+    ],
+    choose_of: [
+        ({"logits": ones(9)}, "logits must have 2 dimensions, (B, V), got shape (9,)"),
+        ({"logits": every_other(2, 9)}, "logits must be contiguous"),
+        ({"text": whole(3, 5)}, "text must have shape (2, 5), got (3, 5)"),
+        ({"text": whole(5, 2).T}, "text must be contiguous"),
+        ({"positions": whole(2).int()}, "positions must be in torch.int64"),
+        ({"positions": whole(1)}, "positions must have shape (2,), got (1,)"),
+        ({"choice": Choice(1, 9, DEVICE)}, "choice must be for (batch_size, vocab_size, device) (2, 9, "),
+        ({"choice": Choice(2, 8, DEVICE)}, "got (2, 8, "),
+    ],
+}  # fmt: skip
+CASES = [(operation, *case) for operation, cases in REFUSED.items() for case in cases]
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize(("operation", "changes", "message"), CASES, ids=[case[2][:40] for case in CASES])
+def test_what_does_not_fit_is_refused(operation, changes, message, backend):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        operation(backend=backend, **changes)
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("operation", REFUSED)
+def test_what_fits_is_not(operation, backend):
+    operation(backend=backend)
