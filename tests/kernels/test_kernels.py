@@ -14,6 +14,7 @@ from llmcourse.costs.models import MODELS
 from llmcourse.costs.shapes import ModelShapes
 from llmcourse.kernels.backend import resolve
 from llmcourse.kernels.decode_attention import Workspace, num_splits
+from llmcourse.kernels.linear import linear
 from llmcourse.kernels.tiles import MEASURED, gemv_rule, gemv_tile, matmul_rows, matmul_tile
 from llmcourse.kernels.tokens import Choice
 
@@ -74,6 +75,34 @@ def test_a_backend_that_cannot_run_is_refused(backend, message):
 
 def test_where_nothing_else_runs_the_reference_does():
     assert resolve("auto", CPU, torch.float32) == resolve("reference", CPU, torch.float64) == "reference"
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+@pytest.mark.parametrize(
+    ("backend", "num_rows", "kernel"),
+    [
+        ("auto", 1, "launch_gemv"),
+        ("auto", 2, None),
+        ("auto", 64, None),
+        ("triton", 1, "launch_gemv"),
+        ("triton", 2, "launch_matmul"),
+        ("reference", 1, None),
+    ],
+)
+def test_by_default_several_rows_take_the_faster_product(monkeypatch, backend, num_rows, kernel):
+    """As on a GPU, where the kernels can run."""
+    from llmcourse.kernels import linear_triton
+
+    launched = []
+    for name in ("launch_gemv", "launch_matmul"):
+        monkeypatch.setattr(linear_triton, name, lambda *_, name=name: launched.append(name))
+    x = torch.ones(num_rows, 4)
+    monkeypatch.setattr(
+        "llmcourse.kernels.linear.resolve", lambda b, *_: "reference" if b == "reference" else "triton"
+    )
+    y = linear(x, torch.ones(3, 4), backend=backend)
+    assert launched == ([kernel] if kernel else [])
+    assert kernel or torch.equal(y, torch.full((num_rows, 3), 4.0))
 
 
 def test_a_workspace_and_a_choice_check_their_numbers():
