@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from llmcourse.costs.models import MODELS
 from llmcourse.costs.shapes import ModelShapes
+from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.kernels.backend import resolve
 from llmcourse.kernels.decode_attention import Workspace, num_splits
 from llmcourse.kernels.linear import linear
@@ -110,6 +112,32 @@ def test_a_workspace_and_a_choice_check_their_numbers():
         Workspace(1, 2, 1, 8, 3, CPU)
     with pytest.raises(ValueError, match="temperature must be at least 0 and finite"):
         Choice(1, 8, CPU, temperature=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"splits": 3}, "splits must be a power of 2 of at least 1, got 3"),
+        ({"splits": 0}, "splits must be a power of 2 of at least 1, got 0"),
+        ({"block": 8}, "block must be a power of 2 of at least 16, got 8"),
+        ({"block": 48}, "block must be a power of 2 of at least 16, got 48"),
+        ({"warps": 3}, "warps must be one of (1, 2, 4, 8, 16) or None, got 3"),
+        ({"prefetch_bytes": -1}, "prefetch_bytes must be at least 0, got -1; 0 is for none"),
+        ({"ahead": 0}, "ahead must be at least 1, got 0"),
+    ],
+)
+def test_settings_that_no_kernel_can_be_launched_with_are_refused(setting, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        KernelSettings(**setting)
+
+
+def test_settings_that_kernels_can_be_launched_with_are_taken():
+    for setting in (
+        {},
+        {"splits": 1},
+        {"splits": 64, "block": 16, "warps": 16, "prefetch_bytes": 1, "ahead": 1},
+    ):
+        KernelSettings(**setting)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 64])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmcourse.decoding.engine.weights import LayerWeights, Layout, fuse_layers
+from llmcourse.kernels.arguments import check_power_of_2, check_warps
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.decode_attention import (
     Place,
@@ -36,6 +37,9 @@ class KernelSettings:
         prefetch_bytes: of a later matrix, that each kernel asks into the L2 while it waits; 0 for none.
             Needs a Hopper GPU or later, as `pdl` does.
         ahead: how many kernels later that matrix is read.
+
+    Raises:
+        ValueError: a number that no kernel can be launched with.
     """
 
     pdl: bool = True
@@ -45,6 +49,16 @@ class KernelSettings:
     warps: int | None = None
     prefetch_bytes: int = 0
     ahead: int = 2
+
+    def __post_init__(self):
+        if self.splits is not None:
+            check_power_of_2("splits", self.splits)
+        check_power_of_2("block", self.block, 16)
+        check_warps(self.warps)
+        if self.prefetch_bytes < 0:
+            raise ValueError(f"prefetch_bytes must be at least 0, got {self.prefetch_bytes}; 0 is for none")
+        if self.ahead < 1:
+            raise ValueError(f"ahead must be at least 1, got {self.ahead}; 1 is the next kernel")
 
 
 class StepState:
