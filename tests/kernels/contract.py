@@ -1,8 +1,9 @@
 """The contract of every kernel: what its reference computes, within twice that one's own rounding error.
 
-`test_kernels` runs this file and `contract_of_tokens` in a process of its own, where Triton interprets its
-kernels on the CPU (or on a GPU, where there is one). Outputs are poisoned with NaN first, so that what is not
-written shows. The interpreter is wrong in bf16, so that fp16 stands in for it here.
+`test_kernels` runs this file and those beside it, `contract_of_*`, in a process of its own, where Triton
+interprets its kernels on the CPU, or on a GPU, where there is one. Outputs are poisoned with NaN first, so
+that what is not written shows. The interpreter is wrong in bf16, so that fp16 stands in for it there;
+programmatic dependent launch is tested where the GPU knows it.
 """
 
 import itertools
@@ -18,12 +19,14 @@ from llmcourse.kernels.decode_attention import (
     decode_attention,
     decode_attention_reference,
 )
+from llmcourse.kernels.launch import takes_part
 from llmcourse.kernels.linear import linear, linear_reference
 from llmcourse.kernels.tiles import Tile
 from llmcourse.model import Decoder, DecoderConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = (torch.float32, torch.float16)
+DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE.type == "cuda" else ())
+PDL = (False, True) if takes_part(True) else (False,)
 SHAPES = ((8, 32), (50, 100), (33, 128), (1, 7))  # outputs, inputs: ragged ones too
 PARTS = {
     "plain": (False, False, False, False),  # norm, gated, bias, residual
@@ -55,8 +58,8 @@ def check(ours: torch.Tensor, truth: torch.Tensor, theirs: torch.Tensor) -> None
 
 
 @pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize(("rows", "dtype"), list(itertools.product((1, 3), DTYPES)))
-def test_linear(parts, rows, dtype):
+@pytest.mark.parametrize(("rows", "dtype", "pdl"), list(itertools.product((1, 3), DTYPES, PDL)))
+def test_linear(parts, rows, dtype, pdl):
     has_norm, gated, has_bias, has_residual = PARTS[parts]
     for outputs, inputs in SHAPES:
         x = random(rows, inputs, dtype=dtype)
@@ -71,13 +74,14 @@ def test_linear(parts, rows, dtype):
         theirs = linear_reference(x, weight, **given)
         for tile in (None, Tile(4, 32, 4) if rows == 1 else Tile(16, 16, 4, 2)):
             out = torch.full((rows, outputs), torch.nan, dtype=dtype, device=DEVICE)
-            linear(x, weight, out=out, backend="triton", tile=tile, **given)
+            linear(x, weight, out=out, backend="triton", pdl=pdl, tile=tile, **given)
             check(out, truth, theirs)
 
 
-def test_linear_for_more_rows_than_a_program_takes():
-    x, weight = random(100, 40, dtype=torch.float32), random(20, 40, dtype=torch.float32)
-    out = torch.full((100, 20), torch.nan, device=DEVICE)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_for_more_rows_than_a_program_takes(dtype):
+    x, weight = random(100, 40, dtype=dtype), random(20, 40, dtype=dtype)
+    out = torch.full((100, 20), torch.nan, dtype=dtype, device=DEVICE)
     linear(x, weight, out=out, backend="triton", pdl=True)
     check(out, linear_reference(x.double(), weight.double()), linear_reference(x, weight))
 
@@ -115,8 +119,8 @@ CACHES = {
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize(("has_norm", "dtype"), list(itertools.product((False, True), DTYPES)))
-def test_decode_attention(cache, has_norm, dtype):
+@pytest.mark.parametrize(("has_norm", "dtype", "pdl"), list(itertools.product((False, True), DTYPES, PDL)))
+def test_decode_attention(cache, has_norm, dtype, pdl):
     heads, kv_heads, size, slots, where = CACHES[cache]
     rows = len(where)
     for splits in (1, 4):
@@ -141,7 +145,7 @@ def test_decode_attention(cache, has_norm, dtype):
             out = torch.full((rows, heads * size), torch.nan, dtype=dtype, device=DEVICE)
             decode_attention(
                 qkv, keys, values, positions, cos, sin, norm,
-                workspace=workspace, out=out, backend="triton", block=16,
+                workspace=workspace, out=out, backend="triton", pdl=pdl, block=16,
             )  # fmt: skip
             check(out, truth, theirs)
             assert not workspace.arrivals.any()

@@ -14,10 +14,11 @@ from scipy.stats import chi2, norm
 
 from llmcourse.kernels.tokens import CHUNK, Choice, choose, choose_reference, embed, embed_reference
 from llmcourse.kernels.tokens_triton import _gumbel
-from tests.kernels.contract import DEVICE, random, seeded  # noqa: F401
+from tests.kernels.contract import DEVICE, PDL, random, seeded  # noqa: F401
 
 
-def test_tokens_are_chosen_appended_and_looked_up():
+@pytest.mark.parametrize("pdl", PDL)
+def test_tokens_are_chosen_appended_and_looked_up(pdl):
     text = torch.randint(0, 9000, (3, 20), device=DEVICE)
     positions = torch.tensor([3, 0, 18], device=DEVICE)
     logits, table = random(3, 9000, dtype=torch.float32), random(9000, 40, dtype=torch.float32)
@@ -25,7 +26,7 @@ def test_tokens_are_chosen_appended_and_looked_up():
     choose(logits, text, positions, choice, backend="triton")
     choose_reference(logits, text_2, positions_2, choice)
     assert torch.equal(text, text_2) and torch.equal(positions, positions_2) and not choice.arrivals.any()
-    rows = embed(text, positions, table, backend="triton")
+    rows = embed(text, positions, table, backend="triton", pdl=pdl)
     assert torch.equal(rows, embed_reference(text, positions, table))
 
 
