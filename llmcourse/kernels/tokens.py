@@ -65,27 +65,48 @@ def _check_text(text: Tensor, positions: Tensor, batch_size: int, lead: Tensor) 
 class Choice:
     """What choosing needs beside logits: the temperature, a seed, and memory for the kernel.
 
+    Temperature and seed lie on the device, so that a recorded step draws with those of now.
+
     Args:
         temperature: 0 for the likeliest token.
         seed: of the noise, which also depends on the row and on the position.
 
     Attributes:
+        inverse_temperature, noise_seed: `(1,)`, what the kernel reads of them.
         peaks: `(B, chunks)`, the largest logit of each chunk of the vocabulary, noise included.
         tokens: `(B, chunks)`, where it stands.
         arrivals: `(B,)`, how many chunks have been looked through; zero between launches.
     """
 
     def __init__(self, batch_size: int, vocab_size: int, device, *, temperature: float = 0.0, seed: int = 0):
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}; 0 is greedy")
         self.batch_size = batch_size
         self.vocab_size = vocab_size
-        self.temperature = temperature
-        self.seed = seed
+        self.sampled = temperature > 0
+        self.inverse_temperature = torch.ones(1, dtype=torch.float32, device=device)
+        self.noise_seed = torch.zeros(1, dtype=torch.long, device=device)
+        self.draw_with(temperature, seed)
         self.num_chunks = -(-vocab_size // CHUNK)
         self.peaks = torch.empty(batch_size, self.num_chunks, dtype=torch.float32, device=device)
         self.tokens = torch.empty(batch_size, self.num_chunks, dtype=torch.int32, device=device)
         self.arrivals = torch.zeros(batch_size, dtype=torch.int32, device=device)
+
+    def draw_with(self, temperature: float, seed: int) -> None:
+        """Takes another temperature and seed.
+
+        Raises:
+            ValueError: a temperature out of range, or 0 where others were drawn with, or the reverse:
+                that is another kernel.
+        """
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature must be at least 0 and finite, got {temperature}; 0 is greedy")
+        if (temperature > 0) != self.sampled:
+            kind = "above 0" if self.sampled else "0"
+            raise ValueError(f"temperature must stay {kind}, got {temperature}; make another Choice")
+        self.temperature = temperature
+        self.seed = seed
+        if self.sampled:
+            self.inverse_temperature.fill_(1 / temperature)
+            self.noise_seed.fill_(seed)
 
     def check(self, batch_size: int, vocab_size: int, device: torch.device) -> None:
         """Raises ValueError unless it was made for logits of these sizes, on this device."""
@@ -101,7 +122,7 @@ def choose_reference(
     logits: Float[Tensor, "B V"], text: Int[Tensor, "B S"], positions: Int[Tensor, " B"], choice: Choice
 ) -> None:
     """Appends a token to each row: `text[b, p + 1]`; then p + 1 is the position that is read."""
-    if choice.temperature > 0:
+    if choice.sampled:
         # Noise of its own for every row and position, whatever else is in the batch.
         noise = torch.empty_like(logits)
         for row, position in enumerate(positions.tolist()):

@@ -49,8 +49,8 @@ def _choose_kernel(
     arrivals_ptr,
     vocab_size,
     stride,
-    inverse_temperature,
-    seed,
+    inverse_temperature_ptr,
+    seed_ptr,
     CHUNKS: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
@@ -63,7 +63,8 @@ def _choose_kernel(
     logits = tl.load(logits_ptr + row * vocab_size + tokens, mask=tokens < vocab_size, other=float("-inf"))
     logits = logits.to(tl.float32)
     if SAMPLED:
-        logits = logits * inverse_temperature + _gumbel(seed, row, position, tokens)
+        noise = _gumbel(tl.load(seed_ptr), row, position, tokens)
+        logits = logits * tl.load(inverse_temperature_ptr) + noise
         logits = tl.where(tokens < vocab_size, logits, float("-inf"))
     # NaN is neither above nor below another number, so that among NaN argmax may end on a place of the last
     # chunk that is no token: the next step would look it up beyond the end of the table.
@@ -97,7 +98,6 @@ def launch_embed(text: Tensor, positions: Tensor, table: Tensor, out: Tensor, pd
 
 def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choice) -> None:
     batch, vocab_size = logits.shape
-    sampled = choice.temperature > 0
     _choose_kernel[(batch, choice.num_chunks)](
         logits,
         text,
@@ -107,11 +107,11 @@ def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choic
         choice.arrivals,
         vocab_size,
         text.stride(0),
-        1.0 / choice.temperature if sampled else 1.0,
-        choice.seed,
+        choice.inverse_temperature,
+        choice.noise_seed,
         CHUNKS=choice.num_chunks,
         BLOCK_CHUNKS=triton.next_power_of_2(choice.num_chunks),
         CHUNK_SIZE=CHUNK,
-        SAMPLED=sampled,
+        SAMPLED=choice.sampled,
         num_warps=8,
     )

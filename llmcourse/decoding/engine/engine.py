@@ -57,7 +57,7 @@ class DecodeEngine:
         self._state: StepState | None = None
         self._step: Callable[[StepState], None] = reference_step
         self._recordings: dict[object, Callable[[], None]] = {}
-        self._choices: dict[tuple[float, int], Choice] = {}
+        self._choices: dict[bool, Choice] = {}  # greedy, and drawn
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +128,7 @@ class DecodeEngine:
             self._forward()
 
         for _ in range(num_tokens):
-            self._run(("decode", temperature, seed), choose_and_forward)
+            self._run(("decode", choice.sampled), choose_and_forward)
         last = state.positions[:, None] + torch.arange(1 - num_tokens, 1, device=self.device)
         return state.text.gather(1, last)
 
@@ -214,10 +214,9 @@ class DecodeEngine:
         self._recordings[name]()
 
     def _choice_for(self, temperature: float, seed: int) -> Choice:
-        key = (temperature, seed)
-        batch = self._started().batch_size
-        if key not in self._choices:
-            self._choices[key] = Choice(
-                batch, self.vocab_size, self.device, temperature=temperature, seed=seed
-            )
-        return self._choices[key]
+        """One that is greedy and one that draws, each with a recording of its own, serve all requests."""
+        batch, sampled = self._started().batch_size, temperature > 0
+        if sampled not in self._choices:
+            self._choices[sampled] = Choice(batch, self.vocab_size, self.device, temperature=temperature)
+        self._choices[sampled].draw_with(temperature, seed)
+        return self._choices[sampled]

@@ -187,3 +187,16 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
         started()
     monkeypatch.setattr(engine_module, "free_bytes", lambda device: None)  # the system does not say
     started()
+
+
+def test_every_seed_and_temperature_draws_with_what_was_made_for_the_first():
+    def drawn(engine, temperature, seed):
+        engine.start(PROMPTS, 30)
+        return engine.decode(12, temperature=temperature, seed=seed).tolist()
+
+    settings = [(1.0, seed) for seed in range(5)] + [(2.0, 0), (0.0, 0)]
+    engine = started(capacity=30)
+    found = [drawn(engine, *one) for one in settings]
+    assert found == [drawn(started(capacity=30), *one) for one in settings]
+    assert len({str(texts) for texts in found}) == len(settings)
+    assert len(engine._choices) == 2
