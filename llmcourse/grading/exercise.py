@@ -76,7 +76,7 @@ class Exercise:
         rules: what must hold besides the value.
         hints: from a nudge to nearly the answer.
         hints_at: hints that fit one check, by the label of its case or the name of its rule; there they
-            take the place of the others.
+            go before the others.
         starter: a function with a fault in it, where the exercise is to find it.
         time_limit_s: for one call.
 
@@ -122,9 +122,16 @@ class Exercise:
         """The two digits that a lab's name begins with."""
         return self.name.split(".")[0]
 
-    def ladder(self, check: str) -> tuple[str, ...]:
-        """The hints for an answer that fails this check, one after another."""
-        return (self.hints_at[check],) if check in self.hints_at else self.hints
+    def own_hint(self, check: str, case: str, first: bool) -> str:
+        """The hint for an answer that fails this very check; empty where there are only those for all.
+
+        Args:
+            case: the label of the case at which it fails. Of a rule that held in the cases before, it is
+                the case that says what is special.
+            first: whether that is the first case.
+        """
+        of_check = self.hints_at.get(check, "")
+        return self.hints_at.get(case, of_check) if of_check and not first else of_check
 
 
 def _require(holds: object, part: str, allowed: str, value: object) -> None:

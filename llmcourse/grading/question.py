@@ -42,7 +42,8 @@ class Verdict:
         got, expected: the part of both values that shows it.
         first_difference: `row 0, token 17: got -inf, expected 2.31`.
         slip: what kind of slip it was, where nothing says that the idea is wrong.
-        hint: for this check, the first of the ladder; empty for a slip.
+        hint: that of this very check, or the first of those for all; empty for a slip.
+        own_hint: whether it is that of the check.
         given: the arguments of the case that failed, a line each.
         case: its label, also where it was a rule that it broke.
         share: of the points, that a pass is worth. Below 1 the answer is near, and the texts say of the
@@ -61,6 +62,7 @@ class Verdict:
     case: str = ""
     slip: str = ""
     share: float = 1.0
+    own_hint: bool = False
 
     @property
     def passed(self) -> bool:
@@ -199,6 +201,7 @@ def _told(
 ) -> Verdict:
     """What is wrong, in words; a pass where it is near enough to earn something."""
     slip = _slip(exercise, case, check, difference, answer, number == 1)
+    own = "" if slip else exercise.own_hint(check, case.label, number == 1)
     return Verdict(
         "pass" if difference.share else "fail",
         check,
@@ -206,12 +209,13 @@ def _told(
         difference.got,
         difference.expected,
         "" if answer.error else difference.reason,
-        "" if slip else exercise.ladder(check)[0],
+        "" if slip else own or exercise.hints[0],
         number,
         given(case),
         case.label,
         slip,
         difference.share or 1.0,
+        bool(own),
     )
 
 

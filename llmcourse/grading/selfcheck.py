@@ -26,6 +26,7 @@ from llmcourse.grading.printable import clean
 from llmcourse.grading.question import Verdict, arguments_of, examine
 
 PUBLIC_SEEDS = (0, 1, 2)
+FOR_ALL = ""  # the hints that are for any check
 NO_LIMIT = "an endless loop cannot be ended by itself here; the notebook's stop button ■ ends it"
 
 
@@ -46,6 +47,8 @@ class Examined:
 class SelfCheck:
     """Examines answers, and remembers how often each was wrong: each time, the hint says more.
 
+    The hint of a check comes alone at first, then with the next of those for all.
+
     Args:
         find: gives the exercise of a name, or raises `LookupError`.
         show: shows a `Report`.
@@ -57,7 +60,9 @@ class SelfCheck:
         show: Callable[[Report], object] = display,
     ):
         self.find, self.show = find, show
-        self.wrong: defaultdict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)  # by ladder of hints
+        self.wrong: defaultdict[str, Counter[str]] = defaultdict(
+            Counter
+        )  # by the hint of a check, or FOR_ALL
         self.limit_told = can_limit()
 
     def __call__(self, name: object = None, function: object = None, seed: int | None = None) -> Verdict:
@@ -81,16 +86,19 @@ class SelfCheck:
         return verdict
 
     def _with_hint(self, exercise: Exercise, verdict: Verdict) -> tuple[Verdict, int]:
-        """The verdict with the hint whose turn it is, and which one of them that is, from 1."""
+        """The verdict with the hint whose turn it is, and which of those for all that is, from 1."""
         if verdict.earned == 1:
             self.wrong.pop(exercise.name, None)
         if not verdict.hint:
             return verdict, 0
-        ladder = exercise.ladder(verdict.check)
-        counts = self.wrong[exercise.name]
-        counts[ladder] += 1
-        rung = min(counts[ladder], len(ladder))
-        return replace(verdict, hint=ladder[rung - 1]), rung
+        counts, own = self.wrong[exercise.name], verdict.hint if verdict.own_hint else ""
+        if own:
+            counts[own] += 1
+            if counts[own] == 1:
+                return verdict, 0
+        counts[FOR_ALL] += 1
+        rung = min(counts[FOR_ALL], len(exercise.hints))
+        return replace(verdict, hint=f"{own} {exercise.hints[rung - 1]}".lstrip()), rung
 
     def _find(self, name: object) -> tuple[Exercise | None, str]:
         if type(name) is not str:
@@ -172,10 +180,9 @@ def report_lines(exercise: Exercise, examined: Examined, rung: int) -> dict[str,
     """What a student is shown below that.
 
     Args:
-        rung: which hint of the ladder it is, from 1.
+        rung: which of the hints for all is shown, from 1; 0 for none.
     """
     verdict = examined.verdict
-    rungs = len(exercise.ladder(verdict.check))
     asked = f'selfcheck.inputs("{exercise.name}", "{verdict.case}", seed={examined.seed})'
     lines = {
         "got": verdict.got,
@@ -184,6 +191,6 @@ def report_lines(exercise: Exercise, examined: Examined, rung: int) -> dict[str,
         "inputs": asked if verdict.case else "",
         "printed": examined.printed,
         "slip": verdict.slip,
-        "hint": f"{verdict.hint} ({rung} of {rungs})" if rungs > 1 and verdict.hint else verdict.hint,
+        "hint": f"{verdict.hint} ({rung} of {len(exercise.hints)})" if rung else verdict.hint,
     }
     return {name: text for name, text in lines.items() if text}

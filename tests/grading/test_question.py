@@ -262,6 +262,16 @@ def test_a_slip_is_named_and_gets_no_hint(answers, said):
     assert broken_at(answers=answers) == said
 
 
+def test_where_a_rule_held_before_the_hint_is_that_of_the_case():
+    rule, second = "arguments stay as they were", cases(random.Random(7))[1].arguments["x"] * 2
+    broken = [Answer(RIGHT), Answer(second, mutated=("x",))]
+    assert (
+        broken_at(answers=broken, hints_at={rule: "copy", "second": "mind the second"}) == "mind the second"
+    )
+    assert broken_at(answers=broken, hints_at={rule: "copy"}) == "copy"
+    assert broken_at(answers=broken, hints_at={"second": "mind the second"}) == slips.RULE
+
+
 def test_a_hint_for_the_check_that_failed_goes_before_the_others():
     own = {"second": "mind the second", "arguments stay as they were": "copy", "first": "mind the first"}
     for answers, said in (

@@ -121,17 +121,20 @@ def test_a_slip_is_named_and_no_hint_is_used_up(desk, slip):
     assert desk(NAME, zeros).hint == TOP_P.hints[0]
 
 
-def test_a_hint_of_the_check_is_shown_there_and_the_ladder_waits(desk):
+def test_a_hint_of_the_check_is_shown_there_and_then_with_the_others(desk):
     def whole_tie(logits, p):
         kept = top_p_filter(logits, p)
         bar = kept.where(kept.isfinite(), torch.inf).amin(-1, keepdim=True)
         return logits.masked_fill(logits < bar, -torch.inf)
 
     desk(NAME, zeros)
-    for _ in range(3):
-        assert desk(NAME, whole_tie).hint == TOP_P.hints_at["a tie at the edge"]
-        assert repr(desk.shown[-1]).endswith(TOP_P.hints_at["a tie at the edge"])
-    assert desk(NAME, zeros).hint == TOP_P.hints[1] and "(2 of 3)" in repr(desk.shown[-1])
+    own = TOP_P.hints_at["a tie at the edge"]
+    assert desk(NAME, whole_tie).hint == own and repr(desk.shown[-1]).endswith(own)
+    assert desk(NAME, whole_tie).hint == f"{own} {TOP_P.hints[1]}" and "(2 of 3)" in repr(desk.shown[-1])
+    assert desk(NAME, zeros).hint == TOP_P.hints[2] and "(3 of 3)" in repr(desk.shown[-1])
+    assert desk(NAME, whole_tie).hint == f"{own} {TOP_P.hints[2]}"
+    desk(NAME, top_p_filter)
+    assert desk(NAME, whole_tie).hint == own
 
 
 def talks(logits, p):

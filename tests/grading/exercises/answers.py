@@ -205,7 +205,7 @@ def cached_loop(step, prompt, chunk, max_new_tokens, end_token):
     if max_new_tokens == 0:
         return []
     source = Reading(step, chunk)
-    source.vocab_size = len(step(prompt[:1], None)[0])
+    source.vocab_size = len(step(prompt[:chunk], None)[0])
     (made,) = decoding.generate(source, [prompt], max_new_tokens=max_new_tokens, eos_token_ids=[end_token])
     return made.tokens
 

@@ -10,6 +10,7 @@ import re
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_hints_for_a_check_are_for_checks_that_there_are(exercise):
     checks = {case.label for case in cases(exercise.name, 0)} | {rule.name for rule in exercise.rules}
     assert set(exercise.hints_at) <= checks
     first = cases(exercise.name, 0)[0].label
-    assert exercise.ladder("any other") == exercise.hints and len(exercise.hints) >= 3
+    assert exercise.own_hint("any other", first, True) == "" and len(exercise.hints) >= 3
     assert exercise.starter or first not in exercise.hints_at  # there the ladder begins
 
 
@@ -224,6 +225,15 @@ def test_the_text_has_what_a_student_needs(exercise):
 
 
 @every
+def test_the_lines_of_a_box_stay_lines(exercise):
+    """Markdown makes one paragraph of them, unless each but the last says that it ends."""
+    lines = re.sub(r"```.*?```", "", exercise.asks, flags=re.DOTALL).splitlines()
+    for line, following in pairwise(lines):
+        if line.startswith("> ") and following.startswith("> "):
+            assert line.endswith("<br>"), line
+
+
+@every
 def test_the_examples_are_true(exercise):
     (example,) = re.findall(r"```python\n(.*?)```", exercise.asks, re.DOTALL)
     names = {"torch": torch, exercise.function: exercise.reference}
@@ -247,6 +257,35 @@ def test_the_bug_is_one_line_away_from_right(name, wrong, right):
         names = {"torch": torch}
         exec(source, names)
         assert examine(exercise, 0, InProcess(names[exercise.function])).status == status
+
+
+def test_a_box_of_pseudocode_written_down_is_right():
+    """As the text of 02.cached_loop has it, line by line."""
+
+    def loop(step, prompt, chunk, max_new_tokens, end_token):
+        cache, new = None, []
+        if max_new_tokens == 0:
+            return new
+        for start in range(0, len(prompt), chunk):
+            logits, cache = step(prompt[start : start + chunk], cache)
+        while True:
+            token = int(logits.argmax())
+            new.append(token)
+            if token == end_token or len(new) == max_new_tokens:
+                return new
+            logits, cache = step([token], cache)
+
+    exercise = catalogue.find("02.cached_loop")
+    assert examine(exercise, 0, InProcess(loop)).earned == 1
+    assert exercise.asks.index("**stop**") < exercise.asks.index(r"\mathcal{M}(u', K, V)")
+
+
+def test_a_prompt_that_is_read_for_nothing_is_told_so():
+    exercise = catalogue.find("02.cached_loop")
+    (mutant,) = [m for m in exercise.mutants if m.name == "reads the prompt for nothing"]
+    verdict = examine(exercise, 0, InProcess(mutant.function))
+    assert verdict.reason == "forward passes: step was called 2 times, expected 0"
+    assert verdict.hint == exercise.hints_at["no new tokens allowed"] and verdict.own_hint
 
 
 def test_only_the_bugs_have_a_starter():

@@ -13,7 +13,7 @@ from llmcourse.grading.rules import Forbid, NoMutation, OracleCalls
 ASKS = r"""
 The loop around every decoder, with the simplest of choices: the most probable token.
 
-> **repeat** $l = \mathcal{M}(u)$;  $u' = \arg\max_v l_v$;  $u \leftarrow u \oplus [u']$
+> **repeat** $l = \mathcal{M}(u)$;  $u' = \arg\max_v l_v$;  $u \leftarrow u \oplus [u']$<br>
 > **until** $u'$ is the end token, or as many new tokens are written as are allowed
 
 Write `greedy_loop(logits_of, prompt, max_new_tokens, end_token)`.
