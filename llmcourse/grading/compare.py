@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from llmcourse.grading import numpy_scalars
 from llmcourse.grading.printable import clean
 
 SHOWN_ITEMS = 12  # of a list or of a row, around the place that matters
@@ -104,7 +105,8 @@ class Exact:
 
     def __call__(self, got: Any, expected: Any) -> Difference | None:
         if type(got) is not type(expected):
-            return Difference(_kinds(got, expected), show(got), show(expected), form=True)
+            shown = repr(got) if type(got) is float else show(got)  # 2.0 is not to look like 2
+            return Difference(_kinds(got, expected), shown, show(expected), form=True)
         if not isinstance(expected, list | tuple):
             equal = got == expected or (got != got and expected != expected)
             return None if equal else Difference(f"got {show(got)}, expected {show(expected)}")
@@ -239,13 +241,17 @@ def _distance(got: float | int, expected: float | int) -> float:
 
 
 def _kinds(got: Any, expected: Any) -> str:
+    if type(got) is float and type(expected) is int:
+        return f"got {got!r}, a float, expected an int"
     return f"got {kind(got)}, expected {kind(expected)}{_remedy(got)}"
 
 
 def _remedy(got: Any) -> str:
     if got is None:
         return "; is there a return?"
-    return "; .item() or .tolist() makes plain numbers" if type(got) is Tensor else ""
+    if type(got) is Tensor:
+        return "; .item() or .tolist() makes plain numbers"
+    return numpy_scalars.remedy(type(got))
 
 
 def kind(value: Any) -> str:
@@ -255,6 +261,8 @@ def kind(value: Any) -> str:
     if value is None:
         return "None"
     name = clean(type.__dict__["__name__"].__get__(type(value)), 40)
+    if numpy_scalars.remedy(type(value)):
+        return f"a NumPy {name}"
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 

@@ -89,6 +89,12 @@ def test_a_long_row_is_shown_around_the_difference():
     assert "-inf" in difference.got and "-inf" not in difference.expected
 
 
+def test_a_float_is_not_shown_as_the_int_that_is_asked():
+    difference = Exact()(2.0, 2)
+    assert difference.reason == "got 2.0, a float, expected an int"
+    assert (difference.got, difference.expected, difference.form) == ("2.0", "2", True)
+
+
 def test_integers_are_equal_or_not():
     expected = torch.tensor([3, 2**53 + 1])
     assert Close(axes=("row",))(expected.clone(), expected) is None
@@ -112,10 +118,10 @@ def test_the_tolerance_is_absolute_and_relative():
         ([3], "got 1 token, expected 3"),
         ([3, 5, 7, 1], "got 4 tokens, expected 3"),
         ((3, 5, 7), "got a tuple, expected a list"),
-        ([3, 5.0, 7], "token 1: got a float, expected an int"),
+        ([3, 5.0, 7], "token 1: got 5.0, a float, expected an int"),
         ([True, 5, 7], "token 0: got a bool, expected an int"),
         ([torch.tensor(3), 5, 7], "token 0: got a tensor of shape (), expected an int; .item()"),
-        ([np.int64(3), 5, 7], "token 0: got an int64, expected an int"),
+        ([np.int64(3), 5, 7], "token 0: got a NumPy int64, expected an int; int(…) makes a plain int"),
         (torch.tensor([3, 5, 7]), "got a tensor of shape (3,), expected a list; .item() or .tolist()"),
         (Agreeable(), "got an Agreeable, expected a list"),
         ([Agreeable()] * 3, "token 0: got an Agreeable, expected an int"),

@@ -4,6 +4,7 @@ import csv
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from llmcourse.grading.answer import Answer
@@ -81,6 +82,8 @@ def test_the_nearer_the_more(got, share):
         (3.1, 3, "got 3.1, expected 3"),
         (1e-9, 0, "got 1e-09, expected 0"),
         ("x", None, "got a str, expected None"),
+        (np.float64(3), 3, "got a NumPy float64, expected a number; float(…) makes a plain float"),
+        (np.int64(3), 3, "got a NumPy int64, expected a number; int(…) makes a plain int"),
     ],
 )
 def test_numbers_without_a_part_for_the_near(got, expected, reason):

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from llmcourse.grading import numpy_scalars
 from llmcourse.grading.answer import Oracle
 
 DTYPES = {
@@ -270,8 +271,9 @@ def _bytes(value: torch.Tensor) -> bytes:
 def _refusal(kind: type) -> str:
     for base in (bool, int, float, str, list, tuple, dict, torch.Tensor):
         if issubclass(kind, base):
-            return f"{_a(base)} subclass {_name(kind)}, must be a plain {base.__name__}"
-    return f"{_a(kind)}, must be {ALLOWED}"
+            named = f"{_a(base)} subclass {_name(kind)}, must be a plain {base.__name__}"
+            return named + numpy_scalars.remedy(kind)
+    return f"{_a(kind)}, must be {ALLOWED}{numpy_scalars.remedy(kind)}"
 
 
 def _name(kind: type) -> str:
