@@ -128,12 +128,16 @@ class Near:
         rtol: largest distance, as a share of the expected number, at which an answer is right.
         partly: distances and the share of the points that an answer has earned within each,
             nearest first; beyond the last it has none.
+        none_says: what None means as an answer, `no batch turns it`, where it may be right.
     """
 
     rtol: float = 1e-6
     partly: tuple[tuple[float, float], ...] = ()
+    none_says: str = ""
 
     def __call__(self, got: Any, expected: float | int | None) -> Difference | None:
+        if got is None and expected is not None and self.none_says:
+            return Difference(f"got None: {self.none_says}; expected {_spelled(expected)}")
         if type(got) not in (int, float) and not (got is None and expected is None):
             said = f"got {kind(got)}, expected {'None' if expected is None else 'a number'}{_remedy(got)}"
             return Difference(said, show(got), show(expected), form=True)
@@ -208,6 +212,11 @@ class Ranking:
             if type(score) is not float:
                 return f"rank {rank}: the score must be a float, got {kind(score)}{_remedy(score)}"
         return ""
+
+
+def _spelled(value: float | int) -> str:
+    """A number with its thousands apart."""
+    return f"{value:,}" if type(value) is int and value.bit_length() <= BITS else number(value)
 
 
 def _form(got: Any, expected: Tensor) -> str:

@@ -91,6 +91,13 @@ def test_numbers_without_a_part_for_the_near(got, expected, reason):
     assert (difference and difference.reason) == reason and (difference is None or not difference.share)
 
 
+def test_none_is_told_what_it_says_where_it_may_be_right():
+    compared = Near(none_says="no batch turns it")
+    assert compared(None, None) is None and compared(3, None).reason == "got 3, expected None"
+    difference = compared(None, 1_690_994)
+    assert difference.reason == "got None: no batch turns it; expected 1,690,994" and not difference.form
+
+
 def test_how_far_off_is_told():
     assert Near(0.1, PARTLY)(120, 100).reason == "got 120, expected 100, 20% off"
     parts = Parts({"speed": Near(0.1, PARTLY)})

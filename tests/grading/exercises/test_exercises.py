@@ -288,6 +288,14 @@ def test_a_prompt_that_is_read_for_nothing_is_told_so():
     assert verdict.hint == exercise.hints_at["no new tokens allowed"] and verdict.own_hint
 
 
+def test_a_batch_that_is_thought_never_to_turn_is_a_mistake_and_no_slip():
+    exercise = catalogue.find("02.turning_batch")
+    (mutant,) = [mutant for mutant in exercise.mutants if mutant.name == "looks no further than 1,024"]
+    verdict = examine(exercise, 0, InProcess(mutant.function))
+    assert re.match(r"a late turn: got None: no batch turns it; expected \d[\d,]+$", verdict.reason)
+    assert verdict.hint == exercise.hints_at["a late turn"] and not verdict.slip
+
+
 def test_only_the_bugs_have_a_starter():
     with_one = [exercise for exercise in EXERCISES if exercise.starter]
     assert [exercise.name for exercise in with_one] == ["01.find_the_bug", "02.find_the_bug"]
