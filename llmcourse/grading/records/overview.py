@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import mean, median
 from urllib.parse import quote
 
 from llmcourse.grading.records.adjustments import Mark, Row
 from llmcourse.grading.records.feedback import WORDS, file_name, page, text
+from llmcourse.grading.results import QuestionResult
 
 SIGNS = {"pass": "✓", "near": "◐", "fail": "✗", "not run": "–", "error": "!"}
 BINS = 10
@@ -69,24 +71,48 @@ def histogram(shares: list[float]) -> str:
     )
 
 
-def hardest(rows: list[Row]) -> list[tuple[str, int, int]]:
-    """Exercise, how many passed and how many were judged, the lowest share first."""
-    judged: dict[str, list[bool]] = {}
+@dataclass(frozen=True)
+class Judged:
+    """What the judged answers to one exercise came to.
+
+    Args:
+        passed, in_part: how many earned all points, and how many a part of them.
+        share: of the points, the mean.
+    """
+
+    exercise: str
+    passed: int
+    in_part: int
+    total: int
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.passed} of {self.total}" + (f", {self.in_part} in part" if self.in_part else "")
+
+
+def hardest(rows: list[Row]) -> list[Judged]:
+    """What each exercise came to, the lowest share of the points first."""
+    judged: dict[str, list[QuestionResult]] = {}
     for row in rows:
         for question in row.result.questions:
             if question.status in ("pass", "fail"):
-                judged.setdefault(question.exercise, []).append(question.status == "pass")
-    counted = [(name, sum(passed), len(passed)) for name, passed in judged.items()]
-    return sorted(counted, key=lambda item: item[1] / item[2])
+                judged.setdefault(question.exercise, []).append(question)
+    return sorted((_judged(name, found) for name, found in judged.items()), key=lambda found: found.share)
+
+
+def _judged(exercise: str, found: list[QuestionResult]) -> Judged:
+    outcomes = [question.outcome for question in found]
+    share = mean(question.points / question.max_points for question in found)
+    return Judged(exercise, outcomes.count("pass"), outcomes.count("near"), len(found), share)
 
 
 def _hardest(rows: list[Row]) -> str:
     lines = [
-        f'<tr><td>{text(name)}</td><td class="number">{passed} of {total}</td>'
-        f'<td class="number">{passed / total:.0%}</td></tr>'
-        for name, passed, total in hardest(rows)
+        f'<tr><td>{text(found.exercise)}</td><td class="number">{found}</td>'
+        f'<td class="number">{found.share:.0%}</td></tr>'
+        for found in hardest(rows)
     ]
-    head = '<tr><th>exercise</th><th class="number">passed</th><th class="number">share</th></tr>'
+    head = '<tr><th>exercise</th><th class="number">passed</th><th class="number">mean of points</th></tr>'
     return f'<div class="wide"><table>\n{head}\n' + "\n".join(lines) + "\n</table></div>"
 
 

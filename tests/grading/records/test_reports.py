@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
@@ -175,8 +176,15 @@ def test_the_hardest_exercise_comes_first(book):
     book.record(result("bob", passed=("01.softmax",)), "v1")
     skipped = (question("01.top_p", "not run"), question("01.softmax"))
     book.record(result("eve", questions=skipped), "v1")
-    found = overview.hardest(book.rows(LAB))
-    assert found == [("01.top_p", 0, 2), ("01.beam", 1, 2), ("01.softmax", 3, 3)]
+    found = [(judged.exercise, str(judged), judged.share) for judged in overview.hardest(book.rows(LAB))]
+    assert found == [("01.top_p", "0 of 2", 0), ("01.beam", "1 of 2", 0.5), ("01.softmax", "3 of 3", 1)]
+
+
+def test_a_part_of_the_points_is_no_pass(book):
+    book.record(result("ann", questions=(replace(question("01.beam"), points=2.5),)), "v1")
+    book.record(result("bob", questions=(question("01.beam"),)), "v1")
+    page = overview.overview({LAB: book.rows(LAB)})
+    assert '<td class="number">1 of 2, 1 in part</td><td class="number">75%</td>' in page
 
 
 def test_what_is_to_look_at_stands_below_a_student_and_is_said_once(book, tmp_path):
