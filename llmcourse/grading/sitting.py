@@ -24,6 +24,7 @@ from llmcourse.grading.rules import joined
 LOAD_LIMIT_S = 10.0  # for the cells before the question, all together
 AGAIN_S = 20.0  # what asking again may cost a submission, before the last time
 MAX_NOTES = 3  # errors in cells that are kept with a question
+UNCHANGED = "unchanged: the mistake is still in it"  # where the exercise is to find one
 TOO_OFTEN = f"not asked again: this notebook's answers were for {AGAIN_S:g} s"
 
 
@@ -74,14 +75,16 @@ class Sitting:
 
         if exercise.name in self._found.missing:
             return result("fail", self._found.missing[exercise.name])
-        if exercise.name in self._found.untouched:
+        untouched = exercise.name in self._found.untouched
+        if untouched and not exercise.starter:
             return result("fail", "not written yet")
         try:
             verdict, notes = self._ask(exercise)
         except (MachineryError, ExerciseError) as error:
             return result("error", f"could not be graded ({error})")
         status = "pass" if verdict.passed else "fail"
-        return result(status, verdict.reason, notes, _finding(verdict), verdict.earned)
+        reason = f"{UNCHANGED}; {verdict.reason}" if untouched else verdict.reason
+        return result(status, reason, notes, _finding(verdict), verdict.earned)
 
     def _ask(self, exercise: Exercise) -> tuple[Verdict, tuple[str, ...]]:
         """The verdict, and what an instructor should know."""

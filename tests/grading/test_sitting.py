@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -94,6 +95,25 @@ def question(script: Script) -> QuestionResult:
     result = Sitting(answers(RIGHT), script, lambda name: [1, 2]).question(exercise())
     assert script.waiting == []
     return result
+
+
+def handed_out(script: Script, **parts: str) -> QuestionResult:
+    """Of a cell that is as it was handed out."""
+    found = replace(answers(RIGHT), untouched=("09.double_1",))
+    asked = replace(exercise(), **parts)
+    return Sitting(found, script, lambda name: [1]).question(asked)
+
+
+def test_a_cell_as_it_was_handed_out_is_not_written_and_not_asked():
+    result = handed_out(script := Script())
+    assert (result.status, result.reason, script.asked) == ("fail", "not written yet", 0)
+
+
+def test_a_mistake_that_was_not_touched_is_said_to_be_there_still_and_where():
+    result = handed_out(Script(Told(Failure("raised", "ValueError: no"))), starter="def double(x): ...")
+    assert (result.status, result.points) == ("fail", 0)
+    assert result.reason == f"{sitting.UNCHANGED}; small: raised: ValueError: no"
+    assert result.finding.given and result.finding.slip
 
 
 def killed() -> Told:
