@@ -224,7 +224,7 @@ def _slip(
 ) -> str:
     hinted = check in exercise.hints_at
     if answer.error is not None:
-        return slips.of_failure(answer.error, first, hinted)
+        return slips.of_failure(answer.error, first, hinted, exercise.signature)
     return slips.of_difference(difference, check != case.label, hinted)
 
 

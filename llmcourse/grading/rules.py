@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
@@ -50,6 +50,13 @@ class Rule(Protocol):
     def __call__(self, evidence: Evidence) -> str: ...
 
 
+def _changed(names: Collection[str]) -> str:
+    """What is said of arguments that were changed; empty where there are none."""
+    were = "was" if len(names) == 1 else "were"
+    named = ", ".join(sorted(clean(name, 40) for name in names))
+    return f"{named} {were} changed in place; work on a copy" if names else ""
+
+
 @dataclass(frozen=True)
 class NoMutation:
     """The arguments are as they were: whoever calls still needs them."""
@@ -57,8 +64,7 @@ class NoMutation:
     name: str = "arguments stay as they were"
 
     def __call__(self, evidence: Evidence) -> str:
-        changed = ", ".join(sorted(clean(name, 40) for name in evidence.answer.mutated))
-        return f"{changed} was changed in place; work on a copy" if changed else ""
+        return _changed(evidence.answer.mutated)
 
 
 @dataclass(frozen=True)
@@ -92,9 +98,9 @@ class InPlace:
         answer = evidence.answer
         copied = [name for name in self.buffers if not {name} <= {*answer.aliased} & {*answer.mutated}]
         if copied:
-            return f"{', '.join(copied)} was copied; write into it, and return it"
-        changed = sorted(clean(name, 40) for name in {*answer.mutated} - {*self.buffers})
-        return f"{', '.join(changed)} was changed in place; work on a copy" if changed else ""
+            were, them = ("was", "it") if len(copied) == 1 else ("were", "them")
+            return f"{', '.join(copied)} {were} copied; write into {them}, and return {them}"
+        return _changed({*answer.mutated} - {*self.buffers})
 
 
 @dataclass(frozen=True)

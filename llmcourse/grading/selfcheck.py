@@ -82,7 +82,8 @@ class SelfCheck:
         lines = report_lines(exercise, replace(examined, verdict=verdict), rung)
         if not self.limit_told:
             self.limit_told, lines["note"] = True, NO_LIMIT
-        self.show(Report(verdict.status, title(exercise, verdict), lines))
+        near = verdict.passed and verdict.earned < 1
+        self.show(Report("near" if near else verdict.status, title(exercise, verdict), lines))
         return verdict
 
     def _with_hint(self, exercise: Exercise, verdict: Verdict) -> tuple[Verdict, int]:

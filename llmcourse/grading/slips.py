@@ -33,16 +33,27 @@ BY_ERROR = {
 }
 
 
-def of_failure(failure: Failure, first: bool, hinted: bool) -> str:
+# What Python says when the function does not have the parameters that it is called with, each by its name.
+OTHER_NAMES = re.compile(
+    r"TypeError: ([\w.<>]+\.)?(?P<function>\w+|<lambda>)\(\) "
+    r"(got an unexpected keyword argument|missing \d+ required positional|got some positional-only arguments)"
+)
+
+
+def of_failure(failure: Failure, first: bool, hinted: bool, signature: str) -> str:
     """What kind of slip made a call give no value; empty where it may be the idea that is wrong.
 
     Args:
         first: whether it was the first case. An answer that gives values, and then raises at one case,
             may have met what that case is about.
         hinted: whether there is a hint for this very case.
+        signature: of the function that was called, `top_p_filter(logits, p)`.
     """
     if failure.kind != "raised":
         return BY_KIND.get(failure.kind, STOPPED)
+    refused = OTHER_NAMES.match(failure.message)
+    if refused and refused["function"] in (signature.split("(")[0], "<lambda>"):
+        return f"keep the parameter names: {signature}"
     name = re.match(r"\w*", failure.message)[0]
     return BY_ERROR.get(name) or (ERROR if first and not hinted else "")
 

@@ -129,6 +129,7 @@ def test_check_says_what_a_near_answer_has_earned():
     for _ in range(2):
         assert check("09.speed", lambda x: 12.0 * x).earned == 0.5
     assert repr(shown[0]).startswith("◐ 09.speed is near: 5 of 10 points; small: got ")
+    assert shown[0].status == "near" and "#9a6700" in shown[0].html()  # amber, as on the page of feedback
     assert "think (1 of 3)" in repr(shown[0]) and "think more (2 of 3)" in repr(shown[1])
     assert check("09.speed", speed).earned == 1 and "passed: 10 points, 6 cases" in repr(shown[2])
     assert check("09.speed", lambda x: 20.0 * x).earned == 0

@@ -230,6 +230,7 @@ def broken_at(**parts):
     return verdict.slip or verdict.hint
 
 
+NAMES = "keep the parameter names: double(x)"
 RIGHT = cases(random.Random(7))[0].arguments["x"] * 2
 
 
@@ -248,6 +249,13 @@ def raised(message):
         ([Answer(RIGHT, operations=("add",))], slips.RULE),
         ([raised("NameError: name 'n' is not defined (line 2)")], slips.NO_NAME),
         ([Answer(RIGHT), raised("TypeError: no (line 2)")], slips.BY_ERROR["TypeError"]),
+        ([raised("TypeError: double() got an unexpected keyword argument 'x'")], NAMES),
+        ([raised("TypeError: test.<locals>.<lambda>() got an unexpected keyword argument 'x'")], NAMES),
+        ([raised("TypeError: double() missing 1 required positional argument: 'y'")], NAMES),
+        (
+            [raised("TypeError: mine() got an unexpected keyword argument 'x' (line 2)")],
+            slips.BY_ERROR["TypeError"],
+        ),
         ([Answer(RIGHT), raised("NotImplementedError")], slips.BY_ERROR["NotImplementedError"]),
         ([raised("RuntimeError: shapes (line 2)")], slips.ERROR),
         ([raised("")], slips.ERROR),

@@ -9,6 +9,7 @@ import ipywidgets
 
 COLOURS = {  # of the edge and of the ground, readable in light and dark pages
     "pass": ("#2e7d32", "#edf7ee"),
+    "near": ("#9a6700", "#fdf6e3"),
     "fail": ("#c8481a", "#fdf1ec"),
     "not written": ("#7a828c", "#f2f3f5"),
 }
