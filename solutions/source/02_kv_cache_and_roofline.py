@@ -16,7 +16,7 @@
 # `roofline` and `kv_cache`, in your own hand. There are {{ exercises }} exercises for **{{ points }} points**, about
 # {{ minutes }} minutes in all. Any laptop will do, nothing is downloaded.
 #
-# **How to work** is as in [lab 1](01_decoding.ipynb): run the setup cell, write your answer in place of
+# **How to work** is as in [lab 1](../labs/01_decoding.ipynb): run the setup cell, write your answer in place of
 # `raise NotImplementedError(…)`, keep the line `# Exercise 02.…` with the function's name and parameters, run the
 # check below it, and read its hints. The three parts do not need each other: begin where you like.
 #

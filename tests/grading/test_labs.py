@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 
 import nbformat
 import pytest
@@ -69,6 +70,17 @@ def test_solutions_and_labs_are_made_from_their_text_and_the_catalogue(name):
 def test_labs_give_nothing_away(name):
     solution, lab = (labs.read(folder / f"{name}.ipynb") for folder in (build.SOLUTIONS, build.LABS))
     assert leaks(solution, lab) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere_from_the_students_own_copy_too(name):
+    """Which lies alone in a folder beside labs/."""
+    cells = labs.read(build.LABS / f"{name}.ipynb")["cells"]
+    texts = [labs.text_of(found) for found in cells if found["cell_type"] == "markdown"]
+    links = [link for text in texts for link in re.findall(r"\]\(([^)\s]+\.ipynb)\)", text)]
+    assert links
+    for link in links:
+        assert link.startswith("../") and (build.LABS / link).exists(), link
 
 
 @pytest.mark.parametrize("name", NAMES)
