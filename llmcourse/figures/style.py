@@ -3,15 +3,19 @@
 The colours stay apart for colour-blind readers and in grey print: no meaning hangs on hue alone,
 lightness or hatching always tells it too. Figures are made without pyplot and keep no global
 state; the style is a context, entered when a figure is made and again when it is drawn.
+
+A notebook answers its controls on one thread and runs its cells on another, and matplotlib knows
+neither of two threads in one figure nor of two in its settings. So only one thread draws at a time.
 """
 
 from __future__ import annotations
 
 import base64
 import struct
+import threading
 import zlib
-from collections.abc import Hashable
-from contextlib import AbstractContextManager
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
@@ -35,6 +39,7 @@ SERIES = ("#1b5587", "#c8481a", "#2f9c86", "#e3a92b")  # lightness 35, 48, 58 an
 MARKERS = ("o", "s", "^", "D")
 PIXELS_PER_INCH = 100  # a figure 8.6 inches wide fits a notebook in a window of 1024 pixels
 WIDTH = 8.6
+DRAWING = threading.RLock()  # held by the one thread that makes, changes or paints a figure
 
 SETTINGS = {
     "font.family": FAMILIES,
@@ -66,10 +71,16 @@ SETTINGS = {
 }
 
 
-def style() -> AbstractContextManager:
-    """The course's settings, for the length of a `with` block; the user's own come back after it."""
-    install_fonts()
-    return matplotlib.rc_context(SETTINGS)
+@contextmanager
+def style() -> Iterator[None]:
+    """The course's settings, for the length of a `with` block; the user's own come back after it.
+
+    Another thread's block waits for the end of this one.
+    """
+    with DRAWING:
+        install_fonts()
+        with matplotlib.rc_context(SETTINGS):
+            yield
 
 
 class Picture(Figure):

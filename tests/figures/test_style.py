@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import threading
 
 import matplotlib
 import numpy as np
@@ -77,6 +78,42 @@ def test_only_what_moves_is_painted_again():
     assert picture.png() == second  # not painted again: its key is the same
     picture.still_key = "other"
     assert picture.png() != second
+
+
+def test_two_threads_paint_a_picture_one_after_the_other(monkeypatch):
+    with look.style():
+        picture = look.Picture(2.0, 1.0)
+        picture.add_axes((0.2, 0.2, 0.7, 0.7)).set_title("still")
+        picture.moving = [picture.text(0.5, 0.5, "moving")]
+    alone = [picture.png(2.0), picture.png(1.5)]
+    painted, draw = [], picture.canvas.draw
+    other = threading.Thread(target=lambda: painted.append(picture.png(1.5)))
+
+    def draw_while_the_other_wants_to():
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(0.5)  # long enough to paint, if nothing held it back
+        draw()
+
+    monkeypatch.setattr(picture.canvas, "draw", draw_while_the_other_wants_to)
+    painted.append(picture.png(2.0))
+    other.join()
+    assert sorted(painted, key=len, reverse=True) == alone
+
+
+def test_the_users_settings_outlive_two_threads():
+    before, entered = dict(matplotlib.rcParams), threading.Event()
+
+    def enter():
+        with look.style():
+            entered.set()
+
+    with look.style():
+        other = threading.Thread(target=enter)
+        other.start()
+        assert not entered.wait(0.2)  # else it would take the course's settings for the user's
+    other.join()
+    assert entered.is_set() and dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ class BeamTreeViewer(v.PromptView):
         beams, penalty = self.beams.value, self.length_penalty.value
         return BeamInputs(self.prompt.value, beams, round(penalty, 3), self.max_new_tokens)
 
+    @v.alone
     def refresh(self) -> None:
         """Finds or runs the search that the controls ask for, and shows it."""
         try:

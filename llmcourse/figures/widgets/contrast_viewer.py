@@ -134,20 +134,24 @@ class ContrastViewer(v.PromptView):
         """The prompt and what was appended to it."""
         return self.state.strip.text if self.state else self.prompt.value
 
+    @v.alone
     def append(self, whose: str) -> None:
         """Appends the token that `Contrast` names, unless the text has ended or the input is wrong."""
         if self.state is not None and not self.state.ended:
             self.chosen += (self.state.choose(getattr(self.state.contrast, whose)),)
             self.refresh()
 
+    @v.alone
     def take_back(self) -> None:
         self.chosen = self.chosen[:-1]
         self.refresh()
 
+    @v.alone
     def start_again(self) -> None:
         self.chosen = ()
         self.refresh()
 
+    @v.alone
     def refresh(self) -> None:
         """Computes the state from the controls, and shows it."""
         strengths = self.alpha.value, self.amateur_temperature.value

@@ -168,5 +168,6 @@ class MemoryCalculator(v.View):
         token = f"{self.state.token_bytes:,} bytes a cached token"
         subtitle = f"{inputs.weights} weights, cache {inputs.cache} · {token}"
         picture = self.plot.update(self.state.needs, {machine.name: self.state.free_bytes}, title, subtitle)
+    @v.alone
         words = in_words(self.state, inputs)
         self.show(picture, "".join(f"<p style='margin:4px 0'>{html.escape(line)}</p>" for line in words))

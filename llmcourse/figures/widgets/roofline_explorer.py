@@ -186,6 +186,7 @@ class RooflineExplorer(v.View):
     def refresh(self) -> None:
         """Computes the state from the controls, and shows it."""
         machine, inputs = self.machines[self.machine.value], self.inputs
+    @v.alone
         try:
             self.state = explore_roofline(self.models[self.model.value], machine, inputs)
         except ValueError as error:

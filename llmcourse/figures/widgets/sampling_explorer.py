@@ -178,6 +178,7 @@ class SamplingExplorer(v.PromptView):
         """The prompt and what was appended to it."""
         return self.state.strip.text if self.state else self.prompt.value
 
+    @v.alone
     def append(self, token: int | None) -> None:
         """Appends one token, unless the text has ended or the input is wrong."""
         if self.state is None or self.state.ended or token is None or token < 0:
@@ -186,18 +187,22 @@ class SamplingExplorer(v.PromptView):
         self.chosen += (self.state.choose(token),)
         self.refresh()
 
+    @v.alone
     def take_back(self) -> None:
         self.chosen = self.chosen[:-1]
         self.refresh()
 
+    @v.alone
     def start_again(self) -> None:
         self.chosen = ()
         self.refresh()
 
+    @v.alone
     def _tick(self, change) -> None:
         if change["new"] > change["old"]:  # the stop button goes back to zero
             self.append(self.state and self.state.draw)
 
+    @v.alone
     def refresh(self) -> None:
         """Computes the state from the controls, and shows it."""
         try:

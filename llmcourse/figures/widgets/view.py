@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ipywidgets
@@ -23,7 +24,7 @@ from ipywidgets import (
 )
 
 from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
-from llmcourse.figures.style import PIXELS_PER_INCH, Picture, shorten
+from llmcourse.figures.style import DRAWING, PIXELS_PER_INCH, Picture, shorten
 from llmcourse.figures.text_strip import TextStrip, strip_html, text_strip
 from llmcourse.figures.widgets.models import ReadyModel
 
@@ -110,8 +111,23 @@ class View:
     """Controls, a picture and some text below it.
 
     A subclass makes its controls, calls `_assemble` and then, whenever something changes, `show`
-    or `complain`. A saved notebook keeps the present picture beside the live view, for pages
-    that cannot run widgets.
+def alone(method: Callable) -> Callable:
+    """A method that no other thread enters, of any view, from reading the controls to showing the picture.
+
+    Controls answer on a thread of their own while cells run on the main one. Two at a time would
+    mix the state of one with the picture of the other.
+    """
+
+    @functools.wraps(method)
+    def entered(*args, **kwargs):
+        with DRAWING:
+            return method(*args, **kwargs)
+
+    return entered
+
+
+    or `complain`, in methods that run `alone`. A saved notebook keeps the present picture beside
+    the live view, for pages that cannot run widgets.
 
     Attributes:
         widget: the ipywidgets root, to display or to embed elsewhere.
@@ -177,6 +193,7 @@ class View:
         }
 
 
+    @alone
 class PromptView(View):
     """A view of what a model does with a text: a prompt box and examples stand above the controls."""
 
