@@ -35,6 +35,24 @@ def precision(machine: Limits, weights: str, cache: str) -> Precision:
     return Precision(weights, computed, kept, group_size=GROUP_SIZE, cache_group_size=GROUP_SIZE)
 
 
+def check_arithmetic(machine: Limits, weights: str) -> None:
+    """Refuses weights in a format that the machine does not calculate in.
+
+    Raises:
+        ValueError: the message is for the reader of a view.
+    """
+    if weights in FLOATS and weights not in machine.peaks:
+        *others, last = (name for name in WEIGHTS if name not in FLOATS or name in machine.peaks)
+        raise ValueError(
+            f"{machine.name} has no {weights}: choose {', '.join(others)} or {last} under weights."
+        )
+
+
+def with_scales(cache: str) -> str:
+    """What to say after the bytes of a cached token: few bits come with scales."""
+    return "" if cache == CACHES[0] else ", with scales"
+
+
 def chosen(name: str | None, options: Mapping[str, object], argument: str) -> str:
     """The name, or the first of the options for None.
 

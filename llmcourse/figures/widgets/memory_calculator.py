@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from llmcourse.costs import MODELS, Shapes
 from llmcourse.figures.memory_bars import MemoryPlot, gigabytes, verdict
 from llmcourse.figures.widgets import view as v
-from llmcourse.figures.widgets.machines import CACHES, WEIGHTS, chosen, known_machines, precision
+from llmcourse.figures.widgets.machines import (
+    CACHES,
+    WEIGHTS,
+    chosen,
+    known_machines,
+    precision,
+    with_scales,
+)
 from llmcourse.roofline import (
     Limits,
     Memory,
@@ -86,17 +93,23 @@ def in_words(state: MemoryState, inputs: MemoryInputs) -> list[str]:
     asked, batch, context = state.asked, inputs.batch, inputs.context
     words = [
         f"{gigabytes(asked.weight_bytes)} of weights + {batch:,} × {context:,} × {state.token_bytes:,} bytes "
-        f"of cache ({gigabytes(asked.cache_bytes)}) + {gigabytes(asked.activation_bytes)} of activations = "
-        f"{gigabytes(asked.total_bytes)}: {verdict(asked, state.free_bytes)}."
+        f"of cache{with_scales(inputs.cache)} ({gigabytes(asked.cache_bytes)}) + "
+        f"{gigabytes(asked.activation_bytes)} of activations = {gigabytes(asked.total_bytes)}: "
+        f"{verdict(asked, state.free_bytes)}."
     ]
     if asked.weight_bytes > state.free_bytes:
         return [
             *words,
             "The weights alone are too large: take fewer bits, a smaller model or a larger machine.",
         ]
-    fits = f"{state.batch:,} rows of {context:,} tokens" if state.batch else f"no row of {context:,} tokens"
-    long = f"{batch:,} rows of {state.context:,}" if state.context else f"no {batch:,} rows of any length"
+    fits = f"{rows_of(state.batch)} of {context:,} tokens"
+    long = f"{rows_of(batch)} of {state.context:,}" if state.context else f"no token in {rows_of(batch)}"
     return [*words, f"At most {fits}, or {long}. Leave a tenth for the framework and its kernels."]
+
+
+def rows_of(batch: int) -> str:
+    """`8 rows`, `1 row`, `no row`."""
+    return f"{batch:,} rows" if batch > 1 else "1 row" if batch else "no row"
 
 
 class MemoryCalculator(v.View):
@@ -155,6 +168,7 @@ class MemoryCalculator(v.View):
         formats = self.weights.value, self.cache.value
         return MemoryInputs(self.batch.value, self.context.value, *formats, self.new_tokens.value)
 
+    @v.alone
     def refresh(self) -> None:
         """Computes the state from the controls, and shows it."""
         machine, inputs = self.machines[self.machine.value], self.inputs
@@ -165,9 +179,8 @@ class MemoryCalculator(v.View):
             self.complain(str(error))
             return
         title = f"Will it fit? {self.model.value} on {machine.name}"
-        token = f"{self.state.token_bytes:,} bytes a cached token"
+        token = f"{self.state.token_bytes:,} bytes a cached token{with_scales(inputs.cache)}"
         subtitle = f"{inputs.weights} weights, cache {inputs.cache} · {token}"
         picture = self.plot.update(self.state.needs, {machine.name: self.state.free_bytes}, title, subtitle)
-    @v.alone
         words = in_words(self.state, inputs)
         self.show(picture, "".join(f"<p style='margin:4px 0'>{html.escape(line)}</p>" for line in words))

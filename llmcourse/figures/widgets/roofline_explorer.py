@@ -16,6 +16,7 @@ from llmcourse.figures.widgets.machines import (
     CACHES,
     WEIGHTS,
     arithmetic,
+    check_arithmetic,
     chosen,
     known_machines,
     precision,
@@ -76,6 +77,7 @@ def explore_roofline(shapes: Shapes, machine: Limits, inputs: RooflineInputs) ->
     Raises:
         ValueError: a size out of its range, or a format that the machine lacks.
     """
+    check_arithmetic(machine, inputs.weights)
     numbers = precision(machine, inputs.weights, inputs.cache)
     dtype, batch, context = arithmetic(machine, inputs.weights), inputs.batch, inputs.context
     prefill, decode = Step.prefill(batch, context, logit_positions=1), Step.decode(batch, context)
@@ -100,10 +102,11 @@ def in_words(state: RooflineState, inputs: RooflineInputs, memory_bytes: int | N
     prefill, decode = (dict(state.points.series)[name] for name in ("prefill", "decode"))
     batch, context = inputs.batch, inputs.context
     a_row = f" ({state.decode.tokens_per_s / batch:,.1f} a row)" if batch > 1 else ""
+    every = f"each of {batch:,} rows" if batch > 1 else "one row"
     words = [
         f"Prefill of {batch:,} × {context:,} tokens: {seconds(state.prefill.time_s)} at best, "
         f"{state.prefill.tokens_per_s:,.0f} tokens/s. In a layer: {bound_words(prefill)}.",
-        f"Decoding a token for each of {batch:,} rows: {seconds(state.decode.time_s)} at best, "
+        f"Decoding a token for {every}: {seconds(state.decode.time_s)} at best, "
         f"{state.decode.tokens_per_s:,.0f} tokens/s{a_row}. In a layer: {bound_words(decode)}.",
         _turns(state, context),
     ]
@@ -183,10 +186,10 @@ class RooflineExplorer(v.View):
         sizes = self.batch.value, self.context.value
         return RooflineInputs(*sizes, self.weights.value, self.cache.value, self.attention.value)
 
+    @v.alone
     def refresh(self) -> None:
         """Computes the state from the controls, and shows it."""
         machine, inputs = self.machines[self.machine.value], self.inputs
-    @v.alone
         try:
             self.state = explore_roofline(self.models[self.model.value], machine, inputs)
         except ValueError as error:

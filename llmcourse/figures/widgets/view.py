@@ -36,7 +36,11 @@ EXAMPLES = (
     "def read_lines(path):\n    ",
 )
 VIEW_CLASS = "llmcourse-view"
-VIEW_CSS = f".{VIEW_CLASS} :is(textarea, select, table) {{font-family: {WEB_FAMILIES}}}"
+FORMER_CLASS = "llmcourse-former"  # a picture and a text that do not belong to the controls as they stand
+VIEW_CSS = (
+    f".{VIEW_CLASS} :is(textarea, select, table) {{font-family: {WEB_FAMILIES}}} "
+    f".{FORMER_CLASS} {{opacity: 0.3; filter: grayscale(1)}}"
+)
 SCREEN_SCALE = 1.5  # pixels for each one of the page: sharp, and drawn within 100 ms
 
 
@@ -107,10 +111,6 @@ def row(*widgets: ipywidgets.Widget) -> Box:
     return Box(list(widgets), layout=layout)
 
 
-class View:
-    """Controls, a picture and some text below it.
-
-    A subclass makes its controls, calls `_assemble` and then, whenever something changes, `show`
 def alone(method: Callable) -> Callable:
     """A method that no other thread enters, of any view, from reading the controls to showing the picture.
 
@@ -126,6 +126,10 @@ def alone(method: Callable) -> Callable:
     return entered
 
 
+class View:
+    """Controls, a picture and some text below it.
+
+    A subclass makes its controls, calls `_assemble` and then, whenever something changes, `show`
     or `complain`, in methods that run `alone`. A saved notebook keeps the present picture beside
     the live view, for pages that cannot run widgets.
 
@@ -172,10 +176,15 @@ def alone(method: Callable) -> Callable:
         self._spoken.value = f'<div role="status" style="{hidden}">{html.escape(picture.alt)}</div>'
         self._message.value = ""
         self._text.value = text
+        for part in (self._image, self._text):
+            part.remove_class(FORMER_CLASS)
 
     def complain(self, message: str) -> None:
-        """Says what is wrong and what to do; the last picture stays."""
+        """Says what is wrong and what to do; the last picture stays, greyed out, so that nothing jumps."""
         self.message = message
+        for part in (self._image, self._text):
+            part.add_class(FORMER_CLASS)
+        self._spoken.value = ""
         style = "border-left:4px solid #c8481a;background:#fdf1ec;color:#1d2733;padding:6px 12px"
         self._message.value = f'<div role="alert" style="{style}">{html.escape(message)}</div>'
 
@@ -184,6 +193,7 @@ def alone(method: Callable) -> Callable:
         style = "border-left:4px solid #3f7fb5;background:#eef4fa;color:#1d2733;padding:6px 12px"
         self._message.value = f'<div role="status" style="{style}">{html.escape(text)}</div>'
 
+    @alone
     def _repr_mimebundle_(self, include=None, exclude=None):
         live, still = self.widget._repr_mimebundle_(), self.picture.png()
         alt = self.message or self.picture.alt
@@ -193,7 +203,6 @@ def alone(method: Callable) -> Callable:
         }
 
 
-    @alone
 class PromptView(View):
     """A view of what a model does with a text: a prompt box and examples stand above the controls."""
 

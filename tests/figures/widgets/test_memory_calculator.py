@@ -12,6 +12,7 @@ from llmcourse.figures.widgets.memory_calculator import (
     MemoryInputs,
     calculate_memory,
     in_words,
+    rows_of,
 )
 from llmcourse.hardware import Ceilings, datasheet
 
@@ -69,6 +70,19 @@ def test_formats_are_those_chosen(calculator):
     numbers = Precision("int4", "bf16", "int8", group_size=128, cache_group_size=128)
     assert calculator.state.asked == roofline.memory_needed(LLAMA_3_8B, 8, 8192, numbers)
     assert calculator.state.token_bytes == roofline.kv_bytes_per_token(LLAMA_3_8B, numbers)
+
+
+def test_a_cached_token_of_few_bits_has_scales(calculator):
+    assert "scales" not in calculator._text.value
+    calculator.cache.value = "int8"
+    assert calculator.state.token_bytes == 66_560  # 65,536, and a scale of 2 bytes for 128 of them
+    assert "8 × 8,192 × 66,560 bytes of cache, with scales (4.4 GB)" in calculator._text.value
+
+
+def test_one_row_is_singular(calculator):
+    assert [rows_of(batch) for batch in (0, 1, 2, 1024)] == ["no row", "1 row", "2 rows", "1,024 rows"]
+    calculator.batch.value, calculator.context.value = 1, 2**19
+    assert "At most 1 row of 524,288 tokens, or 1 row of " in calculator._text.value
 
 
 def test_a_prompt_in_one_piece_is_no_longer_than_the_context(calculator):

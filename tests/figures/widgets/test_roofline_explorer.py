@@ -15,6 +15,7 @@ from llmcourse.figures.widgets.roofline_explorer import (
     in_words,
     seconds,
 )
+from llmcourse.figures.widgets.view import FORMER_CLASS
 from llmcourse.hardware import Ceilings, datasheet
 
 A100 = datasheet("A100 80GB")
@@ -87,12 +88,23 @@ def test_few_bits_are_computed_in_sixteen(explorer):
 def test_a_format_that_the_machine_lacks_is_explained_not_raised(explorer):
     picture = explorer._image.value
     explorer.machine.value = "T4"
-    assert explorer.message == (
-        "dtype must be one whose peak is known for T4, fp32, fp16, int8, int4, got 'bf16'; take one of these"
-    )
+    assert explorer.message == "T4 has no bf16: choose fp16, fp32, fp8, int8 or int4 under weights."
     assert 'role="alert"' in explorer._message.value and explorer._image.value == picture
+    former = (explorer._image, explorer._text)
+    assert all(FORMER_CLASS in part._dom_classes for part in former) and explorer._spoken.value == ""
+    assert f".{FORMER_CLASS} {{opacity" in explorer._fonts.value
     explorer.weights.value = "fp16"
     assert explorer.message == "" and explorer._message.value == ""
+    assert not any(FORMER_CLASS in part._dom_classes for part in former) and explorer._spoken.value
+
+
+@pytest.mark.parametrize("name", ["T4", "V100 32GB", "laptop CPU"])
+def test_every_format_that_is_offered_instead_is_there(name):
+    explorer = RooflineExplorer({name: datasheet(name)}, model="base")
+    offered = explorer.message.removesuffix(" under weights.").split("choose ")[1]
+    for weights in offered.replace(" or ", ", ").split(", "):
+        explorer.weights.value = weights
+        assert explorer.message == ""
 
 
 def test_turning_points_are_told_in_words():
@@ -101,7 +113,7 @@ def test_turning_points_are_told_in_words():
     turn = roofline.turning_batch(LLAMA_3_8B, A100, context=128)
     linear = roofline.turning_batch(LLAMA_3_8B, A100, operation="gate and up projection")
     assert words[2].endswith(f"turn compute-bound at batch {linear}, the whole step at batch {turn}.")
-    assert words[1].startswith("Decoding a token for each of 1 rows:") and "a row)" not in words[1]
+    assert words[1].startswith("Decoding a token for one row:") and "a row)" not in words[1]
     longer = RooflineInputs(1, 8192, attention="fused")
     words = in_words(explore_roofline(LLAMA_3_8B, A100, longer), longer, A100.memory_bytes)
     assert words[2].endswith("the whole step at none: each row brings a cache of 8,192 tokens to read.")
