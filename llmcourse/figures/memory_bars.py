@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -18,6 +18,8 @@ PARTS = {
     "activations": {"facecolor": look.PAPER, "edgecolor": look.SERIES[0], "hatch": "....."},
 }
 
+LEFT, ACROSS = 0.24, 0.74  # of the figure: where the bars begin, and the longest that there is room for
+LETTER = 6.6 / (ACROSS * look.WIDTH * look.PIXELS_PER_INCH)  # of the axis: a letter of a verdict, size 9
 AXIS_STEPS = (1.06, 1.5, 2, 3, 5, *(10**power * step for power in range(1, 9) for step in (1, 2, 5)))
 
 
@@ -38,6 +40,25 @@ def gigabytes(num_bytes: int | float) -> str:
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
+def label_place(need: Memory, length: float, limits: Sequence[int], widest: float) -> tuple[float, str]:
+    """Where a verdict of that length stands, `(x, alignment)`: across no limit, and on no weights if it can.
+
+    Tried in turn: after the bar, in its end (for a long bar first), and on the other side of the first limit.
+    """
+    gap, end, limit = 0.008 * widest, need.total_bytes, limits[0]
+    after, inside = (end + gap, "left"), (end - gap, "right")
+    places = [inside, after] if end > 0.55 * widest else [after, inside]
+    tried = [*places, (limit + gap, "left")] if limit > end else [*places, (limit - gap, "right")]
+    lefts = {place: place[0] - length if place[1] == "right" else place[0] for place in tried}
+    free = [
+        place
+        for place, left in lefts.items()
+        if 0 <= left <= widest - length and not any(left < one < left + length for one in limits)
+    ]
+    clear = [place for place in free if lefts[place] > need.weight_bytes]
+    return (clear or free or places)[0]
+
+
 class MemoryPlot:
     """The figure, made once for so many bars and then redrawn with others."""
 
@@ -46,9 +67,9 @@ class MemoryPlot:
         with look.style():
             self.figure = look.Picture(look.WIDTH, self.height)
             self.title, self.subtitle = look.heading(self.figure, " ", " ")
-            self.axes = self.figure.add_axes((0.24, 0.42 / self.height, 0.74, 1 - 1.55 / self.height))
+            self.axes = self.figure.add_axes((LEFT, 0.42 / self.height, ACROSS, 1 - 1.55 / self.height))
             self.axes.set(ylim=(rows - 0.5, -0.5), yticks=[])
-            self.axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e9:,.4g} GB"))
+            self.axes.xaxis.set_major_formatter(FuncFormatter(self._tick))
             self.axes.xaxis.set_major_locator(MaxNLocator(5))
             look.bare(self.axes, "left")
             _draw_key(self.figure, self.height)
@@ -57,28 +78,33 @@ class MemoryPlot:
         self, needs: Mapping[str, Memory], limits: Mapping[str, int], title: str, subtitle: str = ""
     ) -> look.Picture:
         """Shows other data; arguments as `plot_memory`."""
-        free_bytes = next(iter(limits.values()))
+        room = tuple(limits.values())
         for artist in self.figure.moving[1:]:
             artist.remove()
         with look.style():
-            widest = _axis_end(max(need.total_bytes for need in needs.values()), max(limits.values()))
+            widest = _axis_end(max(need.total_bytes for need in needs.values()), max(room))
             self.title.set_text(readable(title))
             self.axes.set_xlim(0, widest)
             self.figure.still_key = (title, widest)
             self.subtitle.set_text(readable(subtitle))
             self.figure.moving = [self.subtitle]
             for row, (name, need) in enumerate(needs.items()):
-                self._draw_bar(row, readable(name), need, free_bytes, widest)
+                self._draw_bar(row, readable(name), need, room, widest)
             for place, (name, limit) in enumerate(limits.items()):
                 self._draw_limit(name, limit, widest, place)
-        sentences = [_sentence(name, need, free_bytes) for name, need in needs.items()]
+        sentences = [_sentence(name, need, room[0]) for name, need in needs.items()]
         self.figure.alt = " ".join([f"{title}:", *sentences])
         return self.figure
 
-    def _draw_bar(self, row: int, name: str, need: Memory, free_bytes: int, widest: float) -> None:
+    def _tick(self, num_bytes: float, _position: int | None) -> str:
+        """In one unit along the axis, that of its end."""
+        unit, size = ("TB", 1e12) if self.axes.get_xlim()[1] >= 1e12 else ("GB", 1e9)
+        return f"{num_bytes / size:,.4g} {unit}"
+
+    def _draw_bar(self, row: int, name: str, need: Memory, limits: Sequence[int], widest: float) -> None:
         beside = {"transform": self.axes.get_yaxis_transform(), "ha": "right", "va": "center"}
         self.figure.moving.append(self.axes.text(-0.012, row, name, size=10, **beside))
-        start = 0
+        start, free_bytes = 0, limits[0]
         for part, size in parts(need).items():
             self.figure.moving += self.axes.barh(
                 row, size, left=start, height=0.56, linewidth=0.6, **PARTS[part]
@@ -88,9 +114,9 @@ class MemoryPlot:
         if not fits:
             outline = {"height": 0.56, "fill": False, "edgecolor": look.ACCENT, "linewidth": 1.8}
             self.figure.moving += self.axes.barh(row, start - free_bytes, left=free_bytes, **outline)
-        inside = start > 0.55 * widest
-        place, side = (start - 0.008 * widest, "right") if inside else (start + 0.008 * widest, "left")
-        paper = {"facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+        words = f"{gigabytes(start)}, {verdict(need, free_bytes)}"
+        x, side = label_place(need, len(words) * LETTER * widest, limits, widest)
+        paper = {"facecolor": look.PAPER, "edgecolor": "none", "pad": 1.5}
         style = {
             "ha": side,
             "va": "center",
@@ -98,8 +124,7 @@ class MemoryPlot:
             "color": look.INK if fits else look.ACCENT,
             "zorder": 5,
         }
-        words = f"{gigabytes(start)}, {verdict(need, free_bytes)}"
-        self.figure.moving.append(self.axes.text(place, row, words, bbox=paper, **style))
+        self.figure.moving.append(self.axes.text(x, row, words, bbox=paper, **style))
 
     def _draw_limit(self, name: str, limit: int, widest: float, place: int) -> None:
         dashes = "-" if place == 0 else (0, (3, 2))
@@ -136,7 +161,7 @@ def _axis_end(needed: int, limit: int) -> float:
 
 def _draw_key(picture: look.Picture, height: float) -> None:
     for index, (name, look_of) in enumerate(PARTS.items()):
-        x, y = 0.24 + 0.15 * index, 1 - 0.80 / height
+        x, y = LEFT + 0.15 * index, 1 - 0.80 / height
         picture.add_artist(
             Rectangle((x, y), 0.02, 0.13 / height, transform=picture.transFigure, linewidth=0.6, **look_of)
         )

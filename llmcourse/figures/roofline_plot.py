@@ -27,7 +27,7 @@ class RooflinePlot:
         with look.style():
             self.figure = look.Picture(look.WIDTH, 5.1)
             self.title, self.subtitle = look.heading(self.figure, " ", " ")
-            self.axes = self.figure.add_axes((0.07, 0.10, 0.50, 0.74))
+            self.axes = self.figure.add_axes((0.07, 0.10, 0.49, 0.74))
             self._make_marks()
             self._make_key()
         self._roof: list = []  # what depends on the machine alone
@@ -55,14 +55,14 @@ class RooflinePlot:
     def _make_key(self) -> None:
         """Columns of text: one object a column, since each one costs time to draw."""
         style = {"size": 9, "va": "top", "linespacing": 1.75}
-        self._names = self.figure.text(0.60, 0.80, "", **style)
+        self._names = self.figure.text(0.585, 0.80, "", **style)
         style |= {"ha": "right", "multialignment": "right"}
         self._columns = [self.figure.text(x, 0.80, "", **style) for x in (0.852, 0.892, 0.955, 0.995)]
         self._heads = [
             self.figure.text(x, 0.855, "", ha="right", va="top", size=9.5, weight="bold", color=color)
             for x, color in zip((0.892, 0.995), look.SERIES, strict=False)
         ]
-        self._legend = self.figure.text(0.60, 0.10, "", size=8.5, color=look.MUTED, linespacing=1.5)
+        self._legend = self.figure.text(0.585, 0.10, "", size=8.5, color=look.MUTED, linespacing=1.5)
 
     def update(self, data: Roofline, title: str = "", subtitle: str = "") -> look.Picture:
         """Shows other data."""
@@ -92,7 +92,7 @@ class RooflinePlot:
         (left, right), (low, high) = data.limits
         self.axes.set(xlim=(left, right), ylim=(low, high))
         self.axes.set_position(
-            (0.07, 0.10, 0.50 if data.series else 0.91, 0.74)
+            (0.07, 0.10, 0.49 if data.series else 0.89, 0.74)
         )  # the key, where there is one
         self._roof, self._obstacles = [], []
         corners = ([left, data.ridge, right], [left * data.bytes_per_s, data.peak, data.peak])

@@ -46,6 +46,35 @@ def test_redrawn_bars_are_those_of_a_fresh_figure():
     assert plot.update({"small": SMALL}, {"A100": FREE}, "After").png(1.0) == fresh
 
 
+@pytest.mark.parametrize(
+    "need",
+    [
+        Memory(13_500_000_000, 34_300_000_000, 0),  # ends before the line, its verdict would not
+        Memory(13_500_000_000, 103_000_000_000, 0),  # ends behind it
+        Memory(80_000_000_000, 5_000_000_000, 0),  # ends close to it, nearly all of it weights
+        SMALL,
+    ],
+)
+@pytest.mark.parametrize("widest", [117_000_000_000, 90_000_000_000])
+def test_no_line_runs_through_a_verdict(need, widest):
+    others = {"wide": Memory(widest, 0, 0)}
+    picture = plot_memory({"one": need} | others, {"A100": FREE, "two of them": 2 * FREE}, "Memory")
+    (text, *_) = [text for text in picture.axes[0].texts if verdict(need, FREE) in text.get_text()]
+    box = text.get_window_extent(picture.canvas.get_renderer())
+    lines = [picture.axes[0].transData.transform((line, 0))[0] for line in (FREE, 2 * FREE)]
+    assert all(not box.x0 < line < box.x1 for line in lines)
+    assert box.x1 <= picture.axes[0].get_window_extent().x1
+
+
+@pytest.mark.parametrize(("factor", "last"), [(1, "120 GB"), (10, "1.2 TB"), (1000, "120 TB")])
+def test_the_axis_counts_in_terabytes_where_gigabytes_are_many(factor, last):
+    need = Memory(10_000_000_000 * factor, 100_000_000_000 * factor, 0)
+    picture = plot_memory({"one": need}, {"machine": FREE * factor}, "Memory")
+    picture.png(1.0)
+    labels = [text.get_text() for text in picture.axes[0].get_xticklabels()]
+    assert last in labels and {label.split()[1] for label in labels} == {last.split()[1]}
+
+
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="must not be empty, got 0 and 1"):
         plot_memory({}, {"A100": FREE}, "Memory")

@@ -100,6 +100,25 @@ def test_the_key_names_every_operation_with_its_share():
     assert [head.get_text() for head in plot._heads] == ["prefill", "decode"]
 
 
+@pytest.mark.parametrize(("machine", "model", "dtype"), CASES, ids=lambda case: getattr(case, "name", case))
+def test_the_keys_columns_keep_apart(machine, model, dtype):
+    plot = RooflinePlot()
+    plot.update(layers(machine, model, dtype, 64, 16384, "fused"))
+    renderer = plot.figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in (plot._names, *plot._columns)]
+    assert all(right.x0 - left.x1 >= 4 for left, right in itertools.pairwise(boxes))
+    assert plot.axes.get_window_extent(renderer).x1 < boxes[0].x0
+
+
+@pytest.mark.parametrize("case", [None, CASES[0]], ids=["the roof alone", "with a key"])
+def test_the_last_number_of_the_axis_is_on_the_page(case):
+    plot = RooflinePlot()
+    picture = plot.update(layers(*case) if case else roofline_data(CPU, {}, "fp32"))
+    picture.png(1.0)
+    last = [text for text in plot.axes.get_xticklabels() if text.get_text() == "10,000"]
+    assert last and all(t.get_window_extent().x1 <= picture.bbox.x1 for t in last)
+
+
 def test_without_operations_the_roof_has_the_whole_page():
     plot = RooflinePlot()
     plot.update(layers(*CASES[0]))
