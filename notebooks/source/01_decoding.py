@@ -61,7 +61,7 @@ for name, (model, _) in family.items():
 # %% [markdown]
 # ## 1.1 The autoregressive loop
 #
-# > **repeat** $P = \mathcal{M}(u)$;  choose $u'$ from $P$;  $u \leftarrow u \oplus [u']$
+# > **repeat** $P = \mathcal{M}(u)$;  choose $u'$ from $P$;  $u \leftarrow u \oplus [u']$<br>
 # > **until** $u'$ is the end token, or $u$ is as long as allowed
 #
 # Below is the loop in full, with the simplest of choices, $u_i = \arg\max_u P(u \mid u_{<i})$, and then
