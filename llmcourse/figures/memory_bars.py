@@ -36,7 +36,9 @@ def verdict(memory: Memory, free_bytes: int) -> str:
 
 
 def gigabytes(num_bytes: int | float) -> str:
-    """In GB of 10⁹ bytes, as costs and bandwidths are counted; small sizes in MB."""
+    """In GB of 10⁹ bytes, as costs and bandwidths are counted; small sizes in MB, large ones in TB."""
+    if num_bytes >= 1e12:
+        return f"{num_bytes / 1e12:,.2f} TB"
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 

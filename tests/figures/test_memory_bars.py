@@ -15,7 +15,8 @@ def test_the_verdict_says_by_how_much():
     assert verdict(LARGE, FREE) == "does not fit: 20.1 GB too much"
     assert verdict(Memory(5, 3, 2), 10) == "fits, 0.0 MB to spare"
     assert verdict(Memory(5, 3, 3), 10).startswith("does not fit")
-    assert gigabytes(999_000_000) == "999.0 MB"
+    sizes = (999_000_000, 999_000_000_000, 17_592_186_044_416)
+    assert [gigabytes(size) for size in sizes] == ["999.0 MB", "999.0 GB", "17.59 TB"]
 
 
 def test_bars_are_stacked_to_the_sum():
