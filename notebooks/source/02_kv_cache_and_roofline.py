@@ -69,10 +69,10 @@ print(f"base: {base.num_parameters / 1e6:.1f} M parameters, {base.config.num_lay
 # key and value never change once they are computed. Keep them, and a new token costs one row instead of the
 # whole text. That is the lecture's algorithm:
 #
-# > $P, K_{past}, V_{past} = \mathcal{M}(u)$;&emsp; $\hat u = \arg\max P$;&emsp; $u \leftarrow u \oplus [\hat u]$ &emsp;*(prefill, 全量解码)*
-# > **while** $\hat u$ is not the end token, and $u$ is not too long:
-# > &emsp; $P, k, v = \mathcal{M}(\hat u, K_{past}, V_{past})$;&emsp; $\hat u = \arg\max P$;&emsp; $u \leftarrow u \oplus [\hat u]$
-# > &emsp; $K_{past}, V_{past} \leftarrow K_{past} \oplus k,\ V_{past} \oplus v$ &emsp;*(one incremental step, 增量解码)*
+# > $P, K_{past}, V_{past} = \mathcal{M}(u)$;&emsp; $\hat u = \arg\max P$;&emsp; $u \leftarrow u \oplus [\hat u]$ &emsp;*(prefill, 全量解码)*<br>
+# > **while** $\hat u$ is not the end token, and $u$ is not too long:<br>
+# > &emsp;&emsp; $P, k, v = \mathcal{M}(\hat u, K_{past}, V_{past})$;&emsp; $\hat u = \arg\max P$;&emsp; $u \leftarrow u \oplus [\hat u]$<br>
+# > &emsp;&emsp; $K_{past}, V_{past} \leftarrow K_{past} \oplus k,\ V_{past} \oplus v$ &emsp;*(one incremental step, 增量解码)*
 #
 # Below it stands in a dozen lines. `model.new_cache` allocates the memory once; a forward pass with a cache
 # appends to it.
@@ -86,7 +86,8 @@ def decode_greedily(model, tokens, max_new_tokens):
     token = int(logits.argmax())
     while token not in model.config.eos_token_ids and cache.extent < cache.capacity:
         tokens = [*tokens, token]
-        logits = model(torch.tensor([[token]], device=device), cache)[0, -1]  # one incremental step
+        one = torch.tensor([[token]], device=device)
+        logits = model(one, cache)[0, -1]  # one incremental step
         token = int(logits.argmax())
     return tokens
 
@@ -124,12 +125,16 @@ print("after rolling back, the same logits again:", torch.equal(again, pieces[1]
 MY_GUESS = 128  # times faster, for 256 new tokens
 
 n = 256
-recompute = sum(
-    costs.total(costs.model_costs(base.config, Step.prefill(1, i, cache=False))).flops
-    for i in range(1, n + 1)
-)
-remember = sum(costs.total(costs.model_costs(base.config, Step.decode(1, i))).flops for i in range(1, n + 1))
-print(f"FLOPs for {n} tokens: {recompute / 1e9:,.0f} G without a cache, {remember / 1e9:.1f} G with one")
+
+
+def step_flops(step):
+    return costs.total(costs.model_costs(base.config, step)).flops
+
+
+recompute = sum(step_flops(Step.prefill(1, i, cache=False)) for i in range(1, n + 1))
+remember = sum(step_flops(Step.decode(1, i)) for i in range(1, n + 1))
+print(f"FLOPs for {n} tokens: {recompute / 1e9:,.0f} G without a cache,", end=" ")
+print(f"{remember / 1e9:.1f} G with one")
 print(f"ratio of FLOPs: {recompute / remember:.0f}; your guess: {MY_GUESS}")
 
 # %%
@@ -184,18 +189,16 @@ growth.plot_growth(
 # are the ridges of machines that you may meet?
 
 # %% tags=["nbval-check-output"]
-print(
-    f"{'':16}{'GB':>6}{'GB/s':>8}{'TFLOP/s':>9}{'ridge':>8}   FLOP/byte, in bf16 (fp16, fp32 where it lacks it)"
-)
-for name in ("laptop CPU", "T4", "V100 32GB", "RTX 4090", "A100 80GB", "H100 SXM", "H200", "B200", "MI300X"):
+NAMES = ("laptop CPU", "T4", "V100 32GB", "RTX 4090", "A100 80GB")
+NAMES += ("H100 SXM", "H200", "B200", "MI300X")
+print("ridge: FLOP/byte in bf16, or in fp16 or fp32 where the machine lacks it")
+print(f"{'':16}{'GiB':>6}{'GB/s':>8}{'TFLOP/s':>9}{'ridge':>8}")
+for name in NAMES:
     sheet = hardware.datasheet(name)
     dtype = next(d for d in ("bf16", "fp16", "fp32") if d in sheet.peaks)
-    memory, bandwidth, peak = (
-        sheet.memory_bytes / 2**30,
-        sheet.bytes_per_s / 1e9,
-        sheet.flops_per_s(dtype) / 1e12,
-    )
-    print(f"{name:16}{memory:6.0f}{bandwidth:8,.0f}{peak:9,.1f}{roofline.ridge(sheet, dtype):8.1f}   {dtype}")
+    memory, bandwidth = sheet.memory_bytes / 2**30, sheet.bytes_per_s / 1e9
+    peak, ridge = sheet.flops_per_s(dtype) / 1e12, roofline.ridge(sheet, dtype)
+    print(f"{name:16}{memory:6.0f}{bandwidth:8,.0f}{peak:9,.1f}{ridge:8.1f}   {dtype}")
 
 # %% [markdown]
 # ### The slide says 142.51 for the A100. Why?
@@ -205,7 +208,8 @@ for name in ("laptop CPU", "T4", "V100 32GB", "RTX 4090", "A100 80GB", "H100 SXM
 
 # %% tags=["nbval-check-output"]
 a100 = hardware.datasheet("A100 80GB")
-print(f"{a100.flops_per_s('bf16'):.3g} / {a100.bytes_per_s:.4g} = {roofline.ridge(a100):.1f} FLOP/byte")
+print(f"{a100.flops_per_s('bf16'):.3g} / {a100.bytes_per_s:.4g}", end=" ")
+print(f"= {roofline.ridge(a100):.1f} FLOP/byte")
 print(f"with 2039 GB/s read as GiB/s: {roofline.misread_ridge(a100):.2f} FLOP/byte")
 
 # %% [markdown]
@@ -238,9 +242,11 @@ cost_table.cost_table(costs.layer_table(step=costs.LECTURE_PREFILL), roofline.ri
 
 # %% tags=["nbval-check-output"]
 for kind in ("unfused", "fused"):
-    attention = next(row for row in costs.layer_table(attention=kind) if row.name == "attention")
+    rows = costs.layer_table(attention=kind)
+    attention = next(row for row in rows if row.name == "attention")
     moved = attention.cost.traffic_bytes / 1e9
-    print(f"{kind:8}{moved:6.2f} GB moved, {attention.cost.intensity:6.1f} FLOP/byte,", end=" ")
+    print(f"{kind:8}{moved:6.2f} GB moved,", end=" ")
+    print(f"{attention.cost.intensity:6.1f} FLOP/byte,", end=" ")
     print(f"bound by {roofline.predict(attention.cost, a100).bound}")
 
 # %% [markdown]
@@ -268,8 +274,9 @@ for batch, new, past in ((2, 100, 0), (3, 1, 99), (2, 16, 50)):
         base(ids[:, :past], cache)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         base(ids[:, past:], cache)
-    ours = costs.total(costs.model_costs(base.config, Step.chunk(batch, new, past))).matmul_flops
-    print(f"{batch} × {new} new after {past}: ours {ours:,}, PyTorch's {counter.get_total_flops():,}")
+    operations = costs.model_costs(base.config, Step.chunk(batch, new, past))
+    ours, theirs = costs.total(operations).matmul_flops, counter.get_total_flops()
+    print(f"{batch} × {new} new after {past}: ours {ours:,}, PyTorch's {theirs:,}")
 
 # %% [markdown]
 # ## 2.4 On the roofline
@@ -284,12 +291,16 @@ STEPS = {"prefill": Step.prefill(8, 1024), "decode": Step.decode(8, 1024)}
 
 def layer_points(machine, shapes, attention, dtype="bf16"):
     numbers = Precision.uniform(dtype)
-    layers = {s: costs.layer_costs(shapes, step, numbers, attention=attention) for s, step in STEPS.items()}
-    return {name: roofline.predict_all(layer, machine, dtype) for name, layer in layers.items()}
+    points = {}
+    for name, step in STEPS.items():
+        layer = costs.layer_costs(shapes, step, numbers, attention=attention)
+        points[name] = roofline.predict_all(layer, machine, dtype)
+    return points
 
 
 points = roofline_data(a100, layer_points(a100, LLAMA_2_7B, "unfused"))
-plot_roofline(points, "A layer of Llama-2-7B on an A100", "8 × 1,024 tokens, bf16, unfused attention")
+subtitle = "8 × 1,024 tokens, bf16, unfused attention"
+plot_roofline(points, "A layer of Llama-2-7B on an A100", subtitle)
 
 # %% [markdown]
 # Prefill's linear layers stand on the flat roof: the A100 is busy computing. Everything else, and all of decoding,
@@ -317,23 +328,24 @@ widgets.RooflineExplorer(machines, machine="A100 80GB", model="Llama-3-8B")
 for name in ("A100 80GB", "H200"):
     machine = hardware.datasheet(name)
     linear = roofline.turning_batch(LLAMA_3_8B, machine, operation="gate and up projection")
-    print(f"{name}, ridge {roofline.ridge(machine):.0f}: Llama-3-8B's linear layers turn at batch {linear};")
+    print(f"{name}, ridge {roofline.ridge(machine):.0f}:", end=" ")
+    print(f"Llama-3-8B's linear layers turn at batch {linear};")
     for context in (128, 1024, 8192):
         whole = roofline.turning_batch(LLAMA_3_8B, machine, context=context)
-        print(
-            f"    the whole step, context {context:5,}: {'never' if whole is None else f'at batch {whole}'}"
-        )
+        turn = "never" if whole is None else f"at batch {whole}"
+        print(f"    the whole step, context {context:5,}: {turn}")
 
 # %% tags=["nbval-check-output"]
 batches = tuple(2**power for power in range(10))
 curves = []
 for context in (128, 1024, 8192):
     steps = [roofline.predict_step(LLAMA_3_8B, Step.decode(b, context), a100) for b in batches]
-    curves.append(growth.Curve(f"context {context:,}", batches, [s.tokens_per_s for s in steps], "predicted"))
+    speeds = [step.tokens_per_s for step in steps]
+    curves.append(growth.Curve(f"context {context:,}", batches, speeds, "predicted"))
 growth.plot_growth(
     curves,
     "Batching: nearly free, until the caches are what is read",
-    "Llama-3-8B, bf16, A100 80GB: tokens/s of all rows together, at best (whether or not it fits)",
+    "Llama-3-8B, bf16, A100 80GB: all rows together, at best (whether or not it fits)",
     x_label="batch (rows)",
     y_label="tokens/s",
 )
@@ -352,12 +364,12 @@ growth.plot_growth(
 needs = {}
 for name in ("Llama-2-7B", "Llama-3-8B"):
     shapes = costs.MODELS[name]
-    token, rows = roofline.kv_bytes_per_token(shapes), roofline.largest_batch(shapes, 8192, a100.memory_bytes)
-    print(
-        f"{name}: weights {costs.weight_bytes(shapes) / 1e9:.1f} GB, {token:,} bytes a cached token,", end=" "
-    )
-    print(f"on an A100 at most {rows} rows of 8,192 tokens")
-    needs |= {f"{name}, {batch} × 8,192": roofline.memory_needed(shapes, batch, 8192) for batch in (8, 24)}
+    token = roofline.kv_bytes_per_token(shapes)
+    rows = roofline.largest_batch(shapes, 8192, a100.memory_bytes)
+    print(f"{name}: weights {costs.weight_bytes(shapes) / 1e9:.1f} GB,", end=" ")
+    print(f"{token:,} bytes a cached token, on an A100 at most {rows} rows of 8,192 tokens")
+    for batch in (8, 24):
+        needs[f"{name}, {batch} × 8,192"] = roofline.memory_needed(shapes, batch, 8192)
 memory_bars.plot_memory(
     needs, {"A100 80GB": a100.memory_bytes}, "Grouped queries: a quarter of the cache", "bf16"
 )
@@ -385,7 +397,11 @@ weight = timing.Rotation(torch.randn(N, K, device=device))
 runs = []
 for rows in (1, 4, 16, 64, 256):
     x = torch.randn(rows, K, device=device)
-    taken = timing.measure(lambda x=x: F.linear(x, *weight()), device=device, warmup=2, repeats=7)
+
+    def product(x=x):
+        return F.linear(x, *weight())
+
+    taken = timing.measure(product, device=device, warmup=2, repeats=7)
     flops, traffic = 2 * rows * K * N, 4 * (rows * K + K * N + rows * N)
     runs.append(Measured(f"{rows}", flops / traffic, flops / taken.median_s))
 plot_roofline(
@@ -420,13 +436,15 @@ def time_step(batch, new, past):
 
 # %%
 measured, roofs = {}, {}
-for batch, new, past in ((1, 1, 255), (4, 1, 255), (16, 1, 255), (64, 1, 255), (1, 256, 0), (4, 512, 0)):
+decoding_steps = [(batch, 1, 255) for batch in (1, 4, 16, 64)]
+for batch, new, past in (*decoding_steps, (1, 256, 0), (4, 512, 0)):
     name = f"decode × {batch}" if new == 1 else f"prefill {batch} × {new}"
-    roofs[name] = roofline.predict_step(base.config, Step.chunk(batch, new, past), here, fp32)
+    step = Step.chunk(batch, new, past)
+    roofs[name] = roof = roofline.predict_step(base.config, step, here, fp32)
     measured[name] = taken = time_step(batch, new, past)
-    share = roofs[name].time_s / taken.median_s
-    print(f"{name:16}predicted {roofs[name].time_s * 1e3:7.2f} ms ({roofs[name].bound}),", end=" ")
-    print(f"measured {taken.median_s * 1e3:7.2f} ms ± {taken.spread / 2:.0%}: {share:4.0%}")
+    print(f"{name:16}predicted {roof.time_s * 1e3:7.2f} ms ({roof.bound}),", end=" ")
+    print(f"measured {taken.median_s * 1e3:7.2f} ms ± {taken.spread / 2:.0%}:", end=" ")
+    print(f"{roof.time_s / taken.median_s:4.0%}")
 
 # %%
 runs = [
@@ -435,14 +453,15 @@ runs = [
 ]
 layer = layer_points(here, base.config, "fused", "fp32")
 points = roofline_data(here, layer, "fp32", measured=runs)
-plot_roofline(
-    points, f"base on {here.name}", "points: a layer, 8 × 1,024 tokens; triangles: whole steps, measured"
-)
+marks = "points: a layer, 8 × 1,024 tokens; triangles: whole steps, measured"
+plot_roofline(points, f"base on {here.name}", marks)
 
 # %%
 sizes = (1, 2, 4, 8, 16, 32, 64)
 speed = [size / time_step(size, 1, 255).median_s for size in sizes]
-best = [roofline.predict_step(base.config, Step.decode(size, 256), here, fp32).tokens_per_s for size in sizes]
+steps = [Step.decode(size, 256) for size in sizes]
+best = [roofline.predict_step(base.config, step, here, fp32).tokens_per_s for step in steps]
+gain = f"batch {sizes[-1]} gives {speed[-1] / speed[0]:.1f} × the tokens/s of batch 1"
 curves = [
     growth.Curve("measured", sizes, speed, group="base"),
     growth.Curve("roofline", sizes, best, "predicted", "base"),
@@ -450,7 +469,7 @@ curves = [
 growth.plot_growth(
     curves,
     f"Batching on {here.name}",
-    f"base, fp32, context 256: batch {sizes[-1]} gives {speed[-1] / speed[0]:.1f} × the tokens/s of batch 1",
+    f"base, fp32, context 256: {gain}",
     x_label="batch (rows)",
     y_label="tokens/s",
 )
@@ -480,37 +499,44 @@ def written(source):
 
 speeds = {}
 for name, source in (("plain loop", base32), ("engine", engine)):
-    speeds[name] = (
-        64 / timing.measure(lambda source=source: written(source), device=device, repeats=5).median_s
-    )
+    taken = timing.measure(lambda source=source: written(source), device=device, repeats=5)
+    speeds[name] = 64 / taken.median_s
 print(", ".join(f"{name}: {speed:,.0f} tokens/s" for name, speed in speeds.items()))
 print("the same tokens:", written(base32) == written(engine))
 
 # %% [markdown]
-# Recorded runs of models whose weights do fill the memory bus, each with the limit that was measured in the same
-# process:
+# Models of billions of weights fill the memory bus. Runs of `benchmarks/decode.py` with such models are recorded
+# with the limit that was measured in the same process. The next cell lists the ones that are stored here, or says
+# what to run; the plot after it is the prediction, with the recorded runs beside it where there are several.
 
 # %%
 MODELS = ("llama3_8b", "llama2_7b", "qwen3_0.6b")
 rows = [row for model in MODELS for row in recorded.recorded(f"decode_{model}_bf16_b1")]
 for row in rows:
     print(f"{row['name']} on {row['device']} (recorded {row['date']}):")
-    print(f"    {row['value']:.0f} {row['unit']}, {row['ratio_limit']:.0%} of {row['limit_name']}", end="")
+    print(f"    {row['value']:.0f} {row['unit']},", end=" ")
+    print(f"{row['ratio_limit']:.0%} of {row['limit_name']}", end="")
     print(f", {row['ratio_peer']:.2f} × {row['peer']}" if row["peer"] else "")
-print(f"{len(rows)} recorded runs")
+if not rows:
+    print("No run is recorded yet. On a machine with a large GPU `python benchmarks/decode.py`")
+    print("measures these models and stores what it finds in benchmarks/results.")
 
 # %%
 h200 = hardware.datasheet("H200")
 sizes = (1, 2, 4, 8, 16, 32, 64)
-best = [roofline.predict_step(LLAMA_3_8B, Step.decode(size, 228), h200).tokens_per_s for size in sizes]
+steps = [Step.decode(size, 228) for size in sizes]
+best = [roofline.predict_step(LLAMA_3_8B, step, h200).tokens_per_s for step in steps]
 curves = [growth.Curve("roofline, datasheet", sizes, best, "predicted", "H200")]
-found = {size: recorded.recorded(f"decode_llama3_8b_bf16_b{size}") for size in sizes}
-found = {size: row["value"] for size, rows in found.items() for row in rows if "H200" in row["device"]}
+found = {}
+for size in sizes:
+    for row in recorded.recorded(f"decode_llama3_8b_bf16_b{size}"):
+        if "H200" in row["device"]:
+            found[size] = row["value"]
 if len(found) > 1:
     curves.append(growth.Curve("recorded", tuple(found), tuple(found.values()), group="H200"))
-growth.plot_growth(
-    curves, "Llama-3-8B on an H200", "bf16, context 228", x_label="batch (rows)", y_label="tokens/s"
-)
+shown = "prediction and recorded runs" if len(found) > 1 else "the prediction alone"
+names = {"x_label": "batch (rows)", "y_label": "tokens/s"}
+growth.plot_growth(curves, "Llama-3-8B on an H200", f"bf16, context 228: {shown}", **names)
 
 # %% [markdown]
 # ## 2.9 What goes wrong
@@ -532,10 +558,12 @@ growth.plot_growth(
 # step, and predict tokens per second, scored on how near you come to what was measured. To warm up, here in
 # this notebook:
 #
-# 1. (10 min) Set `MY_GUESS` to what you would say *now* for 1,000 tokens, and compute it from measured step times
-#    without running 1,000 uncached steps.
-# 2. (15 min) With the roofline explorer, find the shortest prompt whose prefill is compute-bound in its linear
-#    layers at batch 1, on three machines. Predict it from the ridge first.
+# 1. (10 min) How many times faster is the cache for 1,000 tokens? In the first code cell of *Predict* in 2.1 set
+#    `MY_GUESS` to what you would say *now*, and change `n = 256` to `n = 1000` for the ratio of the FLOPs. Then
+#    compute the ratio of the times from a few measured steps, without running 1,000 uncached ones.
+# 2. (15 min) With the roofline explorer, find the shortest prompt whose prefill is compute-bound in all linear
+#    layers at batch 1, on three machines, to a factor of two: the slider knows powers of two. Predict it from the
+#    ridge first.
 # 3. (15 min) Would you rather have twice the bandwidth or twice the compute, for one user, and for a hundred?
 #    Answer with `roofline.predict_step` and a datasheet whose numbers you change (`dataclasses.replace`).
 #
