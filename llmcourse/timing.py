@@ -25,14 +25,16 @@ class Timing:
     """Seconds of repeated runs of one thing, in the order they were taken.
 
     Raises:
-        ValueError: there is no time, or one is negative.
+        ValueError: there is no time, or one is negative or no finite number.
     """
 
     times_s: tuple[float, ...]
 
     def __post_init__(self):
-        if not self.times_s or min(self.times_s) < 0:
-            raise ValueError(f"times_s must be one or more times of at least 0 s, got {self.times_s}")
+        if not self.times_s or not all(0 <= time_s < math.inf for time_s in self.times_s):
+            raise ValueError(
+                f"times_s must be one or more times of at least 0 s, got {self.times_s}; measure() takes them"
+            )
 
     @property
     def median_s(self) -> float:

@@ -1,6 +1,7 @@
 """Timing: what is counted, and how it is summed up."""
 
 import contextlib
+import math
 import time
 
 import pytest
@@ -20,7 +21,7 @@ def test_spread_of_equal_times_is_zero(times_s):
     assert Timing(times_s).spread == 0
 
 
-@pytest.mark.parametrize("times_s", [(), (0.1, -0.1)])
+@pytest.mark.parametrize("times_s", [(), (0.1, -0.1), (math.nan, 1.0), (1.0, math.nan), (math.inf,)])
 def test_impossible_times_are_refused(times_s):
     with pytest.raises(ValueError, match="times_s must be one or more times of at least 0 s, got"):
         Timing(times_s)
@@ -59,10 +60,17 @@ def test_the_real_clock_is_used():
     assert measure(lambda: time.sleep(0.02), warmup=0, repeats=1).median_s >= 0.02
 
 
-@pytest.mark.parametrize(("settings", "message"), [({"warmup": -1}, "warmup"), ({"repeats": 0}, "repeats")])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"warmup": -1}, "warmup must be at least 0, got -1; use 0"),
+        ({"repeats": 0}, "repeats must be at least 1, got 0; use 1"),
+        ({"repeats": -3}, "repeats must be at least 1, got -3; use 1"),
+    ],
+)
 def test_bad_counts_are_refused(settings, message):
-    with pytest.raises(ValueError, match=f"{message} must be at least"):
-        measure(lambda: None, **settings)
+    with pytest.raises(ValueError, match=message):
+        measure(lambda: pytest.fail("nothing runs"), **settings)
 
 
 class Gpu:

@@ -12,7 +12,7 @@ from llmcourse.costs.operations import (
     layer_operations,
     model_operations,
 )
-from llmcourse.costs.shapes import BF16, Precision, Shapes, Step
+from llmcourse.costs.shapes import BF16, Precision, Shapes, Step, check_at_least
 
 OWNED: tuple[Store, ...] = ("weights", "head", "parameters")  # what belongs to the model
 
@@ -54,7 +54,12 @@ class Cost:
         return self.flops / self.traffic_bytes if self.traffic_bytes else 0.0
 
     def __mul__(self, times: int) -> Cost:
-        """The same operation run `times` times."""
+        """The same operation run `times` times, at least once.
+
+        Raises:
+            ValueError: it is not run.
+        """
+        check_at_least("times", times, 1)
         figures = {name: getattr(self, name) * times for name in _FIGURES}
         return Cost(self.name, **figures, repeats=self.repeats * times)
 

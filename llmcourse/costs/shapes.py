@@ -62,10 +62,11 @@ class ModelShapes:
     def __post_init__(self):
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers")
         for name in (*sizes, "num_heads", "num_kv_heads", "head_dim"):
-            _check_at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and {self.num_kv_heads}"
+                f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and "
+                f"{self.num_kv_heads}; every key/value head serves as many query heads"
             )
 
 
@@ -89,9 +90,9 @@ class Step:
     logit_positions: int | None = None
 
     def __post_init__(self):
-        _check_at_least("batch", self.batch, 1)
-        _check_at_least("new_tokens", self.new_tokens, 1)
-        _check_at_least("past", self.past, 0)
+        check_at_least("batch", self.batch, 1)
+        check_at_least("new_tokens", self.new_tokens, 1)
+        check_at_least("past", self.past, 0)
         if self.past and not self.cache:
             raise ValueError(f"past must be 0 without a cache, got {self.past}; use cache=True")
         if self.logit_positions is not None and not 0 <= self.logit_positions <= self.new_tokens:
@@ -114,7 +115,7 @@ class Step:
         Raises:
             ValueError: `context` is below 1.
         """
-        _check_at_least("context", context, 1)
+        check_at_least("context", context, 1)
         return cls(batch, 1, context - 1)
 
     @classmethod
@@ -164,7 +165,7 @@ class Precision:
             object.__setattr__(self, name, dtype_name(dtype))
         for name in ("group_size", "cache_group_size"):
             if getattr(self, name) is not None:
-                _check_at_least(name, getattr(self, name), 1)
+                check_at_least(name, getattr(self, name), 1)
 
     @classmethod
     def uniform(cls, dtype: str | torch.dtype) -> Precision:
@@ -188,6 +189,9 @@ class Precision:
 BF16 = Precision()
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
+def check_at_least(name: str, value: object, least: int) -> None:
+    """Refuses what is no integer, or one below the least that makes sense."""
     if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        raise ValueError(
+            f"{name} must be an integer of at least {least}, got {value!r}; use {least} for the smallest"
+        )

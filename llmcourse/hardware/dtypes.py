@@ -36,5 +36,7 @@ def dtype_name(dtype: str | torch.dtype) -> str:
     """
     name = _TORCH_NAMES.get(dtype) if isinstance(dtype, torch.dtype) else _SPELLINGS.get(dtype, dtype)
     if name not in BITS:
-        raise ValueError(f"dtype must be one of {', '.join(BITS)}, got {str(dtype)!r}")
+        raise ValueError(
+            f"dtype must be one of {', '.join(BITS)}, got {str(dtype)!r}; or give PyTorch's, torch.bfloat16"
+        )
     return name

@@ -84,12 +84,19 @@ def copy_bandwidth(device: torch.device | str = "cpu", num_bytes: int | None = N
             measures the cache; take the size of what will be read. None takes `large_buffer_bytes`.
 
     Raises:
-        ValueError: `num_bytes` is too small to time.
+        ValueError: `num_bytes` is too small to time or too large for two buffers, or the device is not here.
     """
+    device = present_device(device)
     if num_bytes is None:
-        num_bytes = large_buffer_bytes(torch.device(device))
+        num_bytes = large_buffer_bytes(device)
     if num_bytes < 1024:
         raise ValueError(f"num_bytes must be at least 1024, got {num_bytes}; 256 MiB outgrows most caches")
+    free = free_bytes(device)
+    if free is not None and 2 * num_bytes > free:
+        raise ValueError(
+            f"num_bytes must be at most {free // 2}, half of what is free on {device}, got {num_bytes}; "
+            "256 MiB outgrows most caches"
+        )
     source = torch.randint(256, (num_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     timing = measure(lambda: target.copy_(source), device=device)

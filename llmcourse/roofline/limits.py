@@ -16,6 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 
 from llmcourse.costs import BF16, Cost, Precision, Shapes, Step, model_costs, total
+from llmcourse.costs.shapes import check_at_least
 
 Bound = Literal["memory", "compute"]
 
@@ -50,8 +51,10 @@ def attainable(machine: Limits, intensity: int | float, dtype: str | torch.dtype
     Raises:
         ValueError: `intensity` is negative.
     """
-    if intensity < 0:
-        raise ValueError(f"intensity must be at least 0 FLOP/byte, got {intensity}")
+    if not intensity >= 0:
+        raise ValueError(
+            f"intensity must be at least 0 FLOP/byte, got {intensity}; it is FLOPs over bytes, both counts"
+        )
     return min(machine.flops_per_s(dtype), intensity * machine.bytes_per_s)
 
 
@@ -188,6 +191,7 @@ def turning_batch(
     Raises:
         ValueError: no operation has that name, a size is below 1, or the machine lacks the format.
     """
+    check_at_least("largest", largest, 1)
     dtype = precision.activations if compute is None else compute
 
     def computes(batch: int) -> bool:

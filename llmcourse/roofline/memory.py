@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 
 from llmcourse.costs import BF16, Precision, Shapes, Step, weight_bytes
 from llmcourse.costs.counting import letter_values
 from llmcourse.costs.operations import Operation, model_operations
+from llmcourse.costs.shapes import check_at_least
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,12 @@ def memory_needed(
     Raises:
         ValueError: a size below 1, or more new tokens than the context has.
     """
-    _check_sizes(batch=batch, context=context, new_tokens=new_tokens)
+    for name, size in (("batch", batch), ("context", context), ("new_tokens", new_tokens)):
+        check_at_least(name, size, 1)
     if new_tokens > context:
-        raise ValueError(f"new_tokens must be at most the context of {context}, got {new_tokens}")
+        raise ValueError(
+            f"new_tokens must be at most the context of {context}, got {new_tokens}; they are part of it"
+        )
     step = Step.chunk(batch, new_tokens, context - new_tokens, logit_positions=1)
     return Memory(
         weight_bytes(shapes, precision),
@@ -93,6 +96,8 @@ def check_fits(
         DoesNotFit: it is not; the message says what is needed, what is free, and what would fit.
         ValueError: a size out of its range.
     """
+    if free_bytes is not None:
+        _check_free(free_bytes)
     settings = {"precision": precision, "new_tokens": new_tokens, "attention": attention}
     needed = memory_needed(shapes, batch, context, **settings)
     if free_bytes is None or needed.total_bytes <= free_bytes:
@@ -166,8 +171,7 @@ def largest_context(
 
 def _largest(needed: Callable[[int], Memory], least: int, free_bytes: int) -> int:
     """The largest number from `least` on whose need is met, 0 if there is none."""
-    if free_bytes < 0:
-        raise ValueError(f"free_bytes must be at least 0, got {free_bytes}")
+    _check_free(free_bytes)
     if needed(least).total_bytes > free_bytes:
         return 0
     low, high = least, 2 * least
@@ -192,10 +196,11 @@ def _activation_bytes(shapes: Shapes, step: Step, precision: Precision, attentio
     return max(held(operation) for _, operation in model_operations(shapes, step, attention=attention))
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if not isinstance(value, Integral) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+def _check_free(free_bytes: int) -> None:
+    if not free_bytes >= 0:
+        raise ValueError(
+            f"free_bytes must be at least 0, got {free_bytes}; hardware.free_bytes() asks the system"
+        )
 
 
 def _gb(num_bytes: int) -> str:

@@ -251,3 +251,9 @@ def test_every_layer_costs_the_same():
 def test_other_ways_to_attend_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         layer_costs(MODELS["base"], Step.decode(1, 1), **settings)
+
+
+@pytest.mark.parametrize("times", [0, -2])
+def test_an_operation_runs_at_least_once(times):
+    with pytest.raises(ValueError, match=f"times must be an integer of at least 1, got {times}"):
+        layer_costs(MODELS["base"], Step.decode(1, 1))[0] * times

@@ -1,9 +1,12 @@
 """Steps and precisions: what they mean, and what they refuse."""
 
+import math
+
 import pytest
 import torch
 
 from llmcourse.costs import BF16, ModelShapes, Precision, Shapes, Step
+from llmcourse.costs.shapes import check_at_least
 from llmcourse.model import DecoderConfig
 
 SIZES = dict(
@@ -22,14 +25,26 @@ def test_a_decoder_config_has_the_shapes():
     assert not isinstance(SIZES, Shapes)
 
 
+@pytest.mark.parametrize("size", [0, -4])
 @pytest.mark.parametrize("name", SIZES)
-def test_impossible_shapes_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
-        ModelShapes(**{**SIZES, name: 0})
+def test_impossible_shapes_are_refused(name, size):
+    with pytest.raises(
+        ValueError, match=f"{name} must be an integer of at least 1, got {size}; use 1 for the s"
+    ):
+        ModelShapes(**{**SIZES, name: size})
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0, math.nan, "3", None])
+def test_sizes_are_integers(value):
+    with pytest.raises(ValueError, match=f"batch must be an integer of at least 1, got {value!r}; use 1 for"):
+        check_at_least("batch", value, 1)
+    check_at_least("batch", 1, 1)
 
 
 def test_heads_must_divide():
-    with pytest.raises(ValueError, match="num_heads must be a multiple of num_kv_heads, got 4 and 3"):
+    with pytest.raises(
+        ValueError, match="num_heads must be a multiple of num_kv_heads, got 4 and 3; every key"
+    ):
         ModelShapes(**{**SIZES, "num_kv_heads": 3})
 
 
@@ -64,9 +79,10 @@ def test_impossible_steps_are_refused(arguments, message):
         Step(**arguments)
 
 
-def test_decoding_looks_at_one_key_or_more():
-    with pytest.raises(ValueError, match="context must be an integer of at least 1, got 0"):
-        Step.decode(1, 0)
+@pytest.mark.parametrize("context", [0, -5])
+def test_decoding_looks_at_one_key_or_more(context):
+    with pytest.raises(ValueError, match=f"context must be an integer of at least 1, got {context}; use 1"):
+        Step.decode(1, context)
 
 
 def test_formats_follow_each_other_unless_named():
@@ -102,12 +118,15 @@ def test_scales_cap_what_int4_can_win():
     assert BF16.num_bytes("weights", 2**20) / packed == pytest.approx(3.879, abs=1e-3)
 
 
+@pytest.mark.parametrize("size", [0, -128])
 @pytest.mark.parametrize("name", ["group_size", "cache_group_size"])
-def test_impossible_groups_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
-        Precision(**{name: 0})
+def test_impossible_groups_are_refused(name, size):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {size}; use 1"):
+        Precision(**{name: size})
 
 
 def test_unknown_formats_are_refused():
-    with pytest.raises(ValueError, match=r"dtype must be one of fp64, fp32, .*, got 'int3'"):
+    with pytest.raises(
+        ValueError, match=r"dtype must be one of fp64, fp32, .*, got 'int3'; or give PyTorch's"
+    ):
         Precision("int3")

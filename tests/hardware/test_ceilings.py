@@ -164,3 +164,9 @@ def test_the_folder_is_where_the_system_keeps_such_files(system, variable, expec
 def test_a_device_that_is_not_here_is_refused(tmp_path):
     with pytest.raises(ValueError, match="device must be one that this machine has, got 'cuda:63'"):
         measure_ceilings("cuda:63", folder=tmp_path)
+
+
+@pytest.mark.parametrize("ask", [measure_ceilings, stored_ceilings])
+def test_a_device_that_nobody_knows_is_refused(ask, tmp_path):
+    with pytest.raises(ValueError, match="device must be one that PyTorch knows, got 'gpu'; use 'cpu'"):
+        ask("gpu", folder=tmp_path)

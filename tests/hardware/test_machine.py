@@ -80,6 +80,22 @@ def test_a_copy_too_small_to_time_is_refused():
         copy_bandwidth("cpu", 0)
 
 
+def test_a_copy_that_does_not_fit_is_refused_before_it_is_tried(monkeypatch):
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 10**6)
+    monkeypatch.setattr(torch, "randint", None)
+    with pytest.raises(
+        ValueError, match="num_bytes must be at most 500000, half of what is free on cpu, got 500001"
+    ):
+        copy_bandwidth("cpu", 500_001)
+
+
+def test_a_copy_on_a_device_that_is_not_here_is_refused():
+    with pytest.raises(
+        ValueError, match="device must be one that this machine has, got 'cuda:63'; use 'cpu'"
+    ):
+        copy_bandwidth("cuda:63")
+
+
 def test_the_fingerprint_names_device_and_versions():
     found = fingerprint("cpu")
     assert found["device"] == this_machine("cpu").name

@@ -1,5 +1,7 @@
 """Limits: what is bound by what, on which side of the ridge, and where decoding turns."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,8 +79,11 @@ def test_every_operation_lies_on_the_roof(flops, traffic_bytes):
 
 def test_the_roof_has_two_parts():
     assert roofline.attainable(EVEN, 3) == 30 and roofline.attainable(EVEN, 30) == 100
-    with pytest.raises(ValueError, match="intensity must be at least 0 FLOP/byte, got -1"):
-        roofline.attainable(EVEN, -1)
+    for intensity in (-1, math.nan):
+        with pytest.raises(
+            ValueError, match=f"intensity must be at least 0 FLOP/byte, got {intensity}; it is"
+        ):
+            roofline.attainable(EVEN, intensity)
 
 
 def test_operations_follow_one_another():
@@ -165,3 +170,10 @@ def test_fewer_bits_turn_at_smaller_batches():
 def test_unknown_operations_are_refused():
     with pytest.raises(ValueError, match=r"operation must be one of embedding, .*, got 'softmax'; use None"):
         roofline.turning_batch(LLAMA_3_8B, H200, operation="softmax")
+
+
+@pytest.mark.parametrize("name", ["context", "largest"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_are_looked_for_among_some_and_with_some_context(name, size):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {size}; use 1"):
+        roofline.turning_batch(LLAMA_3_8B, H200, **{name: size})

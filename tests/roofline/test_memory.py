@@ -114,10 +114,15 @@ def test_fewer_bits_make_room():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch": 0, "context": 5}, "batch must be an integer of at least 1, got 0"),
+        ({"batch": 0, "context": 5}, "batch must be an integer of at least 1, got 0; use 1"),
+        ({"batch": -2, "context": 5}, "batch must be an integer of at least 1, got -2; use 1"),
+        ({"batch": 1, "context": 0}, "context must be an integer of at least 1, got 0; use 1"),
         ({"batch": 1, "context": -5}, "context must be an integer of at least 1, got -5"),
         ({"batch": 1, "context": 5, "new_tokens": 0}, "new_tokens must be an integer of at least 1, got 0"),
-        ({"batch": 1, "context": 5, "new_tokens": 6}, "new_tokens must be at most the context of 5, got 6"),
+        (
+            {"batch": 1, "context": 5, "new_tokens": 6},
+            "new_tokens must be at most the context of 5, got 6; they are part",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(arguments, message):
@@ -125,6 +130,24 @@ def test_impossible_sizes_are_refused(arguments, message):
         roofline.memory_needed(LLAMA_3_8B, **arguments)
 
 
-def test_negative_memory_is_refused():
-    with pytest.raises(ValueError, match="free_bytes must be at least 0, got -1"):
-        roofline.largest_batch(LLAMA_3_8B, 1, -1)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda free_bytes: roofline.largest_batch(LLAMA_3_8B, 1, free_bytes),
+        lambda free_bytes: roofline.largest_context(LLAMA_3_8B, 1, free_bytes),
+        lambda free_bytes: roofline.check_fits(LLAMA_3_8B, 1, 1, free_bytes),
+    ],
+)
+def test_negative_memory_is_refused(ask):
+    with pytest.raises(
+        ValueError, match=r"free_bytes must be at least 0, got -1; hardware\.free_bytes\(\) asks"
+    ):
+        ask(-1)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_the_largest_of_nothing_is_refused(size):
+    with pytest.raises(ValueError, match=f"context must be an integer of at least 1, got {size}"):
+        roofline.largest_batch(LLAMA_3_8B, size, 10**12)
+    with pytest.raises(ValueError, match=f"batch must be an integer of at least 1, got {size}"):
+        roofline.largest_context(LLAMA_3_8B, size, 10**12)

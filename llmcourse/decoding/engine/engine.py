@@ -79,7 +79,7 @@ class DecodeEngine:
         if not max(lengths) <= capacity <= self.max_length:
             raise ValueError(
                 f"capacity must be in [{max(lengths)}, {self.max_length}], from the longest prompt to the "
-                f"model's context, got {capacity}"
+                f"model's context, got {capacity}; add up the prompt and what may follow"
             )
         state = self._prepare(len(prompts), capacity)
         padded = torch.tensor([[*p, *[0] * (max(lengths) - len(p))] for p in prompts], device=self.device)
@@ -119,7 +119,7 @@ class DecodeEngine:
             ValueError: more tokens than the capacity has room for.
         """
         if num_tokens < 1:
-            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}")
+            raise ValueError(f"num_tokens must be at least 1, got {num_tokens}; ask for one token or more")
         choice = self._choice_for(temperature, seed)
         state = self._reserve(num_tokens)
 
@@ -137,11 +137,13 @@ class DecodeEngine:
         """Row i becomes a copy of row `rows[i]`; another number of rows needs other memory.
 
         Raises:
-            ValueError: no prompt was read yet, or `rows` names none.
+            ValueError: no prompt was read yet, or `rows` names none, or one that is not there (which is
+                looked at on the CPU alone).
         """
         old = state = self._started()
         if len(rows) < 1:
-            raise ValueError("rows must name at least one row, got none")
+            raise ValueError("rows must name at least one row, got none; give the row to keep")
+        _check_ids("rows", rows, old.batch_size, "number them as they are now")
         if len(rows) != old.batch_size:
             self._state = None
             state = self._prepare(len(rows), old.capacity)
@@ -184,14 +186,11 @@ class DecodeEngine:
     def _check_tokens(self, tokens: Tensor) -> None:
         rows = self._started().batch_size
         if tokens.shape != (rows,):
-            raise ValueError(f"tokens must have shape ({rows},), one a row, got {tuple(tokens.shape)}")
-        if tokens.device.type == "cpu":
-            low, high = tokens.aminmax()
-            if low < 0 or high >= self.vocab_size:
-                raise ValueError(
-                    f"tokens must be ids in [0, {self.vocab_size - 1}], got {tokens.tolist()}; "
-                    "take them from the model's own tokenizer"
-                )
+            raise ValueError(
+                f"tokens must have shape ({rows},), one a row, got {tuple(tokens.shape)}; "
+                "a row that has ended takes any token"
+            )
+        _check_ids("tokens", tokens, self.vocab_size, "take them from the model's own tokenizer")
 
     def _check_memory(self, batch_size: int, capacity: int) -> None:
         """Refuses before anything is allocated; the weights are there already."""
@@ -220,3 +219,11 @@ class DecodeEngine:
             self._choices[sampled] = Choice(batch, self.vocab_size, self.device, temperature=temperature)
         self._choices[sampled].draw_with(temperature, seed)
         return self._choices[sampled]
+
+
+def _check_ids(name: str, ids: Tensor, end: int, remedy: str) -> None:
+    """Refuses ids not in [0, end) on the CPU: on a GPU looking at them would hold up every step."""
+    if ids.is_cpu:
+        low, high = ids.aminmax()
+        if low < 0 or high >= end:
+            raise ValueError(f"{name} must be ids in [0, {end - 1}], got {ids.tolist()}; {remedy}")

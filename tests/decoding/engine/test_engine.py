@@ -140,10 +140,23 @@ def test_prompts_that_cannot_be_read_are_refused(prompts, capacity, message):
     ("asked", "message"),
     [
         (lambda engine: engine.decode(17), "the engine holds 20 tokens a row, 21 are needed"),
-        (lambda engine: engine.decode(0), "num_tokens must be at least 1, got 0"),
+        (lambda engine: engine.decode(0), "num_tokens must be at least 1, got 0; ask for one token or more"),
+        (
+            lambda engine: engine.decode(-2),
+            "num_tokens must be at least 1, got -2; ask for one token or more",
+        ),
         (lambda engine: engine.decode(3, temperature=-1.0), "temperature must be at least 0"),
         (lambda engine: engine.step(torch.tensor([1, 7])), r"tokens must have shape \(3,\), one a row"),
         (lambda engine: engine.step(torch.tensor([1, 100, 2])), r"tokens must be ids in \[0, 99\]"),
+        (lambda engine: engine.step(torch.tensor([1, -1, 2])), r"tokens must be ids in \[0, 99\]"),
+        (
+            lambda engine: engine.reorder(torch.tensor([0, 1, 3])),
+            r"rows must be ids in \[0, 2\], got \[0, 1, 3\]",
+        ),
+        (
+            lambda engine: engine.reorder(torch.tensor([3])),
+            r"rows must be ids in \[0, 2\], got \[3\]; number",
+        ),
         (lambda engine: engine.reorder(torch.tensor([], dtype=torch.long)), "rows must name at least one"),
     ],
 )
