@@ -374,14 +374,13 @@ memory_bars.plot_memory(
     needs, {"A100 80GB": a100.memory_bytes}, "Grouped queries: a quarter of the cache", "bf16"
 )
 
-# %% [markdown]
-# The smaller cache is not only a matter of fitting. It is read in every step, so it is also bandwidth.
-# (80 "GB" of memory are 80 GiB, 85.9 GB: the same trap as in 2.2, in the other direction.)
-
 # %%
 widgets.MemoryCalculator(machines, machine="RTX 4090", model="Llama-3-8B")
 
 # %% [markdown]
+# The smaller cache is not only a matter of fitting. It is read in every step, so it is also bandwidth.
+# (80 "GB" of memory are 80 GiB, 85.9 GB: the same trap as in 2.2, in the other direction.)
+#
 # ## 2.7 Measure: does the roof hold?
 #
 # The roof of the machine at hand was measured before the first widget: a copy and a read of a large buffer, and
@@ -394,14 +393,10 @@ widgets.MemoryCalculator(machines, machine="RTX 4090", model="Llama-3-8B")
 print(f"{here.name}: {here}")
 K, N = 2048, 8192
 weight = timing.Rotation(torch.randn(N, K, device=device))
-runs = []
+runs, settings = [], {"device": device, "warmup": 2, "repeats": 7}
 for rows in (1, 4, 16, 64, 256):
     x = torch.randn(rows, K, device=device)
-
-    def product(x=x):
-        return F.linear(x, *weight())
-
-    taken = timing.measure(product, device=device, warmup=2, repeats=7)
+    taken = timing.measure(lambda x=x: F.linear(x, *weight()), **settings)
     flops, traffic = 2 * rows * K * N, 4 * (rows * K + K * N + rows * N)
     runs.append(Measured(f"{rows}", flops / traffic, flops / taken.median_s))
 plot_roofline(
@@ -461,7 +456,6 @@ sizes = (1, 2, 4, 8, 16, 32, 64)
 speed = [size / time_step(size, 1, 255).median_s for size in sizes]
 steps = [Step.decode(size, 256) for size in sizes]
 best = [roofline.predict_step(base.config, step, here, fp32).tokens_per_s for step in steps]
-gain = f"batch {sizes[-1]} gives {speed[-1] / speed[0]:.1f} × the tokens/s of batch 1"
 curves = [
     growth.Curve("measured", sizes, speed, group="base"),
     growth.Curve("roofline", sizes, best, "predicted", "base"),
@@ -469,7 +463,7 @@ curves = [
 growth.plot_growth(
     curves,
     f"Batching on {here.name}",
-    f"base, fp32, context 256: {gain}",
+    f"base, fp32, context 256: batch {sizes[-1]} is {speed[-1] / speed[0]:.1f} × as fast as one row",
     x_label="batch (rows)",
     y_label="tokens/s",
 )
