@@ -13,7 +13,6 @@ sitting, judge, results, batch                 from questions to a submission's 
 records/                                       points that are kept, and points that are shown
 assembly, commands                             `llmcourse grade`, `llmcourse gradebook` and `llmcourse labs`
 printable                                      text of strangers, wherever it is shown
-numpy_scalars                                  numbers of NumPy, which are no plain ones
 
 Nothing is imported here: the process that runs a student's code must not hold the exercises.
 """

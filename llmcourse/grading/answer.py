@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 FailureKind = Literal[
     "raised",
     "missing",
@@ -17,6 +19,16 @@ FailureKind = Literal[
     "forged reply",
     "process ended",
 ]
+
+
+# NumPy's scalars look like numbers and are objects of a library: no values that are sent or compared.
+PLAIN = {np.bool_: "bool", np.integer: "int", np.floating: "float", np.str_: "str"}
+
+
+def numpy_remedy(kind: type) -> str:
+    """`; float(…) makes a plain float` for `numpy.float64`; empty for a type that is no scalar of NumPy's."""
+    plain = next((name for base, name in PLAIN.items() if issubclass(kind, base)), "")
+    return f"; {plain}(…) makes a plain {plain}" if plain else ""
 
 
 @dataclass(frozen=True)

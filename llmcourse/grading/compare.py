@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from llmcourse.grading import numpy_scalars
+from llmcourse.grading.answer import numpy_remedy
 from llmcourse.grading.printable import clean
 
 SHOWN_ITEMS = 12  # of a list or of a row, around the place that matters
@@ -260,7 +260,7 @@ def _remedy(got: Any) -> str:
         return "; is there a return?"
     if type(got) is Tensor:
         return "; .item() or .tolist() makes plain numbers"
-    return numpy_scalars.remedy(type(got))
+    return numpy_remedy(type(got))
 
 
 def kind(value: Any) -> str:
@@ -270,7 +270,7 @@ def kind(value: Any) -> str:
     if value is None:
         return "None"
     name = clean(type.__dict__["__name__"].__get__(type(value)), 40)
-    if numpy_scalars.remedy(type(value)):
+    if numpy_remedy(type(value)):
         return f"a NumPy {name}"
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 

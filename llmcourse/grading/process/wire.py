@@ -20,8 +20,7 @@ from typing import Any
 
 import torch
 
-from llmcourse.grading import numpy_scalars
-from llmcourse.grading.answer import Oracle
+from llmcourse.grading.answer import Oracle, numpy_remedy
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -272,8 +271,8 @@ def _refusal(kind: type) -> str:
     for base in (bool, int, float, str, list, tuple, dict, torch.Tensor):
         if issubclass(kind, base):
             named = f"{_a(base)} subclass {_name(kind)}, must be a plain {base.__name__}"
-            return named + numpy_scalars.remedy(kind)
-    return f"{_a(kind)}, must be {ALLOWED}{numpy_scalars.remedy(kind)}"
+            return named + numpy_remedy(kind)
+    return f"{_a(kind)}, must be {ALLOWED}{numpy_remedy(kind)}"
 
 
 def _name(kind: type) -> str:
