@@ -19,7 +19,7 @@ from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.question import arguments_of, counted
 from llmcourse.kv_cache import KVCache
-from llmcourse.model import apply_rope
+from llmcourse.model import Rope, apply_rope
 
 
 @contextmanager
@@ -234,7 +234,8 @@ def decode_step(q, k, v, keys, values, lengths):
     positions, mask = cache.reserve(1)
     frequencies = 1 / 10_000 ** (torch.arange(0, q.shape[-1], 2) / q.shape[-1])
     angles = positions[..., None] * frequencies
-    q, k = (apply_rope(x[:, :, None], angles.cos(), angles.sin()) for x in (q, k))
+    turn = Rope.of_pairs(angles.cos(), angles.sin())
+    q, k = (apply_rope(x[:, :, None], turn) for x in (q, k))
     seen = cache.write(0, k, v[:, :, None], positions)
     return sdpa(q, *seen, mask)[:, :, 0], keys, values
 
