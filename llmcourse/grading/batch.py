@@ -137,6 +137,7 @@ class Crew:
             thread.join()
 
     def _job(self) -> None:
+        submission = None
         try:
             submission = self._next()
             while submission is not None:
@@ -144,6 +145,7 @@ class Crew:
                     submission = self._up_to_an_error(submission, nursery)
         except _NurseryFailed as failure:
             self.trouble = str(failure)
+            self._waiting.put(submission)  # another job may have a nursery that opens
         finally:
             self._results.put(None)
 

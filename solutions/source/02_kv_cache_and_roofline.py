@@ -345,9 +345,8 @@ class MyCache:
         layers = range(model.config.num_layers)
         self.keys, self.values = ([torch.full(shape, fill, dtype=model.dtype) for _ in layers] for _ in "kv")
         self.lengths, self.batch_size = torch.zeros(rows, dtype=torch.long), rows
-        for name in ("num_layers", "num_kv_heads", "head_dim"):  # what a model asks of its cache
-            setattr(self, name, getattr(model.config, name))
-        self.dtype, self.device = model.dtype, model.device
+        self.num_layers, self.num_kv_heads, self.head_dim = len(layers), shape[1], shape[3]
+        self.dtype, self.device = model.dtype, model.device  # what a model asks of its cache
 
     def reserve(self, num_new):  # before a pass: positions of the new tokens, and what each may look at
         held, self.lengths = self.lengths, self.lengths + num_new

@@ -218,6 +218,19 @@ def test_one_job_without_a_nursery_leaves_the_rest_to_others(book):
     assert bool(outcome.stopped) == bool(outcome.left)
 
 
+def test_what_a_job_without_a_nursery_had_taken_goes_to_another(book):
+    nurseries = Nurseries(broken={2})
+
+    def grade(submission, *others):
+        while nurseries.tried < 2:
+            time.sleep(0.001)
+        time.sleep(0.01)  # while which the other job gives back what it had taken
+        return graded(submission, *others)
+
+    outcome = run(book, class_of(10), grade, nurseries, jobs=2)
+    assert (outcome.graded, outcome.left, outcome.stopped) == (10, 0, "")
+
+
 def test_a_file_with_a_problem_is_looked_at_each_time(book):
     def rejects(submission, *others):
         return result(submission.student, submission.sha256, status="rejected", reason=submission.problem)
