@@ -88,7 +88,7 @@ def points_so_far(lab: str, names: Mapping[str, object]) -> Points:
     rows = []
     for exercise in labs[lab]:
         verdict = examine_here(exercise, names.get(exercise.function), PUBLIC_SEEDS).verdict
-        mark = MARKS[verdict.status] if verdict.earned in (0, 1) else NEAR
+        mark = NEAR if verdict.near else MARKS[verdict.status]
         points = verdict.earned * exercise.points
         rows.append((exercise.name, exercise.title, mark, points, exercise.points))
     return Points(tuple(rows))

@@ -73,6 +73,11 @@ class Verdict:
         """The share of the points."""
         return self.share if self.passed else 0.0
 
+    @property
+    def near(self) -> bool:
+        """Whether it earns a part of them only."""
+        return 0 < self.earned < 1
+
     def _ipython_display_(self) -> None:
         """Nothing, as the last value of a cell: `check` has shown it already."""
 

@@ -60,9 +60,8 @@ class SelfCheck:
         show: Callable[[Report], object] = display,
     ):
         self.find, self.show = find, show
-        self.wrong: defaultdict[str, Counter[str]] = defaultdict(
-            Counter
-        )  # by the hint of a check, or FOR_ALL
+        # How often each hint of a check, or one of those FOR_ALL, was due, by exercise.
+        self.wrong: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.limit_told = can_limit()
 
     def __call__(self, name: object = None, function: object = None, seed: int | None = None) -> Verdict:
@@ -82,8 +81,7 @@ class SelfCheck:
         lines = report_lines(exercise, replace(examined, verdict=verdict), rung)
         if not self.limit_told:
             self.limit_told, lines["note"] = True, NO_LIMIT
-        near = verdict.passed and verdict.earned < 1
-        self.show(Report("near" if near else verdict.status, title(exercise, verdict), lines))
+        self.show(Report("near" if verdict.near else verdict.status, title(exercise, verdict), lines))
         return verdict
 
     def _with_hint(self, exercise: Exercise, verdict: Verdict) -> tuple[Verdict, int]:
@@ -151,7 +149,7 @@ def examine_here(exercise: Exercise, function: object, seeds: tuple[int, ...]) -
         run += verdict.cases_run
         if found is None or verdict.earned < found.verdict.earned:
             # What the last call printed belongs to the case that is shown, unless that is only near.
-            found = Examined(verdict, seed, call.printed if verdict.earned in (0, 1) else "")
+            found = Examined(verdict, seed, "" if verdict.near else call.printed)
         if not verdict.passed:
             break
     return replace(found, verdict=replace(found.verdict, cases_run=run))
@@ -170,7 +168,7 @@ def title(exercise: Exercise, verdict: Verdict) -> str:
     points = f"{exercise.points} {'point' if exercise.points == 1 else 'points'}"
     if verdict.earned == 1:
         return f"✓ {exercise.name} passed: {points}, {verdict.cases_run} cases"
-    if verdict.passed:
+    if verdict.near:
         return f"◐ {exercise.name} is near: {verdict.share * exercise.points:g} of {points}; {verdict.reason}"
     if verdict.status == "not written":
         return f"○ {exercise.name} is not written yet: {points}, about {exercise.minutes} minutes"
