@@ -73,9 +73,14 @@ def writer(source: Decoder | LogitsSource, prompt: list[int]) -> Callable[[], li
 def transformers_writer(prompt: list[int], device: torch.device) -> Callable[[], list[int]]:
     model = AutoModelForCausalLM.from_pretrained(pretrained.CHECKPOINTS / "base", dtype=torch.float32)
     model = model.to(device).eval()
+    model.generation_config.eos_token_id = None  # so that it writes on, with nothing to look out for
     ids = torch.tensor([prompt], device=device)
-    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
-    return lambda: model.generate(ids, use_cache=True, **settings)[0, len(prompt) :].tolist()
+
+    def write() -> list[int]:
+        found = model.generate(ids, use_cache=True, max_new_tokens=NEW_TOKENS, do_sample=False)[0]
+        return found[len(prompt) :].tolist()
+
+    return write
 
 
 def take_turns(writers: dict[str, Callable[[], list[int]]], device: torch.device) -> dict[str, timing.Timing]:
