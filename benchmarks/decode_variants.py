@@ -2,12 +2,15 @@
 
 Stages, each of which survives a failing variant, and prints a short table:
 
-    compile    every kernel against fp64, outputs poisoned; all tile shapes compiled, on many cores
+    check      every kernel against fp64, outputs poisoned
+    compile    all tile shapes, on many cores
     linear     every matrix of the three models: GB/s of the weights, over tile shapes, in a CUDA graph
     rows       the matrices of Llama-3-8B for a few rows of input, beside PyTorch's product
-    engine     tokens/s of the three models over launch modes and splits, with the best tiles
+    engine     tokens/s of the three models over launch modes, attention's tiles and strips of small matrices
+    batches    tokens/s of Llama-3-8B for several rows, by PyTorch's products and by our kernels
+    attention  of one layer, over lengths of the cache, tiles and splits
 
-    PYTHONPATH=. python benchmarks/decode_variants.py --out FOLDER [--stages compile,linear,rows,engine]
+    PYTHONPATH=. python benchmarks/decode_variants.py --out FOLDER [--stages check,engine,…]
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import time
 import traceback
@@ -25,15 +29,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from kernel_checks import BF16, CHECKS, DEVICE, passed, random, relative_error, run_check
+from kernel_checks import BF16, CHECKS, DEVICE, check_strip, passed, random, relative_error, run_check
 from large_models import CONFIGS, NEW, PROMPT, random_model, random_prompts, step_bytes
 from record import commit
 
 from llmcourse import hardware
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.step import KernelSettings
+from llmcourse.kernels.decode_attention import Workspace, decode_attention
 from llmcourse.kernels.linear import linear, linear_reference
-from llmcourse.kernels.tiles import Tile, gemv_rule, gemv_tile
+from llmcourse.kernels.tiles import STRIPS, AttentionTile, Strip, Tile, gemv_rule, gemv_tile
 from llmcourse.model import Decoder
 
 WORKERS = 14
@@ -170,16 +175,28 @@ def shapes() -> list[tuple[int, int, bool, bool]]:
     return sorted(found, key=lambda shape: (shape[1], shape[0]))
 
 
-def stage_check_and_compile(log: Log) -> None:
-    """Everything that needs no quiet machine, at once."""
+def stage_check(log: Log) -> None:
+    """All checks at once, since they need no quiet machine; strips are compiled on the way."""
     jobs: list[tuple[Callable, tuple]] = [(run_check, (index,)) for index in range(len(CHECKS))]
-    for outputs, inputs, gated, normed in shapes():
-        tiles = candidates(outputs, inputs, gated)
-        jobs += [(compile_linear, (outputs, inputs, gated, normed, tuple(t), True)) for t in tiles]
-    results = in_parallel(jobs)
-    for (check, arguments), (state, found) in zip(CHECKS, results, strict=False):
-        log(stage="check", what=check.__name__, arguments=arguments, state=state, found=found)
-        print(f"{'ok   ' if passed(found) else 'WRONG'} {check.__name__} {arguments}: {found}", flush=True)
+    names = [(check.__name__, arguments) for check, arguments in CHECKS]
+    for shape in STRIPS:
+        for strip in strips_of(*shape):
+            jobs.append((check_strip, (*shape, strip)))
+            names.append(("check_strip", (*shape, strip)))
+    for (name, arguments), (state, found) in zip(names, in_parallel(jobs), strict=True):
+        log(stage="check", what=name, arguments=str(arguments), state=state, found=found)
+        if not passed(found):
+            print(f"WRONG {name} {arguments}: {found}", flush=True)
+
+
+def stage_compile() -> None:
+    in_parallel(
+        [
+            (compile_linear, (outputs, inputs, gated, normed, tuple(tile), True))
+            for outputs, inputs, gated, normed in shapes()
+            for tile in candidates(outputs, inputs, gated)
+        ]
+    )
 
 
 def stage_linear(log: Log, copy: float) -> dict[tuple[int, int, bool], Tile]:
@@ -339,29 +356,39 @@ def launch_modes(tiles: dict) -> dict[str, KernelSettings]:
         "tiles of the rule, pdl": KernelSettings(pdl=True, tiles=rule),
         "default tiles, no pdl": KernelSettings(pdl=False),
         "default tiles, pdl": KernelSettings(pdl=True),
+        "default tiles, attention in registers": KernelSettings(attention=AttentionTile()),
     }
     if tiles:
         found["best tiles, pdl"] = KernelSettings(pdl=True, tiles=tiles)
     return found
 
 
-def attention_shapes(settings: KernelSettings) -> dict[str, KernelSettings]:
-    shapes = ((32, 16, 4), (32, 8, 4), (64, 8, 4), (64, 8, 8), (64, 4, 8), (128, 4, 8))
+def attention_tiles(settings: KernelSettings) -> dict[str, KernelSettings]:
+    shapes = [(AttentionTile(32, 4), 16), (AttentionTile(32, 4), 8), (AttentionTile(64, 8), 8)]
+    shapes += [(AttentionTile(128, 4, 2), 1), (AttentionTile(128, 8, 2), 1), (AttentionTile(64, 4, 4), 1)]
+    shapes += [(AttentionTile(128, 4, 2), 2), (AttentionTile(64, 4, 2), 4)]
     return {
-        f"tiles of {block} keys, {splits} splits, {warps} warps": dataclasses.replace(
-            settings, block=block, splits=splits, warps=warps
+        f"{tile.block} keys, {tile.stages} stages, {splits} splits, {tile.warps} warps": dataclasses.replace(
+            settings, attention=tile, splits=splits
         )
-        for block, splits, warps in shapes
+        for tile, splits in shapes
     }
 
 
-def prefetches(settings: KernelSettings) -> dict[str, KernelSettings]:
+def strips_of(outputs: int, inputs: int, gated: bool) -> list[Strip]:
+    """Those whose weights leave room for the programs of other kernels beside them."""
+    shapes = ((8, 4), (8, 8), (16, 8), (8, 2)) if inputs <= 4096 else ()
+    return [Strip(*shape, cores) for shape in shapes for cores in (False, True)]
+
+
+def strips(settings: KernelSettings, shape: tuple[int, int, bool]) -> dict[str, KernelSettings]:
+    held = [gemv_tile(*shape, strips=True), gemv_tile(*shape), *strips_of(*shape)]
+    held = list(dict.fromkeys(held))
     return {
-        f"{mebibytes} MiB asked for {ahead} ahead": dataclasses.replace(
-            settings, prefetch_bytes=mebibytes << 20, ahead=ahead
+        f"{shape[0]} × {shape[1]}: {tuple(tile)}": dataclasses.replace(
+            settings, tiles={**settings.tiles, shape: tile}
         )
-        for ahead in (1, 2)
-        for mebibytes in (4, 8, 16, 32)
+        for tile in held
     }
 
 
@@ -369,45 +396,98 @@ def stage_engine(log: Log, copy: float, tiles: dict, name: str) -> None:
     """One kind of setting after the other, each on top of the fastest so far."""
     model = random_model(name)
     best, least_s = KernelSettings(), float("inf")
-    for variants in (launch_modes(tiles), attention_shapes, prefetches):
-        found = variants if isinstance(variants, dict) else variants(best)
-        for label, settings in found.items():
+    small = [shape for shape in matrices(name).values() if math.prod(shape[:2]) < 8e6]
+    kinds = [lambda _: launch_modes(tiles), attention_tiles]
+    kinds += [functools.partial(strips, shape=shape) for shape in small]
+    for variants in kinds:
+        for label, settings in variants(best).items():
             with survived(f"{name} {label}"):
                 seconds, first = engine_seconds(model, settings)
                 report(log, copy, name, 1, label, seconds, first)
                 if seconds < least_s:
                     best, least_s = settings, seconds
-    print(f"{name}: {dataclasses.replace(best, tiles={})}, own tiles: {bool(best.tiles)}", flush=True)
+    print(f"{name}: {best}", flush=True)
     profile(log, name, model, dataclasses.replace(best, pdl=False))
 
 
-def profile(log: Log, name: str, model: Decoder, settings: KernelSettings) -> None:
-    """Microseconds of each kernel in a step, by the profiler, one after the other."""
-    with survived(f"profile {name}"):
-        engine = DecodeEngine(model, backend="triton", settings=settings, graph=False)
-        engine.start([list(range(PROMPT))], PROMPT + NEW)
-        engine.decode(3)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-            engine.decode(5)
-            torch.cuda.synchronize()
-        for event in sorted(found.key_averages(), key=lambda e: -e.device_time_total)[:6]:
-            each = event.device_time_total / event.count
-            print(f"   {event.key[:40]:<40} × {event.count / 5:5.0f} {each:7.2f} µs")
-            log(
-                stage="profile",
-                model=name,
-                kernel=event.key[:60],
-                count=event.count,
-                us=event.device_time_total / event.count,
+def stage_batches(log: Log, copy: float, name: str) -> None:
+    """Several rows by PyTorch's products, by our kernels, and by these with early starts."""
+    model = random_model(name)
+    kinds = {"PyTorch's products": KernelSettings(few_rows=False, pdl=False)}
+    kinds |= {"products, pdl": KernelSettings(few_rows=False), "kernels, no pdl": KernelSettings(pdl=False)}
+    kinds |= {"kernels, pdl": KernelSettings()}
+    for batch in (2, 4, 8, 16, 32, 64):
+        for label, settings in kinds.items():
+            with survived(f"{name} {batch} {label}"):
+                seconds, first = engine_seconds(model, settings, batch, repeats=3, tokens=100)
+                report(log, copy, name, batch, label, seconds, first)
+
+
+ATTENTION_TILES = (
+    AttentionTile(32, 4),
+    AttentionTile(64, 4),
+    AttentionTile(128, 4, 2),
+    AttentionTile(64, 4, 3),
+)
+
+
+def stage_attention(log: Log, copy: float) -> None:
+    """Llama-3-8B's heads over caches of many lengths: of tiles in registers and in shared memory."""
+    for batch, context in ((1, 256), (1, 512), (1, 1024), (1, 4096), (1, 32768), (8, 4096), (64, 4096)):
+        traffic_bytes = batch * 8 * context * 128 * 2 * 2
+        layers = max(2, min(16, 4_000_000_000 // traffic_bytes))
+        caches = [[random(batch, 8, context, 128) for _ in range(2)] for _ in range(layers)]
+        gbps = {}
+        for tile in ATTENTION_TILES:
+            for splits in (1, 2, 4, 8, 16, 32, 64):
+                if batch * 8 * splits > 1100 or splits > context // tile.block:
+                    continue
+                with survived(f"attention {batch} {context} {tile} {splits}"):
+                    name = f"{tile.block} keys, {tile.stages} stages, {splits} splits"
+                    gbps[name] = traffic_bytes / time_attention(caches, tile, splits) / 1e9
+        log(stage="attention", batch=batch, context=context, gbps=gbps)
+        for name in sorted(gbps, key=gbps.get, reverse=True)[:4]:
+            us = traffic_bytes / gbps[name] / 1e3
+            print(
+                f"{batch:>2} × {context:<6} {name:<32} {us:7.1f} µs  {gbps[name] / copy:.2f} of copy",
+                flush=True,
             )
+
+
+def time_attention(caches: list[list[torch.Tensor]], tile: AttentionTile, splits: int) -> float:
+    """Seconds of one layer's, in a chain over many; the last slot of each cache is the new token's."""
+    batch, _, context, _ = caches[0][0].shape
+    qkv, angles = random(batch, 48 * 128), random(context, 64)
+    where = torch.full((batch,), context - 1, device=DEVICE)
+    workspace, out = Workspace(batch, 32, 8, 128, splits, DEVICE), random(batch, 4096)
+
+    def chain() -> None:
+        for keys, values in caches:
+            decode_attention(
+                qkv,
+                keys,
+                values,
+                where,
+                angles,
+                angles,
+                workspace=workspace,
+                out=out,
+                backend="triton",
+                pdl=True,
+                tile=tile,
+            )
+
+    return graph_seconds(chain) / len(caches)
 
 
 def planned(arguments: argparse.Namespace, log: Log, copy: float) -> list[tuple[str, Callable[[], object]]]:
     stages, names = arguments.stages.split(","), arguments.models.split(",")
     tiles: dict = {}
     work: list[tuple[str, Callable[[], object]]] = []
+    if "check" in stages:
+        work.append(("check", lambda: stage_check(log)))
     if "compile" in stages:
-        work.append(("compile", lambda: stage_check_and_compile(log)))
+        work.append(("compile", stage_compile))
     if "linear" in stages:
         work.append(("linear", lambda: tiles.update(stage_linear(log, copy))))
     if "rows" in stages:
@@ -416,6 +496,10 @@ def planned(arguments: argparse.Namespace, log: Log, copy: float) -> list[tuple[
         work += [
             (f"engine {name}", functools.partial(stage_engine, log, copy, tiles, name)) for name in names
         ]
+    if "batches" in stages:
+        work.append(("batches", functools.partial(stage_batches, log, copy, "llama3_8b")))
+    if "attention" in stages:
+        work.append(("attention", functools.partial(stage_attention, log, copy)))
     return work
 
 
@@ -424,7 +508,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stages", default="compile,linear,rows,engine")
+    parser.add_argument("--stages", default="check,compile,linear,rows,engine,batches,attention")
     parser.add_argument("--models", default="llama3_8b,qwen3_0.6b,llama2_7b")
     parser.add_argument("--limit-s", type=float, default=300, help="no stage begins after this")
     arguments = parser.parse_args()

@@ -20,6 +20,7 @@ from llmcourse.kernels.decode_attention import (
     decode_attention_reference,
 )
 from llmcourse.kernels.linear import linear, linear_reference
+from llmcourse.kernels.tiles import STRIPS, AttentionTile, Strip
 from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
 from llmcourse.model import Decoder, DecoderConfig
 
@@ -51,10 +52,36 @@ def check_linear(batch: int, outputs: int, inputs: int, gated: bool, pdl: bool) 
     return relative_error(out, truth) / theirs
 
 
+def check_strip(outputs: int, inputs: int, gated: bool, strip: Strip) -> float:
+    """The same of a whole strip of rows in shared memory: the worst with norm, residual and bias."""
+    x, weight = random(1, inputs), random(outputs * (1 + gated), inputs, scale=inputs**-0.5)
+    given = [{"norm": random(inputs).abs()}, {"residual": random(1, outputs)}]
+    if not gated:
+        given.append({"bias": random(outputs)})
+    worst = 0.0
+    for parts in given:
+        parts |= {"gated": gated}
+        truth = linear_reference(x.double(), weight.double(), **doubled(parts))
+        theirs = relative_error(linear_reference(x, weight, **parts), truth)
+        out = torch.full((1, outputs), float("nan"), dtype=BF16, device=DEVICE)
+        linear(x, weight, out=out, backend="triton", pdl=True, tile=strip, **parts)
+        if not torch.isfinite(out).all():
+            return float("nan")
+        worst = max(worst, relative_error(out, truth) / theirs)
+    return worst
+
+
 def check_attention(
-    heads: int, kv_heads: int, positions: list[int], splits: int, norm: bool, pdl: bool
+    heads: int,
+    kv_heads: int,
+    positions: list[int],
+    splits: int,
+    norm: bool,
+    pdl: bool,
+    tile: AttentionTile | None = None,
+    d: int = 128,
 ) -> float:
-    batch, d, capacity = len(positions), 128, 2048
+    batch, capacity = len(positions), 2048
     qkv = random(batch, (heads + 2 * kv_heads) * d)
     keys, values = random(batch, kv_heads, capacity, d), random(batch, kv_heads, capacity, d)
     angles = torch.rand(capacity, d // 2, device=DEVICE) * 6
@@ -85,6 +112,7 @@ def check_attention(
             out=out,
             backend="triton",
             pdl=pdl,
+            tile=tile,
         )
         worst = max(worst, relative_error(out, truth) / relative_error(theirs, truth))
         if not torch.isfinite(out).all():
@@ -147,6 +175,19 @@ CHECKS: list[tuple[Callable, tuple]] = [
     (check_attention, (16, 8, [1500], 32, True, True)),
     (check_attention, (32, 8, [5, 64, 777, 2047], 4, False, True)),
     (check_attention, (16, 8, [33, 31], 1, True, True)),
+    (check_attention, (32, 8, [5, 64, 777, 2047], 4, False, True, AttentionTile())),
+    (check_attention, (16, 8, [1, 0, 128, 127, 129], 1, True, True)),
+    (check_attention, (16, 1, [2047, 600], 8, False, True, None, 64)),
+    (check_attention, (8, 4, [2047, 63, 300], 2, True, True, None, 256)),
+    (check_attention, (14, 2, [255, 256, 1024], 64, True, False, AttentionTile(64, 8, 3), 64)),
+    *[(check_strip, (*shape, strip)) for shape, strip in STRIPS.items()],
+    *[
+        (check_strip, (77, 1000, gated, Strip(8, 4, cores)))
+        for gated in (False, True)
+        for cores in (False, True)
+    ],
+    *[(check_linear, (b, 28672, 1024, True, True)) for b in (2, 16, 17, 64)],
+    *[(check_linear, (b, 32768, 1024, False, True)) for b in (2, 33)],
     (check_tokens, ()),
     (check_sampling, ()),
     *[

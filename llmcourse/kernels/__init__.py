@@ -2,11 +2,13 @@
 
 backend           which of the two runs: `backend="auto" | "triton" | "reference"`
 arguments         what a kernel takes for granted of what it is given, checked before it is launched
-launch            programmatic dependent launch, and prefetching ahead of it
+launch            programmatic dependent launch: a kernel starts before its input is there
 linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few rows
 tiles             the tile shapes of `linear` that were measured to be best
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores
 decode_attention  RoPE, cache write and attention of one new token a row
+*_triton, *_gluon the kernels of these: readable first; and, where a chain of short kernels must not let the
+                  memory stand idle, by the lower floor of Triton, with shared memory in the writer's hands
 tokens            embedding lookup, greedy choice and sampling, all on the device
 
 Nothing here is needed on a machine without Triton: the references run everywhere. Triton is

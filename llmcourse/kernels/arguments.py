@@ -73,18 +73,6 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
 
 
-def check_prefetch(prefetch: Tensor | None, lead: Tensor) -> None:
-    """Raises ValueError unless it is one piece of memory where the kernel runs, at a multiple of 16 bytes."""
-    if prefetch is None:
-        return
-    if not prefetch.is_contiguous() or prefetch.device != lead.device or prefetch.data_ptr() % 16:
-        raise ValueError(
-            f"prefetch must be contiguous, on {lead.device} and begin at a multiple of 16 bytes, got "
-            f"strides {prefetch.stride()} on {prefetch.device} at {prefetch.data_ptr():#x}; pass a matrix "
-            "from its beginning, or None"
-        )
-
-
 def check_power_of_2(name: str, value: int, least: int = 1) -> None:
     """Raises ValueError unless it is one, of at least `least`."""
     if value < least or value & (value - 1):

@@ -26,11 +26,10 @@ from llmcourse.kernels.arguments import (
     check_dims,
     check_memory,
     check_power_of_2,
-    check_prefetch,
     check_tensor,
-    check_warps,
 )
 from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.tiles import STAGED_HEAD_DIMS, AttentionTile, attention_tile
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,9 @@ class HeadNorm:
     q: Float[Tensor, " D"]
     k: Float[Tensor, " D"]
     eps: float
+
+
+STAGED_KEYS = 512
 
 
 class Workspace:
@@ -78,10 +80,17 @@ class Workspace:
             )
 
 
-def num_splits(batch_size: int, num_kv_heads: int, capacity: int, block: int, multiprocessors: int) -> int:
-    """About two programs a multiprocessor, and none without a block of keys: a power of 2, at most 64."""
-    wanted = max(1, 2 * multiprocessors // (batch_size * num_kv_heads))
-    useful = max(1, -(-capacity // block))
+def num_splits(
+    batch_size: int, num_kv_heads: int, capacity: int, tile: AttentionTile, multiprocessors: int
+) -> int:
+    """A power of 2, at most 64: enough to fill the chip, and none without keys enough to pay for it.
+
+    A program with tiles in registers pays with one tile, and a multiprocessor has room for two; with
+    tiles in shared memory joining the splits costs as much as `STAGED_KEYS` more keys.
+    """
+    room, least = (1, STAGED_KEYS) if tile.stages else (2, tile.block)
+    wanted = max(1, room * multiprocessors // (batch_size * num_kv_heads))
+    useful = max(1, -(-capacity // least))
     return 1 << (min(wanted, useful, 64).bit_length() - 1)
 
 
@@ -177,9 +186,7 @@ def decode_attention(
     out: Float[Tensor, "B H_D"] | None = None,
     backend: Backend = "auto",
     pdl: bool = False,
-    block: int = 32,
-    warps: int | None = None,
-    prefetch: Tensor | None = None,
+    tile: AttentionTile | None = None,
 ) -> Float[Tensor, "B H_D"]:
     """One token a row: rotates and stores its key, stores its value, attends to all up to it.
 
@@ -191,34 +198,59 @@ def decode_attention(
         workspace: memory of the splits; None makes it, which a loop should not.
         out: where the result goes; new memory if None.
         pdl: launch before the previous kernel has ended (see `launch`); without effect before Hopper.
-        block: keys in one tile, a power of 2 of at least 16.
-        warps: for one program; None is 4, and 8 in float32, whose tiles overflow the registers of 4.
-        prefetch: contiguous memory that a later kernel reads, asked for while this one runs; a hint, on
-            Hopper or later.
+        tile: how a program goes through the cache; None takes what was measured to be best.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
     """
-    num_heads = _check(qkv, keys, values, positions, cos, sin, norm, workspace, out, prefetch)
-    check_power_of_2("block", block, 16)
-    check_warps(warps)
+    num_heads = _check(qkv, keys, values, positions, cos, sin, norm, workspace, out)
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
         mixed = decode_attention_reference(qkv, keys, values, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
-    from llmcourse.kernels import decode_attention_triton
-
+    tile = tile or best_attention_tile(qkv, num_heads, keys.shape[1], keys.shape[-1])
     batch, num_kv_heads, capacity, head_dim = keys.shape
     if workspace is None:
         processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 8
-        splits = num_splits(batch, num_kv_heads, capacity, block, processors)
+        splits = num_splits(batch, num_kv_heads, capacity, tile, processors)
         workspace = Workspace(batch, num_heads, num_kv_heads, head_dim, splits, qkv.device)
     if out is None:
         out = qkv.new_empty(batch, num_heads * head_dim)
-    warps = warps or (4 if qkv.element_size() <= 2 else 8)
-    decode_attention_triton.launch(
-        qkv, keys, values, positions, cos, sin, norm, workspace, out, pdl, block, warps, prefetch
-    )
+    if tile.stages:
+        if obstacle := _staging_obstacle(qkv, num_heads // num_kv_heads, head_dim):
+            raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
+        from llmcourse.kernels.decode_attention_gluon import launch
+    else:
+        from llmcourse.kernels.decode_attention_triton import launch
+    launch(qkv, keys, values, positions, cos, sin, norm, workspace, out, pdl, tile)
     return out
+
+
+def best_attention_tile(
+    like: Tensor, num_heads: int, num_kv_heads: int, head_dim: int, staged: bool = False
+) -> AttentionTile:
+    """For tensors like this one.
+
+    Args:
+        staged: tiles in shared memory where they can be. Measured on an H200, they pay between matrices of
+            `linear_gluon`, which leave the chip room for them (Qwen3-0.6B: a step 5 % shorter), and not
+            between larger ones (Llama-3-8B: 4 % longer).
+    """
+    from llmcourse.kernels.launch import shared_bytes
+
+    if staged and _staging_obstacle(like, num_heads // num_kv_heads, head_dim) is None:
+        return attention_tile(head_dim, like.element_size(), shared_bytes())
+    return attention_tile(head_dim, like.element_size(), 0)
+
+
+def _staging_obstacle(like: Tensor, group: int, head_dim: int) -> str | None:
+    """Why `decode_attention_gluon` cannot run, or None."""
+    from llmcourse.kernels.launch import runs_gluon
+
+    if not runs_gluon(80):
+        return "without a GPU of Ampere or later, or with a Triton that has no Gluon"
+    if like.element_size() != 2 or head_dim not in STAGED_HEAD_DIMS or group > 16:
+        return f"for {like.dtype}, {group} query heads a key head and head size {head_dim}"
+    return None
 
 
 def _check(
@@ -231,7 +263,6 @@ def _check(
     norm: HeadNorm | None,
     workspace: Workspace | None,
     out: Tensor | None,
-    prefetch: Tensor | None,
 ) -> int:
     """The number of query heads, of arguments that fit each other."""
     num_heads = _num_query_heads(qkv, keys)
@@ -253,7 +284,6 @@ def _check(
     memory = "leave it at None for new memory"
     check_tensor("out", out, (batch, num_heads * head_dim), qkv, memory, layout=memory)
     check_apart(out, qkv=qkv, keys=keys, values=values)
-    check_prefetch(prefetch, qkv)
     return num_heads
 
 

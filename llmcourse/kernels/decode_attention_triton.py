@@ -9,7 +9,8 @@ import triton.language as tl
 from torch import Tensor
 
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace
-from llmcourse.kernels.launch import num_bytes, options, prefetch_next, start_next, wait_for_input
+from llmcourse.kernels.launch import options, start_next, wait_for_input
+from llmcourse.kernels.tiles import AttentionTile
 
 # The tile of a group's query heads is (BLOCK_G, BLOCK_D), and all that is combined with it is loaded in its
 # shape, every row alike: so each thread holds what it needs, and nothing has to pass from thread to thread.
@@ -78,7 +79,7 @@ def _absorb(q, k, v, inside, peak, weight, mixed, scale):
     return new_peak, weight, mixed
 
 
-@triton.jit(do_not_specialize=["next_bytes"])
+@triton.jit
 def _decode_attention_kernel(
     qkv_ptr,
     keys_ptr,
@@ -93,8 +94,6 @@ def _decode_attention_kernel(
     weights_ptr,
     mixed_ptr,
     arrivals_ptr,
-    next_ptr,
-    next_bytes,
     capacity,
     eps,
     scale,
@@ -107,8 +106,6 @@ def _decode_attention_kernel(
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
     G: tl.constexpr = H // HKV
     row = tl.program_id(0) // HKV
@@ -119,8 +116,6 @@ def _decode_attention_kernel(
     span = tiles_a_split * BLOCK_S
     active = tl.maximum((position + span - 1) // span, 1)
     start_next(PDL)
-    program, num_programs = tl.program_id(0) * SPLITS + split, tl.num_programs(0) * SPLITS
-    prefetch_next(next_ptr, program, num_programs, next_bytes, PREFETCH, THREADS)
     if split >= active:
         wait_for_input(PDL)
         return
@@ -243,9 +238,7 @@ def launch(
     workspace: Workspace,
     out: Tensor,
     pdl: bool,
-    block: int,
-    warps: int,
-    prefetch: Tensor | None,
+    tile: AttentionTile,
 ) -> None:
     batch, num_kv_heads, capacity, head_dim = keys.shape
     num_heads = out.shape[1] // head_dim
@@ -263,8 +256,6 @@ def launch(
         workspace.weights,
         workspace.mixed,
         workspace.arrivals,
-        qkv if prefetch is None else prefetch,
-        num_bytes(prefetch),
         capacity,
         0.0 if norm is None else norm.eps,
         math.log2(math.e) / math.sqrt(head_dim),
@@ -273,11 +264,9 @@ def launch(
         D=head_dim,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_G=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
-        BLOCK_S=block,
+        BLOCK_S=tile.block,
         SPLITS=workspace.num_splits,
         NORM=norm is not None,
-        PREFETCH=num_bytes(prefetch) > 0,
-        THREADS=32 * warps,
-        num_warps=warps,
+        num_warps=tile.warps,
         **options(pdl),
     )

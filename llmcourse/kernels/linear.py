@@ -10,14 +10,24 @@ Several rows in fp16 are normalised before: the tensor cores take g ⊙ x in tha
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, check_prefetch, check_tensor
+from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import product
-from llmcourse.kernels.tiles import Tile, gemv_tile, matmul_tile
+from llmcourse.kernels.tiles import (
+    FEW_ROWS_BYTES,
+    SPARE_BYTES,
+    STRIP_COLUMNS,
+    Strip,
+    Tile,
+    few_rows_tile,
+    gemv_tile,
+    matmul_tile,
+)
 
 
 def linear_reference(
@@ -52,8 +62,7 @@ def linear(
     out: Float[Tensor, "B N"] | None = None,
     backend: Backend = "auto",
     pdl: bool = False,
-    tile: Tile | None = None,
-    prefetch: Tensor | None = None,
+    tile: Tile | Strip | None = None,
 ) -> Float[Tensor, "B N"]:
     """RMSNorm, matrix, bias, SwiGLU and residual, whichever of them are given.
 
@@ -64,34 +73,78 @@ def linear(
         bias: not together with `gated`.
         residual: added at the end; not the memory of `out`, which other programs may be writing.
         out: where the result goes, contiguous, in its own dtype; new memory in the dtype of x if None.
-        backend: "auto" takes the kernel for one row of input on CUDA, the reference otherwise.
+        backend: "auto" takes a kernel on CUDA where one was measured to be faster, the reference otherwise.
         pdl: launch before the previous kernel has ended; it must be one that takes part (see `launch`).
             Without effect before Hopper.
-        tile: how the kernel cuts the matrix; None takes the measured or the default shape.
-        prefetch: contiguous memory that a later kernel reads, asked for while this one runs; a hint, for
-            one row of input, on Hopper or later.
+        tile: how the kernel cuts the matrix; None takes the measured or the default shape. A `Strip` is for
+            one row of input, in bfloat16, on Hopper or later.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
     """
-    num_outputs = _check(x, weight, norm, bias, residual, gated, out, prefetch)
-    chosen = resolve(backend, x.device, x.dtype)
-    # With two rows or more PyTorch's products were faster than the kernel in every recorded run: at 2 to 64
-    # rows a step of Llama-3-8B took 0.5 to 0.7 of the best tile's time (benchmarks/results/raw).
-    if chosen == "reference" or (backend == "auto" and x.shape[0] > 1):
+    num_outputs = _check(x, weight, norm, bias, residual, gated, out)
+    if resolve(backend, x.device, x.dtype) == "reference":
+        tile = None
+    else:
+        tile = tile or best_linear_tile(x, num_outputs, gated, backend)
+    if tile is None:
         y = linear_reference(x, weight, norm=norm, eps=eps, bias=bias, residual=residual, gated=gated)
         return y if out is None else out.copy_(y)
-    from llmcourse.kernels import linear_triton
-
     if out is None:
         out = x.new_empty(x.shape[0], num_outputs)
+    arguments = (x, weight, norm, eps, bias, residual, gated, out, tile, pdl)
+    if isinstance(tile, Strip):
+        if obstacle := _strip_obstacle(tile, x, gated):
+            raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
+        from llmcourse.kernels import linear_gluon
+
+        linear_gluon.launch(*arguments)
+        return out
+    from llmcourse.kernels import linear_triton
+
     if x.shape[0] == 1:
-        tile = tile or gemv_tile(num_outputs, x.shape[1], gated)
-        linear_triton.launch_gemv(x, weight, norm, eps, bias, residual, gated, out, tile, pdl, prefetch)
+        linear_triton.launch_gemv(*arguments)
     else:
-        tile = tile or matmul_tile(num_outputs, x.shape[1], gated, x.element_size())
-        linear_triton.launch_matmul(x, weight, norm, eps, bias, residual, gated, out, tile, pdl)
+        linear_triton.launch_matmul(*arguments)
     return out
+
+
+def best_linear_tile(x: Tensor, num_outputs: int, gated: bool, backend: Backend) -> Tile | Strip | None:
+    """How the kernel is to cut the matrix; None where PyTorch's operations run.
+
+    For "auto" that is also where they were measured to be faster: for several rows, except in 16 bits on a
+    GPU of as much shared memory as Hopper (see `tiles.few_rows_tile`).
+    """
+    if resolve(backend, x.device, x.dtype) == "reference":
+        return None
+    from llmcourse.kernels.launch import runs_gluon, shared_bytes
+
+    num_rows, num_inputs = x.shape
+    if num_rows == 1:
+        strips = x.dtype == torch.bfloat16 and num_inputs % 8 == 0 and runs_gluon(90)
+        return gemv_tile(num_outputs, num_inputs, gated, strips)
+    if x.element_size() == 2 and shared_bytes() >= FEW_ROWS_BYTES:
+        tile = few_rows_tile(num_rows, num_outputs, gated)
+        if tile is not None:
+            return tile
+    return matmul_tile(num_outputs, num_inputs, gated, x.element_size()) if backend == "triton" else None
+
+
+def _strip_obstacle(strip: Strip, x: Tensor, gated: bool) -> str | None:
+    """Why `linear_gluon` cannot run, or None."""
+    from llmcourse.kernels.launch import runs_gluon, shared_bytes
+
+    if not runs_gluon(90):
+        return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
+    if x.shape[0] > 1 or x.dtype != torch.bfloat16 or x.shape[1] % 8:
+        return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes one row, a multiple of 8, in bfloat16"
+    chunks = -(-x.shape[1] // STRIP_COLUMNS) * (2 if gated else 1)
+    held = strip.rows * chunks * STRIP_COLUMNS * x.element_size()
+    if held > shared_bytes() - SPARE_BYTES:
+        return (
+            f"with {held} bytes of weights for a program, which has room for {shared_bytes() - SPARE_BYTES}"
+        )
+    return None
 
 
 def _check(
@@ -102,7 +155,6 @@ def _check(
     residual: Tensor | None,
     gated: bool,
     out: Tensor | None,
-    prefetch: Tensor | None,
 ) -> int:
     """The number of outputs, of arguments that fit each other."""
     check_dims("x", x, "B", "K")
@@ -125,5 +177,4 @@ def _check(
     own = out.dtype if out is not None and out.is_floating_point() else None
     check_tensor("out", out, wide, x, memory, dtype=own, layout=memory)
     check_apart(out, x=x, residual=residual)
-    check_prefetch(prefetch, x)
     return num_outputs

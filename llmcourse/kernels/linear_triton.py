@@ -8,18 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.launch import (
-    num_bytes,
-    options,
-    prefetch_next,
-    prefetch_to_l2,
-    start_next,
-    wait_for_input,
-)
+from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.tiles import Tile, matmul_rows
 
 
-@triton.jit(do_not_specialize=["next_bytes"])
+@triton.jit
 def _gemv_kernel(
     x_ptr,
     norm_ptr,
@@ -27,8 +20,6 @@ def _gemv_kernel(
     bias_ptr,
     residual_ptr,
     out_ptr,
-    next_ptr,
-    next_bytes,
     num_outputs,
     eps,
     K: tl.constexpr,
@@ -39,8 +30,6 @@ def _gemv_kernel(
     HAS_RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
     PDL: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    THREADS: tl.constexpr,
 ):
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -53,7 +42,6 @@ def _gemv_kernel(
     if GATED:
         up_coming = _weight_tile(up_weights, columns, 0, K, BLOCK_K)
     start_next(PDL)
-    prefetch_next(next_ptr, tl.program_id(0), tl.num_programs(0), next_bytes, PREFETCH, THREADS)
     wait_for_input(PDL)
 
     sums = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
@@ -128,12 +116,6 @@ def _matmul_kernel(
     up_weights = weights + tl.cast(num_outputs, tl.int64) * K
     batch = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     inputs = x_ptr + batch[:, None].to(tl.int64) * K + columns[None, :]  # (BLOCK_M, BLOCK_K)
-    if PDL:  # the first 512 numbers of each row, a line of 64 at a time
-        lines = tl.arange(0, 8) * 64
-        first = weight_ptr + held[:, None] * K + tl.minimum(lines, K - 1)[None, :]
-        prefetch_to_l2(first)
-        if GATED:
-            prefetch_to_l2(first + tl.cast(num_outputs, tl.int64) * K)
     start_next(PDL)
     wait_for_input(PDL)
 
@@ -182,21 +164,16 @@ def launch_gemv(
     out: Tensor,
     tile: Tile,
     pdl: bool,
-    prefetch: Tensor | None,
 ) -> None:
     num_outputs = out.shape[1]
     _gemv_kernel[(triton.cdiv(num_outputs, tile.rows),)](
         *_pointers(x, norm, weight, bias, residual, out),
-        x if prefetch is None else prefetch,
-        num_bytes(prefetch),
         num_outputs,
         eps,
         K=x.shape[1],
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
         **_switches(norm, bias, residual, gated),
-        PREFETCH=num_bytes(prefetch) > 0,
-        THREADS=32 * tile.warps,
         num_warps=tile.warps,
         **options(pdl),
     )

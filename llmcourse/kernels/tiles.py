@@ -1,8 +1,11 @@
-"""Tile shapes of the linear kernels: what was measured to be best, and a rule for the rest."""
+"""Tile shapes of the kernels: what was measured to be best, and a rule for the rest."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from llmcourse.kernels.arguments import check_power_of_2, check_warps
 
 
 class Tile(NamedTuple):
@@ -21,25 +24,80 @@ class Tile(NamedTuple):
     stages: int = 2
 
 
+class Strip(NamedTuple):
+    """How `linear_gluon` cuts a matrix: whole rows, held in shared memory.
+
+    Attributes:
+        rows: of the weights for one program, a power of two; of both halves each where gate and up are fused.
+        warps: of 32 threads, for one program.
+        tensor_cores: who multiplies; they have far fewer instructions to issue, and a few more to add up.
+    """
+
+    rows: int
+    warps: int
+    tensor_cores: bool
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """How a program of `decode_attention` goes through the keys and values of a head.
+
+    Attributes:
+        block: keys at a time, a power of 2 of at least 16.
+        warps: of 32 threads, for one program.
+        stages: tiles under way at once in shared memory; 0 for one after the other in registers, which
+            every GPU, dtype and head size can do.
+
+    Raises:
+        ValueError: a number that no kernel can be launched with.
+    """
+
+    block: int = 32
+    warps: int = 4
+    stages: int = 0
+
+    def __post_init__(self):
+        check_power_of_2("block", self.block, 16)
+        check_warps(self.warps)
+        if self.stages < 0:
+            raise ValueError(f"stages must be at least 0, got {self.stages}; 0 keeps the tile in registers")
+
+
+STAGED_HEAD_DIMS = (64, 128, 256)
+STRIP_COLUMNS = 1024  # of a row in one piece of shared memory
+SPARE_BYTES = 8 * 1024  # of shared memory, for all that a program holds beside its tiles
+FEW_ROWS_BYTES = 227 * 1024  # of shared memory, that the tiles of `few_rows_tile` ask for
+
 # For one row of input, (outputs, inputs, gated) to the tile that was fastest on an H200, weights in bfloat16
-# and PDL on; the rows are in benchmarks/results/raw/decode_variants_nvidia_h200.jsonl. A whole step decides
-# what stands here, not the matrix alone: with the fastest tiles of its matrices a step of Llama-3-8B is 4 %
-# faster than by the rule below, one of Qwen3-0.6B 7 % slower and one of Llama-2-7B 4 % slower, so these two
-# follow the rule. A matrix that models share stands here if the step of one is faster with it and no other's
-# was measured to be slower for it alone. Llama-2-7B shares 4096 × 4096: alone it reads 20 % faster so, and
-# what made that model's step slower changed three more matrices, of which none stands here.
+# and PDL on; the rows are in benchmarks/results/raw/decode_variants_nvidia_h200.jsonl. With these a step of
+# Llama-3-8B is 5 % shorter than by the rule below, one of Llama-2-7B 1 %.
 MEASURED = {
-    (6144, 4096, False): Tile(2, 4096, 4),
-    (4096, 4096, False): Tile(8, 1024, 4),
+    (6144, 4096, False): Tile(2, 4096, 4),  # Llama-3-8B
     (14336, 4096, True): Tile(4, 1024, 4),
     (4096, 14336, False): Tile(2, 2048, 4),
-    (128256, 4096, False): Tile(2, 4096, 4),
+    (128256, 4096, False): Tile(4, 4096, 8),
+    (4096, 4096, False): Tile(8, 1024, 4),  # both
+}
+
+# Small matrices, of which the hand-over from kernel to kernel takes longer than the reading: those of
+# Qwen3-0.6B, by a chain of its layers on an H200, in bfloat16.
+STRIPS = {
+    (4096, 1024, False): Strip(16, 8, False),
+    (1024, 2048, False): Strip(8, 4, True),
+    (3072, 1024, True): Strip(8, 4, True),
+    (1024, 3072, False): Strip(8, 8, False),
 }
 
 
-def gemv_tile(num_outputs: int, num_inputs: int, gated: bool) -> Tile:
-    """For one row of input: what was measured for this matrix, otherwise what the rule gives."""
-    return MEASURED.get((num_outputs, num_inputs, gated)) or gemv_rule(num_outputs, num_inputs, gated)
+def gemv_tile(num_outputs: int, num_inputs: int, gated: bool, strips: bool = False) -> Tile | Strip:
+    """For one row of input: what was measured for this matrix, otherwise what the rule gives.
+
+    Args:
+        strips: whether `linear_gluon` can run: on Hopper or later, in bfloat16.
+    """
+    shape = (num_outputs, num_inputs, gated)
+    strip = STRIPS.get(shape) if strips else None
+    return strip or MEASURED.get(shape) or gemv_rule(*shape)
 
 
 def gemv_rule(num_outputs: int, num_inputs: int, gated: bool) -> Tile:
@@ -61,9 +119,38 @@ def matmul_tile(num_outputs: int, num_inputs: int, gated: bool, item_bytes: int)
     return Tile(rows, columns, 4, 4) if narrow else Tile(rows, columns, 8, 3)
 
 
+def few_rows_tile(num_rows: int, num_outputs: int, gated: bool) -> Tile | None:
+    """For several rows, in 16 bits; None where PyTorch's product was faster on an H200.
+
+    A program takes most of the 227 KiB of shared memory there: enough of the weights must be on their way.
+    """
+    if num_rows > 64 or num_outputs < 4096:
+        return None
+    if num_outputs >= 32768 and not gated:
+        return Tile(128, 128, 8, 4)
+    if num_rows > 16 and gated:
+        return Tile(128, 64, 4, 5)
+    if num_rows > 32:
+        return None
+    return Tile(64, 256, 4, 3) if gated or num_outputs > 4096 else Tile(64, 128, 4, 5)
+
+
 def matmul_rows(num_rows: int, item_bytes: int) -> int:
     """Rows of input that one program of `matmul_tile` takes."""
     return max(16, min(_power_of_2(num_rows), 128 // item_bytes))
+
+
+def attention_tile(head_dim: int, item_bytes: int, shared_bytes: int) -> AttentionTile:
+    """For one new token a row.
+
+    Args:
+        shared_bytes: of a program, where tiles can wait in shared memory: two of them, in 128 KiB or 64;
+            0 where they cannot. In registers a tile of 32 keys in float32 overflows those of 4 warps.
+    """
+    if shared_bytes:
+        held = 2**17 if shared_bytes >= 2**17 + SPARE_BYTES else 2**16
+        return AttentionTile(block=held // (2 * 2 * head_dim * item_bytes), warps=4, stages=2)
+    return AttentionTile(block=32, warps=4 if item_bytes <= 2 else 8)
 
 
 def _power_of_2(number: int) -> int:

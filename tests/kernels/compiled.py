@@ -40,7 +40,6 @@ class Compiled:
     registers: int
     spilled_bytes: int
     has_pdl: bool
-    has_prefetch: bool  # of what a later kernel reads, in bulk
 
 
 class AbsentDriver:
@@ -93,27 +92,21 @@ def _described(function: JITFunction, kernel, constants: dict[str, object]) -> C
         registers=int(re.search(r"Used (\d+) registers", kernel.ptxas_log)[1]),
         spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill", kernel.ptxas_log)),
         has_pdl="griddepcontrol" in kernel.asm["ptx"],
-        has_prefetch="cp.async.bulk.prefetch.L2" in kernel.asm["ptx"],
     )
 
 
-def compiled_step(name: str, dtype: torch.dtype, capability: int, prefetch_bytes: int = 0) -> list[Compiled]:
+def compiled_step(name: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
     """The kernels of a step of one layer of a known model, and of both ways to choose, for one row."""
     shapes = dataclasses.asdict(MODELS[name]) | {"num_layers": 1}
     config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
     with recorded(capability) as found, torch.device("meta"), torch.no_grad():
         model = Decoder(config).to(dtype)
         state = StepState(model, 1, CAPACITY)
-        KernelStep(state, KernelSettings(splits=SPLITS, prefetch_bytes=prefetch_bytes))(state)
+        KernelStep(state, KernelSettings(splits=SPLITS))(state)
         for temperature in (0.0, 1.0):
             choice = Choice(1, config.vocab_size, "meta", temperature=temperature)
             choose(state.logits, state.text, state.positions, choice, backend="triton")
     return found
-
-
-def compiled_prefetching(name: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
-    """The same, each kernel asking for a mebibyte of what the one after the next reads."""
-    return compiled_step(name, dtype, capability, prefetch_bytes=1 << 20)
 
 
 def compiled_rows(dtype: torch.dtype, capability: int) -> list[Compiled]:

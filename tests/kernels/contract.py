@@ -19,14 +19,16 @@ from llmcourse.kernels.decode_attention import (
     decode_attention,
     decode_attention_reference,
 )
-from llmcourse.kernels.launch import takes_part
+from llmcourse.kernels.launch import runs_gluon, takes_part
 from llmcourse.kernels.linear import linear, linear_reference
-from llmcourse.kernels.tiles import Tile
+from llmcourse.kernels.tiles import AttentionTile, Strip, Tile
 from llmcourse.model import Decoder, DecoderConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE.type == "cuda" else ())
 PDL = (False, True) if takes_part(True) else (False,)
+ATTENTION_TILES = (AttentionTile(16, 8), *((None,) if runs_gluon(80) else ()))
+STRIPS = (Strip(8, 4, True), Strip(8, 4, False)) if runs_gluon(90) else ()
 SHAPES = ((8, 32), (50, 100), (33, 128), (1, 7))  # outputs, inputs: ragged ones too
 PARTS = {
     "plain": (False, False, False, False),  # norm, gated, bias, residual
@@ -72,7 +74,8 @@ def test_linear(parts, rows, dtype, pdl):
         }
         truth = linear_reference(x.double(), weight.double(), **doubled(given))
         theirs = linear_reference(x, weight, **given)
-        for tile in (None, Tile(4, 32, 4) if rows == 1 else Tile(16, 16, 4, 2)):
+        strips = STRIPS if rows == 1 and dtype == torch.bfloat16 and inputs % 8 == 0 else ()
+        for tile in (None, Tile(4, 32, 4) if rows == 1 else Tile(16, 16, 4, 2), *strips):
             out = torch.full((rows, outputs), torch.nan, dtype=dtype, device=DEVICE)
             linear(x, weight, out=out, backend="triton", pdl=pdl, tile=tile, **given)
             check(out, truth, theirs)
@@ -95,6 +98,21 @@ def test_a_norm_of_large_numbers_and_gains_stays_finite(rows, dtype):
     weight, norm = random(20, 40, dtype=dtype) / 40**0.5, 60 * random(40, dtype=dtype).abs()
     truth = linear_reference(x.double(), weight.double(), norm=norm.double())
     check(linear(x, weight, norm=norm, backend="triton"), truth, linear_reference(x, weight, norm=norm))
+
+
+def test_a_tile_that_only_other_tensors_can_have_is_refused():
+    """In fp32 neither strips nor staged attention run, whatever the GPU; nor by the interpreter at all."""
+    x, weight = random(1, 32, dtype=torch.float32), random(8, 32, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"tile must be one that fits, got Strip\(rows=8"):
+        linear(x, weight, backend="triton", tile=Strip(8, 4, False))
+    qkv, cache = random(1, 4 * 64, dtype=torch.float32), random(1, 1, 8, 64, dtype=torch.float32)
+    angles, where = random(8, 32, dtype=torch.float32), torch.zeros(1, dtype=torch.long, device=DEVICE)
+    with pytest.raises(ValueError, match=r"tile must be one that fits, got AttentionTile\(block=128"):
+        decode_attention(
+            qkv, cache, cache.clone(), where, angles, angles, backend="triton", tile=AttentionTile(128, 4, 2)
+        )
+    reference = linear(x, weight, backend="reference", tile=Strip(8, 4, False))
+    assert torch.equal(reference, linear_reference(x, weight))
 
 
 def test_the_check_sees_a_kernel_that_forgets():
@@ -120,7 +138,8 @@ CACHES = {
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize(("has_norm", "dtype", "pdl"), list(itertools.product((False, True), DTYPES, PDL)))
-def test_decode_attention(cache, has_norm, dtype, pdl):
+@pytest.mark.parametrize("tile", ATTENTION_TILES)
+def test_decode_attention(cache, has_norm, dtype, pdl, tile):
     heads, kv_heads, size, slots, where = CACHES[cache]
     rows = len(where)
     for splits in (1, 4):
@@ -145,7 +164,7 @@ def test_decode_attention(cache, has_norm, dtype, pdl):
             out = torch.full((rows, heads * size), torch.nan, dtype=dtype, device=DEVICE)
             decode_attention(
                 qkv, keys, values, positions, cos, sin, norm,
-                workspace=workspace, out=out, backend="triton", pdl=pdl, block=16,
+                workspace=workspace, out=out, backend="triton", pdl=pdl, tile=tile,
             )  # fmt: skip
             check(out, truth, theirs)
             assert not workspace.arrivals.any()

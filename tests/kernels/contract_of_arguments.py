@@ -97,8 +97,6 @@ REFUSED: dict[Callable, list[tuple[dict, str]]] = {
         ({"out": whole(2, 8)}, "out must be in torch.float32"),
         ({"out": X[:, :], "weight": ones(6, 6)}, "out must be memory of its own, got that of x"),
         ({"out": QKV[:1, :8], "residual": QKV[:1, :8], "x": ones(1, 6)}, "got that of residual"),
-        ({"prefetch": ones(8, 6).T}, "prefetch must be contiguous"),
-        ({"prefetch": ones(8)[1:]}, "begin at a multiple of 16 bytes"),
     ],
     attention_of: [
         ({"qkv": ones(1, 16)}, "qkv must have 2 rows as the cache has, got 1"),
@@ -130,10 +128,6 @@ REFUSED: dict[Callable, list[tuple[dict, str]]] = {
         ({"out": ones(4, 8)[::2]}, "out must be contiguous"),
         ({"out": ones(2, 8, dtype=HALF)}, "out must be in torch.float32"),
         ({"out": QKV.view(-1)[:16].view(2, 8)}, "out must be memory of its own, got that of qkv"),
-        ({"prefetch": ones(8, 6).T}, "prefetch must be contiguous"),
-        ({"block": 24}, "block must be a power of 2 of at least 16, got 24"),
-        ({"block": 8}, "block must be a power of 2 of at least 16, got 8"),
-        ({"warps": 3}, "warps must be one of (1, 2, 4, 8, 16) or None, got 3"),
     ],
     embed_of: [
         ({"table": ones(9)}, "table must have 2 dimensions, (V, C), got shape (9,)"),

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from llmcourse.decoding.engine.weights import LayerWeights, Layout, fuse_layers
-from llmcourse.kernels.arguments import check_power_of_2, check_warps
+from llmcourse.kernels.arguments import check_power_of_2
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.decode_attention import (
     Place,
     Workspace,
     attend_at,
+    best_attention_tile,
     decode_attention,
     num_splits,
 )
-from llmcourse.kernels.linear import linear, linear_reference
-from llmcourse.kernels.tiles import Tile
+from llmcourse.kernels.linear import best_linear_tile, linear, linear_reference
+from llmcourse.kernels.tiles import AttentionTile, Strip, Tile
 from llmcourse.kernels.tokens import embed, embed_reference
 from llmcourse.model import Decoder
 
@@ -32,33 +32,22 @@ class KernelSettings:
         pdl: start kernels before their predecessors end, on a Hopper GPU or later.
         tiles: of the matrices for one row, by `(outputs, inputs, gated)`.
         splits: of the cache in attention, a power of 2.
-        block: keys in one tile of attention, and
-        warps: of its programs.
-        prefetch_bytes: of a later matrix, that each kernel asks into the L2 while it waits; 0 for none.
-            Needs a Hopper GPU or later, as `pdl` does.
-        ahead: how many kernels later that matrix is read.
+        attention: how a program of attention goes through the cache.
+        few_rows: multiply several rows by `linear`'s kernel where it was measured to be faster, or never.
 
     Raises:
         ValueError: a number that no kernel can be launched with.
     """
 
     pdl: bool = True
-    tiles: dict[tuple[int, int, bool], Tile] = field(default_factory=dict)
+    tiles: dict[tuple[int, int, bool], Tile | Strip] = field(default_factory=dict)
     splits: int | None = None
-    block: int = 32
-    warps: int | None = None
-    prefetch_bytes: int = 0
-    ahead: int = 2
+    attention: AttentionTile | None = None
+    few_rows: bool = True
 
     def __post_init__(self):
         if self.splits is not None:
             check_power_of_2("splits", self.splits)
-        check_power_of_2("block", self.block, 16)
-        check_warps(self.warps)
-        if self.prefetch_bytes < 0:
-            raise ValueError(f"prefetch_bytes must be at least 0, got {self.prefetch_bytes}; 0 is for none")
-        if self.ahead < 1:
-            raise ValueError(f"ahead must be at least 1, got {self.ahead}; 1 is the next kernel")
 
 
 class StepState:
@@ -109,36 +98,36 @@ def reference_step(state: StepState) -> None:
 class KernelStep:
     """The same through the kernels; five launches a layer, into memory that is allocated here once.
 
-    With two rows or more the matrices are read by PyTorch's own products, which are faster there than
-    `linear`'s few-rows kernel (a step of Llama-3-8B's shapes on an H200: two thirds of the time).
+    Where PyTorch's own product of several rows is faster than `linear`'s kernel it takes the place of that.
     """
 
     def __init__(self, state: StepState, settings: KernelSettings):
         c, x = state.model.config, state.model.model.embed_tokens.weight
         batch, width = state.batch_size, c.num_heads * c.head_dim
         self.settings = settings
-        self.pdl = settings.pdl and batch == 1  # every kernel in the chain must take part
+        self.pdl = settings.pdl and batch == 1  # several rows were slower with it
         self.hidden = x.new_empty(batch, c.hidden_size)
         self.between = x.new_empty(batch, c.hidden_size)  # after attention, before the MLP
         self.qkv = x.new_empty(batch, width + 2 * c.num_kv_heads * c.head_dim)
         self.mixed = x.new_empty(batch, width)
         self.inner = x.new_empty(batch, c.intermediate_size)
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
+        strips = isinstance(self._tile(self.hidden, self.qkv.shape[1], gated=False), Strip)
+        self.attention = settings.attention or best_attention_tile(
+            x, c.num_heads, c.num_kv_heads, c.head_dim, staged=strips
+        )
         splits = settings.splits or num_splits(
-            batch, c.num_kv_heads, state.capacity, settings.block, processors
+            batch, c.num_kv_heads, state.capacity, self.attention, processors
         )
         self.workspace = Workspace(batch, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
-        self.prefetched = weights_ahead(state, settings if batch == 1 else KernelSettings())
 
     def __call__(self, state: StepState) -> None:
-        model, positions, pdl, prefetched = state.model, state.positions, self.pdl, iter(self.prefetched)
+        model, positions, pdl = state.model, state.positions, self.pdl
         embed(
             state.text, positions, model.model.embed_tokens.weight, out=self.hidden, backend="triton", pdl=pdl
         )
         for index, w in enumerate(state.layers):
-            self._linear(
-                self.hidden, w.qkv, self.qkv, prefetched, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias
-            )
+            self._linear(self.hidden, w.qkv, self.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
             decode_attention(
                 self.qkv,
                 state.cache.keys[index],
@@ -151,46 +140,23 @@ class KernelStep:
                 out=self.mixed,
                 backend="triton",
                 pdl=pdl,
-                block=self.settings.block,
-                warps=self.settings.warps,
-                prefetch=next(prefetched),
+                tile=self.attention,
             )
-            self._linear(
-                self.mixed, w.output, self.between, prefetched, bias=w.output_bias, residual=self.hidden
-            )
-            self._linear(
-                self.between, w.gate_up, self.inner, prefetched, norm=w.mlp_norm, eps=state.eps, gated=True
-            )
-            self._linear(self.inner, w.down, self.hidden, prefetched, residual=self.between)
+            self._linear(self.mixed, w.output, self.between, bias=w.output_bias, residual=self.hidden)
+            self._linear(self.between, w.gate_up, self.inner, norm=w.mlp_norm, eps=state.eps, gated=True)
+            self._linear(self.inner, w.down, self.hidden, residual=self.between)
         head, norm = model.lm_head.weight.data, model.model.norm.weight.data
-        self._linear(self.hidden, head, state.logits, prefetched, norm=norm, eps=state.eps)
+        self._linear(self.hidden, head, state.logits, norm=norm, eps=state.eps)
 
-    def _linear(
-        self, x: Tensor, weight: Tensor, out: Tensor, prefetched: Iterator[Tensor | None], **parts
-    ) -> None:
-        if len(x) > 1:
+    def _linear(self, x: Tensor, weight: Tensor, out: Tensor, **parts) -> None:
+        tile = self._tile(x, out.shape[1], parts.get("gated", False))
+        if tile is None:
             out.copy_(linear_reference(x, weight, **parts))
-            return
-        tile = self.settings.tiles.get((out.shape[1], x.shape[1], parts.get("gated", False)))
-        linear(
-            x, weight, out=out, backend="triton", pdl=self.pdl, tile=tile, prefetch=next(prefetched), **parts
-        )
+        else:
+            linear(x, weight, out=out, backend="triton", pdl=self.pdl, tile=tile, **parts)
 
-
-def weights_ahead(state: StepState, settings: KernelSettings) -> list[Tensor | None]:
-    """For each launch after the embedding, the beginning of the matrix that is read `ahead` launches later.
-
-    The memory would stand idle while attention, of few bytes and much waiting, holds the chain up, and for
-    a moment between any two kernels. The last launches of a step look to the first of the next.
-    """
-    read: list[Tensor | None] = []
-    for w in state.layers:
-        read += [w.qkv, None, w.output, w.gate_up, w.down]  # attention reads no weights
-    read.append(state.model.lm_head.weight.data)
-    if settings.prefetch_bytes == 0:
-        return [None] * len(read)
-    ahead = settings.ahead
-    return [
-        None if matrix is None else matrix.view(-1)[: settings.prefetch_bytes // matrix.element_size()]
-        for matrix in read[ahead:] + read[:ahead]
-    ]
+    def _tile(self, x: Tensor, num_outputs: int, gated: bool) -> Tile | Strip | None:
+        if len(x) == 1:
+            chosen = self.settings.tiles.get((num_outputs, x.shape[1], gated))
+            return chosen or best_linear_tile(x, num_outputs, gated, "triton")
+        return best_linear_tile(x, num_outputs, gated, "auto") if self.settings.few_rows else None

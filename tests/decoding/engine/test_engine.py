@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine import engine as engine_module
-from llmcourse.decoding.engine.step import KernelSettings, StepState, weights_ahead
+from llmcourse.decoding.engine.step import StepState
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.roofline import DoesNotFit
 
@@ -96,23 +96,6 @@ def test_draws_follow_the_softmax():
     cells = (logits[0] / 2.0).softmax(-1) * len(tokens)
     assert cells.min() >= 5, "chi-square asks for that many in every cell"
     assert statistic(2.0) < chi2.isf(1e-6, 99) < statistic(1.0)
-
-
-@pytest.mark.parametrize("ahead", [1, 2])
-def test_every_kernel_asks_for_the_weights_that_a_later_one_reads(ahead):
-    model = tiny(torch.float32)
-    state = StepState(model, 1, 16, torch.Tensor.contiguous)  # rows, as kernels read them
-    reads = []
-    for w in state.layers:
-        reads += [w.qkv, None, w.output, w.gate_up, w.down]
-    reads.append(model.lm_head.weight)
-    asked = weights_ahead(state, KernelSettings(prefetch_bytes=256, ahead=ahead))
-    for launch, found in enumerate(asked):
-        later = reads[(launch + ahead) % len(reads)]
-        assert (found is None) == (later is None)
-        if found is not None:
-            assert found.data_ptr() == later.data_ptr() and found.numel() * 4 == 256
-    assert not any(found is not None for found in weights_ahead(state, KernelSettings()))
 
 
 def started(prompts=PROMPTS, capacity=20) -> DecodeEngine:

@@ -14,7 +14,7 @@ from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
 from tests.grading.exercises.answers import Sheet, cases, shapes_of
 
-RAW = Path(__file__).parents[3] / "benchmarks/results/raw/decode_variants_nvidia_h200.jsonl"
+RAW = Path(__file__).parents[3] / "benchmarks/results/raw/decode_first_engine_nvidia_h200.jsonl"
 FILE_NAMES = {"Llama-3-8B": "llama3_8b", "Llama-2-7B": "llama2_7b", "Qwen3-0.6B": "qwen3_0.6b"}
 OF_ENGINE = {
     runs.OVERLAPPED: lambda label: label.endswith(" pdl") and "no pdl" not in label,

@@ -34,12 +34,13 @@ few per cent of the same.)
 
 **The score is your distance from the measurement.** Every case counts, the one that is farthest off decides:
 within 12 % all points, within 25 % half of them, beyond that none. Cases named after a model are runs on an
-H200, in bf16; what a start costs was measured on *other* runs of the same engine. There are three: in *one
-kernel after another* each operation waits until the one before has ended; where *kernels overlapped* it is
-started before that, so that part of its start costs no time; with *matrices by cuBLAS* the vendor's library
-multiplies, and what the other two do in the same kernel, such as a norm, is a kernel of its own. The other
-cases are machines and models that do not exist, where the three times above are the truth. You need not count
-what is small: is the weight of a norm ever 12 % of anything?
+H200, in bf16, by early versions of the engine of chapter 2, whose kernels all start alike; what a start costs
+was measured on *other* runs of the same version. There are three: in *one kernel after another* each
+operation waits until the one before has ended; where *kernels overlapped* it is started before that, so that
+part of its start costs no time; with *matrices by cuBLAS* the vendor's library multiplies, and what the other
+two do in the same kernel, such as a norm, is a kernel of its own. The other cases are machines and models
+that do not exist, where the three times above are the truth. You need not count what is small: is the weight
+of a norm ever 12 % of anything?
 
 ```python
 >>> tiny = dict(layers=1, hidden=2, heads=1, kv_heads=1, head_dim=2, mlp=3, vocab=5)     # 44 weights

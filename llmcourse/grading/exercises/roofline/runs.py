@@ -1,7 +1,9 @@
 """Decoding that was measured: tokens a second of real models on an NVIDIA H200, and what they ran on.
 
-All rows of a batch together, in bf16, each step replayed as one CUDA graph. From
-`benchmarks/results/raw/decode_variants_nvidia_h200.jsonl`; a test holds this table against that file.
+All rows of a batch together, in bf16, each step replayed as one CUDA graph. By the course's first engine,
+all of whose kernels start and wait alike, so that one number says what a start costs; today's is faster
+(`benchmarks/results/nvidia-h200.jsonl`) and has several kinds. From
+`benchmarks/results/raw/decode_first_engine_nvidia_h200.jsonl`; a test holds this table against that file.
 """
 
 from __future__ import annotations
