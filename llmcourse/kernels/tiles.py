@@ -77,6 +77,10 @@ MEASURED = {
     (4096, 14336, False): Tile(2, 2048, 4),
     (128256, 4096, False): Tile(4, 4096, 8),
     (4096, 4096, False): Tile(8, 1024, 4),  # both
+    (12288, 4096, False): Tile(2, 4096, 4),  # Llama-2-7B
+    (11008, 4096, True): Tile(1, 4096, 4),
+    (4096, 11008, False): Tile(4, 2048, 4),
+    (32000, 4096, False): Tile(2, 4096, 4),
 }
 
 # Small matrices, of which the hand-over from kernel to kernel takes longer than the reading: those of

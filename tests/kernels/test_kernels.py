@@ -195,7 +195,7 @@ def test_measured_tiles_are_the_fastest_of_the_recorded_run():
     for shape, tile in MEASURED.items():
         fastest = max((row for row in rows if tuple(row["shape"]) == shape), key=lambda row: row["gbps"])
         assert tuple(fastest["tile"]) == tile == gemv_tile(*shape)
-    assert set(MEASURED) == matrices(MODELS["Llama-3-8B"])
+    assert set(MEASURED) == matrices(MODELS["Llama-3-8B"]) | matrices(MODELS["Llama-2-7B"])
 
 
 def test_strips_are_as_fast_as_the_fastest_of_the_recorded_run():
