@@ -499,38 +499,71 @@ print(", ".join(f"{name}: {speed:,.0f} tokens/s" for name, speed in speeds.items
 print("the same tokens:", written(base32) == written(engine))
 
 # %% [markdown]
-# Models of billions of weights fill the memory bus. Runs of `benchmarks/decode.py` with such models are recorded
-# with the limit that was measured in the same process. The next cell lists the ones that are stored here, or says
-# what to run; the plot after it is the prediction, with the recorded runs beside it where there are several.
+# Models of billions of weights fill the memory bus. Runs of `benchmarks/decode.py` with such models are recorded,
+# with the limit, the peer and the ceilings that were measured in the same process. The next cell lists those that
+# are stored here; *predicted* is what `roofline` says of these ceilings.
 
 # %%
 MODELS = ("llama3_8b", "llama2_7b", "qwen3_0.6b")
 rows = [row for model in MODELS for row in recorded.recorded(f"decode_{model}_bf16_b1")]
 for row in rows:
     print(f"{row['name']} on {row['device']} (recorded {row['date']}):")
-    print(f"    {row['value']:.0f} {row['unit']},", end=" ")
-    print(f"{row['ratio_limit']:.0%} of {row['limit_name']}", end="")
-    print(f", {row['ratio_peer']:.2f} × {row['peer']}" if row["peer"] else "")
+    print(f"    {row['value']:.0f} {row['unit']}, {row['ratio_limit']:.0%} of {row['limit_name']};")
+    print(f"    predicted over measured {row['predicted_over_measured']:.2f}", end="")
+    print(f"; {row['ratio_peer']:.2f} × {row['peer']}" if row["peer"] else "")
 if not rows:
-    print("No run is recorded yet. On a machine with a large GPU `python benchmarks/decode.py`")
+    print("No run is stored here. On a machine with a large GPU `python benchmarks/decode.py`")
     print("measures these models and stores what it finds in benchmarks/results.")
+
+# %% [markdown]
+# The small model is the farthest from its roof, and yet the farthest ahead of its peer. A layer of it has 31 MB
+# of weights: 7 µs of reading, cut into five kernels, each of which needs the result of the one before. Handing
+# over (the last program ends, the next one loads its input, multiplies, stores) costs about as much again, and
+# the roofline knows nothing of it. `llmcourse.kernels.linear_gluon` lets the weights of three kernels ahead travel
+# meanwhile. What is left to gain lies in fewer, larger kernels.
+#
+# A batch reads the same weights for all its rows. The dashed lines are the datasheet's roof, and the one of the
+# measured ceilings.
 
 # %%
 h200 = hardware.datasheet("H200")
 sizes = (1, 2, 4, 8, 16, 32, 64)
 steps = [Step.decode(size, 228) for size in sizes]
 best = [roofline.predict_step(LLAMA_3_8B, step, h200).tokens_per_s for step in steps]
-curves = [growth.Curve("roofline, datasheet", sizes, best, "predicted", "H200")]
+curves = [growth.Curve("roofline, datasheet", sizes, best, "predicted")]
 found = {}
 for size in sizes:
     for row in recorded.recorded(f"decode_llama3_8b_bf16_b{size}"):
         if "H200" in row["device"]:
-            found[size] = row["value"]
+            found[size] = row
 if len(found) > 1:
-    curves.append(growth.Curve("recorded", tuple(found), tuple(found.values()), group="H200"))
+    predicted = [1e3 * size / row["predicted_step_ms"] for size, row in found.items()]
+    measured = [row["value"] for row in found.values()]
+    curves.append(growth.Curve("roofline, measured ceilings", found, predicted, "predicted", "H200"))
+    curves.append(growth.Curve("recorded", found, measured, group="H200"))
 shown = "prediction and recorded runs" if len(found) > 1 else "the prediction alone"
 names = {"x_label": "batch (rows)", "y_label": "tokens/s"}
 growth.plot_growth(curves, "Llama-3-8B on an H200", f"bf16, context 228: {shown}", **names)
+
+# %% [markdown]
+# **Are the bytes right?** A GPU counts them: Nsight Compute reads the counters of its memory. One layer of
+# Llama-3-8B, each operation with a cold cache (`benchmarks/dram_bytes.py`):
+
+# %%
+print(f"{'':48}{'counted':>10}{'by costs':>10}{'ratio':>7}")
+for step in ("decode", "prefill"):
+    for part in ("attention", "QKV", "output", "gate and up", "down"):
+        name = f"{part} projection".replace("attention projection", "attention")
+        key = f"dram_bytes_{step}_{name.replace(' ', '_').lower()}"
+        for row in recorded.recorded(key):
+            label = f"{step}, {row['context']:,} tokens: {name}"
+            print(f"{label:48}{row['value']:7,.0f} MB{row['limit']:7,.0f} MB{row['ratio_limit']:7.2f}")
+
+# %% [markdown]
+# In decoding every byte is read once, and the count is right. For a prompt of 65,536 tokens `costs` counts every
+# matrix once too: its *compulsory* traffic. The inputs and outputs are many times the size of the L2 cache there,
+# and tiles of the product read them again. It does not matter for the time: at so many FLOPs per byte even four
+# times the bytes take less time than the arithmetic.
 
 # %% [markdown]
 # ## 2.9 What goes wrong
