@@ -60,6 +60,67 @@ def _rotated(x, y, gain, partner_gain, cos, sin, eps, D: gl.constexpr, NORM: gl.
 
 
 @gluon.jit
+def _attend(
+    query,
+    keys,
+    values,
+    keys_ptr,
+    values_ptr,
+    base,
+    first,
+    last,
+    peak,
+    weight,
+    mixed,
+    scale,
+    D: gl.constexpr,
+    S: gl.constexpr,
+    STAGES: gl.constexpr,
+    L: gl.constexpr,
+    C: gl.constexpr,
+):
+    """The online softmax over the tiles of a split, as in `decode_attention_triton._absorb`.
+
+    Every tile has a key, and one that has been read makes place for the one `STAGES` tiles on.
+    """
+    dtype: gl.constexpr = keys.dtype
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, C, 2)
+    RIGHT: gl.constexpr = gl.DotOperandLayout(1, C, 2)
+    s = gl.arange(0, S, gl.SliceLayout(0, C))
+    stage = 0
+    for start in range(first, last, S):
+        async_copy.wait_group(STAGES - 1)
+        tl.debug_barrier()  # all threads have waited for what each has copied
+        k = keys.index(stage).permute((1, 0)).load(RIGHT)
+        scores = mma_v2(query, k, gl.zeros([16, S], gl.float32, C)) * scale
+        scores = gl.where((start + s < last)[None, :], scores, float("-inf"))
+        new_peak = gl.maximum(peak, gl.max(scores, axis=1))
+        fade = gl.exp2(peak - new_peak)
+        share = gl.exp2(scores - new_peak[:, None])
+        weight = weight * fade + gl.sum(share, axis=1)
+        v = values.index(stage).load(RIGHT)
+        mixed = mma_v2(gl.convert_layout(share.to(dtype), LEFT), v, mixed * fade[:, None])
+        peak = new_peak
+        if start + STAGES * S < last:
+            tl.debug_barrier()  # all have read this tile before another takes its place
+            _request_tile(
+                keys.index(stage),
+                values.index(stage),
+                keys_ptr,
+                values_ptr,
+                base,
+                start + STAGES * S,
+                last,
+                D,
+                S,
+                L,
+            )
+        async_copy.commit_group()  # without a tile an empty one, so that counting them stays simple
+        stage = (stage + 1) % STAGES
+    return peak, weight, mixed
+
+
+@gluon.jit
 def _staged_attention_kernel(
     qkv_ptr,
     keys_ptr,
@@ -106,8 +167,6 @@ def _staged_attention_kernel(
     C: gl.constexpr = gl.NVMMADistributedLayout(
         version=[2, 0], warps_per_cta=[1, num_warps], instr_shape=[16, 8]
     )
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, C, 2)
-    RIGHT: gl.constexpr = gl.DotOperandLayout(1, C, 2)
     PER_HEAD: gl.constexpr = gl.SliceLayout(1, C)
     swizzled: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, order=[1, 0])
     keys = gl.allocate_shared_memory(dtype, [STAGES, S, D], swizzled)
@@ -159,67 +218,74 @@ def _staged_attention_kernel(
         weight = gl.full([16], 1.0, gl.float32, PER_HEAD)
         mixed += v_new.to(gl.float32)[None, :]
 
-    # The online softmax over tiles, as in `decode_attention_triton._absorb`; every tile has a key.
-    query = gl.convert_layout(q, LEFT)
-    s = gl.arange(0, S, gl.SliceLayout(0, C))
-    stage = 0
-    for start in range(first, last, S):
-        async_copy.wait_group(STAGES - 1)
-        tl.debug_barrier()  # all threads have waited for what each has copied
-        k = keys.index(stage).permute((1, 0)).load(RIGHT)
-        scores = mma_v2(query, k, gl.zeros([16, S], gl.float32, C)) * scale
-        scores = gl.where((start + s < last)[None, :], scores, float("-inf"))
-        new_peak = gl.maximum(peak, gl.max(scores, axis=1))
-        fade = gl.exp2(peak - new_peak)
-        share = gl.exp2(scores - new_peak[:, None])
-        weight = weight * fade + gl.sum(share, axis=1)
-        v = values.index(stage).load(RIGHT)
-        mixed = mma_v2(gl.convert_layout(share.to(dtype), LEFT), v, mixed * fade[:, None])
-        peak = new_peak
-        if start + STAGES * S < last:
-            tl.debug_barrier()  # all have read this tile before another takes its place
-            _request_tile(
-                keys.index(stage),
-                values.index(stage),
-                keys_ptr,
-                values_ptr,
-                base,
-                start + STAGES * S,
-                last,
-                D,
-                S,
-                L,
-            )
-        async_copy.commit_group()  # without a tile an empty one, so that counting them stays simple
-        stage = (stage + 1) % STAGES
+    query = gl.convert_layout(q, gl.DotOperandLayout(0, C, 2))
+    peak, weight, mixed = _attend(
+        query,
+        keys,
+        values,
+        keys_ptr,
+        values_ptr,
+        base,
+        first,
+        last,
+        peak,
+        weight,
+        mixed,
+        scale,
+        D,
+        S,
+        STAGES,
+        L,
+        C,
+    )
 
-    member = gl.arange(0, 16, PER_HEAD)
-    head = row * H + kv_head * G + member
-    held = (member < G)[:, None] & (d_mixed < D)[None, :]
+    first_head = row * H + kv_head * G
     if active == 1:
-        to = out_ptr + head.to(gl.int64)[:, None] * D + d_mixed[None, :]
-        gl.store(to, (mixed / weight[:, None]).to(out_ptr.dtype.element_ty), mask=held)
+        _store(out_ptr, weight, mixed, first_head, G, D, C)
         return
-    part = head.to(gl.int64) * SPLITS + split
-    gl.store(peaks_ptr + part, peak, mask=member < G)
-    gl.store(weights_ptr + part, weight, mask=member < G)
-    gl.store(mixed_ptr + part[:, None] * D + d_mixed[None, :], mixed, mask=held)
+    _store_part(peaks_ptr, weights_ptr, mixed_ptr, peak, weight, mixed, first_head, split, G, D, SPLITS, C)
     tl.debug_barrier()  # all threads have stored before one of them says so
     arrived = gl.atomic_add(arrivals_ptr + row * HKV + kv_head, 1, sem="acq_rel")
     if arrived == active - 1:
         gl.store(arrivals_ptr + row * HKV + kv_head, 0)
-        for index in gl.static_range(G):
-            _combine(
-                out_ptr,
-                peaks_ptr,
-                weights_ptr,
-                mixed_ptr,
-                (row * H + kv_head * G + index).to(gl.int64),
-                active,
-                D,
-                SPLITS,
-                num_warps,
-            )
+        for member in gl.static_range(G):
+            head = (first_head + member).to(gl.int64)
+            _combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, head, active, D, SPLITS, num_warps)
+
+
+@gluon.jit
+def _store(out_ptr, weight, mixed, first_head, G: gl.constexpr, D: gl.constexpr, C: gl.constexpr):
+    """The output of the heads of a group whose cache was not split."""
+    member = gl.arange(0, 16, gl.SliceLayout(1, C))
+    d = gl.arange(0, D, gl.SliceLayout(0, C))
+    to = out_ptr + (first_head + member).to(gl.int64)[:, None] * D + d[None, :]
+    held = (member < G)[:, None] & (d < D)[None, :]
+    gl.store(to, (mixed / weight[:, None]).to(out_ptr.dtype.element_ty), mask=held)
+
+
+@gluon.jit
+def _store_part(
+    peaks_ptr,
+    weights_ptr,
+    mixed_ptr,
+    peak,
+    weight,
+    mixed,
+    first_head,
+    split,
+    G: gl.constexpr,
+    D: gl.constexpr,
+    SPLITS: gl.constexpr,
+    C: gl.constexpr,
+):
+    """What a split leaves for the one that ends last."""
+    member = gl.arange(0, 16, gl.SliceLayout(1, C))
+    d = gl.arange(0, D, gl.SliceLayout(0, C))
+    part = (first_head + member).to(gl.int64) * SPLITS + split
+    gl.store(peaks_ptr + part, peak, mask=member < G)
+    gl.store(weights_ptr + part, weight, mask=member < G)
+    held = (member < G)[:, None] & (d < D)[None, :]
+    gl.store(mixed_ptr + part[:, None] * D + d[None, :], mixed, mask=held)
 
 
 @gluon.jit
