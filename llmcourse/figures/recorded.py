@@ -7,6 +7,7 @@ package does not, and then there is nothing to show.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from llmcourse.figures import style as look
@@ -30,6 +31,22 @@ def recorded(name: str, folder: Path = RESULTS) -> list[dict]:
             if row["name"] == name:
                 latest[row["device"]] = row
     return list(latest.values())
+
+
+def all_of(names: Iterable[str], folder: Path = RESULTS) -> list[dict]:
+    """The latest stored results of several benchmarks, one after the other; each as in `recorded`."""
+    return [row for name in names for row in recorded(name, folder)]
+
+
+def told(row: dict) -> str:
+    """A stored result: the figure and its machine, and a line for each thing it is compared with."""
+    parts = []
+    if row["ratio_limit"] is not None:
+        parts.append(f"{row['ratio_limit']:.0%} of {row['limit_name']}")
+    if row["ratio_peer"] is not None:
+        parts.append(f"{row['ratio_peer']:.2f} × {row['peer']}")
+    figure = f"{row['name']}: {row['value']:,.0f} {row['unit']} on {row['device']}, recorded {row['date']}"
+    return "\n    ".join([figure, *parts])
 
 
 def plot_speeds(speeds: dict[str, float], title: str, *, limit: str, unit: str) -> look.Picture:

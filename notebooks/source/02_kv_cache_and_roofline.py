@@ -500,30 +500,25 @@ print("the same tokens:", written(base32) == written(engine))
 
 # %% [markdown]
 # Models of billions of weights fill the memory bus. Runs of `benchmarks/decode.py` with such models are recorded,
-# with the limit, the peer and the ceilings that were measured in the same process. The next cell lists those that
-# are stored here; *predicted* is what `roofline` says of these ceilings.
+# with the limit, the peer and the ceilings that were measured in the same process; *predicted* is what `roofline`
+# says of these ceilings. `benchmarks/dram_bytes.py` asks the GPU itself how many bytes an operation moved: Nsight
+# Compute reads the counters of its memory, here for one layer of Llama-3-8B, each operation with a cold cache.
 
 # %%
 MODELS = ("llama3_8b", "llama2_7b", "qwen3_0.6b")
-rows = [row for model in MODELS for row in recorded.recorded(f"decode_{model}_bf16_b1")]
-for row in rows:
-    print(f"{row['name']} on {row['device']} (recorded {row['date']}):")
-    print(f"    {row['value']:.0f} {row['unit']}, {row['ratio_limit']:.0%} of {row['limit_name']};")
-    print(f"    predicted over measured {row['predicted_over_measured']:.2f}", end="")
-    print(f"; {row['ratio_peer']:.2f} × {row['peer']}" if row["peer"] else "")
-if not rows:
-    print("No run is stored here. On a machine with a large GPU `python benchmarks/decode.py`")
-    print("measures these models and stores what it finds in benchmarks/results.")
-
-# %% [markdown]
-# The small model is the farthest from its roof, and yet the farthest ahead of its peer. A layer of it has 31 MB
-# of weights: 7 µs of reading, cut into five kernels, each of which needs the result of the one before. Handing
-# over (the last program ends, the next one loads its input, multiplies, stores) costs about as much again, and
-# the roofline knows nothing of it. `llmcourse.kernels.linear_gluon` lets the weights of three kernels ahead travel
-# meanwhile. What is left to gain lies in fewer, larger kernels.
-#
-# A batch reads the same weights for all its rows. The dashed lines are the datasheet's roof, and the one of the
-# measured ceilings.
+runs = recorded.all_of(f"decode_{model}_bf16_b1" for model in MODELS)
+for row in runs:
+    print(recorded.told(row))
+    print(f"    predicted over measured {row['predicted_over_measured']:.2f}")
+if not runs:
+    print("No run is stored here: `python benchmarks/decode.py` makes them on a large GPU.")
+OPERATIONS = ("qkv", "output", "gate_and_up")
+found = recorded.all_of(
+    f"dram_bytes_{step}_{name}_projection" for step in ("decode", "prefill") for name in OPERATIONS
+)
+print(f"\n{'name':44}{'counted':>11}{'by costs':>11}{'ratio':>6}")
+for row in found:
+    print(f"{row['name']:44}{row['value']:8,.0f} MB{row['limit']:8,.0f} MB{row['ratio_limit']:6.2f}")
 
 # %%
 h200 = hardware.datasheet("H200")
@@ -531,41 +526,26 @@ sizes = (1, 2, 4, 8, 16, 32, 64)
 steps = [Step.decode(size, 228) for size in sizes]
 best = [roofline.predict_step(LLAMA_3_8B, step, h200).tokens_per_s for step in steps]
 curves = [growth.Curve("roofline, datasheet", sizes, best, "predicted")]
-found = {}
-for size in sizes:
-    for row in recorded.recorded(f"decode_llama3_8b_bf16_b{size}"):
-        if "H200" in row["device"]:
-            found[size] = row
-if len(found) > 1:
-    predicted = [1e3 * size / row["predicted_step_ms"] for size, row in found.items()]
-    measured = [row["value"] for row in found.values()]
-    curves.append(growth.Curve("roofline, measured ceilings", found, predicted, "predicted", "H200"))
-    curves.append(growth.Curve("recorded", found, measured, group="H200"))
-shown = "prediction and recorded runs" if len(found) > 1 else "the prediction alone"
+found = recorded.all_of(f"decode_llama3_8b_bf16_b{size}" for size in sizes)
+found = [row for row in found if "H200" in row["device"]]
+if len(found) == len(sizes):
+    predicted = [1e3 * n / row["predicted_step_ms"] for n, row in zip(sizes, found, strict=True)]
+    curves.append(growth.Curve("roofline, its own ceilings", sizes, predicted, "predicted", "H200"))
+    curves.append(growth.Curve("recorded", sizes, [row["value"] for row in found], group="H200"))
 names = {"x_label": "batch (rows)", "y_label": "tokens/s"}
-growth.plot_growth(curves, "Llama-3-8B on an H200", f"bf16, context 228: {shown}", **names)
+growth.plot_growth(curves, "Llama-3-8B on an H200", "bf16, context 228: predicted, and recorded", **names)
 
 # %% [markdown]
-# **Are the bytes right?** A GPU counts them: Nsight Compute reads the counters of its memory. One layer of
-# Llama-3-8B, each operation with a cold cache (`benchmarks/dram_bytes.py`):
-
-# %%
-print(f"{'':48}{'counted':>10}{'by costs':>10}{'ratio':>7}")
-for step in ("decode", "prefill"):
-    for part in ("attention", "QKV", "output", "gate and up", "down"):
-        name = f"{part} projection".replace("attention projection", "attention")
-        key = f"dram_bytes_{step}_{name.replace(' ', '_').lower()}"
-        for row in recorded.recorded(key):
-            label = f"{step}, {row['context']:,} tokens: {name}"
-            print(f"{label:48}{row['value']:7,.0f} MB{row['limit']:7,.0f} MB{row['ratio_limit']:7.2f}")
-
-# %% [markdown]
-# In decoding every byte is read once, and the count is right. For a prompt of 65,536 tokens `costs` counts every
-# matrix once too: its *compulsory* traffic. The inputs and outputs are many times the size of the L2 cache there,
-# and tiles of the product read them again. It does not matter for the time: at so many FLOPs per byte even four
-# times the bytes take less time than the arithmetic.
-
-# %% [markdown]
+# *The small model* is the farthest from its roof, and yet the farthest ahead of its peer. A layer of it is 31 MB of
+# weights: 7 µs of reading, in five kernels, each of which needs the result of the one before. Handing over (the
+# last program ends, the next loads its input, multiplies, stores) takes about as long again, and the roofline
+# knows nothing of it. `llmcourse.kernels.linear_gluon` has the weights of three kernels ahead on their way meanwhile;
+# what is left to gain lies in fewer, larger kernels.
+#
+# *The bytes*: in decoding every one is read once, and the count is right. Of a prompt of 65,536 tokens `costs` counts
+# every matrix once too, its *compulsory* traffic; there they are many times the L2 cache, and tiles of the product
+# read them again. It does not matter for the time: even four times the bytes would take less than the arithmetic.
+#
 # ## 2.9 What goes wrong
 #
 # | belief | where it fails | what you saw |

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llmcourse.figures.recorded import plot_speeds, recorded
+from llmcourse.figures.recorded import all_of, plot_speeds, recorded, told
 
 
 def write(folder, name, *rows):
@@ -17,6 +17,21 @@ def test_the_latest_line_of_every_device_counts(tmp_path):
 
 def test_nothing_recorded_is_an_empty_list(tmp_path):
     assert recorded("x", tmp_path) == recorded("x", tmp_path / "nowhere") == []
+
+
+def test_several_benchmarks_come_in_the_order_asked_for(tmp_path):
+    rows = [{"name": name, "device": "A", "value": value} for name, value in (("x", 1), ("y", 2))]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert [row["value"] for row in all_of(["y", "z", "x"], tmp_path)] == [2, 1]
+
+
+def test_a_result_is_told_with_what_it_is_compared_with():
+    row = {"name": "x", "value": 12345.6, "unit": "tok/s", "device": "A", "date": "2026-01-01"}
+    row |= {"ratio_limit": 0.5, "limit_name": "a copy", "ratio_peer": None, "peer": None}
+    assert told(row) == "x: 12,346 tok/s on A, recorded 2026-01-01\n    50% of a copy"
+    row |= {"ratio_peer": 2, "peer": "another"}
+    assert told(row).endswith("50% of a copy\n    2.00 × another")
+    assert "\n" not in told(row | {"ratio_limit": None, "ratio_peer": None})
 
 
 def test_a_damaged_line_is_named(tmp_path):
