@@ -381,11 +381,15 @@ def strips_of(outputs: int, inputs: int, gated: bool) -> list[Strip]:
     return [Strip(*shape, cores) for shape in shapes for cores in (False, True)]
 
 
+def told(tile: Tile | Strip) -> tuple:
+    return tile if isinstance(tile, tuple) else dataclasses.astuple(tile)
+
+
 def strips(settings: KernelSettings, shape: tuple[int, int, bool]) -> dict[str, KernelSettings]:
     held = [gemv_tile(*shape, strips=True), gemv_tile(*shape), *strips_of(*shape)]
     held = list(dict.fromkeys(held))
     return {
-        f"{shape[0]} × {shape[1]}: {tuple(tile)}": dataclasses.replace(
+        f"{shape[0]} × {shape[1]}: {told(tile)}": dataclasses.replace(
             settings, tiles={**settings.tiles, shape: tile}
         )
         for tile in held
@@ -410,12 +414,35 @@ def stage_engine(log: Log, copy: float, tiles: dict, name: str) -> None:
     profile(log, name, model, dataclasses.replace(best, pdl=False))
 
 
+def profile(log: Log, name: str, model: Decoder, settings: KernelSettings) -> None:
+    """Microseconds of each kernel in a step, by the profiler, one after the other."""
+    with survived(f"profile {name}"):
+        engine = DecodeEngine(model, backend="triton", settings=settings, graph=False)
+        engine.start([list(range(PROMPT))], PROMPT + NEW)
+        engine.decode(3)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+            engine.decode(5)
+            torch.cuda.synchronize()
+        for event in sorted(found.key_averages(), key=lambda e: -e.device_time_total)[:6]:
+            each = event.device_time_total / event.count
+            print(f"   {event.key[:40]:<40} × {event.count / 5:5.0f} {each:7.2f} µs")
+            log(
+                stage="profile",
+                model=name,
+                kernel=event.key[:60],
+                count=event.count,
+                us=event.device_time_total / event.count,
+            )
+
+
 def stage_batches(log: Log, copy: float, name: str) -> None:
-    """Several rows by PyTorch's products, by our kernels, and by these with early starts."""
+    """Several rows by PyTorch's products, and by our kernels without and with early starts."""
     model = random_model(name)
-    kinds = {"PyTorch's products": KernelSettings(few_rows=False, pdl=False)}
-    kinds |= {"products, pdl": KernelSettings(few_rows=False), "kernels, no pdl": KernelSettings(pdl=False)}
-    kinds |= {"kernels, pdl": KernelSettings()}
+    kinds = {
+        "PyTorch's products": KernelSettings(few_rows=False),
+        "kernels, no pdl": KernelSettings(pdl=False),
+        "kernels, pdl": KernelSettings(pdl=True),
+    }
     for batch in (2, 4, 8, 16, 32, 64):
         for label, settings in kinds.items():
             with survived(f"{name} {batch} {label}"):

@@ -7,12 +7,16 @@ The contract of `tests/kernels` asks the same of small shapes, through Triton's 
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 
 import torch
+from large_models import CONFIGS
 
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.step import KernelSettings
+from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import (
     HeadNorm,
     Workspace,
@@ -20,12 +24,13 @@ from llmcourse.kernels.decode_attention import (
     decode_attention_reference,
 )
 from llmcourse.kernels.linear import linear, linear_reference
-from llmcourse.kernels.tiles import STRIPS, AttentionTile, Strip
+from llmcourse.kernels.tiles import STRIPS, AttentionTile, Strip, attention_tile
 from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
 from llmcourse.model import Decoder, DecoderConfig
 
 DEVICE = torch.device("cuda")
 BF16 = torch.bfloat16
+STAGED = "shared memory"  # attention's tiles there, as many as this GPU holds
 
 
 def relative_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
@@ -78,9 +83,10 @@ def check_attention(
     splits: int,
     norm: bool,
     pdl: bool,
-    tile: AttentionTile | None = None,
+    tile: AttentionTile | str | None = None,
     d: int = 128,
 ) -> float:
+    tile = attention_tile(d, 2, shared_bytes()) if tile == STAGED else tile
     batch, capacity = len(positions), 2048
     qkv = random(batch, (heads + 2 * kv_heads) * d)
     keys, values = random(batch, kv_heads, capacity, d), random(batch, kv_heads, capacity, d)
@@ -164,6 +170,27 @@ def check_engine(pdl: bool, graph: bool, rows: int) -> bool:
     return found[0] == found[1]
 
 
+def check_step(rows: int, graph: bool) -> float:
+    """The chain of a small model's kernels in bf16: the logits' error over that of PyTorch's operations."""
+    config = dataclasses.replace(CONFIGS["qwen3_0.6b"], num_layers=3, vocab_size=5000)
+    narrow = Decoder(config).to(DEVICE, BF16)
+    wide = copy.deepcopy(narrow).double()
+    engines = [
+        DecodeEngine(narrow, graph=graph, backend="triton"),
+        DecodeEngine(narrow, backend="reference"),
+        DecodeEngine(wide, backend="reference"),
+    ]
+    prompts = torch.randint(0, 5000, (rows, 120), device=DEVICE).tolist()
+    for engine in engines:
+        engine.start(prompts, 200)
+    worst = 0.0
+    for _ in range(20):
+        tokens = torch.randint(0, 5000, (rows,), device=DEVICE)
+        ours, theirs, truth = (engine.step(tokens).double() for engine in engines)
+        worst = max(worst, relative_error(ours, truth) / relative_error(theirs, truth))
+    return worst
+
+
 CHECKS: list[tuple[Callable, tuple]] = [
     *[(check_linear, (b, 6144, 4096, False, pdl)) for b in (1, 3, 16, 64) for pdl in (False, True)],
     *[(check_linear, (b, 14336, 4096, True, True)) for b in (1, 3, 64)],
@@ -175,11 +202,14 @@ CHECKS: list[tuple[Callable, tuple]] = [
     (check_attention, (16, 8, [1500], 32, True, True)),
     (check_attention, (32, 8, [5, 64, 777, 2047], 4, False, True)),
     (check_attention, (16, 8, [33, 31], 1, True, True)),
-    (check_attention, (32, 8, [5, 64, 777, 2047], 4, False, True, AttentionTile())),
-    (check_attention, (16, 8, [1, 0, 128, 127, 129], 1, True, True)),
-    (check_attention, (16, 1, [2047, 600], 8, False, True, None, 64)),
-    (check_attention, (8, 4, [2047, 63, 300], 2, True, True, None, 256)),
+    *[
+        (check_attention, (heads, kv_heads, positions, splits, norm, pdl, STAGED, d))
+        for positions, splits in (([0, 1, 300], 1), ([127, 128, 129, 256, 257], 1), ([2047, 63, 600], 8))
+        for heads, kv_heads, d in ((16, 8, 128), (32, 2, 64), (7, 1, 64), (8, 4, 256))
+        for norm, pdl in ((True, True), (False, False))
+    ],
     (check_attention, (14, 2, [255, 256, 1024], 64, True, False, AttentionTile(64, 8, 3), 64)),
+    *[(check_step, (rows, graph)) for rows in (1, 4) for graph in (False, True)],
     *[(check_strip, (*shape, strip)) for shape, strip in STRIPS.items()],
     *[
         (check_strip, (77, 1000, gated, Strip(8, 4, cores)))

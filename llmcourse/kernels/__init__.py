@@ -2,9 +2,10 @@
 
 backend           which of the two runs: `backend="auto" | "triton" | "reference"`
 arguments         what a kernel takes for granted of what it is given, checked before it is launched
+capabilities      what the GPU at hand, and this Triton, can do
 launch            programmatic dependent launch: a kernel starts before its input is there
 linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few rows
-tiles             the tile shapes of `linear` that were measured to be best
+tiles             how the kernels cut their matrices and caches: what was measured to be best
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores
 decode_attention  RoPE, cache write and attention of one new token a row
 *_triton, *_gluon the kernels of these: readable first; and, where a chain of short kernels must not let the

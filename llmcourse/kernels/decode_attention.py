@@ -29,7 +29,7 @@ from llmcourse.kernels.arguments import (
     check_tensor,
 )
 from llmcourse.kernels.backend import Backend, resolve
-from llmcourse.kernels.tiles import STAGED_HEAD_DIMS, AttentionTile, attention_tile
+from llmcourse.kernels.tiles import SPARE_BYTES, STAGED_HEAD_DIMS, AttentionTile, attention_tile
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,15 @@ class HeadNorm:
     eps: float
 
 
-STAGED_KEYS = 512
+STAGED_KEYS = 512  # slots of a cache that one program a head goes through alone
+MOST_SPLITS = 64  # the registers of the program that joins them hold no more
 
 
 class Workspace:
     """What the splits hand to the one that combines them; one serves every layer.
 
     Args:
-        num_splits: a power of 2.
+        num_splits: a power of 2, at most `MOST_SPLITS`.
 
     Attributes:
         peaks: `(B, H, splits)`, the largest score m_i of each split, in base 2.
@@ -61,6 +62,10 @@ class Workspace:
         self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
     ):
         check_power_of_2("num_splits", num_splits)
+        if num_splits > MOST_SPLITS:
+            raise ValueError(
+                f"num_splits must be at most {MOST_SPLITS}, got {num_splits}; take {MOST_SPLITS}"
+            )
         self.num_splits = num_splits
         shape = (batch_size, num_heads, num_splits)
         self.peaks = torch.empty(shape, dtype=torch.float32, device=device)
@@ -83,15 +88,16 @@ class Workspace:
 def num_splits(
     batch_size: int, num_kv_heads: int, capacity: int, tile: AttentionTile, multiprocessors: int
 ) -> int:
-    """A power of 2, at most 64: enough to fill the chip, and none without keys enough to pay for it.
+    """A power of 2, at most `MOST_SPLITS`: about enough to fill the chip, and none without a tile of keys.
 
-    A program with tiles in registers pays with one tile, and a multiprocessor has room for two; with
-    tiles in shared memory joining the splits costs as much as `STAGED_KEYS` more keys.
+    A multiprocessor has room for two programs with tiles in registers, or one with tiles in shared memory.
+    The latter is alone with a short cache: nothing to join is what it is for.
     """
-    room, least = (1, STAGED_KEYS) if tile.stages else (2, tile.block)
-    wanted = max(1, room * multiprocessors // (batch_size * num_kv_heads))
-    useful = max(1, -(-capacity // least))
-    return 1 << (min(wanted, useful, 64).bit_length() - 1)
+    if tile.stages and capacity <= STAGED_KEYS:
+        return 1
+    wanted = max(1, (1 if tile.stages else 2) * multiprocessors // (batch_size * num_kv_heads))
+    useful = max(1, -(-capacity // tile.block))
+    return 1 << (min(wanted, useful, MOST_SPLITS).bit_length() - 1)
 
 
 def decode_attention_reference(
@@ -198,7 +204,7 @@ def decode_attention(
         workspace: memory of the splits; None makes it, which a loop should not.
         out: where the result goes; new memory if None.
         pdl: launch before the previous kernel has ended (see `launch`); without effect before Hopper.
-        tile: how a program goes through the cache; None takes what was measured to be best.
+        tile: how a program goes through the cache; None keeps its tiles in registers.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
@@ -207,7 +213,7 @@ def decode_attention(
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
         mixed = decode_attention_reference(qkv, keys, values, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
-    tile = tile or best_attention_tile(qkv, num_heads, keys.shape[1], keys.shape[-1])
+    tile = tile or best_attention_tile(keys, num_heads)
     batch, num_kv_heads, capacity, head_dim = keys.shape
     if workspace is None:
         processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 8
@@ -216,7 +222,7 @@ def decode_attention(
     if out is None:
         out = qkv.new_empty(batch, num_heads * head_dim)
     if tile.stages:
-        if obstacle := _staging_obstacle(qkv, num_heads // num_kv_heads, head_dim):
+        if obstacle := _staging_obstacle(tile, keys, values, num_heads):
             raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
         from llmcourse.kernels.decode_attention_gluon import launch
     else:
@@ -226,30 +232,39 @@ def decode_attention(
 
 
 def best_attention_tile(
-    like: Tensor, num_heads: int, num_kv_heads: int, head_dim: int, staged: bool = False
+    keys: Float[Tensor, "B Hkv S D"], num_heads: int, staged: bool = False
 ) -> AttentionTile:
-    """For tensors like this one.
+    """For one layer of a cache like this one.
 
     Args:
-        staged: tiles in shared memory where they can be. Measured on an H200, they pay between matrices of
-            `linear_gluon`, which leave the chip room for them (Qwen3-0.6B: a step 5 % shorter), and not
-            between larger ones (Llama-3-8B: 4 % longer).
+        staged: tiles in shared memory where they can be, for caches of at most `STAGED_KEYS` slots. On an
+            H200, at 228 tokens, they pay between matrices of `linear_gluon`, which leave the chip room for
+            them (Qwen3-0.6B: a step 5 % shorter), and not between larger ones (Llama-3-8B: 4 % longer).
     """
-    from llmcourse.kernels.launch import shared_bytes
+    from llmcourse.kernels.capabilities import shared_bytes
 
-    if staged and _staging_obstacle(like, num_heads // num_kv_heads, head_dim) is None:
-        return attention_tile(head_dim, like.element_size(), shared_bytes())
-    return attention_tile(head_dim, like.element_size(), 0)
+    head_dim, item_bytes = keys.shape[-1], keys.element_size()
+    if staged and keys.shape[2] <= STAGED_KEYS and item_bytes == 2:
+        tile = attention_tile(head_dim, item_bytes, shared_bytes())
+        if tile.stages and _staging_obstacle(tile, keys, keys, num_heads) is None:
+            return tile
+    return attention_tile(head_dim, item_bytes, 0)
 
 
-def _staging_obstacle(like: Tensor, group: int, head_dim: int) -> str | None:
-    """Why `decode_attention_gluon` cannot run, or None."""
-    from llmcourse.kernels.launch import runs_gluon
+def _staging_obstacle(tile: AttentionTile, keys: Tensor, values: Tensor, num_heads: int) -> str | None:
+    """Why `decode_attention_gluon` cannot run with such a tile, or None."""
+    from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
 
     if not runs_gluon(80):
         return "without a GPU of Ampere or later, or with a Triton that has no Gluon"
-    if like.element_size() != 2 or head_dim not in STAGED_HEAD_DIMS or group > 16:
-        return f"for {like.dtype}, {group} query heads a key head and head size {head_dim}"
+    group, head_dim = num_heads // keys.shape[1], keys.shape[-1]
+    if keys.element_size() != 2 or head_dim not in STAGED_HEAD_DIMS or group > 16:
+        return f"for {keys.dtype}, {group} query heads a key head and head size {head_dim}"
+    if not keys.is_meta and (keys.data_ptr() % 16 or values.data_ptr() % 16):
+        return "for a cache that does not begin at a multiple of 16 bytes"
+    held = 2 * tile.stages * tile.block * head_dim * keys.element_size()
+    if held > shared_bytes() - SPARE_BYTES:
+        return f"with {held} bytes for a program, which has room for {shared_bytes() - SPARE_BYTES}"
     return None
 
 

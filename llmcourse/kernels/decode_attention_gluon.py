@@ -117,6 +117,8 @@ def _attend(
             )
         async_copy.commit_group()  # without a tile an empty one, so that counting them stays simple
         stage = (stage + 1) % STAGES
+    async_copy.wait_group(0)  # tiles that were asked for and not needed: their memory is used again
+    tl.debug_barrier()
     return peak, weight, mixed
 
 

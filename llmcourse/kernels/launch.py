@@ -9,20 +9,21 @@ writes are visible. So weights keep streaming while one kernel hands over to the
 Asking the L2 cache for the weights of kernels further on, which PTX can do without registers, was measured
 too: it held up what the current kernel was waiting for, and a step took 1 to 13 % longer.
 
-Because every kernel waits before it ends, waiting for the previous one is waiting for all before it.
+Because every kernel waits before it ends, waiting for the previous one is waiting for all before it. What
+is read before the wait, though, must not come from a kernel that may still be running: weights and gains,
+angles and positions, the cache below them. `pdl=True` promises that. In a step they are all there when its
+first kernel starts, which waits for all before it.
+
 Older GPUs do not know these instructions: there the kernels are compiled and launched without them.
 """
 
 from __future__ import annotations
 
-import functools
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from triton.runtime import driver
 
-from llmcourse.kernels.backend import interpreted
+from llmcourse.kernels.capabilities import compiles_for
 
 
 @triton.jit
@@ -41,41 +42,7 @@ def wait_for_input(PDL: tl.constexpr):
 
 def takes_part(asked: bool) -> bool:
     """Whether a kernel does what it is asked to: only if Hopper or later is what Triton compiles for now."""
-    return asked and _compiles_for(90)
-
-
-def shared_bytes() -> int:
-    """The most shared memory of one program where kernels run (CUDA C++ Programming Guide, "Compute
-    Capabilities"); 0 in the interpreter."""
-    if not _compiles_for(80):
-        return 0
-    arch = driver.active.get_current_target().arch
-    return {80: 163, 87: 163, 90: 227, 100: 227, 103: 227}.get(arch, 99) * 1024
-
-
-def runs_gluon(least: int) -> bool:
-    """Whether kernels in Gluon can run: it has no interpreter, and asks for a recent Triton.
-
-    Args:
-        least: the oldest architecture that knows the kernel's instructions, as 10 · major + minor.
-    """
-    return _compiles_for(least) and _has_gluon()
-
-
-def _compiles_for(least: int) -> bool:
-    if interpreted():
-        return False
-    target = driver.active.get_current_target()
-    return target.backend == "cuda" and target.arch >= least
-
-
-@functools.cache
-def _has_gluon() -> bool:
-    try:
-        from llmcourse.kernels import decode_attention_gluon, linear_gluon  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return asked and compiles_for(90)
 
 
 def options(pdl: bool) -> dict[str, bool]:

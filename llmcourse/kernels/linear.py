@@ -2,9 +2,9 @@
 
     y = f(W · RMSNorm(x) + b) + r,   f = identity, or SwiGLU over the two halves of W's rows
 
-With one row of input this is bound by reading W once. Each program takes a block of W's rows and
-requests its first tile before it waits for x (see `launch`). The norm needs no kernel of its own:
-W · (g ⊙ x / rms(x)) = (W · (g ⊙ x)) / rms(x), so every program sums x² on the way and divides at the end.
+With one row of input this is bound by reading W once. Each program takes a block of W's rows and asks
+for its first tile, or all of them, before it waits for x (see `launch`). The norm needs no kernel of its
+own: W · (g ⊙ x / rms(x)) = (W · (g ⊙ x)) / rms(x), so every program sums x² on the way, to divide at the end.
 Several rows in fp16 are normalised before: the tensor cores take g ⊙ x in that dtype, which may not hold it.
 """
 
@@ -86,7 +86,7 @@ def linear(
     if resolve(backend, x.device, x.dtype) == "reference":
         tile = None
     else:
-        tile = tile or best_linear_tile(x, num_outputs, gated, backend)
+        tile = tile or best_linear_tile(x, weight, gated, backend)
     if tile is None:
         y = linear_reference(x, weight, norm=norm, eps=eps, bias=bias, residual=residual, gated=gated)
         return y if out is None else out.copy_(y)
@@ -94,7 +94,7 @@ def linear(
         out = x.new_empty(x.shape[0], num_outputs)
     arguments = (x, weight, norm, eps, bias, residual, gated, out, tile, pdl)
     if isinstance(tile, Strip):
-        if obstacle := _strip_obstacle(tile, x, gated):
+        if obstacle := _strip_obstacle(tile, x, weight, gated):
             raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
         from llmcourse.kernels import linear_gluon
 
@@ -109,20 +109,23 @@ def linear(
     return out
 
 
-def best_linear_tile(x: Tensor, num_outputs: int, gated: bool, backend: Backend) -> Tile | Strip | None:
+def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -> Tile | Strip | None:
     """How the kernel is to cut the matrix; None where PyTorch's operations run.
 
-    For "auto" that is also where they were measured to be faster: for several rows, except in 16 bits on a
-    GPU of as much shared memory as Hopper (see `tiles.few_rows_tile`).
+    For "auto" that is also where they are taken to be faster: for several rows, except in 16 bits on a GPU of
+    as much shared memory as Hopper (see `tiles.few_rows_tile`; measured in bfloat16 on an H200).
     """
     if resolve(backend, x.device, x.dtype) == "reference":
         return None
-    from llmcourse.kernels.launch import runs_gluon, shared_bytes
+    from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
 
     num_rows, num_inputs = x.shape
+    num_outputs = weight.shape[0] // (2 if gated else 1)
     if num_rows == 1:
-        strips = x.dtype == torch.bfloat16 and num_inputs % 8 == 0 and runs_gluon(90)
-        return gemv_tile(num_outputs, num_inputs, gated, strips)
+        tile = gemv_tile(num_outputs, num_inputs, gated, strips=x.dtype == torch.bfloat16 and runs_gluon(90))
+        if isinstance(tile, Strip) and _strip_obstacle(tile, x, weight, gated):
+            return gemv_tile(num_outputs, num_inputs, gated)
+        return tile
     if x.element_size() == 2 and shared_bytes() >= FEW_ROWS_BYTES:
         tile = few_rows_tile(num_rows, num_outputs, gated)
         if tile is not None:
@@ -130,14 +133,16 @@ def best_linear_tile(x: Tensor, num_outputs: int, gated: bool, backend: Backend)
     return matmul_tile(num_outputs, num_inputs, gated, x.element_size()) if backend == "triton" else None
 
 
-def _strip_obstacle(strip: Strip, x: Tensor, gated: bool) -> str | None:
-    """Why `linear_gluon` cannot run, or None."""
-    from llmcourse.kernels.launch import runs_gluon, shared_bytes
+def _strip_obstacle(strip: Strip, x: Tensor, weight: Tensor, gated: bool) -> str | None:
+    """Why `linear_gluon` cannot run with such a strip, or None."""
+    from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
 
     if not runs_gluon(90):
         return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
     if x.shape[0] > 1 or x.dtype != torch.bfloat16 or x.shape[1] % 8:
         return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes one row, a multiple of 8, in bfloat16"
+    if not weight.is_meta and weight.data_ptr() % 16:
+        return "for a weight that does not begin at a multiple of 16 bytes"
     chunks = -(-x.shape[1] // STRIP_COLUMNS) * (2 if gated else 1)
     held = strip.rows * chunks * STRIP_COLUMNS * x.element_size()
     if held > shared_bytes() - SPARE_BYTES:

@@ -24,18 +24,27 @@ class Tile(NamedTuple):
     stages: int = 2
 
 
-class Strip(NamedTuple):
+@dataclass(frozen=True)
+class Strip:
     """How `linear_gluon` cuts a matrix: whole rows, held in shared memory.
 
     Attributes:
-        rows: of the weights for one program, a power of two; of both halves each where gate and up are fused.
+        rows: of the weights for one program, a power of two of at least 8, which the accelerator's layout
+            asks for; of both halves each where gate and up are fused.
         warps: of 32 threads, for one program.
         tensor_cores: who multiplies; they have far fewer instructions to issue, and a few more to add up.
+
+    Raises:
+        ValueError: a number that no kernel can be launched with.
     """
 
     rows: int
     warps: int
     tensor_cores: bool
+
+    def __post_init__(self):
+        check_power_of_2("rows", self.rows, 8)
+        check_warps(self.warps)
 
 
 @dataclass(frozen=True)

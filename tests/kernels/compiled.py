@@ -21,12 +21,14 @@ from triton.runtime.jit import JITFunction
 from llmcourse.costs.models import MODELS
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.kernels import backend
+from llmcourse.kernels.capabilities import shared_bytes
+from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
 from llmcourse.kernels.linear import linear
-from llmcourse.kernels.tiles import Tile
+from llmcourse.kernels.tiles import Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder, DecoderConfig
 
-CAPACITY = 1024
+CAPACITY = 512
 SPLITS = 64  # the most that the engine takes
 
 
@@ -117,6 +119,41 @@ def compiled_rows(dtype: torch.dtype, capability: int) -> list[Compiled]:
         residual, norm = torch.empty(100, 2 * outputs, dtype=dtype), torch.empty(inputs, dtype=dtype)
         linear(x, weight, norm=norm, gated=True, backend="triton", pdl=True)
         linear(x, weight, residual=residual, backend="triton", pdl=True)
+    return found
+
+
+def compiled_few_rows(num_rows: int) -> list[Compiled]:
+    """The matrices of Llama-3-8B for several rows in bfloat16, where a tile is measured for them."""
+    c, dtype = MODELS["Llama-3-8B"], torch.bfloat16
+    with recorded(90) as found, torch.device("meta"):
+        for outputs, inputs, gated in (
+            (6144, c.hidden_size, False),
+            (c.hidden_size, c.hidden_size, False),
+            (c.intermediate_size, c.hidden_size, True),
+            (c.vocab_size, c.hidden_size, False),
+        ):
+            weight = torch.empty(outputs * (1 + gated), inputs, dtype=dtype)
+            x, norm = torch.empty(num_rows, inputs, dtype=dtype), torch.empty(inputs, dtype=dtype)
+            linear(x, weight, norm=norm, gated=gated, backend="triton")
+    return found
+
+
+def compiled_staged(head_dim: int, capability: int) -> list[Compiled]:
+    """Attention with tiles in shared memory, in bfloat16, a group of four, alone and in splits."""
+    dtype = torch.bfloat16
+    with recorded(capability) as found, torch.device("meta"):
+        keys = torch.empty(1, 2, CAPACITY, head_dim, dtype=dtype)
+        qkv, angles = (
+            torch.empty(1, 12 * head_dim, dtype=dtype),
+            torch.empty(CAPACITY, head_dim // 2, dtype=dtype),
+        )
+        gains = torch.empty(head_dim, dtype=dtype)
+        tile = attention_tile(head_dim, 2, shared_bytes())
+        for splits, norm in ((1, HeadNorm(gains, gains, 1e-6)), (8, None)):
+            workspace = Workspace(1, 8, 2, head_dim, splits, keys.device)
+            where = torch.empty(1, dtype=torch.long)
+            given = {"workspace": workspace, "backend": "triton", "pdl": True, "tile": tile}
+            decode_attention(qkv, keys, keys, where, angles, angles, norm, **given)
     return found
 
 

@@ -13,21 +13,22 @@ import torch
 
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.step import KernelSettings
+from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
 from llmcourse.kernels.decode_attention import (
     HeadNorm,
     Workspace,
     decode_attention,
     decode_attention_reference,
 )
-from llmcourse.kernels.launch import runs_gluon, takes_part
+from llmcourse.kernels.launch import takes_part
 from llmcourse.kernels.linear import linear, linear_reference
-from llmcourse.kernels.tiles import AttentionTile, Strip, Tile
+from llmcourse.kernels.tiles import STAGED_HEAD_DIMS, AttentionTile, Strip, Tile, attention_tile
 from llmcourse.model import Decoder, DecoderConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE.type == "cuda" else ())
 PDL = (False, True) if takes_part(True) else (False,)
-ATTENTION_TILES = (AttentionTile(16, 8), *((None,) if runs_gluon(80) else ()))
+PLACES = ("registers", "shared memory") if runs_gluon(80) else ("registers",)  # of attention's tiles
 STRIPS = (Strip(8, 4, True), Strip(8, 4, False)) if runs_gluon(90) else ()
 SHAPES = ((8, 32), (50, 100), (33, 128), (1, 7))  # outputs, inputs: ragged ones too
 PARTS = {
@@ -133,15 +134,18 @@ CACHES = {
     "ragged rows": (2, 2, 16, 128, [127, 5]),
     "three, odd sizes": (6, 2, 24, 100, [99, 17, 16]),
     "at a tile's edge": (8, 2, 128, 70, [64]),
+    "a group of seven": (7, 1, 64, 140, [127, 129, 0]),
 }
 
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize(("has_norm", "dtype", "pdl"), list(itertools.product((False, True), DTYPES, PDL)))
-@pytest.mark.parametrize("tile", ATTENTION_TILES)
-def test_decode_attention(cache, has_norm, dtype, pdl, tile):
+@pytest.mark.parametrize("place", PLACES)
+def test_decode_attention(cache, has_norm, dtype, pdl, place):
     heads, kv_heads, size, slots, where = CACHES[cache]
-    rows = len(where)
+    rows, tile = len(where), AttentionTile(16, 8)
+    if place == "shared memory" and dtype.itemsize == 2 and size in STAGED_HEAD_DIMS:
+        tile = attention_tile(size, 2, shared_bytes())
     for splits in (1, 4):
         qkv = random(rows, (heads + 2 * kv_heads) * size, dtype=dtype)
         keys, values = (random(rows, kv_heads, slots, size, dtype=dtype) for _ in range(2))

@@ -11,7 +11,14 @@ if platform.system() != "Linux":
     pytest.skip("Triton is made for Linux only", allow_module_level=True)
 
 from llmcourse.kernels.tiles import Tile
-from tests.kernels.compiled import Compiled, compiled_rows, compiled_step, compiled_with
+from tests.kernels.compiled import (
+    Compiled,
+    compiled_few_rows,
+    compiled_rows,
+    compiled_staged,
+    compiled_step,
+    compiled_with,
+)
 
 # The most shared memory of one program (CUDA C++ Programming Guide, "Compute Capabilities").
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -24,6 +31,8 @@ JOBS = [
     *[(compiled_rows, dtype, gpu) for dtype in (BF16, FP32) for gpu in SHARED_BYTES],
     (compiled_rows, FP16, 89),  # where shared memory is least
 ]
+FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 17, 64)]
+STAGED = [(compiled_staged, head_dim, gpu) for head_dim in (64, 128, 256) for gpu in SHARED_BYTES]
 TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step
 
 
@@ -32,7 +41,7 @@ def kernels() -> dict[tuple, list[Compiled]]:
     """What each job compiled; one at a time, since other tests have the other cores."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        running = {job: pool.submit(*job) for job in (*JOBS, TOO_MUCH)}
+        running = {job: pool.submit(*job) for job in (*JOBS, *FEW_ROWS, *STAGED, TOO_MUCH)}
         return {job: future.result() for job, future in running.items()}
 
 
@@ -41,11 +50,21 @@ def name_of(job: object) -> str:
     return "-".join([kind, *(str(part).removeprefix("torch.") for part in job[1:])])
 
 
-@pytest.mark.parametrize("job", JOBS, ids=name_of)
+@pytest.mark.parametrize("job", [*JOBS, *FEW_ROWS, *STAGED], ids=name_of)
 def test_no_kernel_spills_and_each_fits_the_shared_memory(kernels, job):
-    limit = SHARED_BYTES[job[-1]]
+    limit = SHARED_BYTES.get(job[-1], SHARED_BYTES[90])
     assert [k for k in kernels[job] if k.spilled_bytes or k.shared_bytes > limit] == []
     assert all(k.registers for k in kernels[job])
+
+
+def test_several_rows_and_staged_attention_compile_what_they_say(kernels):
+    for job in FEW_ROWS:
+        assert {kernel.kernel for kernel in kernels[job]} == {"_matmul_kernel"}
+        widest = max(kernel.constants["BLOCK_K"] * kernel.constants["STAGES"] for kernel in kernels[job])
+        assert widest == (768 if job[1] <= 32 else 512), "the tiles that were measured"
+    for job in STAGED:
+        assert [kernel.kernel for kernel in kernels[job]] == ["_staged_attention_kernel"] * 2
+        assert all(kernel.has_pdl == (job[-1] >= 90) for kernel in kernels[job])
 
 
 def test_a_kernel_that_spills_is_seen(kernels):

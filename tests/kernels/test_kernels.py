@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ from llmcourse.costs.models import MODELS
 from llmcourse.costs.shapes import ModelShapes
 from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.kernels.backend import resolve
-from llmcourse.kernels.decode_attention import Workspace, num_splits
+from llmcourse.kernels.decode_attention import MOST_SPLITS, STAGED_KEYS, Workspace, num_splits
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.tiles import (
     FEW_ROWS_BYTES,
     MEASURED,
     STRIPS,
     AttentionTile,
+    Strip,
     few_rows_tile,
     gemv_rule,
     gemv_tile,
@@ -120,6 +122,8 @@ def test_by_default_several_rows_take_the_faster_product(monkeypatch, backend, n
 def test_a_workspace_and_a_choice_check_their_numbers():
     with pytest.raises(ValueError, match="num_splits must be a power of 2 of at least 1, got 3"):
         Workspace(1, 2, 1, 8, 3, CPU)
+    with pytest.raises(ValueError, match="num_splits must be at most 64, got 128"):
+        Workspace(1, 2, 1, 8, 128, CPU)
     with pytest.raises(ValueError, match="temperature must be at least 0 and finite"):
         Choice(1, 8, CPU, temperature=-1.0)
 
@@ -150,6 +154,13 @@ def test_a_tile_of_attention_that_no_kernel_can_be_launched_with_is_refused(numb
         AttentionTile(**numbers)
 
 
+def test_a_strip_that_no_kernel_can_be_launched_with_is_refused():
+    with pytest.raises(ValueError, match="rows must be a power of 2 of at least 8, got 4"):
+        Strip(4, 4, True)
+    with pytest.raises(ValueError, match="warps must be one of"):
+        Strip(8, 3, False)
+
+
 def test_settings_that_kernels_can_be_launched_with_are_taken():
     for setting in (
         {},
@@ -161,13 +172,13 @@ def test_settings_that_kernels_can_be_launched_with_are_taken():
 
 @pytest.mark.parametrize("batch_size", [1, 8, 64])
 @pytest.mark.parametrize("capacity", [16, 328, 32768])
-@pytest.mark.parametrize(
-    ("tile", "room", "least"), [(AttentionTile(), 2, 32), (AttentionTile(128, 4, 2), 1, 512)]
-)
-def test_splits_fill_the_chip_and_none_is_without_keys(batch_size, capacity, tile, room, least):
+@pytest.mark.parametrize(("tile", "room"), [(AttentionTile(), 2), (AttentionTile(128, 4, 2), 1)])
+def test_splits_fill_the_chip_and_none_is_without_keys(batch_size, capacity, tile, room):
     splits = num_splits(batch_size, 8, capacity, tile, 132)
-    assert splits & (splits - 1) == 0 and 1 <= splits <= 64
-    assert splits == 1 or (splits * batch_size * 8 <= room * 132 and splits * least < capacity + least)
+    assert splits & (splits - 1) == 0 and 1 <= splits <= MOST_SPLITS
+    full = splits * batch_size * 8 <= room * 132
+    assert splits == 1 or (full and splits * tile.block < capacity + tile.block)
+    assert splits == 1 or not tile.stages or capacity > STAGED_KEYS
 
 
 RAGGED = [(outputs, inputs, gated) for outputs, inputs in ((1, 7), (77, 1000)) for gated in (False, True)]
@@ -206,13 +217,13 @@ def test_strips_are_as_fast_as_the_fastest_of_the_recorded_run():
         assert gemv_tile(*shape, strips=True) == strip != gemv_tile(*shape)
         of_shape = {k: v for k, v in speeds.items() if k.startswith(f"{shape[0]} × {shape[1]}: ")}
         assert len(of_shape) >= 8
-        assert speeds[f"{shape[0]} × {shape[1]}: {tuple(strip)}"] > 0.99 * max(of_shape.values())
+        assert speeds[f"{shape[0]} × {shape[1]}: {astuple(strip)}"] > 0.99 * max(of_shape.values())
 
 
 def test_the_kernel_for_few_rows_beat_the_library_in_the_recorded_run():
     for batch in (2, 4, 8, 16, 32, 64):
         speeds = {r["label"]: r["tokens_s"] for r in recorded("engine") if r["batch"] == batch}
-        assert max(speeds, key=speeds.get) == "kernels, no pdl"
+        assert speeds["kernels, no pdl"] > max(speeds["PyTorch's products"], speeds["kernels, pdl"])
 
 
 @pytest.mark.parametrize("num_rows", [2, 16, 17, 33, 64])

@@ -29,7 +29,7 @@ class KernelSettings:
     """How the kernels are launched; None and empty take what was measured to be best.
 
     Attributes:
-        pdl: start kernels before their predecessors end, on a Hopper GPU or later.
+        pdl: start kernels before their predecessors end, on a Hopper GPU or later; None for one row only.
         tiles: of the matrices for one row, by `(outputs, inputs, gated)`.
         splits: of the cache in attention, a power of 2.
         attention: how a program of attention goes through the cache.
@@ -39,7 +39,7 @@ class KernelSettings:
         ValueError: a number that no kernel can be launched with.
     """
 
-    pdl: bool = True
+    pdl: bool | None = None
     tiles: dict[tuple[int, int, bool], Tile | Strip] = field(default_factory=dict)
     splits: int | None = None
     attention: AttentionTile | None = None
@@ -105,16 +105,16 @@ class KernelStep:
         c, x = state.model.config, state.model.model.embed_tokens.weight
         batch, width = state.batch_size, c.num_heads * c.head_dim
         self.settings = settings
-        self.pdl = settings.pdl and batch == 1  # several rows were slower with it
+        self.pdl = batch == 1 if settings.pdl is None else settings.pdl
         self.hidden = x.new_empty(batch, c.hidden_size)
         self.between = x.new_empty(batch, c.hidden_size)  # after attention, before the MLP
         self.qkv = x.new_empty(batch, width + 2 * c.num_kv_heads * c.head_dim)
         self.mixed = x.new_empty(batch, width)
         self.inner = x.new_empty(batch, c.intermediate_size)
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
-        strips = isinstance(self._tile(self.hidden, self.qkv.shape[1], gated=False), Strip)
+        strips = isinstance(self._tile(self.hidden, state.layers[0].qkv, gated=False), Strip)
         self.attention = settings.attention or best_attention_tile(
-            x, c.num_heads, c.num_kv_heads, c.head_dim, staged=strips
+            state.cache.keys[0], c.num_heads, staged=strips
         )
         splits = settings.splits or num_splits(
             batch, c.num_kv_heads, state.capacity, self.attention, processors
@@ -149,14 +149,14 @@ class KernelStep:
         self._linear(self.hidden, head, state.logits, norm=norm, eps=state.eps)
 
     def _linear(self, x: Tensor, weight: Tensor, out: Tensor, **parts) -> None:
-        tile = self._tile(x, out.shape[1], parts.get("gated", False))
+        tile = self._tile(x, weight, parts.get("gated", False))
         if tile is None:
             out.copy_(linear_reference(x, weight, **parts))
         else:
             linear(x, weight, out=out, backend="triton", pdl=self.pdl, tile=tile, **parts)
 
-    def _tile(self, x: Tensor, num_outputs: int, gated: bool) -> Tile | Strip | None:
+    def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> Tile | Strip | None:
         if len(x) == 1:
-            chosen = self.settings.tiles.get((num_outputs, x.shape[1], gated))
-            return chosen or best_linear_tile(x, num_outputs, gated, "triton")
-        return best_linear_tile(x, num_outputs, gated, "auto") if self.settings.few_rows else None
+            chosen = self.settings.tiles.get((weight.shape[0] // (1 + gated), x.shape[1], gated))
+            return chosen or best_linear_tile(x, weight, gated, "triton")
+        return best_linear_tile(x, weight, gated, "auto") if self.settings.few_rows else None
