@@ -10,6 +10,7 @@ blas              on a CPU: how matrices lie, and a single row multiplied by sev
 decode_attention  RoPE, cache write and attention of one new token a row
 *_triton, *_gluon the kernels of these: readable first; and, where a chain of short kernels must not let the
                   memory stand idle, by the lower floor of Triton, with shared memory in the writer's hands
+paged_attention   attention over a cache in blocks, for requests with one new token or many
 tokens            embedding lookup, greedy choice and sampling, all on the device
 
 Nothing here is needed on a machine without Triton: the references run everywhere. Triton is

@@ -24,6 +24,7 @@ from llmcourse.kernels import backend
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
 from llmcourse.kernels.linear import linear
+from llmcourse.kernels.paged_attention import PagedWorkspace, paged_attention, store
 from llmcourse.kernels.tiles import Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder, DecoderConfig
@@ -154,6 +155,29 @@ def compiled_staged(head_dim: int, capability: int) -> list[Compiled]:
             where = torch.empty(1, dtype=torch.long)
             given = {"workspace": workspace, "backend": "triton", "pdl": True, "tile": tile}
             decode_attention(qkv, keys, keys, where, angles, angles, norm, **given)
+    return found
+
+
+def compiled_paged(dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """Paged attention of Llama-3-8B's heads: decoding in splits, a batch with long chunks; and the store."""
+    with recorded(capability) as found, torch.device("meta"):
+        pool = torch.empty(100, 8, 16, 128, dtype=dtype)
+        tables, starts = torch.empty(4, 64, dtype=torch.int32), torch.empty(5, dtype=torch.int32)
+        for most_new, splits in ((1, 8), (512, None)):
+            q = torch.empty(4 * most_new, 32, 128, dtype=dtype)
+            workspace = PagedWorkspace(len(q), 32, 128, splits, "meta") if splits else None
+            paged_attention(
+                q,
+                pool,
+                pool,
+                tables,
+                starts,
+                starts[:4],
+                most_new=most_new,
+                workspace=workspace,
+                backend="triton",
+            )
+        store(q[:, :8].contiguous(), pool, torch.empty(len(q), dtype=torch.long), backend="triton")
     return found
 
 

@@ -14,6 +14,7 @@ from llmcourse.kernels.tiles import Tile
 from tests.kernels.compiled import (
     Compiled,
     compiled_few_rows,
+    compiled_paged,
     compiled_rows,
     compiled_staged,
     compiled_step,
@@ -29,6 +30,8 @@ JOBS = [
     *[(compiled_step, name, BF16, 90) for name in ("Qwen3-0.6B", "Llama-2-7B")],
     (compiled_step, "Llama-2-7B", FP32, 90),
     *[(compiled_rows, dtype, gpu) for dtype in (BF16, FP32) for gpu in SHARED_BYTES],
+    *[(compiled_paged, BF16, gpu) for gpu in SHARED_BYTES],
+    (compiled_paged, FP32, 89),
     (compiled_rows, FP16, 89),  # where shared memory is least
 ]
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 17, 64)]
@@ -77,13 +80,13 @@ def test_kernels_start_early_from_hopper_on_only(kernels, job):
     """All but the choice: it ends a step, and starts when all before it has ended."""
     early = {kernel.kernel: kernel.has_pdl for kernel in kernels[job]}
     assert early.pop("_choose_kernel", False) is False
-    assert set(early.values()) == {job[-1] >= 90}
+    assert set(early.values()) == {job[-1] >= 90 and job[0] is not compiled_paged}
 
 
 def test_a_step_launches_what_it_says(kernels):
     """Five kernels a layer, one before and two behind; each of the two ways to choose is one."""
     for job in JOBS:
-        if job[0] is not compiled_rows:
+        if job[0] is compiled_step:
             small = job[1] == "Qwen3-0.6B" and job[-1] >= 90
             matrix, attention = ("strip", "staged_attention") if small else ("gemv", "decode_attention")
             assert [k.kernel.strip("_").removesuffix("_kernel") for k in kernels[job]] == [

@@ -34,7 +34,7 @@ from llmcourse.kernels.tokens import Choice
 
 CONTRACT = [
     Path(__file__).with_name(name)
-    for name in ("contract.py", "contract_of_tokens.py", "contract_of_arguments.py")
+    for name in ("contract.py", "contract_of_tokens.py", "contract_of_arguments.py", "contract_of_paged.py")
 ]
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,232 @@
+"""Attention over a cache in blocks: for requests of any lengths, each with any number of new tokens.
+
+The keys and values of all requests lie in one pool of blocks, a few tokens each, and a table says which are
+a request's and in what order (PagedAttention, Kwon et al. 2023, section 4). The new tokens of all requests
+stand one after the other, so a batch may mix requests that decode one token with chunks of prompts.
+
+Of a request with n new tokens and m keys in all, new token i sees keys 0 … m − n + i: attention is causal,
+aligned to the end. Its new keys and values are in the pool before (`store`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.kernels.arguments import (
+    check_apart,
+    check_dims,
+    check_memory,
+    check_power_of_2,
+    check_tensor,
+)
+from llmcourse.kernels.backend import Backend, resolve
+
+
+def store_reference(
+    new: Float[Tensor, "T Hkv D"], pool: Float[Tensor, "blocks Hkv size D"], slots: Int[Tensor, " T"]
+) -> None:
+    """What `store` does, token by token."""
+    block_size = pool.shape[2]
+    for token, slot in zip(new, slots.tolist(), strict=True):
+        if slot >= 0:
+            pool[slot // block_size, :, slot % block_size] = token
+
+
+def paged_attention_reference(
+    q: Float[Tensor, "T H D"],
+    keys: Float[Tensor, "blocks Hkv size D"],
+    values: Float[Tensor, "blocks Hkv size D"],
+    tables: Int[Tensor, "R most"],
+    starts: Int[Tensor, " R1"],
+    lengths: Int[Tensor, " R"],
+    scale: float | None = None,
+) -> Float[Tensor, "T H D"]:
+    """What `paged_attention` computes, request by request."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    group = q.shape[1] // keys.shape[1]
+    out = torch.zeros_like(q)
+    for row, length in enumerate(lengths.tolist()):
+        first, end = starts[row].item(), starts[row + 1].item()
+        num_blocks = -(-length // keys.shape[2])
+        blocks = tables[row, :num_blocks].long()
+        k, v = (pool[blocks].transpose(0, 1).flatten(1, 2)[:, :length] for pool in (keys, values))
+        k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))  # (H, S, D)
+        scores = torch.einsum("thd,hsd->hts", q[first:end], k) * scale
+        last_seen = torch.arange(length - (end - first), length, device=q.device)
+        future = torch.arange(length, device=q.device) > last_seen[:, None]
+        weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+        out[first:end] = torch.einsum("hts,hsd->thd", weights, v)
+    return out
+
+
+def store(
+    new: Float[Tensor, "T Hkv D"],
+    pool: Float[Tensor, "blocks Hkv size D"],
+    slots: Int[Tensor, " T"],
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """Writes keys, or values, of new tokens to their places in the pool.
+
+    Args:
+        slots: block · size + place in it, of each token; negative for one that is stored nowhere, such as
+            those that fill up a batch of fixed size.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or memory that do not fit; on the CPU also a slot beyond the pool,
+            which on a GPU nobody looks for.
+    """
+    check_dims("new", new, "T", "Hkv", "D")
+    check_dims("pool", pool, "blocks", "Hkv", "size", "D")
+    blocks, num_kv_heads, size, head_dim = pool.shape
+    check_tensor("new", new, (len(new), num_kv_heads, head_dim), pool, "take the heads that the pool holds")
+    check_tensor("slots", slots, (len(new),), new, "pass one for each token", dtype=torch.long)
+    check_memory("pool", pool, new)
+    if slots.is_cpu and len(slots) and slots.max() >= blocks * size:
+        raise ValueError(f"slots must be below {blocks * size}, got {slots.max()}; take them from the pool")
+    if resolve(backend, new.device, new.dtype) == "reference":
+        return store_reference(new, pool, slots)
+    from llmcourse.kernels import paged_attention_triton
+
+    paged_attention_triton.launch_store(new, pool, slots)
+
+
+class PagedWorkspace:
+    """What the splits of a request's keys hand to the one that combines them.
+
+    Args:
+        num_tokens: new tokens of a batch, at most.
+        num_splits: a power of 2.
+    """
+
+    def __init__(self, num_tokens: int, num_heads: int, head_dim: int, num_splits: int, device):
+        check_power_of_2("num_splits", num_splits)
+        self.num_splits = num_splits
+        shape = (num_tokens, num_heads, num_splits)
+        self.peaks = torch.empty(shape, dtype=torch.float32, device=device)
+        self.weights = torch.empty(shape, dtype=torch.float32, device=device)
+        self.mixed = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
+
+
+def paged_attention(
+    q: Float[Tensor, "T H D"],
+    keys: Float[Tensor, "blocks Hkv size D"],
+    values: Float[Tensor, "blocks Hkv size D"],
+    tables: Int[Tensor, "R most"],
+    starts: Int[Tensor, " R1"],
+    lengths: Int[Tensor, " R"],
+    *,
+    most_new: int,
+    scale: float | None = None,
+    workspace: PagedWorkspace | None = None,
+    out: Float[Tensor, "T H D"] | None = None,
+    backend: Backend = "auto",
+    block: int = 32,
+) -> Float[Tensor, "T H D"]:
+    """Attention of the new tokens of R requests over their blocks.
+
+    Args:
+        q: queries of all new tokens, request by request.
+        keys, values: the pool; `(blocks, Hkv, size, D)`, so that a head's part of a block is one piece.
+        tables: blocks of each request in order; what lies beyond its length is not looked at.
+        starts: where the new tokens of each request begin in q, and one more number, where they end. What q
+            holds beyond is filling, and its output is not defined.
+        lengths: keys of each request, the new ones included; a row that is not used has no new tokens.
+        most_new: new tokens of a request, at most: what the grid is made for, with no look at the device.
+        scale: of the scores; 1 / √D if None.
+        workspace: memory of the splits, which share out the keys of a request; without it there are none.
+        out: where the result goes; new memory if None.
+        block: keys in one tile, a power of 2 of at least 16.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or memory that do not fit; on the CPU also a table that points
+            outside the pool, or lengths that are less than the new tokens.
+    """
+    _check(q, keys, values, tables, starts, lengths, most_new, workspace, out)
+    check_power_of_2("block", block, 16)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if resolve(backend, q.device, q.dtype) == "reference":
+        mixed = paged_attention_reference(q, keys, values, tables, starts, lengths, scale)
+        return mixed if out is None else out.copy_(mixed)
+    from llmcourse.kernels import paged_attention_triton
+
+    out = torch.empty_like(q) if out is None else out
+    scale *= math.log2(math.e)  # the kernel's exponentials are of base 2
+    paged_attention_triton.launch(
+        q, keys, values, tables, starts, lengths, most_new, scale, workspace, out, block
+    )
+    return out
+
+
+def _check(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    most_new: int,
+    workspace: PagedWorkspace | None,
+    out: Tensor | None,
+) -> None:
+    check_dims("q", q, "T", "H", "D")
+    check_dims("keys", keys, "blocks", "Hkv", "size", "D")
+    check_dims("tables", tables, "R", "most")
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads = keys.shape[1]
+    if num_heads % num_kv_heads or keys.shape[3] != head_dim:
+        raise ValueError(
+            f"q must have a multiple of {num_kv_heads} heads of size {keys.shape[3]} as the pool has, got "
+            f"{num_heads} of {head_dim}; is this the cache of another model?"
+        )
+    check_memory("q", q, q)
+    check_memory("keys", keys, q)
+    check_tensor("values", values, tuple(keys.shape), q, "take keys and values from one layer of one pool")
+    rows = tables.shape[0]
+    whole = {"dtype": torch.int32}
+    check_memory("tables", tables, q, **whole)
+    check_tensor("starts", starts, (rows + 1,), q, "pass one for each request and the end", **whole)
+    check_tensor("lengths", lengths, (rows,), q, "pass one for each request", **whole)
+    check_tensor("out", out, tuple(q.shape), q, "leave it at None for new memory")
+    check_apart(out, q=q, keys=keys, values=values)
+    if most_new < 1:
+        raise ValueError(f"most_new must be at least 1, got {most_new}; pass the longest chunk of the batch")
+    if workspace is not None:
+        held = (*workspace.peaks.shape[:2], workspace.mixed.shape[-1])
+        if held[0] < num_tokens or held[1:] != (num_heads, head_dim) or workspace.mixed.device != q.device:
+            raise ValueError(
+                f"workspace must hold {(num_tokens, num_heads, head_dim)} on {q.device}, got {held} on "
+                f"{workspace.mixed.device}; make one for the largest batch"
+            )
+    if tables.is_cpu:
+        _check_contents(keys, tables, starts, lengths, most_new, num_tokens)
+
+
+def _check_contents(
+    keys: Tensor, tables: Tensor, starts: Tensor, lengths: Tensor, most_new: int, num_tokens: int
+) -> None:
+    """On the CPU alone: on a GPU looking at them would hold up every step."""
+    new = starts.diff()
+    if starts[0] != 0 or starts[-1] > num_tokens or (new < 0).any():
+        raise ValueError(
+            f"starts must rise from 0 and stay within the {num_tokens} tokens of q, got {starts.tolist()}; "
+            "add up the chunks"
+        )
+    if (new > most_new).any():
+        raise ValueError(f"most_new must be at least {new.max()}, got {most_new}; pass the longest chunk")
+    if (lengths < new).any():
+        raise ValueError(
+            f"lengths must include the new tokens, {new.tolist()}, got {lengths.tolist()}; store them first"
+        )
+    num_blocks, size = keys.shape[0], keys.shape[2]
+    for row, length in enumerate(lengths.tolist()):
+        used = tables[row, : -(-length // size)]
+        if used.numel() * size < length or ((used < 0) | (used >= num_blocks)).any():
+            raise ValueError(
+                f"tables must name blocks in [0, {num_blocks - 1}] for all {length} keys of request {row}, "
+                f"got {used.tolist()}; allocate them first"
+            )

@@ -1,0 +1,192 @@
+"""The kernels of `paged_attention`: grid (R · tiles of new tokens, Hkv, splits).
+
+One program takes a tile of a request's new tokens with all query heads that share a key/value head, so that
+every key is read once for them; row i of the tile is token i // G, head i % G. Grids depend on the largest
+batch alone and lengths are read on the device: so a recorded graph serves every batch that fits it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from llmcourse.kernels.paged_attention import PagedWorkspace
+
+TILE_ROWS = 64  # of new tokens times the heads of a group, at most
+
+
+@triton.jit
+def _store_kernel(
+    new_ptr, pool_ptr, slots_ptr, HKV: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token)
+    if slot >= 0:
+        at = tl.arange(0, BLOCK)
+        head, d = at // D, at % D
+        inside = at < HKV * D
+        x = tl.load(new_ptr + token * HKV * D + at, mask=inside)
+        to = ((slot // SIZE * HKV + head) * SIZE + slot % SIZE) * D + d
+        tl.store(pool_ptr + to, x, mask=inside)
+
+
+@triton.jit
+def _paged_attention_kernel(
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    tables_ptr,
+    starts_ptr,
+    lengths_ptr,
+    out_ptr,
+    peaks_ptr,
+    weights_ptr,
+    mixed_ptr,
+    most_blocks,
+    tiles,
+    scale,
+    H: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    SIZE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    G: tl.constexpr = H // HKV
+    row = tl.program_id(0) // tiles
+    begin = tl.program_id(0) % tiles * TOKENS
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    start = tl.load(starts_ptr + row)
+    num_new = tl.load(starts_ptr + row + 1) - start
+    if begin >= num_new:
+        return
+    length = tl.load(lengths_ptr + row)
+    m = tl.arange(0, BLOCK_M)
+    token = begin + m // G
+    real = (m < TOKENS * G) & (token < num_new)
+    seen = tl.where(real, length - num_new + token + 1, 0)  # keys that each row of the tile sees
+    end = tl.max(seen, axis=0)
+    span = tl.cdiv(tl.cdiv(end, SPLITS), BLOCK_S) * BLOCK_S
+    first, last = split * span, tl.minimum(split * span + span, end)
+
+    d = tl.arange(0, BLOCK_D)
+    head = (start + token).to(tl.int64) * H + kv_head * G + m % G
+    inside = real[:, None] & (d < D)[None, :]
+    q = tl.load(q_ptr + head[:, None] * D + d[None, :], mask=inside, other=0.0)
+    peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    weight = tl.zeros((BLOCK_M,), tl.float32)
+    mixed = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for at in range(first, last, BLOCK_S):
+        s = at + tl.arange(0, BLOCK_S)
+        block = tl.load(tables_ptr + row * most_blocks + s // SIZE, mask=s < last, other=0).to(tl.int64)
+        where = ((block * HKV + kv_head) * (SIZE * D) + s % SIZE * D)[:, None] + d[None, :]
+        held = (s < last)[:, None] & (d < D)[None, :]
+        k = tl.load(keys_ptr + where, mask=held, other=0.0)
+        v = tl.load(values_ptr + where, mask=held, other=0.0)
+        scores = tl.dot(q, k.T, input_precision="ieee") * scale
+        visible = (s[None, :] < seen[:, None]) & (s < last)[None, :]
+        scores = tl.where(visible, scores, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+        safe_peak = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # −inf − (−inf) is no number
+        fade = tl.exp2(peak - safe_peak)
+        share = tl.exp2(scores - safe_peak[:, None])
+        weight = weight * fade + tl.sum(share, axis=1)
+        mixed = tl.dot(share.to(v.dtype), v, mixed * fade[:, None], input_precision="ieee")
+        peak = new_peak
+
+    if SPLITS == 1:
+        weight = tl.where(real, weight, 1.0)  # rows that fill the tile up have seen nothing
+        to = out_ptr + head[:, None] * D + d[None, :]
+        tl.store(to, (mixed / weight[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+    else:  # a split of no keys says so by a weight of 0
+        part = head * SPLITS + split
+        tl.store(peaks_ptr + part, peak, mask=real)
+        tl.store(weights_ptr + part, weight, mask=real)
+        tl.store(mixed_ptr + part[:, None] * D + d[None, :], mixed, mask=inside)
+
+
+@triton.jit
+def _combine_kernel(
+    out_ptr, peaks_ptr, weights_ptr, mixed_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
+):
+    head = tl.program_id(0).to(tl.int64)
+    split, d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
+    part = head * SPLITS + split
+    peaks, weights = tl.load(peaks_ptr + part), tl.load(weights_ptr + part)
+    fade = tl.where(weights > 0, tl.exp2(peaks - tl.max(peaks, axis=0)), 0.0)
+    inside = (weights > 0)[:, None] & (d < D)[None, :]
+    mixed = tl.load(mixed_ptr + part[:, None] * D + d[None, :], mask=inside, other=0.0)
+    total = tl.sum(mixed * fade[:, None], axis=0) / tl.sum(weights * fade, axis=0)
+    tl.store(out_ptr + head * D + d, total.to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+def launch_store(new: Tensor, pool: Tensor, slots: Tensor) -> None:
+    _, num_kv_heads, size, head_dim = pool.shape
+    width = num_kv_heads * head_dim
+    if len(new):
+        _store_kernel[(len(new),)](
+            new,
+            pool,
+            slots,
+            HKV=num_kv_heads,
+            D=head_dim,
+            SIZE=size,
+            BLOCK=triton.next_power_of_2(width),
+        )
+
+
+def launch(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    starts: Tensor,
+    lengths: Tensor,
+    most_new: int,
+    scale: float,
+    workspace: PagedWorkspace | None,
+    out: Tensor,
+    block: int,
+) -> None:
+    num_tokens, num_heads, head_dim = q.shape
+    num_kv_heads, size = keys.shape[1:3]
+    group = num_heads // num_kv_heads
+    tokens = min(max(1, TILE_ROWS // group), triton.next_power_of_2(most_new))
+    tiles = triton.cdiv(most_new, tokens)
+    splits = 1 if workspace is None else workspace.num_splits
+    parts = (out,) * 3 if workspace is None else (workspace.peaks, workspace.weights, workspace.mixed)
+    block_d = max(16, triton.next_power_of_2(head_dim))
+    if num_tokens == 0:
+        return
+    _paged_attention_kernel[(len(lengths) * tiles, num_kv_heads, splits)](
+        q,
+        keys,
+        values,
+        tables,
+        starts,
+        lengths,
+        out,
+        *parts,
+        tables.shape[1],
+        tiles,
+        scale,
+        H=num_heads,
+        HKV=num_kv_heads,
+        D=head_dim,
+        SIZE=size,
+        TOKENS=tokens,
+        BLOCK_M=max(16, triton.next_power_of_2(tokens * group)),
+        BLOCK_D=block_d,
+        BLOCK_S=block,
+        SPLITS=splits,
+        num_warps=4 if q.element_size() <= 2 else 8,
+    )
+    if splits > 1:
+        _combine_kernel[(num_tokens * num_heads,)](
+            out, *parts, D=head_dim, BLOCK_D=block_d, SPLITS=splits, num_warps=4
+        )
