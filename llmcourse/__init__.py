@@ -4,7 +4,7 @@ The order of the parts is the order of dependence; each imports only from those 
 
     arguments               how the command lines refuse what they cannot read
     timing, hardware        how to time, and what the machine at hand can do
-    attention, kv_cache     how tokens look at each other, and what is kept of it
+    attention, kv_cache     how tokens look at each other, by whole rows and by tiles; what is kept of it
     model, tokenizer        one decoder (Llama, Qwen2, Qwen3), text to tokens and back
     prompts                 openings of texts in the three domains
     pretrained              loading: `load("base")`, a folder, or a hub name

@@ -57,7 +57,7 @@ def attention_reference(
     Raises:
         ValueError: H is no multiple of Hkv, or causal with T > S.
     """
-    group = _group_size(q, k)
+    group = group_size(q, k)
     wide = torch.promote_types(q.dtype, torch.float32)
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     if mask is None:
@@ -81,7 +81,7 @@ def sdpa(
     made where causality needs none. Arguments and errors as in `attention_reference`. NaN stays
     in its row of the batch, but the CPU kernel answers a query that is NaN with zeros.
     """
-    gqa = _group_size(q, k) > 1
+    gqa = group_size(q, k) > 1
     queries, keys = q.shape[2], k.shape[2]
     if mask is None and queries not in (1, keys):  # one query, the last, sees every key
         mask = causal_mask(queries, keys, q.device)[None]
@@ -90,7 +90,7 @@ def sdpa(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=causal, enable_gqa=gqa)
 
 
-def _group_size(q: Tensor, k: Tensor) -> int:
+def group_size(q: Tensor, k: Tensor) -> int:
     if q.shape[1] % k.shape[1]:
         raise ValueError(
             f"query heads must be a multiple of key/value heads, got {q.shape[1]} and {k.shape[1]}"
