@@ -22,6 +22,16 @@ def check_dims(name: str, tensor: Tensor, *axes: str) -> None:
         )
 
 
+def check_kind(name: str, tensor: Tensor, lead: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raises ValueError unless the tensor is of this dtype, that of `lead` if None, and on its device."""
+    dtype = dtype or lead.dtype
+    if tensor.dtype != dtype or tensor.device != lead.device:
+        raise ValueError(
+            f"{name} must be in {dtype} on {lead.device}, got {tensor.dtype} on {tensor.device}; "
+            "make it so once, beforehand"
+        )
+
+
 def check_memory(
     name: str,
     tensor: Tensor | None,
@@ -38,12 +48,7 @@ def check_memory(
     """
     if tensor is None:
         return
-    dtype = dtype or lead.dtype
-    if tensor.dtype != dtype or tensor.device != lead.device:
-        raise ValueError(
-            f"{name} must be in {dtype} on {lead.device}, got {tensor.dtype} on {tensor.device}; "
-            "make it so once, before decoding"
-        )
+    check_kind(name, tensor, lead, dtype)
     if not tensor.is_contiguous():
         raise ValueError(
             f"{name} must be contiguous, got strides {tensor.stride()} for {tuple(tensor.shape)}; {layout}"

@@ -72,6 +72,21 @@ class AttentionTile:
             raise ValueError(f"stages must be at least 0, got {self.stages}; 0 keeps the tile in registers")
 
 
+class FlashTile(NamedTuple):
+    """The part of the scores that one program of `flash_attention` makes at a time.
+
+    Attributes:
+        queries, keys: rows of the tile and columns, powers of 2 of at least 16.
+        warps: of 32 threads, for one program.
+        stages: tiles of what the program walks through that are in flight.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
 STAGED_HEAD_DIMS = (64, 128, 256)
 STRIP_COLUMNS = 1024  # of a row in one piece of shared memory
 SPARE_BYTES = 8 * 1024  # of shared memory, for all that a program holds beside its tiles
@@ -164,6 +179,24 @@ def attention_tile(head_dim: int, item_bytes: int, shared_bytes: int) -> Attenti
         held = 2**17 if shared_bytes >= 2**17 + SPARE_BYTES else 2**16
         return AttentionTile(block=held // (2 * 2 * head_dim * item_bytes), warps=4, stages=2)
     return AttentionTile(block=32, warps=4 if item_bytes <= 2 else 8)
+
+
+def flash_tile(head_dim: int, item_bytes: int) -> FlashTile:
+    """For the forward pass; small enough for 99 KiB of shared memory."""
+    if item_bytes > 2:
+        return FlashTile(32, 32, 4, 1)
+    if head_dim <= 64:
+        return FlashTile(128, 64, 4, 3)
+    return FlashTile(128, 64, 8, 2) if head_dim <= 128 else FlashTile(64, 32, 8, 2)
+
+
+def flash_backward_tile(head_dim: int, item_bytes: int) -> tuple[FlashTile, FlashTile]:
+    """For the backward pass, of a program that walks through keys and of one that walks through queries."""
+    if item_bytes > 2:
+        return FlashTile(32, 32, 4, 1), FlashTile(32, 32, 4, 1)
+    if head_dim <= 128:
+        return FlashTile(64, 64, 4, 2), FlashTile(64, 64, 4, 2)
+    return FlashTile(32, 32, 4, 1), FlashTile(32, 32, 4, 1)
 
 
 def _power_of_2(number: int) -> int:

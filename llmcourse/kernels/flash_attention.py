@@ -1,0 +1,191 @@
+"""Attention of many queries at once, whose scores never leave the chip: for prefill and training.
+
+The forward pass is `llmcourse.attention.tiled_attention`, a program for each tile of queries. It keeps the
+log-sum-exp L of each row's scores, so that the backward pass makes the weights P = e^(S − L) again, tile by
+tile, instead of reading them (Dao 2023, FlashAttention-2, algorithms 1 and 2):
+
+    dV = Pᵀ dO,   dP = dO Vᵀ,   dS = P ∘ (dP − δ),   δ = rowsum(dO ∘ O)
+    dQ = scale · dS K,   dK = scale · dSᵀ Q
+
+One kernel goes through the keys of a tile of queries and makes dQ and δ, another through the queries of a
+tile of keys and makes dK and dV: so no program adds to what another one writes.
+
+Letters: B batch, T query length, S key length, H query heads, Hkv key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmcourse.kernels.arguments import check_dims, check_kind
+from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.tiles import FlashTile, flash_tile
+
+HEAD_DIMS = (32, 64, 96, 128, 256)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How scores are made of queries and keys, and which of them count.
+
+    Attributes:
+        scale: of q · k.
+        causal: a query sees no later key, the queries being the last T of the S keys; if T > S, the first of
+            them see none and get zeros.
+        window: how many keys a query sees, its own and those before it (Mistral); None for all.
+        softcap: c of c · tanh(score / c), which no score exceeds (Gemma 2); None for the score itself.
+
+    Raises:
+        ValueError: a window or a cap that is not positive, a window without causality.
+    """
+
+    scale: float
+    causal: bool = True
+    window: int | None = None
+    softcap: float | None = None
+
+    def __post_init__(self):
+        if self.window is not None and (self.window < 1 or not self.causal):
+            raise ValueError(
+                f"window must be at least 1 and go with causal=True, got {self.window} with "
+                f"causal={self.causal}; None lets a query see all"
+            )
+        for name, value in (("scale", self.scale), ("softcap", self.softcap)):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}; leave it at None")
+
+
+def flash_attention_reference(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B Hkv S D"],
+    v: Float[Tensor, "B Hkv S D"],
+    scoring: Scoring,
+) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H T"]]:
+    """The result, and the log-sum-exp of each row's scores, in fp32 or wider; makes all scores."""
+    group = q.shape[1] // k.shape[1]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q_wide, k, v = q.to(wide), *(x.to(wide).repeat_interleave(group, dim=1) for x in (k, v))
+    scores = q_wide @ k.transpose(-1, -2) * scoring.scale  # (B, H, T, S)
+    if scoring.softcap is not None:
+        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    hidden = _hidden(q.shape[2], k.shape[2], scoring, q.device)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    weights = scores.softmax(dim=-1).masked_fill(hidden, 0.0)  # a row without keys is 0/0 until here
+    return (weights @ v).to(q.dtype), scores.logsumexp(dim=-1)
+
+
+def _hidden(queries: int, keys: int, scoring: Scoring, device: torch.device) -> Tensor:
+    """Which keys each query does not see, `(T, S)`."""
+    behind = (
+        torch.arange(queries, device=device)[:, None] + keys - queries - torch.arange(keys, device=device)
+    )
+    hidden = torch.zeros_like(behind, dtype=torch.bool)
+    if scoring.causal:
+        hidden |= behind < 0
+    if scoring.window is not None:
+        hidden |= behind >= scoring.window
+    return hidden
+
+
+def flash_attention(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B Hkv S D"],
+    v: Float[Tensor, "B Hkv S D"],
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    backend: Backend = "auto",
+    tile: FlashTile | None = None,
+) -> Float[Tensor, "B H T D"]:
+    """softmax(q kᵀ · scale) v, of which gradients can be taken once.
+
+    Any strides will do but for the last, so that heads split off a projection need no copy.
+
+    Args:
+        causal, window, softcap: as in `Scoring`.
+        scale: None for 1 / √D.
+        tile: how the forward pass is cut; None takes `best_flash_tile`.
+
+    Raises:
+        ValueError: shapes, dtypes, devices, head sizes or memory that no kernel is made for, or a backend
+            that cannot run.
+    """
+    _check(q, k, v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scoring = Scoring(scale, causal, window, softcap)
+    if resolve(backend, q.device, q.dtype) == "reference":
+        return flash_attention_reference(q, k, v, scoring)[0]
+    return _FlashAttention.apply(q, k, v, scoring, tile)
+
+
+def flash_attention_forward(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B Hkv S D"],
+    v: Float[Tensor, "B Hkv S D"],
+    scoring: Scoring,
+    tile: FlashTile | None = None,
+) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H T"]]:
+    """`flash_attention_reference` by a kernel: the one place where it is chosen, by the kind of the tile."""
+    from llmcourse.kernels.flash_attention_triton import launch_forward
+
+    return launch_forward(q, k, v, scoring, tile or best_flash_tile(q))
+
+
+def best_flash_tile(like: Tensor) -> FlashTile:
+    """For queries like these."""
+    return flash_tile(like.shape[-1], like.element_size())
+
+
+class _FlashAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, tile: FlashTile | None) -> Tensor:
+        out, log_sum_exp = flash_attention_forward(q, k, v, scoring, tile)
+        ctx.save_for_backward(q, k, v, out, log_sum_exp)
+        ctx.scoring = scoring
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out: Tensor):
+        from llmcourse.kernels.flash_attention_triton import launch_backward
+
+        # Summing up hands over one number under strides of 0, where a kernel looks for rows.
+        grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
+        return *launch_backward(*ctx.saved_tensors, grad_out, ctx.scoring), None, None
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    check_dims("q", q, "B", "H", "T", "D")
+    check_dims("k", k, "B", "Hkv", "S", "D")
+    batch, heads, _, size = q.shape
+    if size not in HEAD_DIMS:
+        raise ValueError(f"q must have a head size of {HEAD_DIMS}, got {size}; pad q, k and v with zeros")
+    if k.shape[0] != batch or k.shape[3] != size:
+        raise ValueError(
+            f"k must have shape ({batch}, Hkv, S, {size}) as q has, got {tuple(k.shape)}; "
+            "take both from one batch of one model"
+        )
+    if v.shape != k.shape:
+        raise ValueError(
+            f"v must have shape {tuple(k.shape)} as k has, got {tuple(v.shape)}; pass both alike"
+        )
+    if k.shape[1] == 0 or heads % k.shape[1]:
+        raise ValueError(
+            f"query heads must be a multiple of key/value heads, got {heads} and {k.shape[1]}; "
+            "split the projection by the heads of the model's configuration"
+        )
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_kind(name, tensor, q)
+        if tensor.stride(-1) != 1:
+            raise ValueError(
+                f"{name} must have features side by side, a last stride of 1, got strides {tensor.stride()}; "
+                "call .contiguous()"
+            )
