@@ -72,19 +72,30 @@ class AttentionTile:
             raise ValueError(f"stages must be at least 0, got {self.stages}; 0 keeps the tile in registers")
 
 
-class FlashTile(NamedTuple):
+@dataclass(frozen=True)
+class FlashTile:
     """The part of the scores that one program of `flash_attention` makes at a time.
 
     Attributes:
         queries, keys: rows of the tile and columns, powers of 2 of at least 16.
         warps: of 32 threads, for one program.
         stages: tiles of what the program walks through that are in flight.
+
+    Raises:
+        ValueError: a number that no kernel can be launched with.
     """
 
     queries: int
     keys: int
-    warps: int
-    stages: int
+    warps: int = 4
+    stages: int = 1
+
+    def __post_init__(self):
+        check_power_of_2("queries", self.queries, 16)
+        check_power_of_2("keys", self.keys, 16)
+        check_warps(self.warps)
+        if self.stages < 1:
+            raise ValueError(f"stages must be at least 1, got {self.stages}; 1 keeps one tile in flight")
 
 
 STAGED_HEAD_DIMS = (64, 128, 256)
@@ -182,9 +193,12 @@ def attention_tile(head_dim: int, item_bytes: int, shared_bytes: int) -> Attenti
 
 
 def flash_tile(head_dim: int, item_bytes: int) -> FlashTile:
-    """For the forward pass; small enough for 99 KiB of shared memory."""
+    """For the forward pass; small enough for 99 KiB of shared memory, and for the registers.
+
+    In float32 there are no tensor cores: all of a tile passes through registers.
+    """
     if item_bytes > 2:
-        return FlashTile(32, 32, 4, 1)
+        return FlashTile(32, 32, 4 if head_dim <= 64 else 8) if head_dim <= 128 else FlashTile(16, 16, 8)
     if head_dim <= 64:
         return FlashTile(128, 64, 4, 3)
     return FlashTile(128, 64, 8, 2) if head_dim <= 128 else FlashTile(64, 32, 8, 2)
@@ -193,10 +207,14 @@ def flash_tile(head_dim: int, item_bytes: int) -> FlashTile:
 def flash_backward_tile(head_dim: int, item_bytes: int) -> tuple[FlashTile, FlashTile]:
     """For the backward pass, of a program that walks through keys and of one that walks through queries."""
     if item_bytes > 2:
-        return FlashTile(32, 32, 4, 1), FlashTile(32, 32, 4, 1)
+        if head_dim <= 64:
+            return FlashTile(32, 16), FlashTile(32, 32)
+        return FlashTile(16, 16, 8), FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
+    if head_dim <= 64:
+        return FlashTile(64, 64, 4, 2), FlashTile(32, 64, 4, 2)
     if head_dim <= 128:
-        return FlashTile(64, 64, 4, 2), FlashTile(64, 64, 4, 2)
-    return FlashTile(32, 32, 4, 1), FlashTile(32, 32, 4, 1)
+        return FlashTile(64, 64, 8, 2), FlashTile(32, 64, 8, 2)
+    return FlashTile(32, 32), FlashTile(32, 32)
 
 
 def _power_of_2(number: int) -> int:

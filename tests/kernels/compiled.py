@@ -23,6 +23,7 @@ from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.kernels import backend
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
+from llmcourse.kernels.flash_attention import Scoring, flash_attention_forward
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import PagedWorkspace, paged_attention, store
 from llmcourse.kernels.tiles import Tile, attention_tile
@@ -178,6 +179,21 @@ def compiled_paged(dtype: torch.dtype, capability: int) -> list[Compiled]:
                 backend="triton",
             )
         store(q[:, :8].contiguous(), pool, torch.empty(len(q), dtype=torch.long), backend="triton")
+    return found
+
+
+SCORINGS = {"full": Scoring(0.1, causal=False), "causal": Scoring(0.1), "all": Scoring(0.1, True, 1024, 50.0)}
+
+
+def compiled_flash(head_dim: int, scoring: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """The forward and the two backward kernels of `flash_attention`, four query heads over two."""
+    from llmcourse.kernels.flash_attention_triton import launch_backward
+
+    with recorded(capability) as found, torch.device("meta"):
+        q = torch.empty(1, 4, 4096, head_dim, dtype=dtype)
+        k, v = (torch.empty(1, 2, 4096, head_dim, dtype=dtype) for _ in range(2))
+        out, log_sum_exp = flash_attention_forward(q, k, v, SCORINGS[scoring])
+        launch_backward(q, k, v, out, log_sum_exp, torch.empty_like(out), SCORINGS[scoring])
     return found
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
+from llmcourse.kernels.flash_attention import flash_attention
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.tokens import Choice, choose, embed
 from llmcourse.kv_cache import KVCache
@@ -58,6 +59,11 @@ def linear_of(**given) -> None:
 def attention_of(**given) -> None:
     cache = {"keys": ones(2, 1, 8, 4), "values": ones(2, 1, 8, 4), "positions": whole(2)}
     decode_attention(**{"qkv": QKV, **cache, "cos": ones(8, 2), "sin": ones(8, 2), **given})
+
+
+def flash_attention_of(**given) -> None:
+    fitting = {"q": ones(2, 4, 3, 32), "k": ones(2, 2, 5, 32), "v": ones(2, 2, 5, 32)}
+    flash_attention(**{**fitting, **given})
 
 
 def embed_of(**given) -> None:
@@ -128,6 +134,28 @@ REFUSED: dict[Callable, list[tuple[dict, str]]] = {
         ({"out": ones(4, 8)[::2]}, "out must be contiguous"),
         ({"out": ones(2, 8, dtype=HALF)}, "out must be in torch.float32"),
         ({"out": QKV.view(-1)[:16].view(2, 8)}, "out must be memory of its own, got that of qkv"),
+    ],
+    flash_attention_of: [
+        ({"q": ones(4, 3, 32)}, "q must have 4 dimensions, (B, H, T, D), got shape (4, 3, 32)"),
+        ({"q": ones(2, 4, 3, 48)}, "head size of (32, 64, 96, 128, 256), got 48; pad q, k and v with zeros"),
+        ({"k": ones(2, 5, 32)}, "k must have 4 dimensions, (B, Hkv, S, D), got shape (2, 5, 32)"),
+        ({"k": ones(1, 2, 5, 32)}, "k must have shape (2, Hkv, S, 32) as q has, got (1, 2, 5, 32); take"),
+        ({"k": ones(2, 2, 5, 64)}, "k must have shape (2, Hkv, S, 32) as q has, got (2, 2, 5, 64); take"),
+        ({"v": ones(2, 2, 4, 32)}, "v must have shape (2, 2, 5, 32) as k has, got (2, 2, 4, 32)"),
+        ({"v": ones(2, 1, 5, 32)}, "v must have shape (2, 2, 5, 32) as k has, got (2, 1, 5, 32)"),
+        ({"q": ones(2, 3, 3, 32)}, "query heads must be a multiple of key/value heads, got 3 and 2"),
+        ({"k": ones(2, 0, 5, 32), "v": ones(2, 0, 5, 32)}, "key/value heads, got 4 and 0; split the"),
+        ({"q": ones(2, 4, 3, 32, dtype=HALF)}, "k must be in torch.float16 on"),
+        ({"v": ones(2, 2, 5, 32, dtype=HALF)}, "v must be in torch.float32 on"),
+        ({"v": ones(2, 2, 5, 32).to("meta")}, "v must be in torch.float32 on"),
+        ({"q": every_other(2, 4, 3, 32)}, "q must have features side by side, a last stride of 1, got"),
+        ({"k": ones(2, 2, 32, 5).mT}, "k must have features side by side, a last stride of 1, got"),
+        ({"v": every_other(2, 2, 5, 32)}, "(640, 320, 64, 2); call .contiguous()"),
+        ({"window": 0}, "window must be at least 1 and go with causal=True, got 0 with causal=True"),
+        ({"window": 4, "causal": False}, "window must be at least 1 and go with causal=True, got 4 with"),
+        ({"softcap": 0.0}, "softcap must be positive and finite, got 0.0; leave it at None"),
+        ({"scale": -1.0}, "scale must be positive and finite, got -1.0; leave it at None"),
+        ({"scale": float("nan")}, "scale must be positive and finite, got nan"),
     ],
     embed_of: [
         ({"table": ones(9)}, "table must have 2 dimensions, (V, C), got shape (9,)"),

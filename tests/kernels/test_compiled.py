@@ -14,6 +14,7 @@ from llmcourse.kernels.tiles import Tile
 from tests.kernels.compiled import (
     Compiled,
     compiled_few_rows,
+    compiled_flash,
     compiled_paged,
     compiled_rows,
     compiled_staged,
@@ -36,6 +37,13 @@ JOBS = [
 ]
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 17, 64)]
 STAGED = [(compiled_staged, head_dim, gpu) for head_dim in (64, 128, 256) for gpu in SHARED_BYTES]
+FLASH_JOBS = [
+    *[(compiled_flash, size, "causal", BF16, gpu) for size in (64, 128) for gpu in SHARED_BYTES],
+    *[(compiled_flash, 128, scoring, BF16, gpu) for scoring in ("full", "all") for gpu in SHARED_BYTES],
+    *[(compiled_flash, size, "causal", BF16, 89) for size in (32, 96, 256)],
+    *[(compiled_flash, size, "causal", FP32, 90) for size in (64, 128)],
+]
+ALL = [*JOBS, *FEW_ROWS, *STAGED, *FLASH_JOBS]
 TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step
 
 
@@ -44,7 +52,7 @@ def kernels() -> dict[tuple, list[Compiled]]:
     """What each job compiled; one at a time, since other tests have the other cores."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        running = {job: pool.submit(*job) for job in (*JOBS, *FEW_ROWS, *STAGED, TOO_MUCH)}
+        running = {job: pool.submit(*job) for job in (*ALL, TOO_MUCH)}
         return {job: future.result() for job, future in running.items()}
 
 
@@ -53,7 +61,7 @@ def name_of(job: object) -> str:
     return "-".join([kind, *(str(part).removeprefix("torch.") for part in job[1:])])
 
 
-@pytest.mark.parametrize("job", [*JOBS, *FEW_ROWS, *STAGED], ids=name_of)
+@pytest.mark.parametrize("job", ALL, ids=name_of)
 def test_no_kernel_spills_and_each_fits_the_shared_memory(kernels, job):
     limit = SHARED_BYTES.get(job[-1], SHARED_BYTES[90])
     assert [k for k in kernels[job] if k.spilled_bytes or k.shared_bytes > limit] == []
@@ -92,3 +100,9 @@ def test_a_step_launches_what_it_says(kernels):
             assert [k.kernel.strip("_").removesuffix("_kernel") for k in kernels[job]] == [
                 "embed", matrix, attention, matrix, matrix, matrix, "gemv", "choose", "choose",
             ]  # fmt: skip
+
+
+@pytest.mark.parametrize("job", FLASH_JOBS, ids=name_of)
+def test_flash_attention_is_three_kernels(kernels, job):
+    names = [kernel.kernel.strip("_").removesuffix("_kernel") for kernel in kernels[job]]
+    assert names == ["forward", "backward_queries", "backward_keys"]

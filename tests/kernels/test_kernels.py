@@ -23,6 +23,7 @@ from llmcourse.kernels.tiles import (
     MEASURED,
     STRIPS,
     AttentionTile,
+    FlashTile,
     Strip,
     few_rows_tile,
     gemv_rule,
@@ -34,7 +35,13 @@ from llmcourse.kernels.tokens import Choice
 
 CONTRACT = [
     Path(__file__).with_name(name)
-    for name in ("contract.py", "contract_of_tokens.py", "contract_of_arguments.py", "contract_of_paged.py")
+    for name in (
+        "contract.py",
+        "contract_of_tokens.py",
+        "contract_of_paged.py",
+        "contract_of_flash_attention.py",
+        "contract_of_arguments.py",
+    )
 ]
 ROOT = Path(__file__).parents[2]
 
@@ -159,6 +166,20 @@ def test_a_strip_that_no_kernel_can_be_launched_with_is_refused():
         Strip(4, 4, True)
     with pytest.raises(ValueError, match="warps must be one of"):
         Strip(8, 3, False)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"queries": 24}, "queries must be a power of 2 of at least 16, got 24"),
+        ({"keys": 8}, "keys must be a power of 2 of at least 16, got 8"),
+        ({"warps": 3}, "warps must be one of (1, 2, 4, 8, 16) or None, got 3"),
+        ({"stages": 0}, "stages must be at least 1, got 0; 1 keeps one tile in flight"),
+    ],
+)
+def test_a_tile_of_flash_attention_that_no_kernel_can_be_launched_with_is_refused(numbers, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        FlashTile(**{"queries": 16, "keys": 16, **numbers})
 
 
 def test_settings_that_kernels_can_be_launched_with_are_taken():
