@@ -200,7 +200,7 @@ def flash_tile(head_dim: int, item_bytes: int) -> FlashTile:
     if item_bytes > 2:
         return FlashTile(32, 32, 4 if head_dim <= 64 else 8) if head_dim <= 128 else FlashTile(16, 16, 8)
     if head_dim <= 64:
-        return FlashTile(128, 64, 4, 3)
+        return FlashTile(128, 64, 4, 3) if head_dim > 32 else FlashTile(64, 64, 4, 3)
     return FlashTile(128, 64, 8, 2) if head_dim <= 128 else FlashTile(64, 32, 8, 2)
 
 

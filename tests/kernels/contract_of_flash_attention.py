@@ -169,6 +169,12 @@ EDGES = {
     "more queries than keys": {"queries": 50, "keys": 20},
     "whole tiles": {"queries": 32, "keys": 64},
     "one row too many": {"queries": 17, "keys": 65},
+    "a diagonal that ends one key beyond a tile": {"queries": 32, "keys": 49},
+    "a window that ends one query beyond a tile": {
+        "scoring": Scoring(0.2, window=18),
+        "queries": 64,
+        "keys": 64,
+    },
     "a window of the own key": {"scoring": Scoring(0.2, window=1)},
     "a window of a tile": {"scoring": Scoring(0.2, window=16), "keys": 64},
     "not causal, more queries than keys": {"scoring": Scoring(0.2, causal=False), "queries": 50, "keys": 20},
