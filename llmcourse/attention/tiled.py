@@ -86,8 +86,7 @@ def tiled_attention(
     """The result, and of each row the log-sum-exp of its scores, from which a backward pass makes them again.
 
     Args:
-        causal: a query may look at no later key, the queries being the last T of the S keys; if T > S,
-            the first see none and get zeros.
+        causal: a query sees no later key, the queries being the last T of the S keys; one without gets zeros.
         query_tile, key_tile: rows of q, and of k and v, that are in SRAM at a time.
         memory: where the traffic is counted. Every query head reads the keys for itself.
 
@@ -97,8 +96,7 @@ def tiled_attention(
     _check_tiles(query_tile, key_tile)
     memory = memory or SlowMemory()
     group = group_size(q, k)
-    wide = torch.promote_types(q.dtype, torch.float32)
-    scale = 1 / math.sqrt(q.shape[-1])
+    wide, scale = torch.promote_types(q.dtype, torch.float32), 1 / math.sqrt(q.shape[-1])
     out, log_sum_exp = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=wide)
 
     for first in range(0, q.shape[2], query_tile):

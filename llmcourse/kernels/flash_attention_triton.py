@@ -17,6 +17,8 @@ from llmcourse.kernels.flash_attention import Scoring
 from llmcourse.kernels.tiles import FlashTile, flash_backward_tile
 
 LOG2_E = tl.constexpr(math.log2(math.e))
+# Triton would compile once more for a 1 and for a multiple of 16: not for every other length of a prompt.
+LENGTHS = ["T", "S", "window", "H", "GROUP"]
 
 
 @triton.jit
@@ -96,7 +98,7 @@ def _queries_of(first, T, S, window, CAUSAL: tl.constexpr, WINDOWED: tl.constexp
     return begin, end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _forward_kernel(
     q,
     k,
@@ -109,7 +111,7 @@ def _forward_kernel(
     cap,
     window,
     H,
-    GROUP: tl.constexpr,
+    GROUP,
     CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -168,7 +170,7 @@ def _step_back(a, b, grad_a, grad_b, norm, delta, seen, scale, cap, CAPPED: tl.c
     return weights, grad
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _backward_queries_kernel(
     q,
     k,
@@ -184,7 +186,7 @@ def _backward_queries_kernel(
     cap,
     window,
     H,
-    GROUP: tl.constexpr,
+    GROUP,
     CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
@@ -218,7 +220,7 @@ def _backward_queries_kernel(
     _store(grad_q, batch, head, first, T, grad * (scale / LOG2_E), BLOCK_Q, D, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _backward_keys_kernel(
     q,
     k,
@@ -234,7 +236,7 @@ def _backward_keys_kernel(
     cap,
     window,
     H,
-    GROUP: tl.constexpr,
+    GROUP,
     CAUSAL: tl.constexpr,
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,

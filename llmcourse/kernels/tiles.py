@@ -209,7 +209,9 @@ def flash_backward_tile(head_dim: int, item_bytes: int) -> tuple[FlashTile, Flas
     if item_bytes > 2:
         if head_dim <= 64:
             return FlashTile(32, 16), FlashTile(32, 32)
-        return FlashTile(16, 16, 8), FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
+        if head_dim <= 128:
+            return FlashTile(16, 16, 8), FlashTile(32, 32, 8)
+        return FlashTile(16, 16, 8, 2), FlashTile(16, 16, 8)
     if head_dim <= 64:
         return FlashTile(64, 64, 4, 2), FlashTile(32, 64, 4, 2)
     if head_dim <= 128:
