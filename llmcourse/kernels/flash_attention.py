@@ -133,7 +133,11 @@ def flash_attention_forward(
     scoring: Scoring,
     tile: FlashTile | None = None,
 ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H T"]]:
-    """`flash_attention_reference` by a kernel: the one place where it is chosen, by the kind of the tile."""
+    """`flash_attention_reference` by a kernel, which is chosen here and nowhere else.
+
+    The log-sum-exp is of base 2, log2 Σ e^score: as scores are in the kernels, so that the backward pass
+    takes it from them without another rounding.
+    """
     from llmcourse.kernels.flash_attention_triton import launch_forward
 
     return launch_forward(q, k, v, scoring, tile or best_flash_tile(q))

@@ -148,15 +148,15 @@ def _forward_kernel(
 
     total = tl.where(total == 0, 1.0, total)  # a query without keys gets zeros, its peak being −inf
     _store(out, batch, head, first, T, mixed / total[:, None], BLOCK_Q, D, BLOCK_D)
-    log_sum_exp = (peak + tl.log2(total)) / LOG2_E
-    tl.store(log_sum_exp_ptr + (batch * H + head).to(tl.int64) * T + query, log_sum_exp, mask=query < T)
+    row = (batch * H + head).to(tl.int64)
+    tl.store(log_sum_exp_ptr + row * T + query, peak + tl.log2(total), mask=query < T)
 
 
 @triton.jit
 def _norm_of(log_sum_exp_ptr, row, query, T):
-    """What to take from scores before the exponential, in base 2; infinity for a query without keys."""
+    """What to take from scores before the exponential; infinity for a query without keys."""
     log_sum_exp = tl.load(log_sum_exp_ptr + row * T + query, mask=query < T, other=float("-inf"))
-    return tl.where(log_sum_exp == float("-inf"), float("inf"), log_sum_exp * LOG2_E)
+    return tl.where(log_sum_exp == float("-inf"), float("inf"), log_sum_exp)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ kernel leaves unwritten shows. For more of them than the test takes, on a GPU so
     python -m tests.kernels.contract_of_flash_attention 3000
 """
 
+import math
 import random
 import sys
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ from tests.kernels.contract import DEVICE, DTYPES
 
 DRAWN = 40
 LONGEST = 700 if DEVICE.type == "cuda" else 90
+# Tensor cores take weights, and gradients of scores, in the dtype of the tensors. PyTorch's kernels for a GPU
+# round them too; that for a CPU does not, and errs less by half a unit in the last place.
+EXTRA_ROUNDING = 0.0 if DEVICE.type == "cuda" else 0.5
 # The forwards under contract: None takes the best for the GPU, whichever that is.
 TILES = (None, FlashTile(16, 16), FlashTile(16, 32), FlashTile(32, 16))
 
@@ -158,10 +162,12 @@ def check(config: Config) -> float:
     options |= {"backend": "triton", "tile": config.tile}
     with poisoned():
         ours = results(lambda *x: flash_attention(*x, **options), inputs, grad_out)
-        log_sum_exp = flash_attention_forward(*inputs, scoring, config.tile)[1].double()
+        log_sum_exp = flash_attention_forward(*inputs, scoring, config.tile)[1].double() * math.log(2)
     for name, true, they, we in zip(("out", "dq", "dk", "dv"), truth, theirs, ours, strict=True):
         assert we.dtype == config.dtype and torch.isfinite(we).all(), (name, config)
-        allowed = 2 * (they.double() - true).abs().max() + 1e-5
+        slack = 1e-5 * (config.magnitude if name == "dk" else 1)  # a sum of queries
+        slack += EXTRA_ROUNDING * torch.finfo(config.dtype).eps * true.abs().max()
+        allowed = 2 * (they.double() - true).abs().max() + slack
         share = max(share, ((we.double() - true).abs().max() / allowed).item())
         assert share <= 1, (name, config)
     expected = flash_attention_reference(*wide, scoring)[1]
@@ -213,7 +219,7 @@ def test_it_is_the_tiled_algorithm():
     out, log_sum_exp = flash_attention_forward(q, k, v, Scoring(PLAIN.head_dim**-0.5), PLAIN.tile)
     expected, expected_sum = tiled_attention(q, k, v, query_tile=16, key_tile=16)
     torch.testing.assert_close(out, expected, atol=2e-6, rtol=0)
-    torch.testing.assert_close(log_sum_exp, expected_sum, atol=1e-5, rtol=0)
+    torch.testing.assert_close(log_sum_exp * math.log(2), expected_sum, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2], ids="qkv")
