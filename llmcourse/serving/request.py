@@ -1,0 +1,146 @@
+"""One request: what is asked for, which never changes, and how far it has come, which does at every step.
+
+There are no two kinds of work: a request has tokens, of which the first `num_computed` have their keys
+and values in the cache. Prefill is a step that computes many of the pending tokens, decoding one that
+computes a single one; whoever reaches the last token samples the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from numbers import Integral
+from typing import Literal
+
+from llmcourse.decoding.errors import require, require_integer, require_number
+from llmcourse.decoding.params import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0)
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What somebody asks for.
+
+    Attributes:
+        id: its name, by which it is answered and cancelled; no other unfinished request has it.
+        prompt: token ids, at least one; kept as a tuple.
+        max_tokens: of the answer, at least 1.
+        params: how a token is chosen from its distribution; greedy if not given.
+        seed: of its draws. A runner draws the token at position n from the seed and n alone, so that an
+            answer does not depend on what else is in the batch, or on being computed twice.
+        stop_token_ids: tokens that end the answer; the one that does belongs to it. Kept as a frozenset.
+        priority: an integer of at least 0; 0 goes first.
+        arrival_s: when it came, in seconds on any clock.
+
+    Raises:
+        ValueError: a value out of its range, when made.
+    """
+
+    id: str
+    prompt: Sequence[int]
+    max_tokens: int = 16
+    params: SamplingParams = GREEDY
+    seed: int = 0
+    stop_token_ids: Collection[int] = frozenset()
+    priority: int = 0
+    arrival_s: float = 0.0
+
+    def __post_init__(self):
+        is_name = isinstance(self.id, str) and bool(self.id)
+        require(is_name, "id", "a text that is not empty", repr(self.id), 'take "0", "1", …')
+        object.__setattr__(self, "prompt", tuple(_tokens("prompt", self.prompt)))
+        object.__setattr__(self, "stop_token_ids", frozenset(_tokens("stop_token_ids", self.stop_token_ids)))
+        require(len(self.prompt) > 0, "prompt", "at least one token", "none", "begin with the start token")
+        is_params = isinstance(self.params, SamplingParams)
+        require(is_params, "params", "SamplingParams", repr(self.params), "leave it out for greedy search")
+        require_integer(1, "max_tokens", self.max_tokens, "use 1 for a single token")
+        require_integer(0, "seed", self.seed, "use 0")
+        require_integer(0, "priority", self.priority, "use 0 for the most urgent")
+        when = "at least 0 and finite"
+        require_number(lambda s: 0 <= s < math.inf, "arrival_s", when, self.arrival_s, "use 0 for the start")
+
+    @property
+    def max_length(self) -> int:
+        """Tokens whose keys and values must be held at the end: those of the very last one never are."""
+        return len(self.prompt) + self.max_tokens - 1
+
+
+def _tokens(name: str, tokens: object) -> Iterable[int]:
+    """The ids, if that is what they are."""
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        raise ValueError(f"{name} must be token ids, got {tokens!r}; encode the text with a tokenizer")
+    tokens = list(tokens)
+    for token in tokens:
+        if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
+            raise ValueError(f"{name} must hold integers of at least 0, got {token!r}; pass token ids")
+    return map(int, tokens)
+
+
+class Status(Enum):
+    """Where a request stands. One that is preempted waits again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(eq=False, slots=True)
+class RequestState:
+    """How far a request has come; only the scheduler changes it, a runner reads it.
+
+    Attributes:
+        request: what was asked for.
+        rank: its place in line, the smallest first (`urgency.rank`).
+        tokens: the prompt and what has been generated.
+        num_computed: of the tokens, those whose keys and values are in the blocks.
+        blocks: its block table: token i lies in slot i mod block_size of blocks[i // block_size].
+        slot: its row in the batch while it runs, None otherwise.
+        num_reused: tokens that the last admission found in the cache of prefixes.
+        num_preemptions: how often its blocks were taken from it.
+        error: why it failed, where finish_reason is "error".
+    """
+
+    request: Request
+    rank: tuple[int, int]
+    tokens: list[int] = field(init=False)
+    num_prompt: int = field(init=False)
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    slot: int | None = None
+    status: Status = Status.WAITING
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    num_reused: int = 0
+    num_preemptions: int = 0
+
+    def __post_init__(self):
+        self.tokens = list(self.request.prompt)
+        self.num_prompt = len(self.tokens)
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def generated(self) -> list[int]:
+        """The answer so far."""
+        return self.tokens[self.num_prompt :]
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are still to be computed before the next one can be sampled."""
+        return len(self.tokens) - self.num_computed
+
+    def ending(self) -> FinishReason | None:
+        """Why the last token generated ends the answer, None if it does not."""
+        if self.tokens[-1] in self.request.stop_token_ids:
+            return "stop"
+        return "length" if self.num_generated >= self.request.max_tokens else None
