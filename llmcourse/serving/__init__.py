@@ -3,4 +3,10 @@
 request       what is asked for, and how far it has come
 block_pool    memory in blocks, counted by their users
 prefix_index  finding blocks that hold the beginning of a text
+schedule      what one step computes: ranges of tokens
+policies      traditional batching, continuous batching, chunked prefill
+urgency       priorities that age
+batch         slots and block tables: admission, growth, preemption
+scheduler     schedule → run → postprocess
+runner        what the scheduler asks of a model
 """

@@ -1,0 +1,94 @@
+"""Who has a slot and blocks, and who waits for them: the mechanism under every policy."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+from llmcourse.serving.block_pool import BlockPool
+from llmcourse.serving.request import FinishReason, RequestState, Status
+from llmcourse.serving.urgency import Line
+
+
+class Batch:
+    """The running requests, each with a slot and a block table, and the waiting ones.
+
+    Args:
+        pool: where blocks come from.
+        max_running: how many slots there are.
+        reserves: whether a request is admitted only with blocks for the longest answer it may get.
+    """
+
+    def __init__(self, pool: BlockPool, max_running: int, reserves: bool):
+        self.pool = pool
+        self.running = Line()
+        self.waiting = Line()
+        self._reserves = reserves
+        self._free_slots = list(range(max_running))
+
+    def admit(self) -> RequestState | None:
+        """Gives the most urgent waiting request the lowest slot and its blocks.
+
+        None overtakes it: where it does not fit yet, the less urgent wait too, or a long prompt might
+        wait for ever while short ones take every block that becomes free.
+        """
+        state = self.waiting.first
+        if state is None or not self._free_slots or not self._take_blocks(state):
+            return None
+        self.waiting.remove(state)
+        self.running.add(state)
+        state.slot = heappop(self._free_slots)
+        state.status = Status.RUNNING
+        return state
+
+    def extend(self, state: RequestState, num_tokens: int) -> list[RequestState]:
+        """Brings a running request's blocks up to so many tokens, at the cost of the least urgent.
+
+        Returns:
+            The preempted requests; the last of them is `state` if it was the least urgent itself.
+        """
+        preempted: list[RequestState] = []
+        lacking = self.pool.blocks_for(num_tokens) - len(state.blocks)
+        while lacking > self.pool.num_free:
+            preempted.append(self.running.last)
+            self._preempt(preempted[-1])
+            if preempted[-1] is state:
+                return preempted
+        if lacking > 0:
+            state.blocks += self.pool.allocate(lacking)
+        return preempted
+
+    def finish(self, state: RequestState, reason: FinishReason) -> None:
+        """Takes a request out, wherever it stands."""
+        if state.status is Status.RUNNING:
+            self._give_back(state)
+        else:
+            self.waiting.remove(state)
+        state.status = Status.FINISHED
+        state.finish_reason = reason
+
+    def _take_blocks(self, state: RequestState) -> bool:
+        """Blocks for all its tokens, those that hold its beginning already included; False if too few."""
+        pool = self.pool
+        num_tokens = state.request.max_length if self._reserves else len(state.tokens)
+        known = pool.match(state.tokens[:-1])  # the last one is computed, since logits come of it
+        fresh = pool.blocks_for(num_tokens) - len(known)
+        if fresh > pool.num_free - sum(not pool.users(block) for block in known):
+            return False
+        pool.share(known)
+        state.blocks = known + pool.allocate(fresh)
+        state.num_computed = state.num_reused = len(known) * pool.block_size
+        return True
+
+    def _preempt(self, state: RequestState) -> None:
+        """Takes everything from a request; what it had computed is computed again (recomputation)."""
+        self._give_back(state)
+        state.status = Status.WAITING
+        state.num_computed = 0
+        state.num_preemptions += 1
+        self.waiting.add(state)
+
+    def _give_back(self, state: RequestState) -> None:
+        self.running.remove(state)
+        self.pool.free(state.blocks)
+        heappush(self._free_slots, state.slot)
+        state.blocks, state.slot = [], None

@@ -1,0 +1,141 @@
+"""Three ways to choose what a step computes, from the one that wastes most.
+
+Traditional batching runs a batch to its end before it begins another: a finished row stays empty.
+Continuous batching (Yu et al. 2022, Orca) chooses anew at every step, so a finished row is filled at
+once; but a whole prompt in one step makes all others wait for it. Chunked prefill (Agrawal et al. 2024,
+Sarathi-Serve; the lecture's dynamic splitting) cuts prompts, so that no step exceeds a budget of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from llmcourse.decoding.errors import require_integer
+from llmcourse.serving.request import RequestState
+
+
+@runtime_checkable
+class Plan(Protocol):
+    """A step in the making, as a policy sees it."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Planned so far."""
+        ...
+
+    def running(self) -> Iterator[RequestState]:
+        """The requests that have a slot, the most urgent first; those preempted meanwhile are left out."""
+        ...
+
+    def admit(self) -> RequestState | None:
+        """Gives the most urgent waiting request a slot and blocks; None where it has to wait."""
+        ...
+
+    def compute(self, state: RequestState, num_tokens: int) -> None:
+        """Plans the next tokens of a running request.
+
+        Blocks that it lacks are taken from the least urgent requests; if it is the least urgent itself,
+        it is preempted and nothing is planned.
+        """
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Chooses what a step computes.
+
+    So that every request comes to its end, a plan admits while it can if nothing runs, and computes at
+    least one token of the most urgent running request.
+    """
+
+    @property
+    def reserves(self) -> bool:
+        """Whether a request is admitted only with blocks for the longest answer that it may get."""
+        ...
+
+    @property
+    def most_running(self) -> int | None:
+        """Of how many running requests each can take part in a step; None for any number."""
+        ...
+
+    def plan(self, step: Plan) -> None: ...
+
+
+@dataclass(frozen=True)
+class TraditionalBatching:
+    """A batch begins when the one before is done; its memory is set aside from the beginning."""
+
+    reserves = True
+    most_running = None
+
+    def plan(self, step: Plan) -> None:
+        if next(step.running(), None) is None:
+            while step.admit():
+                pass
+        for state in step.running():
+            step.compute(state, state.num_pending)
+
+
+@dataclass(frozen=True)
+class ContinuousBatching:
+    """One token for every running request, and whole prompts of new ones into the free slots.
+
+    Attributes:
+        token_budget: no prompt is added to a step that has as many tokens; the last one may exceed it.
+
+    Raises:
+        ValueError: a budget below 1.
+    """
+
+    token_budget: int = 8192
+    reserves = False
+    most_running = None
+
+    def __post_init__(self):
+        require_integer(1, "token_budget", self.token_budget, "use 8192")
+
+    def plan(self, step: Plan) -> None:
+        for state in step.running():
+            step.compute(state, state.num_pending)
+        while step.num_tokens < self.token_budget and (state := step.admit()):
+            step.compute(state, state.num_pending)
+
+
+@dataclass(frozen=True)
+class ChunkedPrefill:
+    """One token for every answer first; pieces of prompts fill what is left of the budget.
+
+    Attributes:
+        token_budget: the most tokens of a step. Small ones keep the gaps between tokens short, large
+            ones bring the first token earlier and read the weights less often.
+
+    Raises:
+        ValueError: a budget below 1.
+    """
+
+    token_budget: int = 512
+    reserves = False
+
+    def __post_init__(self):
+        require_integer(1, "token_budget", self.token_budget, "use 512")
+
+    @property
+    def most_running(self) -> int:
+        return self.token_budget
+
+    def plan(self, step: Plan) -> None:
+        for state in step.running():
+            if state.num_pending == 1:
+                step.compute(state, 1)
+        for state in step.running():
+            if state.num_pending > 1:
+                self._fill(step, state)
+        while step.num_tokens < self.token_budget and (state := step.admit()):
+            self._fill(step, state)
+
+    def _fill(self, step: Plan, state: RequestState) -> None:
+        left = self.token_budget - step.num_tokens
+        if left:
+            step.compute(state, min(left, state.num_pending))

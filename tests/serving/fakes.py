@@ -1,0 +1,75 @@
+"""A model that is a pure function of what lies in its cache, and schedulers over it."""
+
+from collections.abc import Sequence
+
+from llmcourse.serving.block_pool import BlockPool
+from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Policy, TraditionalBatching
+from llmcourse.serving.request import Request, RequestState
+from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.scheduler import Output, Scheduler
+
+END = 0
+POLICIES = {
+    "traditional": TraditionalBatching(),
+    "continuous": ContinuousBatching(),
+    "continuous, small budget": ContinuousBatching(token_budget=5),
+    "chunked": ChunkedPrefill(token_budget=8),
+    "chunked, large budget": ChunkedPrefill(token_budget=64),
+}
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """Of a text: looks random, and is END about once in ten times."""
+    return hash(tuple(tokens)) % 10
+
+
+def answer(request: Request) -> list[int]:
+    """What the request must get, whatever else is served: one token after the other, nothing cached."""
+    tokens = list(request.prompt)
+    for _ in range(request.max_tokens):
+        tokens.append(next_token(tokens))
+        if tokens[-1] in request.stop_token_ids:
+            break
+    return tokens[len(request.prompt) :]
+
+
+class PagedRunner:
+    """Keeps tokens in blocks as a model keeps keys and values, and knows a text from there alone."""
+
+    def __init__(self, pool: BlockPool):
+        self.memory = [[None] * pool.block_size for _ in range(pool.num_blocks)]
+        self.size = pool.block_size
+
+    def run(self, schedule: Schedule) -> dict[str, int]:
+        for chunk in schedule.chunks:
+            for i in range(chunk.start, chunk.stop):
+                self.memory[chunk.state.blocks[i // self.size]][i % self.size] = chunk.state.tokens[i]
+        return {
+            chunk.state.id: next_token(self.read(chunk.state, chunk.stop))
+            for chunk in schedule.chunks
+            if chunk.samples
+        }
+
+    def read(self, state: RequestState, stop: int) -> list[int]:
+        return [self.memory[state.blocks[i // self.size]][i % self.size] for i in range(stop)]
+
+
+def scheduler(
+    policy: Policy, *, num_blocks: int = 64, block_size: int = 4, max_running: int = 4, ageing: int = 8
+) -> Scheduler:
+    return Scheduler(BlockPool(num_blocks, block_size), policy, max_running=max_running, ageing=ageing)
+
+
+def step(served: Scheduler, runner: PagedRunner) -> tuple[Schedule, list[Output]]:
+    schedule = served.schedule()
+    return schedule, served.postprocess(schedule, runner.run(schedule))
+
+
+def drain(served: Scheduler, runner: PagedRunner | None = None, limit: int = 10_000) -> list[Schedule]:
+    """Steps until there is no work."""
+    runner = runner or PagedRunner(served.pool)
+    schedules = []
+    while served.has_work:
+        assert len(schedules) < limit, "some request is stuck"
+        schedules.append(step(served, runner)[0])
+    return schedules
