@@ -9,4 +9,10 @@ urgency       priorities that age
 batch         slots and block tables: admission, growth, preemption
 scheduler     schedule → run → postprocess
 runner        what the scheduler asks of a model
+engine        the loop around scheduler and runner
+clock         the same scheduler on a virtual clock, with
+step_time     a roofline's seconds for each step
+lecture_grid  the lecture's four slots and eight steps
+workload      requests as they might come
+metrics       TTFT, TPOT, ITL, throughput, goodput
 """

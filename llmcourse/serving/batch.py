@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from llmcourse.serving.block_pool import BlockPool
@@ -40,21 +41,22 @@ class Batch:
         state.status = Status.RUNNING
         return state
 
-    def extend(self, state: RequestState, num_tokens: int) -> list[RequestState]:
+    def extend(self, state: RequestState, num_tokens: int) -> Sequence[RequestState]:
         """Brings a running request's blocks up to so many tokens, at the cost of the least urgent.
 
         Returns:
             The preempted requests; the last of them is `state` if it was the least urgent itself.
         """
-        preempted: list[RequestState] = []
         lacking = self.pool.blocks_for(num_tokens) - len(state.blocks)
+        if lacking <= 0:
+            return ()
+        preempted: list[RequestState] = []
         while lacking > self.pool.num_free:
             preempted.append(self.running.last)
             self._preempt(preempted[-1])
             if preempted[-1] is state:
                 return preempted
-        if lacking > 0:
-            state.blocks += self.pool.allocate(lacking)
+        state.blocks += self.pool.allocate(lacking)
         return preempted
 
     def finish(self, state: RequestState, reason: FinishReason) -> None:

@@ -46,7 +46,7 @@ class PrefixIndex:
     def __contains__(self, block: int) -> bool:
         """Whether texts are led to this block; one that holds what another does already is not found."""
         prefix = self._prefix.get(block)
-        return prefix is not None and self._found.get(prefix.hash, (None, None))[1] == block
+        return prefix is not None and self._found.get(prefix.hash) == (prefix, block)
 
     def match(self, tokens: Sequence[int]) -> list[int]:
         """The blocks that hold the longest known beginning of a text, in order; full blocks only."""
@@ -71,9 +71,9 @@ class PrefixIndex:
 
     def forget(self, block: int) -> None:
         """What the block holds will be written over."""
-        if block in self:
-            del self._found[self._prefix[block].hash]
-        self._prefix.pop(block, None)
+        prefix = self._prefix.pop(block, None)
+        if prefix is not None and self._found.get(prefix.hash) == (prefix, block):
+            del self._found[prefix.hash]
 
     def _lookup(self, before: Prefix | None, tokens: tuple[int, ...]) -> tuple[Prefix | None, int]:
         """What is known of these tokens after that prefix, and the block that holds them."""

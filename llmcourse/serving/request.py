@@ -93,7 +93,7 @@ class RequestState:
     """How far a request has come; only the scheduler changes it, a runner reads it.
 
     Attributes:
-        request: what was asked for.
+        request, id: what was asked for, and its name.
         rank: its place in line, the smallest first (`urgency.rank`).
         tokens: the prompt and what has been generated.
         num_computed: of the tokens, those whose keys and values are in the blocks.
@@ -106,6 +106,7 @@ class RequestState:
 
     request: Request
     rank: tuple[int, int]
+    id: str = field(init=False)
     tokens: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     num_computed: int = 0
@@ -118,12 +119,9 @@ class RequestState:
     num_preemptions: int = 0
 
     def __post_init__(self):
+        self.id = self.request.id
         self.tokens = list(self.request.prompt)
         self.num_prompt = len(self.tokens)
-
-    @property
-    def id(self) -> str:
-        return self.request.id
 
     @property
     def generated(self) -> list[int]:

@@ -224,7 +224,7 @@ class _Step:
         self.num_tokens = 0
         self.preempted: list[RequestState] = []
         self._batch = batch
-        self._chunks: dict[str, Chunk] = {}
+        self._chunks: dict[RequestState, Chunk] = {}
 
     def running(self) -> Iterator[RequestState]:
         return (state for state in self._batch.running if state.status is Status.RUNNING)
@@ -234,18 +234,22 @@ class _Step:
         return None if self.preempted else self._batch.admit()
 
     def compute(self, state: RequestState, num_tokens: int) -> None:
-        allowed = f"in [1, {state.num_pending}], the pending tokens of {state.id!r}"
-        require(1 <= num_tokens <= state.num_pending, "num_tokens", allowed, num_tokens, "plan these")
-        require(state.id not in self._chunks, "state", "planned once", state.id, "plan its tokens together")
+        if not 1 <= num_tokens <= state.num_pending or state in self._chunks:
+            self._refuse(state, num_tokens)
         stop = state.num_computed + num_tokens
-        preempted = self._batch.extend(state, stop)
-        self.preempted += preempted
-        for victim in preempted:
-            if chunk := self._chunks.pop(victim.id, None):
+        for victim in self._batch.extend(state, stop):
+            self.preempted.append(victim)
+            if chunk := self._chunks.pop(victim, None):
                 self.num_tokens -= chunk.num_tokens
         if state.status is Status.RUNNING:
-            self._chunks[state.id] = Chunk(state, state.num_computed, stop, stop == len(state.tokens))
+            self._chunks[state] = Chunk(state, state.num_computed, stop, stop == len(state.tokens))
             self.num_tokens += num_tokens
+
+    def _refuse(self, state: RequestState, num_tokens: int) -> None:
+        """Says what a policy planned wrongly."""
+        allowed = f"in [1, {state.num_pending}], the pending tokens of {state.id!r}"
+        require(1 <= num_tokens <= state.num_pending, "num_tokens", allowed, num_tokens, "plan these")
+        require(False, "state", "planned once a step", state.id, "plan its tokens together")
 
     def chunks(self) -> tuple[Chunk, ...]:
         return tuple(self._chunks.values())

@@ -268,7 +268,7 @@ class Planning(ContinuousBatching):
     [
         ([0], r"num_tokens must be in \[1, 3\], the pending tokens of 'a', got 0"),
         ([4], r"num_tokens must be in \[1, 3\]"),
-        ([1, 1], "state must be planned once, got a"),
+        ([1, 1], "state must be planned once a step, got a"),
     ],
 )
 def test_a_policy_that_plans_the_impossible_is_told(sizes, message):

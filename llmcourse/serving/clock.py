@@ -1,0 +1,154 @@
+"""The scheduler on a virtual clock: hours of service in a second, with nothing to compute.
+
+The scheduler is the real one; only the time that a step takes comes from a cost model in place of a
+machine, and its tokens from a function in place of a model. So the policies are compared on the
+decisions that they really take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from llmcourse.decoding.errors import require
+from llmcourse.serving.request import FinishReason, Request, RequestState
+from llmcourse.serving.runner import FunctionRunner, Runner
+from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.scheduler import NeverFits, Scheduler
+
+Cost = Callable[[Schedule], float]
+
+
+def one_second(schedule: Schedule) -> float:
+    """The lecture's cost model: every step takes as long as any other."""
+    return 1.0
+
+
+class Cell(NamedTuple):
+    """What one slot did in one step."""
+
+    slot: int
+    id: str
+    num_tokens: int
+    sampled: bool
+    ended: bool
+
+
+class Step(NamedTuple):
+    """One step on the clock."""
+
+    start_s: float
+    end_s: float
+    cells: tuple[Cell, ...]
+    num_preempted: int
+    num_waiting: int
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(cell.num_tokens for cell in self.cells)
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When one request got what.
+
+    Attributes:
+        token_s: the time of each token of the answer.
+        finish_reason: None where it was refused.
+        refusal: why, if it was.
+    """
+
+    request: Request
+    token_s: list[float] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    num_preemptions: int = 0
+    num_reused: int = 0
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All that happened: a timeline for each request, in the order given, and every step."""
+
+    timelines: tuple[Timeline, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def end_s(self) -> float:
+        return self.steps[-1].end_s if self.steps else 0.0
+
+
+def simulate(
+    requests: Iterable[Request],
+    scheduler: Scheduler,
+    cost: Cost = one_second,
+    runner: Runner | None = None,
+) -> Trace:
+    """Serves requests as they arrive, on a clock that starts at 0.
+
+    Args:
+        requests: in any order; each is added at the first step that begins at its `arrival_s` or later.
+        scheduler: one without work.
+        cost: seconds that a step takes.
+        runner: gives the tokens; answers as long as allowed if None.
+
+    Raises:
+        ValueError: the scheduler has work already, or a step costs no time or no finite one.
+    """
+    require(not scheduler.has_work, "scheduler", "one without work", "one with requests", "make a new one")
+    runner = runner or FunctionRunner(_any_token)
+    timelines = {request.id: Timeline(request) for request in requests}
+    arriving = deque(sorted(timelines.values(), key=lambda timeline: timeline.request.arrival_s))
+    states: dict[str, RequestState] = {}
+    steps: list[Step] = []
+    now = 0.0
+    while arriving or scheduler.has_work:
+        if not scheduler.has_work:
+            now = max(now, arriving[0].request.arrival_s)
+        while arriving and arriving[0].request.arrival_s <= now:
+            _add(arriving.popleft(), scheduler, states)
+        if scheduler.has_work:
+            steps.append(_step(scheduler, runner, cost, now, timelines))
+            now = steps[-1].end_s
+    for name, state in states.items():
+        timelines[name].num_preemptions = state.num_preemptions
+        timelines[name].num_reused = state.num_reused
+    return Trace(tuple(timelines.values()), tuple(steps))
+
+
+def _any_token(state: RequestState) -> int:
+    return 1
+
+
+def _add(timeline: Timeline, scheduler: Scheduler, states: dict[str, RequestState]) -> None:
+    try:
+        states[timeline.request.id] = scheduler.add(timeline.request)
+    except NeverFits as error:
+        timeline.refusal = str(error)
+
+
+def _step(
+    scheduler: Scheduler, runner: Runner, cost: Cost, now: float, timelines: dict[str, Timeline]
+) -> Step:
+    """Runs one step that begins now, and writes down when its tokens came."""
+    schedule = scheduler.schedule()
+    time_s = cost(schedule)
+    require(0 < time_s < math.inf, "cost", "positive and finite", time_s, "let each step take some time")
+    end_s = now + time_s
+    slots = [chunk.state.slot for chunk in schedule.chunks]  # which postprocess takes from those that end
+    ended = set()
+    for output in scheduler.postprocess(schedule, runner.run(schedule)):
+        timeline = timelines[output.state.id]
+        timeline.finish_reason = output.finish_reason
+        if output.token is not None:
+            timeline.token_s.append(end_s)
+        if output.finish_reason:
+            ended.add(output.state.id)
+    cells = tuple(
+        Cell(slot, chunk.state.id, chunk.stop - chunk.start, chunk.samples, chunk.state.id in ended)
+        for slot, chunk in zip(slots, schedule.chunks, strict=True)
+    )
+    return Step(now, end_s, cells, len(schedule.preempted), scheduler.num_waiting)
