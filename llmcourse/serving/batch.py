@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from llmcourse.serving.block_pool import BlockPool
-from llmcourse.serving.request import FinishReason, RequestState, Status
+from llmcourse.serving.request import FinishReason, RequestState
 from llmcourse.serving.urgency import Line
 
 
@@ -38,7 +38,7 @@ class Batch:
         self.waiting.remove(state)
         self.running.add(state)
         state.slot = heappop(self._free_slots)
-        state.status = Status.RUNNING
+        state.status = "running"
         return state
 
     def extend(self, state: RequestState, num_tokens: int) -> Sequence[RequestState]:
@@ -61,11 +61,11 @@ class Batch:
 
     def finish(self, state: RequestState, reason: FinishReason) -> None:
         """Takes a request out, wherever it stands."""
-        if state.status is Status.RUNNING:
+        if state.status == "running":
             self._give_back(state)
         else:
             self.waiting.remove(state)
-        state.status = Status.FINISHED
+        state.status = "finished"
         state.finish_reason = reason
 
     def _take_blocks(self, state: RequestState) -> bool:
@@ -84,7 +84,7 @@ class Batch:
     def _preempt(self, state: RequestState) -> None:
         """Takes everything from a request; what it had computed is computed again (recomputation)."""
         self._give_back(state)
-        state.status = Status.WAITING
+        state.status = "waiting"
         state.num_computed = 0
         state.num_preemptions += 1
         self.waiting.add(state)

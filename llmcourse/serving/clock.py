@@ -96,11 +96,16 @@ def simulate(
         runner: gives the tokens; answers as long as allowed if None.
 
     Raises:
-        ValueError: the scheduler has work already, or a step costs no time or no finite one.
+        ValueError: the scheduler has work already, two requests have one id, or the cost of a step is no
+            finite time above 0.
     """
     require(not scheduler.has_work, "scheduler", "one without work", "one with requests", "make a new one")
     runner = runner or FunctionRunner(_any_token)
-    timelines = {request.id: Timeline(request) for request in requests}
+    timelines: dict[str, Timeline] = {}
+    for request in requests:
+        unique = request.id not in timelines
+        require(unique, "requests", "of different ids", f"{request.id!r} twice", "number them")
+        timelines[request.id] = Timeline(request)
     arriving = deque(sorted(timelines.values(), key=lambda timeline: timeline.request.arrival_s))
     states: dict[str, RequestState] = {}
     steps: list[Step] = []

@@ -85,7 +85,7 @@ def inter_token(timeline: Timeline) -> list[float]:
     return [after - before for before, after in pairwise(timeline.token_s)]
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
+def percentile(values: Sequence[float], percent: int | float) -> float:
     """With linear interpolation between neighbours, as NumPy's; NaN of nothing.
 
     Raises:

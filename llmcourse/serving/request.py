@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from numbers import Integral
 from typing import Literal
 
@@ -18,6 +17,7 @@ from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.decoding.params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
+Status = Literal["waiting", "running", "finished"]  # preempted, it waits again
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -80,14 +80,6 @@ def _tokens(name: str, tokens: object) -> Iterable[int]:
     return map(int, tokens)
 
 
-class Status(Enum):
-    """Where a request stands. One that is preempted waits again."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-
-
 @dataclass(eq=False, slots=True)
 class RequestState:
     """How far a request has come; only the scheduler changes it, a runner reads it.
@@ -112,7 +104,7 @@ class RequestState:
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     slot: int | None = None
-    status: Status = Status.WAITING
+    status: Status = "waiting"
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     num_reused: int = 0

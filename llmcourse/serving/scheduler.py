@@ -23,7 +23,7 @@ from llmcourse.decoding.errors import require, require_integer
 from llmcourse.serving.batch import Batch
 from llmcourse.serving.block_pool import BlockPool
 from llmcourse.serving.policies import Policy
-from llmcourse.serving.request import FinishReason, Request, RequestState, Status
+from llmcourse.serving.request import FinishReason, Request, RequestState
 from llmcourse.serving.schedule import Chunk, Schedule
 from llmcourse.serving.urgency import rank
 
@@ -171,7 +171,7 @@ class Scheduler:
             ValueError: a token is missing; the step is not taken in then.
         """
         self._check_order(schedule)
-        chunks = [chunk for chunk in schedule.chunks if chunk.state.status is Status.RUNNING]
+        chunks = [chunk for chunk in schedule.chunks if chunk.state.status == "running"]
         missing = [chunk.state.id for chunk in chunks if chunk.samples and chunk.state.id not in sampled]
         require(
             not missing, "sampled", "a token for each chunk that samples", f"none for {missing}", "run it"
@@ -227,7 +227,7 @@ class _Step:
         self._chunks: dict[RequestState, Chunk] = {}
 
     def running(self) -> Iterator[RequestState]:
-        return (state for state in self._batch.running if state.status is Status.RUNNING)
+        return (state for state in self._batch.running if state.status == "running")
 
     def admit(self) -> RequestState | None:
         # Where blocks were just taken from one request, none are given to another.
@@ -241,7 +241,7 @@ class _Step:
             self.preempted.append(victim)
             if chunk := self._chunks.pop(victim, None):
                 self.num_tokens -= chunk.num_tokens
-        if state.status is Status.RUNNING:
+        if state.status == "running":
             self._chunks[state] = Chunk(state, state.num_computed, stop, stop == len(state.tokens))
             self.num_tokens += num_tokens
 

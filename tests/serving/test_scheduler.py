@@ -4,7 +4,7 @@ import pytest
 
 from llmcourse.serving.block_pool import BlockPool
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, TraditionalBatching
-from llmcourse.serving.request import Request, Status
+from llmcourse.serving.request import Request
 from llmcourse.serving.scheduler import (
     DuplicateId,
     NeverFits,
@@ -118,7 +118,7 @@ def test_a_preempted_request_goes_on_where_it_was():
     while not states[1].num_preemptions:
         schedule, _ = step(served, runner)
     assert schedule.preempted == (states[1],) and states[0].num_preemptions == 0
-    assert states[1].status is Status.WAITING and states[1].blocks == [] and states[1].slot is None
+    assert states[1].status == "waiting" and states[1].blocks == [] and states[1].slot is None
     drain(served, runner)
     assert [state.generated for state in states] == [answer(state.request) for state in states]
 
@@ -161,7 +161,7 @@ def test_waiting_and_running_requests_are_cancelled():
     step(served, PagedRunner(served.pool))
     for state in (waiting, running):
         assert served.abort(state.id) is state
-        assert (state.status, state.finish_reason, state.blocks) == (Status.FINISHED, "abort", [])
+        assert (state.status, state.finish_reason, state.blocks) == ("finished", "abort", [])
     assert not served.has_work and served.pool.num_free == served.pool.num_blocks
     with pytest.raises(UnknownRequest, match="got 'a'; it may be finished"):
         served.abort("a")
