@@ -5,13 +5,14 @@
 running request is preempted: its blocks are freed, and it waits to be computed again, its answer so far
 as part of its prompt (recomputation; Kwon et al. 2023, section 4.5).
 
-Nobody waits for ever. With L the largest `max_length` and S slots, a request that has A others before it
-in line (`urgency`: those that wait or run now, and fewer than priority · ageing that are still to come)
-is finished within (A + 1) · (S + 1) · (L + 1) steps:
+Nobody waits for ever. With L the largest `max_length` and S slots, a request that A others go before
+(by `urgency`: of those that are unfinished when it comes, and fewer than priority · ageing of those that
+come later) is finished within (2A + 1) · (S + 1) · L steps:
 
-- the most urgent running request is preempted by nobody, and every step computes some of its tokens;
-- a request is admitted to nothing that a more urgent one waits for, so whoever is first in line waits
-  for the requests that run, at most S, one after the other, and then runs itself to its end.
+- nobody preempts the most urgent running request, and every step computes some of its tokens;
+- nobody is admitted before a more urgent request that waits, so whoever is first in line waits at most
+  for the S that run, one after the other, and then runs to its end: S + 1 requests of L steps each;
+- who is first in line changes when the first ends or when a more urgent one comes: 2A times at most.
 """
 
 from __future__ import annotations
