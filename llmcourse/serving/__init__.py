@@ -16,3 +16,77 @@ lecture_grid  the lecture's four slots and eight steps
 workload      requests as they might come
 metrics       TTFT, TPOT, ITL, throughput, goodput
 """
+
+from llmcourse.serving.block_pool import BlockError, BlockPool, DoubleFree, OutOfBlocks, UnknownBlock
+from llmcourse.serving.clock import Cell, ClockStep, Cost, Timeline, Trace, one_second, simulate
+from llmcourse.serving.engine import Engine
+from llmcourse.serving.lecture_grid import grid, lecture_trace
+from llmcourse.serving.metrics import Metrics, Objective, measure
+from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Plan, Policy, TraditionalBatching
+from llmcourse.serving.request import Request, RequestState
+from llmcourse.serving.runner import FunctionRunner, Runner
+from llmcourse.serving.schedule import Chunk, Schedule
+from llmcourse.serving.scheduler import (
+    DuplicateId,
+    NeverFits,
+    Output,
+    Scheduler,
+    StepOrder,
+    UnknownRequest,
+)
+from llmcourse.serving.step_time import RooflineTime
+from llmcourse.serving.workload import (
+    Arrivals,
+    LogNormal,
+    Uniform,
+    bursty,
+    make_requests,
+    nano_vllm_requests,
+    poisson,
+)
+
+__all__ = [
+    "Arrivals",
+    "BlockError",
+    "BlockPool",
+    "Cell",
+    "Chunk",
+    "ChunkedPrefill",
+    "ClockStep",
+    "ContinuousBatching",
+    "Cost",
+    "DoubleFree",
+    "DuplicateId",
+    "Engine",
+    "FunctionRunner",
+    "LogNormal",
+    "Metrics",
+    "NeverFits",
+    "Objective",
+    "OutOfBlocks",
+    "Output",
+    "Plan",
+    "Policy",
+    "Request",
+    "RequestState",
+    "RooflineTime",
+    "Runner",
+    "Schedule",
+    "Scheduler",
+    "StepOrder",
+    "Timeline",
+    "Trace",
+    "TraditionalBatching",
+    "Uniform",
+    "UnknownBlock",
+    "UnknownRequest",
+    "bursty",
+    "grid",
+    "lecture_trace",
+    "make_requests",
+    "measure",
+    "nano_vllm_requests",
+    "one_second",
+    "poisson",
+    "simulate",
+]

@@ -37,7 +37,7 @@ class Cell(NamedTuple):
     ended: bool
 
 
-class Step(NamedTuple):
+class ClockStep(NamedTuple):
     """One step on the clock."""
 
     start_s: float
@@ -74,7 +74,7 @@ class Trace:
     """All that happened: a timeline for each request, in the order given, and every step."""
 
     timelines: tuple[Timeline, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[ClockStep, ...]
 
     @property
     def end_s(self) -> float:
@@ -101,14 +101,10 @@ def simulate(
     """
     require(not scheduler.has_work, "scheduler", "one without work", "one with requests", "make a new one")
     runner = runner or FunctionRunner(_any_token)
-    timelines: dict[str, Timeline] = {}
-    for request in requests:
-        unique = request.id not in timelines
-        require(unique, "requests", "of different ids", f"{request.id!r} twice", "number them")
-        timelines[request.id] = Timeline(request)
+    timelines = _timelines(requests)
     arriving = deque(sorted(timelines.values(), key=lambda timeline: timeline.request.arrival_s))
     states: dict[str, RequestState] = {}
-    steps: list[Step] = []
+    steps: list[ClockStep] = []
     now = 0.0
     while arriving or scheduler.has_work:
         if not scheduler.has_work:
@@ -124,6 +120,16 @@ def simulate(
     return Trace(tuple(timelines.values()), tuple(steps))
 
 
+def _timelines(requests: Iterable[Request]) -> dict[str, Timeline]:
+    """An empty one for each request, by its id."""
+    timelines: dict[str, Timeline] = {}
+    for request in requests:
+        unique = request.id not in timelines
+        require(unique, "requests", "of different ids", f"{request.id!r} twice", "number them")
+        timelines[request.id] = Timeline(request)
+    return timelines
+
+
 def _any_token(state: RequestState) -> int:
     return 1
 
@@ -137,7 +143,7 @@ def _add(timeline: Timeline, scheduler: Scheduler, states: dict[str, RequestStat
 
 def _step(
     scheduler: Scheduler, runner: Runner, cost: Cost, now: float, timelines: dict[str, Timeline]
-) -> Step:
+) -> ClockStep:
     """Runs one step that begins now, and writes down when its tokens came."""
     schedule = scheduler.schedule()
     time_s = cost(schedule)
@@ -156,4 +162,4 @@ def _step(
         Cell(slot, chunk.state.id, chunk.stop - chunk.start, chunk.samples, chunk.state.id in ended)
         for slot, chunk in zip(slots, schedule.chunks, strict=True)
     )
-    return Step(now, end_s, cells, len(schedule.preempted), scheduler.num_waiting)
+    return ClockStep(now, end_s, cells, len(schedule.preempted), scheduler.num_waiting)

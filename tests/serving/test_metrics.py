@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcourse.serving.clock import Step, Timeline, Trace
+from llmcourse.serving.clock import ClockStep, Timeline, Trace
 from llmcourse.serving.metrics import Objective, inter_token, measure, percentile, tpot, ttft
 from llmcourse.serving.request import Request
 
@@ -18,7 +18,7 @@ A = timeline("a", 1.0, [2.0, 2.5, 4.0])
 B = timeline("b", 2.0, [5.0], "stop", num_preemptions=2)
 REFUSED = timeline("c", 2.0, [], None, refusal="too long")
 ABORTED = timeline("d", 2.0, [2.5], "abort")
-TRACE = Trace((A, B, REFUSED, ABORTED), (Step(1.0, 5.0, (), 0, 0),))
+TRACE = Trace((A, B, REFUSED, ABORTED), (ClockStep(1.0, 5.0, (), 0, 0),))
 
 
 def test_the_latencies_of_one_request():
