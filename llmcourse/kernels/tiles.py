@@ -215,7 +215,7 @@ def flash_backward_tile(head_dim: int, item_bytes: int) -> tuple[FlashTile, Flas
     if head_dim <= 64:
         return FlashTile(64, 64, 4, 2), FlashTile(32, 64, 4, 2)
     if head_dim <= 128:
-        return FlashTile(64, 64, 8, 2), FlashTile(32, 64, 8, 2)
+        return FlashTile(64, 32, 8, 2), FlashTile(32, 64, 8, 2)
     return FlashTile(32, 32), FlashTile(32, 32)
 
 
