@@ -38,6 +38,9 @@ class Plan(Protocol):
 
         Blocks that it lacks are taken from the least urgent requests; if it is the least urgent itself,
         it is preempted and nothing is planned.
+
+        Raises:
+            ValueError: it does not run, is planned already, or has fewer tokens to compute.
         """
         ...
 

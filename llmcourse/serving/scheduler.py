@@ -18,7 +18,7 @@ come later) is finished within (2A + 1) · (S + 1) · L steps:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.serving.batch import Batch
@@ -235,7 +235,8 @@ class _Step:
         return None if self.preempted else self._batch.admit()
 
     def compute(self, state: RequestState, num_tokens: int) -> None:
-        if not 1 <= num_tokens <= state.num_pending or state in self._chunks:
+        runs = state.status == "running" and state not in self._chunks
+        if not runs or not 1 <= num_tokens <= state.num_pending:
             self._refuse(state, num_tokens)
         stop = state.num_computed + num_tokens
         for victim in self._batch.extend(state, stop):
@@ -246,11 +247,15 @@ class _Step:
             self._chunks[state] = Chunk(state, state.num_computed, stop, stop == len(state.tokens))
             self.num_tokens += num_tokens
 
-    def _refuse(self, state: RequestState, num_tokens: int) -> None:
+    def _refuse(self, state: RequestState, num_tokens: int) -> NoReturn:
         """Says what a policy planned wrongly."""
+        allowed = "one that runs and is not planned yet"
+        got = f"{state.id!r}, which is {'planned' if state in self._chunks else state.status}"
+        require(
+            state.status == "running" and state not in self._chunks, "state", allowed, got, "leave it out"
+        )
         allowed = f"in [1, {state.num_pending}], the pending tokens of {state.id!r}"
-        require(1 <= num_tokens <= state.num_pending, "num_tokens", allowed, num_tokens, "plan these")
-        require(False, "state", "planned once a step", state.id, "plan its tokens together")
+        require(False, "num_tokens", allowed, num_tokens, "plan these")
 
     def chunks(self) -> tuple[Chunk, ...]:
         return tuple(self._chunks.values())

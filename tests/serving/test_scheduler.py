@@ -268,7 +268,7 @@ class Planning(ContinuousBatching):
     [
         ([0], r"num_tokens must be in \[1, 3\], the pending tokens of 'a', got 0"),
         ([4], r"num_tokens must be in \[1, 3\]"),
-        ([1, 1], "state must be planned once a step, got a"),
+        ([1, 1], "state must be one that runs and is not planned yet, got 'a', which is planned; leave"),
     ],
 )
 def test_a_policy_that_plans_the_impossible_is_told(sizes, message):
@@ -276,3 +276,41 @@ def test_a_policy_that_plans_the_impossible_is_told(sizes, message):
     served.add(Request("a", [1, 2, 3]))
     with pytest.raises(ValueError, match=message):
         served.schedule()
+
+
+class Backwards(ContinuousBatching):
+    """Plans the least urgent first, who may then have to give up its blocks to the others."""
+
+    def plan(self, step):
+        for state in reversed(list(step.running())):
+            step.compute(state, state.num_pending)
+        while state := step.admit():
+            step.compute(state, state.num_pending)
+
+
+def test_what_was_planned_for_a_preempted_request_is_not_computed():
+    served = scheduler(Backwards(), num_blocks=6, block_size=2, max_running=2)
+    states = [served.add(Request(name, [ord(name), 2, 3], max_tokens=8)) for name in "ab"]
+    schedules = drain(served)
+    assert any(schedule.preempted for schedule in schedules)
+    for schedule in schedules:
+        assert not {chunk.state for chunk in schedule.chunks} & set(schedule.preempted)
+    assert [state.generated for state in states] == [answer(state.request) for state in states]
+
+
+class OutOfDate(ContinuousBatching):
+    """Does not look whether a request still runs."""
+
+    def plan(self, step):
+        for state in list(step.running()):
+            step.compute(state, state.num_pending)
+        while state := step.admit():
+            step.compute(state, state.num_pending)
+
+
+def test_a_policy_that_plans_a_preempted_request_is_told():
+    served = scheduler(OutOfDate(), num_blocks=6, block_size=2, max_running=2)
+    for name in "ab":
+        served.add(Request(name, [ord(name), 2, 3], max_tokens=8))
+    with pytest.raises(ValueError, match="got 'b', which is waiting; leave it out"):
+        drain(served)

@@ -18,14 +18,18 @@ from llmcourse.serving.scheduler import NeverFits, Scheduler
 from tests.serving.fakes import END, PagedRunner, answer
 
 AGEING = 3
-MOST_PROMPT, MOST_ANSWER = 12, 8
+MOST_ALIKE, MOST_ANSWER = 9, 8
 policies = st.one_of(
     st.just(TraditionalBatching()),
     st.builds(ContinuousBatching, st.integers(1, 16)),
     st.builds(ChunkedPrefill, st.integers(4, 16)),
 )
-# Few tokens, so that many requests begin alike.
-prompts = st.lists(st.integers(1, 2), min_size=1, max_size=MOST_PROMPT)
+# Many begin alike, for longer or shorter.
+prompts = st.builds(
+    lambda alike, own: [1] * alike + own,
+    st.integers(0, MOST_ALIKE),
+    st.lists(st.integers(1, 2), min_size=1, max_size=4),
+)
 
 
 class Storm(RuleBasedStateMachine):
@@ -115,6 +119,8 @@ class Storm(RuleBasedStateMachine):
         assert len({chunk.state for chunk in chunks}) == len(chunks) <= self.max_running
         running = [state for state in self.states if state.status == "running"]
         assert not running or min(running, key=lambda s: s.rank) in [chunk.state for chunk in chunks]
+        for victim in schedule.preempted:
+            assert victim.rank > max(state.rank for state in running), "a more urgent request is preempted"
         for state, start, stop, samples in chunks:
             assert start == state.num_computed < stop <= len(state.tokens)
             assert samples == (stop == len(state.tokens))
@@ -159,6 +165,7 @@ class Storm(RuleBasedStateMachine):
         assert all(
             state.slot is None and not state.blocks for state in self.states if state.status != "running"
         )
+        assert all(state.num_computed == 0 for state in self.states if state.status == "waiting")
         assert self.served.num_running == len(slots)
         assert self.served.num_running + self.served.num_waiting == len(self.unfinished())
 
