@@ -123,6 +123,18 @@ def test_a_preempted_request_goes_on_where_it_was():
     assert [state.generated for state in states] == [answer(state.request) for state in states]
 
 
+def test_a_step_that_takes_blocks_from_one_request_gives_none_to_another():
+    served = scheduler(ContinuousBatching(), num_blocks=6, block_size=2, max_running=2)
+    for name in "ab":
+        served.add(Request(name, [ord(name), 2, 3], max_tokens=8, priority=1))
+    runner = PagedRunner(served.pool)
+    step(served, runner)
+    served.add(Request("urgent", [5], max_tokens=1))
+    steps = drain(served, runner)
+    first = next(i for i, schedule in enumerate(steps) if schedule.preempted)
+    assert list(ranges(steps[first])) == ["a"] and list(ranges(steps[first + 1])) == ["a", "urgent"]
+
+
 def test_slots_are_the_rows_of_a_batch():
     served = scheduler(ContinuousBatching(), max_running=2)
     for name, length in (("a", 1), ("b", 3), ("c", 1)):

@@ -35,7 +35,7 @@ prompts = st.builds(
 class Storm(RuleBasedStateMachine):
     @initialize(
         policy=policies,
-        num_blocks=st.integers(3, 16),
+        num_tokens=st.integers(16, 40),
         block_size=st.integers(1, 4),
         max_running=st.integers(1, 4),
         reuse=st.booleans(),
@@ -43,8 +43,10 @@ class Storm(RuleBasedStateMachine):
             [lambda parent, tokens: hash((parent, tokens)), lambda parent, tokens: len(tokens)]
         ),
     )
-    def begin(self, policy, num_blocks, block_size, max_running, reuse, hash_block):
-        self.pool = BlockPool(num_blocks, block_size, reuse_prefixes=reuse, hash_block=hash_block)
+    def begin(self, policy, num_tokens, block_size, max_running, reuse, hash_block):
+        self.pool = BlockPool(
+            num_tokens // block_size, block_size, reuse_prefixes=reuse, hash_block=hash_block
+        )
         self.served = Scheduler(self.pool, policy, max_running=max_running, ageing=AGEING)
         self.runner = PagedRunner(self.pool)
         self.policy, self.max_running = policy, max_running
@@ -72,6 +74,11 @@ class Storm(RuleBasedStateMachine):
         self.ahead[state] = len(before)
         for other in before:  # those that the newcomer goes before
             self.ahead[other] += state.rank < other.rank
+
+    @rule(crowd=st.lists(st.tuples(prompts, st.integers(4, MOST_ANSWER)), min_size=3, max_size=6))
+    def a_crowd_comes(self, crowd):
+        for prompt, max_tokens in crowd:
+            self.add(prompt, max_tokens, 0)
 
     @precondition(lambda self: self.unfinished())
     @rule(data=st.data())
