@@ -302,7 +302,8 @@ class Backwards(ContinuousBatching):
 
 def test_what_was_planned_for_a_preempted_request_is_not_computed():
     served = scheduler(Backwards(), num_blocks=6, block_size=2, max_running=2)
-    states = [served.add(Request(name, [ord(name), 2, 3], max_tokens=8)) for name in "ab"]
+    prompts = {"a": [1, 2, 3, 4], "b": [5, 6, 7]}  # a needs a block when b has been planned
+    states = [served.add(Request(name, prompt, max_tokens=8)) for name, prompt in prompts.items()]
     schedules = drain(served)
     assert any(schedule.preempted for schedule in schedules)
     for schedule in schedules:
