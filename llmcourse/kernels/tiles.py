@@ -198,9 +198,9 @@ def flash_tile(head_dim: int, item_bytes: int) -> FlashTile:
     In float32 there are no tensor cores: all of a tile passes through registers.
     """
     if item_bytes > 2:
-        return FlashTile(32, 32, 4 if head_dim <= 64 else 8) if head_dim <= 128 else FlashTile(16, 16, 8)
+        return FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
     if head_dim <= 64:
-        return FlashTile(128, 64, 4, 3) if head_dim > 32 else FlashTile(64, 64, 4, 3)
+        return FlashTile(128, 64, 8, 3)
     return FlashTile(128, 64, 8, 2) if head_dim <= 128 else FlashTile(64, 32, 8, 2)
 
 
@@ -208,15 +208,13 @@ def flash_backward_tile(head_dim: int, item_bytes: int) -> tuple[FlashTile, Flas
     """For the backward pass, of a program that walks through keys and of one that walks through queries."""
     if item_bytes > 2:
         if head_dim <= 64:
-            return FlashTile(32, 16), FlashTile(32, 32)
-        if head_dim <= 128:
-            return FlashTile(16, 16, 8), FlashTile(32, 32, 8)
-        return FlashTile(16, 16, 8, 2), FlashTile(16, 16, 8)
+            return FlashTile(32, 16), FlashTile(32, 32, 8)
+        return FlashTile(16, 16, 8, 2), FlashTile(16, 16, 8, 2)
     if head_dim <= 64:
-        return FlashTile(64, 64, 4, 2), FlashTile(32, 64, 4, 2)
+        return FlashTile(64, 64, 8, 2), FlashTile(32, 64, 8, 2)
     if head_dim <= 128:
         return FlashTile(64, 32, 8, 2), FlashTile(32, 64, 8, 2)
-    return FlashTile(32, 32), FlashTile(32, 32)
+    return FlashTile(32, 32, 8, 2), FlashTile(32, 32, 8)
 
 
 def _power_of_2(number: int) -> int:
