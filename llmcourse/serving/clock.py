@@ -68,6 +68,11 @@ class Timeline:
     num_reused: int = 0
     refusal: str | None = None
 
+    @property
+    def answered(self) -> bool:
+        """Whether it came to its end: neither refused, nor failed, nor cancelled."""
+        return self.finish_reason in ("stop", "length")
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -159,7 +164,7 @@ def _step(
         if output.finish_reason:
             ended.add(output.state.id)
     cells = tuple(
-        Cell(slot, chunk.state.id, chunk.stop - chunk.start, chunk.samples, chunk.state.id in ended)
+        Cell(slot, chunk.state.id, chunk.num_tokens, chunk.samples, chunk.state.id in ended)
         for slot, chunk in zip(slots, schedule.chunks, strict=True)
     )
     return ClockStep(now, end_s, cells, len(schedule.preempted), scheduler.num_waiting)

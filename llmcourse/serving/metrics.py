@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from llmcourse.decoding.errors import require, require_number
 from llmcourse.serving.clock import Timeline, Trace
 
@@ -36,7 +38,7 @@ class Objective:
 
     def kept(self, timeline: Timeline) -> bool:
         """Whether a request was answered within the limits; one that was refused or failed was not."""
-        if timeline.finish_reason not in ("stop", "length"):
+        if not timeline.answered:
             return False
         return ttft(timeline) <= self.ttft_s and (tpot(timeline) or 0.0) <= self.tpot_s
 
@@ -86,19 +88,13 @@ def inter_token(timeline: Timeline) -> list[float]:
 
 
 def percentile(values: Sequence[float], percent: int | float) -> float:
-    """With linear interpolation between neighbours, as NumPy's; NaN of nothing.
+    """With linear interpolation between neighbours; NaN of nothing.
 
     Raises:
         ValueError: `percent` is not in [0, 100].
     """
     require_number(lambda p: 0 <= p <= 100, "percent", "in [0, 100]", percent, "use 50 for the median")
-    if not values:
-        return math.nan
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return float(np.percentile(values, percent)) if values else math.nan
 
 
 def measure(trace: Trace, objective: Objective | None = None) -> Metrics:
@@ -108,7 +104,7 @@ def measure(trace: Trace, objective: Objective | None = None) -> Metrics:
         ValueError: no request was answered.
     """
     objective = objective or Objective()
-    finished = [timeline for timeline in trace.timelines if timeline.finish_reason in ("stop", "length")]
+    finished = [timeline for timeline in trace.timelines if timeline.answered]
     require(bool(finished), "trace", "one with an answered request", "none", "serve at least one")
     duration_s = trace.end_s - min(timeline.request.arrival_s for timeline in trace.timelines)
     latencies = {

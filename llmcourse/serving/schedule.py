@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
     @property
     def decodes(self) -> bool:
         """Whether it is one more token of an answer, not a piece of a prompt."""
-        return self.stop - self.start == 1 and self.start >= self.state.num_prompt
+        return self.num_tokens == 1 and self.start >= self.state.num_prompt
 
 
 class Schedule(NamedTuple):
@@ -47,4 +47,4 @@ class Schedule(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """How many tokens are computed."""
-        return sum(chunk.stop - chunk.start for chunk in self.chunks)
+        return sum(chunk.num_tokens for chunk in self.chunks)
