@@ -11,6 +11,7 @@ decode_attention  RoPE, cache write and attention of one new token a row
 flash_attention   attention of many queries at once, by tiles, and its gradients
 *_triton, *_gluon the kernels of these: readable first; and, where a chain of short kernels must not let the
                   memory stand idle, by the lower floor of Triton, with shared memory in the writer's hands
+online_softmax    the step that the kernels of attention have in common
 paged_attention   attention over a cache in blocks, for requests with one new token or many
 tokens            embedding lookup, greedy choice and sampling, all on the device
 

@@ -14,6 +14,7 @@ The query heads that share a key/value head are one tile, so every key is read o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,32 +46,42 @@ STAGED_KEYS = 512  # slots of a cache that one program a head goes through alone
 MOST_SPLITS = 64  # the registers of the program that joins them hold no more
 
 
-class Workspace:
-    """What the splits hand to the one that combines them; one serves every layer.
+class SplitParts:
+    """What the splits of a row's keys hand to the one that combines them.
 
     Args:
         num_splits: a power of 2, at most `MOST_SPLITS`.
 
     Attributes:
-        peaks: `(B, H, splits)`, the largest score m_i of each split, in base 2.
-        weights: `(B, H, splits)`, its l_i.
-        mixed: `(B, H, splits, D)`, its o_i.
-        arrivals: `(B, Hkv)`, how many splits have ended; zero between launches.
+        peaks: `(rows, H, splits)`, the largest score m_i of each split, in base 2.
+        weights: `(rows, H, splits)`, its l_i.
+        mixed: `(rows, H, splits, D)`, its o_i.
     """
 
-    def __init__(
-        self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
-    ):
+    def __init__(self, num_rows: int, num_heads: int, head_dim: int, num_splits: int, device):
         check_power_of_2("num_splits", num_splits)
         if num_splits > MOST_SPLITS:
             raise ValueError(
                 f"num_splits must be at most {MOST_SPLITS}, got {num_splits}; take {MOST_SPLITS}"
             )
         self.num_splits = num_splits
-        shape = (batch_size, num_heads, num_splits)
+        shape = (num_rows, num_heads, num_splits)
         self.peaks = torch.empty(shape, dtype=torch.float32, device=device)
         self.weights = torch.empty(shape, dtype=torch.float32, device=device)
         self.mixed = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
+
+
+class Workspace(SplitParts):
+    """The memory of `decode_attention`'s splits; one serves every layer.
+
+    Attributes:
+        arrivals: `(B, Hkv)`, how many splits have ended; zero between launches.
+    """
+
+    def __init__(
+        self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
+    ):
+        super().__init__(batch_size, num_heads, head_dim, num_splits, device)
         self.arrivals = torch.zeros(batch_size, num_kv_heads, dtype=torch.int32, device=device)
 
     def check(self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, device) -> None:
@@ -227,8 +238,33 @@ def decode_attention(
         from llmcourse.kernels.decode_attention_gluon import launch
     else:
         from llmcourse.kernels.decode_attention_triton import launch
-    launch(qkv, keys, values, positions, cos, sin, norm, workspace, out, pdl, tile)
+    inputs = (qkv, keys, values, positions, cos, sin)
+    launch(*_launch_arguments(*inputs, norm, workspace, out, tile), tile, pdl)
     return out
+
+
+def _launch_arguments(
+    qkv: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norm: HeadNorm | None,
+    workspace: Workspace,
+    out: Tensor,
+    tile: AttentionTile,
+) -> tuple[tuple[int, int], tuple, dict[str, int | bool]]:
+    """Grid, arguments and constants that the kernels of both files have in common."""
+    batch, num_kv_heads, capacity, head_dim = keys.shape
+    gains = (qkv, qkv) if norm is None else (norm.q, norm.k)  # without a norm never read
+    parts = (workspace.peaks, workspace.weights, workspace.mixed, workspace.arrivals)
+    eps = 0.0 if norm is None else norm.eps
+    scale = math.log2(math.e) / math.sqrt(head_dim)  # exponentials are of base 2
+    arguments = (qkv, keys, values, positions, cos, sin, *gains, out, *parts, capacity, eps, scale)
+    constants = {"H": out.shape[1] // head_dim, "HKV": num_kv_heads, "D": head_dim, "BLOCK_S": tile.block}
+    constants |= {"SPLITS": workspace.num_splits, "NORM": norm is not None}
+    return (batch * num_kv_heads, workspace.num_splits), arguments, constants
 
 
 def best_attention_tile(

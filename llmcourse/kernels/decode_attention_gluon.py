@@ -12,15 +12,11 @@ it is loaded in its shape, every row alike.
 
 from __future__ import annotations
 
-import math
-
 import triton.language as tl
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
-from llmcourse.kernels.decode_attention import HeadNorm, Workspace
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.tiles import AttentionTile
 
@@ -79,7 +75,7 @@ def _attend(
     L: gl.constexpr,
     C: gl.constexpr,
 ):
-    """The online softmax over the tiles of a split, as in `decode_attention_triton._absorb`.
+    """The online softmax over the tiles of a split, as in `online_softmax_triton.join`.
 
     Every tile has a key, and one that has been read makes place for the one `STAGES` tiles on.
     """
@@ -143,7 +139,7 @@ def _staged_attention_kernel(
     H: gl.constexpr,
     HKV: gl.constexpr,
     D: gl.constexpr,
-    S: gl.constexpr,
+    BLOCK_S: gl.constexpr,
     STAGES: gl.constexpr,
     SPLITS: gl.constexpr,
     NORM: gl.constexpr,
@@ -155,7 +151,7 @@ def _staged_attention_kernel(
     kv_head = gl.program_id(0) % HKV
     split = gl.program_id(1)
     position = gl.load(positions_ptr + row).to(gl.int32)
-    span = gl.maximum((position + S * SPLITS - 1) // (S * SPLITS), 1) * S
+    span = gl.maximum((position + BLOCK_S * SPLITS - 1) // (BLOCK_S * SPLITS), 1) * BLOCK_S
     active = gl.maximum((position + span - 1) // span, 1)
     if split >= active:
         start_next(PDL)
@@ -171,15 +167,15 @@ def _staged_attention_kernel(
     )
     PER_HEAD: gl.constexpr = gl.SliceLayout(1, C)
     swizzled: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, order=[1, 0])
-    keys = gl.allocate_shared_memory(dtype, [STAGES, S, D], swizzled)
-    values = gl.allocate_shared_memory(dtype, [STAGES, S, D], swizzled)
+    keys = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_S, D], swizzled)
+    values = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_S, D], swizzled)
     first = split * span
     last = gl.minimum(first + span, position)
     base = (row.to(gl.int64) * HKV + kv_head) * capacity * D
     for stage in gl.static_range(STAGES):
-        start = first + stage * S
+        start = first + stage * BLOCK_S
         _request_tile(
-            keys.index(stage), values.index(stage), keys_ptr, values_ptr, base, start, last, D, S, L
+            keys.index(stage), values.index(stage), keys_ptr, values_ptr, base, start, last, D, BLOCK_S, L
         )
         async_copy.commit_group()
     start_next(PDL)
@@ -235,7 +231,7 @@ def _staged_attention_kernel(
         mixed,
         scale,
         D,
-        S,
+        BLOCK_S,
         STAGES,
         L,
         C,
@@ -318,44 +314,8 @@ def _combine(
     gl.store(out_ptr + head * D + d, total.to(out_ptr.dtype.element_ty))
 
 
-def launch(
-    qkv: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    norm: HeadNorm | None,
-    workspace: Workspace,
-    out: Tensor,
-    pdl: bool,
-    tile: AttentionTile,
-) -> None:
-    batch, num_kv_heads, capacity, head_dim = keys.shape
-    _staged_attention_kernel[(batch * num_kv_heads, workspace.num_splits)](
-        qkv,
-        keys,
-        values,
-        positions,
-        cos,
-        sin,
-        qkv if norm is None else norm.q,
-        qkv if norm is None else norm.k,
-        out,
-        workspace.peaks,
-        workspace.weights,
-        workspace.mixed,
-        workspace.arrivals,
-        capacity,
-        0.0 if norm is None else norm.eps,
-        math.log2(math.e) / math.sqrt(head_dim),
-        H=out.shape[1] // head_dim,
-        HKV=num_kv_heads,
-        D=head_dim,
-        S=tile.block,
-        STAGES=tile.stages,
-        SPLITS=workspace.num_splits,
-        NORM=norm is not None,
-        num_warps=tile.warps,
-        **options(pdl),
+def launch(grid: tuple[int, int], arguments: tuple, constants: dict, tile: AttentionTile, pdl: bool) -> None:
+    """With what `decode_attention` tells both of its kernels."""
+    _staged_attention_kernel[grid](
+        *arguments, **constants, STAGES=tile.stages, num_warps=tile.warps, **options(pdl)
     )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from llmcourse.kernels.decode_attention import HeadNorm, Workspace
 from llmcourse.kernels.launch import options, start_next, wait_for_input
+from llmcourse.kernels.online_softmax_triton import join
 from llmcourse.kernels.tiles import AttentionTile
 
 # The tile of a group's query heads is (BLOCK_G, BLOCK_D), and all that is combined with it is loaded in its
@@ -61,22 +58,12 @@ def _rotated(x, y, gain, partner_gain, cos, sin, eps, D: tl.constexpr, NORM: tl.
 
 @triton.jit
 def _absorb(q, k, v, inside, peak, weight, mixed, scale):
-    """One step of the online softmax (Milakov and Gimelshein 2018): a tile joins what was seen.
-
-    For the query heads q `(BLOCK_G, BLOCK_D)` and the tile k, v `(BLOCK_S, BLOCK_D)`, with s = scale · q · k:
-
-        m' = max(m, max s),   l' = l · 2^(m − m') + Σ 2^(s − m'),   o' = o · 2^(m − m') + Σ 2^(s − m') v
-    """
+    """The tile k, v `(BLOCK_S, BLOCK_D)` joins what the query heads q `(BLOCK_G, BLOCK_D)` have seen."""
     scores = tl.dot(q, k.T, input_precision="ieee") * scale  # (BLOCK_G, BLOCK_S), base 2
     scores = tl.where(inside[None, :], scores, float("-inf"))
-    new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-    # A split of no key yet has peak −inf, and −inf − (−inf) is no number.
-    safe_peak = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-    fade = tl.exp2(peak - safe_peak)
-    share = tl.exp2(scores - safe_peak[:, None])
-    weight = weight * fade + tl.sum(share, axis=1)
+    peak, weight, fade, share = join(scores, peak, weight)
     mixed = tl.dot(share.to(v.dtype), v, mixed * fade[:, None], input_precision="ieee")
-    return new_peak, weight, mixed
+    return peak, weight, mixed
 
 
 @triton.jit
@@ -189,11 +176,11 @@ def _decode_attention_kernel(
     if arrived != active - 1:
         return
     tl.store(arrivals_ptr + row * HKV + kv_head, 0)
-    _combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, row * H + kv_head * G, active, G, D, BLOCK_D, SPLITS)
+    combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, row * H + kv_head * G, active, G, D, BLOCK_D, SPLITS)
 
 
 @triton.jit
-def _combine(
+def combine(
     out_ptr,
     peaks_ptr,
     weights_ptr,
@@ -227,46 +214,13 @@ def _combine(
         tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(member < G)[:, None] & (d < D)[None, :])
 
 
-def launch(
-    qkv: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    positions: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    norm: HeadNorm | None,
-    workspace: Workspace,
-    out: Tensor,
-    pdl: bool,
-    tile: AttentionTile,
-) -> None:
-    batch, num_kv_heads, capacity, head_dim = keys.shape
-    num_heads = out.shape[1] // head_dim
-    _decode_attention_kernel[(batch * num_kv_heads, workspace.num_splits)](
-        qkv,
-        keys,
-        values,
-        positions,
-        cos,
-        sin,
-        qkv if norm is None else norm.q,
-        qkv if norm is None else norm.k,
-        out,
-        workspace.peaks,
-        workspace.weights,
-        workspace.mixed,
-        workspace.arrivals,
-        capacity,
-        0.0 if norm is None else norm.eps,
-        math.log2(math.e) / math.sqrt(head_dim),
-        H=num_heads,
-        HKV=num_kv_heads,
-        D=head_dim,
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_G=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
-        BLOCK_S=tile.block,
-        SPLITS=workspace.num_splits,
-        NORM=norm is not None,
+def launch(grid: tuple[int, int], arguments: tuple, constants: dict, tile: AttentionTile, pdl: bool) -> None:
+    """With what `decode_attention` tells both of its kernels."""
+    _decode_attention_kernel[grid](
+        *arguments,
+        **constants,
+        BLOCK_D=max(16, triton.next_power_of_2(constants["D"])),
+        BLOCK_G=max(16, triton.next_power_of_2(constants["H"] // constants["HKV"])),
         num_warps=tile.warps,
         **options(pdl),
     )

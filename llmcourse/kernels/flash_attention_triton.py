@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llmcourse.kernels.flash_attention import Scoring
+from llmcourse.kernels.online_softmax_triton import join
 from llmcourse.kernels.tiles import FlashTile, flash_backward_tile
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -137,14 +138,9 @@ def _forward_kernel(
         seen = _visible(query[:, None], key[None, :], T, S, window, CAUSAL, WINDOWED)
         scores = tl.where(seen, scores, float("-inf"))
 
-        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-        shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # −inf − (−inf) would be no number
-        fade = tl.exp2(peak - shift)
-        weights = tl.exp2(scores - shift[:, None])
-        total = total * fade + tl.sum(weights, axis=1)
+        peak, total, fade, weights = join(scores, peak, total)
         v_tile = _load(v, batch, head // GROUP, start, S, BLOCK_K, D, BLOCK_D)
         mixed = tl.dot(weights.to(v_tile.dtype), v_tile, mixed * fade[:, None], input_precision="ieee")
-        peak = new_peak
 
     total = tl.where(total == 0, 1.0, total)  # a query without keys gets zeros, its peak being −inf
     _store(out, batch, head, first, T, mixed / total[:, None], BLOCK_Q, D, BLOCK_D)

@@ -117,12 +117,12 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
     """
     if resolve(backend, x.device, x.dtype) == "reference":
         return None
-    from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
+    from llmcourse.kernels.capabilities import shared_bytes
 
     num_rows, num_inputs = x.shape
     num_outputs = weight.shape[0] // (2 if gated else 1)
     if num_rows == 1:
-        tile = gemv_tile(num_outputs, num_inputs, gated, strips=x.dtype == torch.bfloat16 and runs_gluon(90))
+        tile = gemv_tile(num_outputs, num_inputs, gated, strips=True)
         if isinstance(tile, Strip) and _strip_obstacle(tile, x, weight, gated):
             return gemv_tile(num_outputs, num_inputs, gated)
         return tile

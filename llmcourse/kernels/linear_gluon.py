@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from llmcourse.kernels.launch import options, start_next, wait_for_input
+from llmcourse.kernels.linear_triton import pointers, switches
 from llmcourse.kernels.tiles import STRIP_COLUMNS, Strip
 
 
@@ -172,22 +173,14 @@ def launch(
     layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16)
     num_outputs = out.shape[1]
     _strip_kernel[(triton.cdiv(num_outputs, strip.rows),)](
-        x,
-        x if norm is None else norm,
-        TensorDescriptor.from_tensor(weight, block, layout),
-        x if bias is None else bias,
-        x if residual is None else residual,
-        out,
+        *pointers(x, norm, TensorDescriptor.from_tensor(weight, block, layout), bias, residual, out),
         num_outputs,
         eps,
         K=x.shape[1],
         ROWS=strip.rows,
         COLUMNS=STRIP_COLUMNS,
         TENSOR_CORES=strip.tensor_cores,
-        HAS_NORM=norm is not None,
-        HAS_BIAS=bias is not None,
-        HAS_RESIDUAL=residual is not None,
-        GATED=gated,
+        **switches(norm, bias, residual, gated),
         num_warps=strip.warps,
         **options(pdl),
     )

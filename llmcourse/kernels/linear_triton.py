@@ -167,13 +167,13 @@ def launch_gemv(
 ) -> None:
     num_outputs = out.shape[1]
     _gemv_kernel[(triton.cdiv(num_outputs, tile.rows),)](
-        *_pointers(x, norm, weight, bias, residual, out),
+        *pointers(x, norm, weight, bias, residual, out),
         num_outputs,
         eps,
         K=x.shape[1],
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
-        **_switches(norm, bias, residual, gated),
+        **switches(norm, bias, residual, gated),
         num_warps=tile.warps,
         **options(pdl),
     )
@@ -198,7 +198,7 @@ def launch_matmul(
     num_rows, num_outputs = out.shape
     block = matmul_rows(num_rows, x.element_size())
     _matmul_kernel[(triton.cdiv(num_outputs, tile.rows), triton.cdiv(num_rows, block))](
-        *_pointers(x, norm, weight, bias, residual, out),
+        *pointers(x, norm, weight, bias, residual, out),
         num_rows,
         num_outputs,
         eps,
@@ -207,18 +207,18 @@ def launch_matmul(
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
         STAGES=tile.stages,
-        **_switches(norm, bias, residual, gated),
+        **switches(norm, bias, residual, gated),
         num_warps=tile.warps,
         **options(pdl),
     )
 
 
-def _pointers(x, norm, weight, bias, residual, out) -> tuple[Tensor, ...]:
+def pointers(x, norm, weight, bias, residual, out) -> tuple[Tensor, ...]:
     """The tensors in the kernels' order; one that is absent is never read, so any stands in for it."""
     return tuple(x if tensor is None else tensor for tensor in (x, norm, weight, bias, residual, out))
 
 
-def _switches(
+def switches(
     norm: Tensor | None, bias: Tensor | None, residual: Tensor | None, gated: bool
 ) -> dict[str, bool]:
     return {

@@ -24,6 +24,8 @@ from llmcourse.kernels.arguments import (
     check_tensor,
 )
 from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.decode_attention import SplitParts
+from llmcourse.kernels.flash_attention import Scoring, flash_attention_reference
 
 
 def store_reference(
@@ -46,20 +48,16 @@ def paged_attention_reference(
     scale: float | None = None,
 ) -> Float[Tensor, "T H D"]:
     """What `paged_attention` computes, request by request."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    group = q.shape[1] // keys.shape[1]
+    scoring = Scoring(q.shape[-1] ** -0.5 if scale is None else scale)
     out = torch.zeros_like(q)
     for row, length in enumerate(lengths.tolist()):
         first, end = starts[row].item(), starts[row + 1].item()
-        num_blocks = -(-length // keys.shape[2])
-        blocks = tables[row, :num_blocks].long()
-        k, v = (pool[blocks].transpose(0, 1).flatten(1, 2)[:, :length] for pool in (keys, values))
-        k, v = (x.repeat_interleave(group, dim=0) for x in (k, v))  # (H, S, D)
-        scores = torch.einsum("thd,hsd->hts", q[first:end], k) * scale
-        last_seen = torch.arange(length - (end - first), length, device=q.device)
-        future = torch.arange(length, device=q.device) > last_seen[:, None]
-        weights = scores.masked_fill(future, float("-inf")).softmax(-1)
-        out[first:end] = torch.einsum("hts,hsd->thd", weights, v)
+        if first == end:
+            continue
+        blocks = tables[row, : -(-length // keys.shape[2])].long()
+        k, v = (pool[blocks].transpose(0, 1).flatten(1, 2)[None, :, :length] for pool in (keys, values))
+        mixed, _ = flash_attention_reference(q[None, first:end].transpose(1, 2), k, v, scoring)
+        out[first:end] = mixed[0].transpose(0, 1)
     return out
 
 
@@ -95,23 +93,6 @@ def store(
     paged_attention_triton.launch_store(new, pool, slots)
 
 
-class PagedWorkspace:
-    """What the splits of a request's keys hand to the one that combines them.
-
-    Args:
-        num_tokens: new tokens of a batch, at most.
-        num_splits: a power of 2.
-    """
-
-    def __init__(self, num_tokens: int, num_heads: int, head_dim: int, num_splits: int, device):
-        check_power_of_2("num_splits", num_splits)
-        self.num_splits = num_splits
-        shape = (num_tokens, num_heads, num_splits)
-        self.peaks = torch.empty(shape, dtype=torch.float32, device=device)
-        self.weights = torch.empty(shape, dtype=torch.float32, device=device)
-        self.mixed = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
-
-
 def paged_attention(
     q: Float[Tensor, "T H D"],
     keys: Float[Tensor, "blocks Hkv size D"],
@@ -122,7 +103,7 @@ def paged_attention(
     *,
     most_new: int,
     scale: float | None = None,
-    workspace: PagedWorkspace | None = None,
+    workspace: SplitParts | None = None,
     out: Float[Tensor, "T H D"] | None = None,
     backend: Backend = "auto",
     block: int = 32,
@@ -170,7 +151,7 @@ def _check(
     starts: Tensor,
     lengths: Tensor,
     most_new: int,
-    workspace: PagedWorkspace | None,
+    workspace: SplitParts | None,
     out: Tensor | None,
 ) -> None:
     check_dims("q", q, "T", "H", "D")

@@ -11,7 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.paged_attention import PagedWorkspace
+from llmcourse.kernels.decode_attention import SplitParts
+from llmcourse.kernels.decode_attention_triton import combine
+from llmcourse.kernels.online_softmax_triton import join
 
 TILE_ROWS = 64  # of new tokens times the heads of a group, at most
 
@@ -91,19 +93,14 @@ def _paged_attention_kernel(
         scores = tl.dot(q, k.T, input_precision="ieee") * scale
         visible = (s[None, :] < seen[:, None]) & (s < last)[None, :]
         scores = tl.where(visible, scores, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-        safe_peak = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # −inf − (−inf) is no number
-        fade = tl.exp2(peak - safe_peak)
-        share = tl.exp2(scores - safe_peak[:, None])
-        weight = weight * fade + tl.sum(share, axis=1)
+        peak, weight, fade, share = join(scores, peak, weight)
         mixed = tl.dot(share.to(v.dtype), v, mixed * fade[:, None], input_precision="ieee")
-        peak = new_peak
 
     if SPLITS == 1:
         weight = tl.where(real, weight, 1.0)  # rows that fill the tile up have seen nothing
         to = out_ptr + head[:, None] * D + d[None, :]
         tl.store(to, (mixed / weight[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
-    else:  # a split of no keys says so by a weight of 0
+    else:  # a split of no keys leaves a peak of −inf, and weighs nothing
         part = head * SPLITS + split
         tl.store(peaks_ptr + part, peak, mask=real)
         tl.store(weights_ptr + part, weight, mask=real)
@@ -114,15 +111,7 @@ def _paged_attention_kernel(
 def _combine_kernel(
     out_ptr, peaks_ptr, weights_ptr, mixed_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
 ):
-    head = tl.program_id(0).to(tl.int64)
-    split, d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
-    part = head * SPLITS + split
-    peaks, weights = tl.load(peaks_ptr + part), tl.load(weights_ptr + part)
-    fade = tl.where(weights > 0, tl.exp2(peaks - tl.max(peaks, axis=0)), 0.0)
-    inside = (weights > 0)[:, None] & (d < D)[None, :]
-    mixed = tl.load(mixed_ptr + part[:, None] * D + d[None, :], mask=inside, other=0.0)
-    total = tl.sum(mixed * fade[:, None], axis=0) / tl.sum(weights * fade, axis=0)
-    tl.store(out_ptr + head * D + d, total.to(out_ptr.dtype.element_ty), mask=d < D)
+    combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, tl.program_id(0), SPLITS, 1, D, BLOCK_D, SPLITS)
 
 
 def launch_store(new: Tensor, pool: Tensor, slots: Tensor) -> None:
@@ -149,7 +138,7 @@ def launch(
     lengths: Tensor,
     most_new: int,
     scale: float,
-    workspace: PagedWorkspace | None,
+    workspace: SplitParts | None,
     out: Tensor,
     block: int,
 ) -> None:

@@ -9,8 +9,8 @@ import re
 import pytest
 import torch
 
+from llmcourse.kernels.decode_attention import SplitParts
 from llmcourse.kernels.paged_attention import (
-    PagedWorkspace,
     paged_attention,
     paged_attention_reference,
     store,
@@ -65,7 +65,7 @@ def test_paged_attention(batch, dtype, splits):
     num_heads, _, size, requests = BATCHES[batch]
     workspace = None
     if splits:
-        workspace = PagedWorkspace(len(given["q"]) + 3, num_heads, size, splits, DEVICE)
+        workspace = SplitParts(len(given["q"]) + 3, num_heads, size, splits, DEVICE)
         for memory in (workspace.peaks, workspace.weights, workspace.mixed):
             memory.fill_(torch.nan)
     for spare in (0, 40):  # a grid for longer chunks than there are
@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused_by_name():
     refused("starts must have shape (5,)", starts=given["starts"][:-1])
     refused("most_new must be at least 1, got 0", most_new=0)
     refused("block must be a power of 2 of at least 16, got 24", block=24)
-    refused("workspace must hold (37, 6, 32)", workspace=PagedWorkspace(36, 6, 32, 2, DEVICE))
+    refused("workspace must hold (37, 6, 32)", workspace=SplitParts(36, 6, 32, 2, DEVICE))
     refused("out must be memory of its own, got that of q", q=q, out=q)
     if DEVICE.type == "cpu":
         refused("most_new must be at least 30, got 29", most_new=29)
