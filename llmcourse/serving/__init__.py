@@ -23,8 +23,8 @@ from llmcourse.serving.engine import Engine
 from llmcourse.serving.lecture_grid import grid, lecture_trace
 from llmcourse.serving.metrics import Metrics, Objective, measure
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Plan, Policy, TraditionalBatching
-from llmcourse.serving.request import Request, RequestState
-from llmcourse.serving.runner import FunctionRunner, Runner
+from llmcourse.serving.request import PENDING, Request, RequestState
+from llmcourse.serving.runner import FunctionRunner, OverlappingRunner, Runner
 from llmcourse.serving.schedule import Chunk, Schedule
 from llmcourse.serving.scheduler import (
     DuplicateId,
@@ -65,6 +65,8 @@ __all__ = [
     "Objective",
     "OutOfBlocks",
     "Output",
+    "OverlappingRunner",
+    "PENDING",
     "Plan",
     "Policy",
     "Request",

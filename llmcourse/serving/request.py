@@ -16,6 +16,7 @@ from typing import Literal
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.decoding.params import SamplingParams
 
+PENDING = -1  # in place of a token that a step in flight samples; no token has this id
 GREEDY = SamplingParams(temperature=0.0)
 Status = Literal["waiting", "running", "finished"]  # preempted, it waits again
 FinishReason = Literal["stop", "length", "abort", "error"]

@@ -1,4 +1,9 @@
-"""What runs a step: the one thing that the scheduler asks of a model."""
+"""What runs a step: the one thing that the scheduler asks of a model.
+
+A runner that returns only when the tokens are there leaves the device idle while the scheduler thinks.
+One that can `launch` a step and wait for its tokens later lets the next be scheduled meanwhile (vLLM's
+asynchronous scheduling; SGLang's overlap scheduler).
+"""
 
 from __future__ import annotations
 
@@ -29,12 +34,33 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class OverlappingRunner(Runner, Protocol):
+    """One that can begin a step before the tokens of the step before it have arrived."""
+
+    def launch(self, schedule: Schedule) -> Callable[[], Mapping[str, int | Exception]]:
+        """Begins a step and returns at once; what is returned waits for its tokens. `run` is both.
+
+        Steps run on the device in the order in which they are launched, and at most two are under way.
+        All that is needed of a state (`tokens`, `blocks`, `slot`) is read before this returns: afterwards
+        the scheduler changes it. A chunk whose last token `state.tokens[stop - 1]` is `PENDING` has this
+        one token, which the step launched before sampled for the same `state.slot`; the runner takes it
+        from there, on the device. What it samples for a request that fails must be a token too, since
+        the next step may compute it before anybody knows.
+
+        What is returned is called once, or never where an earlier step failed. It raises where the step
+        fails as a whole; so does `launch`, and then the step before is waited for before the next begins.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class FunctionRunner:
     """A stand-in for a model: the next token is a function of the request.
 
     Attributes:
-        next_token: should depend on the request and its tokens so far alone, as a model's does.
+        next_token: should depend on the request and its tokens so far alone, as a model's does. So it
+            needs them all, and no step can begin before the one before is done: it does not overlap.
     """
 
     next_token: Callable[[RequestState], int]
