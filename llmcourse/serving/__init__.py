@@ -46,6 +46,7 @@ from llmcourse.serving.workload import (
 )
 
 __all__ = [
+    "PENDING",
     "Arrivals",
     "BlockError",
     "BlockPool",
@@ -66,7 +67,6 @@ __all__ = [
     "OutOfBlocks",
     "Output",
     "OverlappingRunner",
-    "PENDING",
     "Plan",
     "Policy",
     "Request",
