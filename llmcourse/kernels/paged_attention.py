@@ -31,11 +31,10 @@ from llmcourse.kernels.flash_attention import Scoring, flash_attention_reference
 def store_reference(
     new: Float[Tensor, "T Hkv D"], pool: Float[Tensor, "blocks Hkv size D"], slots: Int[Tensor, " T"]
 ) -> None:
-    """What `store` does, token by token."""
-    block_size = pool.shape[2]
-    for token, slot in zip(new, slots.tolist(), strict=True):
-        if slot >= 0:
-            pool[slot // block_size, :, slot % block_size] = token
+    """What `store` does: token by token, those that are stored."""
+    kept, block_size = slots >= 0, pool.shape[2]
+    slots = slots[kept]
+    pool[slots // block_size, :, slots % block_size] = new[kept]
 
 
 def paged_attention_reference(

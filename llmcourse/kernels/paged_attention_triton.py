@@ -1,8 +1,10 @@
-"""The kernels of `paged_attention`: grid (R · tiles of new tokens, Hkv, splits).
+"""The kernels of `paged_attention`: grid (R · tiles of new tokens · Hkv, splits).
 
 One program takes a tile of a request's new tokens with all query heads that share a key/value head, so that
-every key is read once for them; row i of the tile is token i // G, head i % G. Grids depend on the largest
-batch alone and lengths are read on the device: so a recorded graph serves every batch that fits it.
+every key is read once for them; row i of the tile is token i // G, head i % G. Programs begin in the order
+of the requests, each with all of its heads: who puts the longest first leaves no long program for the end.
+Grids depend on the largest batch alone and lengths are read on the device: so a recorded graph serves every
+batch that fits it.
 """
 
 from __future__ import annotations
@@ -59,10 +61,10 @@ def _paged_attention_kernel(
     SPLITS: tl.constexpr,
 ):
     G: tl.constexpr = H // HKV
-    row = tl.program_id(0) // tiles
-    begin = tl.program_id(0) % tiles * TOKENS
-    kv_head = tl.program_id(1)
-    split = tl.program_id(2)
+    kv_head = tl.program_id(0) % HKV
+    row = tl.program_id(0) // HKV // tiles
+    begin = tl.program_id(0) // HKV % tiles * TOKENS
+    split = tl.program_id(1)
     start = tl.load(starts_ptr + row)
     num_new = tl.load(starts_ptr + row + 1) - start
     if begin >= num_new:
@@ -152,7 +154,7 @@ def launch(
     block_d = max(16, triton.next_power_of_2(head_dim))
     if num_tokens == 0:
         return
-    _paged_attention_kernel[(len(lengths) * tiles, num_kv_heads, splits)](
+    _paged_attention_kernel[(len(lengths) * tiles * num_kv_heads, splits)](
         q,
         keys,
         values,

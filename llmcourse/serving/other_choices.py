@@ -1,0 +1,46 @@
+"""Requests whose settings ask for more than a temperature: top-k, top-p, penalties and the rest of chapter 1.
+
+Each is processed alone, after the step, from its own row of logits; whoever asks for none of it is not
+held up by those who do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llmcourse.decoding.errors import DecodingError, EverythingMaskedError, NonFiniteLogitsError
+from llmcourse.decoding.history import History
+from llmcourse.decoding.params import SamplingParams
+from llmcourse.decoding.processors import apply, widen
+from llmcourse.decoding.sampling import greedy, sample
+from llmcourse.serving.request import Request
+
+
+def needs_processors(params: SamplingParams) -> bool:
+    """Whether more than greedy search or a temperature is asked for."""
+    return params.processors() != SamplingParams(temperature=params.temperature).processors()
+
+
+def choose_one(
+    request: Request, tokens: Sequence[int], logits: Float[Tensor, "1 V"]
+) -> int | DecodingError:
+    """The next token of a text, or why there is none.
+
+    Args:
+        tokens: the prompt and what was generated, whose length and the request's seed make the draw.
+    """
+    history = History.from_prompts([tokens], device=logits.device)
+    history.prompt_lengths = torch.full_like(history.lengths, len(request.prompt))
+    processed = widen(apply(request.params.processors(), logits, history))
+    if processed.isnan().any() or (processed == float("inf")).any():
+        return NonFiniteLogitsError(f"the logits of request {request.id!r} hold NaN or infinity")
+    if (processed == -float("inf")).all():
+        return EverythingMaskedError(f"no token is left to choose for request {request.id!r}")
+    if request.params.greedy:
+        return int(greedy(processed))
+    generator = torch.Generator().manual_seed(hash((request.seed, len(tokens))))
+    return int(sample(processed, generator))

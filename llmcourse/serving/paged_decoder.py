@@ -1,0 +1,161 @@
+"""A decoder over a paged cache: the new tokens of all requests as one row of tokens through every layer.
+
+The matrices do not care whose token it is, and see all of them as one batch; only attention looks up whose
+blocks each token may see. So prompts and answers mix freely, and nothing is padded (Yu et al. 2022, Orca,
+section 3.2, "selective batching").
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.decoding.engine.weights import LayerWeights, fuse_layers
+from llmcourse.decoding.errors import require
+from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.blas import lay_out, product
+from llmcourse.kernels.choose_rows import choose_rows
+from llmcourse.kernels.decode_attention import MOST_SPLITS, SplitParts
+from llmcourse.kernels.paged_attention import paged_attention
+from llmcourse.kernels.rotary import rotate_and_store
+from llmcourse.kernels.swiglu import swiglu
+from llmcourse.model import Decoder
+from llmcourse.serving.paged_cache import PagedCache
+from llmcourse.serving.step_inputs import Draws, Rows, StepInputs
+
+PROGRAMS = 4  # of attention for each multiprocessor, so that its loads are always under way
+
+
+class PagedDecoder:
+    """Runs steps of a model and draws the next tokens.
+
+    Args:
+        model: whose projections become views of fused matrices (see `weights.fuse_layers`).
+        cache: made for this model.
+        max_running: slots of the scheduler's batch.
+        max_length: of a text.
+        backend: "triton" for the kernels, "reference" for PyTorch's operations, "auto" for what runs here.
+
+    Attributes:
+        last_tokens: `(max_running + 1,)`, what was drawn last for each slot of the batch, and one to spare.
+
+    Raises:
+        ValueError: a backend that cannot run, or a cache of another model.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: PagedCache,
+        *,
+        max_running: int,
+        max_length: int,
+        backend: Backend = "auto",
+    ):
+        c, device = model.config, model.device
+        expected, found = (c.num_layers, c.num_kv_heads, c.head_dim), (cache.keys.shape[i] for i in (0, 2, 4))
+        found = tuple(found)
+        require(found == expected, "cache", f"one of (layers, Hkv, D) {expected}", found, "make it for model")
+        self.model, self.cache = model, cache
+        self.backend = resolve(backend, device, model.dtype)
+        by_rows = self.backend == "triton"
+        self.layers: list[LayerWeights] = fuse_layers(model, torch.Tensor.contiguous if by_rows else lay_out)
+        cos, sin = model.rope(torch.arange(max_length, device=device)[None])
+        self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
+        self.last_tokens = torch.zeros(max_running + 1, dtype=torch.long, device=device)
+        cuda = device.type == "cuda"
+        self._processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
+
+    def step(self, inputs: StepInputs) -> tuple[Float[Tensor, "B V"], Int[Tensor, " B"]]:
+        """Computes a step; returns the logits that are looked at, and the tokens drawn from them."""
+        known = self.last_tokens[inputs.batch_slots]
+        token_ids = torch.where(inputs.token_ids < 0, known, inputs.token_ids)
+        hidden = self._hidden(token_ids, inputs)
+        draws = inputs.draws
+        eps, norm = self.model.config.rms_norm_eps, self.model.model.norm.weight
+        x = F.rms_norm(hidden[draws.tokens], norm.shape, norm, eps)
+        logits = product(x, self.model.lm_head.weight)
+        return logits, self._draw(logits, draws)
+
+    def keep(self, draws: Draws, tokens: Int[Tensor, " B"]) -> None:
+        """Lets the next step know the tokens."""
+        self.last_tokens.index_copy_(0, draws.slots, tokens)
+
+    def _draw(self, logits: Float[Tensor, "B V"], draws: Draws) -> Int[Tensor, " B"]:
+        tokens = choose_rows(
+            logits, draws.temperatures, draws.seeds, draws.positions, backend=self.backend
+        )
+        self.keep(draws, tokens)
+        return tokens
+
+    def _hidden(self, token_ids: Int[Tensor, " T"], inputs: StepInputs) -> Float[Tensor, "T C"]:
+        """All layers; keys and values of the new tokens are in the pool afterwards."""
+        c = self.model.config
+        x = F.embedding(token_ids, self.model.model.embed_tokens.weight)
+        splits = self._splits(inputs.decodes)
+        for index, w in enumerate(self.layers):
+            qkv = product(F.rms_norm(x, w.input_norm.shape, w.input_norm, c.rms_norm_eps), w.qkv, w.qkv_bias)
+            keys, values = self.cache.keys[index], self.cache.values[index]
+            places = (inputs.positions, inputs.slots)
+            angles = (self.cos, self.sin, w.head_norm)
+            q = rotate_and_store(qkv, keys, values, *places, *angles, backend=self.backend)
+            mixed = self._attend(q, keys, values, inputs, splits)
+            x = _added(x, mixed.flatten(1), w.output, w.output_bias)
+            inner = product(F.rms_norm(x, w.mlp_norm.shape, w.mlp_norm, c.rms_norm_eps), w.gate_up)
+            x = _added(x, swiglu(inner, backend=self.backend), w.down)
+        return x
+
+    def _attend(
+        self,
+        q: Float[Tensor, "T H D"],
+        keys: Float[Tensor, "blocks Hkv size D"],
+        values: Float[Tensor, "blocks Hkv size D"],
+        inputs: StepInputs,
+        splits: SplitParts | None,
+    ) -> Float[Tensor, "T H D"]:
+        """Requests with one new token apart from pieces of prompts, whose tiles are larger."""
+        out = torch.empty_like(q)
+        first = 0 if inputs.decodes is None else len(inputs.decodes.lengths)
+        for rows, begin, end, workspace in (
+            (inputs.decodes, 0, first, splits),
+            (inputs.chunks, first, len(q), None),
+        ):
+            if rows is not None:
+                paged_attention(
+                    q[begin:end],
+                    keys,
+                    values,
+                    rows.tables,
+                    rows.starts,
+                    rows.lengths,
+                    most_new=rows.most_new,
+                    workspace=workspace,
+                    out=out[begin:end],
+                    backend=self.backend,
+                )
+        return out
+
+    def _splits(self, decodes: Rows | None) -> SplitParts | None:
+        """Memory for the splits of a step, where its requests are too few to fill the chip."""
+        if decodes is None or self.backend == "reference":
+            return None
+        c, rows = self.model.config, len(decodes.lengths)
+        wanted = min(PROGRAMS * self._processors // (rows * c.num_kv_heads), MOST_SPLITS)
+        if wanted < 2:
+            return None
+        splits = 1 << (wanted.bit_length() - 1)
+        return SplitParts(rows, c.num_heads, c.head_dim, splits, self.model.device)
+
+
+def _added(
+    x: Float[Tensor, "T C"],
+    inner: Float[Tensor, "T K"],
+    weight: Float[Tensor, "C K"],
+    bias: Float[Tensor, " C"] | None = None,
+) -> Float[Tensor, "T C"]:
+    """x + inner Wᵀ + b; on a GPU in x's own memory, added by the product itself."""
+    if bias is not None:
+        x = x + bias
+    return x.addmm_(inner, weight.t()) if x.is_cuda else x + product(inner, weight)

@@ -1,0 +1,139 @@
+"""A model behind the scheduler: runs its steps over a paged cache, on the CPU or on a GPU.
+
+On a GPU a step in which all requests decode is a CUDA graph; one that mixes them with pieces of prompts is
+launched kernel by kernel. Tokens are drawn on the device and stay there for the next step, which can thus
+be launched before the host has seen them (`launch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from llmcourse.decoding.errors import DecodingError, require_integer
+from llmcourse.kernels.backend import Backend
+from llmcourse.model import Decoder
+from llmcourse.serving.decode_graphs import DecodeGraphs
+from llmcourse.serving.other_choices import choose_one, needs_processors
+from llmcourse.serving.paged_cache import PagedCache
+from llmcourse.serving.paged_decoder import PagedDecoder
+from llmcourse.serving.request import PENDING, RequestState
+from llmcourse.serving.schedule import Chunk, Schedule
+from llmcourse.serving.step_inputs import StepBuilder, step_inputs
+
+Tokens = Mapping[str, int | Exception]
+
+
+class PagedRunner:
+    """Computes steps, and draws the next tokens of those that reach their last token.
+
+    Args:
+        model: on its device, in its dtype.
+        cache: the pool; the scheduler's has as many blocks, of the same size.
+        max_running: slots of the scheduler's batch.
+        max_length: of a text, prompt and answer; the model's context if None.
+        backend: "triton" for the kernels, "reference" for PyTorch's operations, "auto" for what runs here.
+        graph: record steps that only decode as CUDA graphs, on a GPU.
+
+    Raises:
+        ValueError: numbers out of range, a cache of another model, or a backend that cannot run.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: PagedCache,
+        *,
+        max_running: int = 256,
+        max_length: int | None = None,
+        backend: Backend = "auto",
+        graph: bool = True,
+    ):
+        context = model.config.max_position_embeddings
+        max_length = context if max_length is None else max_length
+        require_integer(1, "max_running", max_running, "use as many as the scheduler has slots")
+        require_integer(1, "max_length", max_length, f"use at most {context}, the context of the model")
+        most_blocks = -(-max_length // cache.block_size)
+        self.model, self.cache = model, cache
+        self._builder = StepBuilder(max_running, most_blocks, cache.block_size)
+        self._decoder = PagedDecoder(
+            model, cache, max_running=max_running, max_length=max_length, backend=backend
+        )
+        recorded = graph and model.device.type == "cuda" and self._decoder.backend == "triton"
+        self._graphs = (
+            DecodeGraphs(self._decoder, self._builder, max_running, most_blocks) if recorded else None
+        )
+        self._before: _Drawn | None = None  # the last step, whose tokens may not be on the host yet
+
+    @torch.no_grad()
+    def record(self) -> None:
+        """Records all graphs at once; otherwise each is when it is first needed, which takes a moment."""
+        if self._graphs is not None:
+            self._graphs.record()
+
+    def run(self, schedule: Schedule) -> Tokens:
+        """As `runner.Runner`."""
+        return self.launch(schedule)()
+
+    @torch.no_grad()
+    def launch(self, schedule: Schedule) -> Callable[[], Tokens]:
+        """As `runner.OverlappingRunner`."""
+        one, more = self._builder.order(schedule.chunks)
+        if not one and not more:
+            return dict
+        if self._graphs is not None and not more:
+            (logits, tokens), drawn = self._graphs.step(one), list(one)
+        else:
+            inputs = step_inputs(self._builder, one, more, self.model.device)
+            logits, tokens = self._decoder.step(inputs)
+            drawn = [chunk for chunk in (*one, *more) if chunk.samples]
+        failed = self._choose_otherwise(drawn, logits, tokens)
+        self._before = _Drawn(drawn, tokens, failed)
+        return self._before.wait
+
+    def _choose_otherwise(self, drawn: Sequence[Chunk], logits: Tensor, tokens: Tensor) -> dict[str, Exception]:
+        """Replaces the tokens of requests with other settings; returns the errors of those that failed."""
+        failed: dict[str, Exception] = {}
+        for row, chunk in enumerate(drawn):
+            state = chunk.state
+            if not chunk.samples or not needs_processors(state.request.params):
+                continue
+            choice = choose_one(state.request, self._known(state), logits[row : row + 1])
+            if isinstance(choice, DecodingError):
+                failed[state.id], choice = choice, 0  # a token like any other, for a step already under way
+            tokens[row] = choice
+            self._decoder.last_tokens[state.slot] = choice
+        return failed
+
+    def _known(self, state: RequestState) -> list[int]:
+        """The tokens of a request; one that the step before draws is waited for."""
+        if state.tokens[-1] != PENDING:
+            return state.tokens
+        before = self._before.wait()[state.id]
+        return [*state.tokens[:-1], 0 if isinstance(before, Exception) else before]
+
+
+class _Drawn:
+    """The tokens of a step, on their way to the host."""
+
+    def __init__(self, chunks: Sequence[Chunk], tokens: Tensor, failed: Mapping[str, Exception]):
+        self._ids = [chunk.state.id for chunk in chunks]
+        self._samples = [chunk.samples for chunk in chunks]
+        self._failed = failed
+        self._arrived = None
+        if tokens.is_cuda:
+            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._tokens = tokens
+
+    def wait(self) -> dict[str, int | Exception]:
+        """By request id, once the device has come so far."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        found = zip(self._ids, self._samples, self._tokens.tolist(), strict=True)
+        return {name: token for name, samples, token in found if samples} | self._failed
