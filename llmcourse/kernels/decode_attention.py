@@ -46,19 +46,23 @@ STAGED_KEYS = 512  # slots of a cache that one program a head goes through alone
 MOST_SPLITS = 64  # the registers of the program that joins them hold no more
 
 
-class SplitParts:
-    """What the splits of a row's keys hand to the one that combines them.
+class Workspace:
+    """What the splits of a row's keys hand to the one that ends last; one serves every layer.
 
     Args:
+        num_rows: of new tokens, at most.
         num_splits: a power of 2, at most `MOST_SPLITS`.
 
     Attributes:
         peaks: `(rows, H, splits)`, the largest score m_i of each split, in base 2.
         weights: `(rows, H, splits)`, its l_i.
         mixed: `(rows, H, splits, D)`, its o_i.
+        arrivals: `(rows, Hkv)`, how many splits have ended; zero between launches.
     """
 
-    def __init__(self, num_rows: int, num_heads: int, head_dim: int, num_splits: int, device):
+    def __init__(
+        self, num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
+    ):
         check_power_of_2("num_splits", num_splits)
         if num_splits > MOST_SPLITS:
             raise ValueError(
@@ -69,30 +73,17 @@ class SplitParts:
         self.peaks = torch.empty(shape, dtype=torch.float32, device=device)
         self.weights = torch.empty(shape, dtype=torch.float32, device=device)
         self.mixed = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
-
-
-class Workspace(SplitParts):
-    """The memory of `decode_attention`'s splits; one serves every layer.
-
-    Attributes:
-        arrivals: `(B, Hkv)`, how many splits have ended; zero between launches.
-    """
-
-    def __init__(
-        self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
-    ):
-        super().__init__(batch_size, num_heads, head_dim, num_splits, device)
-        self.arrivals = torch.zeros(batch_size, num_kv_heads, dtype=torch.int32, device=device)
+        self.arrivals = torch.zeros(num_rows, num_kv_heads, dtype=torch.int32, device=device)
 
     def check(self, batch_size: int, num_heads: int, num_kv_heads: int, head_dim: int, device) -> None:
-        """Raises ValueError unless it was made for these sizes, on this device."""
-        needed = (batch_size, num_heads, num_kv_heads, head_dim, device)
+        """Raises ValueError unless it was made for as many rows or more of these sizes, on this device."""
+        needed = (num_heads, num_kv_heads, head_dim, device)
         rows, heads, _, size = self.mixed.shape
-        held = (rows, heads, self.arrivals.shape[1], size, self.mixed.device)
-        if held != needed:
+        held = (heads, self.arrivals.shape[1], size, self.mixed.device)
+        if held != needed or rows < batch_size:
             raise ValueError(
-                f"workspace must be for (batch_size, num_heads, num_kv_heads, head_dim, device) {needed}, "
-                f"got {held}; make one for these, or leave it at None"
+                f"workspace must be for (batch_size, num_heads, num_kv_heads, head_dim, device) "
+                f"{(batch_size, *needed)}, got {(rows, *held)}; make one for these, or leave it at None"
             )
 
 

@@ -20,12 +20,12 @@ from llmcourse.kernels.arguments import (
     check_apart,
     check_dims,
     check_memory,
-    check_power_of_2,
     check_tensor,
 )
 from llmcourse.kernels.backend import Backend, resolve
-from llmcourse.kernels.decode_attention import SplitParts
+from llmcourse.kernels.decode_attention import Workspace
 from llmcourse.kernels.flash_attention import Scoring, flash_attention_reference
+from llmcourse.kernels.tiles import AttentionTile, paged_tile
 
 
 def store_reference(
@@ -102,10 +102,10 @@ def paged_attention(
     *,
     most_new: int,
     scale: float | None = None,
-    workspace: SplitParts | None = None,
+    workspace: Workspace | None = None,
     out: Float[Tensor, "T H D"] | None = None,
     backend: Backend = "auto",
-    block: int = 32,
+    tile: AttentionTile | None = None,
 ) -> Float[Tensor, "T H D"]:
     """Attention of the new tokens of R requests over their blocks.
 
@@ -120,14 +120,13 @@ def paged_attention(
         scale: of the scores; 1 / √D if None.
         workspace: memory of the splits, which share out the keys of a request; without it there are none.
         out: where the result goes; new memory if None.
-        block: keys in one tile, a power of 2 of at least 16.
+        tile: how a program goes through the keys; None takes `tiles.paged_tile`.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit; on the CPU also a table that points
             outside the pool, or lengths that are less than the new tokens.
     """
     _check(q, keys, values, tables, starts, lengths, most_new, workspace, out)
-    check_power_of_2("block", block, 16)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if resolve(backend, q.device, q.dtype) == "reference":
         mixed = paged_attention_reference(q, keys, values, tables, starts, lengths, scale)
@@ -135,9 +134,10 @@ def paged_attention(
     from llmcourse.kernels import paged_attention_triton
 
     out = torch.empty_like(q) if out is None else out
+    tile = tile or paged_tile(q.element_size())
     scale *= math.log2(math.e)  # the kernel's exponentials are of base 2
     paged_attention_triton.launch(
-        q, keys, values, tables, starts, lengths, most_new, scale, workspace, out, block
+        q, keys, values, tables, starts, lengths, most_new, scale, workspace, out, tile
     )
     return out
 
@@ -150,7 +150,7 @@ def _check(
     starts: Tensor,
     lengths: Tensor,
     most_new: int,
-    workspace: SplitParts | None,
+    workspace: Workspace | None,
     out: Tensor | None,
 ) -> None:
     check_dims("q", q, "T", "H", "D")
@@ -176,12 +176,7 @@ def _check(
     if most_new < 1:
         raise ValueError(f"most_new must be at least 1, got {most_new}; pass the longest chunk of the batch")
     if workspace is not None:
-        held = (*workspace.peaks.shape[:2], workspace.mixed.shape[-1])
-        if held[0] < num_tokens or held[1:] != (num_heads, head_dim) or workspace.mixed.device != q.device:
-            raise ValueError(
-                f"workspace must hold {(num_tokens, num_heads, head_dim)} on {q.device}, got {held} on "
-                f"{workspace.mixed.device}; make one for the largest batch"
-            )
+        workspace.check(num_tokens, num_heads, num_kv_heads, head_dim, q.device)
     if tables.is_cpu:
         _check_contents(keys, tables, starts, lengths, most_new, num_tokens)
 

@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.decode_attention import SplitParts
+from llmcourse.kernels.decode_attention import Workspace
 from llmcourse.kernels.decode_attention_triton import combine
 from llmcourse.kernels.online_softmax_triton import join
+from llmcourse.kernels.tiles import AttentionTile
 
 TILE_ROWS = 64  # of new tokens times the heads of a group, at most
 
@@ -35,7 +36,7 @@ def _store_kernel(
         tl.store(pool_ptr + to, x, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most_blocks", "tiles"])  # which change from batch to batch
 def _paged_attention_kernel(
     q_ptr,
     keys_ptr,
@@ -47,6 +48,7 @@ def _paged_attention_kernel(
     peaks_ptr,
     weights_ptr,
     mixed_ptr,
+    arrivals_ptr,
     most_blocks,
     tiles,
     scale,
@@ -75,7 +77,10 @@ def _paged_attention_kernel(
     real = (m < TOKENS * G) & (token < num_new)
     seen = tl.where(real, length - num_new + token + 1, 0)  # keys that each row of the tile sees
     end = tl.max(seen, axis=0)
-    span = tl.cdiv(tl.cdiv(end, SPLITS), BLOCK_S) * BLOCK_S
+    span = tl.maximum(tl.cdiv(tl.cdiv(end, SPLITS), BLOCK_S), 1) * BLOCK_S
+    active = tl.maximum(tl.cdiv(end, span), 1)
+    if split >= active:
+        return
     first, last = split * span, tl.minimum(split * span + span, end)
 
     d = tl.arange(0, BLOCK_D)
@@ -98,22 +103,23 @@ def _paged_attention_kernel(
         peak, weight, fade, share = join(scores, peak, weight)
         mixed = tl.dot(share.to(v.dtype), v, mixed * fade[:, None], input_precision="ieee")
 
-    if SPLITS == 1:
+    if active == 1:
         weight = tl.where(real, weight, 1.0)  # rows that fill the tile up have seen nothing
         to = out_ptr + head[:, None] * D + d[None, :]
         tl.store(to, (mixed / weight[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
-    else:  # a split of no keys leaves a peak of −inf, and weighs nothing
-        part = head * SPLITS + split
-        tl.store(peaks_ptr + part, peak, mask=real)
-        tl.store(weights_ptr + part, weight, mask=real)
-        tl.store(mixed_ptr + part[:, None] * D + d[None, :], mixed, mask=inside)
-
-
-@triton.jit
-def _combine_kernel(
-    out_ptr, peaks_ptr, weights_ptr, mixed_ptr, D: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr
-):
-    combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, tl.program_id(0), SPLITS, 1, D, BLOCK_D, SPLITS)
+        return
+    part = head * SPLITS + split
+    tl.store(peaks_ptr + part, peak, mask=real)
+    tl.store(weights_ptr + part, weight, mask=real)
+    tl.store(mixed_ptr + part[:, None] * D + d[None, :], mixed, mask=inside)
+    tl.debug_barrier()  # all threads have stored before one of them says so
+    arrivals = arrivals_ptr + (start + begin) * HKV + kv_head
+    if tl.atomic_add(arrivals, 1, sem="acq_rel") != active - 1:
+        return
+    tl.store(arrivals, 0)
+    for at in range(begin, tl.minimum(begin + TOKENS, num_new)):
+        member = (start + at) * H + kv_head * G
+        combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, member, active, G, D, BLOCK_D, SPLITS)
 
 
 def launch_store(new: Tensor, pool: Tensor, slots: Tensor) -> None:
@@ -140,18 +146,19 @@ def launch(
     lengths: Tensor,
     most_new: int,
     scale: float,
-    workspace: SplitParts | None,
+    workspace: Workspace | None,
     out: Tensor,
-    block: int,
+    tile: AttentionTile,
 ) -> None:
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, size = keys.shape[1:3]
     group = num_heads // num_kv_heads
     tokens = min(max(1, TILE_ROWS // group), triton.next_power_of_2(most_new))
     tiles = triton.cdiv(most_new, tokens)
-    splits = 1 if workspace is None else workspace.num_splits
-    parts = (out,) * 3 if workspace is None else (workspace.peaks, workspace.weights, workspace.mixed)
-    block_d = max(16, triton.next_power_of_2(head_dim))
+    splits, parts = 1, (out,) * 4  # never read without splits
+    if workspace is not None:
+        splits = workspace.num_splits
+        parts = (workspace.peaks, workspace.weights, workspace.mixed, workspace.arrivals)
     if num_tokens == 0:
         return
     _paged_attention_kernel[(len(lengths) * tiles * num_kv_heads, splits)](
@@ -172,12 +179,9 @@ def launch(
         SIZE=size,
         TOKENS=tokens,
         BLOCK_M=max(16, triton.next_power_of_2(tokens * group)),
-        BLOCK_D=block_d,
-        BLOCK_S=block,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        BLOCK_S=tile.block,
         SPLITS=splits,
-        num_warps=4 if q.element_size() <= 2 else 8,
+        num_warps=tile.warps,
+        num_stages=max(1, tile.stages),
     )
-    if splits > 1:
-        _combine_kernel[(num_tokens * num_heads,)](
-            out, *parts, D=head_dim, BLOCK_D=block_d, SPLITS=splits, num_warps=4
-        )

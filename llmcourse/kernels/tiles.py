@@ -192,6 +192,11 @@ def attention_tile(head_dim: int, item_bytes: int, shared_bytes: int) -> Attenti
     return AttentionTile(block=32, warps=4 if item_bytes <= 2 else 8)
 
 
+def paged_tile(item_bytes: int) -> AttentionTile:
+    """For a cache in blocks."""
+    return AttentionTile(block=32, warps=4, stages=3) if item_bytes <= 2 else AttentionTile(32, 8, 1)
+
+
 def flash_tile(head_dim: int, item_bytes: int) -> FlashTile:
     """For the forward pass; small enough for 99 KiB of shared memory, and for the registers.
 

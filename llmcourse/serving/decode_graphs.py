@@ -40,14 +40,14 @@ class DecodeGraph:
         self._tables = torch.zeros(num_rows, most_blocks, dtype=torch.int32, device=device)
         self._temperatures = torch.zeros(num_rows, dtype=torch.float32, device=device)
         self._numbers[1], self._numbers[3] = len(decoder.last_tokens) - 1, NOWHERE
-        every = torch.arange(num_rows + 1, device=device)
-        starts = every.int()
+        self._every = torch.arange(num_rows, device=device)  # kept, as all that the graph reads from
+        self._starts = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
 
         def step() -> tuple[Tensor, Tensor]:
             token_ids, batch_slots, positions, slots, seeds = self._numbers
             lengths = (positions + 1).int()
-            draws = Draws(every[:-1], batch_slots, self._temperatures, seeds, positions + 1)
-            rows = Rows(self._tables, starts, lengths, 1)
+            draws = Draws(self._every, batch_slots, self._temperatures, seeds, positions + 1)
+            rows = Rows(self._tables, self._starts, lengths, 1)
             return decoder.step(StepInputs(token_ids, batch_slots, positions, slots, rows, None, draws))
 
         side = torch.cuda.Stream(device)

@@ -17,7 +17,7 @@ from llmcourse.decoding.errors import require
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out, product
 from llmcourse.kernels.choose_rows import choose_rows
-from llmcourse.kernels.decode_attention import MOST_SPLITS, SplitParts
+from llmcourse.kernels.decode_attention import MOST_SPLITS, Workspace
 from llmcourse.kernels.paged_attention import paged_attention
 from llmcourse.kernels.rotary import rotate_and_store
 from llmcourse.kernels.swiglu import swiglu
@@ -113,7 +113,7 @@ class PagedDecoder:
         keys: Float[Tensor, "blocks Hkv size D"],
         values: Float[Tensor, "blocks Hkv size D"],
         inputs: StepInputs,
-        splits: SplitParts | None,
+        splits: Workspace | None,
     ) -> Float[Tensor, "T H D"]:
         """Requests with one new token apart from pieces of prompts, whose tiles are larger."""
         out = torch.empty_like(q)
@@ -137,7 +137,7 @@ class PagedDecoder:
                 )
         return out
 
-    def _splits(self, decodes: Rows | None) -> SplitParts | None:
+    def _splits(self, decodes: Rows | None) -> Workspace | None:
         """Memory for the splits of a step, where its requests are too few to fill the chip."""
         if decodes is None or self.backend == "reference":
             return None
@@ -146,7 +146,7 @@ class PagedDecoder:
         if wanted < 2:
             return None
         splits = 1 << (wanted.bit_length() - 1)
-        return SplitParts(rows, c.num_heads, c.head_dim, splits, self.model.device)
+        return Workspace(rows, c.num_heads, c.num_kv_heads, c.head_dim, splits, self.model.device)
 
 
 def _added(

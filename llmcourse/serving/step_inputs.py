@@ -189,7 +189,7 @@ def step_inputs(
     tokens = arrays_of(builder, one, more)
     chunks = [*one, *more]
     ends = np.cumsum([chunk.stop - chunk.start for chunk in chunks]) - 1
-    drawn = [i for i, chunk in enumerate(chunks) if chunk.samples]
+    drawn = np.flatnonzero([chunk.samples for chunk in chunks])
     return StepInputs(
         **{name: on_device(array, device) for name, array in tokens.items()},
         decodes=rows_of(builder, one, device),

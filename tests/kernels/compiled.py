@@ -22,7 +22,7 @@ from llmcourse.costs.models import MODELS
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.kernels import backend
 from llmcourse.kernels.capabilities import shared_bytes
-from llmcourse.kernels.decode_attention import HeadNorm, SplitParts, Workspace, decode_attention
+from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
 from llmcourse.kernels.flash_attention import Scoring, flash_attention_forward
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention, store
@@ -166,7 +166,7 @@ def compiled_paged(dtype: torch.dtype, capability: int) -> list[Compiled]:
         tables, starts = torch.empty(4, 64, dtype=torch.int32), torch.empty(5, dtype=torch.int32)
         for most_new, splits in ((1, 8), (512, None)):
             q = torch.empty(4 * most_new, 32, 128, dtype=dtype)
-            workspace = SplitParts(len(q), 32, 128, splits, "meta") if splits else None
+            workspace = Workspace(len(q), 32, 8, 128, splits, "meta") if splits else None
             paged_attention(
                 q,
                 pool,

@@ -9,13 +9,14 @@ import re
 import pytest
 import torch
 
-from llmcourse.kernels.decode_attention import SplitParts
+from llmcourse.kernels.decode_attention import Workspace
 from llmcourse.kernels.paged_attention import (
     paged_attention,
     paged_attention_reference,
     store,
     store_reference,
 )
+from llmcourse.kernels.tiles import AttentionTile
 from tests.kernels.contract import DEVICE, DTYPES, check, random, seeded  # noqa: F401
 
 SIZE, BLOCKS = 16, 40
@@ -65,7 +66,8 @@ def test_paged_attention(batch, dtype, splits):
     num_heads, _, size, requests = BATCHES[batch]
     workspace = None
     if splits:
-        workspace = SplitParts(len(given["q"]) + 3, num_heads, size, splits, DEVICE)
+        num_kv_heads = given["keys"].shape[1]
+        workspace = Workspace(len(given["q"]) + 3, num_heads, num_kv_heads, size, splits, DEVICE)
         for memory in (workspace.peaks, workspace.weights, workspace.mixed):
             memory.fill_(torch.nan)
     for spare in (0, 40):  # a grid for longer chunks than there are
@@ -76,9 +78,10 @@ def test_paged_attention(batch, dtype, splits):
             workspace=workspace,
             out=out,
             backend="triton",
-            block=16,
+            tile=AttentionTile(16, 4, 2),
         )
         check(out, truth, theirs)
+        assert workspace is None or not workspace.arrivals.any()
 
 
 def test_the_check_sees_a_mask_that_is_off_by_one():
@@ -123,8 +126,7 @@ def test_what_does_not_fit_is_refused_by_name():
     refused("tables must be in torch.int32", tables=tables.long())
     refused("starts must have shape (5,)", starts=given["starts"][:-1])
     refused("most_new must be at least 1, got 0", most_new=0)
-    refused("block must be a power of 2 of at least 16, got 24", block=24)
-    refused("workspace must hold (37, 6, 32)", workspace=SplitParts(36, 6, 32, 2, DEVICE))
+    refused("workspace must be for (batch_size", workspace=Workspace(36, 6, 2, 32, 2, DEVICE))
     refused("out must be memory of its own, got that of q", q=q, out=q)
     if DEVICE.type == "cpu":
         refused("most_new must be at least 30, got 29", most_new=29)
