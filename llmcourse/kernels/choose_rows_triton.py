@@ -45,9 +45,7 @@ def _best_of_chunk_kernel(
 
 
 @triton.jit
-def _best_of_row_kernel(
-    peaks_ptr, tokens_ptr, out_ptr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr
-):
+def _best_of_row_kernel(peaks_ptr, tokens_ptr, out_ptr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.arange(0, BLOCK)
     peaks = tl.load(peaks_ptr + row * CHUNKS + chunk, mask=chunk < CHUNKS, other=float("-inf"))

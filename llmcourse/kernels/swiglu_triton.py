@@ -25,6 +25,4 @@ def launch(gate_up: Tensor, out: Tensor) -> None:
     rows, columns = out.shape
     block = min(COLUMNS, triton.next_power_of_2(columns))
     if rows:
-        _swiglu_kernel[(rows, triton.cdiv(columns, block))](
-            gate_up, out, C=columns, BLOCK=block, num_warps=4
-        )
+        _swiglu_kernel[(rows, triton.cdiv(columns, block))](gate_up, out, C=columns, BLOCK=block, num_warps=4)

@@ -25,9 +25,7 @@ def needs_processors(params: SamplingParams) -> bool:
     return params.processors() != SamplingParams(temperature=params.temperature).processors()
 
 
-def choose_one(
-    request: Request, tokens: Sequence[int], logits: Float[Tensor, "1 V"]
-) -> int | DecodingError:
+def choose_one(request: Request, tokens: Sequence[int], logits: Float[Tensor, "1 V"]) -> int | DecodingError:
     """The next token of a text, or why there is none.
 
     Args:

@@ -36,8 +36,9 @@ class PagedCache:
         require_integer(1, "block_size", block_size, "use 16")
         c = model.config
         shape = (c.num_layers, num_blocks, c.num_kv_heads, block_size, c.head_dim)
-        needed, free = num_blocks * bytes_of_block(model, block_size), free_bytes(model.device)
-        if model.device.type != "meta" and free is not None and needed > free:
+        needed = num_blocks * bytes_of_block(model, block_size)
+        free = None if model.device.type == "meta" else free_bytes(model.device)  # there nothing is held
+        if free is not None and needed > free:
             raise DoesNotFit(
                 f"num_blocks must leave room for the pool on {model.device}, got {num_blocks}, which need "
                 f"{needed / 1e9:,.1f} GB of {free / 1e9:,.1f} GB free; take at most "

@@ -23,7 +23,7 @@ from llmcourse.kernels.rotary import rotate_and_store
 from llmcourse.kernels.swiglu import swiglu
 from llmcourse.model import Decoder
 from llmcourse.serving.paged_cache import PagedCache
-from llmcourse.serving.step_inputs import Draws, Rows, StepInputs
+from llmcourse.serving.step_inputs import StepInputs, StepSize
 
 PROGRAMS = 4  # of attention for each multiprocessor, so that its loads are always under way
 
@@ -66,42 +66,36 @@ class PagedDecoder:
         self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
         self.last_tokens = torch.zeros(max_running + 1, dtype=torch.long, device=device)
         cuda = device.type == "cuda"
+        self._every = torch.arange(max_running + 1, dtype=torch.int32, device=device)
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
 
-    def step(self, inputs: StepInputs) -> tuple[Float[Tensor, "B V"], Int[Tensor, " B"]]:
-        """Computes a step; returns the logits that are looked at, and the tokens drawn from them."""
+    def step(self, inputs: StepInputs, size: StepSize) -> tuple[Float[Tensor, "R V"], Int[Tensor, " R"]]:
+        """Computes a step; returns logits for each request, and the tokens drawn from them."""
         known = self.last_tokens[inputs.batch_slots]
         token_ids = torch.where(inputs.token_ids < 0, known, inputs.token_ids)
-        hidden = self._hidden(token_ids, inputs)
-        draws = inputs.draws
+        hidden = self._hidden(token_ids, inputs, size)
         eps, norm = self.model.config.rms_norm_eps, self.model.model.norm.weight
-        x = F.rms_norm(hidden[draws.tokens], norm.shape, norm, eps)
+        x = F.rms_norm(hidden[inputs.drawn_after], norm.shape, norm, eps)
         logits = product(x, self.model.lm_head.weight)
-        return logits, self._draw(logits, draws)
+        settings = (inputs.temperatures, inputs.seeds, inputs.drawn_positions)
+        tokens = choose_rows(logits, *settings, backend=self.backend)
+        self.last_tokens.index_copy_(0, inputs.drawn_slots, tokens)
+        return logits, tokens
 
-    def keep(self, draws: Draws, tokens: Int[Tensor, " B"]) -> None:
-        """Lets the next step know the tokens."""
-        self.last_tokens.index_copy_(0, draws.slots, tokens)
-
-    def _draw(self, logits: Float[Tensor, "B V"], draws: Draws) -> Int[Tensor, " B"]:
-        tokens = choose_rows(
-            logits, draws.temperatures, draws.seeds, draws.positions, backend=self.backend
-        )
-        self.keep(draws, tokens)
-        return tokens
-
-    def _hidden(self, token_ids: Int[Tensor, " T"], inputs: StepInputs) -> Float[Tensor, "T C"]:
+    def _hidden(
+        self, token_ids: Int[Tensor, " T"], inputs: StepInputs, size: StepSize
+    ) -> Float[Tensor, "T C"]:
         """All layers; keys and values of the new tokens are in the pool afterwards."""
         c = self.model.config
         x = F.embedding(token_ids, self.model.model.embed_tokens.weight)
-        splits = self._splits(inputs.decodes)
+        workspace = self._workspace(size.decodes)
         for index, w in enumerate(self.layers):
             qkv = product(F.rms_norm(x, w.input_norm.shape, w.input_norm, c.rms_norm_eps), w.qkv, w.qkv_bias)
             keys, values = self.cache.keys[index], self.cache.values[index]
-            places = (inputs.positions, inputs.slots)
+            places = (inputs.positions, inputs.places)
             angles = (self.cos, self.sin, w.head_norm)
             q = rotate_and_store(qkv, keys, values, *places, *angles, backend=self.backend)
-            mixed = self._attend(q, keys, values, inputs, splits)
+            mixed = self._attend(q, keys, values, inputs, size, workspace)
             x = _added(x, mixed.flatten(1), w.output, w.output_bias)
             inner = product(F.rms_norm(x, w.mlp_norm.shape, w.mlp_norm, c.rms_norm_eps), w.gate_up)
             x = _added(x, swiglu(inner, backend=self.backend), w.down)
@@ -113,40 +107,40 @@ class PagedDecoder:
         keys: Float[Tensor, "blocks Hkv size D"],
         values: Float[Tensor, "blocks Hkv size D"],
         inputs: StepInputs,
-        splits: Workspace | None,
+        size: StepSize,
+        workspace: Workspace | None,
     ) -> Float[Tensor, "T H D"]:
         """Requests with one new token apart from pieces of prompts, whose tiles are larger."""
-        out = torch.empty_like(q)
-        first = 0 if inputs.decodes is None else len(inputs.decodes.lengths)
-        for rows, begin, end, workspace in (
-            (inputs.decodes, 0, first, splits),
-            (inputs.chunks, first, len(q), None),
+        out, n = torch.empty_like(q), size.decodes
+        for num_rows, tokens, rows, starts, most_new, splits in (
+            (n, slice(n), slice(n), self._every[: n + 1], 1, workspace),
+            (size.chunks, slice(n, None), slice(n, None), inputs.starts, size.longest, None),
         ):
-            if rows is not None:
+            if num_rows:
                 paged_attention(
-                    q[begin:end],
+                    q[tokens],
                     keys,
                     values,
-                    rows.tables,
-                    rows.starts,
-                    rows.lengths,
-                    most_new=rows.most_new,
-                    workspace=workspace,
-                    out=out[begin:end],
+                    inputs.tables[rows],
+                    starts,
+                    inputs.lengths[rows],
+                    most_new=most_new,
+                    workspace=splits,
+                    out=out[tokens],
                     backend=self.backend,
                 )
         return out
 
-    def _splits(self, decodes: Rows | None) -> Workspace | None:
-        """Memory for the splits of a step, where its requests are too few to fill the chip."""
-        if decodes is None or self.backend == "reference":
+    def _workspace(self, num_decodes: int) -> Workspace | None:
+        """Memory for splits, where too few requests decode to fill the chip."""
+        if not num_decodes or self.backend == "reference":
             return None
-        c, rows = self.model.config, len(decodes.lengths)
-        wanted = min(PROGRAMS * self._processors // (rows * c.num_kv_heads), MOST_SPLITS)
-        if wanted < 2:
+        c = self.model.config
+        splits = min(PROGRAMS * self._processors // (num_decodes * c.num_kv_heads), MOST_SPLITS)
+        if splits < 2:
             return None
-        splits = 1 << (wanted.bit_length() - 1)
-        return Workspace(rows, c.num_heads, c.num_kv_heads, c.head_dim, splits, self.model.device)
+        device = self.model.device
+        return Workspace(num_decodes, c.num_heads, c.num_kv_heads, c.head_dim, splits, device)
 
 
 def _added(

@@ -1,27 +1,29 @@
 """A model behind the scheduler: runs its steps over a paged cache, on the CPU or on a GPU.
 
-On a GPU a step in which all requests decode is a CUDA graph; one that mixes them with pieces of prompts is
-launched kernel by kernel. Tokens are drawn on the device and stay there for the next step, which can thus
-be launched before the host has seen them (`launch`).
+On a GPU most steps are CUDA graphs, and those with much of prompts are launched kernel by kernel. Tokens are
+drawn on the device and stay there for the next step, which can thus be launched before the host has seen
+them (`launch`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from llmcourse.decoding.errors import DecodingError, require_integer
 from llmcourse.kernels.backend import Backend
 from llmcourse.model import Decoder
-from llmcourse.serving.decode_graphs import DecodeGraphs
-from llmcourse.serving.other_choices import choose_one, needs_processors
+from llmcourse.serving.other_choices import choose_one
 from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.paged_decoder import PagedDecoder
 from llmcourse.serving.request import PENDING, RequestState
-from llmcourse.serving.schedule import Chunk, Schedule
-from llmcourse.serving.step_inputs import StepBuilder, step_inputs
+from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.step_graphs import StepGraphs
+from llmcourse.serving.step_inputs import StepBuilder, StepInputs
+from llmcourse.serving.transfer import Transfer
 
 Tokens = Mapping[str, int | Exception]
 
@@ -35,7 +37,7 @@ class PagedRunner:
         max_running: slots of the scheduler's batch.
         max_length: of a text, prompt and answer; the model's context if None.
         backend: "triton" for the kernels, "reference" for PyTorch's operations, "auto" for what runs here.
-        graph: record steps that only decode as CUDA graphs, on a GPU.
+        graph: record steps as CUDA graphs, on a GPU.
 
     Raises:
         ValueError: numbers out of range, a cache of another model, or a backend that cannot run.
@@ -62,16 +64,21 @@ class PagedRunner:
             model, cache, max_running=max_running, max_length=max_length, backend=backend
         )
         recorded = graph and model.device.type == "cuda" and self._decoder.backend == "triton"
-        self._graphs = (
-            DecodeGraphs(self._decoder, self._builder, max_running, most_blocks) if recorded else None
-        )
+        self._graphs = StepGraphs(self._decoder, self._builder) if recorded else None
         self._before: _Drawn | None = None  # the last step, whose tokens may not be on the host yet
 
     @torch.no_grad()
-    def record(self) -> None:
-        """Records all graphs at once; otherwise each is when it is first needed, which takes a moment."""
+    def record(self, chunk_tokens: int = 0, *, progress: bool = False) -> None:
+        """Records graphs ahead; otherwise each is when it is first needed, which takes a moment.
+
+        Args:
+            chunk_tokens: of prompts in one step, at most: the token budget of chunked prefill, or 0 for steps
+                that only decode.
+            progress: shows how far it has come.
+        """
         if self._graphs is not None:
-            self._graphs.record()
+            for size in tqdm(self._graphs.sizes(chunk_tokens), "recording", disable=not progress):
+                self._graphs.record(size)
 
     def run(self, schedule: Schedule) -> Tokens:
         """As `runner.Runner`."""
@@ -83,23 +90,26 @@ class PagedRunner:
         one, more = self._builder.order(schedule.chunks)
         if not one and not more:
             return dict
-        if self._graphs is not None and not more:
-            (logits, tokens), drawn = self._graphs.step(one), list(one)
+        graph = self._graphs and self._graphs.graph_for(one, more)
+        size = graph.size if graph else self._builder.size(one, more)
+        inputs = self._builder.build(one, more, size)
+        if graph:
+            logits, tokens = graph(inputs)
         else:
-            inputs = step_inputs(self._builder, one, more, self.model.device)
-            logits, tokens = self._decoder.step(inputs)
-            drawn = [chunk for chunk in (*one, *more) if chunk.samples]
+            on_device = StepInputs(*Transfer(inputs, self.model.device).send(inputs))
+            logits, tokens = self._decoder.step(on_device, size)
+        rows = [*range(len(one)), *range(size.decodes, size.decodes + len(more))]
+        drawn = {row: chunk.state for row, chunk in zip(rows, (*one, *more), strict=True) if chunk.samples}
         failed = self._choose_otherwise(drawn, logits, tokens)
         self._before = _Drawn(drawn, tokens, failed)
         return self._before.wait
 
-    def _choose_otherwise(self, drawn: Sequence[Chunk], logits: Tensor, tokens: Tensor) -> dict[str, Exception]:
+    def _choose_otherwise(
+        self, drawn: Mapping[int, RequestState], logits: Tensor, tokens: Tensor
+    ) -> dict[str, Exception]:
         """Replaces the tokens of requests with other settings; returns the errors of those that failed."""
         failed: dict[str, Exception] = {}
-        for row, chunk in enumerate(drawn):
-            state = chunk.state
-            if not chunk.samples or not needs_processors(state.request.params):
-                continue
+        for row, state in self._builder.others(drawn):
             choice = choose_one(state.request, self._known(state), logits[row : row + 1])
             if isinstance(choice, DecodingError):
                 failed[state.id], choice = choice, 0  # a token like any other, for a step already under way
@@ -118,22 +128,20 @@ class PagedRunner:
 class _Drawn:
     """The tokens of a step, on their way to the host."""
 
-    def __init__(self, chunks: Sequence[Chunk], tokens: Tensor, failed: Mapping[str, Exception]):
-        self._ids = [chunk.state.id for chunk in chunks]
-        self._samples = [chunk.samples for chunk in chunks]
+    def __init__(self, drawn: Mapping[int, RequestState], tokens: Tensor, failed: Mapping[str, Exception]):
+        self._ids = {row: state.id for row, state in drawn.items()}
         self._failed = failed
         self._arrived = None
+        self._tokens = tokens
         if tokens.is_cuda:
             self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
             self._tokens.copy_(tokens, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
-        else:
-            self._tokens = tokens
 
     def wait(self) -> dict[str, int | Exception]:
         """By request id, once the device has come so far."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        found = zip(self._ids, self._samples, self._tokens.tolist(), strict=True)
-        return {name: token for name, samples, token in found if samples} | self._failed
+        tokens = self._tokens.tolist()
+        return {name: tokens[row] for row, name in self._ids.items()} | self._failed

@@ -3,78 +3,75 @@
 The tokens of all chunks stand one after the other, first those of chunks of one token (decoding), then the
 pieces of prompts, each kind with the longest text first: a long row that began last would keep the chip
 waiting at the end. Block tables are kept from step to step, since most of them do not change.
+
+Kernels that are recorded find fixed numbers of rows and tokens. What fills them up keeps nothing: a row that
+decodes looks at one key of some block, a token of a prompt belongs to no row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmcourse.serving.other_choices import needs_processors
+from llmcourse.serving.request import RequestState
 from llmcourse.serving.schedule import Chunk
 
 NOWHERE = -1  # the slot of a token whose key and value are not kept
 LARGEST_SEED = 2**62
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Requests that one launch of paged attention serves, as it takes them.
+class StepSize(NamedTuple):
+    """How much a step has room for.
 
     Attributes:
-        tables: blocks of each request in order.
-        starts: where the new tokens of each begin among those of these rows, and where they end.
-        lengths: keys of each, the new ones included.
-        most_new: new tokens of one of them, at most.
+        decodes: requests with one new token.
+        chunks: requests with more of them.
+        tokens: new ones of these chunks together.
+        longest: of them, those of one chunk at most.
+        blocks: of one request.
     """
 
-    tables: Int[Tensor, "R most"]
-    starts: Int[Tensor, " R1"]
-    lengths: Int[Tensor, " R"]
-    most_new: int
+    decodes: int
+    chunks: int
+    tokens: int
+    longest: int
+    blocks: int
 
 
-@dataclass(frozen=True)
-class Draws:
-    """How the next tokens are chosen, a row for each chunk that is looked at.
-
-    Attributes:
-        tokens: which of the step's tokens the next one follows.
-        slots: of the requests in the batch; the token is kept there for the next step.
-        positions: of the next token in its text.
-    """
-
-    tokens: Int[Tensor, " B"]
-    slots: Int[Tensor, " B"]
-    temperatures: Float[Tensor, " B"]
-    seeds: Int[Tensor, " B"]
-    positions: Int[Tensor, " B"]
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """One step, on the device of the model.
+class StepInputs(NamedTuple):
+    """One step, as arrays on the host or, under the same names, as tensors on the device.
 
     Attributes:
         token_ids: of all chunks; `PENDING` for the one that was drawn last for this slot of the batch.
         batch_slots: of the request of each token.
         positions: in its text.
-        slots: in the pool, block · size + place.
-        decodes: requests with one new token, the first in the step; None without any.
-        chunks: those with more, behind them.
+        places: in the pool, block · size + place in it.
+        tables: blocks of each request in order, those that decode first.
+        lengths: keys of each request, the new ones included.
+        starts: where the new tokens of each chunk begin among those of chunks, and where they end.
+        drawn_after: which of the step's tokens each drawn one follows, a row for each request.
+        drawn_slots: of the requests in the batch; the token is kept there for the next step.
+        drawn_positions: of the new token in its text.
+        temperatures, seeds: of the requests.
     """
 
     token_ids: Int[Tensor, " T"]
     batch_slots: Int[Tensor, " T"]
     positions: Int[Tensor, " T"]
-    slots: Int[Tensor, " T"]
-    decodes: Rows | None
-    chunks: Rows | None
-    draws: Draws
+    places: Int[Tensor, " T"]
+    tables: Int[Tensor, "R most"]
+    lengths: Int[Tensor, " R"]
+    starts: Int[Tensor, " C1"]
+    drawn_after: Int[Tensor, " R"]
+    drawn_slots: Int[Tensor, " R"]
+    drawn_positions: Int[Tensor, " R"]
+    temperatures: Float[Tensor, " R"]
+    seeds: Int[Tensor, " R"]
 
 
 class StepBuilder:
@@ -88,16 +85,14 @@ class StepBuilder:
 
     def __init__(self, max_running: int, most_blocks: int, block_size: int):
         self.block_size = block_size
-        self._tables = np.zeros((max_running + 1, most_blocks), np.int32)  # and one for rows that fill up
-        self._lists: list[list[int] | None] = [None] * max_running
-        self._held = [0] * max_running
+        self.most_blocks = most_blocks
+        self.spare_slot = max_running  # whose rows fill up
+        self._tables = np.zeros((max_running + 1, most_blocks), np.int32)
         self._temperatures = np.zeros(max_running + 1, np.float32)
         self._seeds = np.zeros(max_running + 1, np.int64)
-
-    @property
-    def spare_slot(self) -> int:
-        """Behind those of the batch: what fills up a step belongs to it."""
-        return len(self._lists)
+        self._lists: list[list[int] | None] = [None] * max_running
+        self._held = [0] * max_running
+        self._others: set[int] = set()  # slots whose requests ask for more than a temperature
 
     def order(self, chunks: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
         """The chunks of one token, and those of several; the longest text first in each."""
@@ -107,92 +102,100 @@ class StepBuilder:
             kind.sort(key=lambda chunk: chunk.stop, reverse=True)
         return one, more
 
-    def note(self, chunks: Sequence[Chunk]) -> np.ndarray:
+    def size(self, one: Sequence[Chunk], more: Sequence[Chunk]) -> StepSize:
+        """What a step with nothing to fill up has room for."""
+        longest = max(chunk.stop for chunk in (*one[:1], *more[:1]))
+        new = [chunk.stop - chunk.start for chunk in more]
+        blocks = -(-longest // self.block_size)
+        return StepSize(len(one), len(more), sum(new), max(new, default=0), blocks)
+
+    def build(self, one: Sequence[Chunk], more: Sequence[Chunk], size: StepSize) -> StepInputs:
+        """The arrays, filled up to `size`; `order` gave the chunks."""
+        slots = self._note((*one, *more))
+        rows = np.full(size.decodes + size.chunks, self.spare_slot)
+        used = np.r_[: len(one), size.decodes : size.decodes + len(more)]
+        rows[used] = slots
+        first, last = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        first[used] = [chunk.start for chunk in (*one, *more)]
+        last[used] = [chunk.stop for chunk in (*one, *more)]
+        last[: size.decodes] = np.maximum(last[: size.decodes], 1)  # the one key that filling looks at
+        starts = np.concatenate(([0], np.cumsum((last - first)[size.decodes :])))
+        ids, owners, positions = self._tokens(one, more, size, rows, first, last)
+        after = np.concatenate((np.arange(size.decodes), size.decodes + np.maximum(starts[1:] - 1, 0)))
+        return StepInputs(
+            token_ids=ids,
+            batch_slots=owners,
+            positions=positions,
+            places=self._places(owners, positions),
+            tables=self._tables[rows, : size.blocks],
+            lengths=last.astype(np.int32),
+            starts=starts.astype(np.int32),
+            drawn_after=after,
+            drawn_slots=self._drawing(rows, one, more, used),
+            drawn_positions=last,
+            temperatures=self._temperatures[rows],
+            seeds=self._seeds[rows],
+        )
+
+    def others(self, drawn: Mapping[int, RequestState]) -> list[tuple[int, RequestState]]:
+        """Of the requests that draw a token, by row, those that ask for more than a temperature."""
+        if not self._others:
+            return []
+        return [(row, state) for row, state in drawn.items() if state.slot in self._others]
+
+    def _note(self, chunks: Sequence[Chunk]) -> list[int]:
         """Takes in what is new in the requests' tables and settings; returns their slots in the batch."""
         slots = [chunk.state.slot for chunk in chunks]
         for chunk, slot in zip(chunks, slots, strict=True):
             blocks, held = chunk.state.blocks, self._held[slot]
             if self._lists[slot] is not blocks:  # another request, or one that was preempted and came back
-                self._lists[slot], held = blocks, 0
-                request = chunk.state.request
-                self._temperatures[slot] = request.params.temperature
-                self._seeds[slot] = request.seed % LARGEST_SEED
+                held = self._take_in(chunk, slot)
             if held < len(blocks):
                 self._tables[slot, held : len(blocks)] = blocks[held:]
                 self._held[slot] = len(blocks)
-        return np.array(slots, np.int64)
+        return slots
 
-    def tables(self, slots: np.ndarray, longest: int) -> np.ndarray:
-        """Of these slots of the batch, as wide as so many tokens ask for."""
-        return self._tables[slots, : -(-longest // self.block_size)]
+    def _take_in(self, chunk: Chunk, slot: int) -> int:
+        request = chunk.state.request
+        self._lists[slot] = chunk.state.blocks
+        self._temperatures[slot] = request.params.temperature
+        self._seeds[slot] = request.seed % LARGEST_SEED
+        (self._others.add if needs_processors(request.params) else self._others.discard)(slot)
+        return 0
 
-    def places(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Where tokens at these positions lie in the pool."""
-        blocks = self._tables[slots, positions // self.block_size].astype(np.int64)
-        return blocks * self.block_size + positions % self.block_size
+    def _tokens(
+        self,
+        one: Sequence[Chunk],
+        more: Sequence[Chunk],
+        size: StepSize,
+        rows: np.ndarray,
+        first: np.ndarray,
+        last: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, slots of the batch and positions of all tokens."""
+        ids = np.zeros(size.decodes + size.tokens, np.int64)
+        owners = np.full(len(ids), self.spare_slot)
+        positions = np.zeros(len(ids), np.int64)
+        ids[: len(one)] = [chunk.state.tokens[chunk.start] for chunk in one]
+        owners[: size.decodes], positions[: size.decodes] = rows[: size.decodes], first[: size.decodes]
+        at = size.decodes
+        for chunk, row in zip(more, rows[size.decodes :], strict=False):
+            end = at + chunk.stop - chunk.start
+            ids[at:end] = chunk.state.tokens[chunk.start : chunk.stop]
+            owners[at:end], positions[at:end] = row, np.arange(chunk.start, chunk.stop)
+            at = end
+        return ids, owners, positions
 
-    def settings(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Temperatures and seeds."""
-        return self._temperatures[slots], self._seeds[slots]
+    def _places(self, owners: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Where tokens of these slots lie in the pool."""
+        blocks = self._tables[owners, positions // self.block_size].astype(np.int64)
+        places = blocks * self.block_size + positions % self.block_size
+        return np.where(owners == self.spare_slot, NOWHERE, places)
 
-
-def arrays_of(builder: StepBuilder, one: Sequence[Chunk], more: Sequence[Chunk]) -> dict[str, np.ndarray]:
-    """All tokens of a step: ids, slots of the batch, positions, places in the pool."""
-    ids = [chunk.state.tokens[chunk.start] for chunk in one]
-    slots, positions = [builder.note(one)], [np.array([chunk.start for chunk in one], np.int64)]
-    for chunk, slot in zip(more, builder.note(more), strict=True):
-        ids += chunk.state.tokens[chunk.start : chunk.stop]
-        slots.append(np.full(chunk.stop - chunk.start, slot))
-        positions.append(np.arange(chunk.start, chunk.stop))
-    slots, positions = np.concatenate(slots), np.concatenate(positions)
-    return {
-        "token_ids": np.array(ids, np.int64),
-        "batch_slots": slots,
-        "positions": positions,
-        "slots": builder.places(slots, positions),
-    }
-
-
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """There, without waiting for it: from memory that the copy may read while the host goes on."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def rows_of(builder: StepBuilder, chunks: Sequence[Chunk], device: torch.device) -> Rows | None:
-    """What paged attention needs of these chunks, which `note` has seen."""
-    if not chunks:
-        return None
-    new = np.array([chunk.stop - chunk.start for chunk in chunks], np.int32)
-    lengths = np.array([chunk.stop for chunk in chunks], np.int32)
-    slots = np.array([chunk.state.slot for chunk in chunks])
-    return Rows(
-        on_device(builder.tables(slots, int(lengths.max())), device),
-        on_device(np.concatenate(([0], new.cumsum(dtype=np.int32))).astype(np.int32), device),
-        on_device(lengths, device),
-        int(new.max()),
-    )
-
-
-def draws_of(builder: StepBuilder, chunks: Sequence[Chunk], at: np.ndarray, device: torch.device) -> Draws:
-    """How the token after each of these chunks is chosen; `at` tells their last tokens in the step."""
-    slots = np.array([chunk.state.slot for chunk in chunks], np.int64)
-    temperatures, seeds = builder.settings(slots)
-    positions = np.array([chunk.stop for chunk in chunks], np.int64)
-    return Draws(*(on_device(array, device) for array in (at, slots, temperatures, seeds, positions)))
-
-
-def step_inputs(
-    builder: StepBuilder, one: Sequence[Chunk], more: Sequence[Chunk], device: torch.device
-) -> StepInputs:
-    """All that a mixed step reads; samples are drawn for the chunks that reach their last token."""
-    tokens = arrays_of(builder, one, more)
-    chunks = [*one, *more]
-    ends = np.cumsum([chunk.stop - chunk.start for chunk in chunks]) - 1
-    drawn = np.flatnonzero([chunk.samples for chunk in chunks])
-    return StepInputs(
-        **{name: on_device(array, device) for name, array in tokens.items()},
-        decodes=rows_of(builder, one, device),
-        chunks=rows_of(builder, more, device),
-        draws=draws_of(builder, [chunks[i] for i in drawn], ends[drawn], device),
-    )
+    def _drawing(
+        self, rows: np.ndarray, one: Sequence[Chunk], more: Sequence[Chunk], used: np.ndarray
+    ) -> np.ndarray:
+        """Slots of the rows that draw a token; the spare one where a piece of a prompt is not the last."""
+        samples = np.zeros(len(rows), bool)
+        samples[used] = [chunk.samples for chunk in (*one, *more)]
+        return np.where(samples, rows, self.spare_slot)

@@ -39,10 +39,8 @@ def projection(shape: str, dtype: torch.dtype, norm: bool) -> dict:
 
 def wide(given: dict) -> dict:
     norm = given["norm"]
-    norm = norm and HeadNorm(norm.q.double(), norm.k.double(), norm.eps)
-    return {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in given.items()} | {
-        "norm": norm
-    }
+    doubled = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in given.items()}
+    return doubled | {"norm": norm and HeadNorm(norm.q.double(), norm.k.double(), norm.eps)}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

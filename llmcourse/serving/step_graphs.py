@@ -1,0 +1,103 @@
+"""Steps recorded as CUDA graphs: one launch in place of hundreds.
+
+A graph is made for a size, and a step takes the smallest that holds it; what is left over is filled up (see
+`step_inputs`). Addresses are baked in, so that inputs are copied to where the graph looks for them; lengths,
+tables and all else that changes is read by the kernels from there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.serving.paged_decoder import PagedDecoder
+from llmcourse.serving.schedule import Chunk
+from llmcourse.serving.step_inputs import StepBuilder, StepInputs, StepSize
+from llmcourse.serving.transfer import Transfer
+
+MOST_CHUNKS = 16  # pieces of prompts in a recorded step
+CHUNK_TOKENS = (128, 256, 512, 1024, 2048)  # of them together; larger steps keep the GPU busy without a graph
+
+
+class StepGraph:
+    """The step of one size.
+
+    Args:
+        pool: memory that all graphs share, since no two run at once.
+    """
+
+    def __init__(self, decoder: PagedDecoder, builder: StepBuilder, size: StepSize, pool: object):
+        device = decoder.model.device
+        filling = builder.build((), (), size)
+        self.size = size
+        self._transfer = Transfer(filling, device)
+        inputs = StepInputs(*self._transfer.send(filling))
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            decoder.step(inputs, size)  # compiles the kernels, which a recording must not
+        torch.cuda.current_stream(device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool):
+            self.logits, self.tokens = decoder.step(inputs, size)
+
+    def __call__(self, inputs: StepInputs) -> tuple[Float[Tensor, "R V"], Int[Tensor, " R"]]:
+        """Logits and tokens, in memory that the next step writes anew."""
+        self._transfer.send(inputs)
+        self._graph.replay()
+        return self.logits, self.tokens
+
+
+class StepGraphs:
+    """A graph for each size, recorded when it is first needed or by `record`."""
+
+    def __init__(self, decoder: PagedDecoder, builder: StepBuilder):
+        self._decoder, self._builder = decoder, builder
+        self._decodes = _fine_sizes(builder.spare_slot)
+        self._coarse_decodes = _coarse_sizes(builder.spare_slot)
+        self._graphs: dict[StepSize, StepGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def sizes(self, chunk_tokens: int = 0) -> list[StepSize]:
+        """All sizes of steps whose pieces of prompts have at most so many tokens, the largest first.
+
+        The first that is recorded takes the memory that the others then use.
+        """
+        ends = [tokens for tokens in CHUNK_TOKENS if tokens < 2 * chunk_tokens]
+        mixed = [
+            self._mixed(decodes, tokens) for tokens in reversed(ends) for decodes in self._coarse_decodes
+        ]
+        return [*mixed, *(self._mixed(decodes, 0) for decodes in reversed(self._decodes))]
+
+    def record(self, size: StepSize) -> StepGraph:
+        """The graph of a size, recorded if there is none."""
+        if size not in self._graphs:
+            self._graphs[size] = StepGraph(self._decoder, self._builder, size, self._pool)
+        return self._graphs[size]
+
+    def graph_for(self, one: Sequence[Chunk], more: Sequence[Chunk]) -> StepGraph | None:
+        """One that holds chunks of one token and others; None where these are too many or too long."""
+        tokens = sum(chunk.stop - chunk.start for chunk in more)
+        if len(more) > MOST_CHUNKS or tokens > CHUNK_TOKENS[-1]:
+            return None
+        sizes = self._coarse_decodes if more else self._decodes
+        decodes = sizes[bisect_left(sizes, len(one))]
+        held = CHUNK_TOKENS[bisect_left(CHUNK_TOKENS, tokens)] if more else 0
+        return self.record(self._mixed(decodes, held))
+
+    def _mixed(self, decodes: int, tokens: int) -> StepSize:
+        return StepSize(decodes, MOST_CHUNKS if tokens else 0, tokens, tokens, self._builder.most_blocks)
+
+
+def _fine_sizes(most: int) -> list[int]:
+    """Numbers of rows that decode: at most 16 to spare, since that is all that such a step does."""
+    return [*[size for size in (1, 2, 4, *range(8, 65, 8), *range(80, most, 16)) if size < most], most]
+
+
+def _coarse_sizes(most: int) -> list[int]:
+    """The same where pieces of prompts take most of the time."""
+    return [*range(0, most, 64), most]
