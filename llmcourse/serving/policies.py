@@ -25,8 +25,13 @@ class Plan(Protocol):
         """Planned so far."""
         ...
 
+    @property
+    def num_running(self) -> int:
+        """How many requests have a slot, those included whose last token is on its way."""
+        ...
+
     def running(self) -> Iterator[RequestState]:
-        """The requests that have a slot, the most urgent first; those preempted meanwhile are left out."""
+        """The running requests, the most urgent first; those preempted meanwhile are left out."""
         ...
 
     def admit(self) -> RequestState | None:
@@ -74,7 +79,7 @@ class TraditionalBatching:
     most_running = None
 
     def plan(self, step: Plan) -> None:
-        if next(step.running(), None) is None:
+        if not step.num_running:
             while step.admit():
                 pass
         for state in step.running():
@@ -129,11 +134,14 @@ class ChunkedPrefill:
         return self.token_budget
 
     def plan(self, step: Plan) -> None:
+        prompts = []
         for state in step.running():
             if state.num_pending == 1:
                 step.compute(state, 1)
-        for state in step.running():
-            if state.num_pending > 1:
+            else:
+                prompts.append(state)
+        for state in prompts:
+            if state.status == "running":  # it may have been preempted for the answers
                 self._fill(step, state)
         while step.num_tokens < self.token_budget and (state := step.admit()):
             self._fill(step, state)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from llmcourse.serving.block_pool import BlockPool
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Policy, TraditionalBatching
 from llmcourse.serving.request import Request, RequestState
-from llmcourse.serving.schedule import Schedule
-from llmcourse.serving.scheduler import Output, Scheduler
+from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.scheduler import Scheduler
 
 END = 0
 POLICIES = {
