@@ -47,13 +47,16 @@ class StepInFlight:
         Raises:
             ValueError: a token is missing; nothing is changed then.
         """
-        self._check_complete(sampled)
-        size = pool.block_size
+        tokens = [sampled.get(chunk.state.id) for chunk in self.schedule.chunks]
+        if None in tokens:
+            self._check_complete(sampled)
+        size, new = pool.block_size, tuple.__new__
         outputs = []
-        for (state, start, stop, samples), table in zip(self.schedule.chunks, self._tables, strict=True):
+        launched = zip(self.schedule.chunks, self._tables, tokens, strict=True)
+        for (state, start, stop, samples), table, token in launched:
             if state.status == "finished":  # this step computed more than was wanted
                 continue
-            token, reason = sampled.get(state.id), None
+            reason = None
             if isinstance(token, Exception):
                 state.error, token, reason = token, None, "error"
             else:
@@ -68,7 +71,7 @@ class StepInFlight:
                     reason = "length"
             if reason:
                 finish(state, reason)
-            outputs.append(tuple.__new__(Output, (state, token, reason)))  # half the time of Output(…)
+            outputs.append(new(Output, (state, token, reason)))  # in half the time of Output(…)
         return outputs
 
     def undo(self) -> None:

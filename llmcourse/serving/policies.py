@@ -38,6 +38,14 @@ class Plan(Protocol):
         """Gives the most urgent waiting request a slot and blocks; None where it has to wait."""
         ...
 
+    def decode(self) -> list[RequestState]:
+        """Plans the next token of every running request that has only one to compute.
+
+        Returns:
+            The others, the most urgent first; they may be preempted for those after them.
+        """
+        ...
+
     def compute(self, state: RequestState, num_tokens: int) -> None:
         """Plans the next tokens of a running request.
 
@@ -105,8 +113,9 @@ class ContinuousBatching:
         require_integer(1, "token_budget", self.token_budget, "use 8192")
 
     def plan(self, step: Plan) -> None:
-        for state in step.running():
-            step.compute(state, state.num_pending)
+        for state in step.decode():
+            if state.status == "running":  # it may have been preempted
+                step.compute(state, state.num_pending)
         while step.num_tokens < self.token_budget and (state := step.admit()):
             step.compute(state, state.num_pending)
 
@@ -134,14 +143,8 @@ class ChunkedPrefill:
         return self.token_budget
 
     def plan(self, step: Plan) -> None:
-        prompts = []
-        for state in step.running():
-            if state.num_pending == 1:
-                step.compute(state, 1)
-            else:
-                prompts.append(state)
-        for state in prompts:
-            if state.status == "running":  # it may have been preempted for the answers
+        for state in step.decode():
+            if state.status == "running":  # it may have been preempted
                 self._fill(step, state)
         while step.num_tokens < self.token_budget and (state := step.admit()):
             self._fill(step, state)

@@ -101,8 +101,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is unfinished, or any launched step unresolved."""
-        return bool(self._states or self._in_flight)
+        """Whether any request is unfinished, or any launched step that computes something unresolved."""
+        return bool(self._states) or any(step.schedule.chunks for step in self._in_flight)
 
     def add(self, request: Request) -> RequestState:
         """Puts a request in line; what is returned tells from then on how far it has come.

@@ -1,4 +1,8 @@
-"""A step in the making: what a policy plans, request by request, and who loses its blocks for it."""
+"""A step in the making: what a policy plans, request by request, and who loses its blocks for it.
+
+Most of what a scheduler does is to plan one more token for each of hundreds of answers, at every step, so
+`decode` does that in one loop. Chunks are made by `tuple.__new__` in half the time of `Chunk(…)`.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +36,28 @@ class StepPlan:
         # Where blocks were just taken from one request, none are given to another.
         return None if self.preempted else self._batch.admit()
 
+    def decode(self) -> list[RequestState]:
+        chunks, size, new = self._chunks, self._block_size, tuple.__new__
+        others = []
+        for state in self._batch.running:
+            start, length = state.num_computed, len(state.tokens)
+            if state.status != "running":
+                continue
+            if length - start > 1:
+                others.append(state)
+            elif length <= len(state.blocks) * size or self._extend(state, length):
+                chunks[state] = new(Chunk, (state, start, length, True))
+                self.num_tokens += 1
+        return others
+
     def compute(self, state: RequestState, num_tokens: int) -> None:
         start, length = state.num_computed, len(state.tokens)
         stop = start + num_tokens
         if state.status != "running" or state in self._chunks or not start < stop <= length:
             self._refuse(state, num_tokens)
-        if stop > len(state.blocks) * self._block_size and not self._extend(state, stop):
-            return
-        # Half the time of Chunk(…), for the many of every step.
-        self._chunks[state] = tuple.__new__(Chunk, (state, start, stop, stop == length))
-        self.num_tokens += num_tokens
+        if stop <= len(state.blocks) * self._block_size or self._extend(state, stop):
+            self._chunks[state] = tuple.__new__(Chunk, (state, start, stop, stop == length))
+            self.num_tokens += num_tokens
 
     def chunks(self) -> tuple[Chunk, ...]:
         return tuple(self._chunks.values())
