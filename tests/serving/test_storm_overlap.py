@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from llmcourse.serving.request import PENDING
 from llmcourse.serving.schedule import Schedule
@@ -49,15 +49,14 @@ class OverlappingStorm(Storm):
         if begun:
             self.drain()
 
-    @rule()
-    def lose_the_step_before(self):
-        schedule, _ = self.launch(counts=False)
-        if self.before:
-            self.advance(schedule)
-            self.served.abandon(self.before[0])
-            self.before = None
-        else:
-            self.served.abandon(schedule)
+    @precondition(lambda self: self.before)
+    @rule(later=st.booleans())
+    def lose_the_step_before(self, later):
+        """With the step that was launched after it, or before there is one."""
+        if later:
+            self.advance(self.launch(counts=False)[0])
+        self.served.abandon(self.before[0])
+        self.before = None
 
     @rule()
     def drain(self):
