@@ -3,13 +3,15 @@
 request       what is asked for, and how far it has come
 block_pool    memory in blocks, counted by their users
 prefix_index  finding blocks that hold the beginning of a text
-schedule      what one step computes: ranges of tokens
+schedule      what one step computes, ranges of tokens, and brings
 policies      traditional batching, continuous batching, chunked prefill
 urgency       priorities that age
 batch         slots and block tables: admission, growth, preemption
-scheduler     schedule → run → postprocess
+step_plan     a step in the making
+in_flight     a step that was launched and is not resolved
+scheduler     schedule → run → postprocess, or advance and resolve
 runner        what the scheduler asks of a model
-engine        the loop around scheduler and runner
+engine        the loop around scheduler and runner, overlapping or not
 clock         the same scheduler on a virtual clock, with
 step_time     a roofline's seconds for each step
 lecture_grid  the lecture's four slots and eight steps
@@ -25,15 +27,8 @@ from llmcourse.serving.metrics import Metrics, Objective, measure
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Plan, Policy, TraditionalBatching
 from llmcourse.serving.request import PENDING, Request, RequestState
 from llmcourse.serving.runner import FunctionRunner, OverlappingRunner, Runner
-from llmcourse.serving.schedule import Chunk, Schedule
-from llmcourse.serving.scheduler import (
-    DuplicateId,
-    NeverFits,
-    Output,
-    Scheduler,
-    StepOrder,
-    UnknownRequest,
-)
+from llmcourse.serving.schedule import Chunk, Output, Schedule
+from llmcourse.serving.scheduler import DuplicateId, NeverFits, Scheduler, StepOrder, UnknownRequest
 from llmcourse.serving.step_time import RooflineTime
 from llmcourse.serving.workload import (
     Arrivals,

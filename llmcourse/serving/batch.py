@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from llmcourse.serving.block_pool import BlockPool
-from llmcourse.serving.request import FinishReason, RequestState
+from llmcourse.serving.request import PENDING, FinishReason, RequestState
 from llmcourse.serving.urgency import Line
 
 
@@ -33,7 +33,9 @@ class Batch:
         wait for ever while short ones take every block that becomes free.
         """
         state = self.waiting.first
-        if state is None or not self._free_slots or not self._take_blocks(state):
+        if state is None or state.tokens[-1] == PENDING or not self._free_slots:
+            return None  # a token on its way to a slot that was taken from its request is waited for
+        if not self._take_blocks(state):
             return None
         self.waiting.remove(state)
         self.running.add(state)
@@ -42,14 +44,12 @@ class Batch:
         return state
 
     def extend(self, state: RequestState, num_tokens: int) -> Sequence[RequestState]:
-        """Brings a running request's blocks up to so many tokens, at the cost of the least urgent.
+        """Brings a running request's blocks up to the more tokens, at the cost of the least urgent.
 
         Returns:
             The preempted requests; the last of them is `state` if it was the least urgent itself.
         """
         lacking = self.pool.blocks_for(num_tokens) - len(state.blocks)
-        if lacking <= 0:
-            return ()
         preempted: list[RequestState] = []
         while lacking > self.pool.num_free:
             preempted.append(self.running.last)
@@ -61,10 +61,11 @@ class Batch:
 
     def finish(self, state: RequestState, reason: FinishReason) -> None:
         """Takes a request out, wherever it stands."""
-        if state.status == "running":
-            self._give_back(state)
-        else:
+        if state.status == "waiting":
             self.waiting.remove(state)
+        else:
+            self._give_back(state)
+        del state.tokens[state.num_known :]
         state.status = "finished"
         state.finish_reason = reason
 

@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
+from llmcourse.decoding.errors import require
 from llmcourse.serving.request import Request, RequestState
-from llmcourse.serving.runner import Runner
-from llmcourse.serving.scheduler import Output, Scheduler
+from llmcourse.serving.runner import OverlappingRunner, Runner
+from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.scheduler import Scheduler
+
+
+class _Launched(NamedTuple):
+    """A step on its way, and what waits for its tokens."""
+
+    schedule: Schedule
+    wait: Callable[[], Mapping[str, int | Exception]]
 
 
 class Engine:
     """Serves requests in steps.
 
     Not for several threads: whoever serves a network adds and aborts between steps, on the same thread.
+
+    Args:
+        scheduler: decides what each step computes.
+        runner: computes it.
+        overlap: whether the next step is scheduled and launched before the tokens of the one before are
+            here, so that the device never waits for the scheduler. The answers are the same; each token
+            is returned by the step after the one that computes it.
+
+    Raises:
+        ValueError: the runner cannot launch steps that overlap.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner):
+    def __init__(self, scheduler: Scheduler, runner: Runner, overlap: bool = False):
+        able = not overlap or isinstance(runner, OverlappingRunner)
+        kind = type(runner).__name__
+        require(able, "runner", "an OverlappingRunner where steps overlap", kind, "use overlap=False")
         self.scheduler = scheduler
         self.runner = runner
+        self.overlap = overlap
+        self._before: _Launched | None = None
+        self._resolves_first = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step is still to be run or to be resolved."""
+        return self.scheduler.has_work
 
     def add(self, request: Request) -> RequestState:
         """Puts a request in line; errors as `Scheduler.add`."""
@@ -28,7 +59,18 @@ class Engine:
         return self.scheduler.abort(request_id)
 
     def step(self) -> list[Output]:
-        """Runs one step. If the runner raises, so does this, and the same tokens are computed next time."""
+        """Runs one step, or launches one and waits for the one before.
+
+        If the runner raises, so does this, and the same tokens are computed next time.
+        """
+        return self._launch_and_resolve() if self.overlap else self._run()
+
+    def stream(self) -> Iterator[Output]:
+        """Every token as it comes, until all requests are finished."""
+        while self.has_work:
+            yield from self.step()
+
+    def _run(self) -> list[Output]:
         schedule = self.scheduler.schedule()
         try:
             sampled = self.runner.run(schedule)
@@ -37,7 +79,32 @@ class Engine:
             raise
         return self.scheduler.postprocess(schedule, sampled)
 
-    def stream(self) -> Iterator[Output]:
-        """Every token as it comes, until all requests are finished."""
-        while self.scheduler.has_work:
-            yield from self.step()
+    def _launch_and_resolve(self) -> list[Output]:
+        launched = None if self._resolves_first else self._launch()
+        self._resolves_first = False
+        before, self._before = self._before, launched
+        return self._resolve(before) if before else []
+
+    def _launch(self) -> _Launched | None:
+        """Begins a step; None where nothing can be computed before the step on its way is resolved."""
+        schedule = self.scheduler.schedule()
+        if not schedule.chunks:
+            self.scheduler.abandon(schedule)
+            return None
+        try:
+            wait = self.runner.launch(schedule)
+        except BaseException:
+            self.scheduler.abandon(schedule)
+            # What was launched in part may have sampled over the tokens that the next step would take.
+            self._resolves_first = self._before is not None
+            raise
+        self.scheduler.advance(schedule)
+        return _Launched(schedule, wait)
+
+    def _resolve(self, step: _Launched) -> list[Output]:
+        try:
+            return self.scheduler.resolve(step.schedule, step.wait())
+        except BaseException:
+            self.scheduler.abandon(step.schedule)  # and with it the step that was launched after it
+            self._before = None
+            raise

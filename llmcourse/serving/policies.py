@@ -25,12 +25,25 @@ class Plan(Protocol):
         """Planned so far."""
         ...
 
+    @property
+    def num_running(self) -> int:
+        """How many requests have a slot, those included whose last token is on its way."""
+        ...
+
     def running(self) -> Iterator[RequestState]:
-        """The requests that have a slot, the most urgent first; those preempted meanwhile are left out."""
+        """The running requests, the most urgent first; those preempted meanwhile are left out."""
         ...
 
     def admit(self) -> RequestState | None:
         """Gives the most urgent waiting request a slot and blocks; None where it has to wait."""
+        ...
+
+    def decode(self) -> list[RequestState]:
+        """Plans the next token of every running request that has only one to compute.
+
+        Returns:
+            The others, the most urgent first; they may be preempted for those after them.
+        """
         ...
 
     def compute(self, state: RequestState, num_tokens: int) -> None:
@@ -74,7 +87,7 @@ class TraditionalBatching:
     most_running = None
 
     def plan(self, step: Plan) -> None:
-        if next(step.running(), None) is None:
+        if not step.num_running:
             while step.admit():
                 pass
         for state in step.running():
@@ -100,8 +113,9 @@ class ContinuousBatching:
         require_integer(1, "token_budget", self.token_budget, "use 8192")
 
     def plan(self, step: Plan) -> None:
-        for state in step.running():
-            step.compute(state, state.num_pending)
+        for state in step.decode():
+            if state.status == "running":  # it may have been preempted
+                step.compute(state, state.num_pending)
         while step.num_tokens < self.token_budget and (state := step.admit()):
             step.compute(state, state.num_pending)
 
@@ -129,11 +143,8 @@ class ChunkedPrefill:
         return self.token_budget
 
     def plan(self, step: Plan) -> None:
-        for state in step.running():
-            if state.num_pending == 1:
-                step.compute(state, 1)
-        for state in step.running():
-            if state.num_pending > 1:
+        for state in step.decode():
+            if state.status == "running":  # it may have been preempted
                 self._fill(step, state)
         while step.num_tokens < self.token_budget and (state := step.admit()):
             self._fill(step, state)

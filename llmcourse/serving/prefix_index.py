@@ -20,9 +20,9 @@ def chained_hash(parent: int, tokens: tuple[int, ...]) -> int:
     return hash((parent, tokens))
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Prefix:
-    """A text up to the end of a full block: the one before it, and the tokens of the block."""
+    """A text up to the end of a full block: the one before it, and the tokens of the block; never changed."""
 
     parent: Prefix | None
     tokens: tuple[int, ...]
@@ -54,7 +54,7 @@ class PrefixIndex:
         prefix = None
         for start in range(0, len(tokens) - self._block_size + 1, self._block_size):
             own = tuple(tokens[start : start + self._block_size])
-            prefix, block = self._lookup(prefix, own)
+            prefix, block = self._lookup(self._hash_after(prefix, own), prefix, own)
             if prefix is None:
                 break
             blocks.append(block)
@@ -63,10 +63,11 @@ class PrefixIndex:
     def register(self, block: int, parent: int | None, tokens: tuple[int, ...]) -> None:
         """From now on, `block` holds these tokens after those of block `parent` (None: none before)."""
         before = None if parent is None else self._prefix[parent]
-        known, _ = self._lookup(before, tokens)
+        number = self._hash_after(before, tokens)
+        known, _ = self._lookup(number, before, tokens)
         if known is None:
-            known = Prefix(before, tokens, self._hash(before.hash if before else 0, tokens))
-            self._found[known.hash] = known, block  # of two with one hash, the later is found
+            known = Prefix(before, tokens, number)
+            self._found[number] = known, block  # of two with one hash, the later is found
         self._prefix[block] = known
 
     def forget(self, block: int) -> None:
@@ -75,9 +76,14 @@ class PrefixIndex:
         if prefix is not None and self._found.get(prefix.hash) == (prefix, block):
             del self._found[prefix.hash]
 
-    def _lookup(self, before: Prefix | None, tokens: tuple[int, ...]) -> tuple[Prefix | None, int]:
-        """What is known of these tokens after that prefix, and the block that holds them."""
-        prefix, block = self._found.get(self._hash(before.hash if before else 0, tokens), (None, -1))
+    def _hash_after(self, before: Prefix | None, tokens: tuple[int, ...]) -> int:
+        return self._hash(before.hash if before else 0, tokens)
+
+    def _lookup(
+        self, number: int, before: Prefix | None, tokens: tuple[int, ...]
+    ) -> tuple[Prefix | None, int]:
+        """What is known by this hash of these tokens after that prefix, and the block that holds them."""
+        prefix, block = self._found.get(number, (None, -1))
         if prefix is not None and prefix.parent is before and prefix.tokens == tokens:
             return prefix, block
         return None, -1

@@ -18,7 +18,8 @@ from llmcourse.decoding.params import SamplingParams
 
 PENDING = -1  # in place of a token that a step in flight samples; no token has this id
 GREEDY = SamplingParams(temperature=0.0)
-Status = Literal["waiting", "running", "finished"]  # preempted, it waits again
+# Preempted, it waits again; "ending" while the step in flight samples the last token it may have.
+Status = Literal["waiting", "running", "ending", "finished"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -88,10 +89,12 @@ class RequestState:
     Attributes:
         request, id: what was asked for, and its name.
         rank: its place in line, the smallest first (`urgency.rank`).
-        tokens: the prompt and what has been generated.
-        num_computed: of the tokens, those whose keys and values are in the blocks.
+        tokens: the prompt and what has been generated; `PENDING` at the end for what steps in flight sample.
+        max_length: of its request.
+        num_computed: of the tokens, those whose keys and values are in the blocks, or will be when the
+            steps in flight are done.
         blocks: its block table: token i lies in slot i mod block_size of blocks[i // block_size].
-        slot: its row in the batch while it runs, None otherwise.
+        slot: its row in the batch while it runs or is ending, None otherwise.
         num_reused: tokens that the last admission found in the cache of prefixes.
         num_preemptions: how often its blocks were taken from it.
         error: why it failed, where finish_reason is "error".
@@ -102,6 +105,7 @@ class RequestState:
     id: str = field(init=False)
     tokens: list[int] = field(init=False)
     num_prompt: int = field(init=False)
+    max_length: int = field(init=False)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     slot: int | None = None
@@ -115,23 +119,26 @@ class RequestState:
         self.id = self.request.id
         self.tokens = list(self.request.prompt)
         self.num_prompt = len(self.tokens)
+        self.max_length = self.request.max_length
+
+    @property
+    def num_known(self) -> int:
+        """Tokens without those that are still `PENDING`."""
+        count = len(self.tokens)
+        while self.tokens[count - 1] == PENDING:
+            count -= 1
+        return count
 
     @property
     def generated(self) -> list[int]:
         """The answer so far."""
-        return self.tokens[self.num_prompt :]
+        return self.tokens[self.num_prompt : self.num_known]
 
     @property
     def num_generated(self) -> int:
-        return len(self.tokens) - self.num_prompt
+        return self.num_known - self.num_prompt
 
     @property
     def num_pending(self) -> int:
         """Tokens that are still to be computed before the next one can be sampled."""
         return len(self.tokens) - self.num_computed
-
-    def ending(self) -> FinishReason | None:
-        """Why the last token generated ends the answer, None if it does not."""
-        if self.tokens[-1] in self.request.stop_token_ids:
-            return "stop"
-        return "length" if self.num_generated >= self.request.max_tokens else None

@@ -1,10 +1,10 @@
-"""What one step computes: for each request that takes part, a range of its tokens."""
+"""What one step computes, a range of tokens of each request that takes part, and what it brings."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from llmcourse.serving.request import RequestState
+from llmcourse.serving.request import FinishReason, RequestState
 
 
 class Chunk(NamedTuple):
@@ -47,4 +47,17 @@ class Schedule(NamedTuple):
     @property
     def num_tokens(self) -> int:
         """How many tokens are computed."""
-        return sum(chunk.num_tokens for chunk in self.chunks)
+        return sum(stop - start for _, start, stop, _ in self.chunks)
+
+
+class Output(NamedTuple):
+    """What a step brought to one request.
+
+    Attributes:
+        token: sampled; None where the request failed.
+        finish_reason: if that ended it.
+    """
+
+    state: RequestState
+    token: int | None
+    finish_reason: FinishReason | None

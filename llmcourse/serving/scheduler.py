@@ -1,7 +1,15 @@
 """Continuous service in steps: schedule → run → postprocess.
 
 `schedule` says which tokens of which requests are computed, a runner computes them and samples, and
-`postprocess` takes the samples in. Blocks are taken as answers grow; where none is left, the least urgent
+`postprocess` takes the samples in. That has two halves, which may be called apart, so that the scheduler
+works while the device does: `advance` when a step was launched, `resolve` when its tokens are here.
+
+    schedule 0, advance 0, schedule 1, advance 1, resolve 0, schedule 2, advance 2, resolve 1, …
+
+An answer that turns out to end with a token of step n has one token too many in step n + 1, which is
+dropped. Everything else is as without overlap, only one step later.
+
+Blocks are taken as answers grow; where none is left, the least urgent
 running request is preempted: its blocks are freed, and it waits to be computed again, its answer so far
 as part of its prompt (recomputation; Kwon et al. 2023, section 4.5).
 
@@ -13,19 +21,23 @@ come later) is finished within (2A + 1) · (S + 1) · L steps:
 - nobody is admitted before a more urgent request that waits, so whoever is first in line waits at most
   for the S that run, one after the other, and then runs to its end: S + 1 requests of L steps each;
 - who is first in line changes when the first ends or when a more urgent one comes: 2A times at most.
+
+Where steps overlap, a request keeps its slot for one step more, until its end is known: L + 1 in place of L.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, NoReturn
+from collections import deque
+from collections.abc import Mapping
 
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.serving.batch import Batch
 from llmcourse.serving.block_pool import BlockPool
+from llmcourse.serving.in_flight import StepInFlight
 from llmcourse.serving.policies import Policy
 from llmcourse.serving.request import FinishReason, Request, RequestState
-from llmcourse.serving.schedule import Chunk, Schedule
+from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.step_plan import StepPlan
 from llmcourse.serving.urgency import rank
 
 
@@ -42,20 +54,7 @@ class UnknownRequest(LookupError):
 
 
 class StepOrder(RuntimeError):
-    """Steps that are not scheduled and postprocessed in turn."""
-
-
-class Output(NamedTuple):
-    """What a step brought to one request.
-
-    Attributes:
-        token: sampled; None where the request failed.
-        finish_reason: if that ended it.
-    """
-
-    state: RequestState
-    token: int | None
-    finish_reason: FinishReason | None
+    """Steps that are not scheduled, advanced and resolved in turn."""
 
 
 class Scheduler:
@@ -89,7 +88,8 @@ class Scheduler:
         self._states: dict[str, RequestState] = {}
         self._num_added = 0
         self._num_steps = 0
-        self._in_flight: Schedule | None = None
+        self._scheduled: Schedule | None = None  # and not launched yet
+        self._in_flight: deque[StepInFlight] = deque()  # launched and not resolved: two at most
 
     @property
     def num_waiting(self) -> int:
@@ -101,8 +101,8 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is unfinished."""
-        return bool(self._states)
+        """Whether any request is unfinished, or any launched step that computes something unresolved."""
+        return bool(self._states) or any(step.schedule.chunks for step in self._in_flight)
 
     def add(self, request: Request) -> RequestState:
         """Puts a request in line; what is returned tells from then on how far it has come.
@@ -143,119 +143,82 @@ class Scheduler:
         return state
 
     def schedule(self) -> Schedule:
-        """What to compute next; without chunks only where there is no work.
+        """What to compute next; without chunks only where there is no work before a step is resolved.
 
         Raises:
-            StepOrder: the step before has not been postprocessed.
+            StepOrder: the step before has been neither advanced nor postprocessed, or two are unresolved.
         """
-        if self._in_flight is not None:
+        if self._scheduled is not None:
             raise StepOrder(
-                f"step {self._in_flight.number} must be postprocessed before the next is scheduled, "
-                "it was not; call postprocess with what it sampled, or abandon"
+                f"step {self._scheduled.number} must be postprocessed before the next is scheduled, it was "
+                "not; call postprocess with what it sampled, advance if it was launched, or abandon"
             )
-        step = _Step(self._batch)
-        self.policy.plan(step)
-        self._in_flight = Schedule(self._num_steps, step.chunks(), tuple(step.preempted))
+        if len(self._in_flight) == 2:
+            raise StepOrder(
+                f"step {self._in_flight[0].schedule.number} must be resolved before a third is scheduled, "
+                "it was not; call resolve with what it sampled, or abandon"
+            )
+        plan = StepPlan(self._batch)
+        self.policy.plan(plan)
+        self._scheduled = Schedule(self._num_steps, plan.chunks(), tuple(plan.preempted))
         self._num_steps += 1
-        return self._in_flight
+        return self._scheduled
 
     def postprocess(self, schedule: Schedule, sampled: Mapping[str, int | Exception]) -> list[Output]:
+        """Takes in a step that has been run: `advance` and `resolve`, whose arguments and errors it has."""
+        if schedule is self._scheduled and not self._in_flight:
+            self.advance(schedule)
+        return self.resolve(schedule, sampled)
+
+    def advance(self, schedule: Schedule) -> None:
+        """Moves the requests of a step on that was launched, so that the next can be scheduled.
+
+        Raises:
+            StepOrder: another step than the last, or the same one twice.
+        """
+        if schedule is not self._scheduled:
+            raise _not_in_turn(schedule, "the one scheduled last")
+        self._scheduled = None
+        self._in_flight.append(StepInFlight(schedule))
+
+    def resolve(self, schedule: Schedule, sampled: Mapping[str, int | Exception]) -> list[Output]:
         """Takes in what the step sampled.
 
         Args:
-            schedule: what `schedule` returned last.
+            schedule: of the launched steps the earliest.
             sampled: by id, a token for each chunk that samples, or an exception for a request that
                 failed; it alone ends, and keeps the exception as its `error`.
 
         Raises:
-            StepOrder: another step than the last, or the same one twice.
+            StepOrder: another step, or the same one twice.
             ValueError: a token is missing; the step is not taken in then.
         """
-        self._check_order(schedule)
-        chunks = [chunk for chunk in schedule.chunks if chunk.state.status == "running"]
-        missing = [chunk.state.id for chunk in chunks if chunk.samples and chunk.state.id not in sampled]
-        require(
-            not missing, "sampled", "a token for each chunk that samples", f"none for {missing}", "run it"
-        )
-        self._in_flight = None
-        outputs = [self._take_in(chunk, sampled.get(chunk.state.id)) for chunk in chunks]
-        return [output for output in outputs if output is not None]
+        if not self._in_flight or schedule is not self._in_flight[0].schedule:
+            raise _not_in_turn(schedule, "the earliest step in flight")
+        outputs = self._in_flight[0].resolve(sampled, self.pool, self._finish)
+        self._in_flight.popleft()
+        return outputs
 
     def abandon(self, schedule: Schedule) -> None:
-        """Forgets a step that could not be run as a whole; its tokens are scheduled again.
+        """Forgets a step that could not be run as a whole, and those after it, which build on it.
+
+        Their tokens are scheduled again.
 
         Raises:
-            StepOrder: another step than the last.
+            StepOrder: a step that is neither scheduled nor in flight.
         """
-        self._check_order(schedule)
-        self._in_flight = None
-
-    def _check_order(self, schedule: Schedule) -> None:
-        if schedule is not self._in_flight:
-            raise StepOrder(
-                f"schedule must be the step in flight, got step {schedule.number}; pass each step once"
-            )
-
-    def _take_in(self, chunk: Chunk, sampled: int | Exception | None) -> Output | None:
-        state = chunk.state
-        if isinstance(sampled, Exception):
-            state.error = sampled
-            self._finish(state, "error")
-            return Output(state, None, "error")
-        size = self.pool.block_size
-        if chunk.stop // size > chunk.start // size:
-            self.pool.register(state.blocks, state.tokens, chunk.start // size, chunk.stop // size)
-        state.num_computed = chunk.stop
-        if not chunk.samples:
-            return None
-        state.tokens.append(sampled)
-        if reason := state.ending():
-            self._finish(state, reason)
-        return Output(state, sampled, reason)
+        if schedule is not self._scheduled:
+            if not any(schedule is step.schedule for step in self._in_flight):
+                raise _not_in_turn(schedule, "a step in flight")
+            while self._in_flight[-1].schedule is not schedule:
+                self._in_flight.pop().undo()
+            self._in_flight.pop().undo()
+        self._scheduled = None
 
     def _finish(self, state: RequestState, reason: FinishReason) -> None:
         self._batch.finish(state, reason)
         del self._states[state.id]
 
 
-class _Step:
-    """A step in the making (`policies.Plan`)."""
-
-    def __init__(self, batch: Batch):
-        self.num_tokens = 0
-        self.preempted: list[RequestState] = []
-        self._batch = batch
-        self._chunks: dict[RequestState, Chunk] = {}
-
-    def running(self) -> Iterator[RequestState]:
-        return (state for state in self._batch.running if state.status == "running")
-
-    def admit(self) -> RequestState | None:
-        # Where blocks were just taken from one request, none are given to another.
-        return None if self.preempted else self._batch.admit()
-
-    def compute(self, state: RequestState, num_tokens: int) -> None:
-        runs = state.status == "running" and state not in self._chunks
-        if not runs or not 1 <= num_tokens <= state.num_pending:
-            self._refuse(state, num_tokens)
-        stop = state.num_computed + num_tokens
-        for victim in self._batch.extend(state, stop):
-            self.preempted.append(victim)
-            if chunk := self._chunks.pop(victim, None):
-                self.num_tokens -= chunk.num_tokens
-        if state.status == "running":
-            self._chunks[state] = Chunk(state, state.num_computed, stop, stop == len(state.tokens))
-            self.num_tokens += num_tokens
-
-    def _refuse(self, state: RequestState, num_tokens: int) -> NoReturn:
-        """Says what a policy planned wrongly."""
-        allowed = "one that runs and is not planned yet"
-        got = f"{state.id!r}, which is {'planned' if state in self._chunks else state.status}"
-        require(
-            state.status == "running" and state not in self._chunks, "state", allowed, got, "leave it out"
-        )
-        allowed = f"in [1, {state.num_pending}], the pending tokens of {state.id!r}"
-        require(False, "num_tokens", allowed, num_tokens, "plan these")
-
-    def chunks(self) -> tuple[Chunk, ...]:
-        return tuple(self._chunks.values())
+def _not_in_turn(schedule: Schedule, expected: str) -> StepOrder:
+    return StepOrder(f"schedule must be {expected}, got step {schedule.number}; pass each step once")

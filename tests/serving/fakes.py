@@ -1,12 +1,13 @@
 """A model that is a pure function of what lies in its cache, and schedulers over it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llmcourse.serving.block_pool import BlockPool
+from llmcourse.serving.engine import Engine
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Policy, TraditionalBatching
-from llmcourse.serving.request import Request, RequestState
-from llmcourse.serving.schedule import Schedule
-from llmcourse.serving.scheduler import Output, Scheduler
+from llmcourse.serving.request import PENDING, Request, RequestState
+from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.scheduler import Scheduler
 
 END = 0
 POLICIES = {
@@ -34,21 +35,36 @@ def answer(request: Request) -> list[int]:
 
 
 class PagedRunner:
-    """Keeps tokens in blocks as a model keeps keys and values, and knows a text from there alone."""
+    """Keeps tokens in blocks as a model keeps keys and values, and knows a text from there alone.
+
+    What it sampled it keeps by slot, as on a device, and takes from there what is not known elsewhere yet.
+    """
 
     def __init__(self, pool: BlockPool):
         self.memory = [[None] * pool.block_size for _ in range(pool.num_blocks)]
         self.size = pool.block_size
+        self.last: dict[int, tuple[RequestState, int, int]] = {}  # slot to request, position and token
 
     def run(self, schedule: Schedule) -> dict[str, int]:
+        return self.launch(schedule)()
+
+    def launch(self, schedule: Schedule) -> Callable[[], dict[str, int]]:
         for chunk in schedule.chunks:
             for i in range(chunk.start, chunk.stop):
-                self.memory[chunk.state.blocks[i // self.size]][i % self.size] = chunk.state.tokens[i]
-        return {
-            chunk.state.id: next_token(self.read(chunk.state, chunk.stop))
-            for chunk in schedule.chunks
-            if chunk.samples
-        }
+                self.memory[chunk.state.blocks[i // self.size]][i % self.size] = self.token(chunk.state, i)
+        sampled = {}
+        for state, _, stop, samples in schedule.chunks:
+            if samples:
+                sampled[state.id] = next_token(self.read(state, stop))
+                self.last[state.slot] = state, stop, sampled[state.id]
+        return lambda: sampled
+
+    def token(self, state: RequestState, position: int) -> int:
+        if state.tokens[position] != PENDING:
+            return state.tokens[position]
+        whose, where, token = self.last[state.slot]
+        assert (whose, where) == (state, position), "another token was sampled last for the slot"
+        return token
 
     def read(self, state: RequestState, stop: int) -> list[int]:
         return [self.memory[state.blocks[i // self.size]][i % self.size] for i in range(stop)]
@@ -65,11 +81,28 @@ def step(served: Scheduler, runner: PagedRunner) -> tuple[Schedule, list[Output]
     return schedule, served.postprocess(schedule, runner.run(schedule))
 
 
-def drain(served: Scheduler, runner: PagedRunner | None = None, limit: int = 10_000) -> list[Schedule]:
-    """Steps until there is no work."""
-    runner = runner or PagedRunner(served.pool)
-    schedules = []
-    while served.has_work:
-        assert len(schedules) < limit, "some request is stuck"
-        schedules.append(step(served, runner)[0])
-    return schedules
+def drain(
+    served: Scheduler, runner: PagedRunner | None = None, limit: int = 10_000, overlap: bool = False
+) -> list[Schedule]:
+    """Steps until there is no work; returns those that computed something."""
+    recorder = Recorder(runner or PagedRunner(served.pool))
+    engine = Engine(served, recorder, overlap)
+    while engine.has_work:
+        assert len(recorder.schedules) < limit, "some request is stuck"
+        engine.step()
+    return recorder.schedules
+
+
+class Recorder:
+    """Remembers the steps that a runner was given."""
+
+    def __init__(self, runner: PagedRunner):
+        self.runner = runner
+        self.schedules: list[Schedule] = []
+
+    def run(self, schedule: Schedule) -> dict[str, int]:
+        return self.launch(schedule)()
+
+    def launch(self, schedule: Schedule) -> Callable[[], dict[str, int]]:
+        self.schedules.append(schedule)
+        return self.runner.launch(schedule)

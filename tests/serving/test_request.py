@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from llmcourse.decoding import SamplingParams
-from llmcourse.serving.request import Request, RequestState
+from llmcourse.serving.request import PENDING, Request, RequestState
 
 
 def test_a_request_keeps_what_was_asked_for():
@@ -69,12 +69,14 @@ def test_what_is_of_another_kind_is_refused_in_the_form_of_the_house():
 
 
 def test_a_state_tells_pending_from_computed():
-    state = RequestState(Request("a", (5, 6, 7), max_tokens=2, stop_token_ids={0}), rank=(0, 0))
+    state = RequestState(Request("a", (5, 6, 7), max_tokens=2), rank=(0, 0))
     assert (state.num_pending, state.num_generated, state.generated) == (3, 0, [])
     state.num_computed = 3
     state.tokens.append(9)
-    assert (state.num_pending, state.generated, state.ending()) == (1, [9], None)
-    state.tokens.append(9)
-    assert state.ending() == "length"
-    state.tokens[-1] = 0
-    assert state.ending() == "stop"
+    assert (state.num_pending, state.num_generated, state.generated) == (1, 1, [9])
+
+
+def test_tokens_on_their_way_are_no_part_of_the_answer():
+    state = RequestState(Request("a", (5, 6, 7), max_tokens=4), rank=(0, 0))
+    state.tokens += [9, PENDING, PENDING]
+    assert (state.num_known, state.num_generated, state.generated) == (4, 1, [9])

@@ -36,32 +36,35 @@ def ranges(schedule) -> dict[str, tuple[int, int]]:
 
 
 @policies
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
 @pytest.mark.parametrize("num_blocks", [10, 16, 64])
-def test_answers_are_the_same_whatever_the_policy_and_the_memory(policy, num_blocks):
+def test_answers_are_the_same_whatever_the_policy_and_the_memory(policy, num_blocks, overlap):
     served = scheduler(policy, num_blocks=num_blocks)
     requests = many(30)
     states = [served.add(request) for request in requests]
-    drain(served)
+    drain(served, overlap=overlap)
     assert [state.generated for state in states] == [answer(request) for request in requests]
     assert {state.finish_reason for state in states} == {"stop", "length"}
     assert served.pool.num_free == num_blocks and served.num_running == served.num_waiting == 0
 
 
-def test_continuous_batching_preempts_where_memory_is_short_and_traditional_never():
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
+def test_continuous_batching_preempts_where_memory_is_short_and_traditional_never(overlap):
     preempted = {}
     for name in ("traditional", "continuous", "chunked"):
         served = scheduler(POLICIES[name], num_blocks=10)
         states = [served.add(request) for request in many(30)]
-        drain(served)
+        drain(served, overlap=overlap)
         preempted[name] = sum(state.num_preemptions for state in states)
     assert preempted["traditional"] == 0 < min(preempted["continuous"], preempted["chunked"])
 
 
-def test_a_traditional_batch_ends_before_the_next_begins():
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
+def test_a_traditional_batch_ends_before_the_next_begins(overlap):
     served = scheduler(TraditionalBatching(), max_running=2)
     for name, length in (("a", 1), ("b", 3), ("c", 1)):
         served.add(Request(name, [1, 2, 3], max_tokens=length))
-    steps = [ranges(schedule) for schedule in drain(served)]
+    steps = [ranges(schedule) for schedule in drain(served, overlap=overlap)]
     assert steps == [{"a": (0, 3), "b": (0, 3)}, {"b": (3, 4)}, {"b": (4, 5)}, {"c": (0, 3)}]
 
 

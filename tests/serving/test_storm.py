@@ -33,6 +33,8 @@ prompts = st.builds(
 
 
 class Storm(RuleBasedStateMachine):
+    slack = 0  # steps that a request keeps its slot after its last
+
     @initialize(
         policy=policies,
         num_tokens=st.integers(16, 40),
@@ -122,12 +124,15 @@ class Storm(RuleBasedStateMachine):
 
     def looks_right(self, schedule: Schedule) -> None:
         chunks = schedule.chunks
-        assert bool(chunks) == self.served.has_work, "there is work and nothing runs"
+        assert bool(chunks) == self.served.has_work or self.idles(), "there is work and nothing runs"
         assert len({chunk.state for chunk in chunks}) == len(chunks) <= self.max_running
         running = [state for state in self.states if state.status == "running"]
         assert not running or min(running, key=lambda s: s.rank) in [chunk.state for chunk in chunks]
         for victim in schedule.preempted:
-            assert victim.rank > max(state.rank for state in running), "a more urgent request is preempted"
+            assert not self.holds(victim)
+            assert victim.rank > max(state.rank for state in self.states if self.holds(state)), (
+                "a more urgent request is preempted"
+            )
         for state, start, stop, samples in chunks:
             assert start == state.num_computed < stop <= len(state.tokens)
             assert samples == (stop == len(state.tokens))
@@ -142,10 +147,20 @@ class Storm(RuleBasedStateMachine):
         if isinstance(self.policy, TraditionalBatching):
             assert not schedule.preempted
 
+    def holds(self, state: RequestState) -> bool:
+        return state.status in ("running", "ending")
+
+    def idles(self) -> bool:
+        """Whether there may be nothing to compute although there is work."""
+        return False
+
     def take_in(self, schedule: Schedule, sampled) -> None:
+        self.serve(schedule)
+        self.served.postprocess(schedule, sampled)
+
+    def serve(self, schedule: Schedule) -> None:
         for chunk in sorted(schedule.chunks, key=lambda chunk: chunk.state.rank):
             self.begin_to_serve(chunk.state)
-        self.served.postprocess(schedule, sampled)
 
     def begin_to_serve(self, state: RequestState) -> None:
         if state in self.begun:
@@ -167,11 +182,9 @@ class Storm(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_shared_by_nobody(self):
-        slots = [state.slot for state in self.states if state.status == "running"]
+        slots = [state.slot for state in self.states if self.holds(state)]
         assert len(set(slots)) == len(slots) and set(slots) <= set(range(self.max_running))
-        assert all(
-            state.slot is None and not state.blocks for state in self.states if state.status != "running"
-        )
+        assert all(state.slot is None and not state.blocks for state in self.states if not self.holds(state))
         assert all(state.num_computed == 0 for state in self.states if state.status == "waiting")
         assert self.served.num_running == len(slots)
         assert self.served.num_running + self.served.num_waiting == len(self.unfinished())
@@ -180,7 +193,7 @@ class Storm(RuleBasedStateMachine):
     def nobody_waits_for_ever(self):
         longest = max((state.request.max_length for state in self.states), default=0)
         for state in self.states:
-            bound = (2 * self.ahead[state] + 1) * (self.max_running + 1) * longest
+            bound = (2 * self.ahead[state] + 1) * (self.max_running + 1) * (longest + self.slack)
             assert self.steps_waited[state] <= bound
             assert self.overtaken[state] <= max(0, state.request.priority * AGEING - 1)
 
