@@ -139,7 +139,7 @@ class PagedDecoder:
         splits = min(PROGRAMS * self._processors // (num_decodes * c.num_kv_heads), MOST_SPLITS)
         if splits < 2:
             return None
-        device = self.model.device
+        splits, device = 1 << (splits.bit_length() - 1), self.model.device
         return Workspace(num_decodes, c.num_heads, c.num_kv_heads, c.head_dim, splits, device)
 
 

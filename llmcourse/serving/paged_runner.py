@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmcourse.decoding.errors import DecodingError, require_integer
+from llmcourse.decoding.errors import DecodingError, require, require_integer
 from llmcourse.kernels.backend import Backend
 from llmcourse.model import Decoder
 from llmcourse.serving.other_choices import choose_one
@@ -56,7 +56,9 @@ class PagedRunner:
         context = model.config.max_position_embeddings
         max_length = context if max_length is None else max_length
         require_integer(1, "max_running", max_running, "use as many as the scheduler has slots")
-        require_integer(1, "max_length", max_length, f"use at most {context}, the context of the model")
+        require_integer(1, "max_length", max_length, f"use {context}, the context of the model")
+        allowed = f"at most {context}, the context of the model"
+        require(max_length <= context, "max_length", allowed, max_length, "leave it at None")
         most_blocks = -(-max_length // cache.block_size)
         self.model, self.cache = model, cache
         self._builder = StepBuilder(max_running, most_blocks, cache.block_size)
