@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.tokens import CHUNK
+CHUNK = 8192  # logits that one program looks at
 
 
 @triton.jit
@@ -40,8 +40,9 @@ def _best_of_chunk_kernel(
     # NaN is neither above nor below another number, so that among NaN argmax may end on a place of the last
     # chunk that is no token: the next step would look it up beyond the end of the table.
     scores = tl.where(scores != scores, float("inf"), scores)
-    tl.store(peaks_ptr + row * CHUNKS + chunk, tl.max(scores, axis=0))
-    tl.store(tokens_ptr + row * CHUNKS + chunk, chunk * CHUNK_SIZE + tl.argmax(scores, axis=0))
+    peak, at = tl.max(scores, axis=0, return_indices=True)
+    tl.store(peaks_ptr + row * CHUNKS + chunk, peak)
+    tl.store(tokens_ptr + row * CHUNKS + chunk, chunk * CHUNK_SIZE + at)
 
 
 @triton.jit

@@ -26,7 +26,6 @@ from llmcourse.kernels.arguments import (
     check_apart,
     check_dims,
     check_memory,
-    check_power_of_2,
     check_tensor,
 )
 from llmcourse.kernels.backend import Backend, resolve
@@ -51,25 +50,24 @@ class Workspace:
 
     Args:
         num_rows: of new tokens, at most.
-        num_splits: a power of 2, at most `MOST_SPLITS`.
+        num_splits: at most `MOST_SPLITS`.
 
     Attributes:
-        peaks: `(rows, H, splits)`, the largest score m_i of each split, in base 2.
-        weights: `(rows, H, splits)`, its l_i.
-        mixed: `(rows, H, splits, D)`, its o_i.
+        stride: room for as many splits in the parts, the next power of 2.
+        peaks: `(rows, H, stride)`, the largest score m_i of each split, in base 2.
+        weights: `(rows, H, stride)`, its l_i.
+        mixed: `(rows, H, stride, D)`, its o_i.
         arrivals: `(rows, Hkv)`, how many splits have ended; zero between launches.
     """
 
     def __init__(
         self, num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
     ):
-        check_power_of_2("num_splits", num_splits)
-        if num_splits > MOST_SPLITS:
-            raise ValueError(
-                f"num_splits must be at most {MOST_SPLITS}, got {num_splits}; take {MOST_SPLITS}"
-            )
+        if not 1 <= num_splits <= MOST_SPLITS:
+            raise ValueError(f"num_splits must be in [1, {MOST_SPLITS}], got {num_splits}; 1 is for none")
         self.num_splits = num_splits
-        shape = (num_rows, num_heads, num_splits)
+        self.stride = 1 << (num_splits - 1).bit_length()
+        shape = (num_rows, num_heads, self.stride)
         self.peaks = torch.empty(shape, dtype=torch.float32, device=device)
         self.weights = torch.empty(shape, dtype=torch.float32, device=device)
         self.mixed = torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
@@ -254,7 +252,7 @@ def _launch_arguments(
     scale = math.log2(math.e) / math.sqrt(head_dim)  # exponentials are of base 2
     arguments = (qkv, keys, values, positions, cos, sin, *gains, out, *parts, capacity, eps, scale)
     constants = {"H": out.shape[1] // head_dim, "HKV": num_kv_heads, "D": head_dim, "BLOCK_S": tile.block}
-    constants |= {"SPLITS": workspace.num_splits, "NORM": norm is not None}
+    constants |= {"SPLITS": workspace.stride, "NORM": norm is not None}
     return (batch * num_kv_heads, workspace.num_splits), arguments, constants
 
 

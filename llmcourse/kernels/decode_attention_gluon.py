@@ -151,7 +151,8 @@ def _staged_attention_kernel(
     kv_head = gl.program_id(0) % HKV
     split = gl.program_id(1)
     position = gl.load(positions_ptr + row).to(gl.int32)
-    span = gl.maximum((position + BLOCK_S * SPLITS - 1) // (BLOCK_S * SPLITS), 1) * BLOCK_S
+    programs = BLOCK_S * gl.num_programs(1)
+    span = gl.maximum((position + programs - 1) // programs, 1) * BLOCK_S
     active = gl.maximum((position + span - 1) // span, 1)
     if split >= active:
         start_next(PDL)

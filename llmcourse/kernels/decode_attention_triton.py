@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.online_softmax_triton import join
@@ -57,6 +58,20 @@ def _rotated(x, y, gain, partner_gain, cos, sin, eps, D: tl.constexpr, NORM: tl.
 
 
 @triton.jit
+def _slots(tables_ptr, row, kv_head, s, held, width, HKV: tl.constexpr, SIZE: tl.constexpr):
+    """Where tokens s of a row lie among all slots of a head size, and which of them lie anywhere.
+
+    A cache of its own gives a row `width` slots in order; in a pool of blocks of SIZE tokens, `width` is that
+    of the table, and a negative entry is no block.
+    """
+    if SIZE == 0:
+        return (row.to(tl.int64) * HKV + kv_head) * width + s, held
+    else:
+        block = tl.load(tables_ptr + row * width + s // SIZE, mask=held, other=-1)
+        return (block.to(tl.int64) * HKV + kv_head) * SIZE + s % SIZE, held & (block >= 0)
+
+
+@triton.jit
 def _absorb(q, k, v, inside, peak, weight, mixed, scale):
     """The tile k, v `(BLOCK_S, BLOCK_D)` joins what the query heads q `(BLOCK_G, BLOCK_D)` have seen."""
     scores = tl.dot(q, k.T, input_precision="ieee") * scale  # (BLOCK_G, BLOCK_S), base 2
@@ -66,7 +81,7 @@ def _absorb(q, k, v, inside, peak, weight, mixed, scale):
     return peak, weight, mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])  # which changes with the longest text
 def _decode_attention_kernel(
     qkv_ptr,
     keys_ptr,
@@ -81,9 +96,10 @@ def _decode_attention_kernel(
     weights_ptr,
     mixed_ptr,
     arrivals_ptr,
-    capacity,
+    width,
     eps,
     scale,
+    tables_ptr,
     H: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
@@ -92,6 +108,7 @@ def _decode_attention_kernel(
     BLOCK_S: tl.constexpr,
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
+    SIZE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     G: tl.constexpr = H // HKV
@@ -99,7 +116,8 @@ def _decode_attention_kernel(
     kv_head = tl.program_id(0) % HKV
     split = tl.program_id(1)
     position = tl.load(positions_ptr + row).to(tl.int32)
-    tiles_a_split = tl.maximum((position + BLOCK_S * SPLITS - 1) // (BLOCK_S * SPLITS), 1)
+    programs = BLOCK_S * tl.num_programs(1)
+    tiles_a_split = tl.maximum((position + programs - 1) // programs, 1)
     span = tiles_a_split * BLOCK_S
     active = tl.maximum((position + span - 1) // span, 1)
     start_next(PDL)
@@ -115,9 +133,8 @@ def _decode_attention_kernel(
     first, last = split * span, tl.minimum(split * span + span, position)
     s = tl.arange(0, BLOCK_S)
     d = tl.arange(0, BLOCK_D)
-    base = (row.to(tl.int64) * HKV + kv_head) * capacity * D
-    at = base + (first + s)[:, None] * D + d[None, :]
-    inside = first + s < last
+    slots, inside = _slots(tables_ptr, row, kv_head, first + s, first + s < last, width, HKV, SIZE)
+    at = slots[:, None] * D + d[None, :]
     tile_mask = inside[:, None] & (d < D)[None, :]
     k = tl.load(keys_ptr + at, mask=tile_mask, other=0.0)
     v = tl.load(values_ptr + at, mask=tile_mask, other=0.0)
@@ -144,16 +161,17 @@ def _decode_attention_kernel(
     mixed = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
     peak, weight, mixed = _absorb(q, k, v, inside, peak, weight, mixed, scale)
     for start in range(first + BLOCK_S, last, BLOCK_S):
-        at = base + (start + s)[:, None] * D + d[None, :]
-        inside = start + s < last
+        slots, inside = _slots(tables_ptr, row, kv_head, start + s, start + s < last, width, HKV, SIZE)
+        at = slots[:, None] * D + d[None, :]
         tile_mask = inside[:, None] & (d < D)[None, :]
         k = tl.load(keys_ptr + at, mask=tile_mask, other=0.0)
         v = tl.load(values_ptr + at, mask=tile_mask, other=0.0)
         peak, weight, mixed = _absorb(q, k, v, inside, peak, weight, mixed, scale)
 
     if split == 0:  # always active: it stores the new token, and lets it join
-        slot = base + position.to(tl.int64) * D + features
-        first_row = (group == 0)[:, None] & (features < D)
+        own, kept = _slots(tables_ptr, row, kv_head, position, position >= 0, width, HKV, SIZE)
+        slot = own * D + features
+        first_row = (group == 0)[:, None] & (features < D) & kept
         tl.store(keys_ptr + slot, k_new, mask=first_row)
         tl.store(values_ptr + slot, v_new.to(values_ptr.dtype.element_ty), mask=first_row)
         score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), axis=1) * scale
@@ -214,11 +232,21 @@ def combine(
         tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(member < G)[:, None] & (d < D)[None, :])
 
 
-def launch(grid: tuple[int, int], arguments: tuple, constants: dict, tile: AttentionTile, pdl: bool) -> None:
-    """With what `decode_attention` tells both of its kernels."""
+def launch(
+    grid: tuple[int, int],
+    arguments: tuple,
+    constants: dict,
+    tile: AttentionTile,
+    pdl: bool,
+    tables: Tensor | None = None,
+) -> None:
+    """With what `decode_attention` tells both of its kernels; `tables` for a cache in blocks."""
+    keys = arguments[1]
     _decode_attention_kernel[grid](
         *arguments,
+        arguments[0] if tables is None else tables,  # without tables never read
         **constants,
+        SIZE=0 if tables is None else keys.shape[2],
         BLOCK_D=max(16, triton.next_power_of_2(constants["D"])),
         BLOCK_G=max(16, triton.next_power_of_2(constants["H"] // constants["HKV"])),
         num_warps=tile.warps,

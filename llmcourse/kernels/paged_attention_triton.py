@@ -77,7 +77,7 @@ def _paged_attention_kernel(
     real = (m < TOKENS * G) & (token < num_new)
     seen = tl.where(real, length - num_new + token + 1, 0)  # keys that each row of the tile sees
     end = tl.max(seen, axis=0)
-    span = tl.maximum(tl.cdiv(tl.cdiv(end, SPLITS), BLOCK_S), 1) * BLOCK_S
+    span = tl.maximum(tl.cdiv(tl.cdiv(end, tl.num_programs(1)), BLOCK_S), 1) * BLOCK_S
     active = tl.maximum(tl.cdiv(end, span), 1)
     if split >= active:
         return
@@ -155,9 +155,9 @@ def launch(
     group = num_heads // num_kv_heads
     tokens = min(max(1, TILE_ROWS // group), triton.next_power_of_2(most_new))
     tiles = triton.cdiv(most_new, tokens)
-    splits, parts = 1, (out,) * 4  # never read without splits
+    splits, stride, parts = 1, 1, (out,) * 4  # never read without splits
     if workspace is not None:
-        splits = workspace.num_splits
+        splits, stride = workspace.num_splits, workspace.stride
         parts = (workspace.peaks, workspace.weights, workspace.mixed, workspace.arrivals)
     if num_tokens == 0:
         return
@@ -181,7 +181,7 @@ def launch(
         BLOCK_M=max(16, triton.next_power_of_2(tokens * group)),
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_S=tile.block,
-        SPLITS=splits,
+        SPLITS=stride,
         num_warps=tile.warps,
         num_stages=max(1, tile.stages),
     )

@@ -88,9 +88,27 @@ def _check(
     norm: HeadNorm | None,
 ) -> int:
     """The number of query heads, of arguments that fit each other."""
+    num_heads = check_projection(qkv, keys, values, positions, cos, sin, norm)
+    check_tensor("slots", slots, (len(qkv),), qkv, "pass one for each token", dtype=torch.long)
+    num_slots = keys.shape[0] * keys.shape[2]
+    if slots.is_cpu and len(slots) and slots.max() >= num_slots:
+        raise ValueError(f"slots must be below {num_slots}, got {slots.max()}; take them from the pool")
+    return num_heads
+
+
+def check_projection(
+    qkv: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norm: HeadNorm | None,
+) -> int:
+    """The number of query heads in a projection whose keys and values go to a pool, if all of them fit."""
     check_dims("qkv", qkv, "T", "(H + 2 Hkv) · D")
     check_dims("keys", keys, "blocks", "Hkv", "size", "D")
-    num_blocks, num_kv_heads, size, head_dim = keys.shape
+    _, num_kv_heads, _, head_dim = keys.shape
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     if qkv.shape[1] % head_dim or num_heads < 1 or num_heads % num_kv_heads or head_dim % 2:
         raise ValueError(
@@ -100,8 +118,7 @@ def _check(
     check_memory("qkv", qkv, qkv)
     check_memory("keys", keys, qkv, layout="pass one layer of the pool")
     check_tensor("values", values, tuple(keys.shape), qkv, "take keys and values from one layer of one pool")
-    for name, places in (("positions", positions), ("slots", slots)):
-        check_tensor(name, places, (len(qkv),), qkv, "pass one for each token", dtype=torch.long)
+    check_tensor("positions", positions, (len(qkv),), qkv, "pass one for each token", dtype=torch.long)
     check_dims("cos", cos, "S", "D / 2")
     for name, table in (("cos", cos), ("sin", sin)):
         check_tensor(name, table, (len(cos), head_dim // 2), qkv, "pass the angles of all positions")
@@ -109,18 +126,16 @@ def _check(
         for name, gains in (("norm.q", norm.q), ("norm.k", norm.k)):
             check_tensor(name, gains, (head_dim,), qkv, "it weighs the features of a head")
     check_apart(keys, qkv=qkv, values=values)
-    if qkv.is_cpu and len(qkv):
-        _check_contents(positions, slots, len(cos), num_blocks * size)
+    if positions.is_cpu and len(positions):
+        _check_positions(positions, len(cos))
     return num_heads
 
 
-def _check_contents(positions: Tensor, slots: Tensor, num_positions: int, num_slots: int) -> None:
+def _check_positions(positions: Tensor, end: int) -> None:
     """On the CPU alone: on a GPU looking at them would hold up every step."""
     low, high = positions.aminmax()
-    if low < 0 or high >= num_positions:
+    if low < 0 or high >= end:
         raise ValueError(
-            f"positions must be in [0, {num_positions - 1}], for which there are angles, got "
+            f"positions must be in [0, {end - 1}], for which there are angles, got "
             f"{(low if low < 0 else high).item()}; pass longer tables, or end the text before"
         )
-    if slots.max() >= num_slots:
-        raise ValueError(f"slots must be below {num_slots}, got {slots.max()}; take them from the pool")

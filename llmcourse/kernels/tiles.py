@@ -194,7 +194,7 @@ def attention_tile(head_dim: int, item_bytes: int, shared_bytes: int) -> Attenti
 
 def paged_tile(item_bytes: int) -> AttentionTile:
     """For a cache in blocks."""
-    return AttentionTile(block=32, warps=4, stages=3) if item_bytes <= 2 else AttentionTile(32, 8, 1)
+    return AttentionTile(block=64, warps=4, stages=3) if item_bytes <= 2 else AttentionTile(32, 8, 1)
 
 
 def flash_tile(head_dim: int, item_bytes: int) -> FlashTile:

@@ -19,6 +19,8 @@ from llmcourse.kernels.blas import lay_out, product
 from llmcourse.kernels.choose_rows import choose_rows
 from llmcourse.kernels.decode_attention import MOST_SPLITS, Workspace
 from llmcourse.kernels.paged_attention import paged_attention
+from llmcourse.kernels.paged_decode import paged_decode_attention
+from llmcourse.kernels.rms_norm import rms_norm
 from llmcourse.kernels.rotary import rotate_and_store
 from llmcourse.kernels.swiglu import swiglu
 from llmcourse.model import Decoder
@@ -66,7 +68,6 @@ class PagedDecoder:
         self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()
         self.last_tokens = torch.zeros(max_running + 1, dtype=torch.long, device=device)
         cuda = device.type == "cuda"
-        self._every = torch.arange(max_running + 1, dtype=torch.int32, device=device)
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
 
     def step(self, inputs: StepInputs, size: StepSize) -> tuple[Float[Tensor, "R V"], Int[Tensor, " R"]]:
@@ -74,8 +75,7 @@ class PagedDecoder:
         known = self.last_tokens[inputs.batch_slots]
         token_ids = torch.where(inputs.token_ids < 0, known, inputs.token_ids)
         hidden = self._hidden(token_ids, inputs, size)
-        eps, norm = self.model.config.rms_norm_eps, self.model.model.norm.weight
-        x = F.rms_norm(hidden[inputs.drawn_after], norm.shape, norm, eps)
+        x = self._norm(hidden[inputs.drawn_after], self.model.model.norm.weight)
         logits = product(x, self.model.lm_head.weight)
         settings = (inputs.temperatures, inputs.seeds, inputs.drawn_positions)
         tokens = choose_rows(logits, *settings, backend=self.backend)
@@ -86,50 +86,71 @@ class PagedDecoder:
         self, token_ids: Int[Tensor, " T"], inputs: StepInputs, size: StepSize
     ) -> Float[Tensor, "T C"]:
         """All layers; keys and values of the new tokens are in the pool afterwards."""
-        c = self.model.config
         x = F.embedding(token_ids, self.model.model.embed_tokens.weight)
         workspace = self._workspace(size.decodes)
         for index, w in enumerate(self.layers):
-            qkv = product(F.rms_norm(x, w.input_norm.shape, w.input_norm, c.rms_norm_eps), w.qkv, w.qkv_bias)
-            keys, values = self.cache.keys[index], self.cache.values[index]
-            places = (inputs.positions, inputs.places)
-            angles = (self.cos, self.sin, w.head_norm)
-            q = rotate_and_store(qkv, keys, values, *places, *angles, backend=self.backend)
-            mixed = self._attend(q, keys, values, inputs, size, workspace)
-            x = _added(x, mixed.flatten(1), w.output, w.output_bias)
-            inner = product(F.rms_norm(x, w.mlp_norm.shape, w.mlp_norm, c.rms_norm_eps), w.gate_up)
-            x = _added(x, swiglu(inner, backend=self.backend), w.down)
+            qkv = product(self._norm(x, w.input_norm), w.qkv, w.qkv_bias)
+            mixed = qkv.new_empty(len(qkv), w.output.shape[1])
+            self._decode(qkv, index, inputs, size, workspace, mixed)
+            self._prefill(qkv, index, inputs, size, mixed)
+            x = _added(x, mixed, w.output, w.output_bias)
+            inner = swiglu(product(self._norm(x, w.mlp_norm), w.gate_up), backend=self.backend)
+            x = _added(x, inner, w.down)
         return x
 
-    def _attend(
+    def _norm(self, x: Float[Tensor, "T C"], weight: Float[Tensor, " C"]) -> Float[Tensor, "T C"]:
+        return rms_norm(x, weight, self.model.config.rms_norm_eps, backend=self.backend)
+
+    def _decode(
         self,
-        q: Float[Tensor, "T H D"],
-        keys: Float[Tensor, "blocks Hkv size D"],
-        values: Float[Tensor, "blocks Hkv size D"],
+        qkv: Float[Tensor, "T heads_D"],
+        layer: int,
         inputs: StepInputs,
         size: StepSize,
         workspace: Workspace | None,
-    ) -> Float[Tensor, "T H D"]:
-        """Requests with one new token apart from pieces of prompts, whose tiles are larger."""
-        out, n = torch.empty_like(q), size.decodes
-        for num_rows, tokens, rows, starts, most_new, splits in (
-            (n, slice(n), slice(n), self._every[: n + 1], 1, workspace),
-            (size.chunks, slice(n, None), slice(n, None), inputs.starts, size.longest, None),
-        ):
-            if num_rows:
-                paged_attention(
-                    q[tokens],
-                    keys,
-                    values,
-                    inputs.tables[rows],
-                    starts,
-                    inputs.lengths[rows],
-                    most_new=most_new,
-                    workspace=splits,
-                    out=out[tokens],
-                    backend=self.backend,
-                )
-        return out
+        out: Float[Tensor, "T H_D"],
+    ) -> None:
+        """Attention of the requests with one new token, which are the first."""
+        if n := size.decodes:
+            paged_decode_attention(
+                qkv[:n],
+                self.cache.keys[layer],
+                self.cache.values[layer],
+                inputs.tables[:n],
+                inputs.positions[:n],
+                self.cos,
+                self.sin,
+                self.layers[layer].head_norm,
+                workspace=workspace,
+                out=out[:n],
+                backend=self.backend,
+            )
+
+    def _prefill(
+        self,
+        qkv: Float[Tensor, "T heads_D"],
+        layer: int,
+        inputs: StepInputs,
+        size: StepSize,
+        out: Float[Tensor, "T H_D"],
+    ) -> None:
+        """Attention of the pieces of prompts, behind them."""
+        if size.chunks:
+            n, keys, values = size.decodes, self.cache.keys[layer], self.cache.values[layer]
+            places, angles = (inputs.positions[n:], inputs.places[n:]), (self.cos, self.sin)
+            norm = self.layers[layer].head_norm
+            q = rotate_and_store(qkv[n:], keys, values, *places, *angles, norm, backend=self.backend)
+            paged_attention(
+                q,
+                keys,
+                values,
+                inputs.tables[n:],
+                inputs.starts,
+                inputs.lengths[n:],
+                most_new=size.longest,
+                out=out[n:].view(q.shape),
+                backend=self.backend,
+            )
 
     def _workspace(self, num_decodes: int) -> Workspace | None:
         """Memory for splits, where too few requests decode to fill the chip."""
@@ -139,7 +160,7 @@ class PagedDecoder:
         splits = min(PROGRAMS * self._processors // (num_decodes * c.num_kv_heads), MOST_SPLITS)
         if splits < 2:
             return None
-        splits, device = 1 << (splits.bit_length() - 1), self.model.device
+        device = self.model.device
         return Workspace(num_decodes, c.num_heads, c.num_kv_heads, c.head_dim, splits, device)
 
 

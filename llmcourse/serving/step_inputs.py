@@ -5,7 +5,7 @@ pieces of prompts, each kind with the longest text first: a long row that began 
 waiting at the end. Block tables are kept from step to step, since most of them do not change.
 
 Kernels that are recorded find fixed numbers of rows and tokens. What fills them up keeps nothing: a row that
-decodes looks at one key of some block, a token of a prompt belongs to no row.
+decodes has no blocks, a token of a prompt belongs to no row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmcourse.serving.other_choices import needs_processors
 from llmcourse.serving.request import RequestState
 from llmcourse.serving.schedule import Chunk
 
-NOWHERE = -1  # the slot of a token whose key and value are not kept
+NOWHERE = -1  # the block of a row, and the place of a token, whose key and value are not kept
 LARGEST_SEED = 2**62
 
 
@@ -88,6 +88,7 @@ class StepBuilder:
         self.most_blocks = most_blocks
         self.spare_slot = max_running  # whose rows fill up
         self._tables = np.zeros((max_running + 1, most_blocks), np.int32)
+        self._tables[max_running] = NOWHERE
         self._temperatures = np.zeros(max_running + 1, np.float32)
         self._seeds = np.zeros(max_running + 1, np.int64)
         self._lists: list[list[int] | None] = [None] * max_running
@@ -118,7 +119,6 @@ class StepBuilder:
         first, last = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
         first[used] = [chunk.start for chunk in (*one, *more)]
         last[used] = [chunk.stop for chunk in (*one, *more)]
-        last[: size.decodes] = np.maximum(last[: size.decodes], 1)  # the one key that filling looks at
         starts = np.concatenate(([0], np.cumsum((last - first)[size.decodes :])))
         ids, owners, positions = self._tokens(one, more, size, rows, first, last)
         after = np.concatenate((np.arange(size.decodes), size.decodes + np.maximum(starts[1:] - 1, 0)))

@@ -9,13 +9,14 @@ import re
 import pytest
 import torch
 
-from llmcourse.kernels.decode_attention import Workspace
+from llmcourse.kernels.decode_attention import HeadNorm, Workspace
 from llmcourse.kernels.paged_attention import (
     paged_attention,
     paged_attention_reference,
     store,
     store_reference,
 )
+from llmcourse.kernels.paged_decode import paged_decode_attention, paged_decode_attention_reference
 from llmcourse.kernels.tiles import AttentionTile
 from tests.kernels.contract import DEVICE, DTYPES, check, random, seeded  # noqa: F401
 
@@ -139,3 +140,67 @@ def test_what_does_not_fit_is_refused_by_name():
         )
         with pytest.raises(ValueError, match="slots must be below 640, got 640"):
             store(keys[0, :, :5].transpose(0, 1).contiguous(), keys, torch.tensor([0, 1, 2, 3, 640]))
+
+
+def one_token_each(dtype: torch.dtype, norm: bool) -> dict:
+    """Rows of several lengths, one of them a filling, with NaN in every slot that holds no key."""
+    num_heads, num_kv_heads, size, lengths = 6, 2, 24, (1, 16, 17, 100, 0)
+    blocks = torch.randperm(BLOCKS, device=DEVICE).int()
+    tables = torch.full((len(lengths), 8), -1, dtype=torch.int32, device=DEVICE)
+    keys = torch.full((BLOCKS, num_kv_heads, SIZE, size), torch.nan, dtype=dtype, device=DEVICE)
+    values = keys.clone()
+    for row, length in enumerate(lengths):
+        used, blocks = blocks.split([-(-length // SIZE), len(blocks) - -(-length // SIZE)])
+        tables[row, : len(used)] = used
+        for at in range(length - 1):
+            keys[used[at // SIZE], :, at % SIZE] = random(num_kv_heads, size, dtype=dtype)
+            values[used[at // SIZE], :, at % SIZE] = random(num_kv_heads, size, dtype=dtype)
+    gains = (random(size, dtype=dtype), random(size, dtype=dtype))
+    return {
+        "qkv": random(len(lengths), (num_heads + 2 * num_kv_heads) * size, dtype=dtype),
+        "keys": keys,
+        "values": values,
+        "tables": tables,
+        "positions": torch.tensor([max(length - 1, 0) for length in lengths], device=DEVICE),
+        "cos": random(128, size // 2, dtype=dtype),
+        "sin": random(128, size // 2, dtype=dtype),
+        "norm": HeadNorm(*gains, 1e-6) if norm else None,
+    }
+
+
+@pytest.mark.parametrize("splits", [None, 3, 8])
+@pytest.mark.parametrize(("dtype", "norm"), list(itertools.product(DTYPES, (False, True))))
+def test_paged_decode_attention(dtype, norm, splits):
+    given = one_token_each(dtype, norm)
+
+    def copied(kind: torch.dtype) -> dict:
+        changed = {k: v.clone().to(kind) if torch.is_tensor(v) and v.is_floating_point() else v
+                   for k, v in given.items()}  # fmt: skip
+        gains = given["norm"]
+        return changed | {"norm": gains and HeadNorm(gains.q.to(kind), gains.k.to(kind), gains.eps)}
+
+    wide, theirs = copied(torch.float64), copied(dtype)
+    truth = paged_decode_attention_reference(**wide)[:4]
+    low = paged_decode_attention_reference(**theirs)[:4]
+    workspace = splits and Workspace(7, 6, 2, 24, splits, DEVICE)
+    for _ in range(2):  # the second finds its own key there, and writes it again
+        out = torch.full((5, 6 * 24), torch.nan, dtype=dtype, device=DEVICE)
+        paged_decode_attention(
+            **given, workspace=workspace, out=out, backend="triton", tile=AttentionTile(16, 4)
+        )
+        check(out[:4], truth, low)
+    assert torch.equal(given["keys"].isnan(), theirs["keys"].isnan()), "nothing else is written"
+    assert torch.equal(given["values"].nan_to_num(), theirs["values"].nan_to_num())
+    check(given["keys"].nan_to_num(), wide["keys"].nan_to_num(), theirs["keys"].nan_to_num())
+    assert workspace is None or not workspace.arrivals.any()
+
+
+def test_tables_that_point_nowhere_are_refused():
+    if DEVICE.type != "cpu":
+        return  # there nobody looks for them
+    given = one_token_each(torch.float32, False)
+    for row, block in ((3, BLOCKS), (3, -1)):
+        tables = given["tables"].clone()
+        tables[row, 2] = block
+        with pytest.raises(ValueError, match="up to position 99 of row 3"):
+            paged_decode_attention(**(given | {"tables": tables}))

@@ -1,4 +1,4 @@
-"""The contract of what surrounds paged attention: rotation and store, SwiGLU, and the choice of each row.
+"""The contract of what surrounds paged attention: rotation and store, norm, SwiGLU, and the choice of each row.
 
 Run beside `contract.py`, whose remarks on interpreter and GPU hold here too.
 """
@@ -13,11 +13,11 @@ import triton.language as tl
 from scipy.stats import chi2
 
 from llmcourse.kernels.choose_rows import choose_rows, choose_rows_reference
-from llmcourse.kernels.choose_rows_triton import _noise
+from llmcourse.kernels.choose_rows_triton import CHUNK, _noise
 from llmcourse.kernels.decode_attention import HeadNorm
+from llmcourse.kernels.rms_norm import rms_norm, rms_norm_reference
 from llmcourse.kernels.rotary import rotate_and_store, rotate_and_store_reference
 from llmcourse.kernels.swiglu import swiglu, swiglu_reference
-from llmcourse.kernels.tokens import CHUNK
 from tests.kernels.contract import DEVICE, DTYPES, check, random, seeded  # noqa: F401
 
 SHAPES = {"one head": (1, 1, 2), "GQA, no power of two": (6, 3, 24), "Qwen3-0.6B": (16, 8, 128)}
@@ -70,6 +70,14 @@ def test_swiglu(dtype, shape):
     check(swiglu(x, backend="triton"), swiglu_reference(x.double()), swiglu_reference(x))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 50), (2, 4096)])
+def test_rms_norm(dtype, shape):
+    x, weight = 4 * random(*shape, dtype=dtype), random(shape[1], dtype=dtype)
+    truth = rms_norm_reference(x.double(), weight.double(), 1e-6)
+    check(rms_norm(x, weight, 1e-6, backend="triton"), truth, rms_norm_reference(x, weight, 1e-6))
+
+
 def test_what_does_not_fit_is_refused():
     given = projection("GQA, no power of two", torch.float32, False)
     pool = torch.zeros(BLOCKS, 3, SIZE, 24, device=DEVICE)
@@ -101,7 +109,7 @@ def settings(temperatures: list[float], seeds: list[int], positions: list[int]) 
 
 
 def test_rows_of_temperature_0_take_the_likeliest_and_the_rest_draw_as_if_alone():
-    logits = random(4, 9000, dtype=torch.float32)
+    logits = random(4, 20000, dtype=torch.float32)
     given = settings([0.0, 1.0, 0.7, 0.0], [1, 2, 3, 4], [5, 6, 7, 8])
     tokens = choose_rows(logits, **given, backend="triton")
     assert tokens[[0, 3]].tolist() == logits[[0, 3]].argmax(1).tolist()
@@ -113,9 +121,9 @@ def test_rows_of_temperature_0_take_the_likeliest_and_the_rest_draw_as_if_alone(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("where", [slice(None), 8500, 8999])
+@pytest.mark.parametrize("where", [slice(None), 18500, 19999])
 def test_nan_chooses_a_token_of_the_vocabulary(temperature, where):
-    logits = random(1, 9000, dtype=torch.float32)
+    logits = random(1, 20000, dtype=torch.float32)
     logits[:, where] = torch.nan
     token = choose_rows(logits, **settings([temperature], [1], [2]), backend="triton")
     assert token == logits.argmax()
