@@ -5,7 +5,7 @@ import pytest
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching
 from llmcourse.serving.request import PENDING, Request
 from llmcourse.serving.scheduler import Scheduler, StepOrder
-from tests.serving.fakes import PagedRunner, answer, scheduler
+from tests.serving.fakes import PagedRunner, answer, drain, scheduler
 
 
 def launched(served: Scheduler):
@@ -169,6 +169,18 @@ def test_a_step_that_failed_takes_the_later_one_with_it(later):
         "a": (0, 2, True),
         "b": (0, 1, True),
     }
+
+
+def test_a_request_that_was_preempted_since_is_not_taken_back_into_the_batch():
+    served = tight()
+    runner = PagedRunner(served.pool)
+    before, _, schedule = preempting(served, runner)
+    (victim,) = schedule.preempted
+    served.abandon(before)
+    assert (victim.status, victim.num_computed, victim.blocks) == ("waiting", 0, [])
+    assert victim.tokens[-1] != PENDING
+    drain(served, runner, overlap=True)
+    assert victim.generated == answer(victim.request)
 
 
 def test_cancelled_between_launch_and_resolve_a_request_keeps_what_it_got():
