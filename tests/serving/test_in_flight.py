@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching
+from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, TraditionalBatching
 from llmcourse.serving.request import PENDING, Request
 from llmcourse.serving.scheduler import Scheduler, StepOrder
 from tests.serving.fakes import PagedRunner, answer, drain, scheduler
@@ -49,6 +49,18 @@ def test_nobody_is_planned_past_the_most_that_an_answer_may_have():
     (output,) = served.resolve(steps[1], {"a": 6})
     assert (output.token, output.finish_reason, state.generated) == (6, "length", [5, 6])
     assert not served.has_work and served.pool.num_free == served.pool.num_blocks
+
+
+def test_a_traditional_batch_is_not_done_before_its_last_token_is_here():
+    served = scheduler(TraditionalBatching())
+    served.add(Request("a", [1], max_tokens=1))
+    last = launched(served)
+    served.add(Request("b", [2], max_tokens=1))
+    nothing = served.schedule()
+    assert nothing.chunks == () and served.num_waiting == 1
+    served.abandon(nothing)
+    served.resolve(last, {"a": 5})
+    assert [chunk.state.id for chunk in served.schedule().chunks] == ["b"]
 
 
 def test_a_token_after_the_end_is_dropped_and_waited_for():
