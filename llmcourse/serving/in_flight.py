@@ -90,7 +90,7 @@ class StepInFlight:
         missing = [
             state.id
             for state, _, _, samples in chunks
-            if samples and state.id not in sampled and state.status != "finished"
+            if samples and sampled.get(state.id) is None and state.status != "finished"
         ]
         require(
             not missing, "sampled", "a token for each chunk that samples", f"none for {missing}", "run it"

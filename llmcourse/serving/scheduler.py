@@ -7,11 +7,11 @@ works while the device does: `advance` when a step was launched, `resolve` when 
     schedule 0, advance 0, schedule 1, advance 1, resolve 0, schedule 2, advance 2, resolve 1, …
 
 An answer that turns out to end with a token of step n has one token too many in step n + 1, which is
-dropped. Everything else is as without overlap, only one step later.
+dropped. The answers are the same.
 
-Blocks are taken as answers grow; where none is left, the least urgent
-running request is preempted: its blocks are freed, and it waits to be computed again, its answer so far
-as part of its prompt (recomputation; Kwon et al. 2023, section 4.5).
+Blocks are taken as answers grow; where none is left, the least urgent running request is preempted: its
+blocks are freed, and it waits to be computed again, its answer so far as part of its prompt (recomputation;
+Kwon et al. 2023, section 4.5).
 
 Nobody waits for ever. With L the largest `max_length` and S slots, a request that A others go before
 (by `urgency`: of those that are unfinished when it comes, and fewer than priority · ageing of those that

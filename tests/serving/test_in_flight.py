@@ -2,10 +2,10 @@
 
 import pytest
 
-from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching
+from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, TraditionalBatching
 from llmcourse.serving.request import PENDING, Request
 from llmcourse.serving.scheduler import Scheduler, StepOrder
-from tests.serving.fakes import PagedRunner, answer, scheduler
+from tests.serving.fakes import PagedRunner, answer, drain, scheduler
 
 
 def launched(served: Scheduler):
@@ -49,6 +49,18 @@ def test_nobody_is_planned_past_the_most_that_an_answer_may_have():
     (output,) = served.resolve(steps[1], {"a": 6})
     assert (output.token, output.finish_reason, state.generated) == (6, "length", [5, 6])
     assert not served.has_work and served.pool.num_free == served.pool.num_blocks
+
+
+def test_a_traditional_batch_is_not_done_before_its_last_token_is_here():
+    served = scheduler(TraditionalBatching())
+    served.add(Request("a", [1], max_tokens=1))
+    last = launched(served)
+    served.add(Request("b", [2], max_tokens=1))
+    nothing = served.schedule()
+    assert nothing.chunks == () and served.num_waiting == 1
+    served.abandon(nothing)
+    served.resolve(last, {"a": 5})
+    assert [chunk.state.id for chunk in served.schedule().chunks] == ["b"]
 
 
 def test_a_token_after_the_end_is_dropped_and_waited_for():
@@ -169,6 +181,18 @@ def test_a_step_that_failed_takes_the_later_one_with_it(later):
         "a": (0, 2, True),
         "b": (0, 1, True),
     }
+
+
+def test_a_request_that_was_preempted_since_is_not_taken_back_into_the_batch():
+    served = tight()
+    runner = PagedRunner(served.pool)
+    before, _, schedule = preempting(served, runner)
+    (victim,) = schedule.preempted
+    served.abandon(before)
+    assert (victim.status, victim.num_computed, victim.blocks) == ("waiting", 0, [])
+    assert victim.tokens[-1] != PENDING
+    drain(served, runner, overlap=True)
+    assert victim.generated == answer(victim.request)
 
 
 def test_cancelled_between_launch_and_resolve_a_request_keeps_what_it_got():
