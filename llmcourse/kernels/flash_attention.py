@@ -143,6 +143,28 @@ def flash_attention_forward(
     return launch_forward(q, k, v, scoring, tile or best_flash_tile(q))
 
 
+def flash_attention_backward(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B Hkv S D"],
+    v: Float[Tensor, "B Hkv S D"],
+    out: Float[Tensor, "B H T D"],
+    log_sum_exp: Float[Tensor, "B H T"],
+    grad_out: Float[Tensor, "B H T D"],
+    scoring: Scoring,
+) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B Hkv S D"], Float[Tensor, "B Hkv S D"]]:
+    """The gradients of q, k and v by kernels, which are chosen here and nowhere else.
+
+    Args:
+        out, log_sum_exp: what `flash_attention_forward` gave.
+        grad_out: of any strides.
+    """
+    from llmcourse.kernels.flash_attention_triton import launch_backward
+
+    # Summing up hands over one number under strides of 0, where a kernel looks for rows.
+    grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
+    return launch_backward(q, k, v, out, log_sum_exp, grad_out, scoring)
+
+
 def best_flash_tile(like: Tensor) -> FlashTile:
     """For queries like these."""
     return flash_tile(like.shape[-1], like.element_size())
@@ -159,11 +181,7 @@ class _FlashAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out: Tensor):
-        from llmcourse.kernels.flash_attention_triton import launch_backward
-
-        # Summing up hands over one number under strides of 0, where a kernel looks for rows.
-        grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
-        return *launch_backward(*ctx.saved_tensors, grad_out, ctx.scoring), None, None
+        return *flash_attention_backward(*ctx.saved_tensors, grad_out, ctx.scoring), None, None
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
