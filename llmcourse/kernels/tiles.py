@@ -217,6 +217,13 @@ def flash_backward_tile(head_dim: int, item_bytes: int) -> tuple[FlashTile, Flas
     return FlashTile(32, 32, 8, 2), FlashTile(32, 32, 8)
 
 
+def flash_bias_tile(head_dim: int, item_bytes: int) -> FlashTile:
+    """For the gradient of a bias."""
+    if item_bytes > 2:
+        return FlashTile(16, 16, 8)
+    return FlashTile(64, 64, 8) if head_dim <= 128 else FlashTile(32, 32, 8)
+
+
 def _power_of_2(number: int) -> int:
     """The smallest power of two that is not below it."""
     return 1 << (number - 1).bit_length()
