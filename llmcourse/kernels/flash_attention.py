@@ -169,7 +169,7 @@ def flash_attention_forward(
     """
     from llmcourse.kernels.flash_attention_triton import launch_forward
 
-    return launch_forward(q, k, v, scoring, tile or best_flash_tile(q), bias, packed)
+    return launch_forward(q, k, v, scoring, tile or best_flash_tile(q, bias), bias, packed)
 
 
 def flash_attention_backward(
@@ -194,9 +194,9 @@ def flash_attention_backward(
     return launch_backward(q, k, v, out, log_sum_exp, grad_out, scoring, bias, packed)
 
 
-def best_flash_tile(like: Tensor) -> FlashTile:
+def best_flash_tile(like: Tensor, bias: Tensor | None = None) -> FlashTile:
     """For queries like these."""
-    return flash_tile(like.shape[-1], like.element_size())
+    return flash_tile(like.shape[-1], like.element_size(), bias is not None)
 
 
 class FlashAttention(torch.autograd.Function):

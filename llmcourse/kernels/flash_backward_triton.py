@@ -174,7 +174,7 @@ def launch_backward(
     batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
     if packed is not None:
         batch, queries, keys = len(packed), packed.max_seqlen_q, packed.max_seqlen_k
-    by_queries, by_keys = flash_backward_tile(q.shape[3], q.element_size())
+    by_queries, by_keys = flash_backward_tile(q.shape[3], q.element_size(), bias is not None)
     _backward_queries_kernel[(triton.cdiv(queries, by_queries.queries), q.shape[1], batch)](
         q_, k_, v_, out_, grad_out_, grads_[0], delta,
         **arguments(q, k, log_sum_exp, scoring, by_queries, bias, packed),
