@@ -99,11 +99,12 @@ def check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:
 
 
 def check_cu_seqlens(name: str, cu_seqlens: Tensor, rows: Tensor, size: int | None = None) -> None:
-    """Raises ValueError unless these are the (R + 1) bounds, in kind, of sequences on the device of `rows`."""
+    """Raises ValueError unless these are R + 1 numbers as kernels can take them; what they say is not seen."""
     check_dims(name, cu_seqlens, "R + 1")
     if len(cu_seqlens) < 2:
         raise ValueError(
-            f"{name} must bound at least one sequence, got {len(cu_seqlens)} numbers; leave an empty batch out"
+            f"{name} must bound at least one sequence, got {len(cu_seqlens)} numbers; "
+            "leave an empty batch out"
         )
     shape = (len(cu_seqlens) if size is None else size,)
     remedy = "pass one for each sequence and the end, of the same sequences as cu_seqlens_q"

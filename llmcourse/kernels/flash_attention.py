@@ -27,6 +27,7 @@ from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.flash_arguments import check_attention, check_bias
 from llmcourse.kernels.tiles import FlashTile, flash_tile
 
+
 @dataclass(frozen=True)
 class Scoring:
     """How scores are made of queries and keys, and which of them count.

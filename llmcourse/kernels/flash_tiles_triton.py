@@ -76,8 +76,8 @@ def scores_of(a, b, scale, cap, CAPPED: tl.constexpr):
 
 @triton.jit
 def bias_of(bias, batch, head, query, key, T, S):
-    """What is added to the scores of these queries with these keys, in base 2; bias has a stride of keys too."""
-    places = head_of(bias, batch, head) + query.to(tl.int64) * bias[3] + key * bias[4]
+    """What is added to the scores of these queries with these keys, in base 2; bias has four strides."""
+    places = head_of(bias, batch, head) + query.to(tl.int64) * bias[3] + key.to(tl.int64) * bias[4]
     return tl.load(places, mask=(query < T) & (key < S), other=0.0).to(tl.float32) * LOG2_E
 
 

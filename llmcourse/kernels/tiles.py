@@ -206,9 +206,7 @@ def flash_tile(head_dim: int, item_bytes: int, biased: bool = False) -> FlashTil
     return FlashTile(128, 64, 8, 2) if head_dim <= 128 else FlashTile(64, 32, 8, 2)
 
 
-def flash_backward_tile(
-    head_dim: int, item_bytes: int, biased: bool = False
-) -> tuple[FlashTile, FlashTile]:
+def flash_backward_tile(head_dim: int, item_bytes: int, biased: bool = False) -> tuple[FlashTile, FlashTile]:
     """For the backward pass, of a program that walks through keys and of one that walks through queries."""
     if item_bytes > 2:
         if head_dim <= 64:
