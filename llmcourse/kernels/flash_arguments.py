@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from llmcourse.kernels.arguments import check_dims, check_kind, check_tensor
-from llmcourse.kernels.backend import KERNEL_DTYPES
+from llmcourse.kernels.arguments import check_dims, check_dtype, check_kind, check_tensor
 
 HEAD_DIMS = (32, 64, 96, 128, 256)
-REFERENCE_DTYPES = (*KERNEL_DTYPES, torch.float64)
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -20,6 +17,7 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     check_dims("q", q, "B", "H", "T", "D")
     check_dims("k", k, "B", "Hkv", "S", "D")
     batch, _, _, size = q.shape
+    _check_head_size(size)
     if k.shape[0] != batch or k.shape[3] != size:
         raise ValueError(
             f"k must have shape ({batch}, Hkv, S, {size}) as q has, got {tuple(k.shape)}; "
@@ -38,6 +36,7 @@ def check_packed_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raises ValueError unless these are (total_q, H, D) and twice (total_k, Hkv, D)."""
     check_dims("q", q, "total_q", "H", "D")
     check_dims("k", k, "total_k", "Hkv", "D")
+    _check_head_size(q.shape[2])
     if k.shape[2] != q.shape[2]:
         raise ValueError(
             f"k must have shape (total_k, Hkv, {q.shape[2]}) as q has, got {tuple(k.shape)}; "
@@ -46,11 +45,14 @@ def check_packed_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     _check_heads(q, k, v)
 
 
-def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """What holds whether sequences are in a batch or packed: heads, dtypes, devices and memory."""
-    heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[-1]
+def _check_head_size(size: int) -> None:
     if size not in HEAD_DIMS:
         raise ValueError(f"q must have a head size of {HEAD_DIMS}, got {size}; pad q, k and v with zeros")
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """What holds whether sequences are in a batch or packed: heads, dtypes, devices and memory."""
+    heads, kv_heads = q.shape[1], k.shape[1]
     if v.shape != k.shape:
         raise ValueError(
             f"v must have shape {tuple(k.shape)} as k has, got {tuple(v.shape)}; pass both alike"
@@ -60,7 +62,7 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"query heads must be a multiple of key/value heads, got {heads} and {kv_heads}; "
             "split the projection by the heads of the model's configuration"
         )
-    _check_dtype("q", q, REFERENCE_DTYPES)
+    check_dtype("q", q)
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_kind(name, tensor, q)
         if tensor.stride(-1) != 1:
@@ -68,12 +70,6 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:
                 f"{name} must have features side by side, a last stride of 1, got strides {tensor.stride()}; "
                 "call .contiguous()"
             )
-
-
-def _check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
-    if tensor.dtype not in allowed:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        raise ValueError(f"{name} must be in one of {names}, got {tensor.dtype}; cast it, as by .bfloat16()")
 
 
 def check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:
@@ -94,12 +90,12 @@ def check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> None:
             "bias must hold numbers, got torch.bool; make a mask one of 0 for what is seen and −inf for what "
             "is not: torch.where(mask, 0.0, float('-inf'))"
         )
-    _check_dtype("bias", bias, (q.dtype, torch.float32))
+    check_dtype("bias", bias, (q.dtype, torch.float32))
     check_kind("bias", bias, q, bias.dtype)
 
 
 def check_cu_seqlens(name: str, cu_seqlens: Tensor, rows: Tensor, size: int | None = None) -> None:
-    """Raises ValueError unless these are R + 1 numbers as kernels can take them; what they say is not seen."""
+    """Raises ValueError unless these are R + 1 numbers that kernels can take; `longest` looks at them."""
     check_dims(name, cu_seqlens, "R + 1")
     if len(cu_seqlens) < 2:
         raise ValueError(

@@ -200,7 +200,7 @@ def flash_tile(head_dim: int, item_bytes: int, biased: bool = False) -> FlashTil
     if item_bytes > 2:
         return FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
     if biased:
-        return FlashTile(64, 64, 8, 2) if head_dim <= 128 else FlashTile(32, 32, 8, 2)
+        return FlashTile(64, 32, 8, 2) if head_dim <= 128 else FlashTile(32, 32, 8, 2)
     if head_dim <= 64:
         return FlashTile(128, 64, 8, 3)
     return FlashTile(128, 64, 8, 2) if head_dim <= 128 else FlashTile(64, 32, 8, 2)
@@ -224,7 +224,7 @@ def flash_backward_tile(head_dim: int, item_bytes: int, biased: bool = False) ->
 def flash_bias_tile(head_dim: int, item_bytes: int) -> FlashTile:
     """For the gradient of a bias."""
     if item_bytes > 2:
-        return FlashTile(16, 16, 8)
+        return FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
     return FlashTile(32, 64, 8) if head_dim <= 128 else FlashTile(32, 32, 8)
 
 

@@ -191,10 +191,12 @@ def compiled_flash(head_dim: int, scoring: str, dtype: torch.dtype, capability: 
     return _compiled_flash(head_dim, SCORINGS[scoring], dtype, capability)
 
 
-def compiled_bias(head_dim: int, scoring: str, rows: int, capability: int) -> list[Compiled]:
-    """The same with a bias in bfloat16 of so many rows, which asks for its gradient."""
-    bias = torch.empty(1, 4, rows, LENGTH, dtype=torch.bfloat16, device="meta")
-    return _compiled_flash(head_dim, SCORINGS[scoring], bias.dtype, capability, bias=bias)
+def compiled_bias(
+    head_dim: int, scoring: str, dtype: torch.dtype, rows: int, capability: int
+) -> list[Compiled]:
+    """The same in bfloat16 with a bias of this dtype and of so many rows, which asks for its gradient."""
+    bias = torch.empty(1, 4, rows, LENGTH, dtype=dtype, device="meta")
+    return _compiled_flash(head_dim, SCORINGS[scoring], torch.bfloat16, capability, bias=bias)
 
 
 def compiled_varlen(head_dim: int, scoring: str, capability: int) -> list[Compiled]:

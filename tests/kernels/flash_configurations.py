@@ -216,8 +216,8 @@ def _pytorch(scoring: Scoring, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | N
     """With capped scores, which PyTorch does not know, its operations one by one.
 
     Heads are repeated beforehand: its kernels for grouped heads take no mask, and what it takes in their
-    place computes in fp32. A query that sees nothing is shown everything, and its result then taken away: PyTorch's gradients of such
-    a row are not the same on all machines.
+    place computes in fp32. A query that sees nothing is shown everything, and its result then taken away:
+    PyTorch's gradients of such a row are not the same on all machines.
     """
     if 0 in (q.shape[2], k.shape[2]):
         return q * 0.0

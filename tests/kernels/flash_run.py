@@ -65,7 +65,7 @@ def measured(count: int, processes: int) -> Iterator[dict[str, object]]:
 
 
 def compiled_together(seeds: Iterable[int]) -> list[list[int]]:
-    """Seeds whose calls take the same kernels, which only one process compiles so; the largest groups first."""
+    """Seeds whose calls take the same kernels, so that one process compiles them; the largest first."""
     groups = defaultdict(list)
     for seed in seeds:
         c = drawn(seed)
