@@ -7,9 +7,14 @@ on a laptop runs on a GPU. A recorded graph checks once, when it is recorded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from llmcourse.kernels.backend import KERNEL_DTYPES
+
+REFERENCE_DTYPES = (*KERNEL_DTYPES, torch.float64)
 WARPS = (1, 2, 4, 8, 16)
 
 
@@ -30,6 +35,13 @@ def check_kind(name: str, tensor: Tensor, lead: Tensor, dtype: torch.dtype | Non
             f"{name} must be in {dtype} on {lead.device}, got {tensor.dtype} on {tensor.device}; "
             "make it so once, beforehand"
         )
+
+
+def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype] = REFERENCE_DTYPES) -> None:
+    """Raises ValueError unless the tensor is in one of these dtypes, those of all references if not given."""
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dict.fromkeys(allowed))
+        raise ValueError(f"{name} must be in one of {names}, got {tensor.dtype}; cast it, as by .bfloat16()")
 
 
 def check_memory(

@@ -19,15 +19,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmcourse.kernels.arguments import check_dims, check_kind
 from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.flash_arguments import check_attention, check_bias
 from llmcourse.kernels.tiles import FlashTile, flash_tile
-
-HEAD_DIMS = (32, 64, 96, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,33 @@ class Scoring:
                 raise ValueError(f"{name} must be positive and finite, got {value}; leave it at None")
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Sequences that lie one after the other, in place of a batch of equal lengths.
+
+    To `flash_attention_forward` and `flash_attention_backward` they are a batch of one, of all rows.
+
+    Attributes:
+        cu_seqlens_q, cu_seqlens_k: where the queries and the keys of each sequence begin, and where the last
+            of them end.
+        max_seqlen_q, max_seqlen_k: of the longest sequence: what the grids are made for.
+    """
+
+    cu_seqlens_q: Int[Tensor, " R1"]
+    cu_seqlens_k: Int[Tensor, " R1"]
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens_q) - 1
+
+
 def flash_attention_reference(
     q: Float[Tensor, "B H T D"],
     k: Float[Tensor, "B Hkv S D"],
     v: Float[Tensor, "B Hkv S D"],
     scoring: Scoring,
+    bias: Float[Tensor, "_ _ _ S"] | None = None,
 ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H T"]]:
     """The result, and the log-sum-exp of each row's scores, in fp32 or wider; makes all scores."""
     group = q.shape[1] // k.shape[1]
@@ -75,6 +95,9 @@ def flash_attention_reference(
     if scoring.softcap is not None:
         scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
     hidden = _hidden(q.shape[2], k.shape[2], scoring, q.device)
+    if bias is not None:
+        scores = scores + bias
+        hidden = hidden | (scores == float("-inf"))
     scores = scores.masked_fill(hidden, float("-inf"))
     weights = scores.softmax(dim=-1).masked_fill(hidden, 0.0)  # a row without keys is 0/0 until here
     return (weights @ v).to(q.dtype), scores.logsumexp(dim=-1)
@@ -102,28 +125,33 @@ def flash_attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    bias: Float[Tensor, "_ _ _ S"] | None = None,
     backend: Backend = "auto",
     tile: FlashTile | None = None,
 ) -> Float[Tensor, "B H T D"]:
-    """softmax(q kᵀ · scale) v, of which gradients can be taken once.
+    """softmax(q kᵀ · scale + bias) v, of which gradients can be taken once.
 
     Any strides will do but for the last, so that heads split off a projection need no copy.
 
     Args:
         causal, window, softcap: as in `Scoring`.
         scale: None for 1 / √D.
+        bias: added to the scores, after the cap: (B or 1, H or 1, T or 1, S), such as a slope of distances
+            (ALiBi, Press et al. 2022), or 0 and −inf for keys that are seen and are not. A query that sees
+            none gets zeros.
         tile: how the forward pass is cut; None takes `best_flash_tile`.
 
     Raises:
         ValueError: shapes, dtypes, devices, head sizes or memory that no kernel is made for, or a backend
             that cannot run.
     """
-    _check(q, k, v)
+    check_attention(q, k, v)
+    check_bias(bias, q, k)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scoring = Scoring(scale, causal, window, softcap)
     if resolve(backend, q.device, q.dtype) == "reference":
-        return flash_attention_reference(q, k, v, scoring)[0]
-    return _FlashAttention.apply(q, k, v, scoring, tile)
+        return flash_attention_reference(q, k, v, scoring, bias)[0]
+    return FlashAttention.apply(q, k, v, bias, scoring, tile, None)
 
 
 def flash_attention_forward(
@@ -132,6 +160,8 @@ def flash_attention_forward(
     v: Float[Tensor, "B Hkv S D"],
     scoring: Scoring,
     tile: FlashTile | None = None,
+    bias: Float[Tensor, "_ _ _ S"] | None = None,
+    packed: Packed | None = None,
 ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H T"]]:
     """`flash_attention_reference` by a kernel, which is chosen here and nowhere else.
 
@@ -140,56 +170,65 @@ def flash_attention_forward(
     """
     from llmcourse.kernels.flash_attention_triton import launch_forward
 
-    return launch_forward(q, k, v, scoring, tile or best_flash_tile(q))
+    return launch_forward(q, k, v, scoring, tile or best_flash_tile(q, bias), bias, packed)
 
 
-def best_flash_tile(like: Tensor) -> FlashTile:
+def flash_attention_backward(
+    q: Float[Tensor, "B H T D"],
+    k: Float[Tensor, "B Hkv S D"],
+    v: Float[Tensor, "B Hkv S D"],
+    out: Float[Tensor, "B H T D"],
+    log_sum_exp: Float[Tensor, "B H T"],
+    grad_out: Float[Tensor, "B H T D"],
+    scoring: Scoring,
+    bias: Float[Tensor, "_ _ _ S"] | None = None,
+    packed: Packed | None = None,
+) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B Hkv S D"], Float[Tensor, "B Hkv S D"]]:
+    """The gradients of q, k and v by kernels, which are chosen here and nowhere else.
+
+    Args:
+        out, log_sum_exp: what `flash_attention_forward` gave.
+        grad_out: features side by side, as q has them.
+    """
+    from llmcourse.kernels.flash_backward_triton import launch_backward
+
+    return launch_backward(q, k, v, out, log_sum_exp, grad_out, scoring, bias, packed)
+
+
+def best_flash_tile(like: Tensor, bias: Tensor | None = None) -> FlashTile:
     """For queries like these."""
-    return flash_tile(like.shape[-1], like.element_size())
+    return flash_tile(like.shape[-1], like.element_size(), bias is not None)
 
 
-class _FlashAttention(torch.autograd.Function):
+class FlashAttention(torch.autograd.Function):
+    """The two passes, of a batch or of packed sequences, whose arguments have been checked."""
+
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring, tile: FlashTile | None) -> Tensor:
-        out, log_sum_exp = flash_attention_forward(q, k, v, scoring, tile)
-        ctx.save_for_backward(q, k, v, out, log_sum_exp)
-        ctx.scoring = scoring
+    def forward(
+        ctx,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        scoring: Scoring,
+        tile: FlashTile | None,
+        packed: Packed | None,
+    ) -> Tensor:
+        out, log_sum_exp = flash_attention_forward(q, k, v, scoring, tile, bias, packed)
+        ctx.save_for_backward(q, k, v, out, log_sum_exp, bias)
+        ctx.scoring, ctx.packed = scoring, packed
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_out: Tensor):
-        from llmcourse.kernels.flash_attention_triton import launch_backward
-
+        *saved, bias = ctx.saved_tensors
         # Summing up hands over one number under strides of 0, where a kernel looks for rows.
         grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
-        return *launch_backward(*ctx.saved_tensors, grad_out, ctx.scoring), None, None
+        grads = flash_attention_backward(*saved, grad_out, ctx.scoring, bias, ctx.packed)
+        grad_bias = None
+        if ctx.needs_input_grad[3]:
+            from llmcourse.kernels.flash_bias_triton import launch_bias_gradient
 
-
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    check_dims("q", q, "B", "H", "T", "D")
-    check_dims("k", k, "B", "Hkv", "S", "D")
-    batch, heads, _, size = q.shape
-    if size not in HEAD_DIMS:
-        raise ValueError(f"q must have a head size of {HEAD_DIMS}, got {size}; pad q, k and v with zeros")
-    if k.shape[0] != batch or k.shape[3] != size:
-        raise ValueError(
-            f"k must have shape ({batch}, Hkv, S, {size}) as q has, got {tuple(k.shape)}; "
-            "take both from one batch of one model"
-        )
-    if v.shape != k.shape:
-        raise ValueError(
-            f"v must have shape {tuple(k.shape)} as k has, got {tuple(v.shape)}; pass both alike"
-        )
-    if k.shape[1] == 0 or heads % k.shape[1]:
-        raise ValueError(
-            f"query heads must be a multiple of key/value heads, got {heads} and {k.shape[1]}; "
-            "split the projection by the heads of the model's configuration"
-        )
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        check_kind(name, tensor, q)
-        if tensor.stride(-1) != 1:
-            raise ValueError(
-                f"{name} must have features side by side, a last stride of 1, got strides {tensor.stride()}; "
-                "call .contiguous()"
-            )
+            grad_bias = launch_bias_gradient(*saved, grad_out, ctx.scoring, bias)
+        return *grads, grad_bias, None, None, None

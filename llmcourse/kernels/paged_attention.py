@@ -19,6 +19,7 @@ from torch import Tensor
 from llmcourse.kernels.arguments import (
     check_apart,
     check_dims,
+    check_dtype,
     check_memory,
     check_tensor,
 )
@@ -26,6 +27,8 @@ from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import Workspace
 from llmcourse.kernels.flash_attention import Scoring, flash_attention_reference
 from llmcourse.kernels.tiles import AttentionTile, paged_tile
+
+MOST_HEAD_DIM = 256  # a tile of more would not fit
 
 
 def store_reference(
@@ -158,7 +161,14 @@ def _check(
     check_dims("tables", tables, "R", "most")
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = keys.shape[1]
-    if num_heads % num_kv_heads or keys.shape[3] != head_dim:
+    check_dtype("q", q)
+    if not 1 <= head_dim <= MOST_HEAD_DIM:
+        raise ValueError(
+            f"q must have a head size in [1, {MOST_HEAD_DIM}], got {head_dim}; split larger heads"
+        )
+    if len(tables) == 0:
+        raise ValueError("tables must be of at least one request, got 0; leave an empty batch out")
+    if min(num_heads, num_kv_heads) == 0 or num_heads % num_kv_heads or keys.shape[3] != head_dim:
         raise ValueError(
             f"q must have a multiple of {num_kv_heads} heads of size {keys.shape[3]} as the pool has, got "
             f"{num_heads} of {head_dim}; is this the cache of another model?"

@@ -197,29 +197,40 @@ def paged_tile(item_bytes: int) -> AttentionTile:
     return AttentionTile(block=64, warps=4, stages=3) if item_bytes <= 2 else AttentionTile(32, 8, 1)
 
 
-def flash_tile(head_dim: int, item_bytes: int) -> FlashTile:
+def flash_tile(head_dim: int, item_bytes: int, biased: bool = False) -> FlashTile:
     """For the forward pass; small enough for 99 KiB of shared memory, and for the registers.
 
-    In float32 there are no tensor cores: all of a tile passes through registers.
+    In float32 there are no tensor cores: all of a tile passes through registers. So does a tile of a bias.
     """
     if item_bytes > 2:
         return FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
+    if biased:
+        return FlashTile(64, 32, 8, 2) if head_dim <= 128 else FlashTile(32, 32, 8, 2)
     if head_dim <= 64:
         return FlashTile(128, 64, 8, 3)
     return FlashTile(128, 64, 8, 2) if head_dim <= 128 else FlashTile(64, 32, 8, 2)
 
 
-def flash_backward_tile(head_dim: int, item_bytes: int) -> tuple[FlashTile, FlashTile]:
+def flash_backward_tile(head_dim: int, item_bytes: int, biased: bool = False) -> tuple[FlashTile, FlashTile]:
     """For the backward pass, of a program that walks through keys and of one that walks through queries."""
     if item_bytes > 2:
         if head_dim <= 64:
             return FlashTile(32, 16), FlashTile(32, 32, 8)
         return FlashTile(16, 16, 8, 2), FlashTile(16, 16, 8, 2)
+    if biased and head_dim <= 128:
+        return FlashTile(64, 32, 8, 2), FlashTile(32, 32, 8, 2)
     if head_dim <= 64:
         return FlashTile(64, 64, 8, 2), FlashTile(32, 64, 8, 2)
     if head_dim <= 128:
         return FlashTile(64, 32, 8, 2), FlashTile(32, 64, 8, 2)
     return FlashTile(32, 32, 8, 2), FlashTile(32, 32, 8)
+
+
+def flash_bias_tile(head_dim: int, item_bytes: int) -> FlashTile:
+    """For the gradient of a bias."""
+    if item_bytes > 2:
+        return FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
+    return FlashTile(32, 64, 8) if head_dim <= 128 else FlashTile(32, 32, 8)
 
 
 def _power_of_2(number: int) -> int:

@@ -23,7 +23,7 @@ from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.kernels import backend
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
-from llmcourse.kernels.flash_attention import Scoring, flash_attention_forward
+from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention, store
 from llmcourse.kernels.tiles import Tile, attention_tile
@@ -182,18 +182,44 @@ def compiled_paged(dtype: torch.dtype, capability: int) -> list[Compiled]:
     return found
 
 
+LENGTH = 4096
 SCORINGS = {"full": Scoring(0.1, causal=False), "causal": Scoring(0.1), "all": Scoring(0.1, True, 1024, 50.0)}
 
 
 def compiled_flash(head_dim: int, scoring: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
-    """The forward and the two backward kernels of `flash_attention`, four query heads over two."""
-    from llmcourse.kernels.flash_attention_triton import launch_backward
+    """The kernels of both passes of `flash_attention`, four query heads over two."""
+    return _compiled_flash(head_dim, SCORINGS[scoring], dtype, capability)
 
+
+def compiled_bias(
+    head_dim: int, scoring: str, dtype: torch.dtype, rows: int, capability: int
+) -> list[Compiled]:
+    """The same in bfloat16 with a bias of this dtype and of so many rows, which asks for its gradient."""
+    bias = torch.empty(1, 4, rows, LENGTH, dtype=dtype, device="meta")
+    return _compiled_flash(head_dim, SCORINGS[scoring], torch.bfloat16, capability, bias=bias)
+
+
+def compiled_varlen(head_dim: int, scoring: str, capability: int) -> list[Compiled]:
+    """The same of eight sequences that are packed, in bfloat16."""
+    bounds = torch.empty(9, dtype=torch.int32, device="meta")
+    packed = Packed(bounds, bounds, 1000, 1000)
+    return _compiled_flash(head_dim, SCORINGS[scoring], torch.bfloat16, capability, packed=packed)
+
+
+def _compiled_flash(
+    head_dim: int,
+    scoring: Scoring,
+    dtype: torch.dtype,
+    capability: int,
+    bias: torch.Tensor | None = None,
+    packed: Packed | None = None,
+) -> list[Compiled]:
     with recorded(capability) as found, torch.device("meta"):
-        q = torch.empty(1, 4, 4096, head_dim, dtype=dtype)
-        k, v = (torch.empty(1, 2, 4096, head_dim, dtype=dtype) for _ in range(2))
-        out, log_sum_exp = flash_attention_forward(q, k, v, SCORINGS[scoring])
-        launch_backward(q, k, v, out, log_sum_exp, torch.empty_like(out), SCORINGS[scoring])
+        q = torch.empty(1, 4, LENGTH, head_dim, dtype=dtype)
+        k, v = (torch.empty(1, 2, LENGTH, head_dim, dtype=dtype) for _ in range(2))
+        leaves = [x.requires_grad_() for x in (q, k, v, bias) if x is not None]
+        out = FlashAttention.apply(q, k, v, bias, scoring, None, packed)
+        torch.autograd.grad(out, leaves, torch.empty_like(out))
     return found
 
 

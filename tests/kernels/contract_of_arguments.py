@@ -11,6 +11,7 @@ import torch
 
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
 from llmcourse.kernels.flash_attention import flash_attention
+from llmcourse.kernels.flash_attention_varlen import flash_attention_varlen
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.tokens import Choice, choose, embed
 from llmcourse.kv_cache import KVCache
@@ -30,6 +31,10 @@ def every_other(*shape: int) -> torch.Tensor:
 
 def whole(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.long, device=DEVICE)
+
+
+def bounds(*numbers: int) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.int32, device=DEVICE)
 
 
 def norm(q: int = 4, k: int = 4, **kind) -> HeadNorm:
@@ -64,6 +69,12 @@ def attention_of(**given) -> None:
 def flash_attention_of(**given) -> None:
     fitting = {"q": ones(2, 4, 3, 32), "k": ones(2, 2, 5, 32), "v": ones(2, 2, 5, 32)}
     flash_attention(**{**fitting, **given})
+
+
+def flash_attention_varlen_of(**given) -> None:
+    rows = {"q": ones(7, 4, 32), "k": ones(9, 2, 32), "v": ones(9, 2, 32)}
+    fitting = rows | {"cu_seqlens_q": bounds(0, 4, 7), "cu_seqlens_k": bounds(0, 6, 9)}
+    flash_attention_varlen(**{**fitting, **given})
 
 
 def embed_of(**given) -> None:
@@ -151,11 +162,48 @@ REFUSED: dict[Callable, list[tuple[dict, str]]] = {
         ({"q": every_other(2, 4, 3, 32)}, "q must have features side by side, a last stride of 1, got"),
         ({"k": ones(2, 2, 32, 5).mT}, "k must have features side by side, a last stride of 1, got"),
         ({"v": every_other(2, 2, 5, 32)}, "(640, 320, 64, 2); call .contiguous()"),
+        ({"q": ones(2, 0, 3, 32)}, "query heads must be a multiple of key/value heads, got 0 and 2"),
+        ({"q": whole(2, 4, 3, 32)}, "q must be in one of float16, bfloat16, float32, float64, got"),
+        ({"q": ones(0, 4, 3, 32), "k": ones(0, 2, 5, 32)}, "q must hold at least one sequence of at least"),
+        ({"q": ones(2, 4, 0, 32)}, "one token, got shape (2, 4, 0, 32); leave an empty batch out"),
+        ({"k": ones(2, 2, 0, 32)}, "k must hold at least one sequence of at least one token, got shape (2,"),
+        ({"bias": ones(3, 5)}, "bias must have 4 dimensions, (B or 1, H or 1, T or 1, S), got shape (3, 5)"),
+        ({"bias": ones(1, 1, 3, 1)}, "bias must have shape (2, 4, 3, 5), in which all but the last may be"),
+        ({"bias": ones(1, 2, 3, 5)}, "may be 1, got (1, 2, 3, 5); give every key a number"),
+        ({"bias": ones(2, 4, 2, 5)}, "may be 1, got (2, 4, 2, 5); give every key a number"),
+        ({"bias": ones(2, 4, 3, 6)}, "may be 1, got (2, 4, 3, 6); give every key a number"),
+        ({"bias": ones(1, 1, 3, 5, dtype=torch.bool)}, "bias must hold numbers, got torch.bool; make a mask"),
+        ({"bias": ones(1, 1, 3, 5, dtype=HALF)}, "bias must be in one of float32, got torch.float16"),
+        ({"bias": ones(1, 1, 3, 5).to("meta")}, "bias must be in torch.float32 on"),
         ({"window": 0}, "window must be at least 1 and go with causal=True, got 0 with causal=True"),
         ({"window": 4, "causal": False}, "window must be at least 1 and go with causal=True, got 4 with"),
         ({"softcap": 0.0}, "softcap must be positive and finite, got 0.0; leave it at None"),
         ({"scale": -1.0}, "scale must be positive and finite, got -1.0; leave it at None"),
         ({"scale": float("nan")}, "scale must be positive and finite, got nan"),
+    ],
+    flash_attention_varlen_of: [
+        ({"q": ones(1, 4, 7, 32)}, "q must have 3 dimensions, (total_q, H, D), got shape (1, 4, 7, 32)"),
+        ({"k": ones(1, 2, 9, 32)}, "k must have 3 dimensions, (total_k, Hkv, D), got shape (1, 2, 9, 32)"),
+        ({"q": ones(7, 4, 80), "k": ones(9, 2, 80)}, "q must have a head size of (32, 64, 96, 128, 256),"),
+        ({"k": ones(9, 2, 64)}, "k must have shape (total_k, Hkv, 32) as q has, got (9, 2, 64); take both"),
+        ({"v": ones(8, 2, 32)}, "v must have shape (9, 2, 32) as k has, got (8, 2, 32); pass both alike"),
+        ({"q": ones(7, 3, 32)}, "query heads must be a multiple of key/value heads, got 3 and 2"),
+        ({"q": every_other(7, 4, 32)}, "q must have features side by side, a last stride of 1, got strides"),
+        ({"v": ones(9, 2, 32, dtype=HALF)}, "v must be in torch.float32 on"),
+        ({"cu_seqlens_q": bounds(0, 4, 7)[None]}, "cu_seqlens_q must have 1 dimensions, (R + 1), got shape"),
+        ({"cu_seqlens_q": bounds(0, 4, 7).long()}, "cu_seqlens_q must be in torch.int32 on"),
+        ({"cu_seqlens_k": bounds(0, 6, 9).to("meta")}, "cu_seqlens_k must be in torch.int32 on"),
+        ({"cu_seqlens_k": bounds(0, 1, 6, 8, 9)[::2]}, "cu_seqlens_k must be contiguous, got strides (2,)"),
+        ({"cu_seqlens_q": bounds(0)}, "cu_seqlens_q must bound at least one sequence, got 1 numbers; leave"),
+        ({"cu_seqlens_k": bounds(0, 9)}, "cu_seqlens_k must have shape (3,), got (2,); pass one for each"),
+        ({"cu_seqlens_q": bounds(1, 4, 7)}, "cu_seqlens_q must rise from 0 to the 7 rows there are, got [1,"),
+        ({"cu_seqlens_q": bounds(0, 8, 7)}, "cu_seqlens_q must rise from 0 to the 7 rows there are, got [0,"),
+        ({"cu_seqlens_q": bounds(0, 4, 6)}, "cu_seqlens_q must rise from 0 to the 7 rows there are, got [0,"),
+        ({"cu_seqlens_k": bounds(0, 6, 10)}, "cu_seqlens_k must rise from 0 to the 9 rows there are, got"),
+        ({"max_seqlen_q": -1}, "max_seqlen_q must be at least"),
+        ({"max_seqlen_k": -1}, "the longest sequence, got -1; leave it at None to look it up"),
+        ({"window": 0}, "window must be at least 1 and go with causal=True, got 0"),
+        *[({"max_seqlen_q": 3}, "must be at least 4, the longest sequence, got 3")][: DEVICE.type == "cpu"],
     ],
     embed_of: [
         ({"table": ones(9)}, "table must have 2 dimensions, (V, C), got shape (9,)"),

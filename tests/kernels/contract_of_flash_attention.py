@@ -1,183 +1,44 @@
 """The contract of every forward of `flash_attention`, and of its gradients: fp64 is the truth.
 
 Run beside `contract.py`. Configurations are drawn with a seed; each may be no further from the truth than
-twice what PyTorch's own attention is in this dtype, plus 1e-5. New memory holds NaN here, so that whatever a
-kernel leaves unwritten shows. For more of them than the test takes, on a GPU some thousands:
+twice what PyTorch's own attention is in this dtype, plus 1e-5. For more of them than the test takes, and for
+a file with a row of each, on a GPU:
 
-    python -m tests.kernels.contract_of_flash_attention 3000
+    python -m tests.kernels.contract_of_flash_attention 3000 --processes 16 --out FILE
 """
 
+import json
 import math
-import random
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from unittest import mock
+from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from llmcourse.attention import tiled_attention
-from llmcourse.kernels.flash_attention import (
-    HEAD_DIMS,
-    Scoring,
-    flash_attention,
-    flash_attention_forward,
-    flash_attention_reference,
-)
+from llmcourse.kernels.flash_arguments import HEAD_DIMS
+from llmcourse.kernels.flash_attention import Scoring, flash_attention, flash_attention_forward
+from llmcourse.kernels.flash_attention_varlen import flash_attention_varlen
 from llmcourse.kernels.tiles import FlashTile
+from tests.kernels import flash_run
 from tests.kernels.contract import DEVICE, DTYPES
+from tests.kernels.flash_configurations import TILES, Bias, Config, check, drawn, tensors
 
 DRAWN = 40
-LONGEST = 700 if DEVICE.type == "cuda" else 90
-# Tensor cores take weights, and gradients of scores, in the dtype of the tensors. PyTorch's kernels for a GPU
-# round them too; that for a CPU does not, and errs less by half a unit in the last place.
-EXTRA_ROUNDING = 0.0 if DEVICE.type == "cuda" else 0.5
-# The forwards under contract: None takes the best for the GPU, whichever that is.
-TILES = (None, FlashTile(16, 16), FlashTile(16, 32), FlashTile(32, 16))
-
-
-@dataclass(frozen=True)
-class Config:
-    """One drawn call.
-
-    Attributes:
-        magnitude: of queries; at 30 softmax is nearly a maximum.
-        interleaved: heads lie side by side in a row, as a projection leaves them.
-    """
-
-    batch: int
-    num_heads: int
-    num_kv_heads: int
-    queries: int
-    keys: int
-    head_dim: int
-    dtype: torch.dtype
-    scoring: Scoring
-    tile: FlashTile | None
-    magnitude: float
-    interleaved: bool
-    seed: int
-
-
-def drawn(seed: int) -> Config:
-    dice = random.Random(seed)
-    num_kv_heads = dice.choice((1, 2, 3))
-    queries, keys = (dice.choice((1, 16, 64, dice.randint(1, LONGEST))) for _ in range(2))
-    causal = dice.random() < 0.7
-    scoring = Scoring(
-        scale=dice.choice((0.05, 0.125, 0.3)),
-        causal=causal,
-        window=dice.randint(1, keys) if causal and dice.random() < 0.3 else None,
-        softcap=dice.choice((2.0, 20.0)) if dice.random() < 0.3 else None,
-    )
-    return Config(
-        batch=dice.choice((1, 2)),
-        num_heads=num_kv_heads * dice.choice((1, 1, 2, 4)),
-        num_kv_heads=num_kv_heads,
-        queries=queries,
-        keys=dice.choice((queries, keys)),
-        head_dim=dice.choice(HEAD_DIMS),
-        dtype=dice.choice(DTYPES),
-        scoring=scoring,
-        tile=dice.choice(TILES),
-        magnitude=dice.choice((1.0, 1.0, 30.0)),
-        interleaved=dice.random() < 0.5,
-        seed=seed,
-    )
-
-
-def tensors(config: Config) -> list[torch.Tensor]:
-    """q, k, v and the gradient of the result."""
-    torch.manual_seed(config.seed)
-    rows = {config.num_heads: config.queries, config.num_kv_heads: config.keys}
-    rows = ((config.num_heads, config.queries), *[(config.num_kv_heads, config.keys)] * 2)
-    made = []
-    for heads, length in (*rows, rows[0]):
-        shape = (config.batch, heads, length, config.head_dim)
-        if config.interleaved:
-            shape = (config.batch, length, heads, config.head_dim)
-        x = torch.randn(shape, dtype=config.dtype, device=DEVICE)
-        made.append(x.transpose(1, 2) if config.interleaved else x)
-    made[0] *= config.magnitude
-    return made
-
-
-def hidden(config: Config) -> torch.Tensor:
-    """Which keys each query does not see, said once more."""
-    mask = torch.ones(config.queries, config.keys, dtype=torch.bool, device=DEVICE)
-    if config.scoring.causal:
-        mask = mask.tril(config.keys - config.queries)
-    if config.scoring.window is not None:
-        mask &= mask.triu(config.keys - config.queries - config.scoring.window + 1)
-    return ~mask
-
-
-def pytorch(config: Config, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """PyTorch's own attention; for capped scores, which it does not know, its operations one by one."""
-    unseen, scoring = hidden(config), config.scoring
-    if scoring.softcap is None:
-        gqa = config.num_heads > config.num_kv_heads
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=~unseen, scale=scoring.scale, enable_gqa=gqa)
-    else:
-        k, v = (x.repeat_interleave(config.num_heads // config.num_kv_heads, dim=1) for x in (k, v))
-        scores = scoring.softcap * torch.tanh(q @ k.mT * (scoring.scale / scoring.softcap))
-        out = scores.masked_fill(unseen, -torch.inf).softmax(-1).masked_fill(unseen, 0.0) @ v
-    return out.masked_fill(unseen.all(1)[:, None], 0.0)
-
-
-def results(attention, inputs: list[torch.Tensor], grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What attention gives, and the gradients of q, k and v."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    out = attention(*leaves)
-    return out.detach(), *torch.autograd.grad(out, leaves, grad_out)
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """New memory holds NaN."""
-
-    def poison(made):
-        return lambda *args, **kind: made(*args, **kind).fill_(torch.nan)
-
-    with (
-        mock.patch.object(torch, "empty_like", poison(torch.empty_like)),
-        mock.patch.object(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty)),
-    ):
-        yield
-
-
-def check(config: Config) -> float:
-    """Written throughout, and near enough to the truth: the result, its gradients, the log-sum-exp.
-
-    Returns the largest error as a share of what is allowed.
-    """
-    *inputs, grad_out = tensors(config)
-    wide, scoring, share = [x.double() for x in inputs], config.scoring, 0.0
-    truth = results(lambda *x: flash_attention_reference(*x, scoring)[0], wide, grad_out.double())
-    theirs = results(lambda *x: pytorch(config, *x), inputs, grad_out)
-    options = {name: getattr(scoring, name) for name in ("scale", "causal", "window", "softcap")}
-    options |= {"backend": "triton", "tile": config.tile}
-    with poisoned():
-        ours = results(lambda *x: flash_attention(*x, **options), inputs, grad_out)
-        log_sum_exp = flash_attention_forward(*inputs, scoring, config.tile)[1].double() * math.log(2)
-    for name, true, they, we in zip(("out", "dq", "dk", "dv"), truth, theirs, ours, strict=True):
-        assert we.dtype == config.dtype and torch.isfinite(we).all(), (name, config)
-        slack = 1e-5 * (config.magnitude if name == "dk" else 1)  # a sum of queries
-        slack += EXTRA_ROUNDING * torch.finfo(config.dtype).eps * true.abs().max()
-        allowed = 2 * (they.double() - true).abs().max() + slack
-        share = max(share, ((we.double() - true).abs().max() / allowed).item())
-        assert share <= 1, (name, config)
-    expected = flash_attention_reference(*wide, scoring)[1]
-    torch.testing.assert_close(log_sum_exp, expected, atol=2e-4, rtol=1e-5)
-    return share
 
 
 @pytest.mark.parametrize("seed", range(DRAWN))
 def test_drawn(seed):
     check(drawn(seed))
+
+
+def test_all_kinds_are_drawn():
+    configs = [drawn(seed) for seed in range(DRAWN)]
+    assert {config.dtype for config in configs} == set(DTYPES)
+    assert {config.head_dim for config in configs} == set(HEAD_DIMS)
+    for kind in ("bias", "sequences"):
+        assert 4 <= sum(getattr(config, kind) is not None for config in configs) <= DRAWN // 2
+    assert any(0 in lengths for config in configs for lengths in config.sequences or ())
+    assert any(config.tile is None for config in configs)
 
 
 PLAIN = Config(1, 2, 1, 33, 33, 32, torch.float32, Scoring(0.2), FlashTile(16, 16), 1.0, False, 0)
@@ -198,6 +59,25 @@ EDGES = {
     "a window of a tile": {"scoring": Scoring(0.2, window=16), "keys": 64},
     "not causal, more queries than keys": {"scoring": Scoring(0.2, causal=False), "queries": 50, "keys": 20},
     "scores at the cap": {"scoring": Scoring(0.2, softcap=1.0), "magnitude": 30.0},
+    "a bias of each score, whose rows are masked here and there": {"bias": Bias((True, True, True))},
+    "slopes, one for each head": {"bias": Bias((False, True, False), masks=False), "queries": 18},
+    "a mask of padding": {
+        "bias": Bias((True, False, False)),
+        "batch": 2,
+        "queries": 18,
+        "scoring": Scoring(0.2, causal=False),
+    },
+    "a bias for all that is added beyond the cap": {
+        "bias": Bias((False, False, True), wide=True),
+        "scoring": Scoring(0.2, window=9, softcap=1.0),
+        "batch": 2,
+        "queries": 18,
+    },
+    "one sequence, packed": {"sequences": ((33, 33),)},
+    "prompts, a chunk and a token": {"sequences": ((17, 17), (5, 40), (1, 30), (16, 16))},
+    "sequences without queries, keys or either": {"sequences": ((0, 9), (7, 0), (0, 0), (3, 5), (0, 1))},
+    "nothing but empty sequences": {"sequences": ((0, 0), (0, 0))},
+    "packed, not causal": {"sequences": ((20, 7), (3, 33)), "scoring": Scoring(0.2, causal=False)},
 }
 
 
@@ -262,19 +142,61 @@ def test_a_slice_of_a_projection_needs_no_copy():
     torch.testing.assert_close(out, expected, atol=2e-6, rtol=0)
 
 
+def test_only_a_bias_that_asks_for_its_gradient_gets_one(monkeypatch):
+    from llmcourse.kernels import flash_bias_triton
+
+    monkeypatch.setattr(flash_bias_triton, "launch_bias_gradient", lambda *_: pytest.fail("was made"))
+    q, k, v, bias, _ = tensors(replace(PLAIN, bias=Bias((False, True, False))))
+    flash_attention(q.requires_grad_(), k, v, bias=bias, backend="triton").sum().backward()
+    assert q.grad.isfinite().all()
+
+
+def test_padding_that_a_bias_masks_is_the_same_as_none():
+    """Sequences of different lengths in a batch with −inf beyond their ends, and packed."""
+    lengths = (20, 33, 7)
+    q, k, v, _ = tensors(replace(PLAIN, batch=3, scoring=Scoring(0.2, causal=False)))
+    bias = torch.zeros(3, 1, 1, 33, device=DEVICE)
+    for row, length in enumerate(lengths):
+        bias[row, ..., length:] = -torch.inf
+    padded = flash_attention(q, k, v, causal=False, bias=bias, backend="triton")
+    bounds = torch.tensor([0, 20, 53, 60], dtype=torch.int32, device=DEVICE)
+    rows = [torch.cat([x[i, :, :n].transpose(0, 1) for i, n in enumerate(lengths)]) for x in (q, k, v)]
+    packed = flash_attention_varlen(*rows, bounds, bounds, causal=False, backend="triton")
+    expected = torch.cat([padded[i, :, :n].transpose(0, 1) for i, n in enumerate(lengths)])
+    torch.testing.assert_close(packed, expected, atol=2e-6, rtol=0)
+
+
+def test_lengths_that_are_given_are_not_looked_up(monkeypatch):
+    from llmcourse.kernels import flash_attention_varlen as varlen
+
+    q, k, v, _ = tensors(replace(PLAIN, sequences=((20, 20), (13, 13))))
+    bounds = torch.tensor([0, 20, 33], dtype=torch.int32, device=DEVICE)
+    expected = flash_attention_varlen(q, k, v, bounds, bounds, backend="triton")
+    longer = {"max_seqlen_q": 50, "max_seqlen_k": 20}
+    if DEVICE.type == "cuda":
+        monkeypatch.setattr(varlen, "longest", lambda *_: pytest.fail("looked at the GPU"))
+    out = flash_attention_varlen(q, k, v, bounds, bounds, **longer, backend="triton")
+    assert torch.equal(out, expected)
+
+
+def spoiled(result: torch.Tensor, spoil: str) -> torch.Tensor:
+    if spoil == "1 % too much":
+        result[..., -1, :] *= 1.01
+    else:
+        result[..., -1, :] = torch.nan
+    return result
+
+
 @pytest.mark.parametrize("spoil", ["a key too few", "1 % too much", "unwritten"])
 def test_the_check_sees_a_forward_that_is_wrong(spoil, monkeypatch):
     from llmcourse.kernels import flash_attention_triton as kernels
 
-    def launch(q, k, v, scoring, tile):
-        out, log_sum_exp = right(q, k, v, scoring, tile)
+    def launch(q, k, v, scoring, tile, *rest):
+        out, log_sum_exp = right(q, k, v, scoring, tile, *rest)
         if spoil == "a key too few":
             out[:, :, 1:] = right(q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], scoring, tile)[0]
-        elif spoil == "1 % too much":
-            out[:, :, -1] *= 1.01
-        else:
-            out[:, :, -1] = torch.nan
-        return out, log_sum_exp
+            return out, log_sum_exp
+        return spoiled(out, spoil), log_sum_exp
 
     right = kernels.launch_forward
     monkeypatch.setattr(kernels, "launch_forward", launch)
@@ -282,9 +204,45 @@ def test_the_check_sees_a_forward_that_is_wrong(spoil, monkeypatch):
         check(PLAIN)
 
 
+@pytest.mark.parametrize("spoil", ["1 % too much", "unwritten"])
+def test_the_check_sees_a_gradient_of_the_bias_that_is_wrong(spoil, monkeypatch):
+    from llmcourse.kernels import flash_bias_triton as kernels
+
+    right = kernels.launch_bias_gradient
+    monkeypatch.setattr(kernels, "launch_bias_gradient", lambda *x: spoiled(right(*x), spoil))
+    with pytest.raises(AssertionError, match="dbias"):
+        check(replace(PLAIN, bias=Bias((True, True, True), masks=False)))
+
+
+@pytest.mark.parametrize(("grad", "name"), [(0, "dq"), (1, "dk"), (2, "dv")])
+def test_the_check_sees_a_row_of_packed_sequences_that_is_not_written(grad, name, monkeypatch):
+    from llmcourse.kernels import flash_backward_triton as kernels
+
+    def launch(*given):
+        grads = right(*given)
+        spoiled(grads[grad], "unwritten")
+        return grads
+
+    right = kernels.launch_backward
+    monkeypatch.setattr(kernels, "launch_backward", launch)
+    with pytest.raises(AssertionError, match=name):
+        check(replace(PLAIN, sequences=((20, 20), (5, 13))))
+
+
+def test_a_run_says_how_many_kept_their_bounds_and_which_is_the_worst(monkeypatch, tmp_path, capsys):
+    """Two seeds, of which the second is planted to be beyond its bounds."""
+    found = iter(({"out": 1.5, "dq": 0.25}, {"out": 2.5}))
+    monkeypatch.setattr(flash_run, "ratios", lambda config: next(found))
+    with pytest.raises(SystemExit) as ended:
+        flash_run.main(["2", "--out", str(tmp_path / "rows.jsonl")])
+    about, *rows = map(json.loads, (tmp_path / "rows.jsonl").read_text("utf-8").splitlines())
+    assert ended.value.code == 1 and about["stage"] == "about" and "device" in about
+    assert sorted(row["seed"] for row in rows) == [0, 1]
+    assert [row["kept"] for row in rows] == [True, False]
+    printed = capsys.readouterr().out
+    assert "2 configurations, 1 beyond their bounds" in printed
+    assert "worst ratio of errors 2.50 (of 2 allowed), out of seed" in printed
+
+
 if __name__ == "__main__":
-    shares = {seed: check(drawn(seed)) for seed in range(int(sys.argv[1]))}
-    seed = max(shares, key=shares.get)
-    print(
-        f"{len(shares)} configurations; the nearest to its bound, at {shares[seed]:.2f} of it: {drawn(seed)}"
-    )
+    flash_run.main()

@@ -122,6 +122,10 @@ def test_what_does_not_fit_is_refused_by_name():
     q, keys, tables = given["q"], given["keys"], given["tables"]
     refused("q must have 3 dimensions, (T, H, D)", q=q[0])
     refused("q must have a multiple of 2 heads of size 32", q=q[:, :5].contiguous())
+    refused("q must be in one of float16, bfloat16, float32, float64, got torch.int64", q=q.long())
+    refused("q must have a head size in [1, 256], got 320", q=torch.ones(2, 4, 320, device=DEVICE))
+    refused("q must have a multiple of 0 heads of size 32", keys=keys[:, :0].contiguous())
+    refused("tables must be of at least one request, got 0; leave an empty", tables=tables[:0])
     refused("values must have shape", values=keys[:10])
     refused("keys must be contiguous", keys=keys.transpose(1, 2).contiguous().transpose(1, 2))
     refused("tables must be in torch.int32", tables=tables.long())

@@ -1,4 +1,4 @@
-"""The contract of what surrounds paged attention: rotation and store, norm, SwiGLU, and the choice of each row.
+"""The contract of what surrounds paged attention: rotation and store, norm, SwiGLU, choice of each row.
 
 Run beside `contract.py`, whose remarks on interpreter and GPU hold here too.
 """

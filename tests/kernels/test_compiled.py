@@ -13,12 +13,14 @@ if platform.system() != "Linux":
 from llmcourse.kernels.tiles import Tile
 from tests.kernels.compiled import (
     Compiled,
+    compiled_bias,
     compiled_few_rows,
     compiled_flash,
     compiled_paged,
     compiled_rows,
     compiled_staged,
     compiled_step,
+    compiled_varlen,
     compiled_with,
 )
 
@@ -43,7 +45,15 @@ FLASH_JOBS = [
     *[(compiled_flash, size, "causal", BF16, 89) for size in (32, 96, 256)],
     *[(compiled_flash, size, "causal", FP32, 90) for size in (64, 128)],
 ]
-ALL = [*JOBS, *FEW_ROWS, *STAGED, *FLASH_JOBS]
+VARLEN_JOBS = [
+    *[(compiled_varlen, 128, "all", gpu) for gpu in SHARED_BYTES],
+    *[(compiled_varlen, size, "causal", 89) for size in (64, 256)],
+]
+BIAS_JOBS = [
+    *[(compiled_bias, 128, "all", dtype, 4096, gpu) for dtype in (BF16, FP32) for gpu in SHARED_BYTES],
+    *[(compiled_bias, size, "causal", BF16, 1, 89) for size in (64, 256)],
+]
+ALL = [*JOBS, *FEW_ROWS, *STAGED, *FLASH_JOBS, *VARLEN_JOBS, *BIAS_JOBS]
 TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step
 
 
@@ -102,7 +112,8 @@ def test_a_step_launches_what_it_says(kernels):
             ]  # fmt: skip
 
 
-@pytest.mark.parametrize("job", FLASH_JOBS, ids=name_of)
-def test_flash_attention_is_three_kernels(kernels, job):
+@pytest.mark.parametrize("job", [*FLASH_JOBS, *VARLEN_JOBS, *BIAS_JOBS], ids=name_of)
+def test_flash_attention_is_three_kernels_and_one_for_a_bias_that_learns(kernels, job):
     names = [kernel.kernel.strip("_").removesuffix("_kernel") for kernel in kernels[job]]
-    assert names == ["forward", "backward_queries", "backward_keys"]
+    biased = ["bias_gradient"] if job in BIAS_JOBS else []
+    assert names == ["forward", "backward_queries", "backward_keys", *biased]
