@@ -13,6 +13,8 @@
     cost_table              the operations of a layer: symbols, the lecture's numbers, the exact ones
     memory_bars             weights, cache and activations against what there is
     growth                  how a cost grows, measured and predicted
+    tiles, tiles_plot       FlashAttention tile by tile: SRAM, running softmax, bytes moved
+    timeline, timeline_plot slots and steps of batching policies, as the lecture draws them
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 
