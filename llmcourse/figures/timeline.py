@@ -70,7 +70,7 @@ class Timeline:
             f"slots used {self.used:.0%}",
             f"TTFT p50 {seconds(m.ttft_p50_s)}, p99 {seconds(m.ttft_p99_s)}",
             f"ITL p50 {_or_dash(m.itl_p50_s)}, p99 {_or_dash(m.itl_p99_s)}",
-            f"{m.output_tokens_per_s:,.3g} tokens/s",
+            f"{_speed(m.output_tokens_per_s)} tokens/s",
             f"done after {seconds(m.duration_s)}",
         ]
         return " · ".join(parts)
@@ -135,8 +135,12 @@ def metrics_table(timelines: Sequence[Timeline]) -> list[tuple[str, ...]]:
 def _metrics_row(one: Timeline) -> tuple[str, ...]:
     m = one.metrics
     latencies = (m.ttft_p50_s, m.ttft_p99_s, m.tpot_p50_s, m.tpot_p99_s, m.itl_p50_s, m.itl_p99_s)
-    speed = f"{m.output_tokens_per_s:,.3g}"
-    return (one.name, f"{one.used:.0%}", *map(_or_dash, latencies), speed, seconds(m.duration_s))
+    ends = _speed(m.output_tokens_per_s), seconds(m.duration_s)
+    return (one.name, f"{one.used:.0%}", *map(_or_dash, latencies), *ends)
+
+
+def _speed(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100 else f"{tokens_per_s:.3g}"
 
 
 def _or_dash(time_s: float) -> str:

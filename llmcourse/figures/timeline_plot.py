@@ -175,10 +175,10 @@ def _names(panel: _Panel) -> list[tuple[Box, str]]:
     names = []
     for (_, name), stay in groupby(sorted(busy, key=lambda b: (b.slot, b.start_s)), lambda b: (b.slot, b.id)):
         stretches = [list(stretch) for _, stretch in groupby(stay, lambda box: box.kind)]
-        whole = [stretch[0]._replace(end_s=stretch[-1].end_s) for stretch in stretches]
-        widest = max(whole, key=panel.width)
-        if panel.width(widest) > LETTER * (len(name) + 0.5):
-            names.append((widest, name))
+        longest = max(stretches, key=lambda stretch: stretch[-1].end_s - stretch[0].start_s)
+        middle, whole = longest[len(longest) // 2], longest[0]._replace(end_s=longest[-1].end_s)
+        room = LETTER * (len(name) + 0.5)
+        names += [(box, name) for box in (middle, whole) if panel.width(box) > room][:1]
     return names
 
 
