@@ -46,7 +46,7 @@ class LoadCurve:
                 f"per_s must be rising rates, one for each of {len(self.metrics)} metrics, got {self.per_s}"
             )
 
-    def capacity(self, share: float = GOOD) -> float:
+    def capacity(self, share: int | float = GOOD) -> float:
         """The highest arrival rate at which, as at all lower ones, this share of the requests was in time.
 
         DistServe calls that goodput, for a share of 0.9; 0 if there is none.

@@ -113,7 +113,7 @@ def plot_step_tokens(
     return picture
 
 
-def _draw_steps(axes, steps: list[StepTokens], name: str, end_s: float, largest: int) -> None:
+def _draw_steps(axes, steps: list[StepTokens], name: str, end_s: int | float, largest: int) -> None:
     """Answers below, prompts on top of them; as wide as the step is long."""
     for color, label in ((ANSWER, "answer"), (PROMPT, "prompt")):
         boxes = []
@@ -135,7 +135,7 @@ def _draw_steps(axes, steps: list[StepTokens], name: str, end_s: float, largest:
     axes.text(1, 1.06, words, transform=axes.transAxes, ha="right", va="bottom", size=9, color=look.MUTED)
 
 
-def _draw_gaps(axes, gaps: Mapping[str, list[tuple[float, float]]], end_s: float, watched: str) -> None:
+def _draw_gaps(axes, gaps: Mapping[str, list[tuple[float, float]]], end_s: int | float, watched: str) -> None:
     top = max((gap for found in gaps.values() for at, gap in found if at <= end_s), default=1.0)
     for index, found in enumerate(gaps.values()):
         shown = [(at, gap) for at, gap in found if at <= end_s]
@@ -161,7 +161,7 @@ def _draw_gaps(axes, gaps: Mapping[str, list[tuple[float, float]]], end_s: float
         x -= 0.035 + 0.0105 * len(name)
 
 
-def _draw_key(picture: look.Picture, height: float) -> None:
+def _draw_key(picture: look.Picture, height: int | float) -> None:
     y = 1 - 0.74 / height
     for place, (name, color) in enumerate(
         (("tokens of prompts", PROMPT), ("of answers, on a log scale", ANSWER))

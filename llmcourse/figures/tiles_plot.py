@@ -19,6 +19,7 @@ from llmcourse.figures.tiles import TileStep, TileWalk
 DONE = "#b5d3ec"
 WAITS = "#eef1f4"
 WRITTEN = "#8fbfe0"
+Corners = list[tuple[int | float, int | float]]  # of a box
 TABLE_ROWS = 8
 STRIP, GAP = 0.055, 0.02  # of the matrix: how wide Q, K, V and O are drawn, and their distances
 
@@ -259,15 +260,13 @@ def _partial(walk: TileWalk, step: int, row: int) -> list[float]:
     return [0.0] * walk.expected.shape[1] if seen is None else seen.result().tolist()
 
 
-def _stacked(
-    place: int, read_bytes: int, written_bytes: int, longest: int
-) -> list[list[tuple[float, float]]]:
+def _stacked(place: int, read_bytes: int, written_bytes: int, longest: int) -> list[Corners]:
     """Two bars end to end, as shares of the longest."""
     ends = (0, read_bytes / longest, (read_bytes + written_bytes) / longest)
     return [_box(left, place - 0.31, right, place + 0.31) for left, right in pairwise(ends)]
 
 
-def _columns(values: Sequence[float]) -> list[list[tuple[float, float]]]:
+def _columns(values: Sequence[int | float]) -> list[Corners]:
     return [_box(at - 0.31, 0, at + 0.31, value) for at, value in enumerate(values)]
 
 
@@ -289,7 +288,7 @@ def _is_skipped(walk: TileWalk, row: int, column: int) -> bool:
     return walk.causal and column * walk.key_tile > last_query + walk.keys - walk.queries
 
 
-def _box(left: float, top: float, right: float, bottom: float) -> list[tuple[float, float]]:
+def _box(left: int | float, top: int | float, right: int | float, bottom: int | float) -> Corners:
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
@@ -297,13 +296,13 @@ def _ends(index: int, size: int, length: int) -> tuple[float, float]:
     return index * size / length, min((index + 1) * size, length) / length
 
 
-def _tile_box(walk: TileWalk, row: int, column: int) -> list[tuple[float, float]]:
+def _tile_box(walk: TileWalk, row: int, column: int) -> Corners:
     top, bottom = _ends(row, walk.query_tile, walk.queries)
     left, right = _ends(column, walk.key_tile, walk.keys)
     return _box(left, top, right, bottom)
 
 
-def _skipped_boxes(walk: TileWalk) -> list[list[tuple[float, float]]]:
+def _skipped_boxes(walk: TileWalk) -> list[Corners]:
     """One for each tile of queries: the skipped tiles beside it hang together."""
     first = {row: column for row, column in reversed(_tiles(walk)) if _is_skipped(walk, row, column)}
     boxes = []
@@ -313,13 +312,13 @@ def _skipped_boxes(walk: TileWalk) -> list[list[tuple[float, float]]]:
     return boxes
 
 
-def _side_boxes(walk: TileWalk, row: int) -> list[list[tuple[float, float]]]:
+def _side_boxes(walk: TileWalk, row: int) -> list[Corners]:
     """Of Q to the left and O to the right."""
     top, bottom = _ends(row, walk.query_tile, walk.queries)
     return [_box(-GAP - STRIP, top, -GAP, bottom), _box(1 + GAP, top, 1 + GAP + STRIP, bottom)]
 
 
-def _top_boxes(walk: TileWalk, column: int) -> list[list[tuple[float, float]]]:
+def _top_boxes(walk: TileWalk, column: int) -> list[Corners]:
     """Of V above the scores, and K above it."""
     left, right = _ends(column, walk.key_tile, walk.keys)
     lift = GAP + STRIP

@@ -147,7 +147,7 @@ def _or_dash(time_s: float) -> str:
     return "–" if math.isnan(time_s) else seconds(time_s)
 
 
-def _cut(box: Box, end_s: float) -> Box:
+def _cut(box: Box, end_s: int | float) -> Box:
     return box if box.end_s <= end_s else box._replace(end_s=end_s)
 
 

@@ -19,7 +19,7 @@ from llmcourse.figures import style as look
 from llmcourse.figures.fonts import FAMILIES, readable
 from llmcourse.figures.timeline import BUSY, Box, Timeline
 
-Corners = list[tuple[float, float]]
+Corners = list[tuple[int | float, int | float]]
 
 # Lightness and hatching tell the kinds apart, not hue alone.
 LOOKS = {
@@ -61,10 +61,10 @@ class _Panel:
     def bottom(self) -> float:
         return self.top - self.shown.num_slots * self.row_height
 
-    def x(self, time_s: float) -> float:
+    def x(self, time_s: int | float) -> float:
         return LEFT + time_s * self.inches
 
-    def y(self, slot: float) -> float:
+    def y(self, slot: int | float) -> float:
         return self.top - slot * self.row_height
 
     def width(self, box: Box) -> float:
@@ -153,7 +153,7 @@ def _draw_names(picture: look.Picture, panels: Sequence[_Panel]) -> None:
         picture.add_artist(PathPatch(whole, **style))
 
 
-def _outline(text: str, size: float, place: tuple[float, float]) -> Path:
+def _outline(text: str, size: int | float, place: tuple[int | float, int | float]) -> Path:
     """The letters around a place."""
     letters = _letters(text)
     return Path(letters.vertices * (size / 72) + place, letters.codes)
@@ -186,7 +186,7 @@ def _name(box: Box) -> str:
     return "END" if box.kind == "end" else box.id
 
 
-def _draw_words(picture: look.Picture, panel: _Panel, below: float) -> None:
+def _draw_words(picture: look.Picture, panel: _Panel, below: int | float) -> None:
     """The policy above its rows, when requests come, and its figures below."""
     one, place = panel.shown, {"transform": picture.dpi_scale_trans, "va": "center"}
     picture.text(0.11, panel.top + 0.22, readable(one.name), weight="bold", size=10.5, **place)
@@ -214,7 +214,7 @@ def _draw_axis(picture: look.Picture, panel: _Panel) -> None:
         picture.text(panel.x(time_s), panel.bottom - 0.10, label, color=look.MUTED, **style)
 
 
-def _tick(end_s: float) -> float:
+def _tick(end_s: int | float) -> float:
     """The smallest of 1, 2, 5, 10, … that makes nine steps at most."""
     decade = 10.0 ** math.floor(math.log10(end_s / 10))
     return next(size * decade for size in (*TICKS, 10, 20) if end_s / (size * decade) <= 9)

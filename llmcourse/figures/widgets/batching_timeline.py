@@ -129,7 +129,7 @@ def drawn_requests(
         ValueError: a size out of its range.
     """
     lengths = [LogNormal(median, SIGMA, LONGEST * median) for median in (prompt, answer)]
-    return tuple(make_requests(count, Arrivals(per_s), *lengths, seed=seed))
+    return tuple(make_requests(count, Arrivals(float(per_s)), *lengths, seed=seed))
 
 
 def title_of(name: str, inputs: BatchingInputs) -> str:

@@ -92,7 +92,7 @@ class TilePlayer(v.View):
 
     name = "Tile player"
 
-    def __init__(self, qkv: tuple[Rows, Rows, Rows] | None = None, *, inputs: TileInputs | None = None):
+    def __init__(self, qkv: tuple[Tensor, Tensor, Tensor] | None = None, *, inputs: TileInputs | None = None):
         super().__init__()
         self.qkv = random_rows() if qkv is None else tuple(qkv)
         shapes = [tuple(x.shape) for x in self.qkv]
