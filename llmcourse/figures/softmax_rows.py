@@ -116,7 +116,7 @@ def _draw_scores(axes, data: WatchedRow) -> None:
 def _draw_totals(axes, data: WatchedRow) -> None:
     """l, and by how much it was rescaled where the maximum rose."""
     axes.plot(data.seen, data.totals, color=look.SERIES[0], marker="o", markersize=4, linewidth=1.6)
-    top = 1.25 * max(data.totals) or 1.0
+    top = 1.5 * max(data.totals) or 1.0
     axes.set_ylim(0, top)
     rescaled = [(data.seen[at], fade) for at, fade in enumerate(data.fades) if 0 < fade < 1]
     for place, (seen, fade) in enumerate(rescaled[:MOST_LABELS]):

@@ -105,7 +105,9 @@ def plot_step_tokens(
         for place, (name, one) in enumerate(steps.items()):
             bottom = height - 1.80 - 1.15 * place
             axes = picture.add_axes((0.085, bottom / height, 0.90, 0.74 / height))
-            _draw_steps(axes, one, name, end_s, largest)
+            _draw_steps(axes, one, end_s, largest)
+            mark = {"color": look.SERIES[place], "weight": "bold", "size": 10.5, "va": "bottom"}
+            axes.text(0, 1.06, f"{'●■▲◆'[place]} {readable(name)}", transform=axes.transAxes, **mark)
         _draw_key(picture, height)
         _draw_gaps(picture.add_axes((0.085, 0.47 / height, 0.90, 1.05 / height)), gaps, end_s, watched)
         told = "; ".join(f"{name} {look.seconds(gap) if gap else '–'}" for name, gap in worst.items())
@@ -113,7 +115,7 @@ def plot_step_tokens(
     return picture
 
 
-def _draw_steps(axes, steps: list[StepTokens], name: str, end_s: int | float, largest: int) -> None:
+def _draw_steps(axes, steps: list[StepTokens], end_s: int | float, largest: int) -> None:
     """Answers below, prompts on top of them; as wide as the step is long."""
     for color, label in ((ANSWER, "answer"), (PROMPT, "prompt")):
         boxes = []
@@ -129,7 +131,6 @@ def _draw_steps(axes, steps: list[StepTokens], name: str, end_s: int | float, la
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tokens, _: f"{tokens:,.0f}"))
     axes.tick_params(labelsize=9)
-    axes.text(0, 1.06, readable(name), transform=axes.transAxes, weight="bold", size=10.5, va="bottom")
     most = max((step.prompt + step.answer for step in steps if step.start_s < end_s), default=0)
     words = f"largest step: {most:,} tokens"
     axes.text(1, 1.06, words, transform=axes.transAxes, ha="right", va="bottom", size=9, color=look.MUTED)
@@ -153,12 +154,6 @@ def _draw_gaps(axes, gaps: Mapping[str, list[tuple[float, float]]], end_s: int |
     axes.tick_params(labelsize=9)
     words = f"time between two tokens of request {watched}; marked where it doubles"
     axes.text(0, 1.06, readable(words), transform=axes.transAxes, weight="bold", size=10.5, va="bottom")
-    x = 1.0
-    for index, name in reversed(list(enumerate(gaps))):
-        mark = f"{'●■▲◆'[index]} {readable(name)}"
-        style = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "size": 9}
-        axes.text(x, 1.06, mark, color=look.SERIES[index], **style)
-        x -= 0.035 + 0.0105 * len(name)
 
 
 def _draw_key(picture: look.Picture, height: int | float) -> None:
