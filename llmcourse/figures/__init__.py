@@ -13,6 +13,13 @@
     cost_table              the operations of a layer: symbols, the lecture's numbers, the exact ones
     memory_bars             weights, cache and activations against what there is
     growth                  how a cost grows, measured and predicted
+    tiles, tiles_plot       FlashAttention tile by tile: SRAM, running softmax, bytes moved
+    softmax_rows            the online softmax watched on one row
+    against_length          memory and time against length, until the memory is full
+    timeline, timeline_plot slots and steps of batching policies, as the lecture draws them
+    step_tokens             what steps compute, and the gaps between the tokens of one answer
+    load_curve              what is answered in time under more and more load
+    kernel_bars             recorded kernels against their limits and peers
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 

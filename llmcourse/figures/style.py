@@ -166,6 +166,14 @@ def percent(p: float) -> str:
     return f"{p:.2%}" if p >= 0.0001 else f"{p:.0e}".replace("e-0", "e-")
 
 
+def seconds(time_s: int | float) -> str:
+    """`12.3 ms`, in the unit that suits the size."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if time_s >= size:
+            return f"{time_s / size:,.3g} {unit}" if time_s < 1000 * size else f"{time_s / size:,.0f} {unit}"
+    return f"{time_s * 1e6:,.3g} µs"
+
+
 def heading(figure: Figure, title: str, subtitle: str = "", left: float = 0.012) -> tuple:
     """A title and a quieter line below it, at the figure's upper left; returns both texts."""
     height = figure.get_size_inches()[1]

@@ -28,13 +28,18 @@ def one_second(schedule: Schedule) -> float:
 
 
 class Cell(NamedTuple):
-    """What one slot did in one step."""
+    """What one slot did in one step.
+
+    Attributes:
+        decodes: whether it is one more token of an answer, not a piece of a prompt.
+    """
 
     slot: int
     id: str
     num_tokens: int
     sampled: bool
     ended: bool
+    decodes: bool
 
 
 class ClockStep(NamedTuple):
@@ -164,7 +169,7 @@ def _step(
         if output.finish_reason:
             ended.add(output.state.id)
     cells = tuple(
-        Cell(slot, chunk.state.id, chunk.num_tokens, chunk.samples, chunk.state.id in ended)
+        Cell(slot, chunk.state.id, chunk.num_tokens, chunk.samples, chunk.state.id in ended, chunk.decodes)
         for slot, chunk in zip(slots, schedule.chunks, strict=True)
     )
     return ClockStep(now, end_s, cells, len(schedule.preempted), scheduler.num_waiting)

@@ -7,7 +7,7 @@ until T8; continuous batching gives them to S5 at T6, S6 at T7 and S7 at T8.
 from __future__ import annotations
 
 from llmcourse.serving.block_pool import BlockPool
-from llmcourse.serving.clock import Trace, simulate
+from llmcourse.serving.clock import Cost, Trace, one_second, simulate
 from llmcourse.serving.policies import Policy
 from llmcourse.serving.request import Request, RequestState
 from llmcourse.serving.runner import FunctionRunner
@@ -19,15 +19,21 @@ LECTURE_LENGTHS = {"S1": 6, "S2": 8, "S3": 5, "S4": 7, "S5": 4, "S6": 3, "S7": 2
 NUM_SLOTS, NUM_STEPS = 4, 8
 
 
-def lecture_trace(policy: Policy, lengths: dict[str, int] = LECTURE_LENGTHS, slots: int = NUM_SLOTS) -> Trace:
-    """The lecture's requests under a policy; every step takes one second.
+def lecture_trace(
+    policy: Policy,
+    lengths: dict[str, int] = LECTURE_LENGTHS,
+    slots: int = NUM_SLOTS,
+    cost: Cost = one_second,
+) -> Trace:
+    """The lecture's requests under a policy; every step takes one second, as long as no other cost is given.
 
     Args:
         lengths: steps that each answer takes, END included.
         slots: how many requests run at once.
+        cost: seconds that a step takes.
 
     Raises:
-        ValueError: a length or the number of slots below 1.
+        ValueError: a length or the number of slots below 1, or more slots than the policy serves in a step.
     """
 
     def next_token(state: RequestState) -> int:
@@ -37,7 +43,8 @@ def lecture_trace(policy: Policy, lengths: dict[str, int] = LECTURE_LENGTHS, slo
         Request(name, [1], max_tokens=length, stop_token_ids=[END]) for name, length in lengths.items()
     ]
     pool = BlockPool(sum(lengths.values()), 1)
-    return simulate(requests, Scheduler(pool, policy, max_running=slots), runner=FunctionRunner(next_token))
+    scheduler = Scheduler(pool, policy, max_running=slots)
+    return simulate(requests, scheduler, cost, FunctionRunner(next_token))
 
 
 def grid(trace: Trace, slots: int = NUM_SLOTS, steps: int = NUM_STEPS) -> list[list[str]]:

@@ -145,3 +145,10 @@ def test_shortening_counts_width(text, length, expected):
 )
 def test_percentages_get_finer_where_small(p, expected):
     assert look.percent(p) == expected
+
+
+@pytest.mark.parametrize(
+    ("time_s", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.2e-6, "4.2 µs"), (1234.0, "1,234 s")]
+)
+def test_times_have_the_unit_that_suits(time_s, text):
+    assert look.seconds(time_s) == text

@@ -8,12 +8,24 @@ contrast_viewer     expert, amateur and their difference
 machines            machines and formats to choose from
 roofline_explorer   where a model's operations lie on a machine's roofline
 memory_calculator   whether weights, cache and activations fit
+tile_player         FlashAttention, a tile at a time
+batching_timeline   policies on the lecture's grid and under any load
 """
 
+from llmcourse.figures.widgets.batching_timeline import BatchingTimeline
 from llmcourse.figures.widgets.beam_tree_viewer import BeamTreeViewer
 from llmcourse.figures.widgets.contrast_viewer import ContrastViewer
 from llmcourse.figures.widgets.memory_calculator import MemoryCalculator
 from llmcourse.figures.widgets.roofline_explorer import RooflineExplorer
 from llmcourse.figures.widgets.sampling_explorer import SamplingExplorer
+from llmcourse.figures.widgets.tile_player import TilePlayer
 
-__all__ = ["BeamTreeViewer", "ContrastViewer", "MemoryCalculator", "RooflineExplorer", "SamplingExplorer"]
+__all__ = [
+    "BatchingTimeline",
+    "BeamTreeViewer",
+    "ContrastViewer",
+    "MemoryCalculator",
+    "RooflineExplorer",
+    "SamplingExplorer",
+    "TilePlayer",
+]

@@ -11,6 +11,7 @@ from llmcourse.costs.operations import ATTENTION_KINDS
 from llmcourse.figures.memory_bars import gigabytes, verdict
 from llmcourse.figures.roofline_data import Roofline, bound_words, roofline_data
 from llmcourse.figures.roofline_plot import RooflinePlot
+from llmcourse.figures.style import seconds
 from llmcourse.figures.widgets import view as v
 from llmcourse.figures.widgets.machines import (
     CACHES,
@@ -121,14 +122,6 @@ def _turns(state: RooflineState, context: int) -> str:
     if state.step_turn is not None:
         return f"{words}, the whole step at batch {state.step_turn:,}."
     return f"{words}, the whole step at none: each row brings a cache of {context:,} tokens to read."
-
-
-def seconds(time_s: float) -> str:
-    """`12.3 ms`, in the unit that suits the size."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if time_s >= size:
-            return f"{time_s / size:,.3g} {unit}" if time_s < 1000 * size else f"{time_s / size:,.0f} {unit}"
-    return f"{time_s * 1e6:,.3g} µs"
 
 
 class RooflineExplorer(v.View):

@@ -99,8 +99,13 @@ def dropdown(name: str, options: Sequence, value, width: str = "220px") -> Dropd
 
 def size_slider(name: str, value: int, low: int, high: int, tooltip: str) -> SelectionSlider:
     """A slider over the powers of two from `low` to `high`, and the given value where it is none."""
-    sizes = {2**power for power in range(low.bit_length() - 1, high.bit_length())} | {value}
-    options = [(f"{size:,}", size) for size in sorted(sizes)]
+    sizes = [2**power for power in range(low.bit_length() - 1, high.bit_length())]
+    return choice_slider(name, sizes, value, tooltip)
+
+
+def choice_slider(name: str, values: Sequence, value: int | float, tooltip: str) -> SelectionSlider:
+    """A slider over the given numbers, and the value where it is none of them."""
+    options = [(f"{one:,}".replace("inf", "∞"), one) for one in sorted({*values, value})]
     settings = {"options": options, "value": value, "tooltip": tooltip}
     return SelectionSlider(description=name, style=NAME_STYLE, layout=_slider_layout(), **settings)
 

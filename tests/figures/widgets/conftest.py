@@ -22,10 +22,11 @@ def models(tiny_checkpoint):
 
 ANSWERS = """
 import json, sys, time
-from llmcourse.figures.widgets import MemoryCalculator, RooflineExplorer
+from llmcourse.figures.widgets import BatchingTimeline, MemoryCalculator, RooflineExplorer, TilePlayer
 view = eval(sys.argv[1])
 slider, times = getattr(view, sys.argv[2]), []
-for _, value in 2 * list(slider.options):
+values = getattr(slider, "options", None) or [("", n) for n in range(slider.max)[4:16]]
+for _, value in 2 * list(values):
     start = time.thread_time()
     slider.value = value
     times.append(time.thread_time() - start)

@@ -13,7 +13,6 @@ from llmcourse.figures.widgets.roofline_explorer import (
     RooflineInputs,
     explore_roofline,
     in_words,
-    seconds,
 )
 from llmcourse.figures.widgets.view import FORMER_CLASS
 from llmcourse.hardware import Ceilings, datasheet
@@ -163,13 +162,6 @@ def test_a_saved_notebook_keeps_a_picture(explorer):
     data, _ = explorer._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.widget.model_id
     assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == explorer.picture.alt
-
-
-@pytest.mark.parametrize(
-    ("time_s", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.2e-6, "4.2 µs"), (1234.0, "1,234 s")]
-)
-def test_times_have_the_unit_that_suits(time_s, text):
-    assert seconds(time_s) == text
 
 
 def test_a_slider_is_answered_within_100_ms(kernel_seconds):

@@ -5,20 +5,27 @@ import threading
 import pytest
 
 from llmcourse.figures.widgets import (
+    BatchingTimeline,
     BeamTreeViewer,
     ContrastViewer,
     MemoryCalculator,
     RooflineExplorer,
     SamplingExplorer,
+    TilePlayer,
 )
 
 PROMPT = "Once upon a time"
 
 
-@pytest.fixture(params=[BeamTreeViewer, ContrastViewer, SamplingExplorer, MemoryCalculator, RooflineExplorer])
+OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer)
+OF_MACHINES = (MemoryCalculator, RooflineExplorer)
+
+
+@pytest.fixture(params=[*OF_MODELS, *OF_MACHINES, TilePlayer, BatchingTimeline])
 def view(request, models):
-    costs = request.param in (MemoryCalculator, RooflineExplorer)
-    return request.param(machine="A100 80GB") if costs else request.param(models, PROMPT)
+    if request.param in OF_MODELS:
+        return request.param(models, PROMPT)
+    return request.param(machine="A100 80GB") if request.param in OF_MACHINES else request.param()
 
 
 def test_what_a_view_shows_is_not_saved_half_changed(view, monkeypatch):

@@ -1,0 +1,128 @@
+"""Recorded figures of the chapter's kernels and of serving: what was reached, the limit and the peer.
+
+Rows are those of `recorded`; where a benchmark was never run, the picture says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from llmcourse.figures import style as look
+from llmcourse.figures.fonts import readable
+
+SIZES = tuple(f"d{d}_s{s}_{mask}" for d in (64, 128) for s in (4096, 16384) for mask in ("full", "causal"))
+CACHES = ("b1_s32768", "b16_s4096", "b64_s4096")
+FLASH_FORWARD = tuple(f"flash_fwd_{size}" for size in SIZES)
+FLASH_BACKWARD = tuple(f"flash_bwd_{size}" for size in SIZES)
+DECODE_ATTENTION = tuple(f"decode_attention_{cache}" for cache in CACHES)
+PAGED_ATTENTION = tuple(f"paged_attention_{cache}" for cache in CACHES)
+SERVING = ("serve_qwen3_0.6b_256", "serve_qwen3_0.6b_256_vs_transformers", "serve_chunked_prefill_p99")
+
+
+def differences(names: Sequence[str]) -> dict[str, str]:
+    """What is left of each name without the beginning that all share, whole words only, in spaces."""
+    words = [name.split("_") for name in names]
+    shared = 0
+    while len(names) > 1 and all(len(w) > shared + 1 and w[shared] == words[0][shared] for w in words):
+        shared += 1
+    return {name: " ".join(word[shared:]) for name, word in zip(names, words, strict=True)}
+
+
+def labels_of(rows: Sequence[dict]) -> list[str]:
+    """What tells each row apart, and its device where there are several."""
+    short = differences(tuple(dict.fromkeys(row["name"] for row in rows)))
+    devices = {row["device"] for row in rows}
+    return [short[row["name"]] + (f", {row['device']}" if len(devices) > 1 else "") for row in rows]
+
+
+def origin(rows: Sequence[dict]) -> str:
+    """`recorded on NVIDIA H200, 2026-11-25`."""
+    devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
+    dates = sorted({row["date"] for row in rows})
+    return f"recorded on {devices}, {dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}"
+
+
+def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) -> look.Picture:
+    """Bars of what was reached; | marks the limit of each, ◆ its peer, and words say the shares.
+
+    Args:
+        rows: as `recorded.all_of` gives them.
+        names: what should have been recorded, to say what is missing.
+
+    Raises:
+        ValueError: rows of different units.
+    """
+    units = {row["unit"] for row in rows}
+    if len(units) > 1:
+        raise ValueError(f"rows must have one unit, got {', '.join(sorted(units))}; draw them apart")
+    missing = [name for name in names if name not in {row["name"] for row in rows}]
+    if not rows:
+        return _nothing(title, missing)
+    height = 1.15 + 0.36 * len(rows) + (0.25 if missing else 0.0)
+    with look.style():
+        picture = look.Picture(look.WIDTH, height)
+        limits = ", ".join(dict.fromkeys(row["limit_name"] for row in rows if row["limit"]))
+        peers = ", ".join(dict.fromkeys(row["peer"] for row in rows if row["peer_value"]))
+        marks = [f"│ {limits}"] * bool(limits) + [f"◆ {peers}"] * bool(peers)
+        look.heading(picture, title, " · ".join([origin(rows), *marks]))
+        below = 0.40 + (0.25 if missing else 0.0)
+        left = 0.04 + 0.0095 * max(map(len, labels_of(rows)))
+        axes = picture.add_axes((left, below / height, 0.985 - left, (0.36 * len(rows)) / height))
+        _draw_bars(axes, rows)
+        if missing:
+            style = {"size": 9, "color": look.MUTED, "va": "bottom"}
+            picture.text(0.012, 0.05 / height, look.shorten(_missing(missing), 120), **style)
+        picture.alt = f"{title}, {origin(rows)}. " + "; ".join(_told(row) for row in rows) + "."
+    return picture
+
+
+def _draw_bars(axes, rows: Sequence[dict]) -> None:
+    widest = max(max(row["value"], row["limit"] or 0, row["peer_value"] or 0) for row in rows)
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.42 * widest), xlabel=rows[0]["unit"])
+    for place, row in enumerate(rows):
+        axes.barh(place, row["value"], height=0.62, color=look.SERIES[0])
+        if row["limit"]:
+            limit = [row["limit"]] * 2
+            axes.plot(limit, [place - 0.42, place + 0.42], color=look.INK, linewidth=1.6, zorder=4)
+        if row["peer_value"]:
+            style = {"color": look.SERIES[3], "markeredgecolor": look.INK, "markersize": 6, "zorder": 5}
+            axes.plot(row["peer_value"], place, "D", **style)
+        words = (
+            f"{row['value']:,.0f}{_shares(row)}"
+            if row["value"] >= 10
+            else f"{row['value']:.2f}{_shares(row)}"
+        )
+        axes.text(1.03 * widest, place, words, va="center", size=9)
+    axes.set_yticks(range(len(rows)), [readable(label) for label in labels_of(rows)])
+    axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, widest) if tick <= widest])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
+    look.bare(axes, "left")
+    look.fix_label(axes)
+
+
+def _shares(row: dict) -> str:
+    limit = f" · {row['ratio_limit']:.0%} of │" if row["ratio_limit"] is not None else ""
+    peer = f" · {row['ratio_peer']:.2f} × ◆" if row["ratio_peer"] is not None else ""
+    return limit + peer
+
+
+def _told(row: dict) -> str:
+    limit = f", {row['ratio_limit']:.0%} of {row['limit_name']}" if row["ratio_limit"] is not None else ""
+    peer = f", {row['ratio_peer']:.2f} × {row['peer']}" if row["ratio_peer"] is not None else ""
+    return f"{row['name']} {row['value']:,.4g} {row['unit']}{limit}{peer}"
+
+
+def _missing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"Not recorded yet: {names[0]}{more}; the benchmarks record them on a GPU."
+
+
+def _nothing(title: str, missing: Sequence[str]) -> look.Picture:
+    """A picture that says what is missing."""
+    words = _missing(missing) if missing else "Nothing is recorded yet; the benchmarks do it on a GPU."
+    with look.style():
+        picture = look.Picture(look.WIDTH, 1.0, alt=f"{title}. {words}")
+        look.heading(picture, title, look.shorten(words, 105))
+    return picture

@@ -1,0 +1,82 @@
+"""Recorded kernels: bars, limits and peers are those of the rows, and missing rows are said."""
+
+import pytest
+
+from llmcourse.figures.kernel_bars import (
+    DECODE_ATTENTION,
+    FLASH_BACKWARD,
+    FLASH_FORWARD,
+    PAGED_ATTENTION,
+    differences,
+    labels_of,
+    origin,
+    plot_kernels,
+)
+from llmcourse.figures.recorded import all_of
+
+
+def row(name, value=500.0, limit=700.0, peer=480.0, **changes):
+    found = {"name": name, "value": value, "unit": "TFLOP/s", "device": "NVIDIA H200", "date": "2026-11-28"}
+    found |= {"limit": limit, "limit_name": "bf16 matmul", "ratio_limit": limit and value / limit}
+    found |= {"peer": peer and "cuDNN", "peer_value": peer, "ratio_peer": peer and value / peer}
+    return found | changes
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_names_are_those_of_the_benchmarks():
+    assert "flash_fwd_d128_s16384_full" in FLASH_FORWARD and "flash_bwd_d64_s4096_causal" in FLASH_BACKWARD
+    assert "decode_attention_b1_s32768" in DECODE_ATTENTION and "paged_attention_b64_s4096" in PAGED_ATTENTION
+    assert (len(FLASH_FORWARD), len(FLASH_BACKWARD), len(DECODE_ATTENTION)) == (8, 8, 3)
+
+
+def test_what_all_names_share_is_left_out_of_labels():
+    assert list(differences(FLASH_FORWARD).values())[:2] == ["d64 s4096 full", "d64 s4096 causal"]
+    assert differences(["serve_a", "serve_a_vs_b"]) == {"serve_a": "a", "serve_a_vs_b": "a vs b"}
+    assert differences(["serve_x"]) == {"serve_x": "serve x"}
+    rows = [row("f_a"), row("f_a", device="A100"), row("f_b")]
+    assert labels_of(rows) == ["a, NVIDIA H200", "a, A100", "b, NVIDIA H200"]
+
+
+def test_bars_limits_and_peers_stand_where_they_were_measured():
+    rows = [row("flash_fwd_a"), row("flash_fwd_b", 560.0, None, None)]
+    picture = plot_kernels(rows, "Forward")
+    (axes,) = picture.axes
+    assert [bar.get_width() for bar in axes.patches] == [500.0, 560.0]
+    marks = {line.get_marker(): line.get_xdata()[0] for line in axes.lines}
+    assert marks == {"None": 700.0, "D": 480.0}
+    assert texts(axes) == ["500 · 71% of │ · 1.04 × ◆", "560"]
+    assert "recorded on NVIDIA H200, 2026-11-28 · │ bf16 matmul · ◆ cuDNN" in [
+        t.get_text() for t in picture.texts
+    ]
+    assert "flash_fwd_a 500 TFLOP/s, 71% of bf16 matmul, 1.04 × cuDNN; flash_fwd_b 560" in picture.alt
+    picture.png(1.0)
+
+
+def test_missing_rows_are_said():
+    picture = plot_kernels([row(FLASH_FORWARD[0])], "Forward", FLASH_FORWARD)
+    assert any(
+        "Not recorded yet: flash_fwd_d64_s4096_causal and 6 more" in t.get_text() for t in picture.texts
+    )
+    picture = plot_kernels([], "Forward", FLASH_FORWARD)
+    assert picture.alt.startswith("Forward. Not recorded yet: flash_fwd_d64_s4096_full and 7 more;")
+    picture.png(1.0)
+    assert "Nothing is recorded yet" in plot_kernels([], "Forward").alt
+
+
+def test_what_is_recorded_by_now_is_drawn():
+    """Whatever the checkout holds, no row or every row."""
+    for names in (FLASH_FORWARD, FLASH_BACKWARD, DECODE_ATTENTION, PAGED_ATTENTION):
+        plot_kernels(all_of(names), "Recorded", names).png(1.0)
+
+
+def test_days_are_told_from_first_to_last():
+    rows = [row("a", date="2026-12-02"), row("b", date="2026-11-28"), row("c", device="A100")]
+    assert origin(rows) == "recorded on NVIDIA H200, A100, 2026-11-28 to 2026-12-02"
+
+
+def test_different_units_are_drawn_apart():
+    with pytest.raises(ValueError, match="rows must have one unit, got GB/s, TFLOP/s; draw them apart"):
+        plot_kernels([row("a"), row("b", unit="GB/s")], "Both")

@@ -1,0 +1,78 @@
+"""Timelines as drawn: a box for each stretch, names where there is room, nothing outside the page."""
+
+import itertools
+
+import pytest
+from matplotlib.collections import PolyCollection
+from matplotlib.patches import PathPatch
+
+from llmcourse.figures.timeline import timeline
+from llmcourse.figures.timeline_plot import LOOKS, plot_timelines
+from llmcourse.serving.block_pool import BlockPool
+from llmcourse.serving.clock import simulate
+from llmcourse.serving.lecture_grid import lecture_trace
+from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, TraditionalBatching
+from llmcourse.serving.scheduler import Scheduler
+from llmcourse.serving.workload import LogNormal, make_requests, poisson
+from tests.figures.test_style import lightness
+
+
+def lecture():
+    policies = {"traditional": TraditionalBatching(), "continuous": ContinuousBatching()}
+    return [timeline(name, lecture_trace(policy), 4, 8.0) for name, policy in policies.items()]
+
+
+def crowd(slots=8):
+    requests = make_requests(20, poisson(20.0), LogNormal(60), LogNormal(60, longest=200))
+    served = Scheduler(BlockPool(2000), ChunkedPrefill(64), max_running=slots)
+    return timeline("chunked", simulate(requests, served, lambda schedule: 0.01), slots)
+
+
+def boxes(picture):
+    found = [artist for artist in picture.artists if isinstance(artist, PolyCollection)]
+    return {artist.get_label(): len(artist.get_paths()) for artist in found if artist.get_label() in LOOKS}
+
+
+def test_every_cell_of_the_lecture_is_a_box_and_has_its_name():
+    picture = plot_timelines(lecture(), "The lecture's grid")
+    cells = boxes(picture)
+    assert cells["prompt"] == 4 + 7 and cells["end"] == 4 + 4
+    assert cells["token"] == 26 + 32 - 11 - 8 and cells["wasted"] == 3  # what is empty hangs together
+    texts = {text.get_text() for text in picture.texts}
+    assert {f"T{step}" for step in range(1, 9)} <= texts and "empty while others wait" in texts
+    assert "idle" not in texts
+    assert picture.alt.startswith("The lecture's grid. traditional: slots used 81% · TTFT")
+    assert len([artist for artist in picture.patches + picture.artists if isinstance(artist, PathPatch)]) == 3
+
+
+def test_kinds_differ_in_grey_print_or_by_hatching():
+    plain = {kind: settings["facecolor"] for kind, settings in LOOKS.items() if "hatch" not in settings}
+    steps = [abs(lightness(a) - lightness(b)) for a, b in itertools.combinations(plain.values(), 2)]
+    assert min(steps) > 10
+    assert len({settings.get("hatch") for settings in LOOKS.values()}) == 3
+
+
+def test_thin_steps_are_joined():
+    shown = crowd()
+    picture = plot_timelines([shown])
+    assert boxes(picture)["token"] < sum(box.kind == "token" for box in shown.boxes) / 3
+    assert any("▾ a request comes" in text.get_text() for text in picture.texts)
+    assert any(text.get_text().endswith(" s") for text in picture.texts)  # seconds, not steps
+
+
+@pytest.mark.parametrize(
+    "shown", [lecture(), [crowd()], [crowd(2)], [crowd(32)]], ids=["lecture", "8", "2", "32"]
+)
+def test_words_stay_inside_the_page_and_off_each_other(shown):
+    picture = plot_timelines(shown, "Policies", "on one axis of time")
+    picture.png(1.0)
+    renderer = picture.canvas.get_renderer()
+    extents = [text.get_window_extent(renderer) for text in picture.texts if text.get_text()]
+    assert all(box.x0 >= 0 and box.x1 <= picture.bbox.x1 and box.y0 >= 0 for box in extents)
+    overlapping = [a.overlaps(b) for a, b in itertools.combinations(extents, 2)]
+    assert not any(overlapping)
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="timelines must be at least 1, got 0"):
+        plot_timelines([])
