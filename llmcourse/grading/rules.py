@@ -143,7 +143,9 @@ class PeakMemory:
         held = evidence.answer.counts.get("peak_bytes", 0)
         if most is None or held <= most:
             return ""
-        return f"tensors of {held / KIB:,.0f} KiB were alive at once, at most {most / KIB:,.0f} KiB are allowed"
+        return (
+            f"tensors of {held / KIB:,.0f} KiB were alive at once, at most {most / KIB:,.0f} KiB are allowed"
+        )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Allocations:
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def note(self, value: Any) -> None:
-        """Takes in what an operation returned: a tensor's memory is counted once, however many views it has."""
+        """Takes in what an operation returned: memory is counted once, however many views there are of it."""
         for storage in _storages(value):
             if storage._cdata in self._known or storage._cdata in self._alive:
                 continue

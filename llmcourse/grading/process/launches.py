@@ -6,6 +6,8 @@ the masks let through: a number that is loaded twice counts twice.
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,7 +18,7 @@ LOADED_MASK, STORED_MASK = 1, 2  # places of the mask among the arguments
 
 
 class Launches:
-    """Counts while it is entered; nothing where the interpreter was not imported before.
+    """Counts while it is entered; nothing where Triton was not imported before, or is not interpreted.
 
     Args:
         paused: entered around a launch: what the interpreter does for it is not the student's doing.
@@ -31,7 +33,8 @@ class Launches:
         self._replaced: list[tuple[type, str, Callable]] = []
 
     def __enter__(self) -> Launches:
-        if (interpreter := sys.modules.get(INTERPRETER)) is not None:
+        if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") == "1":
+            interpreter = importlib.import_module(INTERPRETER)
             self._replace(interpreter.GridExecutor, "__call__", self._launching)
             builder = interpreter.InterpreterBuilder
             self._replace(builder, "create_masked_load", self._moving("loads", LOADED_MASK))

@@ -65,7 +65,7 @@ def observe(
 
 
 def _unnoted(name: str, oracle: Callable[..., Any], operations: Operations) -> Callable[..., Any]:
-    """An oracle under its own name, whose operations are not the student's; what it gives is theirs to keep."""
+    """An oracle under its own name, whose operations are not the student's; what it gives is theirs."""
 
     def ask(*arguments: Any, **options: Any) -> Any:
         with operations.paused():
