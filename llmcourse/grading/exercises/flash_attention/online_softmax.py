@@ -45,7 +45,7 @@ are what you build here.
 ...     scores, values = blocks[i]
 ...     return torch.tensor([scores]), torch.tensor(values)[:, None]
 >>> online_softmax(read, 2)
-(tensor([[27.0520]]), tensor([3.1698]))
+(tensor([[27.2960]]), tensor([3.1698]))
 ```
 """
 

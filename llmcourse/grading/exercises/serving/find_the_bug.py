@@ -48,11 +48,11 @@ def paged_attention(q, keys, values, tables, lengths):
             held = size if place < len(table) - 1 else length % size
             scores = keys[block] @ query / query.shape[-1] ** 0.5
             scores[held:] = float("-inf")  # left over from others
-            new_peak = torch.maximum(peak, scores.max())
-            fade, weights = (peak - new_peak).exp(), (scores - new_peak).exp()
+            new = torch.maximum(peak, scores.max())
+            fade, weights = (peak - new).exp(), (scores - new).exp()
             total = total * fade + weights.sum()
             mixed = mixed * fade + weights @ values[block]
-            peak = new_peak
+            peak = new
         rows.append(mixed / total)
     return torch.stack(rows)
 '''
