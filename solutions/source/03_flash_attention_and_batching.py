@@ -41,9 +41,7 @@
 # %% name="03-setup"
 import os
 
-os.environ["TRITON_INTERPRET"] = (
-    "1"  # before Triton is imported: its kernels run on the CPU, for any GPU or none
-)
+os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU
 import torch
 
 try:
