@@ -65,6 +65,8 @@ class Answer:
         aliased: names of arguments that share memory with the value; what a student's process reports of
             both is a hint too.
         oracle_calls: how often each oracle was asked.
+        counts: what else was counted during the call, by name, as `observe` says; reported by a student's
+            process, so a hint too.
         seconds: by the caller's clock.
     """
 
@@ -74,4 +76,5 @@ class Answer:
     mutated: tuple[str, ...] = ()
     aliased: tuple[str, ...] = ()
     oracle_calls: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0

@@ -99,9 +99,11 @@ class Exact:
 
     Args:
         item: what an element of the list is called.
+        inner: what one of a list within it is called, where that is something else.
     """
 
     item: str = "element"
+    inner: str = ""
 
     def __call__(self, got: Any, expected: Any) -> Difference | None:
         if type(got) is not type(expected):
@@ -110,8 +112,9 @@ class Exact:
         if not isinstance(expected, list | tuple):
             equal = got == expected or (got != got and expected != expected)
             return None if equal else Difference(f"got {show(got)}, expected {show(expected)}")
+        within = Exact(self.inner) if self.inner else self
         for index, (one, other) in enumerate(zip(got, expected, strict=False)):
-            if found := self(one, other):
+            if found := within(one, other):
                 texts = (_row(got, index), _row(expected, index))
                 return Difference(f"{self.item} {index}: {found.reason}", *texts, found.form)
         if len(got) != len(expected):

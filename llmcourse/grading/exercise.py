@@ -32,6 +32,8 @@ class Case:
         oracles: the functions behind the `Oracle` arguments. They raise on arguments of a wrong kind.
         raises: what the function has to raise, where the arguments are not to be answered.
         measured: what is right, where that was measured and the reference too only comes near it.
+        allows: the most that may be counted during the call, by its name in `Answer.counts`, for rules
+            that look at it: `peak_bytes`.
     """
 
     arguments: Mapping[str, Any]
@@ -39,6 +41,7 @@ class Case:
     oracles: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     raises: type[Exception] | None = None
     measured: float | None = None
+    allows: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         asked = {value.name for value in self.arguments.values() if isinstance(value, Oracle)}
@@ -79,6 +82,7 @@ class Exercise:
             go before the others.
         starter: a function with a fault in it, where the exercise is to find it.
         time_limit_s: for one call.
+        obstacle: says why this machine cannot run any answer, as a line for students; empty where it can.
 
     Raises:
         ValueError: a part is missing or out of range.
@@ -101,6 +105,7 @@ class Exercise:
     hints_at: Mapping[str, str] = field(default_factory=dict)
     starter: str = ""
     time_limit_s: float = 5.0
+    obstacle: Callable[[], str] = str  # which gives an empty one
 
     def __post_init__(self):
         _require(NAME.fullmatch(self.name), "name", "like 01.top_p", self.name)

@@ -19,7 +19,7 @@ from llmcourse.grading.selfcheck import PUBLIC_SEEDS, examine_here
 LIMIT_S = 20.0  # for a demonstration
 NOTHING_YET = "Nothing to see yet"
 NEAR = "◐ near"
-MARKS = {"pass": "✓ passed", "fail": "✗ failed", "not written": "○ not written"}
+MARKS = {"pass": "✓ passed", "fail": "✗ failed", "not written": "○ not written", "not run": "– not run"}
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.printable import clean
 from llmcourse.grading.rules import Evidence
 
-Status = Literal["pass", "fail", "not written"]
+Status = Literal["pass", "fail", "not written", "not run"]
 LONGEST_ARGUMENT, MOST_ROWS = 400, 5  # characters of an argument or of a row, and rows, that are shown
 # As the stub raises it; PyTorch too raises this type, where an operation lacks a dtype.
 UNWRITTEN = re.compile(r"NotImplementedError\b(?!.*not implemented for)")
@@ -97,7 +97,7 @@ def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], sourc
     for number, case in enumerate(cases, 1):
         expected, reference_calls = _ours(exercise, "reference", _expected, exercise, case)
         answer = call(case)
-        evidence = Evidence(exercise.function, answer, reference_calls, source)
+        evidence = Evidence(exercise.function, answer, reference_calls, source, case.allows)
         wrong = _ours(exercise, "comparison", _wrong, exercise, case, evidence, expected)
         if wrong is None:
             continue

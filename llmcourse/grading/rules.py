@@ -1,4 +1,5 @@
-"""What must hold besides the value: no input changed or returned, no forward pass too many, own work.
+"""What must hold besides the value: no input changed or returned, no forward pass too many, no matrix where
+tiles are asked for, own work.
 
 A forbidden operation is looked for in the operations that ran and in the syntax tree of the cell. Both can
 be fooled by somebody who tries: this is best effort, and is said to be.
@@ -18,6 +19,7 @@ from llmcourse.grading.printable import clean
 from llmcourse.grading.process.replay import without_magics
 
 LIBRARIES = ("transformers", "vllm", "scipy")  # hold finished answers to what this course asks
+KIB = 1024
 LONGEST_CELL, LONGEST_SOURCE = 50_000, 500_000  # characters that are read; an answer has a few thousand
 NO_PYTHON, TOO_DEEP = (SyntaxError, ValueError), (RecursionError, MemoryError)
 BY_TEXT = ("getattr", "attrgetter", "methodcaller", "import_module", "__import__")
@@ -32,12 +34,14 @@ class Evidence:
         answer: what the call came to; its value was right.
         reference_calls: how often the reference asked each oracle for the same case.
         source: the cell that defines the function, empty where it is not known.
+        allows: the most that may be counted, `Case.allows`.
     """
 
     function: str
     answer: Answer
     reference_calls: Mapping[str, int] = field(default_factory=dict)
     source: str = ""
+    allows: Mapping[str, int] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -123,6 +127,66 @@ class OracleCalls:
             return ""
         times = "once" if calls == 1 else f"{calls} times"
         return f"{self.oracle} was called {times}, expected {'at most ' * self.at_most}{wanted}"
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """All tensors made during the call, together, never take up more than the case allows.
+
+    Best effort: it is counted beside the student's code, and memory that is no tensor's is not seen.
+    """
+
+    name: str = "peak memory"
+
+    def __call__(self, evidence: Evidence) -> str:
+        most = evidence.allows.get("peak_bytes")
+        held = evidence.answer.counts.get("peak_bytes", 0)
+        if most is None or held <= most:
+            return ""
+        return (
+            f"tensors of {held / KIB:,.0f} KiB were alive at once, at most {most / KIB:,.0f} KiB are allowed"
+        )
+
+
+@dataclass(frozen=True)
+class OneLaunch:
+    """A kernel of Triton's does it: one launch, which loads and stores as many numbers as the case allows.
+
+    Best effort, as `PeakMemory`.
+    """
+
+    name: str = "one kernel"
+
+    def __call__(self, evidence: Evidence) -> str:
+        counts = evidence.answer.counts
+        launches = counts.get("launches", 0)
+        if launches != 1:
+            times = "no kernel of Triton's was launched" if not launches else f"{launches} launches"
+            return f"{times}, expected 1 launch"
+        for what in ("loads", "stores"):
+            moved, wanted = counts.get(what, 0), evidence.allows[what]
+            if moved != wanted:
+                return f"the kernel {what} {moved:,} numbers, expected {wanted:,}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Only:
+    """Of PyTorch's operations, none but these run. Best effort, as `Forbid`.
+
+    Args:
+        operations: as in `Answer.operations`, leading underscores left out.
+        instead: what does the rest.
+    """
+
+    operations: frozenset[str]
+    instead: str
+    name: str = "own work"
+
+    def __call__(self, evidence: Evidence) -> str:
+        ran = {operation.lstrip("_") for operation in evidence.answer.operations}
+        others = sorted(ran - self.operations)
+        return f"PyTorch's {others[0]} ran; {self.instead}" if others else ""
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,8 @@ def examine_here(exercise: Exercise, function: object, seeds: tuple[int, ...]) -
     if not callable(function):
         reason = f"the answer: {exercise.function} must be a function, got {show(function)}"
         return Examined(Verdict("fail", "the answer", reason), seeds[0])
+    if obstacle := exercise.obstacle():
+        return Examined(Verdict("not run", reason=obstacle), seeds[0])
     call, source, found, run = InProcess(function, exercise.time_limit_s), source_of(function), None, 0
     for seed in seeds:
         verdict = examine(exercise, seed, call, source)
@@ -172,6 +174,8 @@ def title(exercise: Exercise, verdict: Verdict) -> str:
         return f"◐ {exercise.name} is near: {verdict.share * exercise.points:g} of {points}; {verdict.reason}"
     if verdict.status == "not written":
         return f"○ {exercise.name} is not written yet: {points}, about {exercise.minutes} minutes"
+    if verdict.status == "not run":
+        return f"– {exercise.name} was not run here: {verdict.reason}"
     return f"✗ {exercise.name} failed at {verdict.reason}"
 
 

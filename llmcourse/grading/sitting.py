@@ -78,6 +78,8 @@ class Sitting:
         untouched = exercise.name in self._found.untouched
         if untouched and not exercise.starter:
             return result("fail", "not written yet")
+        if obstacle := exercise.obstacle():
+            return result("not run", obstacle)
         try:
             verdict, notes = self._ask(exercise)
         except (MachineryError, ExerciseError) as error:

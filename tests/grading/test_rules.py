@@ -10,7 +10,10 @@ from llmcourse.grading.rules import (
     InPlace,
     NewTensor,
     NoMutation,
+    OneLaunch,
+    Only,
     OracleCalls,
+    PeakMemory,
     joined,
     names_used,
 )
@@ -21,6 +24,38 @@ SOFTMAX = Forbid(("softmax", "log_softmax"))
 def evidence(source="", operations=(), mutated=(), aliased=(), calls=None, reference_calls=None):
     answer = Answer(1, None, operations, mutated, aliased, calls or {})
     return Evidence("f", answer, reference_calls or {}, source)
+
+
+def counted(allows, **counts):
+    return Evidence("f", Answer(1, counts=counts), allows=allows)
+
+
+def test_memory_is_compared_with_what_the_case_allows():
+    rule = PeakMemory()
+    assert rule(counted({"peak_bytes": 4096}, peak_bytes=4096)) == ""
+    assert rule(counted({}, peak_bytes=10**9)) == ""
+    said = rule(counted({"peak_bytes": 4096}, peak_bytes=2_048_000))
+    assert said == "tensors of 2,000 KiB were alive at once, at most 4 KiB are allowed"
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"launches": 1, "loads": 6, "stores": 6}, ""),
+        ({}, "no kernel of Triton's was launched, expected 1 launch"),
+        ({"launches": 2, "loads": 6, "stores": 6}, "2 launches, expected 1 launch"),
+        ({"launches": 1, "loads": 12, "stores": 6}, "the kernel loads 12 numbers, expected 6"),
+        ({"launches": 1, "loads": 6}, "the kernel stores 0 numbers, expected 6"),
+    ],
+)
+def test_a_kernel_is_launched_once_and_moves_each_number_once(counts, said):
+    assert OneLaunch()(counted({"loads": 6, "stores": 6}, **counts)) == said
+
+
+def test_of_pytorch_only_some_operations_may_run():
+    rule = Only(frozenset({"empty", "empty_like"}), "the kernel computes")
+    assert rule(evidence(operations=("empty", "_empty_like"))) == ""
+    assert rule(evidence(operations=("_softmax", "empty"))) == "PyTorch's softmax ran; the kernel computes"
 
 
 def test_changed_arguments_are_named():

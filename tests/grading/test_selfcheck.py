@@ -86,6 +86,14 @@ def test_what_is_not_written_is_neutral(desk, nothing):
     assert not desk.wrong[NAME] and desk.shown[0].status == "not written"
 
 
+def test_what_this_machine_cannot_run_is_said_to_be_so_and_gives_no_points():
+    shown = []
+    elsewhere = replace(TOP_P, obstacle=lambda: "it needs a GPU")
+    verdict = SelfCheck(find=lambda name: elsewhere, show=shown.append)(NAME, top_p_filter)
+    assert (verdict.status, verdict.earned, verdict.cases_run) == ("not run", 0, 0)
+    assert repr(shown[0]) == "– 01.top_p was not run here: it needs a GPU" and "<b>–" in shown[0].html()
+
+
 def test_the_hint_says_more_with_each_failure(desk):
     found = [desk(NAME, zeros).hint for _ in range(5)]
     assert found == [*TOP_P.hints, TOP_P.hints[-1], TOP_P.hints[-1]]

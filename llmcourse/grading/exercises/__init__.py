@@ -1,7 +1,9 @@
 """The exercises of every lab.
 
-catalogue     all of them, by lab and by name
-hints         what more than one exercise says
-inputs        how cases are drawn: nothing in them turns on rounding
-decoding/     lab 1
+catalogue                    all of them, by lab and by name
+hints                        what more than one exercise says
+inputs                       how cases are drawn: nothing in them turns on rounding
+decoding/                    lab 1
+roofline/, kv_cache/         lab 2
+flash_attention/, serving/   lab 3
 """

@@ -17,6 +17,13 @@ from llmcourse.grading.exercises.decoding import (
     top_k,
     top_p,
 )
+from llmcourse.grading.exercises.flash_attention import (
+    causal_tile,
+    online_softmax,
+    tiled_attention,
+    traffic,
+    triton_softmax,
+)
 from llmcourse.grading.exercises.kv_cache import (
     cached_attention,
     cached_loop,
@@ -34,6 +41,13 @@ from llmcourse.grading.exercises.roofline import (
     predict_tokens,
     ridge,
     turning_batch,
+)
+from llmcourse.grading.exercises.serving import (
+    block_pool,
+    continuous_batching,
+)
+from llmcourse.grading.exercises.serving import (
+    find_the_bug as paged_bug,
 )
 
 CLOSE = 0.5  # how alike a name has to be to be suggested
@@ -65,6 +79,16 @@ LABS = {
         rollback.EXERCISE,
         cache_bug.EXERCISE,
         predict_tokens.EXERCISE,
+    ),
+    "03_flash_attention_and_batching": (
+        traffic.EXERCISE,
+        online_softmax.EXERCISE,
+        tiled_attention.EXERCISE,
+        causal_tile.EXERCISE,
+        triton_softmax.EXERCISE,
+        block_pool.EXERCISE,
+        continuous_batching.EXERCISE,
+        paged_bug.EXERCISE,
     ),
 }
 

@@ -12,6 +12,7 @@ COLOURS = {  # of the edge and of the ground, readable in light and dark pages
     "near": ("#9a6700", "#fdf6e3"),
     "fail": ("#c8481a", "#fdf1ec"),
     "not written": ("#7a828c", "#f2f3f5"),
+    "not run": ("#7a828c", "#f2f3f5"),
 }
 
 

@@ -44,7 +44,8 @@ class InProcess:
             raise seen.raised
         error = None if seen.raised is None else self._failure(seen.raised)
         calls = {name: oracle.calls for name, oracle in counts.items()}
-        return Answer(seen.value, error, seen.operations, seen.mutated, seen.aliased, calls, seconds)
+        noticed = (seen.operations, seen.mutated, seen.aliased, calls, seen.counts)
+        return Answer(seen.value, error, *noticed, seconds)
 
     def _limited(self, /, **given: Any) -> Any:
         with time_limit(self.limit_s):

@@ -34,7 +34,7 @@ READY_S = 30.0  # the sandbox and the first message, on a machine that is very b
 LAST_WORDS_S = 1.0  # between a closed connection and the end of its process
 GRACE_S = 1.0  # for reading what lay there in time
 HAS_S = 20.0
-MAX_NAMES, MAX_NAME = 1_000, 100
+MAX_NAMES, MAX_NAME, MOST = 1_000, 100, 1 << 62
 REPORTED = ("raised", "missing", "memory limit", "reply too large", "malformed reply")  # by the worker itself
 
 
@@ -376,6 +376,7 @@ def _answer(reply: dict[str, Any], arguments: dict[str, Any]) -> Answer:
         operations=_names(reply, "operations"),
         mutated=tuple(name for name in arguments if name in mutated),
         aliased=tuple(name for name in arguments if name in aliased),
+        counts=_counts(reply),
     )
     if "failed" not in reply:
         return replace(answer, value=reply["value"]) if "value" in reply else _malformed("no answer")
@@ -383,6 +384,13 @@ def _answer(reply: dict[str, Any], arguments: dict[str, Any]) -> Answer:
     if kind not in REPORTED or type(message) is not str:
         _malformed("a failure that is none")
     return replace(answer, error=Failure(kind, clean(message, MESSAGE)))
+
+
+def _counts(reply: dict[str, Any]) -> dict[str, int]:
+    counts = reply.get("counts", {})
+    if type(counts) is not dict or len(counts) > MAX_NAMES or {type(n) for n in counts.values()} - {int}:
+        _malformed("counts that are none")
+    return {clean(name, MAX_NAME): min(number, MOST) for name, number in counts.items()}
 
 
 def _names(reply: dict[str, Any], key: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 from llmcourse.grading.answer import Oracle
 from llmcourse.grading.process import wire
 from llmcourse.grading.process.aliasing import aliased
+from llmcourse.grading.process.launches import Launches
 from llmcourse.grading.process.operations import Operations
 
 
@@ -24,6 +25,8 @@ class Observed:
         operations: of PyTorch, those of oracles not among them.
         mutated: names of arguments that were changed in place.
         aliased: names of arguments whose memory the value lies in.
+        counts: `peak_bytes`, the most that tensors took up at once, without the arguments; and `launches`,
+            `loads` and `stores` of Triton's kernels.
     """
 
     value: Any
@@ -31,6 +34,7 @@ class Observed:
     operations: tuple[str, ...]
     mutated: tuple[str, ...]
     aliased: tuple[str, ...]
+    counts: dict[str, int]
 
 
 def observe(
@@ -41,7 +45,8 @@ def observe(
     Args:
         oracles: what stands for an `Oracle` among the arguments, by its name.
     """
-    operations, value, raised = Operations(), None, None
+    operations, value, raised = Operations(dict(arguments)), None, None
+    launches = Launches(operations.paused)
     before = {name: _frozen(given) for name, given in arguments.items() if not isinstance(given, Oracle)}
     given = {
         name: _unnoted(argument.name, oracles[argument.name], operations)
@@ -50,20 +55,23 @@ def observe(
         for name, argument in arguments.items()
     }
     try:
-        with operations:
+        with operations, launches:
             value = function(**given)
     except BaseException as error:
         raised = error
     mutated = tuple(name for name, frozen in before.items() if _frozen(arguments[name]) != frozen)
-    return Observed(value, raised, operations.names, mutated, aliased(value, arguments))
+    counts = {"peak_bytes": operations.allocations.peak_bytes, **launches.counts}
+    return Observed(value, raised, operations.names, mutated, aliased(value, arguments), counts)
 
 
 def _unnoted(name: str, oracle: Callable[..., Any], operations: Operations) -> Callable[..., Any]:
-    """An oracle under its own name, whose operations are not the student's."""
+    """An oracle under its own name, whose operations are not the student's; what it gives is theirs."""
 
     def ask(*arguments: Any, **options: Any) -> Any:
         with operations.paused():
-            return oracle(*arguments, **options)
+            value = oracle(*arguments, **options)
+        operations.allocations.note(value)
+        return value
 
     ask.__name__ = ask.__qualname__ = name
     return ask

@@ -1,4 +1,4 @@
-"""Which PyTorch operations run: what rules such as "without torch.softmax" look at."""
+"""Which PyTorch operations run, and what their results take up: what rules about the mechanism look at."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmcourse.grading.process.allocations import Allocations
+
 MAX_NAMES = 1_000
 
 
@@ -15,17 +17,27 @@ class Operations(TorchDispatchMode):
     """Notes the name of each operation below autograd, as `softmax` for `aten.softmax.int`.
 
     What PyTorch composes of smaller operations may show as those: `softmax` as `_softmax`.
+
+    Args:
+        given: arguments, whose memory is not counted.
+
+    Attributes:
+        allocations: the memory of what the operations returned.
     """
 
-    def __init__(self):
+    def __init__(self, given: Any = ()):
         super().__init__()
+        self.allocations = Allocations(given)
         self._seen: set[str] = set()
         self._paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self._paused and len(self._seen) < MAX_NAMES:
             self._seen.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if not self._paused:
+            self.allocations.note(result)
+        return result
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -70,7 +70,7 @@ class _Conversation:
         seen = observe(function, arguments, {name: partial(self._ask, name) for name in names})
         reply = _returned(seen.value) if seen.raised is None else _raised(seen.raised)
         noticed = {name: list(getattr(seen, name)) for name in ("operations", "mutated", "aliased")}
-        return {**reply, **noticed}
+        return {**reply, **noticed, "counts": seen.counts}
 
     def _ask(self, name: str, /, *arguments: Any, **options: Any) -> Any:
         """What the judge's oracle answers."""

@@ -187,6 +187,7 @@ BODIES = {
     '{"failed": "raised", "message": 7}': "a failure that is none",
     '{"value": ["l"], "operations": ["l", ["l"]]}': "operations that are no names",
     '{"value": ["l"], "mutated": "x"}': "mutated that are no names",
+    '{"value": ["l"], "counts": {"peak_bytes": "0"}}': "counts that are none",
     '{"value": ["l"], "aliased": 7}': "aliased that are no names",
     '{"value": ["l"], "operations": [["l"]] * 5}': "an array without a known tag",
     '{"value": ["x", "float32", [1, -10]]}': "a tensor whose shape is no list of sizes",

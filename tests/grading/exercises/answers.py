@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import importlib
+import os
 import random
+from collections import deque
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -12,11 +16,12 @@ from functools import cache
 import jaxtyping
 import torch
 
-from llmcourse import costs, decoding, roofline
-from llmcourse.attention import sdpa
+from llmcourse import attention, costs, decoding, roofline, serving
+from llmcourse.attention import RunningSoftmax, SlowMemory, sdpa
 from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.exercises.flash_attention import triton_softmax
 from llmcourse.grading.question import arguments_of, counted
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Rope, apply_rope
@@ -33,7 +38,18 @@ def unchecked():
         jaxtyping.config.update("jaxtyping_disable", before)
 
 
-EXERCISES = [exercise for lab in catalogue.labs().values() for exercise in lab]
+# In an interpreter where Triton was imported otherwise, kernels cannot be interpreted: see test_kernels.
+KERNELS = {"03.triton_softmax": triton_softmax.written()}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    importlib.import_module("triton")  # before any call, as a lab does
+EVERY = [exercise for lab in catalogue.labs().values() for exercise in lab]
+EXERCISES = [exercise for exercise in EVERY if INTERPRETED or exercise.name not in KERNELS]
+
+
+def right(exercise: Exercise) -> Callable:
+    """An answer that keeps the rules: the reference, but where that says no more than what is right."""
+    return KERNELS.get(exercise.name, exercise.reference)
 
 
 @cache
@@ -309,6 +325,93 @@ def predict_tokens(model, batch, context, number_bytes, machine):
     return batch / (max(times) + machine["starts"] * machine["start_s"])
 
 
+def traffic(num_queries, num_keys, head_dim, query_tile, number_bytes):
+    """As the package's attention counts it, in float32, on tensors without memory."""
+    q, k = (torch.empty(1, 1, rows, head_dim, device="meta") for rows in (num_queries, num_keys))
+    unfused, tiled = SlowMemory(), SlowMemory()
+    attention.unfused_attention(q, k, k, causal=False, memory=unfused)
+    attention.tiled_attention(q, k, k, causal=False, query_tile=query_tile, key_tile=num_keys, memory=tiled)
+    sums = 4 * num_queries  # the log-sum-exp of each row, which is for a backward pass
+    return tuple(n // 4 * number_bytes for n in (unfused.traffic_bytes, tiled.traffic_bytes - sums))
+
+
+def online_softmax(read, num_blocks):
+    """The package's running softmax."""
+    blocks = [read(number) for number in range(num_blocks)]
+    scores, values = blocks[0]
+    seen = RunningSoftmax.before((len(scores),), values.shape[-1], scores)
+    for scores, values in blocks:
+        seen = seen.join(scores, values)
+    return seen.result(), seen.log_sum_exp()
+
+
+def tiled_attention(q, k, v, tile):
+    q, k, v = (x[None, None] for x in (q, k, v))
+    return attention.tiled_attention(q, k, v, causal=False, query_tile=tile, key_tile=tile)[0][0, 0]
+
+
+def causal_tile(first_query, first_key, tile, num_queries, num_keys):
+    mask = attention.causal_mask(num_queries, num_keys)
+    mask = mask[first_query : first_query + tile, first_key : first_key + tile]
+    return mask.clone() if mask.any() else None
+
+
+def triton_softmax_by_blocks(x):
+    """Row by row, from the package's log-sum-exp."""
+    rows = []
+    for row in x:
+        (*_, seen) = attention.online_softmax(row, torch.ones(len(row), 1), block=7)
+        rows.append((row - seen.log_sum_exp()).exp())
+    return torch.stack(rows)
+
+
+def block_pool(num_blocks, commands):
+    """The package's pool, which takes the block that is free for longest: so they are put in order."""
+    pool, results = serving.BlockPool(num_blocks, reuse_prefixes=False), []
+    for command, argument in commands:
+        pool._empty = deque(sorted(pool._empty))
+        try:
+            given = getattr(pool, command)(argument)
+        except serving.BlockError as error:
+            refusals = {"OutOfBlocks": "out of blocks", "UnknownBlock": "not in use"}
+            results.append(refusals.get(type(error).__name__, "double free"))
+            continue
+        users = [pool.users(block) for block in argument] if command != "allocate" else []
+        free = [block for block, number in zip(argument, users, strict=True) if not number] if users else []
+        results.append({"allocate": given, "share": users, "free": free}[command])
+    return results, [pool.users(block) for block in range(num_blocks)]
+
+
+class Reserving(serving.ContinuousBatching):
+    """Continuous batching that sets the memory of the whole answer aside, as a student's does."""
+
+    reserves = True
+
+
+def continuous_batching(requests, num_slots, room, num_steps):
+    """The package's scheduler on the virtual clock."""
+    asked = [
+        serving.Request(name, [1] * prompt, max_tokens=answer, arrival_s=float(arrival))
+        for name, arrival, prompt, answer in requests
+    ]
+    pool = serving.BlockPool(room, 1, reuse_prefixes=False)
+    trace = serving.simulate(asked, serving.Scheduler(pool, Reserving(), max_running=num_slots))
+    grid = [[""] * num_steps for _ in range(num_slots)]
+    for step in trace.steps:
+        for cell in step.cells if step.start_s < num_steps else ():
+            grid[cell.slot][int(step.start_s)] = "END" if cell.ended else cell.id
+    return grid
+
+
+def paged_attention(q, keys, values, tables, lengths):
+    """The blocks of each request laid out one behind the other, for PyTorch's attention."""
+    rows = []
+    for query, table, length in zip(q, tables, lengths, strict=True):
+        k, v = (pool[table].flatten(0, 1)[None, None, :length] for pool in (keys, values))
+        rows.append(sdpa(query[None, None, None], k, v)[0, 0, 0])
+    return torch.stack(rows)
+
+
 OTHER_ROADS = {
     "01.softmax": softmax,
     "01.greedy_loop": greedy_loop,
@@ -332,6 +435,14 @@ OTHER_ROADS = {
     "02.cached_loop": cached_loop,
     "02.rollback": rollback,
     "02.find_the_bug": decode_step,
+    "03.traffic": traffic,
+    "03.online_softmax": online_softmax,
+    "03.tiled_attention": tiled_attention,
+    "03.causal_tile": causal_tile,
+    "03.triton_softmax": triton_softmax_by_blocks,
+    "03.block_pool": block_pool,
+    "03.continuous_batching": continuous_batching,
+    "03.find_the_bug": paged_attention,
 }
 
 

@@ -22,11 +22,13 @@ from llmcourse.grading.process import wire
 from llmcourse.grading.question import examine
 from llmcourse.grading.selfcheck import PUBLIC_SEEDS
 from tests.grading.exercises.answers import (
+    EVERY,
     EXERCISES,
     OTHER_ROADS,
     cases,
     directly,
     drawn_once,
+    right,
     tensors,
     unchecked,
 )
@@ -61,8 +63,14 @@ def test_lab_2_has_twelve_exercises_and_a_hundred_points_half_of_them_for_counti
     assert len(counting) == 6 and sum(exercise.points for exercise in counting) == 50
 
 
+def test_lab_3_has_eight_exercises_and_a_hundred_points():
+    lab = catalogue.labs()["03_flash_attention_and_batching"]
+    assert len(lab) == 8 and sum(exercise.points for exercise in lab) == 100
+    assert {exercise.level for exercise in lab} == {1, 2, 3, 4, 5}
+
+
 def test_every_exercise_is_answered_by_another_road():
-    assert {exercise.name for exercise in EXERCISES} == set(OTHER_ROADS)
+    assert {exercise.name for exercise in EVERY} == set(OTHER_ROADS)
 
 
 @every
@@ -71,7 +79,7 @@ def test_the_reference_passes(exercise):
     light = replace(exercise, rules=())
     source = inspect.getsource(inspect.getmodule(exercise.reference))
     for seed in PUBLIC_SEEDS:
-        verdict = examine(exercise, seed, InProcess(exercise.reference), source)
+        verdict = examine(exercise, seed, InProcess(right(exercise)), source)
         assert verdict.earned == 1 and verdict.cases_run == len(cases(exercise.name, seed))
     with unchecked():
         for seed in SEEDS:
@@ -133,7 +141,7 @@ def test_hints_for_a_check_are_for_checks_that_there_are(exercise):
 
 def test_a_half_right_lab_has_exactly_its_half():
     """Every second answer is right, the others nearly: they get every case right but the last kinds."""
-    answers = [(e, e.mutants[-2].function if place % 2 else e.reference) for place, e in enumerate(EXERCISES)]
+    answers = [(e, e.mutants[-2].function if place % 2 else right(e)) for place, e in enumerate(EXERCISES)]
     earned = [examine(e, 0, InProcess(function)).earned * e.points for e, function in answers]
     assert earned == [0 if place % 2 else e.points for place, e in enumerate(EXERCISES)]
 
@@ -152,6 +160,7 @@ def test_answers_that_know_the_visible_cases_fail_others(exercise):
         "01.greedy_loop",
         "01.beam_search",
         "02.cached_loop",
+        "03.online_softmax",
     ):  # there the model is the input
         light = replace(drawn_once(exercise, 0), rules=())
         assert examine(light, 0, directly(by_heart)).passed
@@ -209,7 +218,7 @@ def test_every_mutant_has_a_check_and_most_checks_a_mutant(exercise):
 def test_no_case_takes_long(exercise):
     def once(seed) -> float:
         started = time.process_time()
-        verdict = examine(exercise, seed, InProcess(exercise.reference))
+        verdict = examine(exercise, seed, InProcess(right(exercise)))
         return (time.process_time() - started) / verdict.cases_run
 
     assert min(once(seed) for seed in (300, 301, 302)) < SLOWEST_CASE_S
@@ -248,6 +257,7 @@ def test_the_examples_are_true(exercise):
     [
         ("01.find_the_bug", "logits.softmax(-1).sort", "(logits / temperature).softmax(-1).sort"),
         ("02.find_the_bug", "angles[-1:, None]", "angles[lengths, None]"),
+        ("03.find_the_bug", "length % size", "length - place * size"),
     ],
 )
 def test_the_bug_is_one_line_away_from_right(name, wrong, right):
@@ -298,7 +308,11 @@ def test_a_batch_that_is_thought_never_to_turn_is_a_mistake_and_no_slip():
 
 def test_only_the_bugs_have_a_starter():
     with_one = [exercise for exercise in EXERCISES if exercise.starter]
-    assert [exercise.name for exercise in with_one] == ["01.find_the_bug", "02.find_the_bug"]
+    assert [exercise.name for exercise in with_one] == [
+        "01.find_the_bug",
+        "02.find_the_bug",
+        "03.find_the_bug",
+    ]
     for exercise in with_one:
         ast.parse(exercise.starter)
 

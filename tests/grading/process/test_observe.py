@@ -48,6 +48,20 @@ def test_an_oracle_has_its_name_and_its_operations_are_not_noted():
     assert seen.operations == ("exp",) and seen.mutated == ()
 
 
+def test_what_an_oracle_gives_is_held_by_who_asked():
+    """Blocks that are kept take up memory, those that are let go do not."""
+
+    def keeps(read):
+        return len([read(i) for i in range(5)])
+
+    def lets_go(read):
+        return sum(len(read(i)) for i in range(5))
+
+    given = {"read": Oracle("read")}, {"read": lambda i: torch.zeros(256)}
+    held, gone = (observe(function, *given).counts["peak_bytes"] for function in (keeps, lets_go))
+    assert (held, gone) == (5 * 1024, 1024)
+
+
 @pytest.fixture(scope="module")
 def nursery():
     with Nursery(Tier.NONE, Allowance()) as nursery:
@@ -56,6 +70,7 @@ def nursery():
 
 BODIES = {
     "right": "return x * 2",
+    "a matrix": "return (x[:, None] * x).sum(0)",
     "in place": "x.mul_(2); return x.clone()",
     "in place, then raises": "x.zero_(); raise ValueError('why\\nnot')",
     "an item that cannot be sent": "rows.append(print)",
@@ -81,7 +96,7 @@ def test_a_worker_and_the_self_check_see_the_same(nursery, body):
     names = {}
     exec(compile(code, "<answer>", "exec"), names)
     here = InProcess(names["f"])(case)
-    for key in ("operations", "mutated", "aliased", "oracle_calls"):
+    for key in ("operations", "mutated", "aliased", "oracle_calls", "counts"):
         assert getattr(here, key) == getattr(there, key)
     assert encode(here.value) == encode(there.value)
     assert (here.error is None) == (there.error is None)

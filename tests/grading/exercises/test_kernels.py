@@ -1,0 +1,58 @@
+"""Exercises about kernels, examined as all others, in a process that interprets kernels from the start."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.exercises.flash_attention import triton_softmax
+from llmcourse.grading.in_notebook.call import InProcess
+from llmcourse.grading.question import examine
+from llmcourse.grading.selfcheck import examine_here
+from tests.grading.exercises.answers import KERNELS
+
+HERE = Path(__file__).parent
+EXERCISE = catalogue.find("03.triton_softmax")
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+def test_what_holds_for_every_exercise_holds_for_those_about_kernels():
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        " or ".join(KERNELS),
+    ]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    done = subprocess.run(
+        [*command, HERE / "test_exercises.py"],
+        cwd=HERE.parents[2],
+        env=environment | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+def test_the_value_alone_is_not_enough():
+    """What PyTorch computes is right, and no kernel."""
+    verdict = examine(EXERCISE, 0, InProcess(lambda x: x.softmax(-1)))
+    assert verdict.check == "nothing else of PyTorch" and "PyTorch's softmax ran" in verdict.reason
+
+
+def test_without_triton_it_is_not_run_and_nothing_is_given(monkeypatch):
+    monkeypatch.setattr(triton_softmax.importlib.util, "find_spec", lambda name: None)
+    verdict = examine_here(EXERCISE, lambda x: x, (0,)).verdict
+    assert (verdict.status, verdict.earned) == ("not run", 0)
+    assert "Triton is not installed here" in verdict.reason

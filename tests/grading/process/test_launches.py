@@ -1,0 +1,62 @@
+"""Launches of kernels are counted where Triton interprets them, in a process of its own."""
+
+import os
+import platform
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+
+from llmcourse.grading.process.launches import Launches
+
+PROGRAM = """
+import torch
+{setup}
+import triton, triton.language as tl
+from llmcourse.grading.process.observe import observe
+
+@triton.jit
+def doubled(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + lane, mask=lane < n)
+    tl.store(out_ptr + lane, 2 * x, mask=lane < n)
+    if n > 5:
+        tl.load(x_ptr)
+
+def answer(x):
+    out = torch.empty_like(x)
+    for launch in range(2):
+        doubled[(3,)](x, out, len(x), BLOCK=4)
+    return out
+
+for n in (5, 10):
+    seen = observe(answer, {{"x": torch.ones(n)}}, {{}})
+    counts = {{name: seen.counts[name] for name in ("launches", "loads", "stores")}}
+    print(seen.raised or seen.value.tolist() == [2.0] * n, seen.operations, counts)
+before = triton.runtime.interpreter.GridExecutor.__call__
+observe(answer, {{"x": torch.ones(3)}}, {{}})
+print(triton.runtime.interpreter.GridExecutor.__call__ is before)
+"""
+INTERPRET = "import os; os.environ['TRITON_INTERPRET'] = '1'"
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+def test_launches_loads_and_stores_are_counted_and_the_interpreters_own_doing_is_not():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = PROGRAM.format(setup=INTERPRET)
+    done = subprocess.run(
+        [sys.executable, "-"], input=program, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == [
+        "True ('empty_like',) {'launches': 2, 'loads': 10, 'stores': 10}",
+        "True ('empty_like',) {'launches': 2, 'loads': 26, 'stores': 20}",
+        "True",
+    ], done.stderr
+
+
+def test_nothing_is_counted_or_changed_without_triton(monkeypatch):
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    with Launches(nullcontext) as launches:
+        assert launches.counts == {"launches": 0, "loads": 0, "stores": 0}
+        assert launches._replaced == []
