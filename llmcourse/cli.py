@@ -1,7 +1,8 @@
 """The command line: `python -m llmcourse doctor`, `generate "…"`, `serve`, `grade`, `gradebook` and `labs`.
 
 A bad value ends with one line `error: …` and exit code 2, a failure while running with 1, Ctrl-C
-with 130 (a server, which ends in no other way, with 0). PyTorch is imported by the commands that need it, so that `--help` answers at once.
+with 130 (a server, which has no other end, with 0). PyTorch is imported by the commands that need it,
+so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -135,12 +136,13 @@ def run_serve(options: argparse.Namespace) -> int:
         num_blocks=options.blocks,
         memory_gb=options.memory,
         queue_limit=options.queue_limit,
+        grace_s=options.grace,
         device=options.device,
         dtype=options.dtype,
     )
     with bind(options.host, options.port) as listening:
         service, model = build(settings)
-        serve(listening, service, model, grace_s=options.grace)
+        serve(listening, service, model, grace_s=settings.grace_s)
     return 0
 
 

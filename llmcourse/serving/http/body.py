@@ -20,16 +20,16 @@ class CompletionBody:
     model: str
     prompt: str | list
     max_tokens: int
-    temperature: float | int
-    top_p: float | int
+    temperature: float
+    top_p: float
     top_k: int
     n: int
     stream: bool
     include_usage: bool
     stop: tuple[str, ...]
     seed: int | None
-    presence_penalty: float | int
-    frequency_penalty: float | int
+    presence_penalty: float
+    frequency_penalty: float
     echo: bool
     priority: int
 
@@ -108,4 +108,4 @@ def _value(name: str, field: Field, given: Any) -> Any:
         return field.default
     if not field.holds(given):
         refuse(name, field.allowed, given, field.remedy)
-    return given
+    return float(given) if isinstance(field.default, float) else given  # in JSON, 1 is a number like 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,7 @@ class ServiceSettings:
         memory_gb: the same in gigabytes (10⁹ bytes). With neither, enough for `max_running` texts of the
             longest kind, or as much of it as four fifths of the free memory hold.
         queue_limit: requests that may wait.
+        grace_s: seconds that answers under way get when the server is told to end.
         device: the best one here if None.
         dtype: of the weights, by name.
 
@@ -52,6 +54,7 @@ class ServiceSettings:
     num_blocks: int | None = None
     memory_gb: float | int | None = None
     queue_limit: int = 1024
+    grace_s: float | int = 5.0
     device: str | None = None
     dtype: str = "float32"
 
@@ -59,6 +62,8 @@ class ServiceSettings:
         one_of = f"one of {', '.join(POLICIES)}"
         require(self.policy in POLICIES, "policy", one_of, repr(self.policy), "use 'chunked'")
         require_integer(1, "queue_limit", self.queue_limit, "use 1024")
+        never = "use 0 to end at once"
+        require_number(lambda s: 0 <= s < math.inf, "grace_s", "at least 0 and finite", self.grace_s, never)
         if self.num_blocks is not None:
             require_integer(1, "num_blocks", self.num_blocks, "leave it out to fill the free memory")
             both = self.memory_gb is not None
@@ -67,7 +72,9 @@ class ServiceSettings:
             )
         if self.memory_gb is not None:
             remedy = "leave it out to fill the free memory"
-            require_number(lambda gb: gb > 0, "memory_gb", "positive", self.memory_gb, remedy)
+            require_number(
+                lambda gb: 0 < gb < math.inf, "memory_gb", "positive and finite", self.memory_gb, remedy
+            )
         self.scheduler(1)
         this_machine(self.device)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from llmcourse.serving.runner import Runner
 from llmcourse.serving.schedule import Schedule
 
+LOG = logging.getLogger(__name__)
 Sampled = Mapping[str, int | Exception]
 
 
@@ -48,4 +50,5 @@ def _contained(schedule: Schedule, sample: Callable[[], Sampled]) -> Sampled:
 
 
 def _all_failed(schedule: Schedule, error: Exception) -> Sampled:
+    LOG.error("step %d failed with %d requests", schedule.number, len(schedule.chunks), exc_info=error)
     return {chunk.state.id: error for chunk in schedule.chunks}

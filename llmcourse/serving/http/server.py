@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import sys
@@ -11,7 +12,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from llmcourse.decoding.errors import require, require_number
+from llmcourse.decoding.errors import require
 from llmcourse.serving.http.app import create_app
 from llmcourse.serving.http.prompts import ServedModel
 from llmcourse.serving.http.service import Service
@@ -61,7 +62,7 @@ def url_of(listening: socket.socket) -> str:
 
 def greeting(url: str, model: str) -> str:
     """What is printed once requests are taken."""
-    body = f'{{"model": "{model}", "prompt": "Once upon a time", "max_tokens": 32}}'
+    body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 32})
     return (
         f"Serving {model} on {url}/v1 until Ctrl-C. Try:\n"
         f"  curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
@@ -77,7 +78,6 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Starlette, service: Service, *, hello: str = "", grace_s: float | int = GRACE_S):
-        require_number(lambda s: s >= 0, "grace_s", "at least 0", grace_s, "use 0 to end at once")
         most_s = int(grace_s) + MARGIN_S
         quiet = {"log_level": "warning", "access_log": False}
         super().__init__(

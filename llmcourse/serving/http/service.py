@@ -7,6 +7,7 @@ All of it runs on the event loop, so it needs no locks; the engine's thread call
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from llmcourse.serving.request import FinishReason, Request
 from llmcourse.serving.runner import Runner
 from llmcourse.serving.scheduler import Output, Scheduler
 
+LOG = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 10.0  # for the step that runs, at the end
 
 
@@ -132,7 +134,8 @@ class Service:
     def closed(self) -> str | None:
         """Why nothing is taken any more, None if it is."""
         if self.failure is not None:
-            return f"the engine has failed ({self.failure!r}); start the server again"
+            what = f"{type(self.failure).__name__}: {self.failure}"
+            return f"the engine has failed ({what}); start the server again"
         return "the server is shutting down; ask another one, or later" if self._closing else None
 
     def start(self) -> None:
@@ -186,6 +189,7 @@ class Service:
 
     def _on_failure(self, failure: BaseException) -> None:
         self.failure = failure
+        LOG.error("the engine has failed; nothing is answered any more", exc_info=failure)
         self._call(self._fail_all)
 
     def _call(self, callback: Callable[[], object]) -> None:

@@ -123,7 +123,7 @@ def test_bad_values_are_bad_requests(client):
 
 @pytest.fixture
 def crowd(client, script, service):
-    """The futures of nine answers: one that runs while the model is held up, and eight that fill the queue."""
+    """Futures of nine answers: of one that runs, held up, and of eight that fill the queue."""
     script.gate.clear()
     with ThreadPoolExecutor(9) as pool:
         answers = [pool.submit(ask, client)]
