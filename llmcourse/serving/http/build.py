@@ -96,7 +96,9 @@ def build(settings: ServiceSettings) -> tuple[Service, ServedModel]:
     num_blocks = choose_num_blocks(model, settings)
     cache = PagedCache(model, num_blocks, BLOCK_SIZE)
     runner = PagedRunner(model, cache, max_running=settings.max_running)
-    service = Service(settings.scheduler(num_blocks), runner, queue_limit=settings.queue_limit)
+    overlap = model.device.type == "cuda"  # a CPU that computes and schedules gains nothing
+    scheduler = settings.scheduler(num_blocks)
+    service = Service(scheduler, runner, queue_limit=settings.queue_limit, overlap=overlap)
     config = model.config
     eos = frozenset(config.eos_token_ids)
     return service, ServedModel(settings.model, tokenizer, config.max_position_embeddings, eos)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from llmcourse.serving.runner import Runner
+from llmcourse.serving.runner import OverlappingRunner, Runner
 from llmcourse.serving.schedule import Schedule
 
 LOG = logging.getLogger(__name__)
@@ -26,20 +26,33 @@ class ContainedRunner:
 
 
 class ContainedOverlappingRunner(ContainedRunner):
-    """The same for a runner that begins a step and is waited for later."""
+    """The same for a runner that begins a step and is waited for later.
+
+    The step after one that could not be launched may be scheduled before anybody knows. Whoever was in both
+    is left out of it: its last token, which the runner would take up, was never sampled.
+    """
+
+    def __init__(self, runner: OverlappingRunner):
+        super().__init__(runner)
+        self._failed: dict[str, Exception] = {}  # in the launch before
 
     def launch(self, schedule: Schedule) -> Callable[[], Sampled]:
+        lost = {c.state.id: self._failed[c.state.id] for c in schedule.chunks if c.state.id in self._failed}
+        self._failed = {}
+        left = schedule._replace(chunks=tuple(c for c in schedule.chunks if c.state.id not in lost))
         try:
-            wait = self._runner.launch(schedule)
+            wait = self._runner.launch(left)
         except Exception as error:
-            failed = _all_failed(schedule, error)
-            return lambda: failed
-        return lambda: _contained(schedule, wait)
+            self._failed = _all_failed(left, error)
+            both = self._failed | lost
+            return lambda: both
+        return lambda: {**_contained(left, wait), **lost}
 
 
 def contained(runner: Runner) -> ContainedRunner:
     """The runner with its failures contained."""
-    return (ContainedOverlappingRunner if hasattr(runner, "launch") else ContainedRunner)(runner)
+    overlaps = isinstance(runner, OverlappingRunner)
+    return ContainedOverlappingRunner(runner) if overlaps else ContainedRunner(runner)
 
 
 def _contained(schedule: Schedule, sample: Callable[[], Sampled]) -> Sampled:
@@ -49,6 +62,6 @@ def _contained(schedule: Schedule, sample: Callable[[], Sampled]) -> Sampled:
         return _all_failed(schedule, error)
 
 
-def _all_failed(schedule: Schedule, error: Exception) -> Sampled:
+def _all_failed(schedule: Schedule, error: Exception) -> dict[str, Exception]:
     LOG.error("step %d failed with %d requests", schedule.number, len(schedule.chunks), exc_info=error)
     return {chunk.state.id: error for chunk in schedule.chunks}

@@ -14,7 +14,8 @@ from queue import Empty, SimpleQueue
 
 from llmcourse.serving.engine import Engine
 from llmcourse.serving.request import Request
-from llmcourse.serving.scheduler import Output, UnknownRequest
+from llmcourse.serving.schedule import Output
+from llmcourse.serving.scheduler import UnknownRequest
 
 Command = Callable[[], None]
 
@@ -61,14 +62,14 @@ class EngineThread:
         try:
             while not self._stopped:
                 self._carry_out()
-                if self._engine.scheduler.has_work and not self._stopped:
+                if self._engine.has_work and not self._stopped:
                     self._report(self._engine.step())
         except BaseException as error:  # reported, or clients would wait for a thread that is gone
             self._fail(error)
 
     def _carry_out(self) -> None:
         """All commands that wait; without work it waits for one."""
-        if not self._engine.scheduler.has_work:
+        if not self._engine.has_work:
             self._commands.get()()
         try:
             while True:

@@ -19,7 +19,8 @@ from llmcourse.serving.http.engine_thread import EngineThread
 from llmcourse.serving.http.token_rate import TokenRate
 from llmcourse.serving.request import FinishReason, Request
 from llmcourse.serving.runner import Runner
-from llmcourse.serving.scheduler import Output, Scheduler
+from llmcourse.serving.schedule import Output
+from llmcourse.serving.scheduler import Scheduler
 
 LOG = logging.getLogger(__name__)
 STOP_TIMEOUT_S = 10.0  # for the step that runs, at the end
@@ -92,12 +93,15 @@ class Service:
     Args:
         scheduler, runner: nobody else uses them.
         queue_limit: requests that may wait; one more is refused.
+        overlap: as `Engine` takes it: pays on a GPU.
 
     Raises:
-        ValueError: a limit below 1.
+        ValueError: a limit below 1, or a runner whose steps cannot overlap.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, *, queue_limit: int = 1024):
+    def __init__(
+        self, scheduler: Scheduler, runner: Runner, *, queue_limit: int = 1024, overlap: bool = False
+    ):
         require_integer(1, "queue_limit", queue_limit, "use 1024")
         self.queue_limit = queue_limit
         self.token_rate = TokenRate()
@@ -106,7 +110,7 @@ class Service:
         self._open: dict[str, Answers] = {}
         self._closing = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        engine = Engine(scheduler, contained(runner))
+        engine = Engine(scheduler, contained(runner), overlap)
         self._thread = EngineThread(engine, self._on_step, self._on_failure)
 
     @property

@@ -1,6 +1,8 @@
 """Paths, and errors that all look like OpenAI's."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from starlette.testclient import TestClient
@@ -99,3 +101,9 @@ def test_metrics_are_figures_under_their_names(client, service):
     assert set(map(float, figures.values())) == {0.0, 12.0, float(service.token_rate.total)}
     assert figures["llmcourse_blocks_free"] == "12" and service.token_rate.total > 3
     assert sum(line.startswith("# TYPE ") for line in lines) == len(figures)
+
+
+def test_the_scheduler_can_be_studied_without_a_web_server():
+    code = "import sys, llmcourse.serving; print({'starlette', 'uvicorn'} & set(sys.modules))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == "set()\n"

@@ -5,9 +5,11 @@ import threading
 
 import pytest
 
-from llmcourse.serving.http.service import Closed, Overloaded
+from llmcourse.serving.http.service import Closed, Overloaded, Service
+from llmcourse.serving.policies import ContinuousBatching
 from llmcourse.serving.request import Request
 from llmcourse.serving.scheduler import NeverFits, Scheduler
+from tests.serving.fakes import PagedRunner, answer, scheduler
 from tests.serving.http.fakes import Script, service_of
 
 
@@ -142,6 +144,19 @@ def test_an_engine_that_fails_leaves_nobody_waiting(monkeypatch, caplog):
 
     run(work, service)
     assert "division by zero" in caplog.text
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_steps_may_overlap(overlap):
+    served = scheduler(ContinuousBatching(), max_running=3)
+    service = Service(served, PagedRunner(served.pool), overlap=overlap)
+    requests = [Request(str(i), [i + 1], max_tokens=2 + i % 5, stop_token_ids=[0]) for i in range(9)]
+
+    async def work():
+        return await asyncio.gather(*(collect(service, request) for request in requests))
+
+    assert run(work, service) == [{request.id: answer(request)} for request in requests]
+    assert service.num_free_blocks == service.num_blocks
 
 
 def test_a_service_that_was_never_started_stops():
