@@ -75,6 +75,27 @@ def test_who_goes_away_is_noticed_at_once(tokenizer, settings):
     assert {state.finish_reason for state in script.seen.values()} == {"abort"}
 
 
+def test_a_choice_that_is_stopped_does_not_run_on_with_the_others(tokenizer):
+    a, b = tokenizer.encode("a"), tokenizer.encode("b")
+    script = Script(lambda state: state.request.prompt[0])
+    script.steps = threading.Semaphore(0)
+    service = service_of(script)
+    app = create_app(service, model_of(tokenizer))
+
+    async def work():
+        client = Client(app, prompt=[a, b], stop="aaa")
+        await until(lambda: script.steps.release() or (len(script.seen) == 2 and service.num_running == 1))
+        script.steps.release(100)
+        await client.done
+        choices = json.loads(client.sent[1]["body"])["choices"]
+        assert [choice["text"] for choice in choices] == ["", "b" * 50]
+
+    run(work, service)
+    stopped, whole = script.seen.values()
+    assert stopped.finish_reason == "abort" and stopped.num_generated < 50
+    assert whole.finish_reason == "length"
+
+
 def test_who_goes_away_while_it_waits_never_runs(tokenizer):
     script = Script(lambda state: 70)
     service = service_of(script, max_running=1)

@@ -99,6 +99,7 @@ def test_who_leaves_frees_blocks_wherever_the_request_stands():
         await until(lambda: service.num_waiting == 1)
         for task in (waits, runs):
             task.cancel()
+        await asyncio.wait([waits, runs])
         script.steps.release(5)
         await until(lambda: service.num_running == 0 and service.num_free_blocks == service.num_blocks)
         return service.num_waiting
@@ -132,15 +133,21 @@ def test_closing_lets_what_runs_finish_in_time_and_then_ends_it():
 
 
 def test_an_engine_that_fails_leaves_nobody_waiting(monkeypatch, caplog):
-    service = service_of(Script([]))
+    script = Script([])
+    service = service_of(script)
     # A fault in the scheduler: in a runner it would be contained.
     monkeypatch.setattr(Scheduler, "postprocess", lambda self, schedule, sampled: 1 / 0)
 
     async def work():
-        with pytest.raises(Closed, match=r"the engine has failed .*ZeroDivisionError"):
-            await collect(service, Request("a", [5]))
-        with pytest.raises(Closed, match="the engine has failed"):
-            await collect(service, Request("b", [5]))
+        script.gate.clear()
+        runs = asyncio.ensure_future(collect(service, Request("runs", [5])))
+        await until(lambda: service.num_running == 1)
+        on_its_way = asyncio.ensure_future(collect(service, Request("on its way", [5])))
+        await until(lambda: service.num_waiting == 1)
+        script.gate.set()
+        for waits in (runs, on_its_way, collect(service, Request("late", [5]))):
+            with pytest.raises(Closed, match=r"the engine has failed .*ZeroDivisionError"):
+                await waits
 
     run(work, service)
     assert "division by zero" in caplog.text
