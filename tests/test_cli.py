@@ -299,7 +299,7 @@ def test_a_server_answers_until_ctrl_c(tiny_checkpoint):
     process = subprocess.Popen([*COMMAND, *options], bufsize=0, **pipes)
     try:
         text = ""
-        while "max_tokens" not in text:
+        while not text.endswith("}'\n"):
             piece = read_within(process.stdout, 60)
             assert piece, process.stderr.read()
             text += piece.decode()
