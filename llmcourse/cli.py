@@ -1,7 +1,8 @@
-"""The command line: `python -m llmcourse doctor`, `generate "…"`, `grade`, `gradebook` and `labs`.
+"""The command line: `python -m llmcourse doctor`, `generate "…"`, `serve`, `grade`, `gradebook` and `labs`.
 
 A bad value ends with one line `error: …` and exit code 2, a failure while running with 1, Ctrl-C
-with 130. PyTorch is imported by the commands that need it, so that `--help` answers at once.
+with 130 (a server, which has no other end, with 0). PyTorch is imported by the commands that need it,
+so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SAMPLING = {
 def build_parser() -> Parser:
     parser = Parser(prog="llmcourse", description="Deploying large language models: the course's commands.")
     commands = parser.add_subparsers(
-        title="commands", required=True, metavar="{doctor,generate,grade,gradebook,labs}"
+        title="commands", required=True, metavar="{doctor,generate,serve,grade,gradebook,labs}"
     )
     doctor = commands.add_parser("doctor", help="what this machine has, and what is missing")
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -48,6 +49,7 @@ def build_parser() -> Parser:
     )
     doctor.set_defaults(run=run_doctor)
     _add_generate(commands.add_parser("generate", help="continue a text with a model"))
+    _add_serve(commands.add_parser("serve", help="answer programs over HTTP, as OpenAI's server does"))
     add_commands(commands)
     return parser
 
@@ -69,6 +71,22 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         sampling.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=text)
     sampling.add_argument("--num-beams", type=int, metavar="N", help="beam search instead of sampling")
     sampling.add_argument("--contrastive", metavar="MODEL", help="subtract this weaker model (the amateur)")
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=run_serve)
+    parser.add_argument("--model", default="base", help="an embedded model, a folder or a hub name")
+    parser.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine alone")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="default 8000; 0 for a free one")
+    parser.add_argument("--policy", default="chunked", choices=("chunked", "continuous", "traditional"))
+    parser.add_argument("--max-running", type=int, default=64, metavar="N", help="at once (default 64)")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument("--blocks", type=int, metavar="N", help="blocks of 16 tokens for keys and values")
+    memory.add_argument("--memory", type=float, metavar="GB", help="the same as memory, in 10^9 bytes")
+    parser.add_argument("--queue-limit", type=int, default=1024, metavar="N", help="waiting (default 1024)")
+    parser.add_argument("--grace", type=float, default=5.0, metavar="S", help="seconds to finish, at the end")
+    parser.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one, else cpu)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
 
 
 def run_doctor(options: argparse.Namespace) -> int:
@@ -103,6 +121,28 @@ def run_generate(options: argparse.Namespace) -> int:
         times_s = _search(prompt, source, token_ids, tokenizer, options.num_beams, settings)
     if options.verbose:
         print(speed_report(times_s, models), file=sys.stderr)
+    return 0
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Serves until Ctrl-C; values and the port are checked before weights are read."""
+    from llmcourse.serving.http.build import ServiceSettings, build
+    from llmcourse.serving.http.server import bind, serve
+
+    settings = ServiceSettings(
+        options.model,
+        policy=options.policy,
+        max_running=options.max_running,
+        num_blocks=options.blocks,
+        memory_gb=options.memory,
+        queue_limit=options.queue_limit,
+        grace_s=options.grace,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    with bind(options.host, options.port) as listening:
+        service, model = build(settings)
+        serve(listening, service, model, grace_s=settings.grace_s)
     return 0
 
 

@@ -1,12 +1,15 @@
 """The command line: what it prints, where, and how it ends."""
 
 import io
+import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 from llmcourse import cli
@@ -262,3 +265,50 @@ def test_the_embedded_model_continues_a_story_in_any_locale(capsys):
     text = subprocess.check_output([*COMMAND, *arguments], env=ascii_only).decode()
     assert text.startswith("Once upon a time") and len(text) > 60
     assert main(arguments) == 0 and capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "65536"], "port must be in [0, 65535], got 65536"),
+        (["--max-running", "0"], "max_running must be"),
+        (["--blocks", "0"], "num_blocks must be"),
+        (["--memory", "-1"], "memory_gb must be"),
+        (["--queue-limit", "0"], "queue_limit must be"),
+        (["--grace", "-1"], "grace_s must be"),
+        (["--device", "cuda:63"], "device must be one that this machine has"),
+        (["--model", "no-such-model", "--port", "0"], "no model or folder named 'no-such-model'"),
+    ],
+)
+def test_a_server_with_bad_values_does_not_start(options, message, capsys):
+    assert main(["serve", *options]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith(f"error: {message}") and errors.count("\n") == 1
+
+
+def test_a_server_on_a_port_that_is_taken_does_not_start(tiny_checkpoint, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "--model", str(tiny_checkpoint), "--port", str(port)]) == 2
+    assert f"error: port must be one that is free on 127.0.0.1, got {port}" in capsys.readouterr().err
+
+
+def test_a_server_answers_until_ctrl_c(tiny_checkpoint):
+    options = ["serve", "--model", str(tiny_checkpoint), "--port", "0", "--device", "cpu", "--blocks", "64"]
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen([*COMMAND, *options], bufsize=0, **pipes)
+    try:
+        text = ""
+        while not text.endswith("}'\n"):
+            piece = read_within(process.stdout, 60)
+            assert piece, process.stderr.read()
+            text += piece.decode()
+        url = text.split(" on ")[1].split("/v1 ")[0]
+        body = json.loads(text[text.index("{") : text.rindex("}") + 1])  # of the call that it shows
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
+        assert answer["model"] == str(tiny_checkpoint) and answer["usage"]["completion_tokens"] >= 1
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, output, errors) == (0, b"", b"")

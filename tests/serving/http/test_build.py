@@ -1,0 +1,78 @@
+"""From a checkpoint to an engine; and the whole of it against decoding without a server."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from llmcourse.decoding.loop import generate
+from llmcourse.pretrained import load
+from llmcourse.roofline import DoesNotFit
+from llmcourse.serving.http import build as build_module
+from llmcourse.serving.http.app import create_app
+from llmcourse.serving.http.build import POLICIES, ServiceSettings, build
+
+
+@pytest.fixture
+def settings(tiny_checkpoint):
+    return lambda **given: ServiceSettings(str(tiny_checkpoint), device="cpu", max_running=4, **given)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_greedy_answers_are_those_of_decoding_alone(settings, tiny_checkpoint, policy):
+    prompts = ["Once upon a time", "def area", "明月", "a"]
+    model, tokenizer = load(tiny_checkpoint)
+    alone = generate(
+        model, [tokenizer.encode_prompt(p) for p in prompts], tokenizer=tokenizer, max_new_tokens=12
+    )
+    service, served = build(settings(policy=policy, num_blocks=16))
+    with TestClient(create_app(service, served)) as client:
+        body = {"model": served.name, "prompt": prompts, "temperature": 0, "max_tokens": 12}
+        answer = client.post("/v1/completions", json=body).json()
+    assert [choice["text"] for choice in answer["choices"]] == [generation.text for generation in alone]
+    assert served.max_length == 64 and served.eos_token_ids == {0}
+
+
+def test_a_seed_gives_the_same_answers_again(settings):
+    service, served = build(settings())
+    with TestClient(create_app(service, served)) as client:
+        body = {"model": served.name, "prompt": "Once", "seed": 7, "n": 4, "max_tokens": 12}
+        calls = [client.post("/v1/completions", json=body).json()["choices"] for _ in range(2)]
+    assert calls[0] == calls[1] and len({choice["text"] for choice in calls[0]}) == 4
+
+
+def test_blocks_are_those_asked_for_or_those_of_use(settings, monkeypatch):
+    # A block of the tiny model: 2 · 2 layers · 2 heads · 16 tokens · 8 numbers of 4 bytes, 4096 in all.
+    assert build(settings(num_blocks=9))[0].num_blocks == 9
+    assert build(settings(memory_gb=100_000e-9))[0].num_blocks == 24
+    assert build(settings())[0].num_blocks == 4 * 4  # four texts of 64 tokens
+    monkeypatch.setattr(build_module, "blocks_that_fit", lambda model, size: 5)
+    assert build(settings())[0].num_blocks == 5
+    monkeypatch.setattr(build_module, "free_bytes", lambda device: None)
+    assert build(settings())[0].num_blocks == 16
+
+
+def test_memory_that_is_not_there_is_refused(settings):
+    with pytest.raises(
+        ValueError, match=r"memory_gb must be at least 0.000004, one block of 16 tokens, got 1e-06"
+    ):
+        build(settings(memory_gb=1e-6))
+    with pytest.raises(DoesNotFit):
+        build(settings(num_blocks=2**40))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"policy": "hasty"}, "policy must be one of chunked, continuous, traditional, got 'hasty'"),
+        ({"max_running": 0}, "max_running must be an integer of at least 1"),
+        ({"max_running": 513}, "max_running must be at most 512, the token budget, got 513"),
+        ({"num_blocks": 0}, "num_blocks must be an integer of at least 1"),
+        ({"num_blocks": 5, "memory_gb": 1.0}, "num_blocks must be left out where memory_gb is given"),
+        ({"memory_gb": 0.0}, "memory_gb must be positive"),
+        ({"queue_limit": 0}, "queue_limit must be an integer of at least 1"),
+        ({"grace_s": -1.0}, "grace_s must be at least 0"),
+        ({"device": "cuda:63"}, "device must be one that this machine has"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_read(given, message):
+    with pytest.raises(ValueError, match=message):
+        ServiceSettings("no-such-model", **given)
