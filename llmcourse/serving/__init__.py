@@ -17,6 +17,7 @@ step_time     a roofline's seconds for each step
 lecture_grid  the lecture's four slots and eight steps
 workload      requests as they might come
 metrics       TTFT, TPOT, ITL, throughput, goodput
+http           an OpenAI-compatible server around the engine; imported by whoever serves
 """
 
 from llmcourse.serving.block_pool import BlockError, BlockPool, DoubleFree, OutOfBlocks, UnknownBlock
