@@ -12,12 +12,20 @@ in_flight     a step that was launched and is not resolved
 scheduler     schedule → run → postprocess, or advance and resolve
 runner        what the scheduler asks of a model
 engine        the loop around scheduler and runner, overlapping or not
+paged_cache   keys and values in blocks
+step_inputs   chunks as arrays, which reach the device by
+transfer      many arrays at once
+paged_decoder a model over the paged cache, and
+step_graphs   its steps as CUDA graphs
+other_choices top-p, penalties and the rest, for those who ask
+paged_runner  all of this as the scheduler's runner
 clock         the same scheduler on a virtual clock, with
 step_time     a roofline's seconds for each step
+replay        the same requests on a real engine
 lecture_grid  the lecture's four slots and eight steps
 workload      requests as they might come
 metrics       TTFT, TPOT, ITL, throughput, goodput
-http           an OpenAI-compatible server around the engine; imported by whoever serves
+http          an OpenAI-compatible server around the engine; imported by whoever serves
 """
 
 from llmcourse.serving.block_pool import BlockError, BlockPool, DoubleFree, OutOfBlocks, UnknownBlock
@@ -25,7 +33,10 @@ from llmcourse.serving.clock import Cell, ClockStep, Cost, Timeline, Trace, one_
 from llmcourse.serving.engine import Engine
 from llmcourse.serving.lecture_grid import grid, lecture_trace
 from llmcourse.serving.metrics import Metrics, Objective, measure
+from llmcourse.serving.paged_cache import PagedCache, blocks_that_fit
+from llmcourse.serving.paged_runner import PagedRunner
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Plan, Policy, TraditionalBatching
+from llmcourse.serving.replay import replay
 from llmcourse.serving.request import PENDING, Request, RequestState
 from llmcourse.serving.runner import FunctionRunner, OverlappingRunner, Runner
 from llmcourse.serving.schedule import Chunk, Output, Schedule
@@ -38,6 +49,7 @@ from llmcourse.serving.workload import (
     bursty,
     make_requests,
     nano_vllm_requests,
+    padded,
     poisson,
 )
 
@@ -63,6 +75,8 @@ __all__ = [
     "OutOfBlocks",
     "Output",
     "OverlappingRunner",
+    "PagedCache",
+    "PagedRunner",
     "Plan",
     "Policy",
     "Request",
@@ -78,6 +92,7 @@ __all__ = [
     "Uniform",
     "UnknownBlock",
     "UnknownRequest",
+    "blocks_that_fit",
     "bursty",
     "grid",
     "lecture_trace",
@@ -85,6 +100,8 @@ __all__ = [
     "measure",
     "nano_vllm_requests",
     "one_second",
+    "padded",
     "poisson",
+    "replay",
     "simulate",
 ]

@@ -111,7 +111,7 @@ def simulate(
     """
     require(not scheduler.has_work, "scheduler", "one without work", "one with requests", "make a new one")
     runner = runner or FunctionRunner(_any_token)
-    timelines = _timelines(requests)
+    timelines = empty_timelines(requests)
     arriving = deque(sorted(timelines.values(), key=lambda timeline: timeline.request.arrival_s))
     states: dict[str, RequestState] = {}
     steps: list[ClockStep] = []
@@ -130,8 +130,12 @@ def simulate(
     return Trace(tuple(timelines.values()), tuple(steps))
 
 
-def _timelines(requests: Iterable[Request]) -> dict[str, Timeline]:
-    """An empty one for each request, by its id."""
+def empty_timelines(requests: Iterable[Request]) -> dict[str, Timeline]:
+    """One for each request, by its id.
+
+    Raises:
+        ValueError: two have one id.
+    """
     timelines: dict[str, Timeline] = {}
     for request in requests:
         unique = request.id not in timelines

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 
 from llmcourse.decoding.errors import require, require_integer, require_number
@@ -160,6 +160,31 @@ def nano_vllm_requests(
     return [
         Request(str(number), prompt, max_tokens=rng.randint(100, longest_answer))
         for number, prompt in enumerate(prompts)
+    ]
+
+
+def padded(requests: Sequence[Request], batch_size: int) -> list[Request]:
+    """What a batch of fixed shape computes in place of these requests, as `generate` of most libraries.
+
+    Each batch is as long as its longest prompt and goes on until its longest answer is there: shorter
+    prompts are padded, and rows that have ended ride along. The tokens of the padding are the prompt's first,
+    which costs what any others would.
+
+    Raises:
+        ValueError: a batch size below 1.
+    """
+    require_integer(1, "batch_size", batch_size, "use as many as the scheduler has slots")
+    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
+    return [
+        replace(
+            request,
+            prompt=request.prompt[:1] * (longest - len(request.prompt)) + request.prompt,
+            max_tokens=max(other.max_tokens for other in batch),
+            stop_token_ids=(),
+        )
+        for batch in batches
+        for longest in [max(len(other.prompt) for other in batch)]
+        for request in batch
     ]
 
 
