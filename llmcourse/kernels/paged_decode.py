@@ -7,13 +7,13 @@ the queries of its own heads: in a step in which all requests decode, a kernel a
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.kernels.arguments import check_apart, check_dims, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, _launch_arguments
-from llmcourse.kernels.paged_attention import paged_attention_reference
 from llmcourse.kernels.rotary import check_projection, rotate_and_store_reference
 from llmcourse.kernels.tiles import AttentionTile, paged_tile
 
@@ -32,12 +32,20 @@ def paged_decode_attention_reference(
     size, rows = keys.shape[2], torch.arange(len(qkv), device=qkv.device)
     block = tables[rows, positions // size].long()
     slots = torch.where(block < 0, -1, block * size + positions % size)
-    q = rotate_and_store_reference(qkv, keys, values, positions, slots, cos, sin, norm)
-    lengths = torch.where(block < 0, 0, positions + 1)
-    starts = torch.cat((torch.zeros_like(lengths[:1]), (block >= 0).cumsum(0)))
-    mixed = torch.zeros_like(q)
-    mixed[block >= 0] = paged_attention_reference(q[block >= 0], keys, values, tables, starts, lengths)
-    return mixed.flatten(1)
+    q = rotate_and_store_reference(qkv, keys, values, positions, slots, cos, sin, norm)  # (B, H, D)
+    end = int(positions.max()) + 1
+    blocks = tables[:, : -(-end // size)].clamp(0, len(keys) - 1).long()
+    seen = torch.arange(blocks.shape[1] * size, device=q.device) <= positions[:, None]
+    seen &= (block >= 0)[:, None]  # (B, S)
+    # What is not seen may be anything, and no weight of 0 makes a number of what is none.
+    k, v = (
+        pool[blocks].transpose(1, 2).flatten(2, 3).masked_fill(~seen[:, None, :, None], 0.0)
+        for pool in (keys, values)
+    )  # (B, Hkv, S, D)
+    mixed = F.scaled_dot_product_attention(
+        q[:, :, None], k, v, attn_mask=seen[:, None, None], enable_gqa=q.shape[1] > k.shape[1]
+    )
+    return mixed.flatten(1).masked_fill((block < 0)[:, None], 0.0)
 
 
 def paged_decode_attention(

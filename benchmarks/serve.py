@@ -1,0 +1,202 @@
+"""How fast the serving engine answers many requests at once, beside the roofline and three ways of doing it.
+
+The shape of Qwen3-0.6B with random weights in bfloat16, and the 256 requests of nano-vllm's own benchmark:
+prompts and answers of 100 to 1024 tokens, all at once. In the same process: the limit, what `RooflineTime`
+predicts for the same schedule from this GPU's measured ceilings; traditional batching with the same kernels,
+all 256 in one batch, prompts padded to the longest and every row running until the last answer is there; and
+transformers' `generate_batch` on 64 of the requests, 300 tokens each. Then requests that arrive over time:
+the 99th percentile of the time between two tokens with whole prompts and with prompts in chunks.
+
+    python benchmarks/serve.py [--only throughput,traditional,transformers,chunked] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from random import Random
+
+import torch
+from large_models import random_model
+from record import record
+
+from llmcourse import hardware, timing
+from llmcourse.costs import MODELS
+from llmcourse.model import Decoder
+from llmcourse.serving import (
+    BlockPool,
+    ChunkedPrefill,
+    ContinuousBatching,
+    Engine,
+    Metrics,
+    PagedCache,
+    PagedRunner,
+    Policy,
+    Request,
+    RooflineTime,
+    Scheduler,
+    TraditionalBatching,
+    measure,
+    nano_vllm_requests,
+    padded,
+    poisson,
+    replay,
+    simulate,
+)
+
+NAME, SLOTS, SIZE, BLOCKS = "qwen3_0.6b", 256, 16, 36_000
+LONGEST = 2064  # tokens of a text
+WHOLE, CHUNKED = ContinuousBatching(16_384), ChunkedPrefill(2048)
+LOAD = 0.8  # of the requests a second that are answered when all come at once
+PARTS = ("throughput", "traditional", "transformers", "chunked")
+
+
+class Server:
+    """A model, its cache and its graphs, which all measurements share."""
+
+    def __init__(self):
+        self.model: Decoder = random_model(NAME)
+        self.cache = PagedCache(self.model, BLOCKS, SIZE)
+        self.runner = PagedRunner(self.model, self.cache, max_running=SLOTS, max_length=LONGEST)
+        began = time.perf_counter()
+        self.runner.record(CHUNKED.token_budget)
+        torch.cuda.synchronize()
+        self.recording_s = time.perf_counter() - began
+
+    def scheduler(self, policy: Policy) -> Scheduler:
+        return Scheduler(BlockPool(BLOCKS, SIZE, reuse_prefixes=False), policy, max_running=SLOTS)
+
+    def serve(self, requests: list[Request], policy: Policy) -> Metrics:
+        torch.cuda.synchronize()
+        return measure(replay(requests, Engine(self.scheduler(policy), self.runner, overlap=True)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, by comma")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    parts = arguments.only.split(",")
+    ceilings = hardware.measure_ceilings(torch.device("cuda"), refresh=True)
+    print(ceilings, flush=True)
+    server = Server()
+    print(f"graphs recorded in {server.recording_s:.1f} s", flush=True)
+    server.serve(nano_vllm_requests(48), WHOLE)  # compiles what steps of whole prompts need
+    ours = throughput(server, ceilings, arguments.repeats, "traditional" in parts)
+    if "chunked" in parts:
+        chunked(server, ours, arguments.repeats)
+    if "transformers" in parts:
+        against_transformers(server)
+
+
+def throughput(server: Server, ceilings: hardware.Ceilings, repeats: int, traditional: bool) -> Metrics:
+    """All requests at once; returns the median run."""
+    requests = nano_vllm_requests()
+    runs = sorted((server.serve(requests, WHOLE) for _ in range(repeats)), key=lambda run: run.duration_s)
+    ours = runs[len(runs) // 2]
+    predicted = measure(
+        simulate(requests, server.scheduler(WHOLE), RooflineTime(MODELS["Qwen3-0.6B"], ceilings))
+    )
+    useful = sum(request.max_tokens for request in requests)
+    peer = None
+    if traditional:
+        peer = useful / server.serve(padded(requests, SLOTS), TraditionalBatching()).duration_s
+    record(
+        f"serve_{NAME}_256",
+        ours.output_tokens_per_s,
+        "tok/s",
+        limit=predicted.output_tokens_per_s,
+        limit_name="the roofline's prediction for the same schedule",
+        peer=peer and "traditional batching, one padded batch, the same kernels",
+        peer_value=peer,
+        spread=timing.Timing(tuple(run.duration_s for run in runs)).spread,
+        device=torch.device("cuda"),
+        policy=repr(WHOLE),
+        duration_s=round(ours.duration_s, 3),
+        ttft_p50_s=round(ours.ttft_p50_s, 3),
+        itl_p50_ms=round(ours.itl_p50_s * 1e3, 2),
+        itl_p99_ms=round(ours.itl_p99_s * 1e3, 2),
+        recording_s=round(server.recording_s, 1),
+    )
+    return ours
+
+
+def chunked(server: Server, at_once: Metrics, repeats: int) -> None:
+    """Requests that arrive over time, with whole prompts and with chunks."""
+    arrivals, requests = poisson(LOAD * at_once.requests_per_s), []
+    rng, now = Random(1), 0.0
+    for request in nano_vllm_requests():
+        requests.append(replace(request, arrival_s=now))
+        now += arrivals.gap_s(rng)
+    whole, pieces = ([server.serve(requests, policy) for _ in range(repeats)] for policy in (WHOLE, CHUNKED))
+    p99 = [statistics.median(run.itl_p99_s for run in runs) for runs in (whole, pieces)]
+    rate = [statistics.median(run.output_tokens_per_s for run in runs) for runs in (whole, pieces)]
+    at_once_pieces = server.serve(nano_vllm_requests(), CHUNKED).output_tokens_per_s
+    record(
+        "serve_chunked_prefill_p99",
+        p99[0] / p99[1],
+        "unchunked p99 over chunked p99 of the time between tokens",
+        spread=timing.Timing(tuple(run.itl_p99_s for run in pieces)).spread,
+        device=torch.device("cuda"),
+        policies=[repr(WHOLE), repr(CHUNKED)],
+        itl_p99_ms=[round(value * 1e3, 2) for value in p99],
+        ttft_p50_ms=[
+            round(statistics.median(r.ttft_p50_s for r in runs) * 1e3, 1) for runs in (whole, pieces)
+        ],
+        throughput=[round(value) for value in rate],
+        throughput_ratio=round(rate[1] / rate[0], 3),
+        throughput_at_once=[round(at_once.output_tokens_per_s), round(at_once_pieces)],
+        arrivals_per_s=round(arrivals.per_s, 1),
+    )
+
+
+def against_transformers(server: Server, count: int = 64, num_tokens: int = 300) -> None:
+    """The peer serves a quarter of the requests with short answers: all of them take it minutes."""
+    requests = [replace(request, max_tokens=num_tokens) for request in nano_vllm_requests(count)]
+    ours = server.serve(requests, WHOLE).output_tokens_per_s
+    peer = transformers_tokens_per_s(requests, num_tokens)
+    record(
+        f"serve_{NAME}_256_vs_transformers",
+        ours,
+        "tok/s",
+        peer="transformers generate_batch, paged|sdpa",
+        peer_value=peer,
+        device=torch.device("cuda"),
+        requests=count,
+        new_tokens=num_tokens,
+    )
+
+
+def transformers_tokens_per_s(requests: list[Request], num_tokens: int) -> float:
+    from decode import peer_config
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = peer_config(NAME)
+    torch.set_default_device("cuda")
+    try:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="paged|sdpa"
+        ).eval()
+    finally:
+        torch.set_default_device(None)
+    settings = GenerationConfig(
+        max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cuda_graph=False
+    )
+    prompts = [list(request.prompt) for request in requests]
+    model.generate_batch(inputs=prompts[:4], generation_config=settings, progress_bar=False)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    found = model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False)
+    taken = time.perf_counter() - began
+    written = sum(len(answer.generated_tokens) for answer in found.values())
+    if written != len(requests) * num_tokens:
+        raise RuntimeError(f"the peer wrote {written} of {len(requests) * num_tokens} tokens")
+    return written / taken
+
+
+if __name__ == "__main__":
+    main()
