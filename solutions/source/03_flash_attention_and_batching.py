@@ -448,15 +448,15 @@ for seed in (4711, 4712, 4713):
 
 # %% [markdown] name="03-bug-text"
 # **Demonstration.** A test that would have found it: the size of the blocks is nobody's business, so a text gets the
-# same whatever it is. Which lengths of a text tell blocks of 4 from one block that holds all?
+# same whatever it is. Your pool gives the blocks. Which lengths tell blocks of 4 from one block that holds all?
 
 # %% name="03-bug-demo" tags=["demo", "nbval-check-output"]
-with once_written(paged_attention):
+with once_written(block_pool, paged_attention):
     keys, values = (torch.randn(1, 24, 8, generator=numbers) for _ in "kv")
     query, differ = torch.randn(1, 8, generator=numbers), []
     for length in range(1, 24):
         whole = paged_attention(query, keys, values, [[0]], [length])
-        table = list(range(-(-length // 4)))
+        (table,), _ = block_pool(6, [("allocate", -(-length // 4))])
         blocks = [pool.view(6, 4, 8) for pool in (keys, values)]
         if not torch.allclose(paged_attention(query, *blocks, [table], [length]), whole, atol=1e-5):
             differ.append(length)
