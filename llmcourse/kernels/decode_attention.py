@@ -228,11 +228,11 @@ def decode_attention(
     else:
         from llmcourse.kernels.decode_attention_triton import launch
     inputs = (qkv, keys, values, positions, cos, sin)
-    launch(*_launch_arguments(*inputs, norm, workspace, out, tile), tile, pdl)
+    launch(*launch_arguments(*inputs, norm, workspace, out, tile, capacity), tile, pdl)
     return out
 
 
-def _launch_arguments(
+def launch_arguments(
     qkv: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -243,17 +243,22 @@ def _launch_arguments(
     workspace: Workspace,
     out: Tensor,
     tile: AttentionTile,
+    width: int,
 ) -> tuple[tuple[int, int], tuple, dict[str, int | bool]]:
-    """Grid, arguments and constants that the kernels of both files have in common."""
-    batch, num_kv_heads, capacity, head_dim = keys.shape
+    """Grid, arguments and constants that the kernels have in common.
+
+    Args:
+        width: slots of a row, or its blocks where the cache is a pool of them.
+    """
+    num_kv_heads, head_dim = keys.shape[1], keys.shape[-1]
     gains = (qkv, qkv) if norm is None else (norm.q, norm.k)  # without a norm never read
     parts = (workspace.peaks, workspace.weights, workspace.mixed, workspace.arrivals)
     eps = 0.0 if norm is None else norm.eps
     scale = math.log2(math.e) / math.sqrt(head_dim)  # exponentials are of base 2
-    arguments = (qkv, keys, values, positions, cos, sin, *gains, out, *parts, capacity, eps, scale)
+    arguments = (qkv, keys, values, positions, cos, sin, *gains, out, *parts, width, eps, scale)
     constants = {"H": out.shape[1] // head_dim, "HKV": num_kv_heads, "D": head_dim, "BLOCK_S": tile.block}
     constants |= {"SPLITS": workspace.stride, "NORM": norm is not None}
-    return (batch * num_kv_heads, workspace.num_splits), arguments, constants
+    return (len(qkv) * num_kv_heads, workspace.num_splits), arguments, constants
 
 
 def best_attention_tile(

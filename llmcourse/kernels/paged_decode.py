@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmcourse.kernels.arguments import check_apart, check_dims, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
-from llmcourse.kernels.decode_attention import HeadNorm, Workspace, _launch_arguments
+from llmcourse.kernels.decode_attention import HeadNorm, Workspace, launch_arguments
 from llmcourse.kernels.rotary import check_projection, rotate_and_store_reference
 from llmcourse.kernels.tiles import AttentionTile, paged_tile
 
@@ -91,11 +91,8 @@ def paged_decode_attention(
     if workspace is None:
         workspace = Workspace(len(qkv), num_heads, keys.shape[1], head_dim, 1, qkv.device)
     tile = tile or paged_tile(qkv.element_size())
-    _, arguments, constants = _launch_arguments(
-        qkv, keys, values, positions, cos, sin, norm, workspace, out, tile
-    )
-    grid, width = (len(qkv) * keys.shape[1], workspace.num_splits), tables.shape[1]
-    launch(grid, (*arguments[:-3], width, *arguments[-2:]), constants, tile, False, tables)
+    inputs = (qkv, keys, values, positions, cos, sin, norm)
+    launch(*launch_arguments(*inputs, workspace, out, tile, tables.shape[1]), tile, False, tables)
     return out
 
 
