@@ -27,8 +27,8 @@ from llmcourse.model import Decoder
 from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.step_inputs import StepInputs, StepSize
 
-# Of attention for each multiprocessor, so that its loads are always under way: on an H200, 64 requests of a
-# thousand tokens were 5 % faster with two splits than with one, and 16 of them 4 % slower with eight than four.
+# Of attention for each multiprocessor, so that its loads are always under way. On an H200, 64 requests of a
+# thousand tokens are 5 % faster with two splits than with one, 16 of them 4 % slower with eight than with four.
 PROGRAMS = 8
 
 
@@ -155,7 +155,7 @@ class PagedDecoder:
             )
 
     def _workspace(self, num_decodes: int) -> Workspace | None:
-        """Memory of attention for all layers: as many splits as keep the chip busy where few requests decode."""
+        """Memory of attention for all layers, with as many splits as keep the chip busy where few decode."""
         if not num_decodes or self.backend == "reference":
             return None
         c = self.model.config

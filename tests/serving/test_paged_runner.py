@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llmcourse.decoding import SamplingParams, generate
+from llmcourse.decoding.errors import EverythingMaskedError
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.roofline import DoesNotFit
 from llmcourse.serving import BlockPool, Engine, Request, RequestState, Scheduler
@@ -21,9 +22,11 @@ SWITCHES = {
 SIZE = 4
 
 
-def tiny(dtype=torch.float64, **changes) -> Decoder:
+def tiny(dtype=torch.float64, vocab_size: int = 100, **changes) -> Decoder:
     torch.manual_seed(0)
-    model = Decoder(DecoderConfig(100, 32, 48, 2, 4, 2, 8, 64, **changes)).to(dtype).requires_grad_(False)
+    model = (
+        Decoder(DecoderConfig(vocab_size, 32, 48, 2, 4, 2, 8, 64, **changes)).to(dtype).requires_grad_(False)
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # biases and norms too, or they would not show
     return model
@@ -128,15 +131,14 @@ def test_greedy_penalties_are_those_of_the_loop():
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
 def test_a_request_with_no_token_left_fails_alone(overlap):
-    """Its vocabulary is used up: n-grams of one token may not come again."""
-    model = tiny()
-    model.config.__dict__["vocab_size"] = 100
-    params = SamplingParams(temperature=0.0, no_repeat_ngram_size=1)
-    doomed = Request("doomed", list(range(100))[:60], max_tokens=4, params=params)
-    model.lm_head.weight.data[60:] = torch.nan  # all others are no numbers
-    fine = Request("fine", [1, 2], max_tokens=3, params=SamplingParams(temperature=0.0, presence_penalty=0.1))
-    states = serve(model, [doomed, fine], overlap=overlap)
-    assert states[0].finish_reason == "error" and "NaN" in str(states[0].error)
+    """Its vocabulary is used up after three tokens, and none may come again."""
+    model, params = tiny(vocab_size=20), SamplingParams(temperature=0.0, no_repeat_ngram_size=1)
+    doomed = Request("doomed", list(range(17)), max_tokens=9, params=params)
+    fine = Request("fine", [1, 2], max_tokens=9)
+    failed, answered = serve(model, [doomed, fine], overlap=overlap)
+    assert failed.finish_reason == "error" and isinstance(failed.error, EverythingMaskedError)
+    assert sorted(failed.generated) == [17, 18, 19]
+    assert answered.finish_reason == "length" and answered.generated == alone(model, fine)
 
 
 def test_what_does_not_fit_is_refused_by_name():
@@ -154,8 +156,8 @@ def test_what_does_not_fit_is_refused_by_name():
         PagedCache(model, 10**12)
     with pytest.raises(ValueError, match="max_length must be at most 64, the context"):
         PagedRunner(model, PagedCache(model, 4, SIZE), max_length=65)
-    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 2"):
-        blocks_that_fit(model, share=2)
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 2.0"):
+        blocks_that_fit(model, share=2.0)
 
 
 def test_blocks_that_fit_take_their_share_of_the_memory(monkeypatch):
