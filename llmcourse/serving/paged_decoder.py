@@ -28,7 +28,7 @@ from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.step_inputs import StepInputs, StepSize
 
 # Of attention for each multiprocessor, so that its loads are always under way. On an H200, 64 requests of a
-# thousand tokens are 5 % faster with two splits than with one, 16 of them 4 % slower with eight than with four.
+# thousand tokens are 5 % faster with two splits than with one, 16 are 4 % slower with eight than with four.
 PROGRAMS = 8
 
 

@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_by_name():
         PagedCache(model, 10**12)
     with pytest.raises(ValueError, match="max_length must be at most 64, the context"):
         PagedRunner(model, PagedCache(model, 4, SIZE), max_length=65)
-    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 2.0"):
+    with pytest.raises(ValueError, match=r"share must be above 0 and at most 1, got 2\.0"):
         blocks_that_fit(model, share=2.0)
 
 
