@@ -30,6 +30,7 @@ from llmcourse.kernels.tiles import (
     gemv_tile,
     matmul_rows,
     matmul_tile,
+    paged_tile,
 )
 from llmcourse.kernels.tokens import Choice
 
@@ -240,6 +241,16 @@ def test_strips_are_as_fast_as_the_fastest_of_the_recorded_run():
         of_shape = {k: v for k, v in speeds.items() if k.startswith(f"{shape[0]} × {shape[1]}: ")}
         assert len(of_shape) >= 8
         assert speeds[f"{shape[0]} × {shape[1]}: {astuple(strip)}"] > 0.99 * max(of_shape.values())
+
+
+def test_the_tile_for_blocks_is_among_the_fastest_of_the_recorded_run():
+    """Within three per cent, for many requests as for fewer."""
+    path = ROOT / "benchmarks/results/raw/paged_variants_nvidia_h200.jsonl"
+    rows = [row for row in map(json.loads, path.read_text("utf-8").splitlines()) if "tile" in row]
+    for case in ("qwen_256", "qwen_64", "b64_s4096", "b16_s4096"):
+        of_case = [row for row in rows if row["case"] == case and row["stage"] == "paged_attention"]
+        ours = min(row["us"] for row in of_case if row["tile"] == list(astuple(paged_tile(2))))
+        assert len(of_case) > 10 and ours < 1.03 * min(row["us"] for row in of_case)
 
 
 def test_the_kernel_for_few_rows_beat_the_library_in_the_recorded_run():
