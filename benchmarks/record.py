@@ -41,29 +41,44 @@ def record(
     fingerprint = hardware.fingerprint(hardware.default_device() if device is None else device)
     row = {
         "name": name,
-        "value": _rounded(value),
+        "value": rounded(value),
         "unit": unit,
-        "limit": _rounded(limit),
+        "limit": rounded(limit),
         "limit_name": limit_name,
-        "ratio_limit": _rounded(limit and value / limit),
+        "ratio_limit": rounded(limit and value / limit),
         "peer": peer,
-        "peer_value": _rounded(peer_value),
-        "ratio_peer": _rounded(peer_value and value / peer_value),
-        "spread": _rounded(spread),
+        "peer_value": rounded(peer_value),
+        "ratio_peer": rounded(peer_value and value / peer_value),
+        "spread": rounded(spread),
         "device": fingerprint.pop("device"),
         "versions": fingerprint,
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         **more,
     }
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", row["device"].lower()).strip("-") + ".jsonl")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    _append(RESULTS / f"{_words(row['device'], '-')}.jsonl", row)
     print(json.dumps(row, indent=1))
     return row
 
 
-def _rounded(number: float | None) -> float | None:
+def record_raw(stem: str, device: torch.device, **row: Any) -> None:
+    """Appends what a figure was made of to `raw/<stem>_<device>.jsonl`."""
+    name = hardware.this_machine(device).name
+    _append(RESULTS / "raw" / f"{stem}_{_words(name, '_')}.jsonl", row)
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """Closed after each line, so that a program that is stopped keeps what it has."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _words(name: str, between: str) -> str:
+    return re.sub(r"[^a-z0-9]+", between, name.lower()).strip(between)
+
+
+def rounded(number: float | None) -> float | None:
     """Four significant digits: more would claim a precision that no timing has."""
     return None if number is None else float(f"{number:.4g}")
 
