@@ -116,12 +116,13 @@ def _draw_panel(
         axes.axhline(limit, color=look.INK, linewidth=1.2, zorder=1)
         style = {"transform": axes.get_yaxis_transform(), "size": 9, "va": "bottom"}
         axes.text(0.01, limit * 1.08, f"memory of the device: {gigabytes(limit)}", **style)
-    slopes = []
-    for index, name in enumerate(names):
-        slopes.append(_draw_curve(axes, rows, name, measure, index))
-    unit = " and ".join(slope for slope in slopes if slope)
     axes.text(0, 1.03, PANELS[measure], transform=axes.transAxes, weight="bold", size=10.5)
-    axes.text(1, 1.03, unit, transform=axes.transAxes, ha="right", size=9.5, color=look.MUTED)
+    slopes = [_draw_curve(axes, rows, name, measure, index) for index, name in enumerate(names)]
+    x = 1.0
+    for index, slope in reversed([*enumerate(slopes)]):  # from the right, in the colours of the curves
+        style = {"transform": axes.transAxes, "ha": "right", "size": 9, "color": look.SERIES[index]}
+        axes.text(x, 1.03, slope, **style)
+        x -= 0.165 if slope else 0.0
     _scale(axes, lengths, measure)
 
 
@@ -135,7 +136,7 @@ def _draw_curve(axes, rows: Sequence[LengthRow], name: str, measure: str, index:
         axes.plot(*zip(points[-1], full, strict=True), color=color, linewidth=1.2, linestyle=(0, (2, 2)))
         axes.plot(*full, "x", color=look.ACCENT, markersize=10, markeredgewidth=2.6, zorder=5)
     curve = curve_of(rows, name, measure)
-    return f"{readable(name)} ∝ S^{_exponent(curve):.1f}" if curve else ""
+    return f"{'●■▲◆'[index]} S^{_exponent(curve):.1f}" if curve else ""
 
 
 def _scale(axes, lengths: Sequence[int], measure: str) -> None:
