@@ -67,11 +67,11 @@ class StepGraphs:
 
         The first that is recorded takes the memory that the others then use.
         """
-        ends = [tokens for tokens in CHUNK_TOKENS if tokens < 2 * chunk_tokens]
-        mixed = [
-            self._mixed(decodes, tokens) for tokens in reversed(ends) for decodes in self._coarse_decodes
+        ends = CHUNK_TOKENS[: bisect_left(CHUNK_TOKENS, chunk_tokens) + 1] if chunk_tokens else ()
+        mixed = [(decodes, tokens) for tokens in reversed(ends) for decodes in reversed(self._coarse_decodes)]
+        return [
+            self._mixed(*size) for size in (*mixed, *((decodes, 0) for decodes in reversed(self._decodes)))
         ]
-        return [*mixed, *(self._mixed(decodes, 0) for decodes in reversed(self._decodes))]
 
     def record(self, size: StepSize) -> StepGraph:
         """The graph of a size, recorded if there is none."""

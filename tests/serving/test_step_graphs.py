@@ -1,0 +1,101 @@
+"""Sizes of recorded steps, and that filling a step up to one of them changes no answer.
+
+Graphs need a GPU; here the same steps, filled up as for a graph, are launched operation by operation.
+"""
+
+import pytest
+import torch
+
+from llmcourse.serving import (
+    BlockPool,
+    Chunk,
+    Engine,
+    PagedCache,
+    PagedRunner,
+    Request,
+    RequestState,
+    Scheduler,
+)
+from llmcourse.serving.step_graphs import CHUNK_TOKENS, MOST_CHUNKS, StepGraph, StepGraphs
+from llmcourse.serving.step_inputs import StepInputs, StepSize
+from llmcourse.serving.transfer import Transfer
+from tests.serving.fakes import POLICIES
+from tests.serving.test_paged_runner import SIZE, alone, requests, tiny
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(StepGraph, "__init__", _remember)
+    monkeypatch.setattr(StepGraph, "__call__", _run)
+
+
+def _remember(self, decoder, builder, size, pool):
+    self.decoder, self.size = decoder, size
+
+
+def _run(self, inputs):
+    sent = Transfer(inputs, self.decoder.model.device).send(inputs)
+    return self.decoder.step(StepInputs(*sent), self.size)
+
+
+def graphs(slots: int = 70) -> StepGraphs:
+    model = tiny()
+    runner = PagedRunner(model, PagedCache(model, 4, SIZE), max_running=slots, max_length=5 * SIZE)
+    return StepGraphs(runner._decoder, runner._builder)
+
+
+@pytest.mark.parametrize("budget", [1, 64, 128, 129, 300, 2048, 5000])
+def test_what_is_recorded_ahead_is_all_that_such_a_budget_needs(budget):
+    made = graphs()
+    sizes = made.sizes(budget)
+    state = RequestState(Request("a", [1]), (0, 0))
+    one, most = Chunk(state, 3, 4, True), min(budget, CHUNK_TOKENS[-1])
+    taken = {
+        made.graph_for([one] * decodes, [Chunk(state, 0, tokens, False)]).size
+        for tokens in (2, 128, 129, 1000, most)
+        for decodes in (0, 1, 64, 65, 70)
+        if 2 <= tokens <= most
+    }
+    assert taken <= set(sizes)
+    assert max(size.tokens for size in sizes) < 2 * max(most, CHUNK_TOKENS[0])
+    assert {size.decodes for size in sizes if not size.tokens} >= {1, 2, 4, 8, 64, 70}
+    assert all(size.chunks == (MOST_CHUNKS if size.tokens else 0) and size.blocks == 5 for size in sizes)
+
+
+def test_the_largest_is_recorded_first():
+    sizes = graphs().sizes(300)
+    assert sizes[0] == StepSize(70, MOST_CHUNKS, 512, 512, 5)
+    assert sizes[-1] == StepSize(1, 0, 0, 0, 5)
+    for mixed in (True, False):
+        held = [(size.tokens, size.decodes) for size in sizes if bool(size.tokens) == mixed]
+        assert held == sorted(held, reverse=True)
+    assert not any(size.tokens for size in graphs().sizes())
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
+@pytest.mark.parametrize("policy", ["continuous", "chunked"])
+def test_filling_a_step_up_changes_no_answer(monkeypatch, policy, overlap):
+    monkeypatch.setattr("llmcourse.serving.step_graphs.CHUNK_TOKENS", (8, 16, 32))
+    model, num_blocks = tiny(), 20
+    cache = PagedCache(model, num_blocks, SIZE)
+    cache.keys.fill_(torch.nan), cache.values.fill_(torch.nan)
+    runner = PagedRunner(model, cache, max_running=5)
+    runner._graphs = StepGraphs(runner._decoder, runner._builder)
+    scheduler = Scheduler(BlockPool(num_blocks, SIZE), POLICIES[policy], max_running=5)
+    engine = Engine(scheduler, runner, overlap)
+    states = [engine.add(request) for request in requests()[:6]]
+    list(engine.stream())
+    assert [state.generated for state in states] == [alone(model, state.request) for state in states]
+    assert {size.tokens > 0 for size in runner._graphs._graphs} == {True, False}
+    assert any(state.num_reused for state in states)
+
+
+def test_a_step_that_no_graph_holds_has_none():
+    taken = graphs()
+    state = RequestState(Request("a", [1] * 9), (0, 0))
+    pieces = [Chunk(state, 0, 9, True)] * (MOST_CHUNKS + 1)
+    assert taken.graph_for([], pieces) is None
+    assert taken.graph_for([], pieces[1:]).size == StepSize(0, MOST_CHUNKS, 256, 256, 5)
+    assert taken.graph_for([], [Chunk(state, 0, CHUNK_TOKENS[-1] + 1, False)]) is None
+    assert taken.graph_for([Chunk(state, 3, 4, True)] * 3, []).size == StepSize(4, 0, 0, 0, 5)
