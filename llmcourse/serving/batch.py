@@ -15,7 +15,8 @@ class Batch:
 
     Args:
         pool: where blocks come from.
-        max_running: how many slots there are.
+        max_running: how many slots there are; no more are made than blocks, since whoever runs has at least
+            one that it shares with nobody.
         reserves: whether a request is admitted only with blocks for the longest answer it may get.
     """
 
@@ -24,7 +25,8 @@ class Batch:
         self.running = Line()
         self.waiting = Line()
         self._reserves = reserves
-        self._free_slots = list(range(max_running))
+        self.num_slots = min(max_running, pool.num_blocks)
+        self._free_slots = list(range(self.num_slots))
 
     def admit(self) -> RequestState | None:
         """Gives the most urgent waiting request the lowest slot and its blocks.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from llmcourse.decoding.errors import require
 from llmcourse.serving.request import Request, RequestState
-from llmcourse.serving.runner import OverlappingRunner, Runner
+from llmcourse.serving.runner import BoundedRunner, OverlappingRunner, Runner
 from llmcourse.serving.schedule import Output, Schedule
 from llmcourse.serving.scheduler import Scheduler
 
@@ -32,13 +32,19 @@ class Engine:
             is returned by the step after the one that computes it.
 
     Raises:
-        ValueError: the runner cannot launch steps that overlap.
+        ValueError: the runner is none, cannot launch steps that overlap, or lacks blocks or slots that the
+            scheduler hands out.
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runner, overlap: bool = False):
-        able = not overlap or isinstance(runner, OverlappingRunner)
         kind = type(runner).__name__
+        require(isinstance(runner, Runner), "runner", "a Runner", kind, "wrap a function in FunctionRunner")
+        able = not overlap or isinstance(runner, OverlappingRunner)
         require(able, "runner", "an OverlappingRunner where steps overlap", kind, "use overlap=False")
+        self._bounded = runner if isinstance(runner, BoundedRunner) else None
+        if self._bounded:
+            pool = scheduler.pool
+            self._bounded.check_scheduler(pool.num_blocks, pool.block_size, scheduler.max_running)
         self.scheduler = scheduler
         self.runner = runner
         self.overlap = overlap
@@ -51,7 +57,9 @@ class Engine:
         return self.scheduler.has_work
 
     def add(self, request: Request) -> RequestState:
-        """Puts a request in line; errors as `Scheduler.add`."""
+        """Puts a request in line; errors as `Scheduler.add`, or ValueError: the runner cannot compute it."""
+        if self._bounded:
+            self._bounded.check_request(request)
         return self.scheduler.add(request)
 
     def abort(self, request_id: str) -> RequestState:

@@ -19,8 +19,9 @@ from llmcourse.model import Decoder
 from llmcourse.serving.other_choices import choose_one
 from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.paged_decoder import PagedDecoder
-from llmcourse.serving.request import PENDING, RequestState
+from llmcourse.serving.request import PENDING, Request, RequestState
 from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.scheduler import NeverFits
 from llmcourse.serving.step_graphs import StepGraphs
 from llmcourse.serving.step_inputs import StepBuilder, StepInputs
 from llmcourse.serving.transfer import Transfer
@@ -61,6 +62,7 @@ class PagedRunner:
         require(max_length <= context, "max_length", allowed, max_length, "leave it at None")
         most_blocks = -(-max_length // cache.block_size)
         self.model, self.cache = model, cache
+        self.max_running, self.max_length = max_running, max_length
         self._builder = StepBuilder(max_running, most_blocks, cache.block_size)
         self._decoder = PagedDecoder(
             model, cache, max_running=max_running, max_length=max_length, backend=backend
@@ -68,6 +70,47 @@ class PagedRunner:
         recorded = graph and model.device.type == "cuda" and self._decoder.backend == "triton"
         self._graphs = StepGraphs(self._decoder, self._builder) if recorded else None
         self._before: _Drawn | None = None  # the last step, whose tokens may not be on the host yet
+
+    def check_scheduler(self, num_blocks: int, block_size: int, max_running: int) -> None:
+        """As `runner.BoundedRunner`."""
+        size, blocks, slots = self.cache.block_size, self.cache.num_blocks, self.max_running
+        require(
+            block_size == size,
+            "block_size",
+            f"{size} as in the cache",
+            block_size,
+            "make the BlockPool of that size",
+        )
+        require(
+            num_blocks <= blocks,
+            "num_blocks",
+            f"at most {blocks}, those of the cache",
+            num_blocks,
+            "make the cache larger",
+        )
+        require(
+            max_running <= slots,
+            "max_running",
+            f"at most {slots}, the runner's",
+            max_running,
+            "give both as many",
+        )
+
+    def check_request(self, request: Request) -> None:
+        """As `runner.BoundedRunner`: all its tokens are in the vocabulary, and its text fits the context.
+
+        Raises:
+            NeverFits: it is longer than `max_length`.
+        """
+        vocab_size = self.model.config.vocab_size
+        highest, allowed = max(request.prompt), f"token ids in [0, {vocab_size - 1}]"
+        require(highest < vocab_size, "prompt", allowed, highest, "encode with the model's own tokenizer")
+        if request.max_length > self.max_length:
+            raise NeverFits(
+                f"request {request.id!r} must fit into {self.max_length} tokens, got a prompt of "
+                f"{len(request.prompt)} and max_tokens {request.max_tokens}; shorten the prompt or lower "
+                "max_tokens"
+            )
 
     @torch.no_grad()
     def record(self, chunk_tokens: int = 0, *, progress: bool = False) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from llmcourse.serving.request import RequestState
+from llmcourse.serving.request import Request, RequestState
 from llmcourse.serving.schedule import Schedule
 
 
@@ -51,6 +51,23 @@ class OverlappingRunner(Runner, Protocol):
         What is returned is called once, or never where an earlier step failed. It raises where the step
         fails as a whole; so does `launch`, and then the step before is waited for before the next begins.
         """
+        ...
+
+
+@runtime_checkable
+class BoundedRunner(Runner, Protocol):
+    """One that has memory for so much and no more: an `Engine` asks it before anything is scheduled.
+
+    Later it would be too late. A device writes where it is told to, and a block or a token that is not there
+    spoils another request, or all of them.
+    """
+
+    def check_scheduler(self, num_blocks: int, block_size: int, max_running: int) -> None:
+        """Raises ValueError unless it has what a scheduler of these sizes hands out."""
+        ...
+
+    def check_request(self, request: Request) -> None:
+        """Raises ValueError for a request that it could not compute."""
         ...
 
 

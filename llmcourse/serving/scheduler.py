@@ -67,12 +67,14 @@ class Scheduler:
         ageing: how many later arrivals one level of priority is worth, see `urgency`.
 
     Raises:
-        ValueError: a number out of its range, or more slots than the policy serves in one step.
+        ValueError: a number out of its range, no policy, or more slots than the policy serves in one step.
     """
 
     def __init__(self, pool: BlockPool, policy: Policy, *, max_running: int = 256, ageing: int = 64):
         require_integer(1, "max_running", max_running, "use 1 to serve one after the other")
         require_integer(0, "ageing", ageing, "use 0 to serve in the order of arrival")
+        is_policy = isinstance(policy, Policy) and not isinstance(policy, type)
+        require(is_policy, "policy", "a Policy", repr(policy), "use ChunkedPrefill()")
         most = policy.most_running
         require(
             most is None or max_running <= most,
@@ -98,6 +100,11 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._batch.running)
+
+    @property
+    def max_running(self) -> int:
+        """Slots, of which each running request has one."""
+        return self._batch.num_slots
 
     @property
     def has_work(self) -> bool:

@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -130,3 +131,10 @@ def test_runners_are_known_by_what_they_do():
     assert isinstance(PagedRunner(served.pool), OverlappingRunner)
     with pytest.raises(ValueError, match=r"runner must be an OverlappingRunner .* got FunctionRunner; "):
         Engine(served, function, overlap=True)
+
+
+@pytest.mark.parametrize("runner", [None, lambda state: 1, "model"])
+def test_what_is_no_runner_is_refused(runner):
+    unchecked = inspect.unwrap(Engine.__init__)  # as it is outside of tests, where types are not enforced
+    with pytest.raises(ValueError, match=f"runner must be a Runner, got {type(runner).__name__}; wrap"):
+        unchecked(object.__new__(Engine), scheduler(ContinuousBatching()), runner)

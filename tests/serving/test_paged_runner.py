@@ -9,7 +9,7 @@ from llmcourse.decoding import SamplingParams, generate
 from llmcourse.decoding.errors import EverythingMaskedError
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.roofline import DoesNotFit
-from llmcourse.serving import BlockPool, Engine, Request, RequestState, Scheduler
+from llmcourse.serving import BlockPool, Engine, NeverFits, Request, RequestState, Scheduler
 from llmcourse.serving.paged_cache import PagedCache, blocks_that_fit, bytes_of_block
 from llmcourse.serving.paged_runner import PagedRunner
 from tests.serving.fakes import POLICIES
@@ -170,3 +170,43 @@ def test_blocks_that_fit_take_their_share_of_the_memory(monkeypatch):
     monkeypatch.setattr("llmcourse.serving.paged_cache.free_bytes", lambda device: 10)
     with pytest.raises(DoesNotFit, match="free memory or take a smaller model"):
         blocks_that_fit(model, 16)
+
+
+# Blocks, their size and slots of a scheduler, where the cache has 8 blocks of 4 and the runner 2 slots.
+MISFITS = {
+    "blocks": ((9, 4, 2), "num_blocks must be at most 8, those of the cache, got 9; make the cache larger"),
+    "larger blocks": (
+        (8, 16, 2),
+        "block_size must be 4 as in the cache, got 16; make the BlockPool of that size",
+    ),
+    "smaller blocks": (
+        (8, 2, 2),
+        "block_size must be 4 as in the cache, got 2; make the BlockPool of that size",
+    ),
+    "slots": ((8, 4, 3), "max_running must be at most 2, the runner's, got 3; give both as many"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_scheduler_that_hands_out_what_is_not_there_is_refused(misfit):
+    """Its requests would write over each other, or over memory that is not theirs."""
+    model, ((blocks, size, slots), message) = tiny(), MISFITS[misfit]
+    runner = PagedRunner(model, PagedCache(model, 8, SIZE), max_running=2)
+    scheduler = Scheduler(BlockPool(blocks, size), POLICIES["chunked"], max_running=slots)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Engine(scheduler, runner)
+
+
+def test_a_request_that_the_model_cannot_compute_is_refused_alone():
+    model = tiny()
+    runner = PagedRunner(model, PagedCache(model, 40, SIZE), max_running=4, max_length=30)
+    engine = Engine(Scheduler(BlockPool(40, SIZE), POLICIES["chunked"], max_running=4), runner)
+    fine = engine.add(Request("fine", [1] * 20, max_tokens=11))  # the very last token is never computed
+    with pytest.raises(ValueError, match=r"prompt must be token ids in \[0, 99\], got 100; encode with"):
+        engine.add(Request("no word", [1, 100, 2]))
+    with pytest.raises(
+        NeverFits, match="'long' must fit into 30 tokens, got a prompt of 20 and max_tokens 12"
+    ):
+        engine.add(Request("long", [1] * 20, max_tokens=12))
+    list(engine.stream())
+    assert fine.generated == alone(model, fine.request)

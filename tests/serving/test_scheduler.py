@@ -1,3 +1,4 @@
+import inspect
 import random
 
 import pytest
@@ -330,3 +331,17 @@ def test_a_policy_that_plans_a_preempted_request_is_told():
         served.add(Request(name, [ord(name), 2, 3], max_tokens=8))
     with pytest.raises(ValueError, match="got 'b', which is waiting; leave it out"):
         drain(served)
+
+
+@pytest.mark.parametrize("policy", [None, "chunked", ChunkedPrefill])
+def test_what_is_no_policy_is_refused(policy):
+    unchecked = inspect.unwrap(Scheduler.__init__)  # as it is outside of tests, where types are not enforced
+    with pytest.raises(ValueError, match=r"policy must be a Policy, got .*; use ChunkedPrefill\(\)"):
+        unchecked(object.__new__(Scheduler), BlockPool(8), policy)
+
+
+def test_slots_that_no_block_could_fill_are_not_made():
+    served = Scheduler(BlockPool(3, 4), ContinuousBatching(), max_running=2**62)
+    states = [served.add(Request(name, [1, 2], max_tokens=1)) for name in "abcd"]
+    served.schedule()
+    assert served.max_running == 3 and [state.status for state in states] == ["running"] * 3 + ["waiting"]

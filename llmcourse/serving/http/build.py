@@ -95,11 +95,11 @@ def build(settings: ServiceSettings) -> tuple[Service, ServedModel]:
     model, tokenizer = load(settings.model, device=device, dtype=getattr(torch, settings.dtype))
     num_blocks = choose_num_blocks(model, settings)
     cache = PagedCache(model, num_blocks, BLOCK_SIZE)
-    runner = PagedRunner(model, cache, max_running=settings.max_running)
-    policy = settings.scheduler(num_blocks).policy
+    scheduler = settings.scheduler(num_blocks)
+    runner = PagedRunner(model, cache, max_running=scheduler.max_running)
+    policy = scheduler.policy
     runner.record(policy.token_budget if isinstance(policy, ChunkedPrefill) else 0, progress=True)
     overlap = model.device.type == "cuda"  # a CPU that computes and schedules gains nothing
-    scheduler = settings.scheduler(num_blocks)
     service = Service(scheduler, runner, queue_limit=settings.queue_limit, overlap=overlap)
     config = model.config
     eos = frozenset(config.eos_token_ids)

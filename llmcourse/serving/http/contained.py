@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from llmcourse.serving.runner import OverlappingRunner, Runner
+from llmcourse.serving.request import Request
+from llmcourse.serving.runner import BoundedRunner, OverlappingRunner, Runner
 from llmcourse.serving.schedule import Schedule
 
 LOG = logging.getLogger(__name__)
@@ -23,6 +24,14 @@ class ContainedRunner:
 
     def run(self, schedule: Schedule) -> Sampled:
         return _contained(schedule, lambda: self._runner.run(schedule))
+
+    def check_scheduler(self, num_blocks: int, block_size: int, max_running: int) -> None:
+        if isinstance(self._runner, BoundedRunner):
+            self._runner.check_scheduler(num_blocks, block_size, max_running)
+
+    def check_request(self, request: Request) -> None:
+        if isinstance(self._runner, BoundedRunner):
+            self._runner.check_request(request)
 
 
 class ContainedOverlappingRunner(ContainedRunner):

@@ -1,5 +1,6 @@
 import pytest
 
+from llmcourse.decoding.errors import require
 from llmcourse.serving.engine import Engine
 from llmcourse.serving.http.contained import contained
 from llmcourse.serving.policies import ContinuousBatching
@@ -56,3 +57,24 @@ def test_a_failed_step_ends_the_requests_in_it_and_no_others(runner, overlap, fa
 def test_what_is_contained_overlaps_where_it_did():
     assert isinstance(contained(PagedRunner(scheduler(ContinuousBatching()).pool)), OverlappingRunner)
     assert not isinstance(contained(FunctionRunner(lambda state: 1)), OverlappingRunner)
+
+
+class Small(PagedRunner):
+    """Has memory for three requests and knows the tokens below 9."""
+
+    def check_scheduler(self, num_blocks, block_size, max_running):
+        require(max_running <= 3, "max_running", "at most 3", max_running, "use 3")
+
+    def check_request(self, request):
+        require(max(request.prompt) < 9, "prompt", "below 9", max(request.prompt), "use 8")
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_is_contained_is_asked_for_its_bounds(overlap):
+    large, served = (scheduler(ContinuousBatching(), max_running=slots) for slots in (4, 3))
+    with pytest.raises(ValueError, match="max_running must be at most 3, got 4"):
+        Engine(large, contained(Small(large.pool)), overlap)
+    engine = Engine(served, contained(Small(served.pool)), overlap)
+    with pytest.raises(ValueError, match="prompt must be below 9, got 9"):
+        engine.add(Request("a", [9]))
+    assert not engine.has_work
