@@ -20,7 +20,7 @@ from llmcourse.serving.other_choices import choose_one
 from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.paged_decoder import PagedDecoder
 from llmcourse.serving.request import PENDING, RequestState
-from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.schedule import Chunk, Schedule
 from llmcourse.serving.step_graphs import StepGraphs
 from llmcourse.serving.step_inputs import StepBuilder, StepInputs
 from llmcourse.serving.transfer import Transfer
@@ -30,6 +30,9 @@ Tokens = Mapping[str, int | Exception]
 
 class PagedRunner:
     """Computes steps, and draws the next tokens of those that reach their last token.
+
+    A request that may become longer than `max_length`, or whose prompt holds a token that the model does not
+    know, gets a ValueError in place of a token; looked up on a GPU, it would take all others with it.
 
     Args:
         model: on its device, in its dtype.
@@ -60,7 +63,7 @@ class PagedRunner:
         allowed = f"at most {context}, the context of the model"
         require(max_length <= context, "max_length", allowed, max_length, "leave it at None")
         most_blocks = -(-max_length // cache.block_size)
-        self.model, self.cache = model, cache
+        self.model, self.cache, self.max_length = model, cache, max_length
         self._builder = StepBuilder(max_running, most_blocks, cache.block_size)
         self._decoder = PagedDecoder(
             model, cache, max_running=max_running, max_length=max_length, backend=backend
@@ -89,9 +92,10 @@ class PagedRunner:
     @torch.no_grad()
     def launch(self, schedule: Schedule) -> Callable[[], Tokens]:
         """As `runner.OverlappingRunner`."""
-        one, more = self._builder.order(schedule.chunks)
+        refused = {chunk.state.id: error for chunk in schedule.chunks if (error := self._refusal(chunk))}
+        one, more = self._builder.order([c for c in schedule.chunks if c.state.id not in refused])
         if not one and not more:
-            return dict
+            return lambda: refused
         graph = self._graphs and self._graphs.graph_for(one, more)
         size = graph.size if graph else self._builder.size(one, more)
         inputs = self._builder.build(one, more, size)
@@ -103,8 +107,24 @@ class PagedRunner:
         rows = [*range(len(one)), *range(size.decodes, size.decodes + len(more))]
         drawn = {row: chunk.state for row, chunk in zip(rows, (*one, *more), strict=True) if chunk.samples}
         failed = self._choose_otherwise(drawn, logits, tokens)
-        self._before = _Drawn(drawn, tokens, failed)
+        self._before = _Drawn(drawn, tokens, failed | refused)
         return self._before.wait
+
+    def _refusal(self, chunk: Chunk) -> ValueError | None:
+        """Why no step can compute it, if so."""
+        state, start, stop, _ = chunk
+        if state.max_length > self.max_length:
+            return ValueError(
+                f"max_tokens must leave room in the {self.max_length} tokens of a text, got "
+                f"{state.request.max_tokens} after a prompt of {state.num_prompt}; ask for fewer"
+            )
+        vocab_size = self.model.config.vocab_size
+        if start < state.num_prompt and (largest := max(state.tokens[start:stop])) >= vocab_size:
+            return ValueError(
+                f"prompt must hold token ids in [0, {vocab_size - 1}], got {largest}; encode it with the "
+                "model's own tokenizer"
+            )
+        return None
 
     def _choose_otherwise(
         self, drawn: Mapping[int, RequestState], logits: Tensor, tokens: Tensor

@@ -141,6 +141,28 @@ def test_a_request_with_no_token_left_fails_alone(overlap):
     assert answered.finish_reason == "length" and answered.generated == alone(model, fine)
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "message"),
+    [
+        ([1, 2, 100, 3, 4, 5], 9, "prompt must hold token ids in [0, 99], got 100"),
+        ([1] * 20, 46, "max_tokens must leave room in the 64 tokens of a text, got 46 after a prompt of 20"),
+    ],
+)
+def test_a_request_that_the_model_cannot_serve_fails_alone(prompt, max_tokens, message, overlap):
+    model = tiny()
+    longest = Request("longest", [1] * 20, max_tokens=45)
+    wanted = [Request("bad", prompt, max_tokens), Request("fine", [1, 2], max_tokens=9), longest]
+    failed, *answered = serve(model, wanted, policy="chunked", overlap=overlap)
+    assert (failed.finish_reason, failed.generated) == ("error", [])
+    assert message in str(failed.error)
+    assert [len(state.generated) for state in answered] == [9, 45]
+    for state in answered:  # the last of the longest is not looked up, and generate stops before
+        assert state.generated[:44] == alone(model, state.request)
+    (single,) = serve(model, wanted[:1], overlap=overlap)
+    assert single.finish_reason == "error"
+
+
 def test_what_does_not_fit_is_refused_by_name():
     model = tiny()
     with pytest.raises(
