@@ -74,27 +74,12 @@ class PagedRunner:
     def check_scheduler(self, num_blocks: int, block_size: int, max_running: int) -> None:
         """As `runner.BoundedRunner`."""
         size, blocks, slots = self.cache.block_size, self.cache.num_blocks, self.max_running
-        require(
-            block_size == size,
-            "block_size",
-            f"{size} as in the cache",
-            block_size,
-            "make the BlockPool of that size",
-        )
-        require(
-            num_blocks <= blocks,
-            "num_blocks",
-            f"at most {blocks}, those of the cache",
-            num_blocks,
-            "make the cache larger",
-        )
-        require(
-            max_running <= slots,
-            "max_running",
-            f"at most {slots}, the runner's",
-            max_running,
-            "give both as many",
-        )
+        as_cached, remedy = f"{size} as in the cache", "make the BlockPool of that size"
+        require(block_size == size, "block_size", as_cached, block_size, remedy)
+        at_most, remedy = f"at most {blocks}, those of the cache", "make the cache larger"
+        require(num_blocks <= blocks, "num_blocks", at_most, num_blocks, remedy)
+        at_most, remedy = f"at most {slots}, the runner's", "give both as many"
+        require(max_running <= slots, "max_running", at_most, max_running, remedy)
 
     def check_request(self, request: Request) -> None:
         """As `runner.BoundedRunner`: all its tokens are in the vocabulary, and its text fits the context.
