@@ -18,8 +18,17 @@ REFERENCE_DTYPES = (*KERNEL_DTYPES, torch.float64)
 WARPS = (1, 2, 4, 8, 16)
 
 
+def is_count(value: object) -> bool:
+    """Whether it is an integer of at least 1 that kernels can take; True is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**31
+
+
 def check_dims(name: str, tensor: Tensor, *axes: str) -> None:
-    """Raises ValueError unless the tensor has one dimension for each of the axes named."""
+    """Raises ValueError unless it is a tensor that has one dimension for each of the axes named."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(
+            f"{name} must be a tensor, ({', '.join(axes)}), got {type(tensor).__name__}; make it one"
+        )
     if tensor.dim() != len(axes):
         raise ValueError(
             f"{name} must have {len(axes)} dimensions, ({', '.join(axes)}), got shape {tuple(tensor.shape)}; "
@@ -76,14 +85,16 @@ def check_tensor(
     check_memory(name, tensor, lead, **memory)
 
 
-def check_apart(out: Tensor | None, **read: Tensor | None) -> None:
+def check_apart(
+    out: Tensor | None, *, name: str = "out", remedy: str = "leave it at None for new", **read: Tensor | None
+) -> None:
     """Raises ValueError where `out` is memory that other programs may still be reading; all contiguous."""
     if out is None or out.is_meta:
         return
     begin, end = _extent(out)
-    for name, tensor in read.items():
+    for other, tensor in read.items():
         if tensor is not None and begin < _extent(tensor)[1] and _extent(tensor)[0] < end:
-            raise ValueError(f"out must be memory of its own, got that of {name}; leave it at None for new")
+            raise ValueError(f"{name} must be memory of its own, got that of {other}; {remedy}")
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from llmcourse.kernels.arguments import (
     check_dims,
     check_memory,
     check_tensor,
+    is_count,
 )
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.tiles import SPARE_BYTES, STAGED_HEAD_DIMS, AttentionTile, attention_tile
@@ -63,8 +64,10 @@ class Workspace:
     def __init__(
         self, num_rows: int, num_heads: int, num_kv_heads: int, head_dim: int, num_splits: int, device
     ):
-        if not 1 <= num_splits <= MOST_SPLITS:
-            raise ValueError(f"num_splits must be in [1, {MOST_SPLITS}], got {num_splits}; 1 is for none")
+        if not is_count(num_splits) or num_splits > MOST_SPLITS:
+            raise ValueError(
+                f"num_splits must be an integer in [1, {MOST_SPLITS}], got {num_splits!r}; 1 is for none"
+            )
         self.num_splits = num_splits
         self.stride = 1 << (num_splits - 1).bit_length()
         shape = (num_rows, num_heads, self.stride)

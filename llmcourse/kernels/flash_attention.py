@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmcourse.kernels.arguments import is_count
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.flash_arguments import check_attention, check_bias
 from llmcourse.kernels.tiles import FlashTile, flash_tile
@@ -40,7 +42,7 @@ class Scoring:
         softcap: c of c · tanh(score / c), which no score exceeds (Gemma 2); None for the score itself.
 
     Raises:
-        ValueError: a window or a cap that is not positive, a window without causality.
+        ValueError: a window or a cap that is not positive, a window without causality, or what is no number.
     """
 
     scale: float
@@ -49,14 +51,18 @@ class Scoring:
     softcap: float | None = None
 
     def __post_init__(self):
-        if self.window is not None and (self.window < 1 or not self.causal):
+        if not isinstance(self.causal, bool):
+            raise ValueError(f"causal must be True or False, got {self.causal!r}; pass one of them")
+        if self.window is not None and not (is_count(self.window) and self.causal):
             raise ValueError(
-                f"window must be at least 1 and go with causal=True, got {self.window} with "
+                f"window must be an integer in [1, 2**31) and go with causal=True, got {self.window!r} with "
                 f"causal={self.causal}; None lets a query see all"
             )
         for name, value in (("scale", self.scale), ("softcap", self.softcap)):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {value}; leave it at None")
+            if value is None and name == "softcap":
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value!r}; leave it at None")
 
 
 @dataclass(frozen=True)

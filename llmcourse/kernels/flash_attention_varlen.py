@@ -86,6 +86,10 @@ def flash_attention_varlen(
 
 def _max_seqlen(which: str, given: int | None, cu_seqlens: Tensor, total: int) -> int:
     """What was given, or else what is found; nobody looks on a GPU at what was given."""
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int)):
+        raise ValueError(
+            f"max_seqlen_{which} must be an integer, got {given!r}; leave it at None to look it up"
+        )
     looked_at = given is None or cu_seqlens.is_cpu
     found = longest(f"cu_seqlens_{which}", cu_seqlens, total) if looked_at else 0
     if given is not None and given < found:

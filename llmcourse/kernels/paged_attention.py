@@ -22,6 +22,7 @@ from llmcourse.kernels.arguments import (
     check_dtype,
     check_memory,
     check_tensor,
+    is_count,
 )
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import Workspace
@@ -183,8 +184,10 @@ def _check(
     check_tensor("lengths", lengths, (rows,), q, "pass one for each request", **whole)
     check_tensor("out", out, tuple(q.shape), q, "leave it at None for new memory")
     check_apart(out, q=q, keys=keys, values=values)
-    if most_new < 1:
-        raise ValueError(f"most_new must be at least 1, got {most_new}; pass the longest chunk of the batch")
+    if not is_count(most_new):
+        raise ValueError(
+            f"most_new must be an integer of at least 1, got {most_new!r}; pass the longest chunk"
+        )
     if workspace is not None:
         workspace.check(num_tokens, num_heads, num_kv_heads, head_dim, q.device)
     if tables.is_cpu:

@@ -112,6 +112,11 @@ def _check(
     num_heads = check_projection(qkv, keys, values, positions, cos, sin, norm)
     num_blocks, num_kv_heads, size, head_dim = keys.shape
     check_dims("tables", tables, "B", "most")
+    if 0 in tables.shape:
+        raise ValueError(
+            f"tables must hold a block for at least one row, got shape {tuple(tables.shape)}; leave an empty "
+            "batch out, and fill up with -1"
+        )
     rows = "pass one row for each token"
     check_tensor("tables", tables, (len(qkv), tables.shape[1]), qkv, rows, dtype=torch.int32)
     if workspace is not None:

@@ -109,6 +109,10 @@ def check_projection(
     check_dims("qkv", qkv, "T", "(H + 2 Hkv) · D")
     check_dims("keys", keys, "blocks", "Hkv", "size", "D")
     _, num_kv_heads, _, head_dim = keys.shape
+    if 0 in keys.shape[1:]:
+        raise ValueError(
+            f"keys must have heads, slots and features, got shape {tuple(keys.shape)}; pass a layer"
+        )
     num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
     if qkv.shape[1] % head_dim or num_heads < 1 or num_heads % num_kv_heads or head_dim % 2:
         raise ValueError(
@@ -125,7 +129,7 @@ def check_projection(
     if norm is not None:
         for name, gains in (("norm.q", norm.q), ("norm.k", norm.k)):
             check_tensor(name, gains, (head_dim,), qkv, "it weighs the features of a head")
-    check_apart(keys, qkv=qkv, values=values)
+    check_apart(keys, name="keys", remedy="pass keys and values of a pool", qkv=qkv, values=values)
     if positions.is_cpu and len(positions):
         _check_positions(positions, len(cos))
     return num_heads

@@ -67,9 +67,11 @@ def blocks_that_fit(model: Decoder, block_size: int = 16, share: float = 0.8) ->
     """How many blocks a share of the free memory holds; the rest is for activations and logits.
 
     Raises:
-        ValueError: a share that is not above 0 and at most 1, or a device that does not say what is free.
+        ValueError: a block size below 1, a share that is not above 0 and at most 1, or a device that does not
+            say what is free.
         DoesNotFit: not even one.
     """
+    require_integer(1, "block_size", block_size, "use 16")
     require_number(lambda s: 0 < s <= 1, "share", "above 0 and at most 1", share, "use 0.8")
     free = free_bytes(model.device)
     if free is None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmcourse.decoding.engine.weights import LayerWeights, fuse_layers
 from llmcourse.decoding.errors import require
+from llmcourse.kernels.arguments import check_kind
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out, product
 from llmcourse.kernels.choose_rows import choose_rows
@@ -62,6 +63,7 @@ class PagedDecoder:
         expected, found = (c.num_layers, c.num_kv_heads, c.head_dim), (cache.keys.shape[i] for i in (0, 2, 4))
         found = tuple(found)
         require(found == expected, "cache", f"one of (layers, Hkv, D) {expected}", found, "make it for model")
+        check_kind("cache", cache.keys, model.lm_head.weight)
         self.model, self.cache = model, cache
         self.backend = resolve(backend, device, model.dtype)
         by_rows = self.backend == "triton"

@@ -23,6 +23,7 @@ from llmcourse.serving.schedule import Chunk
 
 NOWHERE = -1  # the block of a row, and the place of a token, whose key and value are not kept
 LARGEST_SEED = 2**62
+COLDEST, HOTTEST = 1e-30, 1e30  # in fp32, logits divided by less overflow, and more is infinite itself
 
 
 class StepSize(NamedTuple):
@@ -76,6 +77,8 @@ class StepInputs(NamedTuple):
 
 class StepBuilder:
     """Turns chunks into arrays.
+
+    Temperatures below `COLDEST` become 0, greedy search, and those above `HOTTEST` become that.
 
     Args:
         max_running: slots of the scheduler's batch.
@@ -158,7 +161,8 @@ class StepBuilder:
     def _take_in(self, chunk: Chunk, slot: int) -> int:
         request = chunk.state.request
         self._lists[slot] = chunk.state.blocks
-        self._temperatures[slot] = request.params.temperature
+        temperature = request.params.temperature
+        self._temperatures[slot] = 0.0 if temperature < COLDEST else min(temperature, HOTTEST)
         self._seeds[slot] = request.seed % LARGEST_SEED
         (self._others.add if needs_processors(request.params) else self._others.discard)(slot)
         return 0

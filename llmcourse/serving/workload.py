@@ -151,8 +151,9 @@ def nano_vllm_requests(
     With the defaults, 142,827 tokens of prompts and 133,966 of answers.
 
     Raises:
-        ValueError: lengths below the 100 at which it begins.
+        ValueError: a count below 1, or lengths below the 100 at which it begins.
     """
+    require_integer(1, "count", count, "use 256")
     for name, length in (("longest_prompt", longest_prompt), ("longest_answer", longest_answer)):
         require(length >= 100, name, "at least 100", length, "use 1024")
     rng = Random(0)

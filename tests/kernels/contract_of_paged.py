@@ -130,7 +130,9 @@ def test_what_does_not_fit_is_refused_by_name():
     refused("keys must be contiguous", keys=keys.transpose(1, 2).contiguous().transpose(1, 2))
     refused("tables must be in torch.int32", tables=tables.long())
     refused("starts must have shape (5,)", starts=given["starts"][:-1])
-    refused("most_new must be at least 1, got 0", most_new=0)
+    refused("most_new must be an integer of at least 1, got 0", most_new=0)
+    refused("most_new must be an integer of at least 1, got True", most_new=True)
+    refused("most_new must be an integer of at least 1, got nan", most_new=float("nan"))
     refused("workspace must be for (batch_size", workspace=Workspace(36, 6, 2, 32, 2, DEVICE))
     refused("out must be memory of its own, got that of q", q=q, out=q)
     if DEVICE.type == "cpu":
@@ -208,3 +210,8 @@ def test_tables_that_point_nowhere_are_refused():
         tables[row, 2] = block
         with pytest.raises(ValueError, match="up to position 99 of row 3"):
             paged_decode_attention(**(given | {"tables": tables}))
+    for rows, columns in ((slice(None), slice(0)), (slice(0), slice(None))):
+        less = {name: given[name][rows] for name in ("qkv", "positions")}
+        tables = given["tables"][rows, columns].contiguous()
+        with pytest.raises(ValueError, match="tables must hold a block for at least one row, got shape"):
+            paged_decode_attention(**(given | less | {"tables": tables}))

@@ -89,6 +89,12 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             rotate_and_store(keys=pool, values=pool.clone(), **(given | change))
+    for keys, values, message in (
+        (pool[:, :0], pool[:, :0], "keys must have heads, slots and features, got shape"),
+        (pool, pool, "keys must be memory of its own, got that of values; pass keys and values of a pool"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            rotate_and_store(keys=keys, values=values, **given)
     if DEVICE.type == "cpu":
         for change, message in (
             ({"slots": given["slots"] + 1}, "slots must be below 20, got 20; take them from the pool"),

@@ -130,9 +130,9 @@ def test_by_default_several_rows_take_the_faster_product(monkeypatch, backend, n
 
 
 def test_a_workspace_and_a_choice_check_their_numbers():
-    for splits in (0, 65):
+    for splits in (0, 65, True):
         with pytest.raises(
-            ValueError, match=rf"num_splits must be in \[1, 64\], got {splits}; 1 is for none"
+            ValueError, match=rf"num_splits must be an integer in \[1, 64\], got {splits}; 1 is"
         ):
             Workspace(1, 2, 1, 8, splits, CPU)
     assert Workspace(1, 2, 1, 8, 33, CPU).peaks.shape == (1, 2, 64), "the kernels count in powers of 2"

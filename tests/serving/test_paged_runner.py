@@ -210,3 +210,23 @@ def test_a_request_that_the_model_cannot_compute_is_refused_alone():
         engine.add(Request("long", [1] * 20, max_tokens=12))
     list(engine.stream())
     assert fine.generated == alone(model, fine.request)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_temperatures_that_single_precision_does_not_hold():
+    model = tiny(torch.float32)
+    cold, hot = (Request(str(t), [1, 2, 3], 5, SamplingParams(temperature=t)) for t in (1e-45, 1e300))
+    states = serve(model, [cold, hot])
+    assert states[0].generated == alone(model, cold)
+    assert states[1].generated != states[0].generated
+
+
+def test_a_cache_of_another_dtype_is_refused():
+    with pytest.raises(ValueError, match=r"cache must be in torch.float16 on cpu, got torch.float64 on cpu"):
+        PagedRunner(tiny(torch.float16), PagedCache(tiny(), 4, SIZE))
+
+
+@pytest.mark.parametrize("block_size", [0, -1, True])
+def test_blocks_of_no_size_are_refused(block_size):
+    with pytest.raises(ValueError, match=f"block_size must be an integer of at least 1, got {block_size}"):
+        blocks_that_fit(tiny(), block_size)

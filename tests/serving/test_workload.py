@@ -100,3 +100,8 @@ def test_nano_vllm_draws_these():
 def test_what_cannot_be_drawn_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()
+
+
+def test_the_benchmark_of_nobody_is_refused():
+    with pytest.raises(ValueError, match="count must be an integer of at least 1, got 0"):
+        nano_vllm_requests(0)

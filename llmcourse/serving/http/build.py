@@ -19,6 +19,7 @@ from llmcourse.serving.paged_runner import PagedRunner
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, TraditionalBatching
 from llmcourse.serving.scheduler import Scheduler
 
+DTYPES = ("float32", "bfloat16", "float16")
 POLICIES = {
     "chunked": ChunkedPrefill,
     "continuous": ContinuousBatching,
@@ -60,6 +61,8 @@ class ServiceSettings:
 
     def __post_init__(self):
         one_of = f"one of {', '.join(POLICIES)}"
+        names = f"one of {', '.join(DTYPES)}"
+        require(self.dtype in DTYPES, "dtype", names, repr(self.dtype), "use 'float32'")
         require(self.policy in POLICIES, "policy", one_of, repr(self.policy), "use 'chunked'")
         require_integer(1, "queue_limit", self.queue_limit, "use 1024")
         never = "use 0 to end at once"

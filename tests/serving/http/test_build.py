@@ -76,3 +76,8 @@ def test_memory_that_is_not_there_is_refused(settings):
 def test_bad_settings_are_refused_before_anything_is_read(given, message):
     with pytest.raises(ValueError, match=message):
         ServiceSettings("no-such-model", **given)
+
+
+def test_numbers_of_no_known_kind_are_refused_before_a_model_is_read(settings):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'float99'"):
+        settings(dtype="float99")
