@@ -9,7 +9,8 @@ tile, instead of reading them (Dao 2023, FlashAttention-2, algorithms 1 and 2):
 
 One kernel goes through the keys of a tile of queries and makes dQ and δ, another through the queries of a
 tile of keys and makes dK and dV: so no program adds to what another one writes. On Hopper, plain calls in 16
-bits take `flash_backward_gluon`, which makes P and dS once for all three.
+bits take kernels made for it: `flash_attention_gluon`, and `flash_backward_gluon`, which makes P and dS once
+for all three.
 
 Letters: B batch, T query length, S key length, H query heads, Hkv key/value heads, D head size.
 """
@@ -140,7 +141,7 @@ def flash_attention(
         bias: added to the scores, after the cap: (B or 1, H or 1, T or 1, S), such as a slope of distances
             (ALiBi, Press et al. 2022), or 0 and −inf for keys that are seen and are not. A query that sees
             none gets zeros.
-        tile: how the forward pass is cut; None takes `best_flash_tile`.
+        tile: how the simple kernel's forward pass is cut; None takes the best kernel, and `best_flash_tile`.
 
     Raises:
         ValueError: shapes, dtypes, devices, head sizes or memory that no kernel is made for, or a backend
@@ -168,7 +169,14 @@ def flash_attention_forward(
 
     The log-sum-exp is of base 2, log2 Σ e^score: as scores are in the kernels, so that the backward pass
     takes it from them without another rounding.
+
+    Args:
+        tile: of the simple kernel; None leaves Hopper its own, where that is made for such a call.
     """
+    if tile is None and _suits_hopper(scoring, bias, packed, q, k, v):
+        from llmcourse.kernels import flash_attention_gluon
+
+        return flash_attention_gluon.launch_forward(q, k, v, scoring)
     from llmcourse.kernels.flash_attention_triton import launch_forward
 
     return launch_forward(q, k, v, scoring, tile or best_flash_tile(q, bias), bias, packed)
