@@ -9,7 +9,8 @@ tiles             how the kernels cut their matrices and caches: what was measur
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores
 decode_attention  RoPE, cache write and attention of one new token a row
 flash_attention   attention of many queries at once, by tiles, and its gradients; `flash_attention_varlen`
-                  of sequences that lie packed, `flash_arguments` says what both refuse
+                  of sequences that lie packed, `flash_arguments` says what both refuse; on Hopper
+                  `flash_attention_gluon` and `flash_backward_gluon` compute plain calls
 *_triton, *_gluon the kernels of these: readable first; and, where a chain of short kernels must not let the
                   memory stand idle, by the lower floor of Triton, with shared memory in the writer's hands
 online_softmax    the step that the kernels of attention have in common

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 from triton.runtime import driver
 
@@ -27,6 +28,11 @@ def runs_gluon(least: int) -> bool:
     return compiles_for(least) and _has_gluon()
 
 
+def runs_wgmma() -> bool:
+    """Whether kernels in Gluon can multiply by four warps together (`wgmma`): on Hopper and nowhere else."""
+    return runs_gluon(90) and not compiles_for(100) and _has_warp_groups()
+
+
 def compiles_for(least: int) -> bool:
     """Whether Triton compiles for a CUDA GPU of at least this architecture, 10 · major + minor."""
     if interpreted():
@@ -46,3 +52,18 @@ def _has_gluon() -> bool:
     except ImportError:
         return False
     return True
+
+
+@functools.cache
+def _has_warp_groups() -> bool:
+    """Whether this Triton has what kernels use of it beside, whose warps do different things: from 3.6 on."""
+    try:
+        from triton.experimental.gluon.language import warp_specialize
+        from triton.experimental.gluon.language.nvidia.hopper import (  # noqa: F401
+            fence_async_shared,
+            warpgroup_mma,
+            warpgroup_mma_wait,
+        )
+    except ImportError:
+        return False
+    return "functions_and_args" in inspect.signature(warp_specialize).parameters

@@ -8,7 +8,9 @@ tile, instead of reading them (Dao 2023, FlashAttention-2, algorithms 1 and 2):
     dQ = scale · dS K,   dK = scale · dSᵀ Q
 
 One kernel goes through the keys of a tile of queries and makes dQ and δ, another through the queries of a
-tile of keys and makes dK and dV: so no program adds to what another one writes.
+tile of keys and makes dK and dV: so no program adds to what another one writes. On Hopper, plain calls in 16
+bits take kernels made for it: `flash_attention_gluon`, and `flash_backward_gluon`, which makes P and dS once
+for all three.
 
 Letters: B batch, T query length, S key length, H query heads, Hkv key/value heads, D head size.
 """
@@ -145,7 +147,7 @@ def flash_attention(
         bias: added to the scores, after the cap: (B or 1, H or 1, T or 1, S), such as a slope of distances
             (ALiBi, Press et al. 2022), or 0 and −inf for keys that are seen and are not. A query that sees
             none gets zeros.
-        tile: how the forward pass is cut; None takes `best_flash_tile`.
+        tile: how the simple kernel's forward pass is cut; None takes the best kernel, and `best_flash_tile`.
 
     Raises:
         ValueError: shapes, dtypes, devices, head sizes or memory that no kernel is made for, or a backend
@@ -173,7 +175,14 @@ def flash_attention_forward(
 
     The log-sum-exp is of base 2, log2 Σ e^score: as scores are in the kernels, so that the backward pass
     takes it from them without another rounding.
+
+    Args:
+        tile: of the simple kernel; None leaves Hopper its own, where that is made for such a call.
     """
+    if tile is None and _suits_hopper(scoring, bias, packed, q, k, v):
+        from llmcourse.kernels import flash_attention_gluon
+
+        return flash_attention_gluon.launch_forward(q, k, v, scoring)
     from llmcourse.kernels.flash_attention_triton import launch_forward
 
     return launch_forward(q, k, v, scoring, tile or best_flash_tile(q, bias), bias, packed)
@@ -192,13 +201,32 @@ def flash_attention_backward(
 ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B Hkv S D"], Float[Tensor, "B Hkv S D"]]:
     """The gradients of q, k and v by kernels, which are chosen here and nowhere else.
 
+    Those for Hopper add dQ up in whatever order programs end in, and two calls differ in the last bits;
+    `torch.use_deterministic_algorithms(True)` takes the others, which give the same bits each time.
+
     Args:
         out, log_sum_exp: what `flash_attention_forward` gave.
         grad_out: features side by side, as q has them.
     """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if not deterministic and _suits_hopper(scoring, bias, packed, q, k, v, grad_out):
+        from llmcourse.kernels import flash_backward_gluon
+
+        return flash_backward_gluon.launch_backward(q, k, v, out, log_sum_exp, grad_out, scoring)
     from llmcourse.kernels.flash_backward_triton import launch_backward
 
     return launch_backward(q, k, v, out, log_sum_exp, grad_out, scoring, bias, packed)
+
+
+def _suits_hopper(scoring: Scoring, bias: Tensor | None, packed: Packed | None, *tensors: Tensor) -> bool:
+    """Whether the GPU is one, and the kernels in Gluon that are made for it take these tensors."""
+    from llmcourse.kernels.capabilities import runs_wgmma
+
+    if bias is not None or packed is not None or not runs_wgmma():
+        return False
+    from llmcourse.kernels.flash_tiles_gluon import takes
+
+    return takes(scoring, *tensors)
 
 
 def best_flash_tile(like: Tensor, bias: Tensor | None = None) -> FlashTile:

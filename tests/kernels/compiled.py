@@ -23,10 +23,10 @@ from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.kernels import backend
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
-from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring
+from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, best_flash_tile
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention, store
-from llmcourse.kernels.tiles import Tile, attention_tile
+from llmcourse.kernels.tiles import FlashTile, Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder, DecoderConfig
 
@@ -44,6 +44,7 @@ class Compiled:
     registers: int
     spilled_bytes: int
     has_pdl: bool
+    serialized: bool  # products of four warps wait for each other, where they are written not to
 
 
 class AbsentDriver:
@@ -96,6 +97,7 @@ def _described(function: JITFunction, kernel, constants: dict[str, object]) -> C
         registers=int(re.search(r"Used (\d+) registers", kernel.ptxas_log)[1]),
         spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill", kernel.ptxas_log)),
         has_pdl="griddepcontrol" in kernel.asm["ptx"],
+        serialized="wgmma.mma_async instructions are serialized" in kernel.ptxas_log,
     )
 
 
@@ -187,8 +189,18 @@ SCORINGS = {"full": Scoring(0.1, causal=False), "causal": Scoring(0.1), "all": S
 
 
 def compiled_flash(head_dim: int, scoring: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
-    """The kernels of both passes of `flash_attention`, four query heads over two."""
+    """The kernels of both passes of `flash_attention` as they are chosen, four query heads over two."""
     return _compiled_flash(head_dim, SCORINGS[scoring], dtype, capability)
+
+
+def compiled_simple(head_dim: int, scoring: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """The same where a tile is given and gradients are to be deterministic."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        tile = best_flash_tile(torch.empty(head_dim, dtype=dtype, device="meta"))
+        return _compiled_flash(head_dim, SCORINGS[scoring], dtype, capability, tile=tile)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def compiled_bias(
@@ -206,6 +218,11 @@ def compiled_varlen(head_dim: int, scoring: str, capability: int) -> list[Compil
     return _compiled_flash(head_dim, SCORINGS[scoring], torch.bfloat16, capability, packed=packed)
 
 
+def compiled_unaligned(head_dim: int) -> list[Compiled]:
+    """The same on Hopper of rows that begin at odd places of a wider matrix."""
+    return _compiled_flash(head_dim, SCORINGS["causal"], torch.bfloat16, 90, wider=1)
+
+
 def _compiled_flash(
     head_dim: int,
     scoring: Scoring,
@@ -213,12 +230,14 @@ def _compiled_flash(
     capability: int,
     bias: torch.Tensor | None = None,
     packed: Packed | None = None,
+    tile: FlashTile | None = None,
+    wider: int = 0,
 ) -> list[Compiled]:
     with recorded(capability) as found, torch.device("meta"):
-        q = torch.empty(1, 4, LENGTH, head_dim, dtype=dtype)
-        k, v = (torch.empty(1, 2, LENGTH, head_dim, dtype=dtype) for _ in range(2))
+        rows = (torch.empty(1, heads, LENGTH, head_dim + wider, dtype=dtype) for heads in (4, 2, 2))
+        q, k, v = (x[..., :head_dim] for x in rows)
         leaves = [x.requires_grad_() for x in (q, k, v, bias) if x is not None]
-        out = FlashAttention.apply(q, k, v, bias, scoring, None, packed)
+        out = FlashAttention.apply(q, k, v, bias, scoring, tile, packed)
         torch.autograd.grad(out, leaves, torch.empty_like(out))
     return found
 

@@ -1,8 +1,8 @@
 """The contract of every forward of `flash_attention`, and of its gradients: fp64 is the truth.
 
 Run beside `contract.py`. Configurations are drawn with a seed; each may be no further from the truth than
-twice what PyTorch's own attention is in this dtype, plus 1e-5. For more of them than the test takes, and for
-a file with a row of each, on a GPU:
+twice what PyTorch's own attention is in this dtype, plus 1e-5 and what rounding may leave. For more of them
+than the test takes, and for a file with a row of each, on a GPU:
 
     python -m tests.kernels.contract_of_flash_attention 3000 --processes 16 --out FILE
 """
@@ -39,6 +39,7 @@ def test_all_kinds_are_drawn():
         assert 4 <= sum(getattr(config, kind) is not None for config in configs) <= DRAWN // 2
     assert any(0 in lengths for config in configs for lengths in config.sequences or ())
     assert any(config.tile is None for config in configs)
+    assert {config.deterministic for config in configs} == {False, True}
 
 
 PLAIN = Config(1, 2, 1, 33, 33, 32, torch.float32, Scoring(0.2), FlashTile(16, 16), 1.0, False, 0)
@@ -92,6 +93,16 @@ def test_at_the_edges(edge, tile):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_head_size(size, dtype):
     check(replace(PLAIN, head_dim=size, dtype=dtype, tile=None))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("rows", [(64, 128), (65, 129), (130, 257), (200, 40), (1, 150)], ids=str)
+@pytest.mark.parametrize("size", [64, 128])
+def test_at_the_edges_of_the_widest_tiles(size, rows, causal):
+    scoring = Scoring(0.1, causal=causal)
+    for dtype in DTYPES[1:]:
+        config = replace(PLAIN, head_dim=size, dtype=dtype, queries=rows[0], keys=rows[1], scoring=scoring)
+        check(replace(config, num_heads=4, num_kv_heads=2, tile=None))
 
 
 def test_it_is_the_tiled_algorithm():
@@ -214,13 +225,14 @@ def test_the_check_sees_a_gradient_of_the_bias_that_is_wrong(spoil, monkeypatch)
         check(replace(PLAIN, bias=Bias((True, True, True), masks=False)))
 
 
+@pytest.mark.parametrize("spoil", ["1 % too much", "unwritten"])
 @pytest.mark.parametrize(("grad", "name"), [(0, "dq"), (1, "dk"), (2, "dv")])
-def test_the_check_sees_a_row_of_packed_sequences_that_is_not_written(grad, name, monkeypatch):
+def test_the_check_sees_a_row_of_packed_sequences_whose_gradient_is_wrong(grad, name, spoil, monkeypatch):
     from llmcourse.kernels import flash_backward_triton as kernels
 
     def launch(*given):
         grads = right(*given)
-        spoiled(grads[grad], "unwritten")
+        spoiled(grads[grad], spoil)
         return grads
 
     right = kernels.launch_backward

@@ -46,7 +46,7 @@ def about() -> dict[str, object]:
         "versions": fingerprint,
         "date": datetime.date.today().isoformat(),
         "note": "ratio: error over that of PyTorch's attention in the same dtype, both against float64, with "
-        "1e-5 added to twice the latter; 2 is allowed",
+        "1e-5 and what rounding may leave added to twice the latter; 2 is allowed",
     }
 
 
