@@ -20,10 +20,17 @@ from llmcourse.serving.http.service import Service
 from llmcourse.serving.http.status_page import status_page
 
 MAX_BODY_BYTES = 4 * 2**20
+BODY_TIMEOUT_S = 30
 PATHS = "/v1/completions, /v1/models, /health, /metrics"
 
 
-def create_app(service: Service, model: ServedModel, *, max_body_bytes: int = MAX_BODY_BYTES) -> Starlette:
+def create_app(
+    service: Service,
+    model: ServedModel,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    body_timeout_s: float | int = BODY_TIMEOUT_S,
+) -> Starlette:
     """An ASGI application that serves one model; its lifespan starts and stops the engine's thread."""
     card = {"id": model.name, "object": "model", "created": int(time.time()), "owned_by": "llmcourse"}
 
@@ -48,7 +55,7 @@ def create_app(service: Service, model: ServedModel, *, max_body_bytes: int = MA
     async def metrics(request: Request) -> Response:
         return PlainTextResponse(status_page(service))
 
-    completions = Completions(service, model, max_body_bytes)
+    completions = Completions(service, model, max_body_bytes, body_timeout_s)
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/models", models),

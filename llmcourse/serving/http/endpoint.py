@@ -38,17 +38,28 @@ class Completions:
 
     Attributes:
         max_body_bytes: larger bodies are refused.
+        body_timeout_s: seconds for all of a body, or a client that stalls would be waited for as long as it
+            likes.
     """
 
     service: Service
     model: ServedModel
     max_body_bytes: int
+    body_timeout_s: float | int
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            data = await read_body(Request(scope, receive), self.max_body_bytes)
+            async with asyncio.timeout(self.body_timeout_s):
+                data = await read_body(Request(scope, receive), self.max_body_bytes)
         except ClientDisconnect:  # before it had sent its request
             return
+        except TimeoutError as error:
+            message = f"the body must be here within {self.body_timeout_s} s; send it faster, or less"
+            raise ApiError(408, message, headers={"Connection": "close"}) from error
+        except asyncio.CancelledError as error:
+            if not self.service.closed:
+                raise
+            raise ApiError(503, self.service.closed, kind=SERVER, code="unavailable") from error
         await while_connected(receive, self._answer(data, scope, receive, send))
 
     async def _answer(self, data: bytes, scope: Scope, receive: Receive, send: Send) -> None:

@@ -56,9 +56,14 @@ class ApiError(Exception):
         return Response(self.content(), self.status, self.headers, media_type="application/json")
 
 
+def short(value: object) -> str:
+    """Its beginning and its end, however large it is."""
+    return _SHORT.repr(value)
+
+
 def refuse(param: str, allowed: str, value: object, remedy: str) -> NoReturn:
     """Raises `top_p must be in (0, 1], got 1.3; use 1.0 to disable it` with status 400.
 
     However large a value is, only its beginning is repeated.
     """
-    raise ApiError(400, f"{param} must be {allowed}, got {_SHORT.repr(value)}; {remedy}", param=param)
+    raise ApiError(400, f"{param} must be {allowed}, got {short(value)}; {remedy}", param=param)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from llmcourse.serving.http.errors import ApiError, refuse
+from llmcourse.serving.http.errors import ApiError, refuse, short
 from llmcourse.serving.http.fields import FIELDS, is_integer, is_text
 from llmcourse.tokenizer import Tokenizer
 
@@ -79,6 +79,6 @@ def check_length(prompts: list[list[int]], max_tokens: int, model: ServedModel) 
     param = "prompt" if longest >= model.max_length else "max_tokens"
     message = (
         f"{param} must fit into the context of {model.max_length} tokens, got a prompt of {longest} and "
-        f"max_tokens {max_tokens}; shorten the prompt or lower max_tokens"
+        f"max_tokens {short(max_tokens)}; shorten the prompt or lower max_tokens"
     )
     raise ApiError(400, message, param=param, code="context_length_exceeded")

@@ -70,13 +70,14 @@ class Running:
     """A real server on a free port, in a thread; as a context manager it is ended at the end.
 
     Attributes:
-        url: of the server, without /v1.
+        address, url: of the server, the latter without /v1.
     """
 
-    def __init__(self, service: Service, model: ServedModel, *, grace_s: float = 5.0):
+    def __init__(self, service: Service, model: ServedModel, *, grace_s: float = 5.0, **settings):
         self._socket = bind("127.0.0.1", 0)
-        self._server = Server(create_app(service, model), service, grace_s=grace_s)
+        self._server = Server(create_app(service, model, **settings), service, grace_s=grace_s)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
+        self.address = self._socket.getsockname()
         self.url = url_of(self._socket)
 
     def __enter__(self) -> Running:

@@ -70,3 +70,9 @@ def test_what_exceeds_the_context_is_refused(tokenizer, lengths, max_tokens, par
 
 def test_what_just_fits_the_context_is_taken(tokenizer):
     check_length([[5] * 60], 4, model_of(tokenizer))
+
+
+def test_a_number_of_thousands_of_digits_is_not_repeated(tokenizer):
+    with pytest.raises(ApiError, match="max_tokens must fit into the context") as error:
+        check_length([[1]], 10**4000, model_of(tokenizer))
+    assert len(error.value.message) < 300

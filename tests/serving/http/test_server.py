@@ -84,3 +84,31 @@ def test_who_is_connected_at_the_end_does_not_hold_it_up(tokenizer):
     with Running(service_of(Script([])), model_of(tokenizer)) as server, httpx.Client() as client:
         assert client.get(f"{server.url}/health").status_code == 200  # the connection stays open
         server.end(timeout_s=3)
+
+
+def stalled(server: Running) -> socket.socket:
+    """A client that has sent a part of its request."""
+    client = socket.create_connection(server.address)
+    client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    client.settimeout(20)
+    return client
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_for_ever(tokenizer):
+    with (
+        Running(service_of(Script([])), model_of(tokenizer), body_timeout_s=0.2) as server,
+        stalled(server) as client,
+    ):
+        answer = b"".join(iter(lambda: client.recv(65_536), b""))  # until the server has closed
+        assert answer.startswith(b"HTTP/1.1 408 ") and b"the body must be here within 0.2 s" in answer
+
+
+def test_a_body_that_does_not_come_ends_with_the_server(tokenizer, caplog):
+    with (
+        Running(service_of(Script([])), model_of(tokenizer), grace_s=0.0) as server,
+        stalled(server) as client,
+    ):
+        assert httpx.get(f"{server.url}/health").status_code == 200  # the part has arrived before
+        server.end()
+        assert client.recv(65_536).startswith(b"HTTP/1.1 503 ")
+    assert not caplog.records
