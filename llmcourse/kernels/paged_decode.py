@@ -122,7 +122,7 @@ def _check(
     memory = "leave it at None for new memory"
     check_tensor("out", out, (len(qkv), num_heads * head_dim), qkv, memory, layout=memory)
     check_apart(out, qkv=qkv, keys=keys, values=values)
-    if tables.is_cpu and len(qkv):
+    if tables.is_cpu:
         _check_tables(tables, positions, num_blocks, size)
     return num_heads
 

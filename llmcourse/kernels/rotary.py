@@ -125,7 +125,7 @@ def check_projection(
     if norm is not None:
         for name, gains in (("norm.q", norm.q), ("norm.k", norm.k)):
             check_tensor(name, gains, (head_dim,), qkv, "it weighs the features of a head")
-    check_apart(keys, qkv=qkv, values=values)
+    check_apart(keys, "keys", "take a part of the pool for each", qkv=qkv, values=values)
     if positions.is_cpu and len(positions):
         _check_positions(positions, len(cos))
     return num_heads
