@@ -86,12 +86,21 @@ def check_tensor(
 
 
 def check_apart(
-    out: Tensor | None, *, name: str = "out", remedy: str = "leave it at None for new", **read: Tensor | None
+    written: Tensor | None,
+    *,
+    name: str = "out",
+    remedy: str = "leave it at None for new",
+    **read: Tensor | None,
 ) -> None:
-    """Raises ValueError where `out` is memory that other programs may still be reading; all contiguous."""
-    if out is None or out.is_meta:
+    """Raises ValueError where what is written is memory that other programs may still be reading.
+
+    Args:
+        written: contiguous, as all that is read.
+        name: of that argument.
+    """
+    if written is None or written.is_meta:
         return
-    begin, end = _extent(out)
+    begin, end = _extent(written)
     for other, tensor in read.items():
         if tensor is not None and begin < _extent(tensor)[1] and _extent(tensor)[0] < end:
             raise ValueError(f"{name} must be memory of its own, got that of {other}; {remedy}")

@@ -84,13 +84,14 @@ def paged_decode_attention(
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
         mixed = paged_decode_attention_reference(qkv, keys, values, tables, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
+    from llmcourse.kernels.capabilities import compiles_for
     from llmcourse.kernels.decode_attention_triton import launch
 
     head_dim = keys.shape[3]
     out = qkv.new_empty(len(qkv), num_heads * head_dim) if out is None else out
     if workspace is None:
         workspace = Workspace(len(qkv), num_heads, keys.shape[1], head_dim, 1, qkv.device)
-    tile = tile or paged_tile(qkv.element_size())
+    tile = tile or paged_tile(head_dim, qkv.element_size(), compiles_for(90))
     inputs = (qkv, keys, values, positions, cos, sin, norm)
     launch(*launch_arguments(*inputs, workspace, out, tile, tables.shape[1]), tile, False, tables)
     return out
@@ -111,12 +112,11 @@ def _check(
     """The number of query heads, of arguments that fit each other."""
     num_heads = check_projection(qkv, keys, values, positions, cos, sin, norm)
     num_blocks, num_kv_heads, size, head_dim = keys.shape
+    if len(qkv) == 0:
+        raise ValueError("qkv must be of at least one row, got 0; leave an empty batch out")
     check_dims("tables", tables, "B", "most")
-    if 0 in tables.shape:
-        raise ValueError(
-            f"tables must hold a block for at least one row, got shape {tuple(tables.shape)}; leave an empty "
-            "batch out, and fill up with -1"
-        )
+    if tables.shape[1] == 0:
+        raise ValueError("tables must have at least one column, got 0; a row without a block has -1 there")
     rows = "pass one row for each token"
     check_tensor("tables", tables, (len(qkv), tables.shape[1]), qkv, rows, dtype=torch.int32)
     if workspace is not None:
@@ -124,7 +124,7 @@ def _check(
     memory = "leave it at None for new memory"
     check_tensor("out", out, (len(qkv), num_heads * head_dim), qkv, memory, layout=memory)
     check_apart(out, qkv=qkv, keys=keys, values=values)
-    if tables.is_cpu and len(qkv):
+    if tables.is_cpu:
         _check_tables(tables, positions, num_blocks, size)
     return num_heads
 

@@ -129,7 +129,7 @@ def check_projection(
     if norm is not None:
         for name, gains in (("norm.q", norm.q), ("norm.k", norm.k)):
             check_tensor(name, gains, (head_dim,), qkv, "it weighs the features of a head")
-    check_apart(keys, name="keys", remedy="pass keys and values of a pool", qkv=qkv, values=values)
+    check_apart(keys, name="keys", remedy="take a part of the pool for each", qkv=qkv, values=values)
     if positions.is_cpu and len(positions):
         _check_positions(positions, len(cos))
     return num_heads

@@ -210,8 +210,17 @@ def test_tables_that_point_nowhere_are_refused():
         tables[row, 2] = block
         with pytest.raises(ValueError, match="up to position 99 of row 3"):
             paged_decode_attention(**(given | {"tables": tables}))
-    for rows, columns in ((slice(None), slice(0)), (slice(0), slice(None))):
-        less = {name: given[name][rows] for name in ("qkv", "positions")}
-        tables = given["tables"][rows, columns].contiguous()
-        with pytest.raises(ValueError, match="tables must hold a block for at least one row, got shape"):
-            paged_decode_attention(**(given | less | {"tables": tables}))
+
+
+def test_rows_that_cannot_decode_are_refused_by_name():
+    given = one_token_each(torch.float32, False)
+    none = {name: given[name][:0] for name in ("qkv", "tables", "positions")}
+    for changes, message in (
+        (none, "qkv must be of at least one row, got 0; leave an empty batch out"),
+        ({"tables": given["tables"][:, :0]}, "tables must have at least one column, got 0"),
+        ({"values": given["keys"]}, "keys must be memory of its own, got that of values"),
+        ({"out": given["qkv"][:, :144].contiguous()[:4]}, "out must have shape (5, 144), got (4, 144)"),
+    ):
+        for backend in ("reference", "triton"):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                paged_decode_attention(**(given | changes), backend=backend)
