@@ -250,5 +250,6 @@ def launch(
         BLOCK_D=max(16, triton.next_power_of_2(constants["D"])),
         BLOCK_G=max(16, triton.next_power_of_2(constants["H"] // constants["HKV"])),
         num_warps=tile.warps,
+        **({"num_stages": tile.stages} if tile.stages else {}),  # otherwise Triton's own
         **options(pdl),
     )

@@ -136,9 +136,10 @@ def paged_attention(
         mixed = paged_attention_reference(q, keys, values, tables, starts, lengths, scale)
         return mixed if out is None else out.copy_(mixed)
     from llmcourse.kernels import paged_attention_triton
+    from llmcourse.kernels.capabilities import compiles_for
 
     out = torch.empty_like(q) if out is None else out
-    tile = tile or paged_tile(q.element_size())
+    tile = tile or paged_tile(q.shape[-1], q.element_size(), compiles_for(90))
     scale *= math.log2(math.e)  # the kernel's exponentials are of base 2
     paged_attention_triton.launch(
         q, keys, values, tables, starts, lengths, most_new, scale, workspace, out, tile

@@ -18,7 +18,7 @@ from llmcourse.kernels.decode_attention_triton import combine
 from llmcourse.kernels.online_softmax_triton import join
 from llmcourse.kernels.tiles import AttentionTile
 
-TILE_ROWS = 64  # of new tokens times the heads of a group, at most
+TILE_ROWS = 64  # of new tokens times the heads of a group, at most; half of them where numbers take 4 bytes
 
 
 @triton.jit
@@ -153,7 +153,8 @@ def launch(
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, size = keys.shape[1:3]
     group = num_heads // num_kv_heads
-    tokens = min(max(1, TILE_ROWS // group), triton.next_power_of_2(most_new))
+    rows = TILE_ROWS if q.element_size() <= 2 else TILE_ROWS // 2
+    tokens = min(max(1, rows // group), triton.next_power_of_2(most_new))
     tiles = triton.cdiv(most_new, tokens)
     splits, stride, parts = 1, 1, (out,) * 4  # never read without splits
     if workspace is not None:

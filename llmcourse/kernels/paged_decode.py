@@ -84,13 +84,14 @@ def paged_decode_attention(
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
         mixed = paged_decode_attention_reference(qkv, keys, values, tables, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
+    from llmcourse.kernels.capabilities import compiles_for
     from llmcourse.kernels.decode_attention_triton import launch
 
     head_dim = keys.shape[3]
     out = qkv.new_empty(len(qkv), num_heads * head_dim) if out is None else out
     if workspace is None:
         workspace = Workspace(len(qkv), num_heads, keys.shape[1], head_dim, 1, qkv.device)
-    tile = tile or paged_tile(qkv.element_size())
+    tile = tile or paged_tile(head_dim, qkv.element_size(), compiles_for(90))
     inputs = (qkv, keys, values, positions, cos, sin, norm)
     launch(*launch_arguments(*inputs, workspace, out, tile, tables.shape[1]), tile, False, tables)
     return out

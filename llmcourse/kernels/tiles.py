@@ -192,10 +192,20 @@ def attention_tile(head_dim: int, item_bytes: int, shared_bytes: int) -> Attenti
     return AttentionTile(block=32, warps=4 if item_bytes <= 2 else 8)
 
 
-def paged_tile(item_bytes: int) -> AttentionTile:
-    """For a cache in blocks; in 16 bits of the fastest three for 256 requests and for 64 of them on an H200
-    (benchmarks/results/raw/paged_variants_nvidia_h200.jsonl)."""
-    return AttentionTile(block=64, warps=4, stages=3) if item_bytes <= 2 else AttentionTile(32, 8, 1)
+def paged_tile(head_dim: int, item_bytes: int, hopper: bool) -> AttentionTile:
+    """For a cache in blocks, small enough for 99 KiB of shared memory, and for the registers.
+
+    In 16 bits on Hopper of the fastest three for 256 requests and for 64 of them on an H200
+    (benchmarks/results/raw/paged_variants_nvidia_h200.jsonl).
+
+    Args:
+        hopper: whether the GPU is that or later; before, both operands of a product are held in registers.
+    """
+    if item_bytes > 2:
+        return AttentionTile(block=16, warps=8, stages=2)
+    if head_dim > 128:
+        return AttentionTile(block=32, warps=8, stages=2)
+    return AttentionTile(block=64 if hopper else 32, warps=4, stages=3)
 
 
 def flash_tile(head_dim: int, item_bytes: int, biased: bool = False) -> FlashTile:

@@ -26,9 +26,13 @@ from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_atten
 from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, best_flash_tile
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention, store
+from llmcourse.kernels.paged_decode import paged_decode_attention
 from llmcourse.kernels.tiles import FlashTile, Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder, DecoderConfig
+from llmcourse.serving.paged_cache import PagedCache
+from llmcourse.serving.paged_decoder import PagedDecoder
+from llmcourse.serving.step_inputs import StepInputs, StepSize
 
 CAPACITY = 512
 SPLITS = 64  # the most that the engine takes
@@ -161,14 +165,14 @@ def compiled_staged(head_dim: int, capability: int) -> list[Compiled]:
     return found
 
 
-def compiled_paged(dtype: torch.dtype, capability: int) -> list[Compiled]:
-    """Paged attention of Llama-3-8B's heads: decoding in splits, a batch with long chunks; and the store."""
+def compiled_paged(head_dim: int, dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """Attention over blocks, 32 query heads over 8: in splits, a batch with long chunks; and the store."""
     with recorded(capability) as found, torch.device("meta"):
-        pool = torch.empty(100, 8, 16, 128, dtype=dtype)
+        pool = torch.empty(100, 8, 16, head_dim, dtype=dtype)
         tables, starts = torch.empty(4, 64, dtype=torch.int32), torch.empty(5, dtype=torch.int32)
         for most_new, splits in ((1, 8), (512, None)):
-            q = torch.empty(4 * most_new, 32, 128, dtype=dtype)
-            workspace = Workspace(len(q), 32, 8, 128, splits, "meta") if splits else None
+            q = torch.empty(4 * most_new, 32, head_dim, dtype=dtype)
+            workspace = Workspace(len(q), 32, 8, head_dim, splits, "meta") if splits else None
             paged_attention(
                 q,
                 pool,
@@ -181,7 +185,47 @@ def compiled_paged(dtype: torch.dtype, capability: int) -> list[Compiled]:
                 backend="triton",
             )
         store(q[:, :8].contiguous(), pool, torch.empty(len(q), dtype=torch.long), backend="triton")
+        angles, positions = (
+            torch.empty(CAPACITY, head_dim // 2, dtype=dtype),
+            torch.empty(4, dtype=torch.long),
+        )
+        rows = (torch.empty(4, 48 * head_dim, dtype=dtype), pool, pool, tables, positions, angles, angles)
+        workspace = Workspace(4, 32, 8, head_dim, SPLITS, "meta")
+        paged_decode_attention(*rows, workspace=workspace, backend="triton")
     return found
+
+
+def compiled_paged_step(name: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """The kernels of a served step of one layer of a known model: four requests decode, two have chunks."""
+    shapes = dataclasses.asdict(MODELS[name]) | {"num_layers": 1}
+    config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
+    size = StepSize(decodes=4, chunks=2, tokens=512, longest=512, blocks=CAPACITY // 16)
+    with recorded(capability) as found, torch.device("meta"), torch.no_grad():
+        model = Decoder(config).to(dtype)
+        limits = {"max_running": 8, "max_length": CAPACITY, "backend": "triton"}
+        PagedDecoder(model, PagedCache(model, 100, 16), **limits).step(step_of(size), size)
+    return found
+
+
+def step_of(size: StepSize) -> StepInputs:
+    """Inputs without contents, in the dtypes of `StepBuilder`'s."""
+    new, rows = size.decodes + size.tokens, size.decodes + size.chunks
+    tokens = {
+        name: torch.empty(new, dtype=torch.long)
+        for name in ("token_ids", "batch_slots", "positions", "places")
+    }
+    draws = {
+        name: torch.empty(rows, dtype=torch.long)
+        for name in ("drawn_after", "drawn_slots", "drawn_positions", "seeds")
+    }
+    return StepInputs(
+        **tokens,
+        **draws,
+        tables=torch.empty(rows, size.blocks, dtype=torch.int32),
+        lengths=torch.empty(rows, dtype=torch.int32),
+        starts=torch.empty(size.chunks + 1, dtype=torch.int32),
+        temperatures=torch.empty(rows),
+    )
 
 
 LENGTH = 4096

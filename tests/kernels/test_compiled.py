@@ -17,6 +17,7 @@ from tests.kernels.compiled import (
     compiled_few_rows,
     compiled_flash,
     compiled_paged,
+    compiled_paged_step,
     compiled_rows,
     compiled_simple,
     compiled_staged,
@@ -35,8 +36,11 @@ JOBS = [
     *[(compiled_step, name, BF16, 90) for name in ("Qwen3-0.6B", "Llama-2-7B")],
     (compiled_step, "Llama-2-7B", FP32, 90),
     *[(compiled_rows, dtype, gpu) for dtype in (BF16, FP32) for gpu in SHARED_BYTES],
-    *[(compiled_paged, BF16, gpu) for gpu in SHARED_BYTES],
-    (compiled_paged, FP32, 89),
+    *[(compiled_paged, size, BF16, gpu) for size in (128, 256) for gpu in SHARED_BYTES],
+    *[(compiled_paged, size, FP32, 89) for size in (128, 256)],
+    *[(compiled_paged_step, "Llama-3-8B", BF16, gpu) for gpu in SHARED_BYTES],
+    *[(compiled_paged_step, name, BF16, 90) for name in ("Qwen3-0.6B", "Llama-2-7B")],
+    *[(compiled_paged_step, name, FP32, 89) for name in ("base", "Llama-2-7B")],
     (compiled_rows, FP16, 89),  # where shared memory is least
 ]
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 17, 64)]
@@ -125,7 +129,7 @@ def test_kernels_start_early_from_hopper_on_only(kernels, job):
     """All but the choice: it ends a step, and starts when all before it has ended."""
     early = {kernel.kernel: kernel.has_pdl for kernel in kernels[job]}
     assert early.pop("_choose_kernel", False) is False
-    assert set(early.values()) == {job[-1] >= 90 and job[0] is not compiled_paged}
+    assert set(early.values()) == {job[-1] >= 90 and job[0] not in (compiled_paged, compiled_paged_step)}
 
 
 def test_a_step_launches_what_it_says(kernels):
@@ -136,6 +140,16 @@ def test_a_step_launches_what_it_says(kernels):
             matrix, attention = ("strip", "staged_attention") if small else ("gemv", "decode_attention")
             assert names_of(kernels[job]) == [
                 "embed", matrix, attention, matrix, matrix, matrix, "gemv", "choose", "choose",
+            ]  # fmt: skip
+
+
+def test_a_served_step_launches_what_it_says(kernels):
+    """Six kernels a layer, two of them for pieces of prompts, three behind; products are the library's."""
+    for job in JOBS:
+        if job[0] is compiled_paged_step:
+            assert [k.kernel.strip("_").removesuffix("_kernel") for k in kernels[job]] == [
+                "rms_norm", "decode_attention", "rotate_and_store", "paged_attention", "rms_norm", "swiglu",
+                "rms_norm", "best_of_chunk", "best_of_row",
             ]  # fmt: skip
 
 
