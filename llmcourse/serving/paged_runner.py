@@ -8,6 +8,7 @@ them (`launch`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -107,16 +108,25 @@ class PagedRunner:
             progress: shows how far it has come.
         """
         if self._graphs is not None:
-            for size in tqdm(self._graphs.sizes(chunk_tokens), "recording", disable=not progress):
-                self._graphs.record(size)
+            with self._device():
+                for size in tqdm(self._graphs.sizes(chunk_tokens), "recording", disable=not progress):
+                    self._graphs.record(size)
 
     def run(self, schedule: Schedule) -> Tokens:
         """As `runner.Runner`."""
         return self.launch(schedule)()
 
-    @torch.no_grad()
     def launch(self, schedule: Schedule) -> Callable[[], Tokens]:
         """As `runner.OverlappingRunner`."""
+        with torch.no_grad(), self._device():
+            return self._launch(schedule)
+
+    def _device(self) -> AbstractContextManager:
+        """On a machine of several GPUs streams, events and graphs are those of the current one."""
+        device = self.model.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def _launch(self, schedule: Schedule) -> Callable[[], Tokens]:
         one, more = self._builder.order(schedule.chunks)
         if not one and not more:
             return dict
