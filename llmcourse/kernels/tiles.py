@@ -246,7 +246,7 @@ def flash_bias_tile(head_dim: int, item_bytes: int) -> FlashTile:
     """For the gradient of a bias."""
     if item_bytes > 2:
         return FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
-    return FlashTile(32, 64, 8) if head_dim <= 128 else FlashTile(32, 32, 8)
+    return FlashTile(64, 32, 8) if head_dim <= 128 else FlashTile(32, 32, 8)
 
 
 def _power_of_2(number: int) -> int:

@@ -101,8 +101,8 @@ def test_every_head_size(size, dtype):
 def test_at_the_edges_of_the_widest_tiles(size, rows, causal):
     scoring = Scoring(0.1, causal=causal)
     for dtype in DTYPES[1:]:
-        config = replace(PLAIN, head_dim=size, dtype=dtype, queries=rows[0], keys=rows[1], scoring=scoring)
-        check(replace(config, num_heads=4, num_kv_heads=2, tile=None))
+        config = replace(PLAIN, head_dim=size, dtype=dtype, queries=rows[0], keys=rows[1], tile=None)
+        check(replace(config, scoring=scoring))
 
 
 def test_it_is_the_tiled_algorithm():
