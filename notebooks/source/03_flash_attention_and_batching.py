@@ -616,9 +616,10 @@ for name, (asked, policy) in ways.items():
 # The *order* is about as predicted, because it follows from the numbers of steps and of tokens. The absolute figures are
 # not: a roofline knows no Python, and a step of this small model starts hundreds of small operations, some for each
 # request (chapter 2). The reference that serves on a CPU goes through the requests of a step one by one, so that full
-# slots gain less here than they should. On a GPU the engine replays captured graphs and schedules the next step while this one runs; what
-# then keeps it from the roofline are attention over many short caches, and the ends of kernels. Recorded, with a model
-# of the shape of Qwen3-0.6B and the 256 requests of 3.9; and the roofline of a datasheet beside it, computed here:
+# slots gain less here than they should. On a GPU the engine replays captured graphs and schedules the next step while
+# this one runs; what then keeps it from the roofline are attention over many short caches, and the ends of kernels.
+# Recorded, with a model of the shape of Qwen3-0.6B and the 256 requests of 3.9; and the roofline of a datasheet beside
+# it, computed here:
 
 # %%
 cost = serving.RooflineTime(QWEN3_0_6B, h200)
