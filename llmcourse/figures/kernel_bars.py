@@ -66,7 +66,7 @@ def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) ->
         limits = ", ".join(dict.fromkeys(row["limit_name"] for row in rows if row["limit"]))
         peers = ", ".join(dict.fromkeys(row["peer"] for row in rows if row["peer_value"]))
         marks = [f"│ {limits}"] * bool(limits) + [f"◆ {peers}"] * bool(peers)
-        look.heading(picture, title, " · ".join([origin(rows), *marks]))
+        look.heading(picture, title, look.shorten(" · ".join([origin(rows), *marks]), 105))
         below = 0.40 + (0.25 if missing else 0.0)
         left = 0.04 + 0.0095 * max(map(len, labels_of(rows)))
         axes = picture.add_axes((left, below / height, 0.985 - left, (0.36 * len(rows)) / height))

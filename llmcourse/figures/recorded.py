@@ -45,7 +45,8 @@ def told(row: dict) -> str:
         parts.append(f"{row['ratio_limit']:.0%} of {row['limit_name']}")
     if row["ratio_peer"] is not None:
         parts.append(f"{row['ratio_peer']:.2f} × {row['peer']}")
-    figure = f"{row['name']}: {row['value']:,.0f} {row['unit']} on {row['device']}, recorded {row['date']}"
+    value = f"{row['value']:,.0f}" if row["value"] >= 10 else f"{row['value']:.2f}"
+    figure = f"{row['name']}: {value} {row['unit']} on {row['device']}, recorded {row['date']}"
     return "\n    ".join([figure, *parts])
 
 

@@ -616,9 +616,10 @@ for name, (asked, policy) in ways.items():
 # The *order* is about as predicted, because it follows from the numbers of steps and of tokens. The absolute figures are
 # not: a roofline knows no Python, and a step of this small model starts hundreds of small operations, some for each
 # request (chapter 2). The reference that serves on a CPU goes through the requests of a step one by one, so that full
-# slots gain less here than they should. On a GPU the engine replays captured graphs and schedules the next step while this one runs; what
-# then keeps it from the roofline are attention over many short caches, and the ends of kernels. Recorded, with a model
-# of the shape of Qwen3-0.6B and the 256 requests of 3.9; and the roofline of a datasheet beside it, computed here:
+# slots gain less here than they should. On a GPU the engine replays captured graphs and schedules the next step while
+# this one runs; what then keeps it from the roofline are attention over many short caches, and the ends of kernels.
+# Recorded, with a model of the shape of Qwen3-0.6B and the 256 requests of 3.9; and the roofline of a datasheet beside
+# it, computed here:
 
 # %%
 cost = serving.RooflineTime(QWEN3_0_6B, h200)
@@ -628,12 +629,10 @@ best = {name: on_the_clock(*way, cost, slots=256).end_s for name, way in ways.it
 for name, time_s in best.items():
     print(f"{name:20}at most {num_tokens(crowd)[1] / time_s:7,.0f} tokens/s by the roofline")
 print(f"{best['one padded batch'] / best['continuous batching']:.1f} times as many, with the same kernels")
-throughput, p99 = kernel_bars.SERVING[:2], kernel_bars.SERVING[2:]
-for title, names in (
-    ("256 requests, Qwen3-0.6B's shape, bf16", throughput),
-    ("Whole prompts over pieces", p99),
-):
-    display(kernel_bars.plot_kernels(recorded.all_of(names), title, names))
+for title, names in (("256 requests", kernel_bars.SERVING[:2]), ("Whole or pieces", kernel_bars.SERVING[2:])):
+    rows = recorded.all_of(names)
+    display(kernel_bars.plot_kernels(rows, f"{title}, Qwen3-0.6B's shape, bf16", names))
+    print("\n".join(map(recorded.told, rows)))
 
 # %% [markdown]
 # ## 3.15 A server

@@ -32,6 +32,7 @@ def test_a_result_is_told_with_what_it_is_compared_with():
     row |= {"ratio_peer": 2, "peer": "another"}
     assert told(row).endswith("50% of a copy\n    2.00 × another")
     assert "\n" not in told(row | {"ratio_limit": None, "ratio_peer": None})
+    assert told(row | {"value": 2.346, "unit": "times"}).startswith("x: 2.35 times on A")
 
 
 def test_a_damaged_line_is_named(tmp_path):
