@@ -50,8 +50,8 @@ def pick(weights: Float[Tensor, "B V"], points: Float[Tensor, " B"]) -> Int[Tens
     return (cdf > bar[:, None]).int().argmax(-1)  # the first that lies past the point
 
 
-def in_float64(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """In double precision: fp32 sums over a large vocabulary round tails away. On the CPU where it must be."""
+def in_float64(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In double precision, on the CPU where it must be: fp32 sums of a large vocabulary round tails away."""
     there = values.cpu() if values.device.type in WITHOUT_FLOAT64 else values
     return there.double()
 

@@ -37,7 +37,9 @@ def check_values(p: Tensor, q: Tensor, drafts: Tensor, uniform: Tensor, num_draf
     """Raises ValueError where a value is out of its range; what lies past a row's drafts is not looked at."""
     most, last = drafts.shape[1], p.shape[2] - 1
     allowed = f"in [0, {most}]"
-    _require_all((num_drafts >= 0) & (num_drafts <= most), "num_drafts", allowed, num_drafts, "count its drafts")
+    _require_all(
+        (num_drafts >= 0) & (num_drafts <= most), "num_drafts", allowed, num_drafts, "count its drafts"
+    )
     unit = (uniform >= 0) & (uniform < 1)
     _require_all(unit, "uniform", "in [0, 1)", uniform, "draw it with torch.rand, in fp32 or fp64")
     ours = torch.arange(most, device=drafts.device) < num_drafts[:, None]  # (B, G)
@@ -65,4 +67,10 @@ def _require_all(holds: Tensor, name: str, allowed: str, values: Tensor, remedy:
     if not holds.all():
         place = (~holds).nonzero()[0].tolist()
         value = values[tuple(place)].item()
-        require(False, f"{name} at {place}", allowed, f"{value:.6g}" if values.is_floating_point() else value, remedy)
+        require(
+            False,
+            f"{name} at {place}",
+            allowed,
+            f"{value:.6g}" if values.is_floating_point() else value,
+            remedy,
+        )

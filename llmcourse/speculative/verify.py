@@ -1,4 +1,4 @@
-"""The acceptance rule: what a draft model proposed becomes text that the target model might have drawn itself.
+"""The acceptance rule: what a draft model proposed becomes text that the target might have drawn itself.
 
 A draft x ~ q stands with probability min(1, p(x)/q(x)). The first that falls is replaced by a token from
 what q left out, and what came after it is dropped; if none falls, the target adds a token of its own:
@@ -45,7 +45,7 @@ class Verdict:
         return [[*row[:count], token] for row, count, token in rows]
 
 
-def verify(
+def verify_drafts(
     p: Float[Tensor, "B T V"],  # T = G + 1
     q: Float[Tensor, "B G V"],
     drafts: Int[Tensor, "B G"],
@@ -104,7 +104,9 @@ def residual(p: Float[Tensor, "B V"], q: Float[Tensor, "B V"]) -> Float[Tensor, 
     return torch.where(total > 0, excess / total, p)
 
 
-def _where_the_text_goes_on(p: Tensor, q: Tensor, num_accepted: Tensor, fell: Tensor) -> tuple[Tensor, Tensor]:
+def _where_the_text_goes_on(
+    p: Tensor, q: Tensor, num_accepted: Tensor, fell: Tensor
+) -> tuple[Tensor, Tensor]:
     """Both distributions of each row's next token; no draft was drawn for a bonus, so there q is zero."""
     rows = torch.arange(len(p), device=p.device)
     target = in_float64(p[rows, num_accepted])

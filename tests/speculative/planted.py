@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from llmcourse.speculative import verify as module
-from llmcourse.speculative.verify import Verdict, verify
+from llmcourse.speculative.verify import Verdict, verify_drafts
 
 Verify = Callable[..., Verdict]
 
@@ -23,13 +23,13 @@ def patched(name: str, replacement: Callable) -> Iterator[None]:
 
 def always_accepts(*arguments, **settings) -> Verdict:
     with patched("accepts", lambda p, q, uniform: torch.ones_like(uniform, dtype=torch.bool)):
-        return verify(*arguments, **settings)
+        return verify_drafts(*arguments, **settings)
 
 
 def no_residual(*arguments, **settings) -> Verdict:
     """A rejected draft is replaced from p itself, as if nothing of it had been spent."""
     with patched("residual", lambda p, q: p):
-        return verify(*arguments, **settings)
+        return verify_drafts(*arguments, **settings)
 
 
 def residual_not_renormalised(*arguments, **settings) -> Verdict:
@@ -39,12 +39,12 @@ def residual_not_renormalised(*arguments, **settings) -> Verdict:
         return (weights.cumsum(-1) <= points[:, None]).sum(-1).clamp(max=weights.shape[1] - 1)
 
     with patched("residual", lambda p, q: (p - q).clamp(min=0)), patched("pick", pick):
-        return verify(*arguments, **settings)
+        return verify_drafts(*arguments, **settings)
 
 
 def no_bonus(p, q, drafts, uniform, num_drafts=None, **settings) -> Verdict:
     """Where all drafts stand, the last one is the step's last token: correct texts, one token lost."""
-    verdict = verify(p, q, drafts, uniform, num_drafts, **settings)
+    verdict = verify_drafts(p, q, drafts, uniform, num_drafts, **settings)
     counts = torch.full_like(verdict.num_accepted, drafts.shape[1]) if num_drafts is None else num_drafts
     full = (verdict.num_accepted == counts) & (counts > 0)
     last = drafts.gather(1, (counts - 1).clamp(min=0)[:, None])[:, 0]
@@ -53,16 +53,16 @@ def no_bonus(p, q, drafts, uniform, num_drafts=None, **settings) -> Verdict:
 
 def bonus_from_the_draft_before(p, q, *arguments, **settings) -> Verdict:
     """The bonus token comes from the target's distribution before the last draft."""
-    return verify(torch.cat((p[:, :-1], p[:, -2:-1]), 1), q, *arguments, **settings)
+    return verify_drafts(torch.cat((p[:, :-1], p[:, -2:-1]), 1), q, *arguments, **settings)
 
 
 def q_one_position_early(p, q, drafts, uniform, num_drafts=None, *, trusted=True) -> Verdict:
-    return verify(p, q.roll(1, 1), drafts, uniform, num_drafts, trusted=True)
+    return verify_drafts(p, q.roll(1, 1), drafts, uniform, num_drafts, trusted=True)
 
 
 def biased_by_ten_percent(*arguments, **settings) -> Verdict:
     with patched("accepts", lambda p, q, uniform: uniform * q < 1.1 * p):
-        return verify(*arguments, **settings)
+        return verify_drafts(*arguments, **settings)
 
 
 BUGS: dict[str, Verify] = {

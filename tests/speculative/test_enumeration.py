@@ -1,6 +1,6 @@
 """Every draft and every interval of uniform numbers, counted in whole numbers: the text is the target's.
 
-Probabilities are quarters, so a draft stands or falls at a multiple of 1/12 and so does the next token change.
+Probabilities are quarters, so a draft stands or falls at a multiple of 1/12 and there the next token changes.
 The middles of those intervals stand for all uniform numbers: a sum over them is the integral.
 """
 
@@ -14,7 +14,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from llmcourse.speculative.verify import verify
+from llmcourse.speculative.verify import verify_drafts
 from tests.speculative.planted import BUGS
 
 PARTS, STEPS = 4, 12
@@ -23,7 +23,7 @@ Text = tuple[int, ...]
 
 
 class Quarters:
-    """A language model whose probabilities, a function of the text so far, are quarters, many of them zero."""
+    """A language model whose probabilities, a function of the text so far, are quarters, many of them 0."""
 
     def __init__(self, seed: str):
         self.seed = seed
@@ -42,10 +42,16 @@ class Certain(Quarters):
         return [PARTS * (token == weights.index(max(weights))) for token in range(VOCAB)]
 
 
-def emitted_texts(target, drafter, num_drafts: int, columns: int, check=verify, steps=STEPS) -> Counter[Text]:
+def emitted_texts(
+    target, drafter, num_drafts: int, columns: int, check=verify_drafts, steps=STEPS
+) -> Counter[Text]:
     """How much of all drafts and uniform numbers leads to each text of a step, in whole numbers."""
     # Where a row has no draft, one number stands for all.
-    axes = [torch.arange(steps)] * num_drafts + [torch.arange(1)] * (columns - num_drafts) + [torch.arange(STEPS)]
+    axes = (
+        [torch.arange(steps)] * num_drafts
+        + [torch.arange(1)] * (columns - num_drafts)
+        + [torch.arange(STEPS)]
+    )
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, columns + 1).double()
     uniform = (grid + 0.5) / torch.tensor([steps] * columns + [STEPS])
     found = Counter()
