@@ -21,8 +21,8 @@ class Tally:
     accepted / (accepted + rejected).
     """
 
-    accepted: float = 0.0
-    rejected: float = 0.0
+    accepted: int | float = 0.0
+    rejected: int | float = 0.0
 
     def after(self, num_drafts: int, num_accepted: int, keep: float = 1.0) -> Tally:
         """With one step more, older ones counting `keep` times what they did.
@@ -102,11 +102,11 @@ class AdaptiveLength:
         ValueError: a value out of its range, or a prior by which drafting never pays.
     """
 
-    c: float
+    c: int | float
     longest: int = 8
     verify_cost: VerifyCost = constant
-    prior: float = 0.7
-    prior_weight: float = 1.0
+    prior: int | float = 0.7
+    prior_weight: int | float = 1.0
     keep: float = 0.9
 
     def __post_init__(self):

@@ -53,7 +53,7 @@ def expected_tokens(alpha: int | float, gamma: int) -> float:
     return expected_tokens_by_position([alpha] * gamma)
 
 
-def expected_tokens_by_position(alphas: Sequence[float]) -> float:
+def expected_tokens_by_position(alphas: Sequence[int | float]) -> float:
     """The same where each draft has a chance of its own, given that those before it stand: 1 + α₁ + α₁α₂ + …
 
     Later drafts fall more often, being read on from guesses; the mean α then promises too much.
