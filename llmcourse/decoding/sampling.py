@@ -30,13 +30,30 @@ def sample(logits: Float[Tensor, "B V"], generator: Randomness) -> Int[Tensor, "
         generator: one for the whole batch, or one a row: then a row's draws do not depend on what
             it is batched with.
     """
-    # Where a device has no float64, the CPU draws: in fp32 the sums of a large vocabulary round tails away.
-    there = logits.cpu() if logits.device.type in WITHOUT_FLOAT64 else logits
-    p = there.double().softmax(-1)
-    # Zeros, not plateaus, where p is zero: no rounding of a parallel sum can select such a token.
-    cdf = p.cumsum(-1).masked_fill(p == 0, 0)
-    point = uniform(generator, len(logits)).to(p.device) * cdf.amax(-1)
-    return (cdf > point[:, None]).int().argmax(-1).to(logits.device)  # the first that lies past the point
+    return pick(in_float64(logits).softmax(-1), uniform(generator, len(logits))).to(logits.device)
+
+
+def pick(weights: Float[Tensor, "B V"], points: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """The token at which the running sum of a row's weights passes a share of the whole.
+
+    Uniform shares draw tokens in proportion to their weights, which need not sum to 1; a token of weight
+    zero is never drawn. The result is on the CPU where the device of the weights has no float64.
+
+    Args:
+        weights: at least 0, and above it somewhere in each row.
+        points: one share in [0, 1) a row, on any device.
+    """
+    weights = in_float64(weights)
+    # Zeros, not plateaus, where a weight is zero: no rounding of a parallel sum can select such a token.
+    cdf = weights.cumsum(-1).masked_fill(weights == 0, 0)
+    bar = points.to(weights.device) * cdf.amax(-1)
+    return (cdf > bar[:, None]).int().argmax(-1)  # the first that lies past the point
+
+
+def in_float64(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In double precision, on the CPU where it must be: fp32 sums of a large vocabulary round tails away."""
+    there = values.cpu() if values.device.type in WITHOUT_FLOAT64 else values
+    return there.double()
 
 
 def uniform(generator: Randomness, num_rows: int) -> Float[Tensor, " B"]:

@@ -30,6 +30,7 @@ from llmcourse.decoding import (
     sample,
     sampling,
 )
+from tests.chi_square import p_value
 from tests.decoding.fakes import TableSource, random_logits
 
 FALSE_ALARM_RATE = 1e-6
@@ -43,18 +44,6 @@ def seeded(seed):
 def softmax(logits) -> np.ndarray:
     weights = np.exp(logits.double().numpy() - logits.max().item())
     return weights / weights.sum(-1, keepdims=True)
-
-
-def p_value(tokens, probabilities: np.ndarray) -> float:
-    """Pearson's test; cells that expect fewer than 5 draws are pooled."""
-    counts, expected = np.bincount(tokens, minlength=len(probabilities)), len(tokens) * probabilities
-    large = expected >= 5
-    counts = np.append(counts[large], counts[~large].sum())
-    expected = np.append(expected[large], expected[~large].sum())
-    if expected[-1] < 5:  # the pool is still too small to be a cell of its own
-        counts[-2], expected[-2] = counts[-2] + counts[-1], expected[-2] + expected[-1]
-        counts, expected = counts[:-1], expected[:-1]
-    return stats.chisquare(counts, expected).pvalue
 
 
 def draw(logits, seed, draws=DRAWS):

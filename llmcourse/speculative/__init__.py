@@ -1,0 +1,45 @@
+"""Several tokens for one pass of the model: a cheap drafter proposes, the target verifies, no text changes.
+
+verify         which drafts stand, and the target's token after them: no distribution is changed
+arguments      what verification refuses
+distributions  p and q as tokens are drawn from them, after penalties, temperature and truncation
+theory         expected tokens and speed-up from α, γ and c; the best γ
+drafter        what proposes drafts, behind one interface
+lookup         a drafter without a model: what followed the last tokens before
+draft_length   how many to ask for: fixed, or by the acceptance seen
+"""
+
+from llmcourse.speculative.distributions import distribution, point_masses, processed
+from llmcourse.speculative.draft_length import AdaptiveLength, DraftLength, FixedLength, Tally
+from llmcourse.speculative.drafter import Draft, Drafter
+from llmcourse.speculative.lookup import LookupDrafter, look_up
+from llmcourse.speculative.theory import (
+    acceptance,
+    best_draft_length,
+    expected_tokens,
+    expected_tokens_by_position,
+    speed_up,
+)
+from llmcourse.speculative.verify import Verdict, residual, verify_drafts
+
+__all__ = [
+    "AdaptiveLength",
+    "Draft",
+    "DraftLength",
+    "Drafter",
+    "FixedLength",
+    "LookupDrafter",
+    "Tally",
+    "Verdict",
+    "acceptance",
+    "best_draft_length",
+    "distribution",
+    "expected_tokens",
+    "expected_tokens_by_position",
+    "look_up",
+    "point_masses",
+    "processed",
+    "residual",
+    "speed_up",
+    "verify_drafts",
+]
