@@ -28,7 +28,10 @@ def test_the_fixed_length_learns_nothing():
     assert policy.observe(Tally(), 4, 1) == Tally(1, 1)
 
 
-@pytest.mark.parametrize("policy", [FixedLength(6), AdaptiveLength(0.01, longest=6, prior=0.9)], ids=repr)
+POLICIES = {"fixed": FixedLength(6), "adaptive": AdaptiveLength(0.01, longest=6, prior=0.9)}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize(("room", "gamma"), [(1, 0), (2, 1), (6, 5), (7, 6), (100, 6)])
 def test_the_room_left_is_kept_for_the_targets_own_token(policy, room, gamma):
     assert policy.gamma(Tally(), room) == gamma
