@@ -58,7 +58,7 @@ def _check_distributions(name: str, values: Tensor, counts: Tensor) -> None:
     sums, least = values.sum(-1, dtype=torch.float32), values.amin(-1) if values.numel() else counts.float()
     remedy = "pass probabilities, not logits"
     _require_all((least >= 0) | ~counts, f"{name}'s probabilities", "at least 0", least, remedy)
-    allowed, remedy = "1 within 0.001", "take the softmax of processed logits in fp32"
+    allowed, remedy = f"1 within {TOLERANCE}", "take the softmax of processed logits in fp32"
     _require_all(((sums - 1).abs() <= TOLERANCE) | ~counts, f"{name}'s sum", allowed, sums, remedy)
 
 

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmcourse.decoding.errors import require
 from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import Processor
 from llmcourse.decoding.sampling import Randomness
@@ -39,7 +40,12 @@ class Draft:
         Raises:
             ValueError: a certain draft outside the vocabulary.
         """
-        return point_masses(self.tokens, vocab_size) if self.q is None else self.q
+        if self.q is not None:
+            return self.q
+        remedy = "use a drafter with the target's own tokenizer"
+        for token in (self.tokens.amin().item(), self.tokens.amax().item()) if self.tokens.numel() else ():
+            require(0 <= token < vocab_size, "drafts", f"in [0, {vocab_size - 1}]", token, remedy)
+        return point_masses(self.tokens, vocab_size)
 
 
 @runtime_checkable
