@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused():
             rotate_and_store(keys=pool, values=pool.clone(), **(given | change))
     for keys, values, message in (
         (pool[:, :0], pool[:, :0], "keys must have heads, slots and features, got shape"),
-        (pool, pool, "keys must be memory of its own, got that of values; pass keys and values of a pool"),
+        (pool, pool, "keys must be memory of its own, got that of values; take a part of the pool for each"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             rotate_and_store(keys=keys, values=values, **given)
