@@ -151,8 +151,10 @@ def _staged_attention_kernel(
     kv_head = gl.program_id(0) % HKV
     split = gl.program_id(1)
     position = gl.load(positions_ptr + row).to(gl.int32)
-    programs = BLOCK_S * gl.num_programs(1)
-    span = gl.maximum((position + programs - 1) // programs, 1) * BLOCK_S
+    programs = gl.num_programs(1)
+    if SPLITS == 1:
+        programs = 1  # known when it is compiled, which spares registers
+    span = gl.maximum((position + BLOCK_S * programs - 1) // (BLOCK_S * programs), 1) * BLOCK_S
     active = gl.maximum((position + span - 1) // span, 1)
     if split >= active:
         start_next(PDL)
