@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.serving.paged_decoder import PagedDecoder
 from llmcourse.serving.schedule import Chunk
 from llmcourse.serving.step_inputs import StepBuilder, StepInputs, StepSize
@@ -36,19 +37,16 @@ class StepGraph:
         self.size = size
         self._transfer = Transfer(filling, device)
         inputs = StepInputs(*self._transfer.send(filling))
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            decoder.step(inputs, size)  # compiles the kernels, which a recording must not
-        torch.cuda.current_stream(device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self.logits, self.tokens = decoder.step(inputs, size)
+
+        def step() -> None:
+            self.logits, self.tokens = decoder.step(inputs, size)  # kept of the recording, which is the last
+
+        self._replay = recorded(step, device, pool=pool)
 
     def __call__(self, inputs: StepInputs) -> tuple[Float[Tensor, "R V"], Int[Tensor, " R"]]:
         """Logits and tokens, in memory that the next step writes anew."""
         self._transfer.send(inputs)
-        self._graph.replay()
+        self._replay()
         return self.logits, self.tokens
 
 
