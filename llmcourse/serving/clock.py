@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llmcourse.decoding.errors import require
+from llmcourse.serving.engine import Engine
 from llmcourse.serving.request import FinishReason, Request, RequestState
 from llmcourse.serving.runner import FunctionRunner, Runner
-from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.schedule import Output, Schedule
 from llmcourse.serving.scheduler import NeverFits, Scheduler
 
 Cost = Callable[[Schedule], float]
@@ -78,6 +79,12 @@ class Timeline:
         """Whether it came to its end: neither refused, nor failed, nor cancelled."""
         return self.finish_reason in ("stop", "length")
 
+    def take(self, output: Output, at_s: float) -> None:
+        """What a step that ended at this time brought to the request."""
+        self.finish_reason = output.finish_reason
+        if output.token is not None:
+            self.token_s.append(at_s)
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -113,21 +120,18 @@ def simulate(
     runner = runner or FunctionRunner(_any_token)
     timelines = empty_timelines(requests)
     arriving = deque(sorted(timelines.values(), key=lambda timeline: timeline.request.arrival_s))
-    states: dict[str, RequestState] = {}
+    states: list[RequestState] = []
     steps: list[ClockStep] = []
     now = 0.0
     while arriving or scheduler.has_work:
         if not scheduler.has_work:
             now = max(now, arriving[0].request.arrival_s)
         while arriving and arriving[0].request.arrival_s <= now:
-            _add(arriving.popleft(), scheduler, states)
+            admit(arriving.popleft(), scheduler, states)
         if scheduler.has_work:
             steps.append(_step(scheduler, runner, cost, now, timelines))
             now = steps[-1].end_s
-    for name, state in states.items():
-        timelines[name].num_preemptions = state.num_preemptions
-        timelines[name].num_reused = state.num_reused
-    return Trace(tuple(timelines.values()), tuple(steps))
+    return trace_of(timelines, states, steps)
 
 
 def empty_timelines(requests: Iterable[Request]) -> dict[str, Timeline]:
@@ -148,11 +152,22 @@ def _any_token(state: RequestState) -> int:
     return 1
 
 
-def _add(timeline: Timeline, scheduler: Scheduler, states: dict[str, RequestState]) -> None:
+def admit(timeline: Timeline, served: Scheduler | Engine, states: list[RequestState]) -> None:
+    """Adds a request that has come; one that never fits is refused, and the rest is served."""
     try:
-        states[timeline.request.id] = scheduler.add(timeline.request)
+        states.append(served.add(timeline.request))
     except NeverFits as error:
         timeline.refusal = str(error)
+
+
+def trace_of(
+    timelines: dict[str, Timeline], states: Iterable[RequestState], steps: Iterable[ClockStep]
+) -> Trace:
+    """All of it, when every request has come to its end."""
+    for state in states:
+        timeline = timelines[state.id]
+        timeline.num_preemptions, timeline.num_reused = state.num_preemptions, state.num_reused
+    return Trace(tuple(timelines.values()), tuple(steps))
 
 
 def _step(
@@ -166,10 +181,7 @@ def _step(
     slots = [chunk.state.slot for chunk in schedule.chunks]  # which postprocess takes from those that end
     ended = set()
     for output in scheduler.postprocess(schedule, runner.run(schedule)):
-        timeline = timelines[output.state.id]
-        timeline.finish_reason = output.finish_reason
-        if output.token is not None:
-            timeline.token_s.append(end_s)
+        timelines[output.state.id].take(output, end_s)
         if output.finish_reason:
             ended.add(output.state.id)
     cells = tuple(

@@ -44,7 +44,6 @@ class PagedCache:
                 f"{needed / 1e9:,.1f} GB of {free / 1e9:,.1f} GB free; take at most "
                 f"{free // bytes_of_block(model, block_size)}"
             )
-        # Zeros, not what was there before: rows that fill up a batch look at a block that nobody wrote.
         self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
         self.values = torch.zeros_like(self.keys)
 

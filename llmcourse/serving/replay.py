@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import Iterable
 
 from llmcourse.decoding.errors import require
-from llmcourse.serving.clock import ClockStep, Timeline, Trace, empty_timelines
+from llmcourse.serving.clock import ClockStep, Timeline, Trace, admit, empty_timelines, trace_of
 from llmcourse.serving.engine import Engine
 from llmcourse.serving.request import Request, RequestState
-from llmcourse.serving.scheduler import NeverFits
 
 
 def replay(requests: Iterable[Request], engine: Engine) -> Trace:
@@ -38,20 +37,10 @@ def replay(requests: Iterable[Request], engine: Engine) -> Trace:
             time.sleep(arriving[0].request.arrival_s - now)
             now = arriving[0].request.arrival_s
         while arriving and arriving[0].request.arrival_s <= now:
-            _add(arriving.popleft(), engine, states)
+            admit(arriving.popleft(), engine, states)
         if engine.has_work:
             steps.append(_step(engine, timelines, began))
-    for state in states:
-        timeline = timelines[state.id]
-        timeline.num_preemptions, timeline.num_reused = state.num_preemptions, state.num_reused
-    return Trace(tuple(timelines.values()), tuple(steps))
-
-
-def _add(timeline: Timeline, engine: Engine, states: list[RequestState]) -> None:
-    try:
-        states.append(engine.add(timeline.request))
-    except NeverFits as error:
-        timeline.refusal = str(error)
+    return trace_of(timelines, states, steps)
 
 
 def _step(engine: Engine, timelines: dict[str, Timeline], began: float) -> ClockStep:
@@ -59,8 +48,5 @@ def _step(engine: Engine, timelines: dict[str, Timeline], began: float) -> Clock
     outputs = engine.step()
     end_s = time.perf_counter() - began
     for output in outputs:
-        timeline = timelines[output.state.id]
-        timeline.finish_reason = output.finish_reason
-        if output.token is not None:
-            timeline.token_s.append(end_s)
+        timelines[output.state.id].take(output, end_s)
     return ClockStep(start_s, end_s, (), 0, engine.scheduler.num_waiting)
