@@ -7,12 +7,16 @@ answer is the same whatever it is batched with.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.kernels.arguments import check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
+
+BROKEN = -1  # in place of a token: the row holds NaN or +inf, or -inf throughout
 
 
 def choose_rows_reference(
@@ -30,7 +34,8 @@ def choose_rows_reference(
             generator = torch.Generator(logits.device).manual_seed(hash((seed, position)))
             noise = torch.empty_like(scores).exponential_(generator=generator)
             scores = scores / temperature - noise.log()  # −log of an exponential draw is Gumbel's
-        tokens[row] = scores.argmax()
+        peak, token = scores.max(0)  # NaN if the row holds one
+        tokens[row] = token if -math.inf < peak < math.inf else BROKEN
     return tokens
 
 
@@ -44,7 +49,7 @@ def choose_rows(
 ) -> Int[Tensor, " B"]:
     """The next token of each row: the likeliest where its temperature is 0, otherwise drawn from the softmax.
 
-    Logits that are NaN count as infinite, so that a broken model still chooses a token of its vocabulary.
+    A row that leaves nothing to choose from, or no telling what, gets `BROKEN`; the others are not concerned.
 
     Args:
         temperatures: in fp32, each at least 0.

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmcourse.kernels.choose_rows import BROKEN
+
 CHUNK = 4096  # logits that one program looks at; twice as many take twice the registers
 
 
@@ -37,8 +39,7 @@ def _best_of_chunk_kernel(
     if temperature > 0:
         noise = _noise(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), token)
         scores = tl.where(real, scores / temperature + noise, float("-inf"))
-    # NaN is neither above nor below another number, so that among NaN argmax may end on a place of the last
-    # chunk that is no token: the next step would look it up beyond the end of the table.
+    # NaN is neither above nor below another number and may be lost among them; infinity is found.
     scores = tl.where(scores != scores, float("inf"), scores)
     peak, at = tl.max(scores, axis=0, return_indices=True)
     tl.store(peaks_ptr + row * CHUNKS + chunk, peak)
@@ -46,11 +47,16 @@ def _best_of_chunk_kernel(
 
 
 @triton.jit
-def _best_of_row_kernel(peaks_ptr, tokens_ptr, out_ptr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
+def _best_of_row_kernel(
+    peaks_ptr, tokens_ptr, out_ptr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, NONE: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.arange(0, BLOCK)
     peaks = tl.load(peaks_ptr + row * CHUNKS + chunk, mask=chunk < CHUNKS, other=float("-inf"))
-    tl.store(out_ptr + row, tl.load(tokens_ptr + row * CHUNKS + tl.argmax(peaks, axis=0)).to(tl.int64))
+    peak, best = tl.max(peaks, axis=0, return_indices=True)
+    token = tl.load(tokens_ptr + row * CHUNKS + best).to(tl.int64)
+    finite = (peak > float("-inf")) & (peak < float("inf"))
+    tl.store(out_ptr + row, tl.where(finite, token, NONE))
 
 
 def launch(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
@@ -73,5 +79,5 @@ def launch(logits: Tensor, temperatures: Tensor, seeds: Tensor, positions: Tenso
             num_warps=8,
         )
         block = triton.next_power_of_2(chunks)
-        _best_of_row_kernel[(rows,)](peaks, tokens, out, CHUNKS=chunks, BLOCK=block, num_warps=1)
+        _best_of_row_kernel[(rows,)](peaks, tokens, out, CHUNKS=chunks, BLOCK=block, NONE=BROKEN, num_warps=1)
     return out

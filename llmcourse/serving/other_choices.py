@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.decoding.errors import DecodingError, EverythingMaskedError, NonFiniteLogitsError
+from llmcourse.decoding.errors import EverythingMaskedError, NonFiniteLogitsError
 from llmcourse.decoding.history import History
 from llmcourse.decoding.params import SamplingParams
 from llmcourse.decoding.processors import apply, widen
@@ -25,19 +25,26 @@ def needs_processors(params: SamplingParams) -> bool:
     return params.processors() != SamplingParams(temperature=params.temperature).processors()
 
 
-def choose_one(request: Request, tokens: Sequence[int], logits: Float[Tensor, "1 V"]) -> int | DecodingError:
-    """The next token of a text, or why there is none.
+def choose_one(request: Request, tokens: Sequence[int], logits: Float[Tensor, "1 V"]) -> int | Exception:
+    """The next token of a text, or why there is none: whatever a request's settings raise fails it alone.
 
     Args:
         tokens: the prompt and what was generated, whose length and the request's seed make the draw.
     """
+    try:
+        return _choose(request, tokens, logits)
+    except Exception as error:
+        return error
+
+
+def _choose(request: Request, tokens: Sequence[int], logits: Tensor) -> int:
     history = History.from_prompts([tokens], device=logits.device)
     history.prompt_lengths = torch.full_like(history.lengths, len(request.prompt))
     processed = widen(apply(request.params.processors(), logits, history))
     if processed.isnan().any() or (processed == float("inf")).any():
-        return NonFiniteLogitsError(f"the logits of request {request.id!r} hold NaN or infinity")
+        raise NonFiniteLogitsError(f"the logits of request {request.id!r} hold NaN or infinity")
     if (processed == -float("inf")).all():
-        return EverythingMaskedError(f"no token is left to choose for request {request.id!r}")
+        raise EverythingMaskedError(f"no token is left to choose for request {request.id!r}")
     if request.params.greedy:
         return int(greedy(processed))
     generator = torch.Generator().manual_seed(hash((request.seed, len(tokens))))

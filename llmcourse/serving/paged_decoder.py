@@ -75,7 +75,11 @@ class PagedDecoder:
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
 
     def step(self, inputs: StepInputs, size: StepSize) -> tuple[Float[Tensor, "R V"], Int[Tensor, " R"]]:
-        """Computes a step; returns logits for each request, and the tokens drawn from them."""
+        """Computes a step; returns logits for each request, and the tokens drawn from them.
+
+        In place of a token that is `BROKEN`, 0 stands in `last_tokens`, for a step that is already under way
+        to look it up like any other.
+        """
         known = self.last_tokens[inputs.batch_slots]
         token_ids = torch.where(inputs.token_ids < 0, known, inputs.token_ids)
         hidden = self._hidden(token_ids, inputs, size)
@@ -83,7 +87,7 @@ class PagedDecoder:
         logits = product(x, self.model.lm_head.weight)
         settings = (inputs.temperatures, inputs.seeds, inputs.drawn_positions)
         tokens = choose_rows(logits, *settings, backend=self.backend)
-        self.last_tokens.index_copy_(0, inputs.drawn_slots, tokens)
+        self.last_tokens.index_copy_(0, inputs.drawn_slots, tokens.clamp(min=0))
         return logits, tokens
 
     def _hidden(

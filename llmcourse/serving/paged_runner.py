@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmcourse.decoding.errors import DecodingError, require, require_integer
+from llmcourse.decoding.errors import NonFiniteLogitsError, require, require_integer
 from llmcourse.kernels.backend import Backend
+from llmcourse.kernels.choose_rows import BROKEN
 from llmcourse.model import Decoder
 from llmcourse.serving.other_choices import choose_one
 from llmcourse.serving.paged_cache import PagedCache
@@ -151,7 +152,7 @@ class PagedRunner:
         failed: dict[str, Exception] = {}
         for row, state in self._builder.others(drawn):
             choice = choose_one(state.request, self._known(state), logits[row : row + 1])
-            if isinstance(choice, DecodingError):
+            if isinstance(choice, Exception):
                 failed[state.id], choice = choice, 0  # a token like any other, for a step already under way
             tokens[row] = choice
             self._decoder.last_tokens[state.slot] = choice
@@ -184,4 +185,14 @@ class _Drawn:
         if self._arrived is not None:
             self._arrived.synchronize()
         tokens = self._tokens.tolist()
-        return {name: tokens[row] for row, name in self._ids.items()} | self._failed
+        drawn = {name: _token_or_error(tokens[row], name) for row, name in self._ids.items()}
+        return drawn | self._failed
+
+
+def _token_or_error(token: int, request_id: str) -> int | Exception:
+    if token != BROKEN:
+        return token
+    return NonFiniteLogitsError(
+        f"the logits of request {request_id!r} hold NaN or infinity; check the model's weights and number "
+        "format, or use temperature=0 where it is near 0"
+    )

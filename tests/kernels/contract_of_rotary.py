@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from scipy.stats import chi2
 
-from llmcourse.kernels.choose_rows import choose_rows, choose_rows_reference
+from llmcourse.kernels.choose_rows import BROKEN, choose_rows, choose_rows_reference
 from llmcourse.kernels.choose_rows_triton import CHUNK, _noise
 from llmcourse.kernels.decode_attention import HeadNorm
 from llmcourse.kernels.rms_norm import rms_norm, rms_norm_reference
@@ -126,13 +126,33 @@ def test_rows_of_temperature_0_take_the_likeliest_and_the_rest_draw_as_if_alone(
     assert choose_rows_reference(logits, **greedy).tolist() == logits.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("where", [slice(None), 18500, 19999])
-def test_nan_chooses_a_token_of_the_vocabulary(temperature, where):
-    logits = random(1, 20000, dtype=torch.float32)
-    logits[:, where] = torch.nan
-    token = choose_rows(logits, **settings([temperature], [1], [2]), backend="triton")
-    assert token == logits.argmax()
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (slice(None), torch.nan),
+        (18500, torch.nan),
+        (19999, torch.nan),
+        (3, torch.inf),
+        (slice(None), -torch.inf),
+    ],
+)
+def test_a_broken_row_has_no_token_and_the_others_have_theirs(backend, temperature, where, value):
+    logits = random(3, 20000, dtype=torch.float32)
+    given = settings([temperature] * 3, [1] * 3, [2] * 3)
+    whole = choose_rows(logits, **given, backend=backend).tolist()
+    logits[1, where] = value
+    assert choose_rows(logits, **given, backend=backend).tolist() == [whole[0], BROKEN, whole[2]]
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_tokens_that_are_ruled_out_break_nothing(backend):
+    logits = torch.full((2, 20000), -torch.inf, device=DEVICE)
+    logits[:, 18500] = -70.0
+    assert (
+        choose_rows(logits, **settings([0.0, 1.0], [1, 1], [2, 2]), backend=backend).tolist() == [18500] * 2
+    )
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmcourse.decoding import SamplingParams, generate
-from llmcourse.decoding.errors import EverythingMaskedError
+from llmcourse.decoding.errors import EverythingMaskedError, NonFiniteLogitsError
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.roofline import DoesNotFit
 from llmcourse.serving import BlockPool, Engine, NeverFits, Request, RequestState, Scheduler
@@ -139,6 +139,33 @@ def test_a_request_with_no_token_left_fails_alone(overlap):
     assert failed.finish_reason == "error" and isinstance(failed.error, EverythingMaskedError)
     assert sorted(failed.generated) == [17, 18, 19]
     assert answered.finish_reason == "length" and answered.generated == alone(model, fine)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
+def test_a_request_whose_logits_are_broken_fails_alone(overlap, temperature):
+    model = tiny(output_bias=True, tie_word_embeddings=False)
+    model.model.embed_tokens.weight[7] = torch.nan  # which of the two requests only one contains
+    doomed = Request("doomed", [1, 7], max_tokens=9, params=SamplingParams(temperature=temperature))
+    fine = Request("fine", [1, 2], max_tokens=9, params=SamplingParams(temperature=0.0))
+    failed, answered = serve(model, [doomed, fine], overlap=overlap)
+    assert failed.finish_reason == "error" and failed.generated == []
+    assert isinstance(failed.error, NonFiniteLogitsError) and "'doomed'" in str(failed.error)
+    assert 7 not in answered.generated and answered.generated == alone(model, fine)
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
+def test_whatever_the_settings_of_a_request_raise_fails_it_alone(monkeypatch, overlap):
+    def broken(self, logits, history):
+        raise ZeroDivisionError("of these settings")
+
+    monkeypatch.setattr("llmcourse.decoding.truncation.TopK.__call__", broken)
+    model, params = tiny(), SamplingParams(temperature=1.0, top_k=3)
+    doomed = Request("doomed", [1, 7], max_tokens=9, params=params)
+    fine = Request("fine", [1, 2], max_tokens=9, params=SamplingParams(temperature=0.0))
+    failed, answered = serve(model, [doomed, fine], overlap=overlap)
+    assert failed.finish_reason == "error" and str(failed.error) == "of these settings"
+    assert answered.generated == alone(model, fine)
 
 
 def test_what_does_not_fit_is_refused_by_name():
