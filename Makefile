@@ -28,7 +28,8 @@ lab: environment
 test: test-environment check
 	@$(VENV_PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=300 --nbval-sanitize-with=tests/nbval.cfg \
-	    notebooks solutions tests
+	    -m "not alone" notebooks solutions tests
+	@$(VENV_PYTHON) -m pytest -m alone tests
 
 attacks: test-environment
 	@$(VENV_PYTHON) -m pytest --numprocesses=2 --dist=loadfile tests/grading/attacks

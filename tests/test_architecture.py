@@ -241,6 +241,7 @@ def _imports_triton(node: ast.AST) -> bool:
     return isinstance(node, ast.Import) and any(a.name.split(".")[0] == "triton" for a in node.names)
 
 
+@pytest.mark.alone
 def test_importing_the_package_is_quick_and_light():
     code = (
         "import sys, time; start = time.perf_counter(); import llmcourse; "

@@ -36,7 +36,10 @@ def _store_kernel(
         tl.store(pool_ptr + to, x, mask=inside)
 
 
-@triton.jit(do_not_specialize=["most_blocks", "tiles"])  # which change from batch to batch
+@triton.jit(  # for numbers and slices that change from batch to batch, compiled once
+    do_not_specialize=["most_blocks", "tiles"],
+    do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "lengths_ptr"],
+)
 def _paged_attention_kernel(
     q_ptr,
     keys_ptr,

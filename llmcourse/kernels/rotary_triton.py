@@ -9,7 +9,8 @@ from torch import Tensor
 from llmcourse.kernels.decode_attention import HeadNorm
 
 
-@triton.jit
+# Slices of a step begin anywhere, and a kernel compiled for each alignment would keep requests waiting.
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
 def _rotate_and_store_kernel(
     qkv_ptr,
     keys_ptr,

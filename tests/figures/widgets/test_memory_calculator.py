@@ -1,7 +1,5 @@
 """The memory calculator says what the roofline's memory says, and explains what cannot be."""
 
-import statistics
-
 import pytest
 from ipywidgets.widgets.widget_description import DescriptionWidget
 
@@ -135,6 +133,6 @@ def test_a_saved_notebook_keeps_a_picture(calculator):
     assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == calculator.picture.alt
 
 
+@pytest.mark.alone
 def test_a_slider_is_answered_within_100_ms(kernel_seconds):
-    times = kernel_seconds("MemoryCalculator(machine='A100 80GB', model='Llama-3-8B')", "batch")
-    assert statistics.median(times) < 0.080
+    assert kernel_seconds("MemoryCalculator(machine='A100 80GB', model='Llama-3-8B')", "batch") < 0.080

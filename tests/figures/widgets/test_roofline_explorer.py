@@ -1,7 +1,5 @@
 """The roofline explorer, driven by setting the values that a reader's mouse and keys would set."""
 
-import statistics
-
 import pytest
 from ipywidgets.widgets.widget_description import DescriptionWidget
 
@@ -164,6 +162,6 @@ def test_a_saved_notebook_keeps_a_picture(explorer):
     assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == explorer.picture.alt
 
 
+@pytest.mark.alone
 def test_a_slider_is_answered_within_100_ms(kernel_seconds):
-    times = kernel_seconds("RooflineExplorer(machine='A100 80GB', model='Llama-2-7B')", "context")
-    assert statistics.median(times) < 0.080
+    assert kernel_seconds("RooflineExplorer(machine='A100 80GB', model='Llama-2-7B')", "context") < 0.080

@@ -1,7 +1,5 @@
 """The tile player, driven by setting the values that a reader's mouse and keys would set."""
 
-import statistics
-
 import pytest
 import torch
 from ipywidgets.widgets.widget_description import DescriptionWidget
@@ -106,5 +104,6 @@ def test_a_saved_notebook_keeps_a_picture(player):
     assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == player.picture.alt
 
 
+@pytest.mark.alone
 def test_a_slider_is_answered_within_150_ms(kernel_seconds):
-    assert statistics.median(kernel_seconds("TilePlayer()", "length")) < 0.130
+    assert kernel_seconds("TilePlayer()", "length") < 0.130
