@@ -5,7 +5,7 @@ a request's and in what order (PagedAttention, Kwon et al. 2023, section 4). The
 stand one after the other, so a batch may mix requests that decode one token with chunks of prompts.
 
 Of a request with n new tokens and m keys in all, new token i sees keys 0 … m − n + i: attention is causal,
-aligned to the end. Its new keys and values are in the pool before (`store`).
+aligned to the end. Its new keys and values are in the pool before (`rotary.rotate_and_store`).
 """
 
 from __future__ import annotations
@@ -32,79 +32,38 @@ from llmcourse.kernels.tiles import AttentionTile, paged_tile
 MOST_HEAD_DIM = 256  # a tile of more would not fit
 
 
-def store_reference(
-    new: Float[Tensor, "T Hkv D"], pool: Float[Tensor, "blocks Hkv size D"], slots: Int[Tensor, " T"]
-) -> None:
-    """What `store` does: token by token, those that are stored."""
-    kept, block_size = slots >= 0, pool.shape[2]
-    slots = slots[kept]
-    pool[slots // block_size, :, slots % block_size] = new[kept]
-
-
 def paged_attention_reference(
     q: Float[Tensor, "T H D"],
     keys: Float[Tensor, "blocks Hkv size D"],
     values: Float[Tensor, "blocks Hkv size D"],
-    tables: Int[Tensor, "R most"],
-    starts: Int[Tensor, " R1"],
-    lengths: Int[Tensor, " R"],
+    block_tables: Int[Tensor, "R most"],
+    cu_seqlens_q: Int[Tensor, " R1"],
+    seq_lens: Int[Tensor, " R"],
     scale: float | None = None,
 ) -> Float[Tensor, "T H D"]:
     """What `paged_attention` computes, request by request."""
     scoring = Scoring(q.shape[-1] ** -0.5 if scale is None else scale)
     out = torch.zeros_like(q)
-    for row, length in enumerate(lengths.tolist()):
-        first, end = starts[row].item(), starts[row + 1].item()
+    for row, length in enumerate(seq_lens.tolist()):
+        first, end = cu_seqlens_q[row].item(), cu_seqlens_q[row + 1].item()
         if first == end:
             continue
-        blocks = tables[row, : -(-length // keys.shape[2])].long()
+        blocks = block_tables[row, : -(-length // keys.shape[2])].long()
         k, v = (pool[blocks].transpose(0, 1).flatten(1, 2)[None, :, :length] for pool in (keys, values))
         mixed, _ = flash_attention_reference(q[None, first:end].transpose(1, 2), k, v, scoring)
         out[first:end] = mixed[0].transpose(0, 1)
     return out
 
 
-def store(
-    new: Float[Tensor, "T Hkv D"],
-    pool: Float[Tensor, "blocks Hkv size D"],
-    slots: Int[Tensor, " T"],
-    *,
-    backend: Backend = "auto",
-) -> None:
-    """Writes keys, or values, of new tokens to their places in the pool.
-
-    Args:
-        slots: block · size + place in it, of each token; negative for one that is stored nowhere, such as
-            those that fill up a batch of fixed size.
-
-    Raises:
-        ValueError: shapes, dtypes, devices or memory that do not fit; on the CPU also a slot beyond the pool,
-            which on a GPU nobody looks for.
-    """
-    check_dims("new", new, "T", "Hkv", "D")
-    check_dims("pool", pool, "blocks", "Hkv", "size", "D")
-    blocks, num_kv_heads, size, head_dim = pool.shape
-    check_tensor("new", new, (len(new), num_kv_heads, head_dim), pool, "take the heads that the pool holds")
-    check_tensor("slots", slots, (len(new),), new, "pass one for each token", dtype=torch.long)
-    check_memory("pool", pool, new)
-    if slots.is_cpu and len(slots) and slots.max() >= blocks * size:
-        raise ValueError(f"slots must be below {blocks * size}, got {slots.max()}; take them from the pool")
-    if resolve(backend, new.device, new.dtype) == "reference":
-        return store_reference(new, pool, slots)
-    from llmcourse.kernels import paged_attention_triton
-
-    paged_attention_triton.launch_store(new, pool, slots)
-
-
 def paged_attention(
     q: Float[Tensor, "T H D"],
     keys: Float[Tensor, "blocks Hkv size D"],
     values: Float[Tensor, "blocks Hkv size D"],
-    tables: Int[Tensor, "R most"],
-    starts: Int[Tensor, " R1"],
-    lengths: Int[Tensor, " R"],
+    block_tables: Int[Tensor, "R most"],
+    cu_seqlens_q: Int[Tensor, " R1"],
+    seq_lens: Int[Tensor, " R"],
     *,
-    most_new: int,
+    max_seqlen_q: int,
     scale: float | None = None,
     workspace: Workspace | None = None,
     out: Float[Tensor, "T H D"] | None = None,
@@ -116,11 +75,11 @@ def paged_attention(
     Args:
         q: queries of all new tokens, request by request.
         keys, values: the pool; `(blocks, Hkv, size, D)`, so that a head's part of a block is one piece.
-        tables: blocks of each request in order; what lies beyond its length is not looked at.
-        starts: where the new tokens of each request begin in q, and one more number, where they end. What q
-            holds beyond is filling, and its output is not defined.
-        lengths: keys of each request, the new ones included; a row that is not used has no new tokens.
-        most_new: new tokens of a request, at most: what the grid is made for, with no look at the device.
+        block_tables: blocks of each request in order; what lies beyond its length is not looked at.
+        cu_seqlens_q: where the new tokens of each request begin in q, and one more number, where they end.
+            What q holds beyond is filling, and its output is not defined.
+        seq_lens: keys of each request, the new ones included; a row that is not used has no new tokens.
+        max_seqlen_q: new tokens of a request, at most: what the grid is made for, with no look at the device.
         scale: of the scores; 1 / √D if None.
         workspace: memory of the splits, which share out the keys of a request; without it there are none.
         out: where the result goes; new memory if None.
@@ -128,12 +87,12 @@ def paged_attention(
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit; on the CPU also a table that points
-            outside the pool, or lengths that are less than the new tokens.
+            outside the pool, or seq_lens that are less than the new tokens.
     """
-    _check(q, keys, values, tables, starts, lengths, most_new, workspace, out)
+    _check(q, keys, values, block_tables, cu_seqlens_q, seq_lens, max_seqlen_q, workspace, out)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if resolve(backend, q.device, q.dtype) == "reference":
-        mixed = paged_attention_reference(q, keys, values, tables, starts, lengths, scale)
+        mixed = paged_attention_reference(q, keys, values, block_tables, cu_seqlens_q, seq_lens, scale)
         return mixed if out is None else out.copy_(mixed)
     from llmcourse.kernels import paged_attention_triton
     from llmcourse.kernels.capabilities import compiles_for
@@ -142,7 +101,7 @@ def paged_attention(
     tile = tile or paged_tile(q.shape[-1], q.element_size(), compiles_for(90))
     scale *= math.log2(math.e)  # the kernel's exponentials are of base 2
     paged_attention_triton.launch(
-        q, keys, values, tables, starts, lengths, most_new, scale, workspace, out, tile
+        q, keys, values, block_tables, cu_seqlens_q, seq_lens, max_seqlen_q, scale, workspace, out, tile
     )
     return out
 
@@ -151,16 +110,16 @@ def _check(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    tables: Tensor,
-    starts: Tensor,
-    lengths: Tensor,
-    most_new: int,
+    block_tables: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    max_seqlen_q: int,
     workspace: Workspace | None,
     out: Tensor | None,
 ) -> None:
     check_dims("q", q, "T", "H", "D")
     check_dims("keys", keys, "blocks", "Hkv", "size", "D")
-    check_dims("tables", tables, "R", "most")
+    check_dims("block_tables", block_tables, "R", "most")
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads = keys.shape[1]
     check_dtype("q", q)
@@ -168,8 +127,8 @@ def _check(
         raise ValueError(
             f"q must have a head size in [1, {MOST_HEAD_DIM}], got {head_dim}; split larger heads"
         )
-    if len(tables) == 0:
-        raise ValueError("tables must be of at least one request, got 0; leave an empty batch out")
+    if len(block_tables) == 0:
+        raise ValueError("block_tables must be of at least one request, got 0; leave an empty batch out")
     if min(num_heads, num_kv_heads) == 0 or num_heads % num_kv_heads or keys.shape[3] != head_dim:
         raise ValueError(
             f"q must have a multiple of {num_kv_heads} heads of size {keys.shape[3]} as the pool has, got "
@@ -178,44 +137,53 @@ def _check(
     check_memory("q", q, q)
     check_memory("keys", keys, q)
     check_tensor("values", values, tuple(keys.shape), q, "take keys and values from one layer of one pool")
-    rows = tables.shape[0]
+    rows = block_tables.shape[0]
     whole = {"dtype": torch.int32}
-    check_memory("tables", tables, q, **whole)
-    check_tensor("starts", starts, (rows + 1,), q, "pass one for each request and the end", **whole)
-    check_tensor("lengths", lengths, (rows,), q, "pass one for each request", **whole)
+    check_memory("block_tables", block_tables, q, **whole)
+    check_tensor(
+        "cu_seqlens_q", cu_seqlens_q, (rows + 1,), q, "pass one for each request and the end", **whole
+    )
+    check_tensor("seq_lens", seq_lens, (rows,), q, "pass one for each request", **whole)
     check_tensor("out", out, tuple(q.shape), q, "leave it at None for new memory")
     check_apart(out, q=q, keys=keys, values=values)
-    if not is_count(most_new):
+    if not is_count(max_seqlen_q):
         raise ValueError(
-            f"most_new must be an integer of at least 1, got {most_new!r}; pass the longest chunk"
+            f"max_seqlen_q must be an integer of at least 1, got {max_seqlen_q!r}; pass the longest chunk"
         )
     if workspace is not None:
         workspace.check(num_tokens, num_heads, num_kv_heads, head_dim, q.device)
-    if tables.is_cpu:
-        _check_contents(keys, tables, starts, lengths, most_new, num_tokens)
+    if block_tables.is_cpu:
+        _check_contents(keys, block_tables, cu_seqlens_q, seq_lens, max_seqlen_q, num_tokens)
 
 
 def _check_contents(
-    keys: Tensor, tables: Tensor, starts: Tensor, lengths: Tensor, most_new: int, num_tokens: int
+    keys: Tensor,
+    block_tables: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    max_seqlen_q: int,
+    num_tokens: int,
 ) -> None:
     """On the CPU alone: on a GPU looking at them would hold up every step."""
-    new = starts.diff()
-    if starts[0] != 0 or starts[-1] > num_tokens or (new < 0).any():
+    new = cu_seqlens_q.diff()
+    if cu_seqlens_q[0] != 0 or cu_seqlens_q[-1] > num_tokens or (new < 0).any():
         raise ValueError(
-            f"starts must rise from 0 and stay within the {num_tokens} tokens of q, got {starts.tolist()}; "
-            "add up the chunks"
+            f"cu_seqlens_q must rise from 0 and stay within the {num_tokens} tokens of q, got "
+            f"{cu_seqlens_q.tolist()}; add up the chunks"
         )
-    if (new > most_new).any():
-        raise ValueError(f"most_new must be at least {new.max()}, got {most_new}; pass the longest chunk")
-    if (lengths < new).any():
+    if (new > max_seqlen_q).any():
         raise ValueError(
-            f"lengths must include the new tokens, {new.tolist()}, got {lengths.tolist()}; store them first"
+            f"max_seqlen_q must be at least {new.max()}, got {max_seqlen_q}; pass the longest chunk"
+        )
+    if (seq_lens < new).any():
+        raise ValueError(
+            f"seq_lens must include the new tokens, {new.tolist()}, got {seq_lens.tolist()}; store them first"
         )
     num_blocks, size = keys.shape[0], keys.shape[2]
-    for row, length in enumerate(lengths.tolist()):
-        used = tables[row, : -(-length // size)]
+    for row, length in enumerate(seq_lens.tolist()):
+        used = block_tables[row, : -(-length // size)]
         if used.numel() * size < length or ((used < 0) | (used >= num_blocks)).any():
             raise ValueError(
-                f"tables must name blocks in [0, {num_blocks - 1}] for all {length} keys of request {row}, "
-                f"got {used.tolist()}; allocate them first"
+                f"block_tables must name blocks in [0, {num_blocks - 1}] for all {length} keys of request "
+                f"{row}, got {used.tolist()}; allocate them first"
             )

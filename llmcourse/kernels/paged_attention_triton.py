@@ -21,32 +21,17 @@ from llmcourse.kernels.tiles import AttentionTile
 TILE_ROWS = 64  # of new tokens times the heads of a group, at most; half of them where numbers take 4 bytes
 
 
-@triton.jit
-def _store_kernel(
-    new_ptr, pool_ptr, slots_ptr, HKV: tl.constexpr, D: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr
-):
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + token)
-    if slot >= 0:
-        at = tl.arange(0, BLOCK)
-        head, d = at // D, at % D
-        inside = at < HKV * D
-        x = tl.load(new_ptr + token * HKV * D + at, mask=inside)
-        to = ((slot // SIZE * HKV + head) * SIZE + slot % SIZE) * D + d
-        tl.store(pool_ptr + to, x, mask=inside)
-
-
 @triton.jit(  # for numbers and slices that change from batch to batch, compiled once
     do_not_specialize=["most_blocks", "tiles"],
-    do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "lengths_ptr"],
+    do_not_specialize_on_alignment=["block_tables_ptr", "cu_seqlens_q_ptr", "seq_lens_ptr"],
 )
 def _paged_attention_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
-    tables_ptr,
-    starts_ptr,
-    lengths_ptr,
+    block_tables_ptr,
+    cu_seqlens_q_ptr,
+    seq_lens_ptr,
     out_ptr,
     peaks_ptr,
     weights_ptr,
@@ -70,11 +55,11 @@ def _paged_attention_kernel(
     row = tl.program_id(0) // HKV // tiles
     begin = tl.program_id(0) // HKV % tiles * TOKENS
     split = tl.program_id(1)
-    start = tl.load(starts_ptr + row)
-    num_new = tl.load(starts_ptr + row + 1) - start
+    start = tl.load(cu_seqlens_q_ptr + row)
+    num_new = tl.load(cu_seqlens_q_ptr + row + 1) - start
     if begin >= num_new:
         return
-    length = tl.load(lengths_ptr + row)
+    length = tl.load(seq_lens_ptr + row)
     m = tl.arange(0, BLOCK_M)
     token = begin + m // G
     real = (m < TOKENS * G) & (token < num_new)
@@ -95,7 +80,7 @@ def _paged_attention_kernel(
     mixed = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for at in range(first, last, BLOCK_S):
         s = at + tl.arange(0, BLOCK_S)
-        block = tl.load(tables_ptr + row * most_blocks + s // SIZE, mask=s < last, other=0).to(tl.int64)
+        block = tl.load(block_tables_ptr + row * most_blocks + s // SIZE, mask=s < last, other=0).to(tl.int64)
         where = ((block * HKV + kv_head) * (SIZE * D) + s % SIZE * D)[:, None] + d[None, :]
         held = (s < last)[:, None] & (d < D)[None, :]
         k = tl.load(keys_ptr + where, mask=held, other=0.0)
@@ -125,29 +110,14 @@ def _paged_attention_kernel(
         combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, member, active, G, D, BLOCK_D, SPLITS)
 
 
-def launch_store(new: Tensor, pool: Tensor, slots: Tensor) -> None:
-    _, num_kv_heads, size, head_dim = pool.shape
-    width = num_kv_heads * head_dim
-    if len(new):
-        _store_kernel[(len(new),)](
-            new,
-            pool,
-            slots,
-            HKV=num_kv_heads,
-            D=head_dim,
-            SIZE=size,
-            BLOCK=triton.next_power_of_2(width),
-        )
-
-
 def launch(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
-    tables: Tensor,
-    starts: Tensor,
-    lengths: Tensor,
-    most_new: int,
+    block_tables: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    max_seqlen_q: int,
     scale: float,
     workspace: Workspace | None,
     out: Tensor,
@@ -157,24 +127,24 @@ def launch(
     num_kv_heads, size = keys.shape[1:3]
     group = num_heads // num_kv_heads
     rows = TILE_ROWS if q.element_size() <= 2 else TILE_ROWS // 2
-    tokens = min(max(1, rows // group), triton.next_power_of_2(most_new))
-    tiles = triton.cdiv(most_new, tokens)
+    tokens = min(max(1, rows // group), triton.next_power_of_2(max_seqlen_q))
+    tiles = triton.cdiv(max_seqlen_q, tokens)
     splits, stride, parts = 1, 1, (out,) * 4  # never read without splits
     if workspace is not None:
         splits, stride = workspace.num_splits, workspace.stride
         parts = (workspace.peaks, workspace.weights, workspace.mixed, workspace.arrivals)
     if num_tokens == 0:
         return
-    _paged_attention_kernel[(len(lengths) * tiles * num_kv_heads, splits)](
+    _paged_attention_kernel[(len(seq_lens) * tiles * num_kv_heads, splits)](
         q,
         keys,
         values,
-        tables,
-        starts,
-        lengths,
+        block_tables,
+        cu_seqlens_q,
+        seq_lens,
         out,
         *parts,
-        tables.shape[1],
+        block_tables.shape[1],
         tiles,
         scale,
         H=num_heads,

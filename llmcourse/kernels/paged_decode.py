@@ -22,7 +22,7 @@ def paged_decode_attention_reference(
     qkv: Float[Tensor, "B heads_D"],
     keys: Float[Tensor, "blocks Hkv size D"],
     values: Float[Tensor, "blocks Hkv size D"],
-    tables: Int[Tensor, "B most"],
+    block_tables: Int[Tensor, "B most"],
     positions: Int[Tensor, " B"],
     cos: Float[Tensor, "S half"],
     sin: Float[Tensor, "S half"],
@@ -30,11 +30,11 @@ def paged_decode_attention_reference(
 ) -> Float[Tensor, "B H_D"]:
     """What `paged_decode_attention` computes, step by step; rows without a block give zeros."""
     size, rows = keys.shape[2], torch.arange(len(qkv), device=qkv.device)
-    block = tables[rows, positions // size].long()
-    slots = torch.where(block < 0, -1, block * size + positions % size)
-    q = rotate_and_store_reference(qkv, keys, values, positions, slots, cos, sin, norm)  # (B, H, D)
+    block = block_tables[rows, positions // size].long()
+    slot_mapping = torch.where(block < 0, -1, block * size + positions % size)
+    q = rotate_and_store_reference(qkv, keys, values, positions, slot_mapping, cos, sin, norm)  # (B, H, D)
     end = int(positions.max()) + 1
-    blocks = tables[:, : -(-end // size)].clamp(0, len(keys) - 1).long()
+    blocks = block_tables[:, : -(-end // size)].clamp(0, len(keys) - 1).long()
     seen = torch.arange(blocks.shape[1] * size, device=q.device) <= positions[:, None]
     seen &= (block >= 0)[:, None]  # (B, S)
     # What is not seen may be anything, and no weight of 0 makes a number of what is none.
@@ -52,7 +52,7 @@ def paged_decode_attention(
     qkv: Float[Tensor, "B heads_D"],
     keys: Float[Tensor, "blocks Hkv size D"],
     values: Float[Tensor, "blocks Hkv size D"],
-    tables: Int[Tensor, "B most"],
+    block_tables: Int[Tensor, "B most"],
     positions: Int[Tensor, " B"],
     cos: Float[Tensor, "S half"],
     sin: Float[Tensor, "S half"],
@@ -68,8 +68,8 @@ def paged_decode_attention(
     Args:
         qkv: the fused projection, H heads of q, then Hkv of k, then Hkv of v.
         keys, values: one layer of the pool.
-        tables: blocks of each row in order, the one of its new token included; a row of negative numbers
-            fills up the batch, and its output is not defined.
+        block_tables: blocks of each row in order, the one of its new token included; a row of negative
+            numbers fills up the batch, and its output is not defined.
         positions: of the new tokens, each below S.
         cos, sin: of the angles of every position.
         workspace: memory of the splits, which share out the keys of a row; without it there are none.
@@ -80,9 +80,9 @@ def paged_decode_attention(
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run; on the
             CPU also positions for which there are no angles, or tables that point outside the pool.
     """
-    num_heads = _check(qkv, keys, values, tables, positions, cos, sin, norm, workspace, out)
+    num_heads = _check(qkv, keys, values, block_tables, positions, cos, sin, norm, workspace, out)
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
-        mixed = paged_decode_attention_reference(qkv, keys, values, tables, positions, cos, sin, norm)
+        mixed = paged_decode_attention_reference(qkv, keys, values, block_tables, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
     from llmcourse.kernels.capabilities import compiles_for
     from llmcourse.kernels.decode_attention_triton import launch
@@ -93,7 +93,7 @@ def paged_decode_attention(
         workspace = Workspace(len(qkv), num_heads, keys.shape[1], head_dim, 1, qkv.device)
     tile = tile or paged_tile(head_dim, qkv.element_size(), compiles_for(90))
     inputs = (qkv, keys, values, positions, cos, sin, norm)
-    launch(*launch_arguments(*inputs, workspace, out, tile, tables.shape[1]), tile, False, tables)
+    launch(*launch_arguments(*inputs, workspace, out, tile, block_tables.shape[1]), tile, False, block_tables)
     return out
 
 
@@ -101,7 +101,7 @@ def _check(
     qkv: Tensor,
     keys: Tensor,
     values: Tensor,
-    tables: Tensor,
+    block_tables: Tensor,
     positions: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -114,29 +114,33 @@ def _check(
     num_blocks, num_kv_heads, size, head_dim = keys.shape
     if len(qkv) == 0:
         raise ValueError("qkv must be of at least one row, got 0; leave an empty batch out")
-    check_dims("tables", tables, "B", "most")
-    if tables.shape[1] == 0:
-        raise ValueError("tables must have at least one column, got 0; a row without a block has -1 there")
+    check_dims("block_tables", block_tables, "B", "most")
+    if block_tables.shape[1] == 0:
+        raise ValueError(
+            "block_tables must have at least one column, got 0; a row without a block has -1 there"
+        )
     rows = "pass one row for each token"
-    check_tensor("tables", tables, (len(qkv), tables.shape[1]), qkv, rows, dtype=torch.int32)
+    check_tensor(
+        "block_tables", block_tables, (len(qkv), block_tables.shape[1]), qkv, rows, dtype=torch.int32
+    )
     if workspace is not None:
         workspace.check(len(qkv), num_heads, num_kv_heads, head_dim, qkv.device)
     memory = "leave it at None for new memory"
     check_tensor("out", out, (len(qkv), num_heads * head_dim), qkv, memory, layout=memory)
     check_apart(out, qkv=qkv, keys=keys, values=values)
-    if tables.is_cpu:
-        _check_tables(tables, positions, num_blocks, size)
+    if block_tables.is_cpu:
+        _check_tables(block_tables, positions, num_blocks, size)
     return num_heads
 
 
-def _check_tables(tables: Tensor, positions: Tensor, num_blocks: int, size: int) -> None:
+def _check_tables(block_tables: Tensor, positions: Tensor, num_blocks: int, size: int) -> None:
     """On the CPU alone, as all that asks for contents."""
     for row, position in enumerate(positions.tolist()):
-        used = tables[row, : position // size + 1]
+        used = block_tables[row, : position // size + 1]
         if (used < 0).all():
             continue
         if len(used) * size <= position or ((used < 0) | (used >= num_blocks)).any():
             raise ValueError(
-                f"tables must name blocks in [0, {num_blocks - 1}] up to position {position} of row {row}, "
-                f"got {used.tolist()}; allocate them first"
+                f"block_tables must name blocks in [0, {num_blocks - 1}] up to position {position} of row "
+                f"{row}, got {used.tolist()}; allocate them first"
             )

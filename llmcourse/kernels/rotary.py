@@ -15,7 +15,6 @@ from torch import Tensor
 from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import HeadNorm
-from llmcourse.kernels.paged_attention import store_reference
 
 
 def rotate_and_store_reference(
@@ -23,7 +22,7 @@ def rotate_and_store_reference(
     keys: Float[Tensor, "blocks Hkv size D"],
     values: Float[Tensor, "blocks Hkv size D"],
     positions: Int[Tensor, " T"],
-    slots: Int[Tensor, " T"],
+    slot_mapping: Int[Tensor, " T"],
     cos: Float[Tensor, "S half"],
     sin: Float[Tensor, "S half"],
     norm: HeadNorm | None = None,
@@ -37,8 +36,9 @@ def rotate_and_store_reference(
     cos, sin = cos[positions][:, None], sin[positions][:, None]  # (T, 1, D / 2)
     cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     q, k = (x * cos + x.roll(head_dim // 2, -1) * sin for x in (q, k))
-    store_reference(k, keys, slots)
-    store_reference(v, values, slots)
+    block_size, kept = keys.shape[2], slot_mapping >= 0
+    block, place = slot_mapping[kept] // block_size, slot_mapping[kept] % block_size
+    keys[block, :, place], values[block, :, place] = k[kept], v[kept]
     return q
 
 
@@ -47,7 +47,7 @@ def rotate_and_store(
     keys: Float[Tensor, "blocks Hkv size D"],
     values: Float[Tensor, "blocks Hkv size D"],
     positions: Int[Tensor, " T"],
-    slots: Int[Tensor, " T"],
+    slot_mapping: Int[Tensor, " T"],
     cos: Float[Tensor, "S half"],
     sin: Float[Tensor, "S half"],
     norm: HeadNorm | None = None,
@@ -60,20 +60,20 @@ def rotate_and_store(
         qkv: the fused projection, H heads of q, then Hkv of k, then Hkv of v.
         keys, values: one layer of the pool.
         positions: of the new tokens, each below S.
-        slots: block · size + place in it, of each token; negative for one that is stored nowhere.
+        slot_mapping: block · size + place in it, of each token; negative for one that is stored nowhere.
         cos, sin: of the angles of every position, a pair of features each.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run; on the
             CPU also positions or slots that there are not, which on a GPU nobody looks for.
     """
-    num_heads = _check(qkv, keys, values, positions, slots, cos, sin, norm)
+    num_heads = _check(qkv, keys, values, positions, slot_mapping, cos, sin, norm)
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
-        return rotate_and_store_reference(qkv, keys, values, positions, slots, cos, sin, norm)
+        return rotate_and_store_reference(qkv, keys, values, positions, slot_mapping, cos, sin, norm)
     from llmcourse.kernels.rotary_triton import launch
 
     out = qkv.new_empty(len(qkv), num_heads, keys.shape[3])
-    launch(qkv, keys, values, positions, slots, cos, sin, norm, out)
+    launch(qkv, keys, values, positions, slot_mapping, cos, sin, norm, out)
     return out
 
 
@@ -82,17 +82,19 @@ def _check(
     keys: Tensor,
     values: Tensor,
     positions: Tensor,
-    slots: Tensor,
+    slot_mapping: Tensor,
     cos: Tensor,
     sin: Tensor,
     norm: HeadNorm | None,
 ) -> int:
     """The number of query heads, of arguments that fit each other."""
     num_heads = check_projection(qkv, keys, values, positions, cos, sin, norm)
-    check_tensor("slots", slots, (len(qkv),), qkv, "pass one for each token", dtype=torch.long)
+    check_tensor("slot_mapping", slot_mapping, (len(qkv),), qkv, "pass one for each token", dtype=torch.long)
     num_slots = keys.shape[0] * keys.shape[2]
-    if slots.is_cpu and len(slots) and slots.max() >= num_slots:
-        raise ValueError(f"slots must be below {num_slots}, got {slots.max()}; take them from the pool")
+    if slot_mapping.is_cpu and len(slot_mapping) and slot_mapping.max() >= num_slots:
+        raise ValueError(
+            f"slot_mapping must be below {num_slots}, got {slot_mapping.max()}; take slots from the pool"
+        )
     return num_heads
 
 

@@ -10,13 +10,13 @@ from llmcourse.kernels.decode_attention import HeadNorm
 
 
 # Slices of a step begin anywhere, and a kernel compiled for each alignment would keep requests waiting.
-@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slots_ptr"])
+@triton.jit(do_not_specialize_on_alignment=["positions_ptr", "slot_mapping_ptr"])
 def _rotate_and_store_kernel(
     qkv_ptr,
     keys_ptr,
     values_ptr,
     positions_ptr,
-    slots_ptr,
+    slot_mapping_ptr,
     cos_ptr,
     sin_ptr,
     q_norm_ptr,
@@ -59,7 +59,7 @@ def _rotate_and_store_kernel(
     to = out_ptr + token * H * D + head * D + d
     tl.store(to, first.to(kind), mask=inside & is_q)
     tl.store(to + HALF, second.to(kind), mask=inside & is_q)
-    slot = tl.load(slots_ptr + token)
+    slot = tl.load(slot_mapping_ptr + token)
     if slot >= 0:
         kv_head = tl.where(is_k, head - H, head - H - HKV)
         place = ((slot // SIZE * HKV + kv_head) * SIZE + slot % SIZE) * D + d
@@ -82,7 +82,7 @@ def launch(
     keys: Tensor,
     values: Tensor,
     positions: Tensor,
-    slots: Tensor,
+    slot_mapping: Tensor,
     cos: Tensor,
     sin: Tensor,
     norm: HeadNorm | None,
@@ -98,7 +98,7 @@ def launch(
         keys,
         values,
         positions,
-        slots,
+        slot_mapping,
         cos,
         sin,
         *gains,

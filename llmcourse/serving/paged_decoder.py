@@ -124,7 +124,7 @@ class PagedDecoder:
                 qkv[:n],
                 self.cache.keys[layer],
                 self.cache.values[layer],
-                inputs.tables[:n],
+                inputs.block_tables[:n],
                 inputs.positions[:n],
                 self.cos,
                 self.sin,
@@ -145,17 +145,17 @@ class PagedDecoder:
         """Attention of the pieces of prompts, behind them."""
         if size.chunks:
             n, keys, values = size.decodes, self.cache.keys[layer], self.cache.values[layer]
-            places, angles = (inputs.positions[n:], inputs.places[n:]), (self.cos, self.sin)
+            places, angles = (inputs.positions[n:], inputs.slot_mapping[n:]), (self.cos, self.sin)
             norm = self.layers[layer].head_norm
             q = rotate_and_store(qkv[n:], keys, values, *places, *angles, norm, backend=self.backend)
             paged_attention(
                 q,
                 keys,
                 values,
-                inputs.tables[n:],
-                inputs.starts,
-                inputs.lengths[n:],
-                most_new=size.longest,
+                inputs.block_tables[n:],
+                inputs.cu_seqlens_q,
+                inputs.seq_lens[n:],
+                max_seqlen_q=size.longest,
                 out=out[n:].view(q.shape),
                 backend=self.backend,
             )

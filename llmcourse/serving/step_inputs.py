@@ -51,10 +51,10 @@ class StepInputs(NamedTuple):
         token_ids: of all chunks; `PENDING` for the one that was drawn last for this slot of the batch.
         batch_slots: of the request of each token.
         positions: in its text.
-        places: in the pool, block · size + place in it.
-        tables: blocks of each request in order, those that decode first.
-        lengths: keys of each request, the new ones included.
-        starts: where the new tokens of each chunk begin among those of chunks, and where they end.
+        slot_mapping: where each token lies in the pool, block · size + place in it.
+        block_tables: blocks of each request in order, those that decode first.
+        seq_lens: keys of each request, the new ones included.
+        cu_seqlens_q: where the new tokens of each chunk begin among those of chunks, and where they end.
         drawn_after: which of the step's tokens each drawn one follows, a row for each request.
         drawn_slots: of the requests in the batch; the token is kept there for the next step.
         drawn_positions: of the new token in its text.
@@ -64,10 +64,10 @@ class StepInputs(NamedTuple):
     token_ids: Int[Tensor, " T"]
     batch_slots: Int[Tensor, " T"]
     positions: Int[Tensor, " T"]
-    places: Int[Tensor, " T"]
-    tables: Int[Tensor, "R most"]
-    lengths: Int[Tensor, " R"]
-    starts: Int[Tensor, " C1"]
+    slot_mapping: Int[Tensor, " T"]
+    block_tables: Int[Tensor, "R most"]
+    seq_lens: Int[Tensor, " R"]
+    cu_seqlens_q: Int[Tensor, " C1"]
     drawn_after: Int[Tensor, " R"]
     drawn_slots: Int[Tensor, " R"]
     drawn_positions: Int[Tensor, " R"]
@@ -129,10 +129,10 @@ class StepBuilder:
             token_ids=ids,
             batch_slots=owners,
             positions=positions,
-            places=self._places(owners, positions),
-            tables=self._tables[rows, : size.blocks],
-            lengths=last.astype(np.int32),
-            starts=starts.astype(np.int32),
+            slot_mapping=self._slot_mapping(owners, positions),
+            block_tables=self._tables[rows, : size.blocks],
+            seq_lens=last.astype(np.int32),
+            cu_seqlens_q=starts.astype(np.int32),
             drawn_after=after,
             drawn_slots=self._drawing(rows, one, more, used),
             drawn_positions=last,
@@ -190,7 +190,7 @@ class StepBuilder:
             at = end
         return ids, owners, positions
 
-    def _places(self, owners: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _slot_mapping(self, owners: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Where tokens of these slots lie in the pool."""
         blocks = self._tables[owners, positions // self.block_size].astype(np.int64)
         places = blocks * self.block_size + positions % self.block_size

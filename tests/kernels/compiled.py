@@ -25,7 +25,7 @@ from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
 from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, best_flash_tile
 from llmcourse.kernels.linear import linear
-from llmcourse.kernels.paged_attention import paged_attention, store
+from llmcourse.kernels.paged_attention import paged_attention
 from llmcourse.kernels.paged_decode import paged_decode_attention
 from llmcourse.kernels.tiles import FlashTile, Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
@@ -166,12 +166,12 @@ def compiled_staged(head_dim: int, capability: int) -> list[Compiled]:
 
 
 def compiled_paged(head_dim: int, dtype: torch.dtype, capability: int) -> list[Compiled]:
-    """Attention over blocks, 32 query heads over 8: in splits, a batch with long chunks; and the store."""
+    """Attention over blocks, 32 query heads over 8: in splits, and a batch with long chunks."""
     with recorded(capability) as found, torch.device("meta"):
         pool = torch.empty(100, 8, 16, head_dim, dtype=dtype)
         tables, starts = torch.empty(4, 64, dtype=torch.int32), torch.empty(5, dtype=torch.int32)
-        for most_new, splits in ((1, 8), (512, None)):
-            q = torch.empty(4 * most_new, 32, head_dim, dtype=dtype)
+        for max_seqlen_q, splits in ((1, 8), (512, None)):
+            q = torch.empty(4 * max_seqlen_q, 32, head_dim, dtype=dtype)
             workspace = Workspace(len(q), 32, 8, head_dim, splits, "meta") if splits else None
             paged_attention(
                 q,
@@ -180,11 +180,10 @@ def compiled_paged(head_dim: int, dtype: torch.dtype, capability: int) -> list[C
                 tables,
                 starts,
                 starts[:4],
-                most_new=most_new,
+                max_seqlen_q=max_seqlen_q,
                 workspace=workspace,
                 backend="triton",
             )
-        store(q[:, :8].contiguous(), pool, torch.empty(len(q), dtype=torch.long), backend="triton")
         angles, positions = (
             torch.empty(CAPACITY, head_dim // 2, dtype=dtype),
             torch.empty(4, dtype=torch.long),
@@ -212,7 +211,7 @@ def step_of(size: StepSize) -> StepInputs:
     new, rows = size.decodes + size.tokens, size.decodes + size.chunks
     tokens = {
         name: torch.empty(new, dtype=torch.long)
-        for name in ("token_ids", "batch_slots", "positions", "places")
+        for name in ("token_ids", "batch_slots", "positions", "slot_mapping")
     }
     draws = {
         name: torch.empty(rows, dtype=torch.long)
@@ -221,9 +220,9 @@ def step_of(size: StepSize) -> StepInputs:
     return StepInputs(
         **tokens,
         **draws,
-        tables=torch.empty(rows, size.blocks, dtype=torch.int32),
-        lengths=torch.empty(rows, dtype=torch.int32),
-        starts=torch.empty(size.chunks + 1, dtype=torch.int32),
+        block_tables=torch.empty(rows, size.blocks, dtype=torch.int32),
+        seq_lens=torch.empty(rows, dtype=torch.int32),
+        cu_seqlens_q=torch.empty(size.chunks + 1, dtype=torch.int32),
         temperatures=torch.empty(rows),
     )
 

@@ -13,8 +13,6 @@ from llmcourse.kernels.decode_attention import HeadNorm, Workspace
 from llmcourse.kernels.paged_attention import (
     paged_attention,
     paged_attention_reference,
-    store,
-    store_reference,
 )
 from llmcourse.kernels.paged_decode import paged_decode_attention, paged_decode_attention_reference
 from llmcourse.kernels.tiles import AttentionTile
@@ -51,9 +49,9 @@ def drawn(batch: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         "q": random(int(new[-1]), num_heads, size, dtype=dtype),
         "keys": keys,
         "values": values,
-        "tables": tables,
-        "starts": new.int(),
-        "lengths": torch.tensor([length for length, _ in requests], device=DEVICE).int(),
+        "block_tables": tables,
+        "cu_seqlens_q": new.int(),
+        "seq_lens": torch.tensor([length for length, _ in requests], device=DEVICE).int(),
     }
 
 
@@ -75,7 +73,7 @@ def test_paged_attention(batch, dtype, splits):
         out = torch.full_like(given["q"], torch.nan)
         paged_attention(
             **given,
-            most_new=max(new for _, new in requests) + spare,
+            max_seqlen_q=max(new for _, new in requests) + spare,
             workspace=workspace,
             out=out,
             backend="triton",
@@ -91,27 +89,14 @@ def test_the_check_sees_a_mask_that_is_off_by_one():
         **{k: v.double() if v.is_floating_point() else v for k, v in given.items()}
     )
     theirs = paged_attention_reference(**given)
-    given["lengths"][1] -= 1
-    out = paged_attention(**given, most_new=30, backend="triton")
+    given["seq_lens"][1] -= 1
+    out = paged_attention(**given, max_seqlen_q=30, backend="triton")
     with pytest.raises(AssertionError):
         check(out, truth, theirs)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_store_writes_its_slots_and_no_others(dtype):
-    new = random(5, 3, 24, dtype=dtype)
-    slots = torch.tensor([17, -1, 0, 63, 33], device=DEVICE)
-    found, expected = (torch.full((4, 3, 16, 24), 7.0, dtype=dtype, device=DEVICE) for _ in range(2))
-    store(new, found, slots, backend="triton")
-    store_reference(new, expected, slots)
-    assert torch.equal(found, expected)
-    assert (found != 7).sum() == 4 * 3 * 24
-    store(new[:0], found, slots[:0], backend="triton")
-    assert torch.equal(found, expected)
-
-
 def refused(message: str, **changes) -> None:
-    given = drawn("chunks among decoding", torch.float32) | {"most_new": 30} | changes
+    given = drawn("chunks among decoding", torch.float32) | {"max_seqlen_q": 30} | changes
     for backend in ("reference", "triton"):
         with pytest.raises(ValueError, match=re.escape(message)):
             paged_attention(**given, backend=backend)
@@ -119,33 +104,31 @@ def refused(message: str, **changes) -> None:
 
 def test_what_does_not_fit_is_refused_by_name():
     given = drawn("chunks among decoding", torch.float32)
-    q, keys, tables = given["q"], given["keys"], given["tables"]
+    q, keys, tables = given["q"], given["keys"], given["block_tables"]
     refused("q must have 3 dimensions, (T, H, D)", q=q[0])
     refused("q must have a multiple of 2 heads of size 32", q=q[:, :5].contiguous())
     refused("q must be in one of float16, bfloat16, float32, float64, got torch.int64", q=q.long())
     refused("q must have a head size in [1, 256], got 320", q=torch.ones(2, 4, 320, device=DEVICE))
     refused("q must have a multiple of 0 heads of size 32", keys=keys[:, :0].contiguous())
-    refused("tables must be of at least one request, got 0; leave an empty", tables=tables[:0])
+    refused("block_tables must be of at least one request, got 0; leave an empty", block_tables=tables[:0])
     refused("values must have shape", values=keys[:10])
     refused("keys must be contiguous", keys=keys.transpose(1, 2).contiguous().transpose(1, 2))
-    refused("tables must be in torch.int32", tables=tables.long())
-    refused("starts must have shape (5,)", starts=given["starts"][:-1])
-    refused("most_new must be an integer of at least 1, got 0", most_new=0)
-    refused("most_new must be an integer of at least 1, got True", most_new=True)
-    refused("most_new must be an integer of at least 1, got nan", most_new=float("nan"))
+    refused("block_tables must be in torch.int32", block_tables=tables.long())
+    refused("cu_seqlens_q must have shape (5,)", cu_seqlens_q=given["cu_seqlens_q"][:-1])
+    refused("max_seqlen_q must be an integer of at least 1, got 0", max_seqlen_q=0)
+    refused("max_seqlen_q must be an integer of at least 1, got True", max_seqlen_q=True)
+    refused("max_seqlen_q must be an integer of at least 1, got nan", max_seqlen_q=float("nan"))
     refused("workspace must be for (batch_size", workspace=Workspace(36, 6, 2, 32, 2, DEVICE))
     refused("out must be memory of its own, got that of q", q=q, out=q)
     if DEVICE.type == "cpu":
-        refused("most_new must be at least 30, got 29", most_new=29)
-        refused("starts must rise from 0", starts=given["starts"].flip(0))
-        refused("lengths must include the new tokens", lengths=given["lengths"] // 40)
-        refused("tables must name blocks in [0, 39]", tables=tables + 40)
+        refused("max_seqlen_q must be at least 30, got 29", max_seqlen_q=29)
+        refused("cu_seqlens_q must rise from 0", cu_seqlens_q=given["cu_seqlens_q"].flip(0))
+        refused("seq_lens must include the new tokens", seq_lens=given["seq_lens"] // 40)
+        refused("block_tables must name blocks in [0, 39]", block_tables=tables + 40)
         refused(
-            "tables must name blocks in [0, 39] for all 50 keys of request 0",
-            tables=tables[:, :2].contiguous(),
+            "block_tables must name blocks in [0, 39] for all 50 keys of request 0",
+            block_tables=tables[:, :2].contiguous(),
         )
-        with pytest.raises(ValueError, match="slots must be below 640, got 640"):
-            store(keys[0, :, :5].transpose(0, 1).contiguous(), keys, torch.tensor([0, 1, 2, 3, 640]))
 
 
 def one_token_each(dtype: torch.dtype, norm: bool) -> dict:
@@ -166,7 +149,7 @@ def one_token_each(dtype: torch.dtype, norm: bool) -> dict:
         "qkv": random(len(lengths), (num_heads + 2 * num_kv_heads) * size, dtype=dtype),
         "keys": keys,
         "values": values,
-        "tables": tables,
+        "block_tables": tables,
         "positions": torch.tensor([max(length - 1, 0) for length in lengths], device=DEVICE),
         "cos": random(128, size // 2, dtype=dtype),
         "sin": random(128, size // 2, dtype=dtype),
@@ -206,18 +189,18 @@ def test_tables_that_point_nowhere_are_refused():
         return  # there nobody looks for them
     given = one_token_each(torch.float32, False)
     for row, block in ((3, BLOCKS), (3, -1)):
-        tables = given["tables"].clone()
+        tables = given["block_tables"].clone()
         tables[row, 2] = block
         with pytest.raises(ValueError, match="up to position 99 of row 3"):
-            paged_decode_attention(**(given | {"tables": tables}))
+            paged_decode_attention(**(given | {"block_tables": tables}))
 
 
 def test_rows_that_cannot_decode_are_refused_by_name():
     given = one_token_each(torch.float32, False)
-    none = {name: given[name][:0] for name in ("qkv", "tables", "positions")}
+    none = {name: given[name][:0] for name in ("qkv", "block_tables", "positions")}
     for changes, message in (
         (none, "qkv must be of at least one row, got 0; leave an empty batch out"),
-        ({"tables": given["tables"][:, :0]}, "tables must have at least one column, got 0"),
+        ({"block_tables": given["block_tables"][:, :0]}, "block_tables must have at least one column, got 0"),
         ({"values": given["keys"]}, "keys must be memory of its own, got that of values"),
         ({"out": given["qkv"][:, :144].contiguous()[:4]}, "out must have shape (5, 144), got (4, 144)"),
     ):

@@ -30,7 +30,7 @@ def projection(shape: str, dtype: torch.dtype, norm: bool) -> dict:
     return {
         "qkv": random(6, (num_heads + 2 * num_kv_heads) * size, dtype=dtype),
         "positions": torch.tensor([0, 49, 3, 3, 17, 8], device=DEVICE),
-        "slots": torch.tensor([19, 0, -1, 7, 8, 5], device=DEVICE),
+        "slot_mapping": torch.tensor([19, 0, -1, 7, 8, 5], device=DEVICE),
         "cos": random(ANGLES, size // 2, dtype=dtype),
         "sin": random(ANGLES, size // 2, dtype=dtype),
         "norm": HeadNorm(*gains, 1e-6) if norm else None,
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused():
     pool = torch.zeros(BLOCKS, 3, SIZE, 24, device=DEVICE)
     for change, message in (
         ({"qkv": given["qkv"][:, :-24]}, "qkv must hold (H + 2 · 3) · 24 columns"),
-        ({"slots": given["slots"][:2]}, "slots must have shape (6,), got (2,)"),
+        ({"slot_mapping": given["slot_mapping"][:2]}, "slot_mapping must have shape (6,), got (2,)"),
         ({"positions": given["positions"].int()}, "positions must be in torch.int64"),
         ({"cos": given["cos"][:, :2]}, "cos must have shape (50, 12)"),
     ):
@@ -97,7 +97,10 @@ def test_what_does_not_fit_is_refused():
             rotate_and_store(keys=keys, values=values, **given)
     if DEVICE.type == "cpu":
         for change, message in (
-            ({"slots": given["slots"] + 1}, "slots must be below 20, got 20; take them from the pool"),
+            (
+                {"slot_mapping": given["slot_mapping"] + 1},
+                "slot_mapping must be below 20, got 20; take slots from the pool",
+            ),
             ({"positions": given["positions"] + 1}, "positions must be in [0, 49]"),
         ):
             with pytest.raises(ValueError, match=re.escape(message)):
