@@ -74,8 +74,10 @@ class PagedDecoder:
         cuda = device.type == "cuda"
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
 
-    def step(self, inputs: StepInputs, size: StepSize) -> tuple[Float[Tensor, "R V"], Int[Tensor, " R"]]:
-        """Computes a step; returns logits for each request, and the tokens drawn from them.
+    def step(
+        self, inputs: StepInputs, size: StepSize, logits: Float[Tensor, "R V"] | None = None
+    ) -> tuple[Float[Tensor, "R V"], Int[Tensor, " R"]]:
+        """Computes a step; returns logits for each request, in new memory if None, and the tokens drawn.
 
         In place of a token that is `BROKEN`, 0 stands in `last_tokens`, for a step that is already under way
         to look it up like any other.
@@ -84,7 +86,8 @@ class PagedDecoder:
         token_ids = torch.where(inputs.token_ids < 0, known, inputs.token_ids)
         hidden = self._hidden(token_ids, inputs, size)
         x = self._norm(hidden[inputs.drawn_after], self.model.model.norm.weight)
-        logits = product(x, self.model.lm_head.weight)
+        head = self.model.lm_head.weight
+        logits = product(x, head) if logits is None else torch.mm(x, head.t(), out=logits)
         settings = (inputs.temperatures, inputs.seeds, inputs.drawn_positions)
         tokens = choose_rows(logits, *settings, backend=self.backend)
         self.last_tokens.index_copy_(0, inputs.drawn_slots, tokens.clamp(min=0))

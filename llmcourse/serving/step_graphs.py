@@ -28,18 +28,29 @@ class StepGraph:
     """The step of one size.
 
     Args:
+        logits: where they go; as many rows as the largest step has requests.
         pool: memory that all graphs share, since no two run at once.
     """
 
-    def __init__(self, decoder: PagedDecoder, builder: StepBuilder, size: StepSize, pool: object):
+    def __init__(
+        self,
+        decoder: PagedDecoder,
+        builder: StepBuilder,
+        size: StepSize,
+        logits: Float[Tensor, "most V"],
+        pool: object,
+    ):
         device = decoder.model.device
         filling = builder.build((), (), size)
         self.size = size
+        self.logits = logits[: size.decodes + size.chunks]
         self._transfer = Transfer(filling, device)
         inputs = StepInputs(*self._transfer.send(filling))
 
         def step() -> None:
-            self.logits, self.tokens = decoder.step(inputs, size)  # kept of the recording, which is the last
+            _, self.tokens = decoder.step(
+                inputs, size, self.logits
+            )  # kept of the recording, which is the last
 
         self._replay = recorded(step, device, pool=pool)
 
@@ -58,6 +69,9 @@ class StepGraphs:
         self._decodes = _fine_sizes(builder.spare_slot)
         self._coarse_decodes = _coarse_sizes(builder.spare_slot)
         self._graphs: dict[StepSize, StepGraph] = {}
+        # A graph keeps what it returns for itself, and logits of every size would be gigabytes.
+        weight = decoder.model.lm_head.weight
+        self._logits = weight.new_empty(builder.spare_slot + MOST_CHUNKS, len(weight))
         self._pool = torch.cuda.graph_pool_handle()
 
     def sizes(self, chunk_tokens: int = 0) -> list[StepSize]:
@@ -74,7 +88,7 @@ class StepGraphs:
     def record(self, size: StepSize) -> StepGraph:
         """The graph of a size, recorded if there is none."""
         if size not in self._graphs:
-            self._graphs[size] = StepGraph(self._decoder, self._builder, size, self._pool)
+            self._graphs[size] = StepGraph(self._decoder, self._builder, size, self._logits, self._pool)
         return self._graphs[size]
 
     def graph_for(self, one: Sequence[Chunk], more: Sequence[Chunk]) -> StepGraph | None:

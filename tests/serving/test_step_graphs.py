@@ -30,13 +30,13 @@ def without_a_gpu(monkeypatch):
     monkeypatch.setattr(StepGraph, "__call__", _run)
 
 
-def _remember(self, decoder, builder, size, pool):
-    self.decoder, self.size = decoder, size
+def _remember(self, decoder, builder, size, logits, pool):
+    self.decoder, self.size, self.logits = decoder, size, logits[: size.decodes + size.chunks]
 
 
 def _run(self, inputs):
     sent = Transfer(inputs, self.decoder.model.device).send(inputs)
-    return self.decoder.step(StepInputs(*sent), self.size)
+    return self.decoder.step(StepInputs(*sent), self.size, self.logits)
 
 
 def graphs(slots: int = 70) -> StepGraphs:
