@@ -21,6 +21,7 @@ WAITS = "#eef1f4"
 WRITTEN = "#8fbfe0"
 Corners = list[tuple[int | float, int | float]]  # of a box
 TABLE_ROWS = 8
+LETTER, ROOM = 0.027, 0.02  # of the longest bar: a digit of a sum, and its distance to what is near
 STRIP, GAP = 0.055, 0.02  # of the matrix: how wide Q, K, V and O are drawn, and their distances
 
 
@@ -134,18 +135,18 @@ class TilesPlot:
         self._size.set_text(f"scores of {walk.queries} queries × {walk.keys} keys")
 
     def _draw_traffic(self, walk: TileWalk, now: TileStep) -> None:
-        """Bars of both attentions on one scale; sums stand behind them, and in them where they are long."""
+        """Bars of both attentions on one scale, each with its sum."""
         end = walk.steps[-1].traffic_bytes
         longest = max(walk.unfused_bytes, end)
         self._moved.set_verts(_stacked(0, now.read_bytes, now.written_bytes, longest))
         self._unfused.set_verts(_stacked(1, walk.unfused_read_bytes, walk.unfused_written_bytes, longest))
         self._end.set_data([end / longest] * 2, [-0.42, 0.42])
-        for text, moved, after in zip(
-            self._sums, (now.traffic_bytes, walk.unfused_bytes), (end, 0), strict=True
-        ):
-            dark = moved > 0.55 * longest
-            x = 0.015 if dark or after > 0.6 * longest else max(moved, after) / longest + 0.02
-            text.set(text=f"{moved:,} bytes", x=x, color=look.PAPER if dark else look.INK)
+        tiled = (now.traffic_bytes, now.read_bytes, end)
+        unfused = (walk.unfused_bytes, walk.unfused_read_bytes, None)
+        for text, (moved, read, mark) in zip(self._sums, (tiled, unfused), strict=True):
+            width = LETTER * len(f"{moved:,}")
+            x, dark = _sum_place(width, moved / longest, read / longest, mark and mark / longest)
+            text.set(text=f"{moved:,}", x=x, color=look.PAPER if dark else look.INK)
 
     def _draw_output(self, walk: TileWalk, step: int, row: int) -> None:
         """Scaled to the largest number that the row shows on its way."""
@@ -264,6 +265,18 @@ def _stacked(place: int, read_bytes: int, written_bytes: int, longest: int) -> l
     """Two bars end to end, as shares of the longest."""
     ends = (0, read_bytes / longest, (read_bytes + written_bytes) / longest)
     return [_box(left, place - 0.31, right, place + 0.31) for left, right in pairwise(ends)]
+
+
+def _sum_place(width: float, moved: float, read: float, mark: float | None) -> tuple[float, bool]:
+    """Where a sum begins, and whether on dark: in its bar's dark part, or behind bar and mark.
+
+    All are shares of the longest bar. Most of what tiles move is read, so one of the places has room.
+    """
+    if read > width + 2 * ROOM:
+        return ROOM, True
+    if mark is None or moved + width + 2 * ROOM < mark:
+        return moved + ROOM, False
+    return mark + ROOM, False
 
 
 def _columns(values: Sequence[int | float]) -> list[Corners]:

@@ -91,6 +91,30 @@ def test_any_size_is_drawn_inside_the_page(length, tiles):
     assert outside == []
 
 
+@pytest.mark.parametrize(
+    ("length", "tiles", "causal", "size"),
+    [(1, 2, True, 8), (6, 2, False, 32), (16, 8, True, 32), (48, 8, True, 32), (48, 4, False, 8)],
+)
+def test_sums_stand_on_dark_or_on_paper(length, tiles, causal, size):
+    """At every step: white in the dark bar, or dark and off the bars and the mark of the end."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, length, size, generator=generator)
+    shown, plot = walk_tiles(*qkv, query_tile=tiles, key_tile=tiles, causal=causal), TilesPlot()
+    plot.update(shown, 0, 0).png(1.0)
+    renderer, to_shares = plot.figure.canvas.get_renderer(), plot.traffic.transData.inverted()
+    for step in range(0, len(shown.steps), max(1, len(shown.steps) // 25)):
+        plot._draw_traffic(shown, shown.steps[step])
+        for text, bars, marks in zip(
+            plot._sums, (plot._moved, plot._unfused), (plot._end.get_xdata()[:1], ()), strict=True
+        ):
+            left, right = to_shares.transform(text.get_window_extent(renderer))[:, 0]
+            read, moved = (path.vertices[:, 0].max() for path in bars.get_paths())
+            dark = text.get_color() == look.PAPER
+            assert (right < read) if dark else (moved < left), (step, text.get_text())
+            assert dark or not any(left <= mark <= right for mark in marks), (step, text.get_text())
+            assert _inside(text.get_window_extent(renderer), plot.figure.bbox)
+
+
 def _inside(box, page):
     return box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1 and box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1
 
