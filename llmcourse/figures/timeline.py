@@ -45,6 +45,8 @@ class Timeline:
     """One policy's picture, and its figures.
 
     Attributes:
+        name: of the policy.
+        note: how it chooses, in a few words; "" says nothing.
         boxes: of every slot from the beginning to `end_s`, in the order of time.
         arrivals: seconds.
         end_s: where the picture ends, with the service or before it.
@@ -61,6 +63,7 @@ class Timeline:
     same_steps: float | None
     used: float
     metrics: Metrics
+    note: str = ""
 
     @property
     def figures(self) -> str:
@@ -76,12 +79,15 @@ class Timeline:
         return " · ".join(parts)
 
 
-def timeline(name: str, trace: Trace, num_slots: int, until_s: int | float = math.inf) -> Timeline:
+def timeline(
+    name: str, trace: Trace, num_slots: int, until_s: int | float = math.inf, note: str = ""
+) -> Timeline:
     """The picture of a trace.
 
     Args:
         num_slots: rows, of the scheduler that made the trace.
         until_s: what is later is left out of the picture; the metrics are of everything.
+        note: as in `Timeline`.
 
     Raises:
         ValueError: fewer slots than the trace has, a time that is not positive, or nothing was answered.
@@ -103,6 +109,7 @@ def timeline(name: str, trace: Trace, num_slots: int, until_s: int | float = mat
         same_steps=lengths.pop() if len(lengths) == 1 else None,
         used=busy_s / (num_slots * end_s),
         metrics=metrics,
+        note=note,
     )
 
 
@@ -116,27 +123,18 @@ def grid_of(shown: Timeline) -> list[list[str]]:
 
 
 def metrics_table(timelines: Sequence[Timeline]) -> list[tuple[str, ...]]:
-    """A head and a row a policy: what the field measures, in words."""
-    head = (
-        "policy",
-        "slots used",
-        "TTFT p50",
-        "p99",
-        "TPOT p50",
-        "p99",
-        "ITL p50",
-        "p99",
-        "tokens/s",
-        "done",
-    )
+    """A head and a row a policy, in words: what the field measures besides the `figures`.
+
+    E2E is the time from a request's arrival to the end of its answer.
+    """
+    head = ("policy", "TPOT p50", "TPOT p99", "E2E p50", "E2E p99", "answers/s")
     return [head, *(_metrics_row(one) for one in timelines)]
 
 
 def _metrics_row(one: Timeline) -> tuple[str, ...]:
     m = one.metrics
-    latencies = (m.ttft_p50_s, m.ttft_p99_s, m.tpot_p50_s, m.tpot_p99_s, m.itl_p50_s, m.itl_p99_s)
-    ends = _speed(m.output_tokens_per_s), seconds(m.duration_s)
-    return (one.name, f"{one.used:.0%}", *map(_or_dash, latencies), *ends)
+    latencies = (m.tpot_p50_s, m.tpot_p99_s, m.e2e_p50_s, m.e2e_p99_s)
+    return (one.name, *map(_or_dash, latencies), _speed(m.requests_per_s))
 
 
 def _speed(tokens_per_s: float) -> str:

@@ -43,6 +43,9 @@ LEFT, RIGHT = 0.46, look.WIDTH - 0.12  # inches, as all lengths here: where time
 HEAD, NAME, ROOM = 0.92, 0.36, 0.30  # above the first panel, above the rows of each, and below them
 AXIS = 0.17  # for the labels of time, below the last panel
 LETTER = 0.075  # about the width of a letter of a name
+LEAST_DIGIT = 0.07  # inches, seven pixels: where digits would be lower, nothing is named
+DIGIT = 0.73  # of the size of letters: how high a digit is
+ARRIVAL = 0.075  # how wide the mark of an arrival is, with its distance to the next
 MOST_COLUMNS = 24  # steps that get a name, T1, T2, …
 THINNEST = 0.035  # cells that are thinner get no edges
 TICKS = (1, 2, 5)
@@ -139,14 +142,16 @@ def _draw_names(picture: look.Picture, panels: Sequence[_Panel]) -> None:
     """As outlines, all names of one colour in one artist: texts would take a millisecond each."""
     outlines: dict[str, list[Path]] = {}
     for panel in panels:
-        size = 72 * min(0.13, 0.6 * panel.row_height)  # points
+        inches = min(0.13, 0.85 * panel.row_height)
+        if DIGIT * inches < LEAST_DIGIT:
+            continue
+        size = 72 * inches  # points
         for box, name in _names(panel):
             place = (panel.x((box.start_s + box.end_s) / 2), panel.y(box.slot + 0.5))
             outlines.setdefault(INKS[box.kind], []).append(_outline(readable(name), size, place))
-        if panel.shown.num_slots <= 16:
-            numbers = range(panel.shown.num_slots)
-            places = [(f"{slot + 1}", (LEFT - 0.16, panel.y(slot + 0.5))) for slot in numbers]
-            outlines.setdefault(look.MUTED, []).extend(_outline(n, size, place) for n, place in places)
+        numbers = range(panel.shown.num_slots)
+        places = [(f"{slot + 1}", (LEFT - 0.16, panel.y(slot + 0.5))) for slot in numbers]
+        outlines.setdefault(look.MUTED, []).extend(_outline(n, size, place) for n, place in places)
     for color, paths in outlines.items():
         whole = Path.make_compound_path(*paths)
         style = {"facecolor": color, "edgecolor": "none", "transform": picture.dpi_scale_trans}
@@ -187,15 +192,25 @@ def _name(box: Box) -> str:
 
 
 def _draw_words(picture: look.Picture, panel: _Panel, below: int | float) -> None:
-    """The policy above its rows, when requests come, and its figures below."""
+    """The policy and its note above its rows, when requests come, and its figures below."""
     one, place = panel.shown, {"transform": picture.dpi_scale_trans, "va": "center"}
     picture.text(0.11, panel.top + 0.22, readable(one.name), weight="bold", size=10.5, **place)
     picture.text(LEFT, panel.bottom - below - 0.13, readable(one.figures), size=9, **place)
-    late = [panel.x(time_s) for time_s in one.arrivals if 0 < time_s <= one.end_s]
+    picture.text(RIGHT, panel.top + 0.22, readable(one.note), size=9, ha="right", color=look.MUTED, **place)
+    late = _apart([panel.x(time_s) for time_s in one.arrivals if 0 < time_s <= one.end_s])
     if late:
         style = {"transform": picture.dpi_scale_trans, "color": look.INK, "markersize": 4}
         y = [panel.top + 0.055] * len(late)
         picture.add_artist(Line2D(late, y, marker="v", linestyle="none", markeredgewidth=0, **style))
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """Of places, rising, those that have room behind the last one taken: marks never overlap."""
+    taken: list[float] = []
+    for place in places:
+        if not taken or place - taken[-1] >= ARRIVAL:
+            taken.append(place)
+    return taken
 
 
 def _draw_axis(picture: look.Picture, panel: _Panel) -> None:
@@ -233,4 +248,4 @@ def _draw_key(picture: look.Picture, timelines: Sequence[Timeline]) -> None:
             picture.text(x + 0.26, y, name, **words)
             x += 0.46 + 0.069 * len(name)
     if any(time_s > 0 for one in timelines for time_s in one.arrivals):
-        picture.text(x, y, "▾ a request comes", **words)
+        picture.text(x, y, "▾ requests come", **words)

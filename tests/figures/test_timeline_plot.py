@@ -3,9 +3,13 @@
 import itertools
 
 import pytest
+from matplotlib import colors
 from matplotlib.collections import PolyCollection
+from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 
+from llmcourse.figures import style as look
 from llmcourse.figures.timeline import timeline
 from llmcourse.figures.timeline_plot import LOOKS, plot_timelines
 from llmcourse.serving.block_pool import BlockPool
@@ -22,10 +26,11 @@ def lecture():
     return [timeline(name, lecture_trace(policy), 4, 8.0) for name, policy in policies.items()]
 
 
-def crowd(slots=8):
-    requests = make_requests(20, poisson(20.0), LogNormal(60), LogNormal(60, longest=200))
+def crowd(slots=8, per_s=20.0):
+    requests = make_requests(20, poisson(per_s), LogNormal(60), LogNormal(60, longest=200))
     served = Scheduler(BlockPool(2000), ChunkedPrefill(64), max_running=slots)
-    return timeline("chunked", simulate(requests, served, lambda schedule: 0.01), slots)
+    trace = simulate(requests, served, lambda schedule: 0.01)
+    return timeline("chunked", trace, slots, note="pieces of prompts fill a step up to 64 tokens")
 
 
 def boxes(picture):
@@ -56,7 +61,7 @@ def test_thin_steps_are_joined():
     shown = crowd()
     picture = plot_timelines([shown])
     assert boxes(picture)["token"] < sum(box.kind == "token" for box in shown.boxes) / 3
-    assert any("▾ a request comes" in text.get_text() for text in picture.texts)
+    assert any("▾ requests come" in text.get_text() for text in picture.texts)
     assert any(text.get_text().endswith(" s") for text in picture.texts)  # seconds, not steps
 
 
@@ -71,6 +76,32 @@ def test_words_stay_inside_the_page_and_off_each_other(shown):
     assert all(box.x0 >= 0 and box.x1 <= picture.bbox.x1 and box.y0 >= 0 for box in extents)
     overlapping = [a.overlaps(b) for a, b in itertools.combinations(extents, 2)]
     assert not any(overlapping)
+
+
+@pytest.mark.parametrize("slots", [1, 8, 12, 15, 16, 24, 32])
+def test_what_is_named_can_be_read(slots):
+    """Digits of names are at least seven pixels high; where there is no room, there are none."""
+    picture = plot_timelines([crowd(slots)])
+    names = [artist for artist in picture.patches + picture.artists if isinstance(artist, PathPatch)]
+    assert bool(names) == (slots <= 15)
+    if names:
+        slot_numbers = next(n for n in names if n.get_facecolor() == colors.to_rgba(look.MUTED))
+        points = slot_numbers.get_path()
+        digits = points.vertices[points.codes != Path.CLOSEPOLY]
+        one = digits[digits[:, 1] > digits[:, 1].max() - 0.15]  # the first row's number
+        assert 100 * (one[:, 1].max() - one[:, 1].min()) >= 6.9
+
+
+def test_marks_of_arrivals_do_not_overlap():
+    picture = plot_timelines([crowd(per_s=200.0)])
+    (marks,) = [artist for artist in picture.artists if isinstance(artist, Line2D)]
+    places = marks.get_xdata()
+    assert 1 < len(places) < 19 and min(b - a for a, b in itertools.pairwise(places)) >= 0.06
+
+
+def test_how_a_policy_fills_a_step_is_noted():
+    texts = [text.get_text() for text in plot_timelines([crowd()]).texts]
+    assert "pieces of prompts fill a step up to 64 tokens" in texts
 
 
 def test_nothing_to_draw_is_refused():

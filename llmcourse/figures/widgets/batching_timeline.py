@@ -132,18 +132,22 @@ def drawn_requests(
     return tuple(make_requests(count, Arrivals(float(per_s)), *lengths, seed=seed))
 
 
-def title_of(name: str, inputs: BatchingInputs) -> str:
-    """A policy as the picture names it."""
-    budget = f", at most {inputs.token_budget:,} tokens a step" if name == POLICIES[2] else ""
-    return f"{name}{budget}" if name == POLICIES[2] else f"{name} batching"
+def note_of(policy: Policy) -> str:
+    """How a policy fills a step, as the picture says it."""
+    if isinstance(policy, TraditionalBatching):
+        return "a batch begins when the one before is done"
+    if isinstance(policy, ContinuousBatching):
+        return f"whole prompts join a step until it has {policy.token_budget:,} tokens"
+    return f"pieces of prompts fill a step up to {policy.token_budget:,} tokens"
 
 
 def table_html(timelines: tuple[Timeline, ...]) -> str:
-    """What the field measures, a row a policy."""
+    """What the field measures besides the figures in the picture, a row a policy."""
     head, *rows = metrics_table(timelines)
     cells = "".join(f"<th style='text-align:left'>{html.escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table style='border-spacing:12px 2px;line-height:1.5'><tr>{cells}</tr>{body}</table>"
+    style = "border-spacing:12px 2px;line-height:1.5;white-space:nowrap"
+    return f"<table style='{style}'><tr>{cells}</tr>{body}</table>"
 
 
 class BatchingTimeline(v.View):
@@ -204,12 +208,12 @@ class BatchingTimeline(v.View):
         what = "the median; the longest is four times as long"
         self.prompt = v.size_slider("prompt (tokens)", start.prompt, 1, 4096, what)
         self.answer = v.size_slider("answer (tokens)", start.answer, 1, 256, what)
-        layout = {"style": {"description_width": "initial"}, "layout": Layout(width="150px")}
-        self.seed = BoundedIntText(start.seed, min=0, max=999, description="seed", **layout)
+        named = {"style": {"description_width": "initial"}}
+        layout = Layout(width="150px")
+        self.seed = BoundedIntText(start.seed, min=0, max=999, description="seed", layout=layout, **named)
         what = {"tooltip": "where the picture ends, in seconds; 0 shows everything"}
-        self.until_s = BoundedFloatText(
-            float(start.until_s), min=0, max=1e6, step=0.1, description="until (s)", **what, **layout
-        )
+        named |= {"layout": Layout(width="230px"), "description": "until (s), 0: the end"}
+        self.until_s = BoundedFloatText(float(start.until_s), min=0, max=1e6, step=0.1, **what, **named)
         sizes = (self.slots, self.token_budget, self.requests, self.per_s, self.prompt, self.answer)
         for control in (*sizes, self.seed, self.until_s):
             control.observe(lambda _: self.refresh(), "value")
@@ -258,9 +262,12 @@ class BatchingTimeline(v.View):
         try:
             traces = {name: self._trace(name, inputs) for name in inputs.names}
             until_s = inputs.until_s or math.inf
-            self.state = BatchingState(
-                tuple(timeline(title_of(n, inputs), t, inputs.slots, until_s) for n, t in traces.items())
-            )
+            notes = [note_of(policy_named(name, inputs.token_budget)) for name in traces]
+            shown = [
+                timeline(name, trace, inputs.slots, until_s, note)
+                for (name, trace), note in zip(traces.items(), notes, strict=True)
+            ]
+            self.state = BatchingState(tuple(shown))
         except ValueError as error:
             self.state = None
             self.complain(str(error))

@@ -26,7 +26,7 @@ def test_it_starts_with_the_lectures_grid_cell_for_cell(view):
     shown = view.state.timelines
     assert grid_of(shown[0]) == grid(lecture_trace(TraditionalBatching()))
     assert grid_of(shown[1]) == grid(lecture_trace(ContinuousBatching()))
-    assert "slots used 81%" in view.picture.alt and "<td>100%</td>" in view._text.value
+    assert "slots used 81%" in view.picture.alt and "<td>traditional</td>" in view._text.value
     assert view.requests.disabled and view.token_budget.disabled and not view.slots.disabled
 
 
@@ -69,6 +69,19 @@ def test_what_the_controls_leave_is_no_preset_any_more(view):
     assert view.state.timelines[0].num_slots == 3
     view.preset.value = "the lecture's grid"
     assert view.inputs == PRESETS["the lecture's grid"]
+
+
+def test_a_cell_of_the_table_is_one_line_and_repeats_no_figure(view):
+    view.preset.value = "long prompts, short answers"
+    assert "white-space:nowrap" in view._text.value and "<td>chunked prefill</td>" in view._text.value
+    assert "TTFT" not in view._text.value and "E2E p99" in view._text.value
+
+
+def test_each_policy_says_how_it_fills_a_step(view):
+    view.policies.value, view.token_budget.value = "all three", 256
+    notes = [shown.note for shown in view.state.timelines]
+    assert "8,192 tokens" in notes[1] and "up to 256 tokens" in notes[2]
+    assert "0: the end" in view.until_s.description
 
 
 def test_a_run_is_remembered(view, monkeypatch):
