@@ -5,7 +5,8 @@ Rows are those of `recorded`; where a benchmark was never run, the picture says 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -18,6 +19,9 @@ FLASH_FORWARD = tuple(f"flash_fwd_{size}" for size in SIZES)
 FLASH_BACKWARD = tuple(f"flash_bwd_{size}" for size in SIZES)
 DECODE_ATTENTION = tuple(f"decode_attention_{cache}" for cache in CACHES)
 PAGED_ATTENTION = tuple(f"paged_attention_{cache}" for cache in CACHES)
+SIZE_WORDS = {"d": "heads of {}", "s": "{} tokens", "b": "batch {}"}  # the letters of `SIZES` and `CACHES`
+WORDS = 2.0  # inches behind the bars, for what they say
+SAME = 0.02  # limits that differ by less are one: they were measured in one run, as far as noise allows
 SERVING = ("serve_qwen3_0.6b_256", "serve_qwen3_0.6b_256_vs_transformers", "serve_chunked_prefill_p99")
 
 
@@ -30,11 +34,21 @@ def differences(names: Sequence[str]) -> dict[str, str]:
     return {name: " ".join(word[shared:]) for name, word in zip(names, words, strict=True)}
 
 
+def spelled(label: str) -> str:
+    """`d64 s4096 full` as `heads of 64, 4,096 tokens, full`; words that are no sizes stay together."""
+    words = re.sub(r"\b([dsb])(\d+)\b ?", lambda m: f"{_size_words(*m.groups())}, ", label)
+    return words.removesuffix(", ")
+
+
+def _size_words(letter: str, size: str) -> str:
+    return SIZE_WORDS[letter].format(f"{int(size):,}")
+
+
 def labels_of(rows: Sequence[dict]) -> list[str]:
     """What tells each row apart, and its device where there are several."""
     short = differences(tuple(dict.fromkeys(row["name"] for row in rows)))
     devices = {row["device"] for row in rows}
-    return [short[row["name"]] + (f", {row['device']}" if len(devices) > 1 else "") for row in rows]
+    return [spelled(short[row["name"]]) + (f", {row['device']}" if len(devices) > 1 else "") for row in rows]
 
 
 def origin(rows: Sequence[dict]) -> str:
@@ -42,6 +56,32 @@ def origin(rows: Sequence[dict]) -> str:
     devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
     dates = sorted({row["date"] for row in rows})
     return f"recorded on {devices}, {dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}"
+
+
+def limits_of(rows: Sequence[dict]) -> str:
+    """The limit of rows, rounded: `680`, or `680 to 787` where they were measured against several."""
+    limits = sorted(row["limit"] for row in rows if row["limit"])
+    if not limits:
+        return ""
+    low, high = limits[0], limits[-1]
+    return f"{low:,.0f}" if high <= (1 + SAME) * low else f"{low:,.0f} to {high:,.0f}"
+
+
+def compare_limits(groups: Mapping[str, Sequence[dict]]) -> str:
+    """Whether the shares of several figures may be compared: only where all have one limit.
+
+    Args:
+        groups: rows of one unit, by what the figure shows.
+    """
+    told = {name: limits_of(rows) for name, rows in groups.items() if limits_of(rows)}
+    if not told:
+        return "No limit is recorded yet."
+    every = [row for rows in groups.values() for row in rows if row["limit"]]
+    unit = every[0]["unit"]
+    if " to " not in limits_of(every):
+        return f"One limit for all: {limits_of(every)} {unit}, so percentages can be compared."
+    each = ", ".join(f"{name} {limit}" for name, limit in told.items())
+    return f"The limits differ ({each} {unit}): between figures compare {unit}, not percentages."
 
 
 def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) -> look.Picture:
@@ -63,12 +103,13 @@ def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) ->
     height = 1.15 + 0.36 * len(rows) + (0.25 if missing else 0.0)
     with look.style():
         picture = look.Picture(look.WIDTH, height)
-        limits = ", ".join(dict.fromkeys(row["limit_name"] for row in rows if row["limit"]))
+        named = dict.fromkeys(row["limit_name"] for row in rows if row["limit"])
+        limits = ", ".join(f"{n}: {limits_of([r for r in rows if r['limit_name'] == n])}" for n in named)
         peers = ", ".join(dict.fromkeys(row["peer"] for row in rows if row["peer_value"]))
         marks = [f"│ {limits}"] * bool(limits) + [f"◆ {peers}"] * bool(peers)
         look.heading(picture, title, look.shorten(" · ".join([origin(rows), *marks]), 105))
         below = 0.40 + (0.25 if missing else 0.0)
-        left = 0.04 + 0.0095 * max(map(len, labels_of(rows)))
+        left = 0.04 + 0.0084 * max(map(len, labels_of(rows)))
         axes = picture.add_axes((left, below / height, 0.985 - left, (0.36 * len(rows)) / height))
         _draw_bars(axes, rows)
         if missing:
@@ -80,7 +121,9 @@ def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) ->
 
 def _draw_bars(axes, rows: Sequence[dict]) -> None:
     widest = max(max(row["value"], row["limit"] or 0, row["peer_value"] or 0) for row in rows)
-    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.42 * widest), xlabel=rows[0]["unit"])
+    inches = axes.get_position().width * look.WIDTH
+    end = widest * inches / (inches - WORDS)
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, end), xlabel=rows[0]["unit"])
     for place, row in enumerate(rows):
         axes.barh(place, row["value"], height=0.62, color=look.SERIES[0])
         if row["limit"]:
@@ -94,7 +137,7 @@ def _draw_bars(axes, rows: Sequence[dict]) -> None:
             if row["value"] >= 10
             else f"{row['value']:.2f}{_shares(row)}"
         )
-        axes.text(1.03 * widest, place, words, va="center", size=9)
+        axes.text(widest + 0.018 * end, place, words, va="center", size=9)
     axes.set_yticks(range(len(rows)), [readable(label) for label in labels_of(rows)])
     axes.set_xticks([tick for tick in MaxNLocator(6).tick_values(0, widest) if tick <= widest])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))

@@ -93,7 +93,7 @@ def plot_load(
     with look.style():
         picture = look.Picture(look.WIDTH, 4.2)
         look.heading(picture, title, subtitle)
-        left, right = (picture.add_axes((x, 0.125, 0.40, 0.60)) for x in (0.075, 0.59))
+        left, right = (picture.add_axes((x, 0.125, 0.40, 0.57)) for x in (0.075, 0.59))
         x = 0.075
         for index, curve in enumerate(curves):
             mark = f"{'●■▲◆'[index]} {readable(curve.name)}"
@@ -119,8 +119,8 @@ def _draw_shares(axes, curves: Sequence[LoadCurve]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.tick_params(labelsize=9)
-    name = f"requests in time; dashed: {GOOD:.0%}"
-    axes.text(0, 1.03, name, transform=axes.transAxes, weight="bold", size=10.5)
+    note = f"dashed: {GOOD:.0%}; dotted: the last load that keeps it"
+    _head(axes, 0, "requests in time", note)
 
 
 def _draw_latency(axes, curves: Sequence[LoadCurve], latency: str) -> None:
@@ -139,7 +139,13 @@ def _draw_latency(axes, curves: Sequence[LoadCurve], latency: str) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=9)
     axes.grid(axis="y", color="#eceff2", linewidth=0.8)
-    axes.text(-0.12, 1.03, LATENCIES[latency], transform=axes.transAxes, weight="bold", size=10.5)
+    _head(axes, -0.12, LATENCIES[latency], "on a log scale")
+
+
+def _head(axes, x: int | float, name: str, note: str) -> None:
+    """What a panel shows, and a quieter line below it."""
+    axes.text(x, 1.095, name, transform=axes.transAxes, weight="bold", size=10.5)
+    axes.text(x, 1.03, note, transform=axes.transAxes, size=8.5, color=look.MUTED)
 
 
 def _sentence(curve: LoadCurve, latency: str) -> str:

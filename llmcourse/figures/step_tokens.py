@@ -89,7 +89,10 @@ def plot_step_tokens(
     """
     if not 1 <= len(traces) <= len(look.SERIES):
         raise ValueError(f"traces must be 1 to {len(look.SERIES)}, got {len(traces)}")
-    watched = longest_wait(traces) if watched is None else watched
+    whose = f"longest gap between tokens of request {watched}"
+    if watched is None:
+        watched = longest_wait(traces)
+        whose = f"longest gap of all, that of request {watched}"
     gaps = {name: gaps_of(trace, watched) for name, trace in traces.items()}
     steps = {name: step_tokens(trace) for name, trace in traces.items()}
     end_s = min(until_s, max(trace.end_s for trace in traces.values()))
@@ -100,7 +103,7 @@ def plot_step_tokens(
         height = 2.9 + 1.15 * len(traces)
         picture = look.Picture(look.WIDTH, height)
         subtitle = " · ".join(f"{name}: {look.seconds(gap)}" for name, gap in worst.items() if gap)
-        look.heading(picture, title, f"longest gap of request {watched}: {subtitle or 'it has one token'}")
+        look.heading(picture, title, f"{whose}: {subtitle or 'it has one token'}")
         largest = max(step.prompt + step.answer for one in steps.values() for step in one)
         for place, (name, one) in enumerate(steps.items()):
             bottom = height - 1.80 - 1.15 * place
@@ -152,14 +155,14 @@ def _draw_gaps(axes, gaps: Mapping[str, list[tuple[float, float]]], end_s: int |
         axis.set_major_locator(MaxNLocator(most))
         axis.set_major_formatter(FuncFormatter(lambda time_s, _: look.seconds(time_s) if time_s else "0"))
     axes.tick_params(labelsize=9)
-    words = f"time between two tokens of request {watched}; marked where it doubles"
+    words = f"time between two tokens of request {watched}; a mark: over twice its shortest"
     axes.text(0, 1.06, readable(words), transform=axes.transAxes, weight="bold", size=10.5, va="bottom")
 
 
 def _draw_key(picture: look.Picture, height: int | float) -> None:
     y = 1 - 0.74 / height
     for place, (name, color) in enumerate(
-        (("tokens of prompts", PROMPT), ("of answers, on a log scale", ANSWER))
+        (("tokens of answers", ANSWER), ("tokens of prompts, from there to the top; on a log scale", PROMPT))
     ):
         x = 0.085 + 0.19 * place
         box = [(x, y), (x + 0.02, y), (x + 0.02, y + 0.12 / height), (x, y + 0.12 / height)]

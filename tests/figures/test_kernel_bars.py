@@ -7,10 +7,13 @@ from llmcourse.figures.kernel_bars import (
     FLASH_BACKWARD,
     FLASH_FORWARD,
     PAGED_ATTENTION,
+    compare_limits,
     differences,
     labels_of,
+    limits_of,
     origin,
     plot_kernels,
+    spelled,
 )
 from llmcourse.figures.recorded import all_of
 
@@ -40,6 +43,40 @@ def test_what_all_names_share_is_left_out_of_labels():
     assert labels_of(rows) == ["a, NVIDIA H200", "a, A100", "b, NVIDIA H200"]
 
 
+def test_sizes_are_spelled_out():
+    assert spelled("d64 s16384 causal") == "heads of 64, 16,384 tokens, causal"
+    assert spelled("b1 s32768") == "batch 1, 32,768 tokens"
+    assert spelled("256 vs transformers") == "256 vs transformers"
+    assert labels_of([row(name) for name in FLASH_FORWARD])[0] == "heads of 64, 4,096 tokens, full"
+
+
+def test_limits_that_differ_are_both_said():
+    forward = [row("f_a", limit=680.2), row("f_b", limit=681.0), row("f_c", limit=None, peer=None)]
+    backward = [row("b_a", limit=787.3)]
+    assert limits_of(forward) == "680" and limits_of(forward + backward) == "680 to 787"
+    assert limits_of([]) == ""
+    told = compare_limits({"forward": forward, "backward": backward})
+    assert told.startswith("The limits differ (forward 680, backward 787 TFLOP/s)")
+    same = compare_limits({"forward": forward, "backward": [row("b_a", limit=682.0)]})
+    assert same == "One limit for all: 680 TFLOP/s, so percentages can be compared."
+    assert compare_limits({"forward": []}) == "No limit is recorded yet."
+    picture = plot_kernels([*forward, *backward], "Both")
+    assert any("│ bf16 matmul: 680 to 787" in text.get_text() for text in picture.texts)
+
+
+@pytest.mark.parametrize("names", [FLASH_FORWARD, DECODE_ATTENTION])
+def test_words_do_not_overlap(names):
+    rows = [row(name, 4320.0, 4157.1, 4336.0, unit="GB/s") for name in names]
+    picture = plot_kernels(rows, "Recorded", names)
+    picture.png(1.0)
+    renderer, (axes,) = picture.canvas.get_renderer(), picture.axes
+    labels = [label.get_window_extent(renderer) for label in axes.get_yticklabels()]
+    assert all(picture.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x0 for box in labels)
+    assert all(t.get_window_extent(renderer).x1 <= picture.bbox.x1 for t in [*axes.texts, *picture.texts])
+    peer = axes.transData.transform((4336.0, 0))[0]
+    assert all(text.get_window_extent(renderer).x0 > peer + 5 for text in axes.texts)
+
+
 def test_bars_limits_and_peers_stand_where_they_were_measured():
     rows = [row("flash_fwd_a"), row("flash_fwd_b", 560.0, None, None)]
     picture = plot_kernels(rows, "Forward")
@@ -48,7 +85,7 @@ def test_bars_limits_and_peers_stand_where_they_were_measured():
     marks = {line.get_marker(): line.get_xdata()[0] for line in axes.lines}
     assert marks == {"None": 700.0, "D": 480.0}
     assert texts(axes) == ["500 · 71% of │ · 1.04 × ◆", "560"]
-    assert "recorded on NVIDIA H200, 2026-11-28 · │ bf16 matmul · ◆ cuDNN" in [
+    assert "recorded on NVIDIA H200, 2026-11-28 · │ bf16 matmul: 700 · ◆ cuDNN" in [
         t.get_text() for t in picture.texts
     ]
     assert "flash_fwd_a 500 TFLOP/s, 71% of bf16 matmul, 1.04 × cuDNN; flash_fwd_b 560" in picture.alt

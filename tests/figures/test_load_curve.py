@@ -1,5 +1,6 @@
 """Load curves: shares in time, the load that nine in ten bear, and what is drawn of them."""
 
+import itertools
 import math
 from dataclasses import fields
 
@@ -49,8 +50,21 @@ def test_both_panels_show_the_curves():
     ]
     assert [line.get_xdata()[0] for line in left.lines if line.get_linestyle() == "--"][1:] == [2.0, 8.0]
     assert list(right.lines[0].get_ydata()) == [0.01] * 4
+    assert any("dotted: the last load that keeps it" in text.get_text() for text in left.texts)
     assert "chunked: 90% in time up to 8 requests a second, time between tokens" in picture.alt
     picture.png(1.0)
+
+
+def test_words_do_not_overlap():
+    picture = plot_load(
+        [curve("whole prompts"), curve("pieces of 512"), curve("traditional")], "Load", "of 80"
+    )
+    picture.png(1.0)
+    renderer = picture.canvas.get_renderer()
+    texts = [*picture.texts, *(text for axes in picture.axes for text in axes.texts)]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(box.x1 <= picture.bbox.x1 for box in boxes)
 
 
 def test_latencies_that_are_not_there_are_left_out():

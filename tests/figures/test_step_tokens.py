@@ -42,6 +42,7 @@ def test_gaps_are_the_steps_between_two_tokens(traces):
 
 def test_the_picture_shows_both(traces):
     picture = plot_step_tokens(traces)
+    assert any("longest gap of all, that of request reader" in text.get_text() for text in picture.texts)
     *panels, gaps = picture.axes
     prompts = [panel.collections[1] for panel in panels]
     assert [one.get_label() for one in prompts] == ["prompt"] * 2
