@@ -36,6 +36,7 @@
 # | $L = m + \log l$ | log-sum-exp of a row | 对数指数和 |
 # | $B_q,\ B_k$ | rows of a tile of queries, and of keys | 分块大小 |
 # | SRAM, HBM | memory on the chip, slow memory | 片上内存,显存 |
+# | | prefill, decoding step | 全量解码,增量解码 |
 # | | traditional, continuous batching | 传统批次推理,连续批处理 |
 # | | chunked prefill: prompts in pieces | 动态分割 |
 # | | block, block table, preemption | 缓存块,块表,抢占 |
@@ -175,14 +176,15 @@ for length in (2048, 32_768):
     naive, tiled = (1e6 * traffic / h200.bytes_per_s for traffic in moved(length, causal=False))
     products = 1e6 * 4 * length**2 * D / h200.flops_per_s("bf16")
     print(f"H200, {length:6,} tokens, µs: naive {naive:.1f}, tiles {tiled:.1f}, products {products:.1f}")
+    print(f"    as many times the products: naive {naive / products:.1f}, tiles {tiled / products:.1f}")
 longest = math.isqrt(h200.memory_bytes // (2 * 32))
-print(f"32 heads fill it with scores at {longest:,} tokens")
+print(f"32 heads fill an H200 with scores at {longest:,} tokens")
 
 # %% [markdown]
 # The saving of traffic levels off, at $2 B_q / D$, or twice that with a causal mask: the keys are read again for every tile,
 # and there are ever more tiles. What grows without limit is the saving of *memory*. Is it worth it? On paper, for an
-# H200, naive attention takes several times as long for its traffic as for its two products, $4\,TSD$ FLOPs. With tiles the
-# two are close, and as neighbouring tiles ask for the same keys at about the same time, most of that comes from
+# H200, naive attention waits for its traffic, which takes far longer than its two products, $4\,TSD$ FLOPs. Tiles bring the
+# two to the same order, and as neighbouring tiles ask for the same keys at about the same time, most of that comes from
 # the L2 cache: a good kernel is bound by arithmetic.
 #
 # ## 3.4 Measure: memory and time against length
@@ -203,7 +205,7 @@ def on_length(name, function, length, heads):
         seen = observe(function, dict(zip("qkv", qkv, strict=True)), {})
         if isinstance(seen.raised, torch.OutOfMemoryError):
             return against_length.LengthRow(name, length)  # no time, no memory: it did not fit
-        taken = timing.measure(lambda: function(*qkv), device=device, warmup=0, repeats=2)
+        taken = timing.measure(lambda: function(*qkv), device=device, warmup=1, repeats=3)
     return against_length.LengthRow(name, length, taken.median_s, seen.counts["peak_bytes"])
 
 
@@ -222,9 +224,9 @@ title = f"Causal attention on {hardware.this_machine(device).name}"
 against_length.plot_against_length(rows, title, f"{heads} heads of {D}")
 
 # %% [markdown]
-# Memory is as predicted: a slope of 2 for the scores; for tiles 1 in the end, and less before, while the tile itself
-# outweighs the result. *Time* has a slope near 2 for all, since nobody has less arithmetic to do: FlashAttention is
-# exact, and saves traffic, not FLOPs (but for the tiles that a causal mask hides, half of them). A Python loop pays
+# Memory is as predicted: a slope of 2 for the scores; for tiles one that nears 1 from below, because at first the tile
+# itself outweighs the result. *Time* has a slope near 2 for all, since nobody has less arithmetic to do: FlashAttention
+# is exact, and saves traffic, not FLOPs (but for the tiles that a causal mask hides, half of them). A Python loop pays
 # thousands of starts for its tiles, and loses even to the naive way where texts are short. The speed comes from putting
 # the loop into the kernel.
 #
@@ -233,12 +235,12 @@ against_length.plot_against_length(rows, title, f"{heads} heads of {D}")
 # One program for each tile of queries; the first cell prints its loop from the package. `join` is the online softmax of 3.2,
 # in base 2 because the hardware has an `exp2`; `fade` is the factor of the orange lines.
 #
-# The second cell runs it. Triton compiles it for a GPU; on a CPU its interpreter runs the same text program by program,
-# slowly, which is how it is tested here. (On macOS and Windows there is no Triton, and the reference takes its place.)
+# Then it runs it. Triton compiles it for a GPU; on a CPU its interpreter runs the same text program by program, slowly,
+# which is how it is tested here. (On macOS and Windows there is no Triton, and the reference takes its place.)
 # The length is no multiple of anything, four query heads share a key head, and *gradients* are taken too.
 #
-# The third: of a causal mask a tile sees one of three things. All of it is visible; or none, and it is skipped; or the
-# diagonal runs through. *Predict* for 4,096 tokens in tiles of 128: which share of the tiles is computed, and how much
+# The second cell: of a causal mask a tile sees one of three things. All of it is visible; or none, and it is skipped;
+# or the diagonal runs through. *Predict* for 4,096 tokens in tiles of 128: which share of the tiles is computed, and how much
 # faster is causal than full attention?
 
 # %%
@@ -248,8 +250,6 @@ backend = "triton" if util.find_spec("triton") else "reference"
 source = resources.files("llmcourse.kernels").joinpath("flash_attention_triton.py").read_text("utf-8")
 start = source.index("    for start in range(")
 print(source[start : source.index("    total = tl.where(", start)])
-
-# %%
 numbers, results = torch.Generator(device).manual_seed(0), []
 q, grad_out = torch.randn(2, 1, 4, 45, 32, device=device, generator=numbers)
 k, v = torch.randn(2, 1, 1, 45, 32, device=device, generator=numbers)
@@ -309,10 +309,11 @@ print("the gradients of the definition:", all(map(torch.allclose, (dq, dk, dv), 
 # ## 3.7 How fast, on a GPU
 #
 # The limit is the rate at which the same GPU multiplies large matrices. No attention reaches it: exponentials run on
-# other, far slower units and have to be hidden behind the products. The peer is NVIDIA's own kernel in cuDNN. All is
-# measured in one process: 16,384 tokens in all, hidden size 2,048, FLOPs counted as $4\,T S D$ a head, half of it if
-# causal, two and a half times as much backwards. *Predict* before you look, and say why: full or causal, heads of 64 or of
-# 128, forward or backward, short texts or long ones: which comes nearer to the limit?
+# other, far slower units and have to be hidden behind the products. The peer is NVIDIA's own kernel in cuDNN. The limit is
+# measured in the same process as the bars that it belongs to; where two figures have different ones, the line below them
+# says so. 16,384 tokens in all, in texts of 4,096 or 16,384, hidden size 2,048; FLOPs are counted as $4\,T S D$ a head,
+# half of it if causal, two and a half times as much backwards. *Predict* before you look, and say why: full or causal,
+# heads of 64 or of 128, short texts or long ones: which comes nearer to the limit? And which is faster, forward or backward?
 
 # %%
 if device.type == "cuda":
@@ -325,15 +326,18 @@ if device.type == "cuda":
         cudnn = timing.measure(lambda: torch.nn.functional.scaled_dot_product_attention(*x), device=device)
     for name, taken in (("ours", ours), ("cuDNN", cudnn)):
         print(f"here, 4,096 tokens, heads of 128, full: {name} {flops / taken.median_s / 1e12:.0f} TFLOP/s")
+rows = {}
 for title, names in (("forward", kernel_bars.FLASH_FORWARD), ("backward", kernel_bars.FLASH_BACKWARD)):
-    rows = recorded.all_of(names)
-    display(kernel_bars.plot_kernels(rows, f"FlashAttention, {title}, bf16", names))
+    rows[title] = recorded.all_of(names)
+    display(kernel_bars.plot_kernels(rows[title], f"FlashAttention, {title}, bf16", names))
+print(kernel_bars.compare_limits(rows))
 
 # %% [markdown]
-# What pulls each of them down: tiles on the diagonal are half wasted, and the longer rows of a causal mask end later than the
-# others; heads of 64 have as many exponentials for half the products; a short text has few tiles in a row, so that the
+# What can pull each of them down: tiles on the diagonal are half wasted, and the longer rows of a causal mask end later than
+# the others; heads of 64 have as many exponentials for half the products; a short text has few tiles in a row, so that the
 # beginning and the end of each weigh more; and backwards there are five products, more to be kept on the chip, and
-# sums to which many tiles contribute.
+# sums to which many tiles contribute. The diagonal weighs less the longer the text: compare causal with full at 4,096
+# tokens, then at 16,384. Where causal has caught up with full, or passed it, its mask costs nothing any more.
 #
 # ## 3.8 Decoding: one query, many splits
 #
@@ -368,8 +372,9 @@ for title, names in (
 
 # %% [markdown]
 # The limit here is a plain copy. (A little more than 100 % is possible: a copy writes as much as it reads, and reading
-# alone is faster.) One long text comes least near: it is over so soon that starting, splitting and joining take a good
-# part of the time. *Paged* means that keys lie in blocks, found through a table: that is the cache of part two.
+# alone is faster.) One long text is the hardest case: it is over so soon that starting, splitting and joining take a good
+# part of the time. *Paged* means that keys lie in blocks, found through a table: that is the cache of part two. Whoever
+# reads through a table looks up every block first: compare the two figures, where both are recorded.
 #
 # # Part two: many requests at once
 #
@@ -377,8 +382,10 @@ for title, names in (
 #
 # Answers have different lengths, and nobody knows them ahead. *Traditional* batching (传统批次推理) starts a batch and waits for its
 # longest answer; finished rows stay empty. *Continuous* batching (连续批处理, Yu et al. 2022) decides anew before every step:
-# a request is one prefill and any number of single steps, and a slot that is free now is filled now. *Predict* from
-# the lengths of the lecture's picture, S1 to S4 ending at T6, T8, T5 and T7: which share of its 32 cells is used?
+# a request is one prefill (全量解码) and any number of single steps (单步增量解码), and a slot that is free now is
+# filled now. (One limit is kept: a step that has `token_budget` tokens takes no more prompts, or a crowd that comes at
+# once would make it endless; who is left over joins the next.) *Predict* from the lengths of the lecture's picture, S1 to
+# S4 ending at T6, T8, T5 and T7: which share of its 32 cells is used?
 #
 # The picture flatters traditional batching: its prompts are all of one length. A batch of fixed shape, as `generate` of
 # most libraries computes it, is as long as its longest prompt, and all rows ride on until the longest answer is there:
@@ -424,15 +431,15 @@ for batch in (256, 8):
 #
 # ## 3.10 A cache in blocks
 #
-# How much memory does a request get, if nobody knows how long its answer will be? The longest possible, and most of it is
+# How much memory does a request get, if nobody knows how long its answer will be? The longest possible, and much of it is
 # never used. PagedAttention (Kwon et al. 2023) does what an operating system does: memory is cut into blocks of 16 tokens, a
-# request takes one more when the last is full, and a *block table* says which are its own.
-
-# Below, the same 256 requests, when all answers are complete.
+# request takes one more when the last is full, and a *block table* says which are its own. For the 256 requests of 3.9 the
+# first cell compares the memory that is set aside with what is in use when all answers are complete.
 #
 # Then serve `base` from such a cache. A *scheduler* says which tokens of which requests a step computes, a *runner* computes
 # them over the paged cache, an *engine* goes round. Eight texts of three domains and of different lengths, every other one
-# sampled, under its own seed: first each alone, then all together under each policy. *Predict*: whose answer changes?
+# sampled, under its own seed: first each alone, then all of them in four slots, under each policy. *Predict*: whose answer
+# changes?
 
 # %% tags=["nbval-check-output"]
 from llmcourse.roofline import kv_bytes_per_token
@@ -475,7 +482,7 @@ greedy = [generate(base, [r.prompt], max_new_tokens=r.max_tokens, eos_token_ids=
 print("greedy answers are those of generate:", [g.tokens for g in greedy] == alone[::2])
 POLICIES["chunked prefill"] = serving.ChunkedPrefill(token_budget=12)
 for name, policy in POLICIES.items():
-    states, steps = serve(engine_of(policy), requests)
+    states, steps = serve(engine_of(policy, max_running=4), requests)
     same = [state.generated for state in states] == alone
     print(f"{name:16}{steps:4} steps for {sum(map(len, alone))} tokens; every answer as alone: {same}")
 
@@ -560,32 +567,34 @@ for name, policy in ({"whole prompts": serving.ContinuousBatching()} | ways).ite
 # Below each policy are its figures: the share of the slots' time that was used, TTFT, ITL, throughput. Try the presets.
 # Then find a load at which traditional batching is as good as any; lower the token budget until the throughput suffers;
 # and see what a crowd that comes at once does to TTFT.
-#
+
+# %%
+widgets.BatchingTimeline(preset="long prompts, short answers")
+
+# %% [markdown]
 # ## 3.13 Load, and goodput
 #
 # A service is not as good as its throughput: tokens that come too late help nobody. Promise a first token within half a
 # second and 10 ms a token on average (a *service level objective*); *goodput* counts the requests a second for which both are
 # kept (Zhong et al. 2024). Raise the load until nine in ten no longer are. *Predict* the order of the three policies, and
-# by which factor the last one is behind.
-
-# %%
-widgets.BatchingTimeline(preset="long prompts, short answers")
+# by which factor the last one is behind. (In the figure a dotted line marks the last load of the sweep that a policy bears.)
 
 # %% tags=["nbval-check-output"]
 promise = serving.Objective(ttft_s=0.5, tpot_s=0.01)
 lengths = serving.LogNormal(1024, 0.7, 4096), serving.LogNormal(64, 0.7, 256)
-rates = (2, 5, 10, 20, 30, 40)
-come = {rate: serving.make_requests(80, serving.poisson(rate), *lengths, seed=1) for rate in rates}
-served["traditional"] = serving.TraditionalBatching()
+served["traditional"], rates = serving.TraditionalBatching(), (2, 5, 10, 20, 30, 40, 50, 60)
 
 
-def under_load(rate, policy):
-    return serving.measure(on_the_clock(come[rate], policy, step_time), promise)
+def under_load(policy, rate):
+    come = serving.make_requests(80, serving.poisson(rate), *lengths, seed=1)
+    return serving.measure(on_the_clock(come, policy, step_time), promise)
 
 
-loads = {name: lambda rate, policy=policy: under_load(rate, policy) for name, policy in served.items()}
+loads = {name: lambda rate, policy=policy: under_load(policy, rate) for name, policy in served.items()}
+curves = load_curve.sweep(loads, rates)
+print("\n".join(f"{c.name:13}: nine in ten in time up to {c.capacity():g} requests a second" for c in curves))
 title = "Llama-3-8B on an H200, by the roofline"
-load_curve.plot_load(load_curve.sweep(loads, rates), title, "80 requests; prompts of about 1,024 tokens")
+load_curve.plot_load(curves, title, "80 requests; prompts of about 1,024 tokens")
 
 # %% [markdown]
 # Traditional batching has the *shortest* gaps between tokens (nobody new ever comes in) and by far the worst goodput: whoever
@@ -594,13 +603,13 @@ load_curve.plot_load(load_curve.sweep(loads, rates), title, "80 requests; prompt
 #
 # ## 3.14 Measured: predicted, and what is lost
 #
-# The same engine on this machine, on a real clock: 16 requests at once in 4 slots. *Predicted* is the roofline of the
-# ceilings that are measured here, for the very same schedule.
+# The same engine on this machine, on a real clock: 16 requests at once in 4 slots, the best of three runs. *Predicted* is
+# the roofline of the ceilings that are measured here, for the very same schedule.
 
 # %%
 here = hardware.measure_ceilings(device, refresh=True)
 cost = serving.RooflineTime(base.config, here, Precision.uniform("fp32"))
-lengths = serving.Uniform(4, 60), serving.Uniform(4, 40)
+lengths = serving.Uniform(4, 60), serving.Uniform(2, 20)
 few = serving.make_requests(16, serving.Arrivals(), *lengths, vocab_size=base.config.vocab_size)
 ways = {"padded batches": (serving.padded(few, 4), serving.TraditionalBatching())}
 ways |= {"traditional, packed": (few, serving.TraditionalBatching())}
@@ -608,23 +617,26 @@ ways |= {"continuous": (few, serving.ContinuousBatching()), "pieces of 16": (few
 print(f"base on {here.name}: tokens of answers a second")
 for name, (asked, policy) in ways.items():
     engine = engine_of(policy, 32, 4, base32, reuse_prefixes=False)
-    taken, best = serving.replay(asked, engine).end_s, on_the_clock(asked, policy, cost, slots=4).end_s
+    taken = min(serving.replay(asked, engine).end_s for _ in range(3))
+    best = on_the_clock(asked, policy, cost, slots=4).end_s
     speed = num_tokens(few)[1] / torch.tensor([best, taken], dtype=torch.float64)
     print(f"{name:20}predicted {speed[0]:6,.0f}, measured {speed[1]:6,.0f}: {best / taken:.0%}")
 
 # %% [markdown]
-# The *order* is about as predicted, because it follows from the numbers of steps and of tokens. The absolute figures are
-# not: a roofline knows no Python, and a step of this small model starts hundreds of small operations, some for each
-# request (chapter 2). The reference that serves on a CPU goes through the requests of a step one by one, so that full
+# Compare the *orders* first: what is predicted follows from the numbers of steps and of tokens, and so does most of what is
+# measured. (Neighbours differ by little: if two have changed places, the machine was busy; run the cell again.) The
+# absolute figures are far apart: a roofline knows no Python, and a step of this small model starts hundreds of small
+# operations, some for each request (chapter 2). The reference that serves on a CPU goes through the requests of a step one by one, so that full
 # slots gain less here than they should. On a GPU the engine replays captured graphs and schedules the next step while
 # this one runs; what then keeps it from the roofline are attention over many short caches, and the ends of kernels.
-# Recorded, with a model of the shape of Qwen3-0.6B and the 256 requests of 3.9; and the roofline of a datasheet beside
-# it, computed here:
+# That is for larger models: of the shape of Qwen3-0.6B, and the 256 requests of 3.9. Below, what the roofline of a datasheet
+# promises, computed here; then what a GPU has made of it, where that is recorded.
 
 # %%
 cost = serving.RooflineTime(QWEN3_0_6B, h200)
 ways = {"one padded batch": (serving.padded(crowd, 256), serving.TraditionalBatching())}
-ways |= {"continuous batching": (crowd, serving.ContinuousBatching(16_384))}
+whole = serving.ContinuousBatching(16_384)  # tokens, as in the benchmark: fewer steps for so large a crowd
+ways |= {"continuous batching": (crowd, whole)}
 best = {name: on_the_clock(*way, cost, slots=256).end_s for name, way in ways.items()}
 for name, time_s in best.items():
     print(f"{name:20}at most {num_tokens(crowd)[1] / time_s:7,.0f} tokens/s by the roofline")
@@ -671,7 +683,7 @@ with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
 # | it is exact, so it is bit for bit the same | sums in another order round otherwise | 3.5, 3.10 |
 # | continuous batching is better for everybody | whoever decodes is stalled by every new prompt | 3.11 |
 # | smaller pieces are better | the prompt waits longer, and weights and keys are read again | 3.11 |
-# | a paged cache costs nothing | an indirection in every kernel, and a half-empty last block | 3.8, 3.10 |
+# | a paged cache costs nothing | a look into the table for every block, a half-empty last block | 3.10, 3.8 if recorded |
 # | preemption only delays | everything that was computed is computed again | 3.10 |
 # | throughput is what counts | beyond some load it still rises while promises are broken | 3.13 |
 #
