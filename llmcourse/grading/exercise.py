@@ -56,11 +56,14 @@ class Mutant:
     Args:
         name: the mistake, in words: `keeps too few`.
         caught_by: the label of the case, or the name of the rule, that it fails first.
+        hint: for whoever fails there with the very value that this one gives; empty where the hints of
+            the exercise say enough.
     """
 
     name: str
     function: Callable
     caught_by: str
+    hint: str = ""
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,11 @@ def _exercise(row: Row, mark: Mark, inputs: bool) -> str:
 
 def _finding(finding: Finding, inputs: bool) -> str:
     """What an answer failed with, and what may help."""
-    values = {"called with": finding.given, "got": (finding.got,), "expected": (finding.expected,)}
+    values = {
+        "called with": finding.given,
+        "got": finding.got.split("\n"),
+        "expected": finding.expected.split("\n"),
+    }
     advice = {"slip": (finding.slip,), "hint": (finding.hint,)}
     lines = []
     for name, texts in {**(values if inputs else {}), **advice}.items():

@@ -178,7 +178,9 @@ def cases(rng: random.Random) -> list[Case]:
             blocks.append((scores, normal(rng, length, features, dtype=dtype)))
         if not hidden:  # the first row's peak rises with every block
             blocks.sort(key=lambda block: block[0][0].max().item())
-        arguments = {"read": Oracle("read"), "num_blocks": len(lengths)}
+        most = lengths[0] if len({*lengths}) == 1 else ", ".join(str(len(values)) for _, values in blocks)
+        shown = f"a function; the scores of a block have {rows} rows and {most} columns"
+        arguments = {"read": Oracle("read", shown), "num_blocks": len(lengths)}
         return Case(arguments, label, {"read": Blocks(tuple(blocks))}, allows=dict(allows))
 
     def apart(block, scores):
@@ -267,7 +269,12 @@ EXERCISE = Exercise(
     hints=HINTS,
     hints_at=HINTS_AT,
     mutants=(
-        Mutant("leaves the peak out of the log-sum-exp", _mutant(adds_peak=False), "one block"),
+        Mutant(
+            "leaves the peak out of the log-sum-exp",
+            _mutant(adds_peak=False),
+            "one block",
+            "The mean is right; the log-sum-exp is m + ln l, and yours is ln l: the peak is missing.",
+        ),
         Mutant("does not rescale the sum", _mutant(fades_total=False), "several blocks"),
         Mutant("does not rescale the mixture", _mutant(fades_mixed=False), "several blocks"),
         Mutant("rescales nothing", _mutant(fades_total=False, fades_mixed=False), "several blocks"),

@@ -87,7 +87,7 @@ class Tiles:
         whole: whether only whole tiles of keys count, but for a first one that is not.
         rescales: whether what was summed is corrected when the peak grows.
         follows: whether the peak follows the scores after the first tile.
-        scaled: whether scores are divided by √D.
+        power: of D, which scores are divided by.
     """
 
     query_tile: int | None = None
@@ -95,7 +95,7 @@ class Tiles:
     whole: bool = False
     rescales: bool = True
     follows: bool = True
-    scaled: bool = True
+    power: float = 0.5
 
     def __call__(self, q, k, v, tile):
         rows, columns = (
@@ -113,7 +113,7 @@ class Tiles:
         return out
 
     def _join(self, seen, q, k, v):
-        scores = q @ k.T / (q.shape[-1] ** 0.5 if self.scaled else 1.0)
+        scores = q @ k.T / q.shape[-1] ** self.power
         peak, total, mixed = seen or (scores.amax(-1), 0.0, 0.0)
         new = torch.maximum(peak, scores.amax(-1)) if self.follows else peak
         fade = (peak - new).exp() if self.rescales else torch.ones_like(new)
@@ -180,7 +180,7 @@ def _query_by_query(q, k, v, tile):
 
 
 def _copies_the_keys(q, k, v, tile):
-    return replace(RIGHT, scaled=False)(q, k / q.shape[-1] ** 0.5, v, tile)
+    return replace(RIGHT, power=0.0)(q, k / q.shape[-1] ** 0.5, v, tile)
 
 
 def _softmax_of_each_tile(q, k, v, tile):
@@ -193,7 +193,7 @@ def _sdpa(q, k, v, tile):
 
 
 def _scales_the_queries(q, k, v, tile):
-    return replace(RIGHT, scaled=False)(q.div_(q.shape[-1] ** 0.5), k, v, tile)
+    return replace(RIGHT, power=0.0)(q.div_(q.shape[-1] ** 0.5), k, v, tile)
 
 
 MEMORY = PeakMemory()
@@ -214,7 +214,18 @@ EXERCISE = Exercise(
     hints=HINTS,
     hints_at=HINTS_AT,
     mutants=(
-        Mutant("forgets the root of D", replace(RIGHT, scaled=False), "one tile"),
+        Mutant(
+            "forgets the root of D",
+            replace(RIGHT, power=0.0),
+            "one tile",
+            "The scores are not divided: they are q · k / √D.",
+        ),
+        Mutant(
+            "divides by D",
+            replace(RIGHT, power=1.0),
+            "one tile",
+            "The scores are divided by D. It is the root, √D, as in the first line of the exercise.",
+        ),
         Mutant("does not rescale", replace(RIGHT, rescales=False), "several tiles"),
         Mutant("takes a softmax of each tile", _softmax_of_each_tile, "several tiles"),
         Mutant("drops the last tile", replace(RIGHT, whole=True), "tiles that do not divide"),
