@@ -85,7 +85,7 @@ class Exercise:
             go before the others.
         starter: a function with a fault in it, where the exercise is to find it.
         time_limit_s: for one call.
-        obstacle: says why this machine cannot run any answer, as a line for students; empty where it can.
+        obstacle: says why this machine cannot run any answer, in a line; empty where it can.
 
     Raises:
         ValueError: a part is missing or out of range.

@@ -246,10 +246,8 @@ def test_a_known_mistake_has_its_own_hint_where_it_is_made():
     assert hint(RIGHT + 1, adds_one) == hint(RIGHT + 1, known(breaks), adds_one) == "you add one"
     assert hint(RIGHT + 2, adds_one) == hint(RIGHT + 1, known(breaks)) == "think"
     assert hint(RIGHT + 1, known(lambda x: 2 * x + 1, "second")) == "think"
-    by_name = {"first": "mind the first"}
-    found = examine(
-        exercise(mutants=(adds_one, *exercise().mutants), hints_at=by_name), 7, answering(Answer(RIGHT + 1))
-    )
+    both = exercise(mutants=(adds_one, *exercise().mutants), hints_at={"first": "mind the first"})
+    found = examine(both, 7, answering(Answer(RIGHT + 1)))
     assert found.hint == "you add one" and found.own_hint
 
 

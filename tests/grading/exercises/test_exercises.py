@@ -340,7 +340,7 @@ def test_the_picture_of_a_long_schedule_is_cut_around_the_difference():
     got = [["a"] * 40, ["b"] * 30 + ["\x1bveryodd"] + ["c"] * 9]
     found = catalogue.find("03.continuous_batching").comparison(got, expected)
     head, _, row = found.got.split("\n")
-    assert head.split()[1:] == [str(step) for step in range(24, 36)] and "[ver…]" in row
+    assert head.split()[1:] == [str(step) for step in range(24, 36)] and "[ve… ]" in row
     assert catalogue.find("03.continuous_batching").comparison(got[:1], expected).reason == (
         "got 1 slot, expected 2"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import linecache
+import platform
 import random
 from collections.abc import Callable
 from functools import cache
@@ -83,9 +84,7 @@ HINTS_AT = {
     ),
 }
 
-NO_TRITON = (
-    "Triton is not installed here (it is made for Linux only); the points are given where the lab is graded"
-)
+NOT_INSTALLED = "Triton is not installed; `pip install triton` brings it"
 
 ANSWER = """
 import torch
@@ -111,8 +110,11 @@ def triton_softmax(x):
 
 
 def no_triton() -> str:
-    """Why no kernel runs here, for students; empty where one does."""
-    return "" if importlib.util.find_spec("triton") else NO_TRITON
+    """Why no kernel runs here; empty where one does."""
+    if importlib.util.find_spec("triton"):
+        return ""
+    system = platform.system()
+    return NOT_INSTALLED if system == "Linux" else f"there is no Triton for {system or 'this system'}"
 
 
 def written(*changes: tuple[str, str]) -> Callable:
@@ -195,7 +197,9 @@ LAUNCHED_FOR_SHOW = ("    return out\n", "    return x.softmax(-1)\n")
 
 ONE_KERNEL = OneLaunch()
 # What makes a tensor, or another view of one.
-MAKING = "empty empty_like empty_strided new_empty zeros zeros_like new_zeros full full_like zero_ fill_"
+MAKING = (
+    "empty empty_like empty_strided new_empty zeros zeros_like new_zeros full full_like new_full zero_ fill_"
+)
 VIEWS = "view reshape select slice unsqueeze squeeze expand as_strided detach alias contiguous clone"
 NOT_TORCH = Only(
     frozenset(f"{MAKING} {VIEWS}".split()), "the kernel does the arithmetic", "nothing else of PyTorch"
