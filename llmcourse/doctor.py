@@ -67,8 +67,9 @@ def examine() -> Report:
 
 
 def examine_grading() -> Report:
-    """Looks at how students' code is isolated, and really tries what it must not be able to do."""
-    return Report(_look((isolation,)), "Students' code can be graded here.")
+    """Looks at how students' code is isolated, really tries what it must not be able to do, and says which
+    exercises cannot be run."""
+    return Report(_look((exercises, isolation)), "Students' code can be graded here.")
 
 
 def _look(parts: tuple[Callable[[], list[Finding]], ...]) -> tuple[Finding, ...]:
@@ -130,8 +131,7 @@ def _triton(cuda: bool) -> Finding:
             "backends", "Triton", f"none: not made for {platform.system()}; references run instead", "note"
         )
     if version is None:
-        remedy = "pip install -e '.[gpu]'"
-        return Finding("backends", "Triton", "not installed; references run instead", "note", remedy)
+        return Finding("backends", "Triton", "not installed; references run instead", "note", INSTALL)
     use = "compiles kernels for the GPU" if cuda else "its interpreter runs kernels on the CPU"
     return Finding("backends", "Triton", f"{version}, {use}")
 
@@ -217,6 +217,19 @@ def isolation() -> list[Finding]:
         status, remedy = ("ok", "") if probe.ok else ("missing", ISOLATE)
         found.append(Finding("probes", probe.name, probe.detail, status, remedy))
     return found
+
+
+def exercises() -> list[Finding]:
+    """The exercises that need what this machine has not."""
+    from llmcourse.grading.exercises import catalogue
+
+    every = [exercise for lab in catalogue.labs().values() for exercise in lab]
+    lacking = {exercise.name: reason for exercise in every if (reason := exercise.obstacle())}
+    found = [
+        Finding("exercises", name, f"cannot be graded here: {reason}", "missing", INSTALL)
+        for name, reason in lacking.items()
+    ]
+    return found or [Finding("exercises", "all", f"{len(every)} can be graded")]
 
 
 def to_json(report: Report) -> str:

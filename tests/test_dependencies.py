@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests.test_tree import tree_files
 from tools import lock
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # The Triton that a torch release requires on Linux, from the metadata of its CUDA build.
-TRITON_OF_TORCH = {"2.13.0": "3.7.1"}
+TRITON_OF_TORCH = {"2.9.0": "3.5.0", "2.13.0": "3.7.1"}
 
 
 def locked() -> dict[str, str]:
@@ -78,16 +79,25 @@ def test_the_lock_is_what_its_own_versions_give():
 def test_the_conda_environment_is_the_generated_one():
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     assert text == lock.environment_text(PROJECT), "run `make lock`"
-    names = [Requirement(line).name for line in PROJECT["dependencies"]]
+    assert "platform_system" not in text  # conda knows no markers: what has one comes by pip
+    names = [needs.name for needs in map(Requirement, PROJECT["dependencies"]) if not needs.marker]
     assert [name for name in names if not re.search(rf'"{name}[=<>]', text)] == []
 
 
 def test_triton_is_the_one_that_torch_names():
-    (ours,) = {Requirement(line) for extra in EXTRAS.values() for line in extra if line.startswith("triton")}
+    (readers,), (tests,) = (
+        [needs for needs in map(Requirement, lines) if needs.name == "triton"]
+        for lines in (PROJECT["dependencies"], EXTRAS["test"])
+    )
     expected = TRITON_OF_TORCH[locked()["torch"]]
-    assert str(ours.specifier) == f"=={expected}" and locked()["triton"] == expected
-    assert ours.marker.evaluate({"platform_system": "Linux"})
-    assert not ours.marker.evaluate({"platform_system": "Darwin"})
+    assert str(tests.specifier) == f"=={expected}" and locked()["triton"] == expected
+    for needs in (readers, tests):
+        assert needs.marker.evaluate({"platform_system": "Linux"})
+        assert not needs.marker.evaluate({"platform_system": "Darwin"})
+    # Any release of torch that a reader may have names one that is allowed beside it, its lowest included.
+    (torch,) = [needs for needs in map(Requirement, PROJECT["dependencies"]) if needs.name == "torch"]
+    assert min(TRITON_OF_TORCH, key=Version) == f"{torch.specifier}".removeprefix(">=") + ".0"
+    assert [version for version in TRITON_OF_TORCH.values() if version not in readers.specifier] == []
 
 
 def test_an_installed_torch_and_triton_agree_with_the_table():
@@ -129,7 +139,7 @@ def unnamed_imports(names: set[str], lines: list[str]) -> set[str]:
 
 def test_every_import_is_of_a_named_package():
     used = set().union(*(imported(path) for path in (ROOT / "llmcourse").rglob("*.py")))
-    assert unnamed_imports(used, [*PROJECT["dependencies"], *EXTRAS["gpu"]]) == set()
+    assert unnamed_imports(used, PROJECT["dependencies"]) == set()
     assert unnamed_imports({"os", "torch", "pytest", "regex"}, ["torch>=2"]) == {"pytest", "regex"}
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 
 import pytest
 import torch
@@ -104,6 +105,18 @@ def test_cuda_and_triton_say_why_not():
     if not torch.cuda.is_available():
         assert found["CUDA"].status == "note" and found["CUDA"].remedy
     assert found["Triton"].value
+
+
+def test_what_cannot_be_graded_here_is_said_with_a_remedy(monkeypatch):
+    from llmcourse.grading.exercises.flash_attention import triton_softmax
+
+    monkeypatch.setattr(triton_softmax.importlib.util, "find_spec", lambda name: None)
+    (finding,) = doctor.exercises()
+    assert finding.name == "03.triton_softmax" and finding.status == "missing" and finding.remedy
+    assert finding.value.startswith("cannot be graded here: ") and "Triton" in finding.value
+    monkeypatch.setattr(triton_softmax.importlib.util, "find_spec", lambda name: object())
+    (finding,) = doctor.exercises()
+    assert finding.status == "ok" and re.fullmatch(r"\d+ can be graded", finding.value)
 
 
 def test_the_page_shows_every_finding_and_the_verdict():

@@ -3,7 +3,8 @@
 pip resolves all extras together, without installing anything; torch is held at one release, whose
 own metadata names its Triton. Left out of the lock is what only a GPU needs: with those packages a
 laptop would install gigabytes, and torch brings them itself where its build is for CUDA. Triton stays,
-because the tests interpret and compile its kernels on any Linux machine, under pyproject's own marker.
+because its kernels are interpreted on any Linux machine, under pyproject's own marker; conda knows no
+markers, so there pip brings it.
 
 All that is not held is resolved anew. To add one package and keep the versions of the others, run this
 and take over that package's line alone; the tests of the lock say when it needs more.
@@ -70,7 +71,8 @@ def lock_text(versions: dict[str, str], markers: dict[str, str]) -> str:
 def environment_text(table: dict) -> str:
     """The conda environment: what the project needs from conda, torch and itself from pip."""
     conda = [f"python{table['requires-python']}", "make", "pip"]
-    conda += [line for line in table["dependencies"] if Requirement(line).name != "torch"]
+    by_pip = {"torch", *markers(table)}
+    conda += [line for line in table["dependencies"] if Requirement(line).name not in by_pip]
     lines = [f"name: {table['name']}", "channels:", "  - conda-forge", "dependencies:"]
     lines += [f'  - "{line}"' for line in conda]
     lines += ["  - pip:", f'      - "{TORCH}"', '      - "-e ."']

@@ -37,9 +37,11 @@ class Oracle:
 
     Args:
         name: the key under which the case holds the function.
+        shown: what it is, in a line for students.
     """
 
     name: str
+    shown: str = "the model"
 
 
 @dataclass(frozen=True)

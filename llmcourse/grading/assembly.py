@@ -116,11 +116,14 @@ def judged_lab(name: str) -> Any:
 
 
 def judge(tier: Tier, lab: Any) -> dict[str, Any]:
-    """What a batch needs of the judge of a lab: how to grade, where workers come from, and its version."""
+    """What a batch needs of the judge of a lab: how to grade, where workers come from, its version, and
+    which exercises it can run."""
     from llmcourse.grading.judge import grade, version
     from llmcourse.grading.process.nursery import Nursery
 
-    return {"grade": grade, "nursery": partial(Nursery, tier), "version": version(lab)}
+    runnable = [exercise.name for exercise in lab.exercises if not exercise.obstacle()]
+    nursery = partial(Nursery, tier)
+    return {"grade": grade, "nursery": nursery, "version": version(lab), "runnable": runnable}
 
 
 def lab_status(lab: str) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -34,6 +34,7 @@ def run(
     grade: Grade,
     nursery: Callable[[], AbstractContextManager],
     version: str,
+    runnable: Collection[str] = (),
     jobs: int = 1,
     regrade: bool = False,
     progress: Progress | None = None,
@@ -46,6 +47,8 @@ def run(
         nursery: opens what a job's worker processes come from; called again after an error, so
             that a machine on which nothing can be graded any more ends the batch.
         version: of the grader.
+        runnable: exercises that this machine can run. A submission is graded again where one of them was not
+            run before.
         jobs: how many submissions are graded at a time.
         regrade: grade also what has a grade.
 
@@ -56,7 +59,7 @@ def run(
     waiting, outcome = [], Outcome()
     for submission in submissions:
         key = (submission.student, lab.name, submission.sha256, version)
-        if not regrade and not submission.problem and gradebook.done(*key):
+        if not regrade and not submission.problem and gradebook.done(*key, runnable):
             gradebook.make_latest(*key)
             outcome.skipped += 1
         else:

@@ -28,11 +28,11 @@ BITS = 64  # integers past these are described, not written out
 
 @dataclass(frozen=True)
 class Difference:
-    """Where an answer first departs from the expected one; each text is one line, safe to print.
+    """Where an answer first departs from the expected one; each text is safe to print.
 
     Args:
-        reason: with the place, `row 0, token 17: got -inf, expected 2.31`.
-        got, expected: the same part of both, such as the row.
+        reason: with the place, `row 0, token 17: got -inf, expected 2.31`; one line.
+        got, expected: the same part of both, such as the row; a drawing may have several lines.
         form: whether it is one of type, dtype or shape, so that no values were compared.
         share: of the points, that an answer has earned all the same: it is near.
     """

@@ -56,11 +56,14 @@ class Mutant:
     Args:
         name: the mistake, in words: `keeps too few`.
         caught_by: the label of the case, or the name of the rule, that it fails first.
+        hint: for whoever fails there with the very value that this one gives; empty where the hints of
+            the exercise say enough.
     """
 
     name: str
     function: Callable
     caught_by: str
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Exercise:
             go before the others.
         starter: a function with a fault in it, where the exercise is to find it.
         time_limit_s: for one call.
-        obstacle: says why this machine cannot run any answer, as a line for students; empty where it can.
+        obstacle: says why this machine cannot run any answer, in a line; empty where it can.
 
     Raises:
         ValueError: a part is missing or out of range.

@@ -10,6 +10,7 @@ import copy
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,7 +35,9 @@ class ExerciseError(RuntimeError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the examination of one answer came to; all texts are single lines of printable characters.
+    """What the examination of one answer came to.
+
+    All texts are single lines of printable characters, but `got` and `expected` may have several.
 
     Args:
         check: what failed: the label of a case, or the name of a rule.
@@ -43,8 +46,9 @@ class Verdict:
         first_difference: `row 0, token 17: got -inf, expected 2.31`.
         slip: what kind of slip it was, where nothing says that the idea is wrong.
         hint: that of this very check, or the first of those for all; empty for a slip.
-        own_hint: whether it is that of the check.
-        given: the arguments of the case that failed, a line each.
+        own_hint: whether it is that of the check, or of a known mistake.
+        given: the arguments of the case that failed, a line each; of a matrix the shape alone, where the
+            value was right.
         case: its label, also where it was a rule that it broke.
         share: of the points, that a pass is worth. Below 1 the answer is near, and the texts say of the
             case where it is farthest off what they say of one that failed.
@@ -146,16 +150,22 @@ def arguments_of(case: Case, oracles: Mapping[str, Callable]) -> dict[str, Any]:
     }
 
 
-def given(case: Case) -> tuple[str, ...]:
-    """The arguments of a case, each in a line, the rows of a matrix each in one below; long ones cut."""
-    return tuple(line for name, value in case.arguments.items() for line in _argument(name, value))
+def given(case: Case, rows: bool = True) -> tuple[str, ...]:
+    """The arguments of a case, each in a line; long ones cut.
+
+    Args:
+        rows: whether those of a matrix are shown, each in a line below its shape.
+    """
+    return tuple(line for name, value in case.arguments.items() for line in _argument(name, value, rows))
 
 
-def _argument(name: str, value: Any) -> list[str]:
+def _argument(name: str, value: Any, with_rows: bool) -> list[str]:
     if isinstance(value, Oracle):
-        return [f"{name} = the model"]
+        return [f"{name} = {value.shown}"]
     if not (isinstance(value, Tensor) and value.dim() == 2):
         return [f"{name} = {show(value, LONGEST_ARGUMENT)}"]
+    if not with_rows:
+        return [f"{name} = {dtype(value)} {tuple(value.shape)}"]
     rows = [f"  {show(row, LONGEST_ARGUMENT)}" for row in value[:MOST_ROWS].tolist()]
     more = [f"  … {len(value) - MOST_ROWS} more rows"] if len(value) > MOST_ROWS else []
     return [f"{name} = {dtype(value)} {tuple(value.shape)}", *rows, *more]
@@ -206,7 +216,8 @@ def _told(
 ) -> Verdict:
     """What is wrong, in words; a pass where it is near enough to earn something."""
     slip = _slip(exercise, case, check, difference, answer, number == 1)
-    own = "" if slip else exercise.own_hint(check, case.label, number == 1)
+    known = "" if slip else _known_mistake(exercise, case, answer, check)
+    own = known or ("" if slip else exercise.own_hint(check, case.label, number == 1))
     return Verdict(
         "pass" if difference.share else "fail",
         check,
@@ -216,12 +227,25 @@ def _told(
         "" if answer.error else difference.reason,
         "" if slip else own or exercise.hints[0],
         number,
-        given(case),
+        given(case, rows=check == case.label),
         case.label,
         slip,
         difference.share or 1.0,
         bool(own),
     )
+
+
+def _known_mistake(exercise: Exercise, case: Case, answer: Answer, check: str) -> str:
+    """The hint of the mutant that fails here with this very value; empty where there is none."""
+    if answer.error is not None or check != case.label:
+        return ""
+    for mutant in exercise.mutants:
+        if mutant.hint and mutant.caught_by == check:
+            with suppress(Exception):  # some cannot run everywhere
+                value = mutant.function(**arguments_of(case, counted(case)))
+                if exercise.comparison(answer.value, value) is None:
+                    return mutant.hint
+    return ""
 
 
 def _slip(

@@ -11,11 +11,11 @@ SubmissionStatus = Literal["graded", "rejected", "error"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Of an answer that failed, what its student is shown besides the reason; each text is a clean line.
+    """Of an answer that failed, what its student is shown besides the reason; all lines are clean.
 
     Args:
         given: the arguments of the case, a line each.
-        got, expected: the part of both values that shows the first difference.
+        got, expected: the part of both values that shows the first difference; a drawing has several lines.
         slip: what kind of slip it was, instead of a hint.
     """
 

@@ -143,9 +143,8 @@ class PeakMemory:
         held = evidence.answer.counts.get("peak_bytes", 0)
         if most is None or held <= most:
             return ""
-        return (
-            f"tensors of {held / KIB:,.0f} KiB were alive at once, at most {most / KIB:,.0f} KiB are allowed"
-        )
+        held, most = (f"{b / KIB:,.{0 if b >= 10 * KIB else 1}f} KiB" for b in (held, most))
+        return f"tensors of {held} were alive at once, at most {most} are allowed"
 
 
 @dataclass(frozen=True)

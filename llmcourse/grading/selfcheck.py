@@ -27,6 +27,7 @@ from llmcourse.grading.question import Verdict, arguments_of, examine
 
 PUBLIC_SEEDS = (0, 1, 2)
 FOR_ALL = ""  # the hints that are for any check
+LATER = "the points are given where the lab is graded"
 NO_LIMIT = "an endless loop cannot be ended by itself here; the notebook's stop button ■ ends it"
 
 
@@ -175,7 +176,7 @@ def title(exercise: Exercise, verdict: Verdict) -> str:
     if verdict.status == "not written":
         return f"○ {exercise.name} is not written yet: {points}, about {exercise.minutes} minutes"
     if verdict.status == "not run":
-        return f"– {exercise.name} was not run here: {verdict.reason}"
+        return f"– {exercise.name} was not run here: {verdict.reason}; {LATER}"
     return f"✗ {exercise.name} failed at {verdict.reason}"
 
 

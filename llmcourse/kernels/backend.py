@@ -43,7 +43,7 @@ def _has_triton() -> bool:
 
 def _obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if not _has_triton():
-        return "without the package triton (Linux only: pip install 'llmcourse[gpu]')"
+        return "without the package triton (made for Linux only: pip install triton)"
     if device.type != "cuda" and not interpreted():
         return f"on {device.type}, which needs a CUDA device"
     if dtype not in KERNEL_DTYPES:

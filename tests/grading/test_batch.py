@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from llmcourse.grading import batch
 from llmcourse.grading.records.gradebook import FILE_NAME, Gradebook, GradebookError
 from llmcourse.grading.records.progress import Bar, Lines, Progress, progress, said
-from tests.grading.grades import LAB, FakeLab, Handed, graded, no_nursery, result
+from tests.grading.grades import EXERCISES, LAB, FakeLab, Handed, graded, no_nursery, question, result
 
 ROOT = Path(__file__).parent.parent.parent
 KILLS, SUBMISSIONS = 100, 40  # a benchmark does more
@@ -127,6 +128,24 @@ def test_what_is_graded_is_skipped(book):
     assert judge.asked == ["s03", "s04"] and (outcome.graded, outcome.skipped) == (2, 3)
     run(book, class_of(1), judge, version="v2")
     assert judge.asked[2:] == ["s00"]
+
+
+def test_what_was_not_run_is_graded_where_it_can_be_and_nothing_else_is(book):
+    missing = (question("01.softmax"), question("01.top_p"), question("01.beam", "not run"))
+    asked = []
+
+    def grade(submission, *others):
+        asked.append(submission.student)
+        usual = graded(submission, *others)
+        first = asked.count("s01") == 1 and submission.student == "s01"
+        return replace(usual, questions=missing) if first else usual
+
+    able = {"runnable": ["01.softmax", "01.top_p"]}
+    run(book, class_of(3), grade, **able)
+    assert run(book, class_of(3), grade, **able).skipped == 3 and asked.count("s01") == 1
+    outcome = run(book, class_of(3), grade, runnable=list(EXERCISES))
+    assert asked[3:] == ["s01"] and outcome.changed == ["s01"] and rows(book)["s01"].waiting == ()
+    assert run(book, class_of(3), grade, runnable=list(EXERCISES)).skipped == 3
 
 
 def test_a_corrected_file_is_graded_and_an_earlier_one_counts_again(book):

@@ -108,7 +108,7 @@ def test_what_needs_a_look_is_listed_and_ends_with_1(run, handed_in, tmp_path):
     lines = output.splitlines()
     assert lines[1] == "rejected:" and lines[2].startswith("  bob: bob.ipynb is a symbolic link")
     assert lines[3:5] == ["to look at:", "  eve: a forged reply was ignored"]
-    assert lines[5:7] == ["not run on this machine:", "  01.top_p: 1 students"]
+    assert lines[5:7] == ["not graded on this machine:", "  01.top_p: 1 students"]
     assert run("grade", folder, "--out", tmp_path / "out")[0] == 1  # until somebody has looked
 
 

@@ -222,6 +222,35 @@ def test_arguments_are_shown_with_their_values_in_lines_of_bounded_length():
     assert all(line.isprintable() for line in shown)
 
 
+def test_of_a_matrix_the_shape_is_enough_where_the_value_was_right():
+    rows = torch.arange(48.0).reshape(4, 12)
+    case = Case({"logits": rows, "tokens": [[1, 2], []]}, "one")
+    assert given(case, rows=False) == ("logits = float32 (4, 12)", "tokens = [[1, 2], []]")
+    asked = exercise(cases=lambda rng: [Case({"x": rows}, "one")], comparison=Close())
+    broken = examine(asked, 7, answering(Answer(2 * rows, mutated=("x",))))
+    assert broken.given == ("x = float32 (4, 12)",)
+    assert len(examine(asked, 7, answering(Answer(rows))).given) == 5
+
+
+def test_a_known_mistake_has_its_own_hint_where_it_is_made():
+    def breaks(x):
+        raise RuntimeError("not on this machine")
+
+    def known(function, caught_by="first"):
+        return Mutant("known", function, caught_by, "you add one")
+
+    def hint(value, *mutants):
+        return examine(exercise(mutants=(*mutants, *exercise().mutants)), 7, answering(Answer(value))).hint
+
+    adds_one = known(lambda x: 2 * x + 1)
+    assert hint(RIGHT + 1, adds_one) == hint(RIGHT + 1, known(breaks), adds_one) == "you add one"
+    assert hint(RIGHT + 2, adds_one) == hint(RIGHT + 1, known(breaks)) == "think"
+    assert hint(RIGHT + 1, known(lambda x: 2 * x + 1, "second")) == "think"
+    both = exercise(mutants=(adds_one, *exercise().mutants), hints_at={"first": "mind the first"})
+    found = examine(both, 7, answering(Answer(RIGHT + 1)))
+    assert found.hint == "you add one" and found.own_hint
+
+
 def broken_at(**parts):
     """How an exercise fails with an answer, and what is said then."""
     hints_at = parts.pop("hints_at", {})

@@ -35,7 +35,7 @@ def test_memory_is_compared_with_what_the_case_allows():
     assert rule(counted({"peak_bytes": 4096}, peak_bytes=4096)) == ""
     assert rule(counted({}, peak_bytes=10**9)) == ""
     said = rule(counted({"peak_bytes": 4096}, peak_bytes=2_048_000))
-    assert said == "tensors of 2,000 KiB were alive at once, at most 4 KiB are allowed"
+    assert said == "tensors of 2,000 KiB were alive at once, at most 4.0 KiB are allowed"
 
 
 @pytest.mark.parametrize(

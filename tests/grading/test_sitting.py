@@ -112,7 +112,7 @@ def test_a_cell_as_it_was_handed_out_is_not_written_and_not_asked():
 def test_what_this_machine_cannot_run_is_neither_asked_nor_judged():
     script, asked = Script(), replace(exercise(), obstacle=lambda: "no such machine")
     result = Sitting(answers(RIGHT), script, lambda name: [1]).question(asked)
-    assert (result.status, result.points, result.reason) == ("not run", 0, "no such machine")
+    assert (result.status, result.points, result.reason) == ("not run", 0, "not graded here: no such machine")
     assert script.asked == 0
     unwritten = handed_out(script, obstacle=lambda: "no such machine")
     assert (unwritten.status, unwritten.reason) == ("fail", "not written yet")

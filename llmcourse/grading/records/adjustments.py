@@ -91,6 +91,12 @@ class Row:
         return sum(self.exercises.values(), 0.0)
 
     @property
+    def waiting(self) -> tuple[Mark, ...]:
+        """Of a graded file, exercises that no machine has run yet: their 0 points are no judgement."""
+        graded = self.result.status == "graded"
+        return tuple(m for m in self.marks if graded and m.question.status == "not run" and not m.adjusted)
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """Of the submission and its questions, for an instructor to look at."""
         of_questions = (f"{q.exercise}: {flag}" for q in self.result.questions for flag in q.flags)

@@ -64,7 +64,7 @@ WORDS = {
     "pass": "passed",
     "near": "passed in part",
     "fail": "not passed",
-    "not run": "not run",
+    "not run": "not graded yet",
     "error": "to be graded again",
 }
 TIERS = {
@@ -133,7 +133,9 @@ def points_of(row: Row) -> str:
     if row.points is None:
         words = {"rejected": "could not be graded", "error": "to be graded again"}
         return words.get(row.result.status, row.result.status)
-    return f"{row.points:g} of {row.max_points:g} points"
+    waiting = sum(mark.question.max_points for mark in row.waiting)
+    later = f", {waiting:g} not graded yet" if waiting else ""
+    return f"{row.points:g} of {row.max_points:g} points{later}"
 
 
 def _lab(row: Row, inputs: bool) -> str:
@@ -157,7 +159,7 @@ def _lab(row: Row, inputs: bool) -> str:
 def _exercise(row: Row, mark: Mark, inputs: bool) -> str:
     question = mark.question
     kind = question.outcome if question.outcome in ("pass", "fail") else "wait"
-    points = f"{mark.points:g} of {question.max_points:g}"
+    points = f"{'–' if mark in row.waiting else f'{mark.points:g}'} of {question.max_points:g}"
     if mark.adjusted:
         points += f" (was {question.points:g})"
     parts = [
@@ -174,7 +176,11 @@ def _exercise(row: Row, mark: Mark, inputs: bool) -> str:
 
 def _finding(finding: Finding, inputs: bool) -> str:
     """What an answer failed with, and what may help."""
-    values = {"called with": finding.given, "got": (finding.got,), "expected": (finding.expected,)}
+    values = {
+        "called with": finding.given,
+        "got": finding.got.split("\n"),
+        "expected": finding.expected.split("\n"),
+    }
     advice = {"slip": (finding.slip,), "hint": (finding.hint,)}
     lines = []
     for name, texts in {**(values if inputs else {}), **advice}.items():

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -148,10 +148,16 @@ class Gradebook:
         with self._transaction():
             self._db.execute(statement, ("hides inputs",))
 
-    def done(self, student: str, lab: str, sha256: str, version: str) -> bool:
-        """Whether this submission has a grade of this version of the grader; an error is none."""
+    def done(self, student: str, lab: str, sha256: str, version: str, runnable: Collection[str] = ()) -> bool:
+        """Whether this submission has a grade of this version of the grader; an error is none.
+
+        Args:
+            runnable: exercises that can be run now: where one of them was not, the grade is not complete.
+        """
         key = (_storable(student), lab, sha256, version)
-        return bool(self._read(f"SELECT 1 FROM submissions WHERE {_KEY} AND status <> 'error'", key))
+        found = self._read(f"SELECT id FROM submissions WHERE {_KEY} AND status <> 'error'", key)
+        left = "SELECT exercise FROM questions WHERE submission = ? AND status = 'not run'"
+        return bool(found) and not any(name in runnable for (name,) in self._read(left, found[0]))
 
     def record(self, result: SubmissionResult, version: str) -> Recorded:
         """Keeps one submission's result, in one transaction, as the student's latest.

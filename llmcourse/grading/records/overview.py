@@ -155,4 +155,5 @@ def _notes(row: Row) -> Iterator[str]:
     for flag, (first, *others) in exercises.items():
         more = f" and {len(others)} more" if len(others) > 1 else f", {others[0]}" if others else ""
         yield f"{first}{more}: {flag}"
+    yield from (f"{mark.question.exercise}: {mark.question.reason}" for mark in row.waiting)
     yield from (f"corrected: {adjustment}, {adjustment.reason}" for adjustment in row.adjustments)

@@ -109,7 +109,8 @@ def _points(row: Row, exercises: list[str]) -> list[str | float]:
 def _tail(row: Row) -> list[str]:
     result = row.result
     adjusted = "; ".join(f"{a.exercise or 'total'}: {a}, {a.reason}" for a in row.adjustments)
-    texts = (adjusted, "; ".join(row.flags), result.tier, result.reason, result.sha256)
+    waiting = (f"{mark.question.exercise}: {mark.question.reason}" for mark in row.waiting)
+    texts = (adjusted, "; ".join((*row.flags, *waiting)), result.tier, result.reason, result.sha256)
     return [cell(value) for value in (*texts, row.version, row.graded_at)]
 
 

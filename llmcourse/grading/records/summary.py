@@ -67,7 +67,7 @@ class Summary:
         lines += _listed("rejected", self.rejected)
         lines += _listed("to look at", {name: "; ".join(flags) for name, flags in self.look.items()})
         lines += _listed(f"failed, {AGAIN}", self.failed)
-        lines += _listed("not run on this machine", {e: f"{n} students" for e, n in self.not_run.items()})
+        lines += _listed("not graded on this machine", {e: f"{n} students" for e, n in self.not_run.items()})
         if outcome.changed:
             lines.append(f"the same file, another grade: {clean(', '.join(sorted(outcome.changed)))}")
         if alone:
@@ -110,7 +110,8 @@ class Summary:
 def _mark(question: QuestionResult) -> str:
     sign = {"pass": "✓", "near": "◐", "fail": "✗"}.get(question.outcome, "·")
     reason = f"  {clean(question.reason)}" if question.reason else ""
-    return f"  {sign} {question.exercise:24}{question.points:g} of {question.max_points:g}{reason}"
+    points = "–" if question.status == "not run" else f"{question.points:g}"
+    return f"  {sign} {question.exercise:24}{points} of {question.max_points:g}{reason}"
 
 
 def summary(lab: str, out: Path, outcome: Outcome, rows: Sequence[Row], students: Collection[str]) -> Summary:

@@ -127,7 +127,16 @@ def test_each_mutant_fails_by_its_check(exercise, mutant):
             verdict = examine(drawn_once(exercise, seed), seed, call)
         assert (verdict.status, verdict.check) == ("fail", mutant.caught_by), (seed, verdict)
         assert verdict.reason.startswith(f"{mutant.caught_by}: ") and "\n" not in verdict.reason
+        if mutant.hint:
+            assert verdict.hint == mutant.hint and verdict.own_hint and not verdict.slip
     assert set(PUBLIC_SEEDS) <= set(MUTANT_SEEDS)
+
+
+@mutants
+def test_a_hint_for_a_mistake_is_of_a_value_that_is_wrong(exercise, mutant):
+    if mutant.hint:
+        assert mutant.caught_by in {case.label for case in cases(exercise.name, 0)}
+        assert "\n" not in mutant.hint and len(mutant.hint) < 400
 
 
 @every
@@ -296,6 +305,53 @@ def test_a_prompt_that_is_read_for_nothing_is_told_so():
     verdict = examine(exercise, 0, InProcess(mutant.function))
     assert verdict.reason == "forward passes: step was called 2 times, expected 0"
     assert verdict.hint == exercise.hints_at["no new tokens allowed"] and verdict.own_hint
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant", "hinted"),
+    [
+        ("03.tiled_attention", "is a softmax of one query after another", "the scores of one query"),
+        ("03.tiled_attention", "makes rows of scores, no tiles", "Scores belong to a tile"),
+        ("03.tiled_attention", "copies the keys", "a copy of the keys"),
+        ("03.tiled_attention", "is a plain softmax", "PyTorch's softmax needs all scores of a row"),
+        ("03.online_softmax", "has one peak for all rows", "m has a value for each row"),
+    ],
+)
+def test_right_values_on_the_wrong_road_are_told_which_road_it_is(name, mutant, hinted):
+    exercise = catalogue.find(name)
+    (function,) = [m.function for m in exercise.mutants if m.name == mutant]
+    verdict = examine(exercise, 0, InProcess(function))
+    assert verdict.own_hint and hinted in verdict.hint and not verdict.slip
+
+
+def test_the_picture_of_a_schedule_is_drawn_with_its_first_difference_in_time():
+    exercise = catalogue.find("03.continuous_batching")
+    (mutant,) = [mutant for mutant in exercise.mutants if mutant.name == "counts END as one more"]
+    verdict = examine(exercise, 0, InProcess(mutant.function))
+    assert verdict.reason == "the lecture's picture: slot 2, step 4: got 'S3', expected 'END'"
+    for drawn, cell in ((verdict.got, "[ S3 ]"), (verdict.expected, "[END ]")):
+        lines = drawn.split("\n")
+        assert len(lines) == 1 + 4 and len({*map(len, lines)}) == 1 and all(map(str.isprintable, lines))
+        assert drawn.count("[") == 1 and lines[3].index(cell) == lines[0].index("4") - 2
+
+
+def test_the_picture_of_a_long_schedule_is_cut_around_the_difference():
+    expected = [["a"] * 40, ["b"] * 40]
+    got = [["a"] * 40, ["b"] * 30 + ["\x1bveryodd"] + ["c"] * 9]
+    found = catalogue.find("03.continuous_batching").comparison(got, expected)
+    head, _, row = found.got.split("\n")
+    assert head.split()[1:] == [str(step) for step in range(24, 36)] and "[ve… ]" in row
+    assert catalogue.find("03.continuous_batching").comparison(got[:1], expected).reason == (
+        "got 1 slot, expected 2"
+    )
+
+
+def test_what_reads_blocks_is_called_so():
+    exercise = catalogue.find("03.online_softmax")
+    verdict = examine(exercise, 0, InProcess(lambda read, num_blocks: (read(0)[0], read(0)[0])))
+    assert re.fullmatch(
+        r"read = a function; the scores of a block have \d rows and \d columns", verdict.given[0]
+    )
 
 
 def test_a_batch_that_is_thought_never_to_turn_is_a_mistake_and_no_slip():

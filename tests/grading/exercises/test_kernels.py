@@ -4,14 +4,17 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llmcourse.grading.answer import Answer
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.flash_attention import triton_softmax
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
+from llmcourse.grading.rules import Evidence
 from llmcourse.grading.selfcheck import examine_here
 from tests.grading.exercises.answers import KERNELS
 
@@ -51,8 +54,30 @@ def test_the_value_alone_is_not_enough():
     assert verdict.check == "nothing else of PyTorch" and "PyTorch's softmax ran" in verdict.reason
 
 
-def test_without_triton_it_is_not_run_and_nothing_is_given(monkeypatch):
+def test_the_librarys_softmax_is_no_answer_inside_of_a_kernel_either():
+    source = triton_softmax.ANSWER.replace("e / tl.sum(e, axis=0)", "tl.softmax(x)")
+    evidence = Evidence("triton_softmax", Answer(), source=source)
+    assert triton_softmax.OWN_WORK(evidence) == "uses softmax, which this exercise is about"
+    assert triton_softmax.OWN_WORK(replace(evidence, source=triton_softmax.ANSWER)) == ""
+    own = triton_softmax.ANSWER.replace("kernel", "softmax")
+    assert triton_softmax.OWN_WORK(replace(evidence, source=own)) == ""
+
+
+def test_a_store_without_a_mask_is_told_of_it():
+    odd = "a row that is no power of two"
+    assert "in the store" in EXERCISE.own_hint("one kernel", odd, False)
+    assert "next_power_of_2" in EXERCISE.own_hint("a long row", "a long row", False)
+
+
+@pytest.mark.parametrize(
+    ("system", "reason"),
+    [
+        ("Linux", "Triton is not installed; `pip install triton` brings it"),
+        ("Darwin", "there is no Triton for Darwin"),
+    ],
+)
+def test_without_triton_it_is_not_run_and_nothing_is_given(monkeypatch, system, reason):
     monkeypatch.setattr(triton_softmax.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_softmax.platform, "system", lambda: system)
     verdict = examine_here(EXERCISE, lambda x: x, (0,)).verdict
-    assert (verdict.status, verdict.earned) == ("not run", 0)
-    assert "Triton is not installed here" in verdict.reason
+    assert (verdict.status, verdict.earned, verdict.reason) == ("not run", 0, reason)

@@ -114,10 +114,10 @@ def test_points_reasons_and_how_it_was_graded_are_there():
     )
     text = shown(row(result(questions=questions, flags=("edited test restored",), tier="namespace")))
     for part in (
-        "ann Lab 01_decoding 2 of 10 points Noted about the notebook: edited test restored",
+        "ann Lab 01_decoding 2 of 10 points, 5 not graded yet Noted about the notebook: edited test restored",
         "01.softmax passed 2 of 2",
         "01.top_p not passed 0 of 3 ties: got 2 tokens, expected 3 Noted: a forged reply was ignored",
-        "01.beam not run 0 of 5 needs a GPU",
+        "01.beam not graded yet – of 5 needs a GPU",
         "graded in isolation (landlock, seccomp, namespaces) at 2026-01-02T03:04:05+00:00; file ab",
     ):
         assert part in text
@@ -132,6 +132,21 @@ def test_what_an_answer_failed_with_is_shown_as_check_shows_it():
         "got [1, 2, 3] expected [-inf, 2, 3] hint Sort" in Reader(page).text
     )
     assert "one row: got None got None slip no return" in Reader(page).text and page.count("<dl>") == 2
+
+
+def test_a_drawing_keeps_its_lines():
+    drawn = Finding(got="step 0\nslot 0 S1", expected="step 0\nslot 0 S2")
+    page = student_page([row(result(questions=(question("01.beam", "fail", "a", finding=drawn),)))])
+    assert re.findall(r'<dd class="value"><bdi>(.*?)</bdi></dd>', page) == [
+        *("step 0", "slot 0 S1", "step 0", "slot 0 S2")
+    ]
+
+
+def test_what_is_corrected_by_hand_does_not_wait_for_a_machine():
+    questions = (question("01.softmax"), question("01.beam", "not run", "needs a GPU"))
+    given = [Adjustment("01.beam", "set", 4.0, "run elsewhere", "2026")]
+    text = shown(row(result(questions=questions), given))
+    assert "01.beam not graded yet 4 of 5 (was 0)" in text and ", 5 not graded yet" not in text
 
 
 def test_an_instructor_may_keep_inputs_back():

@@ -62,6 +62,21 @@ def test_done_means_this_file_and_this_version(book):
     assert not book.done("ann", LAB, "ab", "v2")
 
 
+def test_what_no_machine_could_run_is_left_until_one_can(book):
+    questions = (*result().questions[:2], question("01.beam", "not run", "not graded here: needs a GPU"))
+    book.record(result(questions=questions), "v1")
+    key = ("ann", LAB, "ab", "v1")
+    assert book.done(*key) and book.done(*key, ["01.softmax", "01.top_p"])
+    assert not book.done(*key, list(EXERCISES))
+    (row,) = book.rows(LAB)
+    assert [(m.question.exercise, m.question.reason) for m in row.waiting] == [
+        ("01.beam", "not graded here: needs a GPU")
+    ]
+    book.record(result(passed=list(EXERCISES)), "v1")
+    (row,) = book.rows(LAB)
+    assert book.done(*key, list(EXERCISES)) and row.waiting == () and row.points == 10.0
+
+
 def test_the_latest_submission_counts(book):
     book.record(result(sha256="ab"), "v1")
     book.record(result(sha256="cd", passed=()), "v1")

@@ -74,14 +74,15 @@ def test_what_has_no_grade_has_empty_cells(book, tmp_path):
     book.record(result("ann"), "v1")
     book.record(result("bob", status="rejected", reason="no JSON"), "v1")
     book.record(result("eve", status="error", questions=()), "v1")
-    gpu = (*result().questions[:2], question("01.beam", "not run"))
+    gpu = (*result().questions[:2], question("01.beam", "not run", "not graded here: no GPU"))
     book.record(result("gil", questions=gpu), "v1")
     reports.write(book, tmp_path)
     _, bob, eve, gil = table(tmp_path)
     for one in (bob, eve):
         assert [one[key] for key in ("points", *EXERCISES)] == [""] * 4
     assert bob["status"] == "rejected" and bob["reason"] == "no JSON" and eve["status"] == "error"
-    assert (gil["points"], gil["01.beam"]) == ("5.0", "")
+    assert (gil["points"], gil["01.beam"], gil["flags"]) == (("5.0", "", "01.beam: not graded here: no GPU"))
+    assert "01.beam: not graded here: no GPU" in (tmp_path / "index.html").read_text(encoding="utf-8")
     assert [one["points"] for one in details(tmp_path)] == [5.0, None, None, 5.0]
 
 

@@ -168,6 +168,11 @@ def _skips_too_much(first_query, first_key, tile, num_queries, num_keys):
     return causal_tile(first_query, first_key, tile, num_queries, num_keys)
 
 
+def _asks_the_first_query(first_query, first_key, tile, num_queries, num_keys):
+    mask = _tile(first_query, first_key, tile, num_queries, num_keys)
+    return mask if mask[0].any() else None
+
+
 def _of_the_whole(first_query, first_key, tile, num_queries, num_keys):
     mask = torch.ones(num_queries, num_keys, dtype=torch.bool).tril(num_keys - num_queries)
     return _or_none(mask[first_query : first_query + tile, first_key : first_key + tile])
@@ -199,6 +204,12 @@ EXERCISE = Exercise(
         Mutant("takes the queries for the first keys", _first_of_the_keys, "more keys than queries"),
         Mutant("does not cut the rows", _all_rows, "the last queries"),
         Mutant("does not cut the columns", _all_columns, "the last keys"),
+        Mutant(
+            "asks the first query alone",
+            _asks_the_first_query,
+            "the last keys",
+            "Not None: the last query of a tile sees furthest, and it sees some of these keys.",
+        ),
         Mutant("skips a tile with one visible pair", _skips_too_much, "a single visible pair"),
         Mutant("makes the mask of the whole text", _of_the_whole, MEMORY.name),
     ),

@@ -11,9 +11,12 @@ ATTENTION = (
     *("MultiheadAttention", "multi_head_attention_forward", "sdpa", "attention_reference"),
 )
 COURSE = ("attention", "kernels", "kv_cache", "serving")
-OWN_WORK = Forbid(
-    operations=("scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_attention_math"),
-    names=(*LIBRARIES, *ATTENTION, *COURSE, "numpy"),
+SDPA = ("scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_attention_math")
+SOFTMAX = ("softmax", "log_softmax", "logsumexp", "logcumsumexp")
+OWN_WORK = Forbid(operations=SDPA, names=(*LIBRARIES, *ATTENTION, *COURSE, "numpy"))
+OWN_SOFTMAX = Forbid(
+    operations=(*SDPA, *SOFTMAX),
+    names=(*LIBRARIES, *ATTENTION, *COURSE, "numpy", "RunningSoftmax", "logaddexp"),
 )
 FLOAT_BYTES = 4
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from llmcourse.grading.compare import Close, Parts
 from llmcourse.grading.exercise import Case, Exercise, Mutant, Oracle
-from llmcourse.grading.exercises.flash_attention.drawn import ATTENTION, COURSE, float_bytes
+from llmcourse.grading.exercises.flash_attention.drawn import OWN_SOFTMAX, float_bytes
 from llmcourse.grading.exercises.kv_cache.drawn import normal
-from llmcourse.grading.rules import LIBRARIES, Forbid, OracleCalls, PeakMemory
+from llmcourse.grading.rules import OracleCalls, PeakMemory
 
 ASKS = r"""
 A softmax needs the largest of its scores, then the sum of the exponentials, then the weighted mean: three
@@ -70,6 +70,10 @@ HINTS_AT = {
         "Every exponent must be at most 0: subtract the largest score seen so far, which is neither that of "
         "the first block nor that of this one alone."
     ),
+    "rows far apart": (
+        "m has a value for each row. Under one peak for all of them, a row whose scores are 200 lower has "
+        "only exponentials that float32 rounds to 0."
+    ),
     "a block without scores": (
         "The peak is still -inf after a block of nothing but -inf, and -inf - (-inf) is NaN. What should the "
         "exponential of such a score be?"
@@ -112,11 +116,13 @@ class Walk:
 
     Args:
         peak: which peak counts: the largest so far, that of the first block or of the block alone, or none.
+        shared: whether one peak is that of all rows.
         own_shift: whether weights are those of the block's own peak.
         guards: whether a peak of -inf is replaced before it is subtracted.
     """
 
     peak: str = "running"
+    shared: bool = False
     fades_total: bool = True
     fades_mixed: bool = True
     own_shift: bool = False
@@ -131,7 +137,7 @@ class Walk:
         return self._result(*seen)
 
     def _join(self, seen, scores, values):
-        block = scores.amax(-1)
+        block = scores.max().expand(len(scores)) if self.shared else scores.amax(-1)
         m, total, mixed = seen or (torch.full_like(block, -torch.inf), 0.0, 0.0)
         new = {
             "running": torch.maximum(m, block),
@@ -172,13 +178,18 @@ def cases(rng: random.Random) -> list[Case]:
             blocks.append((scores, normal(rng, length, features, dtype=dtype)))
         if not hidden:  # the first row's peak rises with every block
             blocks.sort(key=lambda block: block[0][0].max().item())
-        arguments = {"read": Oracle("read"), "num_blocks": len(lengths)}
+        most = lengths[0] if len({*lengths}) == 1 else ", ".join(str(len(values)) for _, values in blocks)
+        shown = f"a function; the scores of a block have {rows} rows and {most} columns"
+        arguments = {"read": Oracle("read", shown), "num_blocks": len(lengths)}
         return Case(arguments, label, {"read": Blocks(tuple(blocks))}, allows=dict(allows))
 
     def apart(block, scores):
         """Peaks that rise and fall by more than float32's exponent holds, another way in each row."""
         steps = torch.tensor([0.0, 300.0, 150.0, -200.0]).roll(block)
         return scores + steps[torch.arange(rows) % 4, None]
+
+    def lower(block, scores):
+        return scores - (200.0 * (torch.arange(rows) == low))[:, None]
 
     def some(block, scores):
         return scores.masked_fill(torch.rand(scores.shape, generator=generator) < 0.3, -torch.inf)
@@ -191,7 +202,7 @@ def cases(rng: random.Random) -> list[Case]:
         return hidden
 
     generator = torch.Generator().manual_seed(rng.getrandbits(48))
-    long, many = 16, rng.randint(24, 64)
+    long, many, low = 16, rng.randint(24, 64), rng.randrange(rows)
     block_numbers = rows * long + long * features + 3 * rows * (features + 2)
     lengths = rng.sample(range(2, 9), 4)
     return [
@@ -199,6 +210,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("several blocks", [4] * rng.randint(3, 5)),
         case("blocks of different lengths", [*lengths, 1]),
         case("large scores", [5] * 4, hidden=apart),
+        case("rows far apart", [5] * 3, hidden=lower),
         case("hidden scores", [6] * 3, hidden=some),
         case("a block without scores", [3] * 4, hidden=nothing((0, 2), rng.randrange(rows))),
         case("a row without scores", [3] * 3, hidden=nothing(range(3), rng.randrange(rows))),
@@ -240,10 +252,6 @@ def _mutant(**wrong):
 
 
 ONCE, MEMORY = OracleCalls("read", name="each block once"), PeakMemory()
-OWN_WORK = Forbid(
-    operations=("softmax", "log_softmax", "logsumexp", "logcumsumexp"),
-    names=(*LIBRARIES, *ATTENTION, *COURSE, "numpy", "RunningSoftmax", "logaddexp"),
-)
 
 EXERCISE = Exercise(
     name="03.online_softmax",
@@ -257,11 +265,16 @@ EXERCISE = Exercise(
     cases=cases,
     reference=online_softmax,
     comparison=Parts({"result": Close(axes=("row", "feature")), "log_sum_exp": Close(axes=("row",))}),
-    rules=(ONCE, MEMORY, OWN_WORK),
+    rules=(ONCE, MEMORY, OWN_SOFTMAX),
     hints=HINTS,
     hints_at=HINTS_AT,
     mutants=(
-        Mutant("leaves the peak out of the log-sum-exp", _mutant(adds_peak=False), "one block"),
+        Mutant(
+            "leaves the peak out of the log-sum-exp",
+            _mutant(adds_peak=False),
+            "one block",
+            "The mean is right; the log-sum-exp is m + ln l, and yours is ln l: the peak is missing.",
+        ),
         Mutant("does not rescale the sum", _mutant(fades_total=False), "several blocks"),
         Mutant("does not rescale the mixture", _mutant(fades_mixed=False), "several blocks"),
         Mutant("rescales nothing", _mutant(fades_total=False, fades_mixed=False), "several blocks"),
@@ -270,10 +283,11 @@ EXERCISE = Exercise(
         Mutant("never updates the peak", _mutant(peak="first"), "large scores"),
         Mutant("lets the peak fall", _mutant(peak="block"), "large scores"),
         Mutant("subtracts no peak", _mutant(peak="none", adds_peak=False), "large scores"),
+        Mutant("has one peak for all rows", _mutant(shared=True), "rows far apart"),
         Mutant("subtracts a peak of -inf", _mutant(guards=False), "a block without scores"),
         Mutant("divides by an empty sum", _mutant(zero_rows=False), "a row without scores"),
         Mutant("reads the blocks twice", _reads_twice, ONCE.name),
         Mutant("keeps all blocks", _keeps_all, MEMORY.name),
-        Mutant("calls the library", _library, OWN_WORK.name),
+        Mutant("calls the library", _library, OWN_SOFTMAX.name),
     ),
 )

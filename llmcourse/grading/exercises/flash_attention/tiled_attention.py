@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
-from llmcourse.grading.exercises.flash_attention.drawn import OWN_WORK, float_bytes
+from llmcourse.grading.exercises.flash_attention.drawn import OWN_SOFTMAX, float_bytes
 from llmcourse.grading.exercises.kv_cache.drawn import normal
 from llmcourse.grading.rules import NoMutation, PeakMemory
 
@@ -32,11 +32,13 @@ Write `tiled_attention(q, k, v, tile)`.
 
 The values are not all that counts: **the memory is measured**. Of the tensors that you make, those that are
 alive at one time may hold no more than $3\,T D$ numbers and eight tiles of $\mathit{tile} \cdot
-(\mathit{tile} + 2 D)$ numbers. Neither a row of tiles fits into that, nor a column.
+(\mathit{tile} + 2 D)$ numbers. Nothing that is as long as all keys fits into that where there are many: no
+row of tiles, no row of scores of a single query, no copy of the keys. PyTorch's `softmax` and `logsumexp` may
+not be used.
 
 ```python
 >>> q, k = torch.tensor([[2.0], [0.0]]), torch.tensor([[1.0], [0.0], [-1.0]])
->>> tiled_attention(q, k, torch.tensor([[1.0], [2.0], [6.0]]), tile=2)       # one tile of 2 × 2, one of 2 × 1
+>>> tiled_attention(q, k, torch.tensor([[1.0], [2.0], [6.0]]), tile=2)  # 2 × 2, 2 × 1
 tensor([[1.1967],
         [3.0000]])
 ```
@@ -61,6 +63,14 @@ HINTS_AT = {
         "range(S // tile) has none."
     ),
     "large scores": "Subtract the largest score seen so far, and only that.",
+    "a long row of scores": (
+        "Nothing as long as S fits here: not the scores of one query with all keys, nor a copy of the keys. "
+        "Scores belong to a tile, at most tile queries with at most tile keys, and are forgotten."
+    ),
+    "own work": (
+        "PyTorch's softmax needs all scores of a row at once, and its attention all of everything. Keep the "
+        "peak, the sum and the mixture of each row, as in 03.online_softmax."
+    ),
     "peak memory": (
         "Which of your tensors has a dimension of T or S? Only the inputs and the result should. Scores have "
         "the shape of one tile, at most tile × tile."
@@ -77,7 +87,7 @@ class Tiles:
         whole: whether only whole tiles of keys count, but for a first one that is not.
         rescales: whether what was summed is corrected when the peak grows.
         follows: whether the peak follows the scores after the first tile.
-        scaled: whether scores are divided by √D.
+        power: of D, which scores are divided by.
     """
 
     query_tile: int | None = None
@@ -85,7 +95,7 @@ class Tiles:
     whole: bool = False
     rescales: bool = True
     follows: bool = True
-    scaled: bool = True
+    power: float = 0.5
 
     def __call__(self, q, k, v, tile):
         rows, columns = (
@@ -103,7 +113,7 @@ class Tiles:
         return out
 
     def _join(self, seen, q, k, v):
-        scores = q @ k.T / (q.shape[-1] ** 0.5 if self.scaled else 1.0)
+        scores = q @ k.T / q.shape[-1] ** self.power
         peak, total, mixed = seen or (scores.amax(-1), 0.0, 0.0)
         new = torch.maximum(peak, scores.amax(-1)) if self.follows else peak
         fade = (peak - new).exp() if self.rescales else torch.ones_like(new)
@@ -124,7 +134,7 @@ def tiled_attention(
 def cases(rng: random.Random) -> list[Case]:
     features = rng.choice((4, 8))
 
-    def case(label, queries, keys, tile, rising=False, limited=False):
+    def case(label, queries, keys, tile, features=features, rising=False, limited=False):
         q, k, v = (normal(rng, rows, features) for rows in (queries, keys, keys))
         if rising:  # by more than float32's exponent holds, from tile to tile; the last is not rounded
             q[:, 0], k[:, 0] = features**0.5 / 1.5, -150.0 * (torch.arange(keys).flip(0) // tile)
@@ -133,7 +143,7 @@ def cases(rng: random.Random) -> list[Case]:
         return Case(arguments, label, allows={"peak_bytes": most} if limited else {})
 
     tile = rng.randint(4, 6)
-    long = rng.randint(1500, 1700)
+    long, wide = rng.randint(700, 800), {"tile": 32, "features": 4, "limited": True}
     return [
         case("one tile", tile - 1, tile, tile),
         case("several tiles", 3 * tile, 4 * tile, tile),
@@ -141,8 +151,9 @@ def cases(rng: random.Random) -> list[Case]:
         case("a single query", 1, 2 * tile + rng.randint(1, tile - 1), tile),
         case("large scores", 2 * tile, 4 * tile, tile, rising=True),
         case("tiles of one row", 4, 5, 1),
-        case("many keys", rng.randint(65, 120), long, 64, limited=True),
-        case("many queries", long, rng.randint(65, 120), 64, limited=True),
+        case("a long row of scores", rng.randint(2, 4), rng.randint(400, 450), 4, features=2, limited=True),
+        case("many keys", rng.randint(33, 60), long, **wide),
+        case("many queries", long, rng.randint(33, 60), **wide),
     ]
 
 
@@ -158,8 +169,22 @@ def _by_hand(q, k, v, tile):
     return weights @ v / weights.sum(-1, keepdim=True)
 
 
+def _rows_of_scores(q, k, v, tile):
+    """No tiles: some queries with all keys, as many as memory seems to have room for, at least one."""
+    size = max(1, 2 * tile * (tile + 2 * q.shape[-1]) // len(k))
+    return torch.cat([_by_hand(rows, k, v, tile) for rows in q.split(size)])
+
+
+def _query_by_query(q, k, v, tile):
+    return torch.cat([_by_hand(query, k, v, tile) for query in q.split(1)])
+
+
+def _copies_the_keys(q, k, v, tile):
+    return replace(RIGHT, power=0.0)(q, k / q.shape[-1] ** 0.5, v, tile)
+
+
 def _softmax_of_each_tile(q, k, v, tile):
-    parts = [_plain(q, a, b, tile) for a, b in zip(k.split(tile), v.split(tile), strict=True)]
+    parts = [_by_hand(q, a, b, tile) for a, b in zip(k.split(tile), v.split(tile), strict=True)]
     return torch.stack(parts).mean(0)
 
 
@@ -168,7 +193,7 @@ def _sdpa(q, k, v, tile):
 
 
 def _scales_the_queries(q, k, v, tile):
-    return replace(RIGHT, scaled=False)(q.div_(q.shape[-1] ** 0.5), k, v, tile)
+    return replace(RIGHT, power=0.0)(q.div_(q.shape[-1] ** 0.5), k, v, tile)
 
 
 MEMORY = PeakMemory()
@@ -185,20 +210,34 @@ EXERCISE = Exercise(
     cases=cases,
     reference=tiled_attention,
     comparison=Close(atol=2e-5, rtol=2e-5, axes=("query", "feature")),
-    rules=(MEMORY, NoMutation(), OWN_WORK),
+    rules=(MEMORY, NoMutation(), OWN_SOFTMAX),
     hints=HINTS,
     hints_at=HINTS_AT,
     mutants=(
-        Mutant("forgets the root of D", replace(RIGHT, scaled=False), "one tile"),
+        Mutant(
+            "forgets the root of D",
+            replace(RIGHT, power=0.0),
+            "one tile",
+            "The scores are not divided: they are q · k / √D.",
+        ),
+        Mutant(
+            "divides by D",
+            replace(RIGHT, power=1.0),
+            "one tile",
+            "The scores are divided by D. It is the root, √D, as in the first line of the exercise.",
+        ),
         Mutant("does not rescale", replace(RIGHT, rescales=False), "several tiles"),
         Mutant("takes a softmax of each tile", _softmax_of_each_tile, "several tiles"),
         Mutant("drops the last tile", replace(RIGHT, whole=True), "tiles that do not divide"),
         Mutant("never updates the peak", replace(RIGHT, follows=False), "large scores"),
-        Mutant("is a plain softmax", _plain, MEMORY.name),
+        Mutant("is a plain softmax", _plain, OWN_SOFTMAX.name),
         Mutant("is a plain softmax in place", _by_hand, MEMORY.name),
+        Mutant("is a softmax of one query after another", _query_by_query, MEMORY.name),
+        Mutant("makes rows of scores, no tiles", _rows_of_scores, MEMORY.name),
+        Mutant("copies the keys", _copies_the_keys, MEMORY.name),
         Mutant("tiles the queries alone", replace(RIGHT, key_tile=0), MEMORY.name),
         Mutant("tiles the keys alone", replace(RIGHT, query_tile=0), MEMORY.name),
         Mutant("scales the queries in place", _scales_the_queries, NoMutation().name),
-        Mutant("calls the library", _sdpa, OWN_WORK.name),
+        Mutant("calls the library", _sdpa, OWN_SOFTMAX.name),
     ),
 )

@@ -30,7 +30,7 @@ Write `traffic(num_queries, num_keys, head_dim, query_tile, number_bytes)`.
 >>> traffic(num_queries=4, num_keys=4, head_dim=2, query_tile=2, number_bytes=1)
 (96, 48)
 >>> unfused, tiled = traffic(16_384, 16_384, 64, 128, 2)
->>> round(unfused / tiled, 1)             # a long text: how often the traffic of the tiles it is
+>>> round(unfused / tiled, 1)  # how many times the traffic of the tiles
 4.0
 ```
 """

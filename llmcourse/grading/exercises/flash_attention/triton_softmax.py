@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import linecache
+import platform
 import random
 from collections.abc import Callable
 from functools import cache
@@ -36,6 +37,7 @@ Write a Triton kernel, above the function, and `triton_softmax(x)`, which launch
 
 One launch for all rows. The kernel loads each element of `x` once and stores each element of the result
 once: lanes past the end of a row are masked. PyTorch makes the result's memory; nothing else of it runs.
+`tl.softmax` is what you build.
 The setup cell has imported `triton` and `tl`, and has set `TRITON_INTERPRET=1`: the kernel runs on the CPU,
 in Python, element by element as on a GPU, but slowly. There is no Triton for macOS and Windows: `check`
 then says that it was not run, and the points are given where the lab is graded.
@@ -60,13 +62,18 @@ HINTS = (
 
 HINTS_AT = {
     "a row that is no power of two": (
-        "The lanes behind the row's end take part in tl.max and tl.sum. Which value is neither the largest "
-        "nor adds to the sum?"
+        "The lanes behind the row's end need a mask twice. In the load, with a value that is neither the "
+        "largest nor adds to the sum, as they take part in tl.max and tl.sum; and in the store, or they are "
+        "written over the next row."
     ),
     "large scores": "The largest of a row is subtracted before tl.exp, or e^90 is more than float32 holds.",
     "low scores": (
         "A masked lane that counts as 0 is larger than all of these, and every exponential is then 0 in "
         "float32."
+    ),
+    "a long row": (
+        "A block of a fixed size holds only so many columns: BLOCK=triton.next_power_of_2(columns) grows "
+        "with the row."
     ),
     "one kernel": (
         "All in one launch, with a grid of as many programs as there are rows; one tl.load, whose result is "
@@ -77,9 +84,7 @@ HINTS_AT = {
     ),
 }
 
-NO_TRITON = (
-    "Triton is not installed here (it is made for Linux only); the points are given where the lab is graded"
-)
+NOT_INSTALLED = "Triton is not installed; `pip install triton` brings it"
 
 ANSWER = """
 import torch
@@ -105,8 +110,11 @@ def triton_softmax(x):
 
 
 def no_triton() -> str:
-    """Why no kernel runs here, for students; empty where one does."""
-    return "" if importlib.util.find_spec("triton") else NO_TRITON
+    """Why no kernel runs here; empty where one does."""
+    if importlib.util.find_spec("triton"):
+        return ""
+    system = platform.system()
+    return NOT_INSTALLED if system == "Linux" else f"there is no Triton for {system or 'this system'}"
 
 
 def written(*changes: tuple[str, str]) -> Callable:
@@ -136,7 +144,8 @@ def _run(source: str) -> Callable:
 
 def triton_softmax(x: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
     """What the kernel has to come to, in float64."""
-    return x.double().softmax(-1).float()
+    weights = (x.double() - x.double().amax(-1, keepdim=True)).exp()
+    return (weights / weights.sum(-1, keepdim=True)).float()
 
 
 def cases(rng: random.Random) -> list[Case]:
@@ -157,7 +166,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("low scores", 2, odd, shift=rng.uniform(-300, -200)),
         case("hidden scores", 2, odd, hidden=True),
         case("one column", 2, 1),
-        case("a long row", 1, rng.randint(600, 2000)),
+        case("a long row", 1, rng.randint(2100, 4000)),
     ]
 
 
@@ -179,16 +188,23 @@ LOADS_AGAIN = (
     "tl.max(x, axis=0))",
     "tl.max(tl.load(x_ptr + row * columns + lane, mask=lane < columns, other=-float('inf')), axis=0))",
 )
+# With a row to spare behind the last, whose memory may be written too.
+STORES_EVERY_LANE = (
+    ("result, mask=lane < columns)", "result)"),
+    ("torch.full_like(x, torch.nan)", "x.new_full((x.shape[0] + 1, x.shape[1]), torch.nan)[:-1]"),
+)
 LAUNCHED_FOR_SHOW = ("    return out\n", "    return x.softmax(-1)\n")
 
 ONE_KERNEL = OneLaunch()
 # What makes a tensor, or another view of one.
-MAKING = "empty empty_like empty_strided new_empty zeros zeros_like new_zeros full full_like zero_ fill_"
+MAKING = (
+    "empty empty_like empty_strided new_empty zeros zeros_like new_zeros full full_like new_full zero_ fill_"
+)
 VIEWS = "view reshape select slice unsqueeze squeeze expand as_strided detach alias contiguous clone"
 NOT_TORCH = Only(
     frozenset(f"{MAKING} {VIEWS}".split()), "the kernel does the arithmetic", "nothing else of PyTorch"
 )
-OWN_WORK = Forbid(names=(*LIBRARIES, *COURSE, "numpy", "interpreter"))
+OWN_WORK = Forbid(names=(*LIBRARIES, *COURSE, "numpy", "interpreter", "softmax"))
 
 EXERCISE = Exercise(
     name="03.triton_softmax",
@@ -222,6 +238,12 @@ EXERCISE = Exercise(
         ),
         Mutant("calls the library", _library, NOT_TORCH.name),
         Mutant("calls the library and launches for show", written(LAUNCHED_FOR_SHOW), NOT_TORCH.name),
+        Mutant("stores every lane", written(*STORES_EVERY_LANE), ONE_KERNEL.name),
+        Mutant(
+            "has blocks of one size",
+            written(("BLOCK=triton.next_power_of_2(x.shape[1])", "BLOCK=1024")),
+            "a long row",
+        ),
         Mutant("loads each number twice", written(LOADS_AGAIN), ONE_KERNEL.name),
         Mutant("launches a kernel for each row", written(A_LAUNCH_A_ROW), ONE_KERNEL.name),
         Mutant("launches twice", written(OTHER_KERNEL), ONE_KERNEL.name),

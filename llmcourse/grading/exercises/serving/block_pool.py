@@ -22,15 +22,17 @@ Write `block_pool(num_blocks, commands)`.
     - `("allocate", n)`: the `n` free blocks with the lowest numbers get their first user. The result is the
       list of them, in order. If fewer than `n` are free, the result is the text `"out of blocks"`, and nobody
       gets any.
-    - `("share", blocks)`: each block of the list gets one more user. The result is the list of how many users
-      each has now. If one of them is free, the result is `"not in use"`, and nothing is changed.
+    - `("share", blocks)`: each block of the list, which holds none twice, gets one more user. The result is
+      the list of how many users each has now. If one of them is free, the result is `"not in use"`, and
+      nothing is changed.
     - `("free", blocks)`: each block of the list loses one user. The result is the list of those that are free
       now, in the order of the list. If one of them is free already, or is in the list twice, the result is
       `"double free"`, and nothing is changed.
 - returns `(results, users)`: the result of each command, and how many users each block has at the end.
 
 ```python
->>> block_pool(4, [("allocate", 2), ("share", [0]), ("free", [0, 1]), ("allocate", 3), ("allocate", 1)])
+>>> commands = [("allocate", 2), ("share", [0]), ("free", [0, 1])]
+>>> block_pool(4, [*commands, ("allocate", 3), ("allocate", 1)])
 ([[0, 1], [2], [1], [1, 2, 3], 'out of blocks'], [1, 1, 1, 1])
 ```
 """
@@ -218,6 +220,18 @@ def _mutant(**wrong):
     return answer
 
 
+def _sorts_what_is_freed(num_blocks, commands):
+    results, users = block_pool(num_blocks, commands)
+    given = zip(commands, results, strict=True)
+    return [sorted(r) if c == "free" and type(r) is list else r for (c, _), r in given], users
+
+
+def _stops_when_refused(num_blocks, commands):
+    results, _ = block_pool(num_blocks, commands)
+    done = next((place for place, result in enumerate(results, 1) if type(result) is str), len(results))
+    return block_pool(num_blocks, commands[:done])
+
+
 def _empties_the_list(num_blocks, commands):
     results = block_pool(num_blocks, commands)
     commands.clear()
@@ -241,10 +255,22 @@ EXERCISE = Exercise(
     hints_at=HINTS_AT,
     mutants=(
         Mutant("takes the highest numbers", _mutant(lowest_first=False), "new blocks"),
+        Mutant(
+            "sorts what is freed",
+            _sorts_what_is_freed,
+            "blocks that come back",
+            "The result of free is in the order of the list that was given, not of the numbers.",
+        ),
         Mutant("leaks the last block of a list", _mutant(leaks=1), "blocks that come back"),
         Mutant("frees what others use", _mutant(free_counts=False), "shared blocks"),
         Mutant("does not count who shares", _mutant(share_counts=False), "shared blocks"),
         Mutant("gives what there is", _mutant(checks_count=False), "out of blocks"),
+        Mutant(
+            "stops at what it refuses",
+            _stops_when_refused,
+            "out of blocks",
+            "A command that is refused has its text as result and changes nothing; the next is carried out.",
+        ),
         Mutant("leaks what it took before it refuses", _mutant(half_taken=True), "out of blocks"),
         Mutant("keeps a block to itself", _mutant(spare=1), "all blocks"),
         Mutant("does not see what is freed twice", _mutant(checks_free=False), "freed twice"),

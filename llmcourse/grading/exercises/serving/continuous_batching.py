@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from llmcourse.grading.compare import Exact
+from llmcourse.grading.compare import Difference, Exact, show
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises.flash_attention.drawn import OWN_WORK
+from llmcourse.grading.printable import clean
 from llmcourse.grading.rules import NoMutation
 
 ASKS = r"""
@@ -76,6 +77,37 @@ HINTS_AT = {
     ),
     "one that can never fit": "Refused when it comes: in the line, it would block all that come after it.",
 }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Of a grid: both are drawn, a line a slot, with brackets where they first differ in time."""
+
+    shown_steps: int = 12
+
+    def __call__(self, got: object, expected: list[list[str]]) -> Difference | None:
+        found = Exact("slot", "step")(got, expected)
+        if found is None or found.form or [*map(len, got)] != [*map(len, expected)]:
+            return found
+        places = [(step, slot) for slot, row in enumerate(expected) for step in range(len(row))]
+        step, slot = min(place for place in places if got[place[1]][place[0]] != expected[place[1]][place[0]])
+        texts = (show(got[slot][step]), show(expected[slot][step]))
+        reason = "slot {}, step {}: got {}, expected {}".format(slot, step, *texts)
+        return Difference(reason, *(self._drawn(grid, slot, step) for grid in (got, expected)))
+
+    def _drawn(self, grid, slot, step):
+        first = max(0, min(step - self.shown_steps // 2, len(grid[0]) - self.shown_steps))
+        steps = range(len(grid[0]))[first : first + self.shown_steps]
+        head = "".join(f" {number:^6}" for number in steps)
+        rows = [
+            "".join(self._cell(row[at], (number, at) == (slot, step)) for at in steps)
+            for number, row in enumerate(grid)
+        ]
+        return "\n".join([f"step  {head}", *(f"slot {number}{row}" for number, row in enumerate(rows))])
+
+    def _cell(self, text, marked):
+        text = clean(text, 4) or "·"
+        return f" [{text:^4}]" if marked else f"  {text:^4} "
 
 
 @dataclass(frozen=True)
@@ -204,7 +236,7 @@ EXERCISE = Exercise(
     signature="continuous_batching(requests, num_slots, room, num_steps)",
     cases=cases,
     reference=continuous_batching,
-    comparison=Exact("slot", "step"),
+    comparison=Picture(),
     rules=(NoMutation(), OWN_WORK),
     hints=HINTS,
     hints_at=HINTS_AT,
@@ -212,7 +244,12 @@ EXERCISE = Exercise(
         Mutant("waits for the whole batch", replace(RIGHT, together=True), "the lecture's picture"),
         Mutant("fills a slot a step late", replace(RIGHT, late=1), "the lecture's picture"),
         Mutant("admits one request a step", replace(RIGHT, most_admitted=1), "the lecture's picture"),
-        Mutant("counts END as one more", replace(RIGHT, longer=1), "the lecture's picture"),
+        Mutant(
+            "counts END as one more",
+            replace(RIGHT, longer=1),
+            "the lecture's picture",
+            "END is the last token of an answer, not one behind it: of 6 tokens, 5 show the name.",
+        ),
         Mutant("takes the highest slot", replace(RIGHT, lowest=False), "the lecture's picture"),
         Mutant("admits who has not come", replace(RIGHT, arrives=False), "later arrivals"),
         Mutant("admits without room", replace(RIGHT, looks_at_room=False), "little room"),

@@ -17,9 +17,10 @@ from llmcourse.grading.rules import NoMutation
 
 ASKS = r"""
 A colleague has joined the two halves of this lab: one decoding step of attention, whose keys and values lie
-in the blocks of a pool, and whose scores come block by block. It is in use, and nobody complains; but texts
-that are generated twice, once alone and once in a batch whose blocks are of another size, now and then differ
-in a word. Her tests have texts of 10, 25 and 70 tokens in blocks of 16, and pass.
+in the blocks of a pool, and whose scores come block by block. It is in use, for prompts that are longer than
+a block, and nobody complains; but texts that are generated twice, once alone and once in a batch whose blocks
+are of another size, now and then differ in a word. Her tests have texts of 10, 25 and 70 tokens in blocks of
+16, and pass.
 
 Find the one mistake in `paged_attention(q, keys, values, tables, lengths)` and mend it.
 
