@@ -79,7 +79,9 @@ def checked(
 
 def _problem(tokens: list[int], count: int, most: int, vocab_size: int) -> str | None:
     if not 0 <= count <= most:
-        return f"num_tokens of the draft must be in [0, {most}], got {count}; propose no more than is asked for"
+        return (
+            f"num_tokens of the draft must be in [0, {most}], got {count}; propose no more than is asked for"
+        )
     for token in tokens[:count]:
         if not 0 <= token < vocab_size:
             return (

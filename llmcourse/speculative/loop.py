@@ -94,7 +94,9 @@ def generate(
 def _as_policy(draft_length: int | DraftLength, context: int) -> DraftLength:
     policy = draft_length if isinstance(draft_length, DraftLength) else FixedLength(draft_length)
     remedy = "a step cannot bring more than a whole text"
-    require(policy.longest < context, "draft_length", f"below the context of {context}", policy.longest, remedy)
+    require(
+        policy.longest < context, "draft_length", f"below the context of {context}", policy.longest, remedy
+    )
     return policy
 
 

@@ -1,4 +1,4 @@
-"""What a step of speculation leaves to be looked at, and what can be measured over many of them."""
+"""What a step of speculation leaves to be looked at."""
 
 from __future__ import annotations
 
