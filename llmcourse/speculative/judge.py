@@ -1,4 +1,4 @@
-"""A step's verdict on a batch: what cannot be judged fails its row alone, the rest goes through `verify_drafts`."""
+"""A step's verdict on a batch: what cannot be judged fails its row alone, the rest is verified."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def generate(
     on_error: Literal["raise", "return"] = "raise",
     **settings,
 ) -> list[Generation]:
-    """Decodes a batch to its end; the settings are those of `stream`, `on_error` as in `decoding.generate`."""
+    """Decodes a batch to its end; the settings are those of `stream`, and `on_error` is that of decoding."""
     require_on_error(on_error)
     return run_to_end(stream(target, prompts, **settings), on_error)
 

@@ -95,7 +95,8 @@ class ModelDrafter:
 
         Rows with less to read than others read some of their text anew, instead of padding.
         """
-        width = max(length - held for length, held in zip(lengths, self._held, strict=True))
+        unread = [length - held for length, held in zip(lengths, self._held, strict=True)]
+        width = max(1, *unread)
         starts = [max(0, length - width) for length in lengths]
         self._cut(starts)
         slots = torch.tensor(starts, device=tokens.device)[:, None] + torch.arange(

@@ -21,12 +21,10 @@ def check_tokens(target: Tokenizer, drafter: Tokenizer) -> None:
     ours, theirs = target.vocabulary(), drafter.vocabulary()
     if ours == theirs:
         return
-    differing = dict(ours.items() ^ theirs.items())
-    first = min(differing.values())
-    names = {token_id: piece for piece, token_id in theirs.items()}
-    wanted = next((piece for piece, token_id in ours.items() if token_id == first), None)
-    num_ids = len({token_id for _, token_id in ours.items() ^ theirs.items()})
+    differing = {token_id for _, token_id in ours.items() ^ theirs.items()}
+    first = min(differing)
+    wanted, found = ({number: piece for piece, number in side.items()}.get(first) for side in (ours, theirs))
     raise ValueError(
-        f"drafter must have the target's tokens, got {names.get(first)!r} for token {first}, which is "
-        f"{wanted!r} for the target, and {num_ids} that differ in all; {REMEDY}"
+        f"drafter must have the target's tokens, got {found!r} for token {first}, which is {wanted!r} for the "
+        f"target, and {len(differing)} that differ in all; {REMEDY}"
     )
