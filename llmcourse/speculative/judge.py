@@ -119,7 +119,7 @@ def judge(
     q = draft.distributions(logits.shape[-1])
     ended = torch.tensor([not row.active for row in rows], device=p.device)
     p = p.masked_fill(ended[:, None, None], 1 / p.shape[-1])  # any distribution
-    verdict = _verdict(p, q, draft, counts, _uniform(generator, counts, draft), rows, index)
+    verdict = _verdict(p, q, draft, counts, _uniform(generator, counts, draft.tokens.shape[1]), rows, index)
     return _judged(p, q, softmax, draft.tokens, counts, verdict)
 
 
@@ -136,10 +136,13 @@ def _before_broken_logits(
     return [max(0, min(count, first - 1)) for count, first in zip(counts, whole, strict=True)]
 
 
-def _uniform(generator: Randomness | None, counts: list[int], draft: Draft) -> Float[Tensor, "B T"]:
+def _uniform(generator: Randomness | None, counts: list[int], width: int) -> Float[Tensor, "B T"]:
+    """A number for each draft, and one in the last column for the token after a row's own."""
     if generator is None:  # all is certain
-        return torch.zeros(len(counts), draft.tokens.shape[1] + 1, dtype=torch.float64)
-    return uniform_by_row(generator, counts, draft.tokens.shape[1])
+        return torch.zeros(len(counts), width + 1, dtype=torch.float64)
+    numbers = uniform_by_row(generator, [count + 1 for count in counts], width + 1)
+    numbers[:, -1:] = numbers.gather(1, torch.tensor(counts, device=numbers.device)[:, None])
+    return numbers
 
 
 def _verdict(

@@ -13,7 +13,7 @@ from tests.speculative.tiny import PROMPTS, tiny_decoder
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_decoder()
+    return tiny_decoder(num_layers=3)
 
 
 def test_weights_are_shared_and_the_cache_is_of_the_first_layers(model):
@@ -26,7 +26,7 @@ def test_weights_are_shared_and_the_cache_is_of_the_first_layers(model):
 
 
 def test_other_layers_do_not_matter_to_drafts(model):
-    changed = tiny_decoder()
+    changed = tiny_decoder(num_layers=3)
     for weight in changed.model.layers[2].parameters():
         weight.zero_()
     drafts = []

@@ -28,10 +28,10 @@ from tests.speculative.tiny import CONTEXT, PROMPTS, VOCAB, ScriptDrafter, Table
 
 DRAFTERS = {
     "near": lambda model: ModelDrafter(near(model)),
-    "early layers": lambda model: EarlyLayersDrafter(model, 2),
+    "early layers": lambda model: EarlyLayersDrafter(model, 1),
     "lookup": lambda model: LookupDrafter(VOCAB),
-    "itself": lambda model: ModelDrafter(model),
 }
+NEW_TOKENS = 20
 LENGTHS = {str(length): length for length in range(1, 9)} | {"adaptive": AdaptiveLength(0.05, prior=0.8)}
 PENALTIES = SamplingParams(
     temperature=0.0, repetition_penalty=1.3, frequency_penalty=0.2, no_repeat_ngram_size=3
@@ -52,7 +52,7 @@ def model():
 def expected(model):
     """What decoding writes, for each of the settings."""
     return {
-        name: decoding.generate(model, PROMPTS, max_new_tokens=30, **settings)
+        name: decoding.generate(model, PROMPTS, max_new_tokens=NEW_TOKENS, **settings)
         for name, settings in SETTINGS.items()
     }
 
@@ -77,36 +77,42 @@ def check_equal(ours, theirs):
 # ---- greedy: the same tokens
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("draft_length", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("drafter", DRAFTERS)
+# Every drafter with every length, every drafter with all settings.
+CASES = [
+    (drafter, length, [*SETTINGS][(first + second) % len(SETTINGS)])
+    for first, drafter in enumerate(DRAFTERS)
+    for second, length in enumerate(LENGTHS)
+]
+
+
+@pytest.mark.parametrize(("drafter", "draft_length", "settings"), CASES)
 def test_greedy_writes_what_decoding_writes(model, expected, drafter, draft_length, settings):
-    made = {"drafter": DRAFTERS[drafter](model), "draft_length": draft_length, "max_new_tokens": 30}
-    check_equal(generate(model, PROMPTS, **made, **SETTINGS[settings]), expected[settings])
+    made = {"drafter": DRAFTERS[drafter](model), "draft_length": LENGTHS[draft_length]}
+    ours = generate(model, PROMPTS, max_new_tokens=NEW_TOKENS, **made, **SETTINGS[settings])
+    check_equal(ours, expected[settings])
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_greedy_alone_is_greedy_in_a_batch(model, expected, drafter):
     for prompt, whole in zip(PROMPTS, expected["plain"], strict=True):
-        alone = generate(model, [prompt], drafter=DRAFTERS[drafter](model), max_new_tokens=30)
+        alone = generate(model, [prompt], drafter=DRAFTERS[drafter](model), max_new_tokens=NEW_TOKENS)
         check_equal(alone, [whole])
 
 
 def test_the_slow_truth_writes_the_same(model, expected):
     drafter = ModelDrafter(near(model))
-    check_equal(
-        generate(UncachedTarget(model), PROMPTS, drafter=drafter, max_new_tokens=30), expected["plain"]
-    )
+    ours = generate(UncachedTarget(model), PROMPTS, drafter=drafter, max_new_tokens=NEW_TOKENS)
+    check_equal(ours, expected["plain"])
 
 
 def test_an_embedded_model_writes_the_same_in_three_domains():
     target, tokenizer = pretrained.load("small")
-    prompts = [tokenizer.encode_prompt(text)[:24] for text in one_hundred()[::4]]
-    whole = decoding.generate(target, prompts, max_new_tokens=16)
+    prompts = [tokenizer.encode_prompt(text)[:24] for text in one_hundred()[::5]]
+    whole = decoding.generate(target, prompts, max_new_tokens=12)
     draft = pretrained.load("draft").model
     drafters = (ModelDrafter(draft), EarlyLayersDrafter(target, 2), LookupDrafter(target.config.vocab_size))
     for drafter in drafters:
-        check_equal(generate(target, prompts, drafter=drafter, max_new_tokens=16), whole)
+        check_equal(generate(target, prompts, drafter=drafter, max_new_tokens=12), whole)
 
 
 class Leaky(CachedTarget):
@@ -120,21 +126,8 @@ class Leaky(CachedTarget):
 
 
 def test_rejected_tokens_left_in_the_cache_are_noticed(model, expected):
-    leaky = generate(Leaky(model), PROMPTS, drafter=EarlyLayersDrafter(model, 2), max_new_tokens=30)
+    leaky = generate(Leaky(model), PROMPTS, drafter=EarlyLayersDrafter(model, 1), max_new_tokens=NEW_TOKENS)
     assert all(a.tokens != b.tokens for a, b in zip(leaky, expected["plain"], strict=True))
-
-
-def test_rejected_tokens_left_in_the_drafters_cache_only_cost_acceptance(model, expected):
-    class Forgetful(ModelDrafter):
-        def accept(self, num_accepted):
-            super().accept([4] * len(num_accepted))
-
-    def rejected(drafter):
-        steps, generations = finish(stream(model, PROMPTS, drafter=drafter, max_new_tokens=30))
-        check_equal(generations, expected["plain"])
-        return len(steps)
-
-    assert rejected(Forgetful(near(model))) > 1.2 * rejected(ModelDrafter(near(model)))
 
 
 # ---- sampling: laws are compared in test_loop_statistics
@@ -146,7 +139,7 @@ def test_a_sampled_row_is_the_same_alone_and_in_a_batch(model, drafter):
 
     def run(prompts, seeds):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        settings = {"draft_length": 5, "max_new_tokens": 25, "params": params, "generator": generators}
+        settings = {"draft_length": 5, "max_new_tokens": 12, "params": params, "generator": generators}
         return generate(model, prompts, drafter=DRAFTERS[drafter](model), **settings)
 
     together = run(PROMPTS, range(4))
@@ -219,9 +212,9 @@ def test_the_time_of_a_step_leaves_out_its_reader(model):
 
 @pytest.mark.parametrize("draft_length", [1, 4, 8])
 def test_end_tokens_end_texts_in_the_midst_of_accepted_drafts(model, draft_length):
-    plain = decoding.generate(model, PROMPTS, max_new_tokens=30)
+    plain = decoding.generate(model, PROMPTS, max_new_tokens=14)
     eos = [g.tokens[8 + row] for row, g in enumerate(plain)]
-    settings = {"max_new_tokens": 30, "eos_token_ids": eos}
+    settings = {"max_new_tokens": 14, "eos_token_ids": eos}
     drafter = ModelDrafter(model)
     ours = generate(model, PROMPTS, drafter=drafter, draft_length=draft_length, **settings)
     check_equal(ours, decoding.generate(model, PROMPTS, **settings))
@@ -244,7 +237,7 @@ def test_stop_strings_and_pieces_of_text(tmp_path, stop):
 
 def test_new_tokens_and_drafts_are_clamped_to_the_context(model):
     prompts = [[1] * (CONTEXT - 3), [2], [3] * CONTEXT]
-    for length in (1, 8, CONTEXT - 1):
+    for length in (3, CONTEXT - 1):
         ours = generate(model, prompts, drafter=ModelDrafter(model), draft_length=length, max_new_tokens=99)
         check_equal(ours, decoding.generate(model, prompts, max_new_tokens=99))
         assert [len(g.tokens) for g in ours] == [3, CONTEXT - 1, 0]
@@ -280,19 +273,16 @@ def test_the_first_error_is_raised_after_the_others_have_ended():
     assert [len(g.tokens) for g in caught.value.generations] == [0, 5]
 
 
-HALF = torch.full((10,), 0.05)
-
-
 @pytest.mark.parametrize(
-    ("rows", "q", "message"),
+    ("rows", "message"),
     [
-        ([[3, 10], [7]], None, r"drafts must be in \[0, 9\], got 10; use a drafter with the target's own"),
-        ([[-1], [7]], None, r"drafts must be in \[0, 9\], got -1"),
-        ([[3] * 5, [7]], None, r"num_tokens of the draft must be in \[0, 4\], got 5; propose no more"),
+        ([[3, 10], [7]], r"drafts must be in \[0, 9\], got 10; use a drafter with the target's own"),
+        ([[-1], [7]], r"drafts must be in \[0, 9\], got -1"),
+        ([[3] * 5, [7]], r"num_tokens of the draft must be in \[0, 4\], got 5; propose no more"),
     ],
 )
-def test_a_bad_draft_fails_its_row_alone(rows, q, message):
-    drafter = ScriptDrafter(10, rows, q=q)
+def test_a_bad_draft_fails_its_row_alone(rows, message):
+    drafter = ScriptDrafter(10, rows)
     ours = generate(TableTarget(10, chained), [[1], [6]], drafter=drafter, max_new_tokens=6, on_error="return")
     assert (ours[0].tokens, ours[0].finish_reason) == ([2], "error")
     assert ours[1].tokens == [7, 8, 9, 0, 1, 2] and ours[1].error is None
@@ -327,8 +317,8 @@ def test_a_q_that_is_no_distribution_fails_its_row_alone(q, message):
     [
         ({"draft_length": 0}, "length must be an integer of at least 1, got 0; decode without a drafter"),
         ({"draft_length": -3}, "length must be an integer of at least 1, got -3"),
-        ({"draft_length": CONTEXT}, "draft_length must be below the context of 64, got 64; a step cannot"),
-        ({"draft_length": FixedLength(99)}, "draft_length must be below the context of 64, got 99"),
+        ({"draft_length": CONTEXT}, "draft_length must be below the context of 32, got 32; a step cannot"),
+        ({"draft_length": FixedLength(99)}, "draft_length must be below the context of 32, got 99"),
         ({"drafter": LookupDrafter(VOCAB + 1)}, "drafter must be over the 40 tokens of the target, got 41, 1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, got 0"),
         ({"params": SamplingParams()}, "generator must be given where params sample, got None"),

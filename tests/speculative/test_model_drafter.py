@@ -80,7 +80,7 @@ def test_a_row_draws_the_same_alone_and_beside_rows_that_need_more(model):
 def test_a_row_that_has_ended_rides_along_at_the_end_of_the_cache(model):
     """Its text fills the capacity, while another has five new tokens to be read."""
     drafter = ModelDrafter(model)
-    drafter.start([[1] * 8, [2]], 8)
+    drafter.start([[1] * 8, [2]], 10)
     history = History.from_prompts([[1] * 8, [2]], room=0)
     history.extend(torch.tensor([[0] * 5, [3, 4, 5, 6, 7]]), [0, 5])
     draft = drafter.draft(history, [0, 2])
