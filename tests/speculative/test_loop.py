@@ -139,7 +139,7 @@ def test_a_sampled_row_is_the_same_alone_and_in_a_batch(model, drafter):
 
     def run(prompts, seeds):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        settings = {"draft_length": 5, "max_new_tokens": 12, "params": params, "generator": generators}
+        settings = {"draft_length": 5, "max_new_tokens": 8, "params": params, "generator": generators}
         return generate(model, prompts, drafter=DRAFTERS[drafter](model), **settings)
 
     together = run(PROMPTS, range(4))
@@ -225,7 +225,9 @@ def test_end_tokens_end_texts_in_the_midst_of_accepted_drafts(model, draft_lengt
 def test_stop_strings_and_pieces_of_text(tmp_path, stop):
     tokenizer = byte_tokenizer(tmp_path)
     script = tokenizer.encode("ab春眠cabcd efg") * 3
-    table = TableTarget(tokenizer.vocab_size, lambda text: [9.0 * (t == script[len(text) - 1]) for t in range(257)])
+    table = TableTarget(
+        tokenizer.vocab_size, lambda text: [9.0 * (t == script[len(text) - 1]) for t in range(257)]
+    )
     settings = {"tokenizer": tokenizer, "stop": stop, "max_new_tokens": 30}
     right = ScriptDrafter(257, *[[script[start : start + 4]] for start in range(1, 30, 5)])
     steps, (ours,) = finish(stream(table, [[1]], drafter=right, **settings))
@@ -283,7 +285,9 @@ def test_the_first_error_is_raised_after_the_others_have_ended():
 )
 def test_a_bad_draft_fails_its_row_alone(rows, message):
     drafter = ScriptDrafter(10, rows)
-    ours = generate(TableTarget(10, chained), [[1], [6]], drafter=drafter, max_new_tokens=6, on_error="return")
+    ours = generate(
+        TableTarget(10, chained), [[1], [6]], drafter=drafter, max_new_tokens=6, on_error="return"
+    )
     assert (ours[0].tokens, ours[0].finish_reason) == ([2], "error")
     assert ours[1].tokens == [7, 8, 9, 0, 1, 2] and ours[1].error is None
     with pytest.raises(DraftError, match=f"row 0, step 1: {message}"):
@@ -319,7 +323,10 @@ def test_a_q_that_is_no_distribution_fails_its_row_alone(q, message):
         ({"draft_length": -3}, "length must be an integer of at least 1, got -3"),
         ({"draft_length": CONTEXT}, "draft_length must be below the context of 32, got 32; a step cannot"),
         ({"draft_length": FixedLength(99)}, "draft_length must be below the context of 32, got 99"),
-        ({"drafter": LookupDrafter(VOCAB + 1)}, "drafter must be over the 40 tokens of the target, got 41, 1"),
+        (
+            {"drafter": LookupDrafter(VOCAB + 1)},
+            "drafter must be over the 40 tokens of the target, got 41, 1",
+        ),
         ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, got 0"),
         ({"params": SamplingParams()}, "generator must be given where params sample, got None"),
         ({"stop": "x"}, "stop must be left out where there is no tokenizer"),

@@ -23,7 +23,9 @@ def written(folder, change=None) -> Tokenizer:
 @pytest.mark.parametrize(("size", "what"), [(31, "got 31, 1 more"), (28, "got 28, 2 fewer")])
 def test_sizes(size, what):
     check_sizes(30, 30)
-    with pytest.raises(ValueError, match=f"drafter must be over the 30 tokens of the target, {what}; draft and"):
+    with pytest.raises(
+        ValueError, match=f"drafter must be over the 30 tokens of the target, {what}; draft and"
+    ):
         check_sizes(30, size)
 
 
@@ -37,5 +39,7 @@ def test_the_first_token_that_differs_is_named(tmp_path):
 
     ours = written(tmp_path / "a")
     first = min(ours.token_id("A"), ours.token_id("B"))
-    with pytest.raises(ValueError, match=rf"got 'B' for token {first}, which is 'A' for .* and 2 that differ"):
+    with pytest.raises(
+        ValueError, match=rf"got 'B' for token {first}, which is 'A' for .* and 2 that differ"
+    ):
         check_tokens(ours, written(tmp_path / "b", swap))

@@ -18,7 +18,9 @@ VOCAB, CONTEXT = 40, 32
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [10], [11, 12, 13], [14, 15, 14, 15, 14]]
 
 
-def tiny_decoder(seed: int = 0, vocab_size: int = VOCAB, num_layers: int = 2, context: int = CONTEXT) -> Decoder:
+def tiny_decoder(
+    seed: int = 0, vocab_size: int = VOCAB, num_layers: int = 2, context: int = CONTEXT
+) -> Decoder:
     """Random weights, large enough to keep logits well apart."""
     config = DecoderConfig(vocab_size, 32, 48, num_layers, 4, 2, 8, context)
     model = Decoder(config).eval().requires_grad_(False)
