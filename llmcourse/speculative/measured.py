@@ -128,7 +128,7 @@ def _sums(left: list[int], right: list[int]) -> list[int]:
     return [a + b for a, b in zip_longest(left, right, fillvalue=0)]
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[int | float]) -> float:
     require(len(values) > 0, "steps", "more than the first one of each text", "none", "write longer texts")
     return sum(values) / len(values)
 

@@ -25,6 +25,6 @@ def check_tokens(target: Tokenizer, drafter: Tokenizer) -> None:
     first = min(differing)
     wanted, found = ({number: piece for piece, number in side.items()}.get(first) for side in (ours, theirs))
     raise ValueError(
-        f"drafter must have the target's tokens, got {found!r} for token {first}, which is {wanted!r} for the "
-        f"target, and {len(differing)} that differ in all; {REMEDY}"
+        f"drafter must have the target's tokens, got {found!r} for token {first}, which is {wanted!r} for "
+        f"the target, and {len(differing)} that differ in all; {REMEDY}"
     )
