@@ -72,6 +72,10 @@ class Tokenizer:
         """The id of a token as the vocabulary spells it (`<|endoftext|>`), None if there is none."""
         return self._tokenizer.token_to_id(token)
 
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens as the vocabulary spells them, special ones included, and their ids."""
+        return self._tokenizer.get_vocab()
+
     def label(self, token_id: int) -> str:
         """A token as a reader should see it in a figure: spaces and newlines made visible,
         bytes that are only a part of a character as `<E4>`, invisible characters as `<U+3000>`."""

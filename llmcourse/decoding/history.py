@@ -49,6 +49,15 @@ class History:
         self.tokens[rows, self.lengths[rows]] = tokens[rows]
         self.lengths = self.lengths + active
 
+    def extend(self, tokens: Int[Tensor, "B T"], counts: Sequence[int]) -> None:
+        """Writes the first `counts[b]` tokens of row b to its end; the room must be there."""
+        taken = torch.tensor(counts, device=tokens.device)
+        rows, columns = (torch.arange(tokens.shape[1], device=tokens.device) < taken[:, None]).nonzero(
+            as_tuple=True
+        )
+        self.tokens[rows, self.lengths[rows] + columns] = tokens[rows, columns]
+        self.lengths = self.lengths + taken
+
     def mask(self, scope: Scope = "all") -> Bool[Tensor, "B T"]:
         """Which slots hold real tokens, or only those that were generated."""
         slots = torch.arange(self.tokens.shape[1], device=self.tokens.device)

@@ -111,16 +111,8 @@ def stream(
             what all rows came to. NaN or +inf in its logits, or all tokens masked, fail a row alone.
     """
     source = as_source(source)
-    stop = (stop,) if isinstance(stop, str) else stop
-    eos = check_request(source, prompts, max_new_tokens, eos_token_ids)
-    if len(stop) and tokenizer is None:
-        raise ValueError("stop must be left out where there is no tokenizer; pass tokenizer= too")
-    if params is not None:
-        processors, generator = [*processors, *params.processors()], _randomness(params, generator)
-    if generator is not None:
-        check_generator(generator, len(prompts))
-    limits = [min(max_new_tokens, source.max_length - len(prompt)) for prompt in prompts]
-    rows = [Row(prompt, limit, tokenizer, stop) for prompt, limit in zip(prompts, limits, strict=True)]
+    rows, eos = start_rows(source, prompts, tokenizer, max_new_tokens, eos_token_ids, stop)
+    processors, generator = choice(params, processors, generator, len(prompts))
     return _run(source, rows, processors, generator, eos)
 
 
@@ -138,7 +130,11 @@ def generate(
             attached; "return" leaves errors in the generations.
     """
     require_on_error(on_error)
-    steps = stream(source, prompts, **settings)
+    return run_to_end(stream(source, prompts, **settings), on_error)
+
+
+def run_to_end(steps: Stream, on_error: Literal["raise", "return"]) -> list[Generation]:
+    """What a stream returns, its steps left aside; `on_error` as in `generate`."""
     try:
         while True:
             next(steps)
@@ -148,6 +144,38 @@ def generate(
         if on_error == "raise":
             raise
         return error.generations
+
+
+def start_rows(
+    source: LogitsSource,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Tokenizer | None,
+    max_new_tokens: int,
+    eos_token_ids: Sequence[int] | None,
+    stop: str | Sequence[str],
+) -> tuple[list[Row], frozenset[int]]:
+    """A row for each prompt, and the tokens that end one; arguments and errors are those of `stream`."""
+    stop = (stop,) if isinstance(stop, str) else stop
+    eos = check_request(source, prompts, max_new_tokens, eos_token_ids)
+    if len(stop) and tokenizer is None:
+        raise ValueError("stop must be left out where there is no tokenizer; pass tokenizer= too")
+    limits = [min(max_new_tokens, source.max_length - len(prompt)) for prompt in prompts]
+    rows = [Row(prompt, limit, tokenizer, stop) for prompt, limit in zip(prompts, limits, strict=True)]
+    return rows, eos
+
+
+def choice(
+    params: SamplingParams | None,
+    processors: Sequence[Processor],
+    generator: object,
+    num_rows: int,
+) -> tuple[Sequence[Processor], Randomness | None]:
+    """All processors, and what to draw with: None for greedy search. Errors are those of `stream`."""
+    if params is not None:
+        processors, generator = [*processors, *params.processors()], _randomness(params, generator)
+    if generator is not None:
+        check_generator(generator, num_rows)
+    return processors, generator
 
 
 def _randomness(params: SamplingParams, generator: object) -> object:
@@ -181,7 +209,7 @@ def _run(
             raw = source.step(tokens)
         raw = widen(raw)
         logits = apply(processors, raw, history)
-        _fail_broken_rows(rows, raw, logits, index)
+        fail_broken_rows(rows, raw, logits, index)
         if not any(row.active for row in rows):
             break
         active = torch.tensor([row.active for row in rows], device=logits.device)
@@ -192,10 +220,10 @@ def _run(
         yield Step(index, raw, logits, tokens, texts, active, perf_counter() - started)
         if not any(row.active for row in rows):
             break
-    return _finish(rows)
+    return finish(rows)
 
 
-def _fail_broken_rows(rows: list[Row], raw: Tensor, logits: Tensor, index: int) -> None:
+def fail_broken_rows(rows: list[Row], raw: Tensor, logits: Tensor, index: int) -> None:
     """Ends the rows that leave nothing to choose from; one pass over each tensor finds them."""
     weights = (
         "; check the model's weights and number format, or, in contrastive decoding, whether the amateur "
@@ -223,7 +251,8 @@ def _push(rows: list[Row], tokens: Tensor, logits: Tensor, eos_token_ids: frozen
     ]
 
 
-def _finish(rows: list[Row]) -> list[Generation]:
+def finish(rows: list[Row]) -> list[Generation]:
+    """What all rows came to; raises the first error, with these attached."""
     generations = [row.generation() for row in rows]
     for row in rows:
         if row.error is not None:

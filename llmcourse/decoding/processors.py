@@ -49,7 +49,7 @@ def apply(
     return logits
 
 
-def widen(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+def widen(logits: Float[Tensor, "*B V"]) -> Float[Tensor, "*B V"]:
     """At least fp32: probabilities of a large vocabulary need more than 8 or 11 bits."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

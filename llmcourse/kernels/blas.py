@@ -3,7 +3,8 @@
 `y = x Wᵀ` for a single x reads W once, and BLAS makes two things of it that cost more than half of the
 speed. It goes along the dimension whose elements are neighbours, and short runs are slow: with 320
 inputs and 12,288 outputs W had better lie by columns (`lay_out`). And it employs one core, where two
-products side by side are given to two (`product`). On other devices, and for formats that BLAS lacks,
+products side by side are given to two (`product`). A few rows, as drafts are verified in, read W once too,
+and are faster by columns even where W is square. On other devices, and for formats that BLAS lacks,
 everything stays as it is.
 """
 
@@ -20,8 +21,8 @@ LEAST_BYTES = 2**20  # one core has read less than that before others take part
 
 
 def lay_out(weight: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-    """The same matrix, by columns where they are longer than the rows, otherwise by rows."""
-    by_columns = _for_blas(weight) and weight.shape[0] > weight.shape[1]
+    """The same matrix, by rows where they are longer than the columns, otherwise by columns."""
+    by_columns = _for_blas(weight) and weight.shape[0] >= weight.shape[1]
     return weight.t().contiguous().t() if by_columns else weight.contiguous()
 
 

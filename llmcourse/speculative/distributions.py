@@ -27,20 +27,39 @@ def processed(
 ) -> Float[Tensor, "B T V"]:
     """The distribution of the token after the text, after its first draft, … after its last.
 
+    Args:
+        sampled: False for greedy decoding; all others are those of `processed_logits`.
+    """
+    logits = processed_logits(logits, drafts, history, processors)
+    if sampled:
+        return logits.softmax(-1)
+    return point_masses(logits.argmax(-1), logits.shape[-1], logits.dtype)
+
+
+def processed_logits(
+    logits: Float[Tensor, "B T V"],  # T = G + 1
+    drafts: Int[Tensor, "B G"],
+    history: History,
+    processors: Sequence[Processor] = (),
+) -> Float[Tensor, "B T V"]:
+    """What the processors make of the logits after the text, after its first draft, … after its last.
+
     The history is left as it was: the processors see it with the drafts before each position appended.
 
     Args:
         logits: the target's, at the text's last token and at each draft.
         drafts: the tokens between them, inside the vocabulary; those past a row's own only give
-            distributions that nobody asks for.
-        sampled: False for greedy decoding.
+            logits that nobody asks for.
     """
+    logits = widen(logits)
+    if not processors:
+        return logits
     text = history.select(range(len(logits)))  # a copy
     steps = []
     for position in range(logits.shape[1]):
-        if position and processors:  # without any, nobody looks back
+        if position:
             text.append(drafts[:, position - 1])
-        steps.append(distribution(logits[:, position], text, processors, sampled=sampled))
+        steps.append(widen(apply(processors, logits[:, position], text)))
     return torch.stack(steps, 1)
 
 

@@ -46,7 +46,13 @@ class Tally:
 
 @runtime_checkable
 class DraftLength(Protocol):
-    """Chooses γ for a text's next step."""
+    """Chooses γ for a text's next step.
+
+    Attributes:
+        longest: the largest that it may choose; a cache has room for so many drafts.
+    """
+
+    longest: int
 
     def gamma(self, tally: Tally, room: int) -> int:
         """Drafts to ask for.
@@ -75,6 +81,10 @@ class FixedLength:
 
     def __post_init__(self):
         require_integer(1, "length", self.length, "decode without a drafter to draft nothing")
+
+    @property
+    def longest(self) -> int:
+        return self.length
 
     def gamma(self, tally: Tally, room: int) -> int:
         return _clamped(self.length, room)

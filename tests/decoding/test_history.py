@@ -60,3 +60,9 @@ def test_select_copies_rows_and_leaves_the_source_alone():
     assert [chosen.row(i) for i in range(3)] == [[3, 7], [3, 8], [1, 2, 9]]
     assert [history.row(i) for i in range(2)] == [[1, 2], [3]]
     assert history.select([0]).prompt_lengths.tolist() == [2]
+
+
+def test_extend_writes_unequal_numbers_of_tokens():
+    history = History.from_prompts([[1], [2, 3], [4]], room=3)
+    history.extend(torch.tensor([[5, 6, 7], [8, 0, 0], [9, 9, 9]]), [3, 1, 0])
+    assert [history.row(row) for row in range(3)] == [[1, 5, 6, 7], [2, 3, 8], [4]]

@@ -24,6 +24,7 @@ def test_neighbours_lie_along_the_longer_side(dtype):
     tall, wide = blas.lay_out(random(64, 24, dtype=dtype)), blas.lay_out(random(24, 64, dtype=dtype))
     assert tall.stride() == (1, 64) and wide.stride() == (64, 1)
     assert tall.equal(random(64, 24, dtype=dtype)) and wide.equal(random(24, 64, dtype=dtype))
+    assert blas.lay_out(random(24, 24, dtype=dtype)).stride() == (1, 24)
     assert blas.lay_out(tall).data_ptr() == tall.data_ptr(), "what lies well is not copied"
 
 

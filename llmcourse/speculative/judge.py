@@ -1,0 +1,202 @@
+"""A step's verdict on a batch: what cannot be judged fails its row alone, the rest is verified."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.decoding.errors import DecodingError, require
+from llmcourse.decoding.history import History
+from llmcourse.decoding.loop import fail_broken_rows
+from llmcourse.decoding.processors import Processor, widen
+from llmcourse.decoding.rows import Row
+from llmcourse.decoding.sampling import Randomness
+from llmcourse.speculative.distributions import point_masses, processed_logits
+from llmcourse.speculative.drafter import Draft
+from llmcourse.speculative.numbers import uniform_by_row
+from llmcourse.speculative.verify import Verdict, verify_drafts
+
+
+class DraftError(DecodingError):
+    """A drafter proposed for a row what cannot be verified."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of each row's drafts, known to the host; the fields are those of `SpeculativeStep`.
+
+    Attributes:
+        log_probs: of each accepted draft and of the token after them, under the target's distribution.
+    """
+
+    drafts: list[list[int]]
+    p_drafts: list[list[float]]
+    q_drafts: list[list[float]]
+    num_accepted: list[int]
+    next_tokens: list[int]
+    log_probs: list[list[float]]
+    p: Float[Tensor, "B V"]
+    q: Float[Tensor, "B V"]
+
+    def emitted(self, row: int) -> Iterator[tuple[int, float]]:
+        """The tokens that the row's text may gain, with their log-probabilities."""
+        tokens = [*self.drafts[row][: self.num_accepted[row]], self.next_tokens[row]]
+        return zip(tokens, self.log_probs[row], strict=False)  # padding follows
+
+
+def checked(
+    draft: Draft, asked: Sequence[int], vocab_size: int, rows: Sequence[Row], index: int
+) -> tuple[Draft, list[int]]:
+    """The draft no wider than it must be, and how many are each row's own; waits for the device.
+
+    A row fails if more was proposed than asked for, or a token outside the vocabulary.
+
+    Raises:
+        ValueError: tensors of other shapes than (B, G) and (B,).
+    """
+    shapes = tuple(draft.tokens.shape[:1]), tuple(draft.num_tokens.shape)
+    good = draft.tokens.dim() == 2 and shapes == ((len(rows),),) * 2
+    found = f"{tuple(draft.tokens.shape)} and {shapes[1]}"
+    allowed = f"of shapes ({len(rows)}, G) and ({len(rows)},)"
+    require(good, "tokens and num_tokens of a draft", allowed, found, "propose for every row")
+    counts, tokens = draft.num_tokens.tolist(), draft.tokens.tolist()
+    for number, row in enumerate(rows):
+        most = min(asked[number], draft.tokens.shape[1])
+        if problem := _problem(tokens[number], counts[number], most, vocab_size):
+            row.fail(DraftError(f"row {number}, step {index}: {problem}"))
+            counts[number] = 0
+    width = max(counts)
+    num_tokens = torch.tensor(counts, device=draft.tokens.device)
+    own = torch.arange(width, device=num_tokens.device) < num_tokens[:, None]
+    q = None if draft.q is None else draft.q[:, :width]
+    return Draft(draft.tokens[:, :width].masked_fill(~own, 0), num_tokens, q), counts
+
+
+def _problem(tokens: list[int], count: int, most: int, vocab_size: int) -> str | None:
+    if not 0 <= count <= most:
+        return (
+            f"num_tokens of the draft must be in [0, {most}], got {count}; propose no more than is asked for"
+        )
+    for token in tokens[:count]:
+        if not 0 <= token < vocab_size:
+            return (
+                f"drafts must be in [0, {vocab_size - 1}], got {token}; "
+                "use a drafter with the target's own tokenizer"
+            )
+    return None
+
+
+def judge(
+    raw: Float[Tensor, "B T V"],
+    draft: Draft,
+    counts: list[int],
+    rows: Sequence[Row],
+    index: int,
+    history: History,
+    processors: Sequence[Processor],
+    generator: Randomness | None,
+) -> Judged:
+    """Verifies a batch's drafts by what the target said of them.
+
+    Rows end with an error where the logits after the text are broken, or the draft's q is none. Logits
+    that are broken further on only shorten the draft: they fail the row if its text comes to them.
+
+    Args:
+        raw: the target's logits, T = G + 1.
+        draft, counts: as `checked` returns them.
+        history, processors, generator: as the loop has them; no generator means greedy.
+    """
+    raw = widen(raw)
+    logits = processed_logits(raw, draft.tokens, history, processors)
+    counts = _before_broken_logits(raw, logits, counts, rows, index)
+    softmax = logits.softmax(-1)
+    p = softmax if generator is not None else point_masses(logits.argmax(-1), logits.shape[-1], logits.dtype)
+    q = draft.distributions(logits.shape[-1])
+    ended = torch.tensor([not row.active for row in rows], device=p.device)
+    p = p.masked_fill(ended[:, None, None], 1 / p.shape[-1])  # any distribution
+    verdict = _verdict(p, q, draft, counts, _uniform(generator, counts, draft.tokens.shape[1]), rows, index)
+    return _judged(p, q, softmax, draft.tokens, counts, verdict)
+
+
+def _before_broken_logits(
+    raw: Tensor, logits: Tensor, counts: list[int], rows: Sequence[Row], index: int
+) -> list[int]:
+    """How many drafts of each row can be judged; a row where not even the first can be fails."""
+    peaks = [raw.amax(-1)] if logits is raw else [raw.amax(-1), logits.amax(-1)]  # NaN if there is one
+    finite = torch.stack(peaks).isfinite().all(0).tolist()  # (B, T)
+    if all(map(all, finite)):
+        return counts
+    fail_broken_rows(list(rows), raw[:, 0], logits[:, 0], index)
+    whole = [row.index(False) if False in row else math.inf for row in finite]
+    return [max(0, min(count, first - 1)) for count, first in zip(counts, whole, strict=True)]
+
+
+def _uniform(generator: Randomness | None, counts: list[int], width: int) -> Float[Tensor, "B T"]:
+    """A number for each draft, and one in the last column for the token after a row's own."""
+    if generator is None:  # all is certain
+        return torch.zeros(len(counts), width + 1, dtype=torch.float64)
+    numbers = uniform_by_row(generator, [count + 1 for count in counts], width + 1)
+    numbers[:, -1:] = numbers.gather(1, torch.tensor(counts, device=numbers.device)[:, None])
+    return numbers
+
+
+def _verdict(
+    p: Tensor,
+    q: Tensor,
+    draft: Draft,
+    counts: list[int],
+    uniform: Tensor,
+    rows: Sequence[Row],
+    index: int,
+) -> Verdict:
+    """`verify_drafts`; where it refuses, each row by itself, so that only those to blame fail."""
+    num_drafts = torch.tensor(counts, device=p.device)
+    trusted = draft.q is None  # then all distributions are our own
+    try:
+        return verify_drafts(p, q, draft.tokens, uniform, num_drafts, trusted=trusted)
+    except ValueError:
+        for number, row in enumerate(rows):
+            alone = torch.zeros_like(num_drafts)
+            alone[number] = counts[number]
+            try:
+                verify_drafts(p, q, draft.tokens, uniform, alone)
+            except ValueError as error:
+                row.fail(DraftError(f"row {number}, step {index}: {error}"))
+                counts[number] = 0
+    return verify_drafts(p, q, draft.tokens, uniform, torch.tensor(counts, device=p.device))
+
+
+def _judged(
+    p: Tensor, q: Tensor, softmax: Tensor, drafts: Int[Tensor, "B G"], counts: list[int], verdict: Verdict
+) -> Judged:
+    """Gathers what the host wants to know."""
+    ends = verdict.num_accepted
+    chosen = torch.cat((drafts, verdict.next_tokens[:, None]), 1).scatter(
+        1, ends[:, None], verdict.next_tokens[:, None]
+    )
+    log_probs = softmax.gather(2, chosen[..., None])[..., 0].log()
+    p_drafts, q_drafts = (side.gather(2, drafts[..., None])[..., 0].tolist() for side in (p[:, :-1], q))
+    rows = torch.arange(len(p), device=p.device)
+    num_accepted = ends.tolist()
+    q_end = torch.zeros_like(p[:, 0])
+    fell = [row for row, (count, stood) in enumerate(zip(counts, num_accepted, strict=True)) if stood < count]
+    q_end[fell] = q[fell, [num_accepted[row] for row in fell]].to(p.dtype)
+    return Judged(
+        _own(drafts.tolist(), counts),
+        _own(p_drafts, counts),
+        _own(q_drafts, counts),
+        num_accepted,
+        verdict.next_tokens.tolist(),
+        log_probs.tolist(),
+        p[rows, ends],
+        q_end,
+    )
+
+
+def _own(values: list[list], counts: list[int]) -> list[list]:
+    return [row[:count] for row, count in zip(values, counts, strict=True)]

@@ -1,0 +1,137 @@
+"""What speculation gained, from the steps of a loop: acceptance, tokens a step, costs, speed-up.
+
+The same letters as in `theory`, whose prediction stands beside what was measured. The first step of a text
+reads its prompt, and is left out of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+
+from llmcourse.decoding.errors import require, require_number
+from llmcourse.speculative.draft_length import Tally
+from llmcourse.speculative.steps import SpeculativeStep
+from llmcourse.speculative.theory import VerifyCost, constant, expected_tokens
+
+Steps = Sequence[SpeculativeStep]
+
+
+def tally(steps: Steps) -> Tally:
+    """Drafts that stood and that fell; `tally(steps).rate` is α."""
+    total = Tally()
+    for num_drafts, num_accepted in _outcomes(steps):
+        total = total.after(num_drafts, num_accepted)
+    return total
+
+
+def acceptance_by_position(steps: Steps) -> list[float]:
+    """α₁, α₂, …: of the drafts at each position that were judged, the share that stood.
+
+    As `theory.expected_tokens_by_position` takes it; positions at which none was judged are left out.
+    """
+    stood, judged = [], []
+    for num_drafts, num_accepted in _outcomes(steps):
+        stood = _sums(stood, [1] * num_accepted)
+        judged = _sums(judged, [1] * min(num_drafts, num_accepted + 1))
+    return [count / total for count, total in zip_longest(stood, judged, fillvalue=0)]
+
+
+def tokens_per_step(steps: Steps) -> float:
+    """What a row gained in a step on average, the target's own tokens included.
+
+    Raises:
+        ValueError: there are no steps.
+    """
+    return _mean([num_accepted + 1 for _, num_accepted in _outcomes(steps)])
+
+
+def draft_cost(steps: Steps, token_s: float) -> float:
+    """c: the time of one draft for each row, in steps of decoding without speculation.
+
+    Args:
+        token_s: the time of such a step, in seconds; the median `time_s` of `decoding.stream`, say.
+
+    Raises:
+        ValueError: a time that is not above 0, or no drafts.
+    """
+    _check_time(token_s)
+    num_drafts = sum(max(map(len, step.drafts)) for step in _later(steps))
+    require(num_drafts > 0, "steps", "such that something was drafted", "none", "write longer texts")
+    return sum(step.draft_s for step in _later(steps)) / num_drafts / token_s
+
+
+def verify_cost(steps: Steps, token_s: float) -> Callable[[int], float]:
+    """v(n): the mean time of verifying in a pass over n tokens, in the same unit; for widths that were seen.
+
+    Raises:
+        ValueError: a time that is not above 0; when called, a width of which there was no pass.
+    """
+    _check_time(token_s)
+    times: dict[int, list[float]] = {}
+    for step in _later(steps):
+        times.setdefault(1 + max(map(len, step.drafts)), []).append(step.verify_s)
+
+    def cost(num_tokens: int) -> float:
+        seen = ", ".join(map(str, sorted(times))) or "none"
+        require(num_tokens in times, "num_tokens", f"a width of the steps ({seen})", num_tokens, "measure it")
+        return _mean(times[num_tokens]) / token_s
+
+    return cost
+
+
+def measured_speed_up(steps: Steps, token_s: float) -> float:
+    """How many times faster than decoding: the tokens that each row gained, by what they would have taken.
+
+    Raises:
+        ValueError: a time that is not above 0, or no steps.
+    """
+    _check_time(token_s)
+    return tokens_per_step(steps) * token_s / _mean([step.time_s for step in _later(steps)])
+
+
+def predicted_speed_up(
+    steps: Steps, token_s: float, cost: VerifyCost = constant, alpha: float | None = None
+) -> float:
+    """What `theory` says for the α, c and draft lengths of these steps.
+
+    Σ E(tokens | α, γ) / Σ (γ c + v(γ + 1)), over the steps; for one γ it is `theory.speed_up`.
+
+    Args:
+        cost: v; `constant` is theorem 3.8 of Leviathan et al. 2023, `verify_cost(steps, token_s)` knows what
+            wider passes take on the machine at hand.
+        alpha: another acceptance than that of the steps.
+
+    Raises:
+        ValueError: as `draft_cost`.
+    """
+    c = draft_cost(steps, token_s)
+    alpha = tally(steps).rate if alpha is None else alpha
+    lengths = [max(map(len, step.drafts)) for step in _later(steps)]
+    gained = sum(expected_tokens(alpha, gamma) for gamma in lengths)
+    return gained / sum(gamma * c + cost(gamma + 1) for gamma in lengths)
+
+
+def _later(steps: Steps) -> list[SpeculativeStep]:
+    return [step for step in steps if step.index > 0]
+
+
+def _outcomes(steps: Steps) -> Iterator[tuple[int, int]]:
+    """Drafts and accepted drafts of each row and step, where it took part."""
+    for step in _later(steps):
+        for active, drafts, stood in zip(step.active, step.drafts, step.num_accepted, strict=True):
+            if active:
+                yield len(drafts), stood
+
+
+def _sums(left: list[int], right: list[int]) -> list[int]:
+    return [a + b for a, b in zip_longest(left, right, fillvalue=0)]
+
+
+def _mean(values: Sequence[int | float]) -> float:
+    require(len(values) > 0, "steps", "more than the first one of each text", "none", "write longer texts")
+    return sum(values) / len(values)
+
+
+def _check_time(token_s: float) -> None:
+    require_number(lambda s: s > 0, "token_s", "above 0", token_s, "measure a step of decoding, in seconds")
