@@ -22,7 +22,7 @@ from llmcourse.speculative.distributions import distribution, point_masses, proc
 from llmcourse.speculative.draft_length import AdaptiveLength, DraftLength, FixedLength, Tally
 from llmcourse.speculative.drafter import Draft, Drafter
 from llmcourse.speculative.early_layers import EarlyLayersDrafter
-from llmcourse.speculative.judge import DraftError
+from llmcourse.speculative.judged import DraftError
 from llmcourse.speculative.lookup import LookupDrafter, look_up
 from llmcourse.speculative.loop import generate, stream
 from llmcourse.speculative.model_drafter import ModelDrafter

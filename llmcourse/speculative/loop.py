@@ -29,7 +29,7 @@ from llmcourse.decoding.sampling import Randomness
 from llmcourse.model import Decoder
 from llmcourse.speculative.draft_length import DraftLength, FixedLength, Tally
 from llmcourse.speculative.drafter import Draft, Drafter
-from llmcourse.speculative.judge import Judged, checked, judge
+from llmcourse.speculative.judged import Judged, checked, judge
 from llmcourse.speculative.steps import SpeculativeStep
 from llmcourse.speculative.target import Target, as_target
 from llmcourse.speculative.vocabulary import check_sizes, check_tokens
