@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import random
 import sysconfig
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from llmcourse.decoding.errors import require_integer
 from llmcourse.tokenizer import Tokenizer
 
-PLACES = "test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages"
+SKIPPED = "test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages"
 MIN_CHARS, MAX_CHARS = 16, 72  # of a line that is asked for, without its indentation
 CONTEXT_LINES = 40
 
@@ -50,10 +51,17 @@ def statement(line: str) -> str | None:
 
     A line that opens a block is given one.
     """
+    tree = _tree(line)
+    return None if tree is None else ast.dump(tree)
+
+
+def _tree(line: str) -> ast.Module | None:
     line = line.strip()
     for source in (line, f"{line} pass"):
         try:
-            return ast.dump(ast.parse(source))
+            with warnings.catch_warnings():  # Python remarks on odd escapes; a model writes many
+                warnings.simplefilter("ignore")
+                return ast.parse(source)
         except (SyntaxError, ValueError, RecursionError, MemoryError):  # ValueError: a null byte
             continue
     return None
@@ -69,7 +77,7 @@ def standard_library() -> dict[str, str]:
     files = {}
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder)
-        if not set(name.parts) & set(PLACES):
+        if not set(name.parts) & set(SKIPPED):
             text = path.read_text(encoding="utf-8", errors="replace").expandtabs(4)
             if text.isascii():
                 files[name.as_posix()] = text
@@ -123,16 +131,9 @@ def _is_asked_for(line: str) -> bool:
     code = line.strip()
     if not line[0].isspace() or not MIN_CHARS <= len(code) <= MAX_CHARS or code.startswith("#"):
         return False
-    if statement(code) is None:
+    tree = _tree(code)
+    if tree is None:
         return False
-    node = ast.parse(code if _is_whole(code) else f"{code} pass").body[0]
+    node = tree.body[0]
     trivial = isinstance(node, ast.Expr) and not isinstance(node.value, ast.Call | ast.Await | ast.Yield)
     return not trivial and not isinstance(node, ast.Import | ast.ImportFrom)
-
-
-def _is_whole(code: str) -> bool:
-    try:
-        ast.parse(code)
-    except SyntaxError:
-        return False
-    return True

@@ -1,0 +1,71 @@
+"""What a cascade is compared with: single models, mixing them by chance, and oracles that know what is right."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import torch
+
+from llmcourse.decoding.errors import require_number
+from llmcourse.speculative.frontier import Point
+from llmcourse.speculative.ledger import Ledger, Policy
+
+
+def single_models(ledger: Ledger) -> list[Point]:
+    """Each model asked alone."""
+    quality, cost = ledger.quality.mean(0).tolist(), ledger.cost.mean(0).tolist()
+    return [Point(Policy((m,)), quality[m], cost[m]) for m in range(ledger.num_models)]
+
+
+def mixed(ledger: Ledger, budget: int | float) -> float:
+    """The quality of the best mixture of single models that costs this much, each question left to chance.
+
+    On the upper hull of the single models' points: with share λ of the dearer, (1 − λ) of the cheaper. A
+    cascade below that line is worse than throwing dice.
+
+    Raises:
+        ValueError: a budget below the cheapest model's cost.
+    """
+    hull = _hull([(point.cost, point.quality) for point in single_models(ledger)])
+    least = hull[0][0]
+    allowed = f"at least {least:.4g}, what the cheapest model costs"
+    require_number(lambda b: b >= least, "budget", allowed, budget, "raise it")
+    index = bisect_left(hull, (budget, -1.0))  # the first at least as dear
+    if index == len(hull):
+        return hull[-1][1]
+    if index == 0:
+        return hull[0][1]
+    (cheap, low), (dear, high) = hull[index - 1 : index + 1]
+    return low + (high - low) * (budget - cheap) / (dear - cheap)
+
+
+def _hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Upper hull from the cheapest to the best: quality rises, ever slower."""
+    hull: list[tuple[float, float]] = []
+    for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
+        if hull and quality <= hull[-1][1]:
+            continue
+        while len(hull) > 1 and _rises_faster(hull[-2], hull[-1], (cost, quality)):
+            hull.pop()
+        hull.append((cost, quality))
+    return hull
+
+
+def _rises_faster(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
+    """Whether the way from b to c is at least as steep as that from a to b."""
+    return (c[1] - b[1]) * (b[0] - a[0]) >= (b[1] - a[1]) * (c[0] - b[0])
+
+
+def oracle_router(ledger: Ledger) -> tuple[float, float]:
+    """Quality and cost of asking for each question the one model that is cheapest of the best, and no other.
+
+    No router can do better: it would have to know every answer before it asks.
+    """
+    best = ledger.quality.amax(1, keepdim=True)
+    cost = torch.where(ledger.quality >= best, ledger.cost, torch.inf).amin(1)
+    return best.mean().item(), cost.mean().item()
+
+
+def perfect_judge(ledger: Ledger) -> Ledger:
+    """The same answers under judges who know: what a cascade could reach, paying for what it tries."""
+    return ledger.judged_by(ledger.quality)
