@@ -7,6 +7,16 @@ theory         expected tokens and speed-up from α, γ and c; the best γ
 drafter        what proposes drafts, behind one interface
 lookup         a drafter without a model: what followed the last tokens before
 draft_length   how many to ask for: fixed, or by the acceptance seen
+
+A cascade of whole models, whose text is not the largest one's:
+
+cascade        the cheapest model first, a dearer one where a judge doubts the answer
+answers        a model's answers, what can be seen of them, and what they cost
+judge          how probably an answer is right: logistic regression, and a calibrated confidence
+ledger         what all models made of all questions, and what a cascade would have
+frontier       thresholds for a quality target or a budget, exactly
+baselines      single models, mixing by chance, oracles
+tasks          questions with answers that can be checked
 """
 
 from llmcourse.speculative.distributions import distribution, point_masses, processed

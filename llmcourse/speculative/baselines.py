@@ -1,4 +1,4 @@
-"""What a cascade is compared with: single models, mixing them by chance, and oracles that know what is right."""
+"""What a cascade is compared with: single models, chance, and oracles that know what is right."""
 
 from __future__ import annotations
 

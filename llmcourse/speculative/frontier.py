@@ -1,4 +1,4 @@
-"""The best that thresholds can do on held-out questions: all of them are tried, but for those that cannot win.
+"""The best that thresholds can do on held-out questions: all are tried, but for those that cannot win.
 
 Choosing a list of models and thresholds for a budget is a mixed integer program (FrugalGPT, Chen et al.
 2023, section 3, which prunes lists and interpolates). With few models it can be solved exactly: only scores
@@ -168,7 +168,9 @@ class _Search:
         worth[:-1] = quality[:-1] > reached[1:]
         yield from zip(cuts[worth].tolist(), quality[worth].tolist(), cost[worth].tolist(), strict=True)
 
-    def _add(self, models: tuple[int, ...], thresholds: tuple[float, ...], quality: float, cost: float) -> None:
+    def _add(
+        self, models: tuple[int, ...], thresholds: tuple[float, ...], quality: float, cost: float
+    ) -> None:
         quality, cost = quality / self.count, cost / self.count
         if not self.front.beats(quality, cost):
             self.front.add(Point(Policy(models, thresholds), quality, cost))

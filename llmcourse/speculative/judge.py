@@ -86,7 +86,9 @@ def fit_judge(
     _check_features(features)
     count, num_features = features.shape
     expected, given = (count,), tuple(right.shape)
-    require(given == expected, "right", f"of shape {expected}", given, "say of each answer whether it is right")
+    require(
+        given == expected, "right", f"of shape {expected}", given, "say of each answer whether it is right"
+    )
     require_number(lambda p: 0 < p < float("inf"), "penalty", "above 0 and finite", penalty, "use 1.0")
     chosen = tuple(range(num_features)) if columns is None else tuple(columns)
     _check_columns(chosen, num_features)

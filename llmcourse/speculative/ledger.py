@@ -8,6 +8,7 @@ stage's threshold, and pays for all answers up to there.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -132,7 +133,7 @@ def apply_policy(ledger: Ledger, policy: Policy) -> Outcome:
 def check_order(name: str, costs: Sequence[float]) -> None:
     """Raises ValueError unless each model costs at least what the one before it does."""
     shown = ", ".join(f"{cost:.4g}" for cost in costs)
-    ordered = all(cheap <= dear for cheap, dear in zip(costs, costs[1:], strict=False))
+    ordered = all(cheap <= dear for cheap, dear in itertools.pairwise(costs))
     require(ordered, name, "in order, the cheapest model first", shown, "sort the models by cost")
 
 
@@ -142,9 +143,7 @@ def check_thresholds(thresholds: Sequence[float], num_models: int) -> None:
     require(len(thresholds) == num_models - 1, "thresholds", allowed, tuple(thresholds), remedy)
     for index, threshold in enumerate(thresholds):
         remedy = "compare with a judge's probability; 0 keeps every answer"
-        require_number(
-            lambda t: 0 <= t <= 1, f"thresholds[{index}]", "in [0, 1]", threshold, remedy
-        )
+        require_number(lambda t: 0 <= t <= 1, f"thresholds[{index}]", "in [0, 1]", threshold, remedy)
 
 
 def _check_range(name: str, values: Tensor, highest: float) -> None:

@@ -68,7 +68,7 @@ def _tree(line: str) -> ast.Module | None:
 
 
 def standard_library() -> dict[str, str]:
-    """Source files of the running Python by their names in its library, tests and packages of others left out.
+    """The running Python's own source files by name, without tests and without packages of others.
 
     Raises:
         FileNotFoundError: this Python came without its source.

@@ -1,4 +1,4 @@
-"""What a cascade is asked: a text to continue, and a check that tells a right continuation from a wrong one."""
+"""What a cascade is asked: a text to continue, and a check that tells right from wrong."""
 
 from __future__ import annotations
 
