@@ -86,7 +86,7 @@ class Answered:
         """What judges see of the answers, a matrix for each model."""
         return tuple(map(stack_features, self.answers))
 
-    def judges(self, columns: Sequence[int] | None = None, penalty: float = 1.0) -> list[LogisticJudge]:
+    def judges(self, columns: Sequence[int] | None = None, penalty: int | float = 1.0) -> list[LogisticJudge]:
         """A judge for each model, trained on these questions; arguments as `fit_judge`."""
         return [
             fit_judge(features, right, columns=columns, penalty=penalty)
@@ -104,7 +104,7 @@ class Answered:
             for answers in self.answers
         ]
 
-    def ledger(self, judges: Sequence[Judge], costs: Sequence[float]) -> Ledger:
+    def ledger(self, judges: Sequence[Judge], costs: Sequence[int | float]) -> Ledger:
         """With the scores of these judges, and what an answer of each model costs.
 
         Raises:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
-
-import torch
 
 from llmcourse.decoding.errors import require_number
 from llmcourse.speculative.frontier import Point
@@ -56,16 +55,36 @@ def _rises_faster(a: tuple[float, float], b: tuple[float, float], c: tuple[float
     return (c[1] - b[1]) * (b[0] - a[0]) >= (b[1] - a[1]) * (c[0] - b[0])
 
 
-def oracle_router(ledger: Ledger) -> tuple[float, float]:
-    """Quality and cost of asking for each question the one model that is cheapest of the best, and no other.
+def oracle(ledger: Ledger, budget: int | float) -> float:
+    """The quality of a router that knows every answer beforehand, and pays for the one that it keeps alone.
 
-    No router can do better: it would have to know every answer before it asks.
+    Each question begins with its cheapest answer; what is left of the budget goes where it buys most quality,
+    the last question in part (the linear relaxation of the multiple-choice knapsack, Sinha and
+    Zoltners 1979). Neither a router nor a cascade can do better on these questions.
+
+    Raises:
+        ValueError: a budget below what the cheapest answers cost.
     """
-    best = ledger.quality.amax(1, keepdim=True)
-    cost = torch.where(ledger.quality >= best, ledger.cost, torch.inf).amin(1)
-    return best.mean().item(), cost.mean().item()
+    rows = zip(ledger.cost.tolist(), ledger.quality.tolist(), strict=True)
+    hulls = [_hull(list(zip(*row, strict=True))) for row in rows]
+    count = len(hulls)
+    cost, quality = (sum(hull[0][part] for hull in hulls) / count for part in (0, 1))
+    remedy = "raise it"
+    allowed = f"at least {cost:.4g}, what the cheapest answers cost"
+    require_number(lambda b: b >= cost, "budget", allowed, budget, remedy)
+    steps = [
+        ((dear - cheap) / count, (high - low) / count)
+        for hull in hulls
+        for (cheap, low), (dear, high) in itertools.pairwise(hull)
+    ]
+    for price, gain in sorted(steps, key=lambda step: step[0] / step[1]):
+        share = min(1.0, (budget - cost) / price) if price > 0 else 1.0
+        cost, quality = cost + share * price, quality + share * gain
+        if share < 1:
+            break
+    return quality
 
 
 def perfect_judge(ledger: Ledger) -> Ledger:
-    """The same answers under judges who know: what a cascade could reach, paying for what it tries."""
+    """The same answers under judges who know whether each is right, and do not know who could do better."""
     return ledger.judged_by(ledger.quality)

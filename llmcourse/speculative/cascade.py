@@ -42,7 +42,7 @@ class Stage:
 
     name: str
     answers: Answers
-    cost: float
+    cost: int | float
     judge: Judge | None = None
 
     def __post_init__(self):
@@ -69,7 +69,7 @@ class Kept:
     answer: Answer
     stage: int
     scores: tuple[float, ...]
-    cost: float
+    cost: int | float
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Cascade:
     """
 
     stages: tuple[Stage, ...]
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[int | float, ...] = ()
 
     def __post_init__(self):
         require(len(self.stages) > 0, "stages", "at least one", 0, "give the models from the cheapest on")
@@ -113,7 +113,7 @@ class Cascade:
         kept: dict[int, Kept] = {}
         open_ = list(range(len(questions)))
         past: dict[int, tuple[float, ...]] = {index: () for index in open_}
-        cost = 0.0
+        cost: int | float = 0
         for number, stage in enumerate(self.stages):
             if not open_:
                 break

@@ -79,7 +79,7 @@ class Policy:
     """
 
     models: tuple[int, ...]
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[int | float, ...] = ()
 
     def __post_init__(self):
         require(len(self.models) > 0, "models", "at least one", self.models, "name the column of one model")
@@ -130,14 +130,14 @@ def apply_policy(ledger: Ledger, policy: Policy) -> Outcome:
     return Outcome(quality.mean().item(), cost.mean().item(), kept)
 
 
-def check_order(name: str, costs: Sequence[float]) -> None:
+def check_order(name: str, costs: Sequence[int | float]) -> None:
     """Raises ValueError unless each model costs at least what the one before it does."""
     shown = ", ".join(f"{cost:.4g}" for cost in costs)
     ordered = all(cheap <= dear for cheap, dear in itertools.pairwise(costs))
     require(ordered, name, "in order, the cheapest model first", shown, "sort the models by cost")
 
 
-def check_thresholds(thresholds: Sequence[float], num_models: int) -> None:
+def check_thresholds(thresholds: Sequence[int | float], num_models: int) -> None:
     """Raises ValueError unless there is one in [0, 1] for each model but the last."""
     allowed, remedy = f"{num_models - 1} for {num_models} models", "give one for each model but the last"
     require(len(thresholds) == num_models - 1, "thresholds", allowed, tuple(thresholds), remedy)
