@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ MAX_STEPS = 100
 TOLERANCE = 1e-10  # of the gradient, for each example
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Scores answers, each in [0, 1]; what is at least a threshold is kept."""
 

@@ -28,7 +28,9 @@ def test_mixing_lies_on_the_upper_hull():
     # The second lies below the line from the first to the third, and is left out.
     assert mixed(ledger(0.2, 0.25, 0.8), 2) == pytest.approx(0.2 + 0.6 / 3)
     assert mixed(ledger(0.5, 0.4, 0.3), 4) == pytest.approx(0.5)  # the cheapest is the best
-    with pytest.raises(ValueError, match=r"budget must be at least 1, what the cheapest model costs, got 0\.5"):
+    with pytest.raises(
+        ValueError, match=r"budget must be at least 1, what the cheapest model costs, got 0\.5"
+    ):
         mixed(concave, 0.5)
 
 

@@ -23,6 +23,7 @@ from llmcourse.tokenizer import Tokenizer
 
 LINE = r"([^\s，。？！、；：《》]{5}|[^\s，。？！、；：《》]{7})"
 OPENING = re.compile(rf"《[^\n》]{{1,16}}》[^\n]{{1,6}}\n{LINE}[，？！]{LINE}[。？！]\n{LINE}[，？！]")
+TOP_P = 0.9  # of the openings: fewer odd ones than from the whole distribution
 CLOSE = re.compile(r"([^\s，。？！、；：《》]+)[。？！]")
 
 
@@ -71,22 +72,33 @@ def quatrains(openings: Iterable[str], tokenizer: Tokenizer) -> list[Quatrain]:
 
 
 def write_openings(
-    model: Decoder, tokenizer: Tokenizer, count: int, *, seed: int = 0, batch: int = 128, top_p: float = 0.9
+    model: Decoder,
+    tokenizer: Tokenizer,
+    count: int,
+    *,
+    seed: int = 0,
+    batch: int = 128,
+    max_new_tokens: int = 56,
 ) -> list[str]:
-    """Beginnings of poems as the model writes them, sampled, `batch` at a time; about half are quatrains.
+    """Beginnings of poems as the model writes them, sampled, `batch` at a time; of `base`'s half are quatrains.
 
     Raises:
-        ValueError: count or batch below 1, or top_p outside (0, 1].
+        ValueError: a number that is no integer or below 1.
     """
     require_integer(1, "count", count, "ask for one opening or more")
     require_integer(1, "batch", batch, "write one opening or more at a time")
     generator = torch.Generator().manual_seed(seed)
-    params = SamplingParams(top_p=top_p)
+    params = SamplingParams(top_p=TOP_P)
     texts: list[str] = []
     while len(texts) < count:
         prompts: Sequence[Sequence[int]] = [tokenizer.encode_prompt("《")] * min(batch, count - len(texts))
         written = generate(
-            model, prompts, tokenizer=tokenizer, max_new_tokens=56, params=params, generator=generator
+            model,
+            prompts,
+            tokenizer=tokenizer,
+            max_new_tokens=max_new_tokens,
+            params=params,
+            generator=generator,
         )
         texts += [f"《{generation.text}" for generation in written]
     return texts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 from llmcourse.decoding.errors import require
 
@@ -12,6 +12,7 @@ Split = Literal["train", "thresholds", "test"]
 SPLITS: tuple[Split, ...] = ("train", "thresholds", "test")
 
 
+@runtime_checkable
 class Question(Protocol):
     """One question with a checkable answer.
 
