@@ -95,7 +95,7 @@ def report(task: str, family: dict[str, pretrained.Pretrained], count: int) -> d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=600, help="questions of each task (default: 600)")
+    parser.add_argument("--count", type=int, default=1500, help="questions of each task (default: 1500)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as PyTorch chooses)")
     arguments = parser.parse_args()
     if arguments.threads:

@@ -22,7 +22,7 @@ from llmcourse.speculative.judge import Judge, LogisticJudge, fit_judge
 from llmcourse.speculative.ledger import Ledger
 from llmcourse.speculative.tasks.question import SPLITS, Question, Split, split_of
 
-DIGITS = 5  # of features that are written; a judge needs no more
+DIGITS = 4  # of features that are written; a judge needs no more
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from llmcourse.decoding.errors import require_number
 from llmcourse.speculative.frontier import Point
 from llmcourse.speculative.ledger import Ledger, Policy
 
+ROUNDING = 1e-9
+
 
 def single_models(ledger: Ledger) -> list[Point]:
     """Each model asked alone."""
@@ -26,9 +28,7 @@ def mixed(ledger: Ledger, budget: int | float) -> float:
         ValueError: a budget below the cheapest model's cost.
     """
     hull = _hull([(point.cost, point.quality) for point in single_models(ledger)])
-    least = hull[0][0]
-    allowed = f"at least {least:.4g}, what the cheapest model costs"
-    require_number(lambda b: b >= least, "budget", allowed, budget, "raise it")
+    _check_budget(budget, hull[0][0], "the cheapest model costs")
     index = bisect_left(hull, (budget, -1.0))  # the first at least as dear
     if index == len(hull):
         return hull[-1][1]
@@ -69,16 +69,14 @@ def oracle(ledger: Ledger, budget: int | float) -> float:
     hulls = [_hull(list(zip(*row, strict=True))) for row in rows]
     count = len(hulls)
     cost, quality = (sum(hull[0][part] for hull in hulls) / count for part in (0, 1))
-    remedy = "raise it"
-    allowed = f"at least {cost:.4g}, what the cheapest answers cost"
-    require_number(lambda b: b >= cost, "budget", allowed, budget, remedy)
+    _check_budget(budget, cost, "the cheapest answers cost")
     steps = [
         ((dear - cheap) / count, (high - low) / count)
         for hull in hulls
         for (cheap, low), (dear, high) in itertools.pairwise(hull)
     ]
     for price, gain in sorted(steps, key=lambda step: step[0] / step[1]):
-        share = min(1.0, (budget - cost) / price) if price > 0 else 1.0
+        share = min(1.0, max(0.0, budget - cost) / price) if price > 0 else 1.0
         cost, quality = cost + share * price, quality + share * gain
         if share < 1:
             break
@@ -88,3 +86,9 @@ def oracle(ledger: Ledger, budget: int | float) -> float:
 def perfect_judge(ledger: Ledger) -> Ledger:
     """The same answers under judges who know whether each is right, and do not know who could do better."""
     return ledger.judged_by(ledger.quality)
+
+
+def _check_budget(budget: int | float, least: float, what: str) -> None:
+    """A rounding error less than the least will do: budgets are often the costs of policies."""
+    good, allowed = least * (1 - ROUNDING), f"at least {least:.4g}, what {what}"
+    require_number(lambda b: b >= good, "budget", allowed, budget, "raise it")

@@ -18,7 +18,8 @@ from pathlib import Path
 from llmcourse.decoding.errors import require_integer
 from llmcourse.tokenizer import Tokenizer
 
-SKIPPED = "test", "tests", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages"
+# Not what a person wrote line by line, or the same in file after file, as codecs are.
+SKIPPED = "test", "tests", "encodings", "idlelib", "lib2to3", "pydoc_data", "site-packages", "dist-packages"
 MIN_CHARS, MAX_CHARS = 16, 72  # of a line that is asked for, without its indentation
 CONTEXT_LINES = 40
 
@@ -68,7 +69,7 @@ def _tree(line: str) -> ast.Module | None:
 
 
 def standard_library() -> dict[str, str]:
-    """The running Python's own source files by name, without tests and without packages of others.
+    """The running Python's own source files by name, without tests, codecs and packages of others.
 
     Raises:
         FileNotFoundError: this Python came without its source.

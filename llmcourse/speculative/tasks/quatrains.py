@@ -80,7 +80,7 @@ def write_openings(
     batch: int = 128,
     max_new_tokens: int = 56,
 ) -> list[str]:
-    """Beginnings of poems as the model writes them, sampled, `batch` at a time; of `base`'s half are quatrains.
+    """Beginnings of poems as the model writes them, `batch` at a time; half of `base`'s are quatrains.
 
     Raises:
         ValueError: a number that is no integer or below 1.

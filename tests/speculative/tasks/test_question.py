@@ -46,5 +46,5 @@ def test_real_questions_do_not_leak():
 
 
 def test_an_empty_side_is_refused():
-    with pytest.raises(ValueError, match="questions for .* must be at least 1, got 0; ask about more doc"):
+    with pytest.raises(ValueError, match=r"questions for .* must be at least 1, got 0; ask about more doc"):
         split([question("one file", n) for n in range(9)])
