@@ -12,6 +12,7 @@ A cascade of whole models, whose text is not the largest one's:
 
 cascade        the cheapest model first, a dearer one where a judge doubts the answer
 answers        a model's answers, what can be seen of them, and what they cost
+answered       questions that all models have answered, for judges and thresholds to be tried on
 judge          how probably an answer is right: logistic regression, and a calibrated confidence
 ledger         what all models made of all questions, and what a cascade would have
 frontier       thresholds for a quality target or a budget, exactly
@@ -19,9 +20,16 @@ baselines      single models, mixing by chance, oracles
 tasks          questions with answers that can be checked
 """
 
+from llmcourse.speculative.answered import Answered
+from llmcourse.speculative.answers import Answer, ModelAnswers, answer_cost
+from llmcourse.speculative.baselines import mixed, oracle, perfect_judge, single_models
+from llmcourse.speculative.cascade import Cascade, Kept, Stage
 from llmcourse.speculative.distributions import distribution, point_masses, processed
 from llmcourse.speculative.draft_length import AdaptiveLength, DraftLength, FixedLength, Tally
 from llmcourse.speculative.drafter import Draft, Drafter
+from llmcourse.speculative.frontier import Point, best_within, cheapest, pareto_frontier
+from llmcourse.speculative.judge import Judge, LogisticJudge, fit_judge
+from llmcourse.speculative.ledger import Ledger, Outcome, Policy, apply_policy
 from llmcourse.speculative.lookup import LookupDrafter, look_up
 from llmcourse.speculative.theory import (
     acceptance,
@@ -34,22 +42,44 @@ from llmcourse.speculative.verify import Verdict, residual, verify_drafts
 
 __all__ = [
     "AdaptiveLength",
+    "Answer",
+    "Answered",
+    "Cascade",
     "Draft",
     "DraftLength",
     "Drafter",
     "FixedLength",
+    "Judge",
+    "Kept",
+    "Ledger",
+    "LogisticJudge",
     "LookupDrafter",
+    "ModelAnswers",
+    "Outcome",
+    "Point",
+    "Policy",
+    "Stage",
     "Tally",
     "Verdict",
     "acceptance",
+    "answer_cost",
+    "apply_policy",
     "best_draft_length",
+    "best_within",
+    "cheapest",
     "distribution",
     "expected_tokens",
     "expected_tokens_by_position",
+    "fit_judge",
     "look_up",
+    "mixed",
+    "oracle",
+    "pareto_frontier",
+    "perfect_judge",
     "point_masses",
     "processed",
     "residual",
+    "single_models",
     "speed_up",
     "verify_drafts",
 ]

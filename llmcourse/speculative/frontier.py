@@ -32,7 +32,7 @@ class Point:
     cost: float
 
 
-def frontier(ledger: Ledger) -> list[Point]:
+def pareto_frontier(ledger: Ledger) -> list[Point]:
     """Every policy that no other beats: those with more quality cost more. From the cheapest to the best.
 
     Of policies with the same quality and cost one stands for all. Single models take part.
@@ -75,7 +75,7 @@ def best_within(points: Sequence[Point], budget: int | float) -> Point:
 
 
 def _check_points(points: Sequence[Point]) -> None:
-    require(len(points) > 0, "points", "at least one", len(points), "take them from frontier()")
+    require(len(points) > 0, "points", "at least one", len(points), "take them from pareto_frontier()")
 
 
 class _Front:

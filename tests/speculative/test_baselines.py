@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmcourse.speculative.baselines import mixed, oracle, perfect_judge, single_models
-from llmcourse.speculative.frontier import frontier
+from llmcourse.speculative.frontier import pareto_frontier
 from llmcourse.speculative.ledger import Ledger
 
 COST = torch.tensor([[1.0, 2.0, 4.0]])
@@ -52,6 +52,6 @@ def test_no_cascade_beats_the_oracle(seed):
     scores = torch.rand(50, 3, generator=generator)
     asked = Ledger(quality, COST.expand(50, 3), scores)
     for judged in (asked, perfect_judge(asked)):
-        for point in frontier(judged):
+        for point in pareto_frontier(judged):
             assert oracle(asked, point.cost) >= point.quality - 1e-9
-    assert frontier(perfect_judge(asked))[-1].quality == pytest.approx(quality.amax(1).mean().item())
+    assert pareto_frontier(perfect_judge(asked))[-1].quality == pytest.approx(quality.amax(1).mean().item())

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcourse.speculative.frontier import best_within, cheapest, frontier
+from llmcourse.speculative.frontier import best_within, cheapest, pareto_frontier
 from llmcourse.speculative.ledger import Ledger, Policy, apply_policy
 
 
@@ -44,13 +44,13 @@ def by_brute_force(ledger: Ledger) -> list[tuple[float, float]]:
 @settings(max_examples=40, deadline=None)
 def test_no_threshold_vector_does_better(num_questions, num_models, seed, levels):
     ledger = random_ledger(num_questions, num_models, seed, levels)
-    found = [(round(point.cost, 9), round(point.quality, 9)) for point in frontier(ledger)]
+    found = [(round(point.cost, 9), round(point.quality, 9)) for point in pareto_frontier(ledger)]
     assert found == by_brute_force(ledger)
 
 
 def test_points_are_what_their_policies_do():
     ledger = random_ledger(40, 3, seed=1, levels=20)
-    points = frontier(ledger)
+    points = pareto_frontier(ledger)
     assert len(points) > 5
     for point in points:
         outcome = apply_policy(ledger, point.policy)
@@ -60,20 +60,22 @@ def test_points_are_what_their_policies_do():
 def test_a_monotone_change_of_scores_changes_nothing():
     ledger = random_ledger(30, 3, seed=2, levels=50)
     warped = ledger.judged_by(ledger.scores**3 / 2)
-    assert [(p.quality, p.cost) for p in frontier(ledger)] == [(p.quality, p.cost) for p in frontier(warped)]
+    assert [(p.quality, p.cost) for p in pareto_frontier(ledger)] == [
+        (p.quality, p.cost) for p in pareto_frontier(warped)
+    ]
 
 
 def test_a_good_judge_buys_quality_and_a_blind_one_nothing():
     quality = torch.tensor([[1.0, 1.0]] * 6 + [[0.0, 1.0]] * 4)
     cost = torch.tensor([[1.0, 10.0]]).expand(10, 2)
     seeing = Ledger(quality, cost, quality)
-    assert cheapest(frontier(seeing), 1.0).cost == pytest.approx(1 + 0.4 * 10)
+    assert cheapest(pareto_frontier(seeing), 1.0).cost == pytest.approx(1 + 0.4 * 10)
     blind = Ledger(quality, cost, torch.full((10, 2), 0.5))
-    assert cheapest(frontier(blind), 1.0).policy == Policy((1,))
+    assert cheapest(pareto_frontier(blind), 1.0).policy == Policy((1,))
 
 
 def test_target_and_budget():
-    points = frontier(random_ledger(60, 3, seed=3, levels=20))
+    points = pareto_frontier(random_ledger(60, 3, seed=3, levels=20))
     assert len(points) > 5
     for point in points:
         assert cheapest(points, point.quality) == point
@@ -85,7 +87,7 @@ def test_target_and_budget():
 
 
 def test_what_cannot_be_had_is_refused():
-    points = frontier(Ledger(*(torch.tensor([[0.5], [1.0]]) for _ in range(3))))
+    points = pareto_frontier(Ledger(*(torch.tensor([[0.5], [1.0]]) for _ in range(3))))
     with pytest.raises(ValueError, match=r"quality must be at most 0\.75, the best that was found, got 0\.9"):
         cheapest(points, 0.9)
     with pytest.raises(ValueError, match=r"quality must be in \[0, 1\], got 75; give the share"):
@@ -95,5 +97,5 @@ def test_what_cannot_be_had_is_refused():
     ):
         best_within(points, 0)
     for choose in (cheapest, best_within):
-        with pytest.raises(ValueError, match="points must be at least one, got 0; take them from frontier"):
+        with pytest.raises(ValueError, match="points must be at least one, got 0; take them from pareto"):
             choose([], 0.5)

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 
 from llmcourse.decoding.metrics import calibration, expected_calibration_error
-from llmcourse.speculative.frontier import best_within, frontier
+from llmcourse.speculative.frontier import best_within, pareto_frontier
 from llmcourse.speculative.judge import fit_judge
 from llmcourse.speculative.ledger import Ledger, apply_policy
 
@@ -92,7 +92,7 @@ def gain_over_mixing(x: torch.Tensor, right: torch.Tensor) -> float:
     cost = torch.tensor([[0.0, 1.0]]).expand(len(x), 2)
     scores = torch.stack((judge.scores(x), torch.zeros(len(x))), 1)
     ledger = Ledger(quality, cost, scores)
-    chosen = best_within(frontier(ledger.rows(held_out)), 0.5).policy
+    chosen = best_within(pareto_frontier(ledger.rows(held_out)), 0.5).policy
     outcome = apply_policy(ledger.rows(test), chosen)
     cheap = right[test].double().mean().item()
     return outcome.quality - (cheap + (1 - cheap) * outcome.cost)
