@@ -56,7 +56,7 @@ def record(
         "date": datetime.date.today().isoformat(),
         **more,
     }
-    _append(RESULTS / f"{_words(row['device'], '-')}.jsonl", row)
+    _append(RESULTS / f"{words(row['device'], '-')}.jsonl", row)
     print(json.dumps(row, indent=1))
     return row
 
@@ -64,7 +64,7 @@ def record(
 def record_raw(stem: str, device: torch.device, **row: Any) -> None:
     """Appends what a figure was made of to `raw/<stem>_<device>.jsonl`."""
     name = hardware.this_machine(device).name
-    _append(RESULTS / "raw" / f"{stem}_{_words(name, '_')}.jsonl", row)
+    _append(RESULTS / "raw" / f"{stem}_{words(name, '_')}.jsonl", row)
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def _words(name: str, between: str) -> str:
+def words(name: str, between: str) -> str:
     return re.sub(r"[^a-z0-9]+", between, name.lower()).strip(between)
 
 

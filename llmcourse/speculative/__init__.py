@@ -12,17 +12,35 @@ vocabulary     whether draft and target mean the same by a token
 draft_length   how many to ask for: fixed, or by the acceptance seen
 target         what is asked of a target: to read several tokens at once, and to take some back
 loop           draft, verify, keep what stands, repeat: `stream` and `generate` as in decoding
-judge          a step's verdict on a batch, in which rows fail alone
+judged         a step's verdict on a batch, in which rows fail alone
 numbers        chance for rows that need unequally much of it
 steps          what a step leaves to be looked at
 measured       acceptance, costs and speed-up of such steps, beside what theory predicts
+
+A cascade of whole models, whose text is not the largest one's:
+
+cascade        the cheapest model first, a dearer one where a judge doubts the answer
+answers        a model's answers, what can be seen of them, and what they cost
+answered       questions that all models have answered, for judges and thresholds to be tried on
+judge          how probably an answer is right: logistic regression, and a calibrated confidence
+ledger         what all models made of all questions, and what a cascade would have
+frontier       thresholds for a quality target or a budget, exactly
+baselines      single models, mixing by chance, oracles
+tasks          questions with answers that can be checked
 """
 
+from llmcourse.speculative.answered import Answered
+from llmcourse.speculative.answers import Answer, ModelAnswers, answer_cost
+from llmcourse.speculative.baselines import mixed, oracle, perfect_judge, single_models
+from llmcourse.speculative.cascade import Cascade, Kept, Stage
 from llmcourse.speculative.distributions import distribution, point_masses, processed, processed_logits
 from llmcourse.speculative.draft_length import AdaptiveLength, DraftLength, FixedLength, Tally
 from llmcourse.speculative.drafter import Draft, Drafter
 from llmcourse.speculative.early_layers import EarlyLayersDrafter
+from llmcourse.speculative.frontier import Point, best_within, cheapest, pareto_frontier
+from llmcourse.speculative.judge import Judge, LogisticJudge, fit_judge
 from llmcourse.speculative.judged import DraftError
+from llmcourse.speculative.ledger import Ledger, Outcome, Policy, apply_policy
 from llmcourse.speculative.lookup import LookupDrafter, look_up
 from llmcourse.speculative.loop import generate, stream
 from llmcourse.speculative.model_drafter import ModelDrafter
@@ -39,32 +57,54 @@ from llmcourse.speculative.verify import Verdict, residual, verify_drafts
 
 __all__ = [
     "AdaptiveLength",
+    "Answer",
+    "Answered",
     "CachedTarget",
+    "Cascade",
     "Draft",
     "DraftError",
     "DraftLength",
     "Drafter",
     "EarlyLayersDrafter",
     "FixedLength",
+    "Judge",
+    "Kept",
+    "Ledger",
+    "LogisticJudge",
     "LookupDrafter",
+    "ModelAnswers",
     "ModelDrafter",
+    "Outcome",
+    "Point",
+    "Policy",
     "SpeculativeStep",
+    "Stage",
     "Tally",
     "Target",
     "UncachedTarget",
     "Verdict",
     "acceptance",
+    "answer_cost",
+    "apply_policy",
     "as_target",
     "best_draft_length",
+    "best_within",
+    "cheapest",
     "distribution",
     "expected_tokens",
     "expected_tokens_by_position",
+    "fit_judge",
     "generate",
     "look_up",
+    "mixed",
+    "oracle",
+    "pareto_frontier",
+    "perfect_judge",
     "point_masses",
     "processed",
     "processed_logits",
     "residual",
+    "single_models",
     "speed_up",
     "stream",
     "verify_drafts",
