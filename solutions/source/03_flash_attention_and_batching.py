@@ -40,17 +40,15 @@
 
 # %% name="03-setup"
 import os
+from unittest.mock import MagicMock
 
 os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported: its kernels run on the CPU
-import torch
-
 try:
     import triton
     import triton.language as tl
 except ImportError:  # there is none for macOS and Windows: stand-ins that compute nothing, so that cells run
-    from unittest.mock import MagicMock
-
     triton = tl = MagicMock()
+import torch
 
 from llmcourse.grading import selfcheck
 from llmcourse.grading.selfcheck import check

@@ -151,7 +151,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("a single query", 1, 2 * tile + rng.randint(1, tile - 1), tile),
         case("large scores", 2 * tile, 4 * tile, tile, rising=True),
         case("tiles of one row", 4, 5, 1),
-        case("a long row of scores", rng.randint(2, 4), rng.randint(400, 450), 4, features=2, limited=True),
+        case("a long row of scores", rng.randint(2, 3), rng.randint(215, 240), 3, features=2, limited=True),
         case("many keys", rng.randint(33, 60), long, **wide),
         case("many queries", long, rng.randint(33, 60), **wide),
     ]
