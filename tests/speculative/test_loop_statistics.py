@@ -19,7 +19,7 @@ from llmcourse.speculative import (
     ModelDrafter,
     distribution,
     generate,
-    judge,
+    judged,
 )
 from tests.chi_square import holm, p_value
 from tests.speculative.planted import BUGS
@@ -87,5 +87,5 @@ def test_every_drafter_and_setting_leaves_the_law_as_it_is(model):
 @pytest.mark.parametrize("bug", ["always accepts", "no residual", "q at the wrong position"])
 def test_planted_bugs_are_rejected(model, bug):
     params = SETTINGS["plain"]
-    with mock.patch.object(judge, "verify_drafts", BUGS[bug]):
+    with mock.patch.object(judged, "verify_drafts", BUGS[bug]):
         assert p_value(sampled(model, "near", params, 0), law(model, params)) < FALSE_ALARM_RATE
