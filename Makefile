@@ -2,7 +2,7 @@
 #
 #   make lab        JupyterLab on the first chapter          PORT=8899  NO_BROWSER=1
 #                   or on your own copy of a lab             LAB=01_decoding
-#   make test       lint, format, tests, notebooks: about 15 minutes on two cores
+#   make test       lint, format, tests, notebooks: about half an hour on two cores
 #   make attacks    of the tests, those that hand in every known attack on the grader: minutes
 #   make check      lint and format alone
 #   make notebooks  build notebooks/*.ipynb from notebooks/source and run them   CHAPTERS="01_decoding"
