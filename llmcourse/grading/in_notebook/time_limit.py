@@ -10,8 +10,8 @@ import math
 import signal
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
-from types import FrameType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 AGAIN_S = 0.05  # a loop that catches everything is asked again, until it is caught outside its `try`
 SOON_S = 1e-3  # for a timer of somebody else's that ran out meanwhile
@@ -26,7 +26,8 @@ def can_limit() -> bool:
     return hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
 
 
-def time_limit(limit_s: float | int) -> AbstractContextManager[None]:
+@contextmanager
+def time_limit(limit_s: float | int) -> Iterator[None]:
     """What runs inside ends with `TimeIsUp` when it takes longer; none where `can_limit()` is false.
 
     The handler and the timer that were there before are put back.
@@ -34,36 +35,29 @@ def time_limit(limit_s: float | int) -> AbstractContextManager[None]:
     Args:
         limit_s: positive; infinity is no limit.
     """
-    return nullcontext() if limit_s == math.inf or not can_limit() else _Timer(limit_s)
+    if limit_s == math.inf or not can_limit():
+        yield
+        return
+    running = False
 
+    def ring(*_: object) -> None:
+        if running:
+            raise TimeIsUp
 
-class _Timer:
-    """No generator: a bell between what was ended and its `finally` would leave the timer on."""
-
-    def __init__(self, limit_s: float | int):
-        self._limit_s = limit_s
-
-    def __enter__(self) -> None:
-        self._started = time.monotonic()
-        self._rest_s, self._every_s = signal.getitimer(signal.ITIMER_REAL)
-        self._handler = signal.signal(signal.SIGALRM, _ring)
-        signal.setitimer(signal.ITIMER_REAL, self._limit_s, AGAIN_S)
-
-    def __exit__(self, *_: object) -> None:
+    started = time.monotonic()
+    rest_s, every_s = signal.getitimer(signal.ITIMER_REAL)
+    handler = signal.signal(signal.SIGALRM, ring)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, limit_s, AGAIN_S)
+            running = True
+            yield
+        finally:
+            running = False
+    finally:  # also when the bell rings in the line above
+        running = False
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._handler or signal.SIG_DFL)  # None: it was not set by Python
-        rest_s = self._rest_s
+        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)  # None: it was not set by Python
         if rest_s:
-            rest_s = max(rest_s - (time.monotonic() - self._started), SOON_S)
-        signal.setitimer(signal.ITIMER_REAL, rest_s, self._every_s)
-
-
-OWN = (_Timer.__enter__.__code__, _Timer.__exit__.__code__)
-
-
-def _ring(_: int, frame: FrameType | None) -> None:
-    while frame is not None:
-        if frame.f_code in OWN:
-            return  # nothing of a student's runs now, and the timer is off soon, or rings again
-        frame = frame.f_back
-    raise TimeIsUp
+            rest_s = max(rest_s - (time.monotonic() - started), SOON_S)
+        signal.setitimer(signal.ITIMER_REAL, rest_s, every_s)
