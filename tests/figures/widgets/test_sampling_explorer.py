@@ -271,7 +271,7 @@ def test_the_state_is_a_function_of_its_inputs(models):
 
 
 @pytest.mark.alone
-def test_a_slider_is_answered_within_100_ms():
+def test_a_slider_is_answered_within_100_ms(slowness):
     """On the embedded model with its whole vocabulary.
 
     The best of three rounds, in time of this thread, since what else the machine does only ever adds; the
@@ -280,4 +280,4 @@ def test_a_slider_is_answered_within_100_ms():
     explorer = SamplingExplorer({"base": pretrained.load("base")}, "I am sleepy. I start a pot of")
     slider_latency_s(explorer, 4)
     rounds = [slider_latency_s(explorer, 10, time.thread_time) for _ in range(3)]
-    assert min(map(statistics.median, rounds)) < 0.080
+    assert min(map(statistics.median, rounds)) / slowness < 0.080
