@@ -140,22 +140,23 @@ def count(operation: Operation, values: Mapping[str, int], precision: Precision 
 
 def num_parameters(shapes: Shapes) -> int:
     """Trained numbers of the model; tied embeddings count once."""
-    return sum(elements for _, elements in _parameters(shapes))
+    return sum(times * elements for times, _, elements in _parameters(shapes))
 
 
 def weight_bytes(shapes: Shapes, precision: Precision = BF16) -> int:
     """Memory that the model's weights take, scales included."""
-    return sum(precision.num_bytes(store, elements) for store, elements in _parameters(shapes))
+    return sum(times * precision.num_bytes(store, elements) for times, store, elements in _parameters(shapes))
 
 
-def _parameters(shapes: Shapes) -> list[tuple[Store, int]]:
-    """Every tensor of weights: what the operations read of them, and the whole of the embedding."""
+def _parameters(shapes: Shapes) -> list[tuple[int, Store, int]]:
+    """Every tensor of weights, and how often there is one like it: what the operations read of them, and the
+    whole of the embedding."""
     step = Step.decode(1, 1)
     values = letter_values(shapes, step)
-    found: list[tuple[Store, int]] = []
+    found: list[tuple[int, Store, int]] = []
     if not shapes.tie_word_embeddings:
-        found.append(("parameters", shapes.vocab_size * shapes.hidden_size))
+        found.append((1, "parameters", shapes.vocab_size * shapes.hidden_size))
     for times, operation in model_operations(shapes, step)[1:]:  # the first looks rows of the embedding up
         owned = (moved for moved in operation.reads if moved.store in OWNED)
-        found += [(moved.store, moved.elements.evaluate(values)) for moved in owned] * times
+        found += [(times, moved.store, moved.elements.evaluate(values)) for moved in owned]
     return found

@@ -283,6 +283,7 @@ def down() -> Operation:
     )
 
 
+@cache
 def embedding(tied: bool) -> Operation:
     """One row of the table for each token."""
     rows: Store = "head" if tied else "parameters"
@@ -296,6 +297,7 @@ def embedding(tied: bool) -> Operation:
     )
 
 
+@cache
 def first_norm() -> Operation:
     """The norm before the first layer, with nothing to add."""
     stream = B * T * H
@@ -309,6 +311,7 @@ def first_norm() -> Operation:
     )
 
 
+@cache
 def head() -> Operation:
     rows = B * L
     return Operation(

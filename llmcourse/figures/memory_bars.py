@@ -15,7 +15,7 @@ from llmcourse.roofline import Memory
 PARTS = {
     "weights": {"facecolor": look.SERIES[0], "edgecolor": look.PAPER},
     "KV cache": {"facecolor": "#8fbfe0", "edgecolor": look.PAPER},
-    "activations": {"facecolor": look.PAPER, "edgecolor": look.SERIES[0], "hatch": "....."},
+    "activations": {"facecolor": look.PAPER, "edgecolor": look.SERIES[0], "hatch": "..."},
 }
 
 LEFT, ACROSS = 0.24, 0.74  # of the figure: where the bars begin, and the longest that there is room for
@@ -108,14 +108,12 @@ class MemoryPlot:
         self.figure.moving.append(self.axes.text(-0.012, row, name, size=10, **beside))
         start, free_bytes = 0, limits[0]
         for part, size in parts(need).items():
-            self.figure.moving += self.axes.barh(
-                row, size, left=start, height=0.56, linewidth=0.6, **PARTS[part]
-            )
+            self._draw_piece(row, start, size, linewidth=0.6, **PARTS[part])
             start += size
         fits = start <= free_bytes
         if not fits:
-            outline = {"height": 0.56, "fill": False, "edgecolor": look.ACCENT, "linewidth": 1.8}
-            self.figure.moving += self.axes.barh(row, start - free_bytes, left=free_bytes, **outline)
+            outline = {"fill": False, "edgecolor": look.ACCENT, "linewidth": 1.8}
+            self._draw_piece(row, free_bytes, start - free_bytes, **outline)
         words = f"{gigabytes(start)}, {verdict(need, free_bytes)}"
         x, side = label_place(need, len(words) * LETTER * widest, limits, widest)
         paper = {"facecolor": look.PAPER, "edgecolor": "none", "pad": 1.5}
@@ -127,6 +125,12 @@ class MemoryPlot:
             "zorder": 5,
         }
         self.figure.moving.append(self.axes.text(x, row, words, bbox=paper, **style))
+
+    def _draw_piece(self, row: int, start: int, size: int, **style) -> None:
+        """As `barh` draws it, which would look for new ends of the axes at each."""
+        self.figure.moving.append(
+            self.axes.add_artist(Rectangle((start, row - 0.28), size, 0.56, zorder=1, **style))
+        )
 
     def _draw_limit(self, name: str, limit: int, widest: float, place: int) -> None:
         dashes = "-" if place == 0 else (0, (3, 2))

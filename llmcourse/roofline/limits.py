@@ -16,6 +16,8 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 
 from llmcourse.costs import BF16, Cost, Precision, Shapes, Step, model_costs, total
+from llmcourse.costs.counting import count, letter_values
+from llmcourse.costs.operations import Operation, model_operations
 from llmcourse.costs.shapes import check_at_least
 
 Bound = Literal["memory", "compute"]
@@ -193,22 +195,24 @@ def turning_batch(
     """
     check_at_least("largest", largest, 1)
     dtype = precision.activations if compute is None else compute
+    operations = _chosen(model_operations(shapes, Step.decode(1, context), attention=attention), operation)
 
     def computes(batch: int) -> bool:
-        costs = model_costs(shapes, Step.decode(batch, context), precision, attention=attention)
-        return predict(_chosen(costs, operation), machine, dtype).bound == "compute"
+        values = letter_values(shapes, Step.decode(batch, context))
+        costs = (count(one, values, precision) * times for times, one in operations)
+        return predict(total(costs), machine, dtype).bound == "compute"
 
     return _first(computes, largest)
 
 
-def _chosen(costs: tuple[Cost, ...], operation: str | None) -> Cost:
-    if operation is None:
-        return total(costs)
-    for cost in costs:
-        if cost.name == operation:
-            return cost
-    names = ", ".join(cost.name for cost in costs)
-    raise ValueError(f"operation must be one of {names}, got {operation!r}; use None for the whole step")
+def _chosen(
+    operations: tuple[tuple[int, Operation], ...], name: str | None
+) -> tuple[tuple[int, Operation], ...]:
+    chosen = tuple((times, one) for times, one in operations if name in (None, one.name))
+    if chosen:
+        return chosen
+    names = ", ".join(one.name for _, one in operations)
+    raise ValueError(f"operation must be one of {names}, got {name!r}; use None for the whole step")
 
 
 def _first(holds: Callable[[int], bool], largest: int) -> int | None:

@@ -145,7 +145,7 @@ def largest_batch(
     def needed(batch: int) -> Memory:
         return memory_needed(shapes, batch, context, precision, new_tokens=new_tokens, attention=attention)
 
-    return _largest(needed, 1, free_bytes)
+    return _largest(needed, 1, context * kv_bytes_per_token(shapes, precision), free_bytes)
 
 
 def largest_context(
@@ -166,17 +166,15 @@ def largest_context(
     def needed(context: int) -> Memory:
         return memory_needed(shapes, batch, context, precision, new_tokens=new_tokens, attention=attention)
 
-    return _largest(needed, new_tokens, free_bytes)
+    return _largest(needed, new_tokens, batch * kv_bytes_per_token(shapes, precision), free_bytes)
 
 
-def _largest(needed: Callable[[int], Memory], least: int, free_bytes: int) -> int:
-    """The largest number from `least` on whose need is met, 0 if there is none."""
+def _largest(needed: Callable[[int], Memory], least: int, bytes_each: int, free_bytes: int) -> int:
+    """The largest number from `least` on whose need is met, or 0; each takes `bytes_each` of cache."""
     _check_free(free_bytes)
     if needed(least).total_bytes > free_bytes:
         return 0
-    low, high = least, 2 * least
-    while needed(high).total_bytes <= free_bytes:
-        low, high = high, 2 * high
+    low, high = least, int(free_bytes // bytes_each) + 1  # of which the cache alone does not fit
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if needed(middle).total_bytes <= free_bytes else (low, middle)
