@@ -27,7 +27,7 @@ import torch
 from llmcourse.grading.process import replay, scratch, wire, worker
 from llmcourse.grading.process.allowance import Allowance
 from llmcourse.grading.process.operations import Operations
-from llmcourse.grading.sandbox.enter import enter
+from llmcourse.grading.sandbox.enter import enter, prepare
 from llmcourse.grading.sandbox.held import held_bytes
 from llmcourse.grading.sandbox.policy import Policy, Tier, default_listable, default_readable
 
@@ -79,6 +79,7 @@ class ForkServer:
         self.listable = default_listable()
         # Found now: to look at the name of each module in a worker would copy the pages that they lie in.
         self.hidden = replay.grader_modules()
+        prepare()
         self.children: dict[int, Child] = {}
 
     def run(self) -> None:

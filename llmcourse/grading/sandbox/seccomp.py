@@ -12,6 +12,8 @@ import errno
 import os
 import struct
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 from llmcourse.grading.sandbox import kernel
@@ -138,11 +140,16 @@ def program(machine: str, pid: int) -> list[Instruction]:
     filtered += [if_at_least(FIRST_UNKNOWN, otherwise=1), answer(UNKNOWN)]
     conditional = conditions(pid)
     for name, number in ALLOWED[machine].items():
-        filtered += _when(number, _checks(conditional.get(name, ())))
+        filtered += _rule(number, conditional.get(name, ()))
     for number in FALL_BACK.values():
         filtered += _when(number, [answer(UNKNOWN)])
     filtered += _when(REFUSED[machine][UNSUPPORTED], [answer(CANNOT)])
     return [*filtered, answer(REFUSE)]
+
+
+@cache  # few rules name the process: a fork knows the others from the process that it is a copy of
+def _rule(number: int, wanted: tuple[Condition, ...]) -> tuple[Instruction, ...]:
+    return tuple(_when(number, _checks(wanted)))
 
 
 def _when(number: int, body: list[Instruction]) -> list[Instruction]:
@@ -168,6 +175,6 @@ def restrict() -> None:
     if machine is None:
         raise OSError(errno.ENOSYS, f"no table of system calls for {os.uname().machine}")
     steps = program(machine, os.getpid())
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    code = ctypes.create_string_buffer(struct.pack("HBBI" * len(steps), *chain.from_iterable(steps)))
     header = ctypes.create_string_buffer(struct.pack("HP", len(steps), ctypes.addressof(code)))
     kernel.prctl(kernel.SET_SECCOMP, 2, ctypes.addressof(header))  # SECCOMP_MODE_FILTER
