@@ -4,7 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,9 +22,11 @@ def models(tiny_checkpoint):
     return {"base": (base, tokenizer), "draft": (Decoder(config).eval().requires_grad_(False), tokenizer)}
 
 
+ROOT = Path(__file__).parents[3]
 ANSWERS = """
 import json, sys, time
 from llmcourse.figures.widgets import BatchingTimeline, MemoryCalculator, RooflineExplorer, TilePlayer
+from tests.usual_speed import slowness_of_drawing
 view = eval(sys.argv[1])
 slider, times = getattr(view, sys.argv[2]), []
 values = getattr(slider, "options", None) or [("", n) for n in range(slider.max)[4:16]]
@@ -32,37 +34,24 @@ for _ in range(4):
     for _, value in values:
         start = time.thread_time()
         slider.value = value
-        times.append(time.thread_time() - start)
+        times.append((time.thread_time() - start) / slowness_of_drawing())
 print(json.dumps(times[len(values) :]))
 """
 
 
-USUAL_S = 0.075  # of the work below, on a core of a laptop
-
-
 @pytest.fixture
-def slowness() -> float:
-    """How many times a core of this machine is slower than a laptop's, just now; 1 where it is not."""
-    times = []
-    for _ in range(5):
-        start = time.thread_time()
-        sum(i * i for i in range(10**6))
-        times.append(time.thread_time() - start)
-    return max(1.0, statistics.median(times) / USUAL_S)
-
-
-@pytest.fixture
-def kernel_seconds(slowness):
+def kernel_seconds():
     """Seconds that a view takes to answer its slider, without the checks of types that tests run under.
 
     The median over its values, in the best of three rounds, since what else the machine does only ever adds.
-    Counted in time of one thread, and for a machine of usual speed; the browser needs about 20 ms more.
+    Counted in time of one thread, as a core of usual speed would take it; the browser needs about 20 ms more.
     """
 
     def run(view: str, slider: str) -> float:
-        done = subprocess.run([sys.executable, "-c", ANSWERS, view, slider], capture_output=True, check=True)
+        command = [sys.executable, "-c", ANSWERS, view, slider]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
         times = json.loads(done.stdout)
         size = len(times) // 3
-        return min(statistics.median(times[at : at + size]) for at in range(0, len(times), size)) / slowness
+        return min(statistics.median(times[at : at + size]) for at in range(0, len(times), size))
 
     return run

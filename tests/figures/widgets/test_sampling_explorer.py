@@ -22,6 +22,7 @@ from llmcourse.figures.widgets.sampling_explorer import (
     explore,
     slider_latency_s,
 )
+from tests.usual_speed import slowness_of_drawing
 
 PROMPT = "Once upon a time"
 
@@ -271,13 +272,16 @@ def test_the_state_is_a_function_of_its_inputs(models):
 
 
 @pytest.mark.alone
-def test_a_slider_is_answered_within_100_ms(slowness):
+def test_a_slider_is_answered_within_100_ms():
     """On the embedded model with its whole vocabulary.
 
-    The best of three rounds, in time of this thread, since what else the machine does only ever adds; the
-    browser needs about 20 ms more.
+    The best of three rounds, in time of this thread, since what else the machine does only ever adds, and as
+    a core of usual speed would take it; the browser needs about 20 ms more.
     """
     explorer = SamplingExplorer({"base": pretrained.load("base")}, "I am sleepy. I start a pot of")
     slider_latency_s(explorer, 4)
-    rounds = [slider_latency_s(explorer, 10, time.thread_time) for _ in range(3)]
-    assert min(map(statistics.median, rounds)) / slowness < 0.080
+    rounds = [
+        statistics.median(slider_latency_s(explorer, 10, time.thread_time)) / slowness_of_drawing()
+        for _ in range(3)
+    ]
+    assert min(rounds) < 0.080
