@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmcourse.figures import kernel_bars
 from llmcourse.kernels.flash_attention import flash_attention_reference
+from tests.interpreted import ROOT, check_passes
 
-ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
 
@@ -42,18 +41,7 @@ def side_by_side(attention):
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
 def test_rows_are_checked_timed_and_recorded():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--noconftest", "-p", "no:cacheprovider"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    found = subprocess.run(
-        [*command, "tests/benchmarks/rows_of_attention.py"],
-        cwd=ROOT,
-        env=environment | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]
-    assert " passed" in found.stdout and "skipped" not in found.stdout
+    check_passes("--noconftest", "tests/benchmarks/rows_of_attention.py")
 
 
 def test_figures_have_the_names_that_are_drawn(flash_rows, cache_rows):

@@ -1,11 +1,8 @@
 """Kernels keep their contract, and what cannot run is refused by name."""
 
 import json
-import os
 import platform
 import re
-import subprocess
-import sys
 from dataclasses import astuple
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from llmcourse.kernels.tiles import (
     paged_tile,
 )
 from llmcourse.kernels.tokens import Choice
+from tests.interpreted import INTERPRETED, ROOT, check_passes
 
 CONTRACT = [
     Path(__file__).with_name(name)
@@ -46,27 +44,12 @@ CONTRACT = [
         "contract_of_arguments.py",
     )
 ]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
 def test_kernels_keep_their_contract():
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "--noconftest",
-        "-p",
-        "no:cacheprovider",
-        *CONTRACT,
-    ]
-    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | interpreted
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout[-3000:] + found.stderr[-1000:]
-    assert " passed" in found.stdout and "skipped" not in found.stdout
+    switches = {} if torch.cuda.is_available() else INTERPRETED
+    check_passes("--noconftest", *CONTRACT, switches=switches)
 
 
 CPU = torch.device("cpu")

@@ -1,9 +1,6 @@
 """Exercises about kernels, examined as all others, in a process that interprets kernels from the start."""
 
-import os
 import platform
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,35 +14,14 @@ from llmcourse.grading.question import examine
 from llmcourse.grading.rules import Evidence
 from llmcourse.grading.selfcheck import examine_here
 from tests.grading.exercises.answers import KERNELS
+from tests.interpreted import check_passes
 
-HERE = Path(__file__).parent
 EXERCISE = catalogue.find("03.triton_softmax")
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
 def test_what_holds_for_every_exercise_holds_for_those_about_kernels():
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        " or ".join(KERNELS),
-    ]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    done = subprocess.run(
-        [*command, HERE / "test_exercises.py"],
-        cwd=HERE.parents[2],
-        env=environment | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    assert " passed" in done.stdout and "skipped" not in done.stdout
+    check_passes("-k", " or ".join(KERNELS), Path(__file__).with_name("test_exercises.py"))
 
 
 def test_the_value_alone_is_not_enough():
