@@ -15,7 +15,7 @@ Randomness = torch.Generator | Sequence[torch.Generator]
 WITHOUT_FLOAT64 = ("mps",)
 
 
-def greedy(logits: Float[Tensor, "B V"]) -> Int[Tensor, " B"]:
+def greedy(logits: Float[Tensor, "*B V"]) -> Int[Tensor, "*B"]:
     """The most probable token of each row, the lowest id where several are."""
     return logits.argmax(-1)
 

@@ -48,9 +48,8 @@ class StepGraph:
         inputs = StepInputs(*self._transfer.send(filling))
 
         def step() -> None:
-            _, self.tokens = decoder.step(
-                inputs, size, self.logits
-            )  # kept of the recording, which is the last
+            # Kept of the recording, which is the last.
+            _, self.tokens = decoder.step(inputs, size, self.logits)
 
         self._replay = recorded(step, device, pool=pool)
 

@@ -141,13 +141,10 @@ class Answered:
         given = content["answers"]
         answers = tuple(
             tuple(
-                Answer(text, tuple(features), *sizes) for text, _, *sizes, features in map(_split_row, rows)
+                Answer(text, tuple(features), num_prompt_tokens, num_new_tokens)
+                for text, _, num_prompt_tokens, num_new_tokens, *features in rows
             )
             for rows in given.values()
         )
         right = torch.tensor([[row[1] for row in rows] for rows in given.values()], dtype=torch.bool).T
         return cls(tuple(given), tuple(content["documents"]), answers, right)
-
-
-def _split_row(row: Sequence[Any]) -> tuple[Any, ...]:
-    return (*row[:4], row[4:])

@@ -33,7 +33,7 @@ def processed(
     logits = processed_logits(logits, drafts, history, processors)
     if sampled:
         return logits.softmax(-1)
-    return point_masses(logits.argmax(-1), logits.shape[-1], logits.dtype)
+    return most_probable(logits)
 
 
 def processed_logits(
@@ -70,14 +70,17 @@ def distribution(
     *,
     sampled: bool = True,
 ) -> Float[Tensor, "B V"]:
-    """softmax of the processed logits; for greedy decoding all mass on the most probable token.
-
-    The latter is the limit of temperatures that go to 0 (for ties it is what `greedy` chooses).
-    """
+    """softmax of the processed logits; for greedy decoding `most_probable`."""
     logits = widen(apply(processors, widen(logits), history))
-    if sampled:
-        return logits.softmax(-1)
-    return point_masses(greedy(logits)[:, None], logits.shape[-1], logits.dtype)[:, 0]
+    return logits.softmax(-1) if sampled else most_probable(logits[:, None])[:, 0]
+
+
+def most_probable(logits: Float[Tensor, "B T V"]) -> Float[Tensor, "B T V"]:
+    """All mass on the most probable token: greedy decoding, the limit of temperatures that go to 0.
+
+    For ties it is what `greedy` chooses.
+    """
+    return point_masses(greedy(logits), logits.shape[-1], logits.dtype)
 
 
 def point_masses(

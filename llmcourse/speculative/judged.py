@@ -16,7 +16,7 @@ from llmcourse.decoding.loop import fail_broken_rows
 from llmcourse.decoding.processors import Processor, widen
 from llmcourse.decoding.rows import Row
 from llmcourse.decoding.sampling import Randomness
-from llmcourse.speculative.distributions import point_masses, processed_logits
+from llmcourse.speculative.distributions import most_probable, processed_logits
 from llmcourse.speculative.drafter import Draft
 from llmcourse.speculative.numbers import uniform_by_row
 from llmcourse.speculative.verify import Verdict, verify_drafts
@@ -115,7 +115,7 @@ def judge(
     logits = processed_logits(raw, draft.tokens, history, processors)
     counts = _before_broken_logits(raw, logits, counts, rows, index)
     softmax = logits.softmax(-1)
-    p = softmax if generator is not None else point_masses(logits.argmax(-1), logits.shape[-1], logits.dtype)
+    p = most_probable(logits) if generator is None else softmax
     q = draft.distributions(logits.shape[-1])
     ended = torch.tensor([not row.active for row in rows], device=p.device)
     p = p.masked_fill(ended[:, None, None], 1 / p.shape[-1])  # any distribution

@@ -56,7 +56,7 @@ def draft_cost(steps: Steps, token_s: float) -> float:
         ValueError: a time that is not above 0, or no drafts.
     """
     _check_time(token_s)
-    num_drafts = sum(max(map(len, step.drafts)) for step in _later(steps))
+    num_drafts = sum(_gamma(step) for step in _later(steps))
     require(num_drafts > 0, "steps", "such that something was drafted", "none", "write longer texts")
     return sum(step.draft_s for step in _later(steps)) / num_drafts / token_s
 
@@ -70,7 +70,7 @@ def verify_cost(steps: Steps, token_s: float) -> Callable[[int], float]:
     _check_time(token_s)
     times: dict[int, list[float]] = {}
     for step in _later(steps):
-        times.setdefault(1 + max(map(len, step.drafts)), []).append(step.verify_s)
+        times.setdefault(1 + _gamma(step), []).append(step.verify_s)
 
     def cost(num_tokens: int) -> float:
         seen = ", ".join(map(str, sorted(times))) or "none"
@@ -107,13 +107,18 @@ def predicted_speed_up(
     """
     c = draft_cost(steps, token_s)
     alpha = tally(steps).rate if alpha is None else alpha
-    lengths = [max(map(len, step.drafts)) for step in _later(steps)]
+    lengths = [_gamma(step) for step in _later(steps)]
     gained = sum(expected_tokens(alpha, gamma) for gamma in lengths)
     return gained / sum(gamma * c + cost(gamma + 1) for gamma in lengths)
 
 
 def _later(steps: Steps) -> list[SpeculativeStep]:
     return [step for step in steps if step.index > 0]
+
+
+def _gamma(step: SpeculativeStep) -> int:
+    """Drafts of the row that had most: as many were made for each, and the pass was one token wider."""
+    return max(map(len, step.drafts))
 
 
 def _outcomes(steps: Steps) -> Iterator[tuple[int, int]]:
