@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 
@@ -121,6 +122,25 @@ def test_nothing_is_left_wherever_the_bell_rings():
         assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("function", [bool, lambda: 1 / 0], ids=["it ended", "it failed"])
+def test_a_bell_is_not_heard_while_the_limit_is_taken_away(function):
+    rung = []
+
+    def ring(frame, event, _):
+        if event == "call" and frame.f_code.co_name == "__exit__" and not rung:
+            rung.append(frame)
+            signal.raise_signal(signal.SIGALRM)
+
+    sys.setprofile(ring)
+    try:
+        with contextlib.suppress(ZeroDivisionError), time_limit(30):
+            function()
+    finally:
+        sys.setprofile(None)
+    assert rung
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # in a __del__: it rings again
 def test_pytorch_is_whole_after_it_was_interrupted_anywhere():
     """Whichever of the instants between two operations the bell rings in."""
     x = torch.ones(3)
