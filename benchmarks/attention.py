@@ -14,6 +14,7 @@ Ends with 1 if a figure that was asked for is missing.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def jobs(parts: Sequence[str]) -> list[tuple[Callable, tuple]]:
     rows = flash_rows(direction) if direction in parts else []
     flash = [(compile_flash, (row, simply)) for row in rows for simply in (False, True)]
     kinds = [kind for kind in KINDS if kind in parts or (kind == "decode" and "paged" in parts)]
-    settings = [(tile, splits) for splits in strides(SHAPES) for tile in TILES]
+    settings = list(itertools.product(TILES, strides(SHAPES), (False, True)))
     caches = [(compile_cache, (kind, *setting)) for kind in kinds for setting in settings]
     half = len(flash) // 2
     return flash[:half] + caches + flash[half:]

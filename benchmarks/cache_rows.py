@@ -65,8 +65,11 @@ SHAPES = (
 
 
 class Setting(NamedTuple):
+    """Of a kernel; with `pdl` that of a layer starts before the one before it has ended, as in a step."""
+
     tile: AttentionTile
     splits: int
+    pdl: bool = False
 
 
 class Problem:
@@ -119,7 +122,7 @@ class Attend:
     """One of our two kernels with one setting, over the layers of a problem."""
 
     def __init__(self, kind: str, problem: Problem, setting: Setting):
-        self.kind, self.problem, self.tile = kind, problem, setting.tile
+        self.kind, self.problem, self.setting = kind, problem, setting
         qkv = problem.qkv
         self.out = torch.empty(len(qkv), HEADS * HEAD_DIM, dtype=qkv.dtype, device=qkv.device)
         self.workspace = Workspace(len(qkv), HEADS, KV_HEADS, HEAD_DIM, setting.splits, qkv.device)
@@ -127,7 +130,8 @@ class Attend:
     def layer(self, index: int) -> None:
         p = self.problem
         place = (p.positions, p.cos, p.sin)
-        options = {"workspace": self.workspace, "out": self.out, "tile": self.tile, "backend": "triton"}
+        options = {"workspace": self.workspace, "out": self.out, "backend": "triton"}
+        options |= {"tile": self.setting.tile, "pdl": self.setting.pdl}
         if self.kind == "decode":
             decode_attention(p.qkv, *p.caches[index], *place, **options)
         else:
@@ -146,6 +150,7 @@ class Attend:
         for written in (self.out, work.peaks, work.weights, work.mixed):
             written.fill_(torch.nan)
         self.layer(0)
+        self.layer(0)  # with `pdl`, while the first still runs
         return (self.out,)
 
 
@@ -166,7 +171,7 @@ def search(kind: str, problem: Problem) -> Found:
     """
     name, device = problem.shape.name(kind), problem.qkv.device
     best = None
-    for setting in itertools.starmap(Setting, itertools.product(TILES, problem.shape.splits)):
+    for setting in itertools.starmap(Setting, itertools.product(TILES, problem.shape.splits, (False, True))):
         with survived(f"{name} {setting}"):
             attend = Attend(kind, problem, setting)
             runs = {"PyTorch": lambda: (problem.theirs,), "ours": attend.first_layer}
@@ -174,7 +179,7 @@ def search(kind: str, problem: Problem) -> Found:
             replay = Graph(attend.chain)
             timing = measure(replay, device=device, warmup=2, repeats=7)
             gbps = problem.layers * problem.shape.layer_bytes / timing.median_s / 1e9
-            told = {"tile": dataclasses.astuple(setting.tile), "splits": setting.splits}
+            told = {"tile": dataclasses.astuple(setting.tile), "splits": setting.splits, "pdl": setting.pdl}
             record_raw("attention", device, name=name, search=told, gbps=gbps, of_allowed_error=share)
             if best is None or gbps > best.gbps:
                 best = Found(setting, gbps, replay)
@@ -196,10 +201,10 @@ def peer_chain(problem: Problem) -> Callable[[], None]:
     return chain
 
 
-def compile_cache(kind: str, tile: AttentionTile, splits: int) -> None:
+def compile_cache(kind: str, tile: AttentionTile, splits: int, pdl: bool) -> None:
     """Runs a kernel once over a small cache: what it compiles stays in Triton's cache on disk."""
     problem = Problem(CacheShape(1, 256, ()), torch.device("cuda"), torch.bfloat16, layers=1)
-    Attend(kind, problem, Setting(tile, splits)).layer(0)
+    Attend(kind, problem, Setting(tile, splits, pdl)).layer(0)
     torch.cuda.synchronize()
 
 
@@ -260,6 +265,7 @@ def _recorded(
         block=setting.tile.block,
         warps=setting.tile.warps,
         splits=setting.splits,
+        pdl=setting.pdl,
         layers=shape.layers,
         **beside,
     )

@@ -54,13 +54,13 @@ def requests() -> list[Request]:
 
 
 def serve(
-    decoder: Decoder, policy, graph: bool, overlap: bool, num_blocks: int
+    decoder: Decoder, policy, graph: bool, overlap: bool, pdl: bool, num_blocks: int
 ) -> tuple[list[list[int]], int]:
     """The answers, and how often a request was preempted."""
     cache = PagedCache(decoder, num_blocks, SIZE)
     cache.keys.fill_(torch.nan), cache.values.fill_(torch.nan)  # what nobody wrote must not be looked at
     pool = BlockPool(num_blocks, SIZE)
-    runner = PagedRunner(decoder, cache, max_running=SLOTS, max_length=512, graph=graph)
+    runner = PagedRunner(decoder, cache, max_running=SLOTS, max_length=512, graph=graph, pdl=pdl)
     engine = Engine(Scheduler(pool, policy, max_running=SLOTS), runner, overlap)
     states = [engine.add(request) for request in requests()]
     for _ in engine.stream():
@@ -79,13 +79,13 @@ def main() -> None:
         for r in requests()
     ]
     failed = 0
-    for policy, graph, overlap, num_blocks in itertools.product(
-        POLICIES, (True, False), (False, True), (1500, 120)
+    for policy, graph, overlap, pdl, num_blocks in itertools.product(
+        POLICIES, (True, False), (False, True), (False, True), (1500, 120)
     ):
-        answers, preempted = serve(decoder, policy, graph, overlap, num_blocks)
+        answers, preempted = serve(decoder, policy, graph, overlap, pdl, num_blocks)
         wrong = [i for i, (ours, true) in enumerate(zip(answers, expected, strict=True)) if ours != true]
         failed += bool(wrong)
-        name = f"{policy} {graph=} {overlap=} {num_blocks=}"
+        name = f"{policy} {graph=} {overlap=} {pdl=} {num_blocks=}"
         print(f"{'WRONG' if wrong else 'ok   '} {name}: {preempted} preempted {wrong or ''}", flush=True)
     raise SystemExit(failed > 0)
 

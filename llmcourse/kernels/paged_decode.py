@@ -61,6 +61,7 @@ def paged_decode_attention(
     workspace: Workspace | None = None,
     out: Float[Tensor, "B H_D"] | None = None,
     backend: Backend = "auto",
+    pdl: bool = False,
     tile: AttentionTile | None = None,
 ) -> Float[Tensor, "B H_D"]:
     """One token a row: rotates and stores its key, stores its value, attends to all up to it.
@@ -74,6 +75,7 @@ def paged_decode_attention(
         cos, sin: of the angles of every position.
         workspace: memory of the splits, which share out the keys of a row; without it there are none.
         out: where the result goes; new memory if None.
+        pdl: launch before the previous kernel has ended (see `launch`); without effect before Hopper.
         tile: how a program goes through the keys; None takes `tiles.paged_tile`.
 
     Raises:
@@ -93,7 +95,7 @@ def paged_decode_attention(
         workspace = Workspace(len(qkv), num_heads, keys.shape[1], head_dim, 1, qkv.device)
     tile = tile or paged_tile(head_dim, qkv.element_size(), compiles_for(90))
     inputs = (qkv, keys, values, positions, cos, sin, norm)
-    launch(*launch_arguments(*inputs, workspace, out, tile, block_tables.shape[1]), tile, False, block_tables)
+    launch(*launch_arguments(*inputs, workspace, out, tile, block_tables.shape[1]), tile, pdl, block_tables)
     return out
 
 

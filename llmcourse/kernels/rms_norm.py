@@ -18,9 +18,17 @@ def rms_norm_reference(
 
 
 def rms_norm(
-    x: Float[Tensor, "T C"], weight: Float[Tensor, " C"], eps: float, *, backend: Backend = "auto"
+    x: Float[Tensor, "T C"],
+    weight: Float[Tensor, " C"],
+    eps: float,
+    *,
+    backend: Backend = "auto",
+    pdl: bool = False,
 ) -> Float[Tensor, "T C"]:
     """Each row over its root mean square, which is taken in fp32.
+
+    Args:
+        pdl: launch before the previous kernel has ended (see `launch`); without effect before Hopper.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
@@ -32,4 +40,4 @@ def rms_norm(
         return rms_norm_reference(x, weight, eps)
     from llmcourse.kernels.rms_norm_triton import launch
 
-    return launch(x, weight, eps)
+    return launch(x, weight, eps, pdl)

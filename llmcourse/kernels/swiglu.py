@@ -16,8 +16,13 @@ def swiglu_reference(gate_up: Float[Tensor, "T two_C"]) -> Float[Tensor, "T C"]:
     return F.silu(gate) * up
 
 
-def swiglu(gate_up: Float[Tensor, "T two_C"], *, backend: Backend = "auto") -> Float[Tensor, "T C"]:
+def swiglu(
+    gate_up: Float[Tensor, "T two_C"], *, backend: Backend = "auto", pdl: bool = False
+) -> Float[Tensor, "T C"]:
     """Of the fused projection: C columns of the gate, then C of up.
+
+    Args:
+        pdl: launch before the previous kernel has ended (see `launch`); without effect before Hopper.
 
     Raises:
         ValueError: columns or memory that do not fit, or a backend that cannot run.
@@ -34,5 +39,5 @@ def swiglu(gate_up: Float[Tensor, "T two_C"], *, backend: Backend = "auto") -> F
     from llmcourse.kernels.swiglu_triton import launch
 
     out = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
-    launch(gate_up, out)
+    launch(gate_up, out, pdl)
     return out

@@ -42,6 +42,7 @@ class PagedDecoder:
         max_running: slots of the scheduler's batch.
         max_length: of a text.
         backend: "triton" for the kernels, "reference" for PyTorch's operations, "auto" for what runs here.
+        pdl: start our kernels before those that feed them end, on a Hopper GPU or later.
 
     Attributes:
         last_tokens: `(max_running + 1,)`, what was drawn last for each slot of the batch, and one to spare.
@@ -58,6 +59,7 @@ class PagedDecoder:
         max_running: int,
         max_length: int,
         backend: Backend = "auto",
+        pdl: bool = False,
     ):
         c, device = model.config, model.device
         expected, found = (c.num_layers, c.num_kv_heads, c.head_dim), (cache.keys.shape[i] for i in (0, 2, 4))
@@ -66,6 +68,7 @@ class PagedDecoder:
         check_kind("cache", cache.keys, model.lm_head.weight)
         self.model, self.cache = model, cache
         self.backend = resolve(backend, device, model.dtype)
+        self.pdl = pdl
         by_rows = self.backend == "triton"
         self.layers: list[LayerWeights] = fuse_layers(model, torch.Tensor.contiguous if by_rows else lay_out)
         cos, sin = model.rope(torch.arange(max_length, device=device)[None])
@@ -105,12 +108,12 @@ class PagedDecoder:
             self._decode(qkv, index, inputs, size, workspace, mixed)
             self._prefill(qkv, index, inputs, size, mixed)
             x = _added(x, mixed, w.output, w.output_bias)
-            inner = swiglu(product(self._norm(x, w.mlp_norm), w.gate_up), backend=self.backend)
+            inner = swiglu(product(self._norm(x, w.mlp_norm), w.gate_up), backend=self.backend, pdl=self.pdl)
             x = _added(x, inner, w.down)
         return x
 
     def _norm(self, x: Float[Tensor, "T C"], weight: Float[Tensor, " C"]) -> Float[Tensor, "T C"]:
-        return rms_norm(x, weight, self.model.config.rms_norm_eps, backend=self.backend)
+        return rms_norm(x, weight, self.model.config.rms_norm_eps, backend=self.backend, pdl=self.pdl)
 
     def _decode(
         self,
@@ -135,6 +138,7 @@ class PagedDecoder:
                 workspace=workspace,
                 out=out[:n],
                 backend=self.backend,
+                pdl=self.pdl,
             )
 
     def _prefill(

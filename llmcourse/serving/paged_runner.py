@@ -41,6 +41,7 @@ class PagedRunner:
         max_length: of a text, prompt and answer; the model's context if None.
         backend: "triton" for the kernels, "reference" for PyTorch's operations, "auto" for what runs here.
         graph: record steps as CUDA graphs, on a GPU.
+        pdl: start kernels before those that feed them end, on a Hopper GPU or later.
 
     Raises:
         ValueError: numbers out of range, a cache of another model, or a backend that cannot run.
@@ -55,6 +56,7 @@ class PagedRunner:
         max_length: int | None = None,
         backend: Backend = "auto",
         graph: bool = True,
+        pdl: bool = False,
     ):
         context = model.config.max_position_embeddings
         max_length = context if max_length is None else max_length
@@ -67,7 +69,7 @@ class PagedRunner:
         self.max_running, self.max_length = max_running, max_length
         self._builder = StepBuilder(max_running, most_blocks, cache.block_size)
         self._decoder = PagedDecoder(
-            model, cache, max_running=max_running, max_length=max_length, backend=backend
+            model, cache, max_running=max_running, max_length=max_length, backend=backend, pdl=pdl
         )
         recorded = graph and model.device.type == "cuda" and self._decoder.backend == "triton"
         self._graphs = StepGraphs(self._decoder, self._builder) if recorded else None

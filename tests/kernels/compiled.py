@@ -190,7 +190,7 @@ def compiled_paged(head_dim: int, dtype: torch.dtype, capability: int) -> list[C
         )
         rows = (torch.empty(4, 48 * head_dim, dtype=dtype), pool, pool, tables, positions, angles, angles)
         workspace = Workspace(4, 32, 8, head_dim, SPLITS, "meta")
-        paged_decode_attention(*rows, workspace=workspace, backend="triton")
+        paged_decode_attention(*rows, workspace=workspace, backend="triton", pdl=True)
     return found
 
 
@@ -201,7 +201,7 @@ def compiled_paged_step(name: str, dtype: torch.dtype, capability: int) -> list[
     size = StepSize(decodes=4, chunks=2, tokens=512, longest=512, blocks=CAPACITY // 16)
     with recorded(capability) as found, torch.device("meta"), torch.no_grad():
         model = Decoder(config).to(dtype)
-        limits = {"max_running": 8, "max_length": CAPACITY, "backend": "triton"}
+        limits = {"max_running": 8, "max_length": CAPACITY, "backend": "triton", "pdl": True}
         PagedDecoder(model, PagedCache(model, 100, 16), **limits).step(step_of(size), size)
     return found
 

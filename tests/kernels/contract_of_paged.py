@@ -16,7 +16,7 @@ from llmcourse.kernels.paged_attention import (
 )
 from llmcourse.kernels.paged_decode import paged_decode_attention, paged_decode_attention_reference
 from llmcourse.kernels.tiles import AttentionTile
-from tests.kernels.contract import DEVICE, DTYPES, check, random, seeded  # noqa: F401
+from tests.kernels.contract import DEVICE, DTYPES, PDL, check, random, seeded  # noqa: F401
 
 SIZE, BLOCKS = 16, 40
 # H, Hkv, D, and of each request its keys and how many of them are new
@@ -157,9 +157,10 @@ def one_token_each(dtype: torch.dtype, norm: bool) -> dict:
     }
 
 
+@pytest.mark.parametrize("pdl", PDL)
 @pytest.mark.parametrize("splits", [None, 3, 8])
 @pytest.mark.parametrize(("dtype", "norm"), list(itertools.product(DTYPES, (False, True))))
-def test_paged_decode_attention(dtype, norm, splits):
+def test_paged_decode_attention(dtype, norm, splits, pdl):
     given = one_token_each(dtype, norm)
 
     def copied(kind: torch.dtype) -> dict:
@@ -175,7 +176,7 @@ def test_paged_decode_attention(dtype, norm, splits):
     for _ in range(2):  # the second finds its own key there, and writes it again
         out = torch.full((5, 6 * 24), torch.nan, dtype=dtype, device=DEVICE)
         paged_decode_attention(
-            **given, workspace=workspace, out=out, backend="triton", tile=AttentionTile(16, 4)
+            **given, workspace=workspace, out=out, backend="triton", tile=AttentionTile(16, 4), pdl=pdl
         )
         check(out[:4], truth, low)
     assert torch.equal(given["keys"].isnan(), theirs["keys"].isnan()), "nothing else is written"

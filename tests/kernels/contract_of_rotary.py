@@ -18,7 +18,7 @@ from llmcourse.kernels.decode_attention import HeadNorm
 from llmcourse.kernels.rms_norm import rms_norm, rms_norm_reference
 from llmcourse.kernels.rotary import rotate_and_store, rotate_and_store_reference
 from llmcourse.kernels.swiglu import swiglu, swiglu_reference
-from tests.kernels.contract import DEVICE, DTYPES, check, random, seeded  # noqa: F401
+from tests.kernels.contract import DEVICE, DTYPES, PDL, check, random, seeded  # noqa: F401
 
 SHAPES = {"one head": (1, 1, 2), "GQA, no power of two": (6, 3, 24), "Qwen3-0.6B": (16, 8, 128)}
 BLOCKS, SIZE, ANGLES = 5, 4, 50
@@ -63,19 +63,21 @@ def test_rotate_and_store(shape, dtype, norm):
     assert torch.equal(found[0] == 7, theirs[0] == 7), "five tokens are stored, one nowhere"
 
 
+@pytest.mark.parametrize("pdl", PDL)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 2), (3, 50), (2, 4096)])
-def test_swiglu(dtype, shape):
+def test_swiglu(dtype, shape, pdl):
     x = 4 * random(*shape, dtype=dtype)
-    check(swiglu(x, backend="triton"), swiglu_reference(x.double()), swiglu_reference(x))
+    check(swiglu(x, backend="triton", pdl=pdl), swiglu_reference(x.double()), swiglu_reference(x))
 
 
+@pytest.mark.parametrize("pdl", PDL)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 2), (3, 50), (2, 4096)])
-def test_rms_norm(dtype, shape):
+def test_rms_norm(dtype, shape, pdl):
     x, weight = 4 * random(*shape, dtype=dtype), random(shape[1], dtype=dtype)
     truth = rms_norm_reference(x.double(), weight.double(), 1e-6)
-    check(rms_norm(x, weight, 1e-6, backend="triton"), truth, rms_norm_reference(x, weight, 1e-6))
+    check(rms_norm(x, weight, 1e-6, backend="triton", pdl=pdl), truth, rms_norm_reference(x, weight, 1e-6))
 
 
 def test_what_does_not_fit_is_refused():
