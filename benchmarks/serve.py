@@ -186,9 +186,8 @@ def transformers_tokens_per_s(requests: list[Request], num_tokens: int) -> float
         ).eval()
     finally:
         torch.set_default_device(None)
-    settings = GenerationConfig(
-        max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0, use_cuda_graph=False
-    )
+    # Whether it records graphs, and how many tokens it takes at once, is left to the peer.
+    settings = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
     prompts = [list(request.prompt) for request in requests]
     model.generate_batch(inputs=prompts[:4], generation_config=settings, progress_bar=False)
     torch.cuda.synchronize()
