@@ -118,7 +118,9 @@ class CascadePlot:
     def _draw_key(self, data: CostQuality) -> None:
         for text in self._key:
             text.remove()
-        words = [(f"{'●■'[index]} {judge}", look.SERIES[index]) for index, (judge, _) in enumerate(data.curves)]
+        words = [
+            (f"{'●■'[index]} {judge}", look.SERIES[index]) for index, (judge, _) in enumerate(data.curves)
+        ]
         words += [("◆ one model alone", look.INK), ("┄┄ mixing single models", look.MUTED)]
         words += [("★ chosen   ☆ as promised", look.INK)]
         x, self._key = 0.012, []
@@ -130,7 +132,13 @@ class CascadePlot:
     def _mark(self, chosen: Tried, size: float) -> None:
         """The chosen policy in both panels; a thin line leads from what it promised to what it did."""
         x, promised = chosen.cost / size, (chosen.found.cost / size, chosen.found.quality)
-        star = {"marker": "*", "linestyle": "none", "markersize": 15, "markeredgecolor": look.INK, "zorder": 9}
+        star = {
+            "marker": "*",
+            "linestyle": "none",
+            "markersize": 15,
+            "markeredgecolor": look.INK,
+            "zorder": 9,
+        }
         way = {"color": look.INK, "linewidth": 1.0, "zorder": 8}
         moving = self.figure.moving
         moving += self.upper.plot([promised[0], x], [promised[1], chosen.quality], **way)
