@@ -1,4 +1,4 @@
-"""Recorded answers as a cascade meets them: what each stage was asked, what it kept, and whether that was right.
+"""Recorded answers as a cascade meets them: what each stage was asked, kept, and had right.
 
 `benchmarks/cascade.py` asks every model every question once and stores the answers; here judges are trained
 on the first side of their split and thresholds tried on the others, without any model.
@@ -110,7 +110,7 @@ def tasks_of(content: Mapping[str, Any]) -> dict[str, AnsweredTask]:
         name: AnsweredTask(
             Answered.from_json(task),
             {
-                unit: tuple(model[key] for model in task["models"].values())
+                unit: tuple(float(model[key]) for model in task["models"].values())
                 for unit, key in RECORDED_UNITS.items()
             },
             content["device"],

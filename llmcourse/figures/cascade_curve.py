@@ -1,4 +1,4 @@
-"""Cost against quality: single models, mixtures of them, and cascades, found on some questions, tried on others.
+"""Cost against quality of single models, mixtures of them, and cascades.
 
 Thresholds are chosen on held-out questions; everything drawn is what they do on test questions. What a
 cascade is worth is its gain over mixing: its quality less that of the best mixture of single models that
@@ -61,12 +61,12 @@ class Tried:
 
     @property
     def wins(self) -> bool:
-        """Better than mixing, beyond what chance explains."""
+        """Better than mixing, beyond what chance explains of this policy by itself."""
         return self.gain > SURE * self.gain_error + ROUNDING
 
     @property
     def loses(self) -> bool:
-        """Worse than mixing, beyond what chance explains."""
+        """Worse than mixing, beyond what chance explains of this policy by itself."""
         return self.gain < -SURE * self.gain_error - ROUNDING
 
 
@@ -76,7 +76,7 @@ class CostQuality:
 
     Attributes:
         names: of the models, in order of cost.
-        unit: of all costs, of `UNITS`.
+        unit: of all costs, of `cascade_plot.UNITS`.
         singles: each model asked alone.
         mixing: costs and qualities of mixtures, corners of a line that is straight between them.
         curves: by judge, the policies that no other beat on the held-out questions, by rising cost there.
@@ -161,7 +161,7 @@ def cost_quality(
         names: of the models, in order of cost.
         judged: by judge, held-out and test questions.
         documents: of the test questions.
-        unit: of the costs, of `UNITS`.
+        unit: of the costs, of `cascade_plot.UNITS`.
 
     Raises:
         ValueError: no judge, or one name too many or too few.

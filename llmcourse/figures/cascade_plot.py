@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from llmcourse.figures import style as look
-from llmcourse.figures.cascade_curve import SURE, CostQuality, Tried
+from llmcourse.figures.cascade_curve import ROUNDING, SURE, CostQuality, Tried
 from llmcourse.figures.fonts import readable
 
 UNITS = {"FLOPs": (1e9, "GFLOP"), "seconds": (1e-3, "ms")}  # what one of the shown unit is
@@ -127,7 +127,7 @@ class CascadePlot:
         for text, color in words:
             style = {"color": color, "size": 9.5, "va": "center"}
             self._key.append(self.figure.text(x, 1 - 0.73 / HEIGHT, readable(text), **style))
-            x += 0.020 + 0.0076 * len(text)
+            x += 0.027 + 0.0076 * len(text)
 
     def _mark(self, chosen: Tried, size: float) -> None:
         """The chosen policy in both panels; a thin line leads from what it promised to what it did."""
@@ -207,6 +207,8 @@ def _counts(points: Sequence[Tried]) -> str:
 
 def against_mixing(tried: Tried) -> str:
     """`+3.7 ± 2.3 points against mixing: better`."""
+    if abs(tried.gain) + tried.gain_error <= 2 * ROUNDING:
+        return "the same as mixing"  # one model that no mixture beats
     verdict = "better" if tried.wins else "worse" if tried.loses else "not to be told apart"
     gain, error = signed(100 * tried.gain, ".1f"), 100 * SURE * tried.gain_error
     return f"{gain} ± {error:.1f} points against mixing: {verdict}"

@@ -53,7 +53,7 @@ class CascadeInputs:
     by: str = BUDGET
     budget: int = 60
     quality: int = 40
-    thresholds: tuple[float, ...] = ()
+    thresholds: tuple[int | float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class CascadeState:
     examples: tuple[Example, ...]
 
 
-def by_hand(thresholds: Sequence[float]) -> Policy:
+def by_hand(thresholds: Sequence[int | float]) -> Policy:
     """A policy from one threshold for each model but the last; `LEFT_OUT` skips that model.
 
     Raises:
@@ -114,10 +114,14 @@ def in_words(state: CascadeState, study: Study, inputs: CascadeInputs) -> list[s
     """How the policy was chosen, and what it is worth on the test questions."""
     tried, data = state.tried, study.data
     last = data.singles[-1]
-    origin = "Set by hand" if inputs.by == BY_HAND else f"Chosen for {inputs.by} on held-out questions"
-    promised = f"{tried.found.quality:.1%} right for {shown_cost(tried.found.cost, data.unit)}"
+    origin = (
+        "Set by hand, and tried on held-out ones"
+        if inputs.by == BY_HAND
+        else f"Chosen for {inputs.by} on held-out ones"
+    )
+    promised = f"questions {tried.found.quality:.1%} are right for {shown_cost(tried.found.cost, data.unit)}"
     return [
-        f"{rule(tried.policy, data.names)} {origin}: on these {data.num_held_out:,} {promised}.",
+        f"{rule(tried.policy, data.names)} {origin}: of these {data.num_held_out:,} {promised}.",
         f"On {data.num_test:,} test questions {tried.quality:.1%} ± {100 * SURE * tried.quality_error:.1f} "
         f"are right for {shown_cost(tried.cost, data.unit)}, {tried.cost / last.cost:.0%} of what "
         f"{data.names[-1]} costs, which alone has {last.quality:.1%} right. {against_mixing(tried)}.",
@@ -213,8 +217,8 @@ class CascadeExplorer(v.View):
         names = {one.answered.names for one in given.values()}
         if len(names) != 1:
             raise ValueError(
-                f"tasks must be at least one, all of the same models, got {len(given)} of {len(names)} lists of "
-                "models; show the others apart"
+                f"tasks must be at least one, all of the same models, got {len(given)} tasks of "
+                f"{len(names)} lists of models; show those of other models apart"
             )
         start = CascadeInputs() if inputs is None else inputs
         for what, options in (("judge", JUDGES), ("unit", UNITS), ("by", WAYS)):
