@@ -1,6 +1,5 @@
 """The cascade explorer: a policy for a budget, a target or by hand, judged on what it was not chosen on."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -137,13 +136,19 @@ def test_only_the_chosen_way_can_be_moved(explorer):
     assert explorer.budget.disabled and explorer.quality.disabled
 
 
-def test_by_hand_goes_on_from_what_was_chosen(explorer):
-    explorer.budget.value = 50
+@pytest.mark.parametrize(("budget", "last"), [(7, 0), (20, 1), (50, 2)])
+def test_the_sliders_of_thresholds_follow_what_was_chosen(explorer, budget, last):
+    explorer.budget.value = budget
     policy = explorer.state.tried.policy
-    given = dict(zip(policy.models, (*policy.thresholds, 0.0), strict=True))
+    assert policy.models[-1] == last
+    given = dict(zip(policy.models, (*policy.thresholds, 0.0), strict=True))  # the last keeps every answer
     for model, control in enumerate(explorer.thresholds):
-        wanted = given.get(model, math.inf)
+        wanted = given.get(model, LEFT_OUT)
         assert control.value == wanted or abs(control.value - wanted) <= 0.0025
+
+
+def test_by_hand_goes_on_from_there(explorer):
+    explorer.budget.value = 50
     explorer.by.value = BY_HAND
     explorer.thresholds[0].value = LEFT_OUT
     explorer.thresholds[1].value = 0.5
