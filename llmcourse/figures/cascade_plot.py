@@ -92,6 +92,7 @@ class CascadePlot:
             axes.errorbar(x, single.quality, error, fmt="D", color=look.INK, markersize=5.5, **bar)
             beside = {"xytext": (8, -12), "textcoords": "offset points", "size": 9.5, "zorder": 6}
             axes.annotate(readable(name), (x, single.quality), bbox=PAPER, **beside)
+        axes.margins(y=0.1)  # room below for the cheapest one's name
         _head(axes, "right answers", "of the test questions; bars: 95 %")
 
     def _draw_gain(self, data: CostQuality, size: float) -> None:

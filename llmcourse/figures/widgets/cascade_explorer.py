@@ -221,13 +221,13 @@ class CascadeExplorer(v.View):
                 f"{len(names)} lists of models; show those of other models apart"
             )
         start = CascadeInputs() if inputs is None else inputs
-        for what, options in (("judge", JUDGES), ("unit", UNITS), ("by", WAYS)):
-            chosen(getattr(start, what), dict.fromkeys(options), what)
         self.state: CascadeState | None = None
         self.plot = CascadePlot()
         self.names, self._setting = names.pop(), False
+        first = chosen(task, given, "task")
+        _check_start(start, self.names)
         self.studies = {name: studies(one) for name, one in given.items()}
-        self._make_controls(chosen(task, given, "task"), start)
+        self._make_controls(first, start)
         choices = v.row(self.task, self.judge, self.unit, self.by)
         self._assemble(choices, v.row(self.budget, self.quality), v.row(*self.thresholds))
         self.refresh()
@@ -242,14 +242,8 @@ class CascadeExplorer(v.View):
         self.quality = v.int_slider(
             "right (%)", start.quality, 10, 100, "of the held-out questions, at least"
         )
-        wanted, judged = start.thresholds or (0.5,) * (len(self.names) - 1), self.names[:-1]
-        if len(wanted) != len(judged):
-            raise ValueError(
-                f"thresholds must be {len(judged)}, for {', '.join(judged)}, got {len(wanted)}; "
-                "the last model keeps every answer"
-            )
-        by_hand(wanted)  # refuses what is no threshold
-        self.thresholds = [_threshold(*pair) for pair in zip(judged, wanted, strict=True)]
+        wanted = start.thresholds or (0.5,) * (len(self.names) - 1)
+        self.thresholds = [_threshold(*pair) for pair in zip(self.names[:-1], wanted, strict=True)]
         controls = (self.task, self.judge, self.unit, self.by, self.budget, self.quality)
         for control in (*controls, *self.thresholds):
             control.observe(lambda _: self.refresh(), "value")
@@ -296,6 +290,19 @@ class CascadeExplorer(v.View):
         for model, control in enumerate(self.thresholds):
             control.value = _nearest(thresholds.get(model, LEFT_OUT))
         self._setting = False
+
+
+def _check_start(start: CascadeInputs, names: Sequence[str]) -> None:
+    """Raises ValueError for a choice that is none, or thresholds that do not fit the models."""
+    for what, options in (("judge", JUDGES), ("unit", UNITS), ("by", WAYS)):
+        chosen(getattr(start, what), dict.fromkeys(options), what)
+    judged, given = names[:-1], start.thresholds
+    if given and len(given) != len(judged):
+        raise ValueError(
+            f"thresholds must be {len(judged)}, for {', '.join(judged)}, got {len(given)}; "
+            "the last model keeps every answer"
+        )
+    by_hand(given)  # refuses what is no threshold
 
 
 def _nearest(threshold: float) -> float:

@@ -180,6 +180,8 @@ def test_what_it_cannot_start_with_is_refused():
         ValueError, match="tasks must be at least one, all of the same models, got 0 tasks of 0"
     ):
         CascadeExplorer({})
+    with pytest.raises(ValueError, match=r"thresholds\[0\] must be in \[0, 1\], got -0\.5"):
+        CascadeExplorer(TASKS, inputs=CascadeInputs(thresholds=(-0.5, 0.5)))
     one = TASKS["code"].answered
     other = Answered(("a", "b", "c"), one.documents, one.answers, one.right)
     with pytest.raises(ValueError, match="got 3 tasks of 2 lists of models"):
