@@ -31,7 +31,7 @@ tasks          questions with answers that can be checked
 
 from llmcourse.speculative.answered import Answered
 from llmcourse.speculative.answers import Answer, ModelAnswers, answer_cost
-from llmcourse.speculative.baselines import mixed, oracle, perfect_judge, single_models
+from llmcourse.speculative.baselines import mixed, mixture, oracle, perfect_judge, single_models
 from llmcourse.speculative.cascade import Cascade, Kept, Stage
 from llmcourse.speculative.distributions import distribution, point_masses, processed, processed_logits
 from llmcourse.speculative.draft_length import AdaptiveLength, DraftLength, FixedLength, Tally
@@ -97,6 +97,7 @@ __all__ = [
     "generate",
     "look_up",
     "mixed",
+    "mixture",
     "oracle",
     "pareto_frontier",
     "perfect_judge",

@@ -18,24 +18,39 @@ def single_models(ledger: Ledger) -> list[Point]:
     return [Point(Policy((m,)), quality[m], cost[m]) for m in range(ledger.num_models)]
 
 
-def mixed(ledger: Ledger, budget: int | float) -> float:
-    """The quality of the best mixture of single models that costs this much, each question left to chance.
+def mixture(ledger: Ledger, budget: int | float) -> list[float]:
+    """The best mixture of single models that costs this much: what share of the questions each is asked.
 
-    On the upper hull of the single models' points: with share λ of the dearer, (1 − λ) of the cheaper. A
-    cascade below that line is worse than throwing dice.
+    On the upper hull of the single models' points, so at most two have a share: λ for the dearer, 1 − λ for
+    the cheaper. Above the best model's cost it is that model.
 
     Raises:
         ValueError: a budget below the cheapest model's cost.
     """
-    hull = _hull([(point.cost, point.quality) for point in single_models(ledger)])
+    points = [(point.cost, point.quality) for point in single_models(ledger)]
+    hull = _hull(points)
     _check_budget(budget, hull[0][0], "the cheapest model costs")
     index = bisect_left(hull, (budget, -1.0))  # the first at least as dear
-    if index == len(hull):
-        return hull[-1][1]
-    if index == 0:
-        return hull[0][1]
-    (cheap, low), (dear, high) = hull[index - 1 : index + 1]
-    return low + (high - low) * (budget - cheap) / (dear - cheap)
+    shares = [0.0] * len(points)
+    if index in (0, len(hull)):
+        shares[points.index(hull[min(index, len(hull) - 1)])] = 1.0
+        return shares
+    cheap, dear = hull[index - 1 : index + 1]
+    share = (budget - cheap[0]) / (dear[0] - cheap[0])
+    shares[points.index(cheap)], shares[points.index(dear)] = 1 - share, share
+    return shares
+
+
+def mixed(ledger: Ledger, budget: int | float) -> float:
+    """The quality of that mixture, each question left to chance.
+
+    A cascade below this line is worse than throwing dice.
+
+    Raises:
+        ValueError: a budget below the cheapest model's cost.
+    """
+    shares = mixture(ledger, budget)
+    return sum(share * point.quality for share, point in zip(shares, single_models(ledger), strict=True))
 
 
 def _hull(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmcourse.speculative.baselines import mixed, oracle, perfect_judge, single_models
+from llmcourse.speculative.baselines import mixed, mixture, oracle, perfect_judge, single_models
 from llmcourse.speculative.frontier import pareto_frontier
 from llmcourse.speculative.ledger import Ledger
 
@@ -32,6 +32,15 @@ def test_mixing_lies_on_the_upper_hull():
         ValueError, match=r"budget must be at least 1, what the cheapest model costs, got 0\.5"
     ):
         mixed(concave, 0.5)
+
+
+def test_shares_of_a_mixture():
+    concave = ledger(0.2, 0.5, 0.6)
+    assert mixture(concave, 1) == [1, 0, 0] and mixture(concave, 9) == [0, 0, 1]
+    assert mixture(concave, 1.5) == [0.5, 0.5, 0] and mixture(concave, 3.5) == [0, 0.25, 0.75]
+    assert mixture(ledger(0.2, 0.25, 0.8), 2) == pytest.approx([2 / 3, 0, 1 / 3])
+    with pytest.raises(ValueError, match="budget must be at least 1, what the cheapest model costs"):
+        mixture(concave, 0.5)
 
 
 def test_the_oracle_spends_where_it_gains_most():

@@ -10,10 +10,12 @@ roofline_explorer   where a model's operations lie on a machine's roofline
 memory_calculator   whether weights, cache and activations fit
 tile_player         FlashAttention, a tile at a time
 batching_timeline   policies on the lecture's grid and under any load
+cascade_explorer    what cascades are worth, on questions that they were not chosen on
 """
 
 from llmcourse.figures.widgets.batching_timeline import BatchingTimeline
 from llmcourse.figures.widgets.beam_tree_viewer import BeamTreeViewer
+from llmcourse.figures.widgets.cascade_explorer import CascadeExplorer
 from llmcourse.figures.widgets.contrast_viewer import ContrastViewer
 from llmcourse.figures.widgets.memory_calculator import MemoryCalculator
 from llmcourse.figures.widgets.roofline_explorer import RooflineExplorer
@@ -23,6 +25,7 @@ from llmcourse.figures.widgets.tile_player import TilePlayer
 __all__ = [
     "BatchingTimeline",
     "BeamTreeViewer",
+    "CascadeExplorer",
     "ContrastViewer",
     "MemoryCalculator",
     "RooflineExplorer",

@@ -7,12 +7,14 @@ import pytest
 from llmcourse.figures.widgets import (
     BatchingTimeline,
     BeamTreeViewer,
+    CascadeExplorer,
     ContrastViewer,
     MemoryCalculator,
     RooflineExplorer,
     SamplingExplorer,
     TilePlayer,
 )
+from tests.figures.answered_tasks import task
 
 PROMPT = "Once upon a time"
 
@@ -21,8 +23,10 @@ OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer)
 OF_MACHINES = (MemoryCalculator, RooflineExplorer)
 
 
-@pytest.fixture(params=[*OF_MODELS, *OF_MACHINES, TilePlayer, BatchingTimeline])
+@pytest.fixture(params=[*OF_MODELS, *OF_MACHINES, TilePlayer, BatchingTimeline, CascadeExplorer])
 def view(request, models):
+    if request.param is CascadeExplorer:
+        return request.param({"code": task()})
     if request.param in OF_MODELS:
         return request.param(models, PROMPT)
     return request.param(machine="A100 80GB") if request.param in OF_MACHINES else request.param()
