@@ -12,12 +12,13 @@ from llmcourse.figures.widgets import (
     RooflineExplorer,
     SamplingExplorer,
     TilePlayer,
+    TracePlayer,
 )
 
 PROMPT = "Once upon a time"
 
 
-OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer)
+OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer, TracePlayer)
 OF_MACHINES = (MemoryCalculator, RooflineExplorer)
 
 
