@@ -250,7 +250,7 @@ def in_words(trace: SpeculationTrace, at: int) -> str:
     drafts = "; ".join(_draft_in_words(draft, judged) for draft in step.drafts[: phase.drafted])
     words = [happens(trace, at)] + ([f"Drafts: {drafts}."] if drafts else [])
     if judged and step.own is not None:
-        likeliest = ", ".join(f"{one.label} {_pair(one, step)}" for one in step.candidates[:4])
+        likeliest = "; ".join(f"{one.label} {_pair(one, step)}" for one in step.candidates[:4])
         words.append(f"{_where(step, phase)}: {likeliest}.")
     return " ".join([*words, f"{told(phase.counts)}."])
 
@@ -259,11 +259,10 @@ def told(counts: Counts) -> str:
     """The counts so far, in one line."""
     words = f"{counts.tokens} {'token' if counts.tokens == 1 else 'tokens'}"
     if counts.steps:
-        steps = "1 step" if counts.steps == 1 else f"{counts.steps} steps"
-        words += f" · {steps} after the prompt’s: {counts.tokens_per_step:.2f} tokens a step"
+        words += f" · {counts.tokens_per_step:.2f} a step after the prompt"
     if counts.acceptance is None:
-        return f"{words} · no draft judged yet"
-    return f"{words} · {counts.accepted} of {counts.judged} judged drafts stand: α = {counts.acceptance:.2f}"
+        return words
+    return f"{words} · α = {counts.accepted} of {counts.judged} = {counts.acceptance:.2f}"
 
 
 def _verdict(step: TracedStep) -> str:
@@ -278,6 +277,8 @@ def _verdict(step: TracedStep) -> str:
 def _draft_in_words(draft: TracedDraft, judged: bool) -> str:
     if not judged:
         return f"{draft.word.label} with q {_share(draft.q)}"
+    if draft.fate == "dropped":
+        return f"{draft.word.label} with q {_share(draft.q)}, dropped"
     sides = f"q {_share(draft.q)}, p {_share(draft.p)}"
     return f"{draft.word.label} with {sides}, {VERDICTS[draft.fate].split()[-1]}"
 
@@ -288,7 +289,7 @@ def _where(step: TracedStep, phase: Phase) -> str:
     if step.own is None:
         return "The text has ended"
     if step.fallen:
-        return f"Where “{look.shorten(step.fallen.word.label, 14)}” fell: p and q"
+        return f"Where “{look.shorten(step.fallen.word.label, 14)}” fell: p · q"
     return "After the last draft: p" if step.drafts else "After the text: p"
 
 
@@ -307,12 +308,14 @@ def _gained(step: TracedStep, phase: Phase) -> list[tuple[str, str]]:
 def _numbers(draft: TracedDraft, judged: bool) -> str:
     if not judged:
         return _share(draft.q)
-    chance = "–" if draft.fate == "dropped" else f"{draft.chance:.2f}"
-    return f"{_share(draft.q)}\n{_share(draft.p)}\n{chance}\n{VERDICTS[draft.fate]}"
+    judgement = f"{_share(draft.p)}\n{draft.chance:.2f}"
+    if draft.fate == "dropped":  # a p after a text that is none: nothing is asked of it
+        judgement = "–\n–"
+    return f"{_share(draft.q)}\n{judgement}\n{VERDICTS[draft.fate]}"
 
 
 def _pair(one: Candidate, step: TracedStep) -> str:
-    return f"p {_share(one.p)}, q {_share(one.q)}" if step.fallen else f"p {_share(one.p)}"
+    return f"{_share(one.p)} · {_share(one.q)}" if step.fallen else _share(one.p)
 
 
 def _ink(kind: str) -> str:

@@ -23,7 +23,7 @@ from llmcourse.tokenizer import REPLACEMENT
 Fate = Literal["accepted", "rejected", "dropped"]  # dropped: not judged, or past the end of the text
 Kind = Literal["draft", "verdict", "target"]
 Decode = Callable[[Sequence[int]], str]
-ROWS = 7
+ROWS = 6
 
 
 @dataclass(frozen=True)

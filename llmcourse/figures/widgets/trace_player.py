@@ -15,7 +15,7 @@ from llmcourse.figures.widgets import view as v
 from llmcourse.figures.widgets.models import Models, ModelShelf, ReadyModel
 from llmcourse.speculative import Drafter, EarlyLayersDrafter, LookupDrafter, ModelDrafter, stream
 
-LOOKUP, EARLY_LAYERS = "lookup in the text", "the target’s first layers"
+LOOKUP, EARLY_LAYERS = "lookup in the text", "the target's first layers"
 MOST_DRAFTS = 8
 
 
@@ -118,7 +118,7 @@ class TracePlayer(v.PromptView):
 
     def _make_settings(self, gamma: int, temperature: float, seed: int) -> None:
         self.gamma = v.int_slider("γ (drafts a step)", gamma, 1, MOST_DRAFTS, "how many tokens are drafted")
-        what = "of both sides; 0 is greedy, 1 the models’ own"
+        what = "of both sides; 0 is greedy, 1 the models' own"
         self.temperature = v.float_slider("temperature", temperature, 0.0, 2.0, 0.1, what)
         self.seed = BoundedIntText(
             seed, min=0, max=2**31 - 1, description="seed", layout=Layout(width="150px")
@@ -128,7 +128,7 @@ class TracePlayer(v.PromptView):
             control.observe(lambda _: self.refresh(), "value")
 
     def _make_steps(self) -> None:
-        self.phase = v.int_slider("phase", 0, 0, 10_000, "a draft, a verdict, or a token of the target’s own")
+        self.phase = v.int_slider("phase", 0, 0, 10_000, "a draft, a verdict, or a token of the target's own")
         self.play = Play(min=0, max=10_000, interval=900, show_repeat=False, description="play")
         self.back = v.button("Back", "one phase back", "step-backward")
         self.forward = v.button("Step", "one phase on", "step-forward", "primary")
@@ -163,7 +163,7 @@ class TracePlayer(v.PromptView):
         self.phase.max = self.play.max = last  # a shorter trace takes the slider along, which refreshes
         self.back.disabled, self.forward.disabled = at == 0, at == last
         title = (
-            f"{self.target.value} verifies {self.drafter.value}, after “{v.end_of(self.prompt.value, 20)}”"
+            f"{self.target.value}, drafts by {self.drafter.value}, after “{v.end_of(self.prompt.value, 14)}”"
         )
         self.show(
             self.plot.update(self.trace, at, title), strip_html(text_so_far(self.trace, at), font=False)
