@@ -175,7 +175,7 @@ class SpeculationPlot:
                 boxes[kind].append(_box(middle - 0.46 * pitch, GAINED_ROW, 0.92 * pitch, BOX))
         for kind, verts in boxes.items():
             self._boxes[kind].set_verts(verts)
-        beside = phase.kind == "target" and len(gained) < columns
+        beside = phase.kind == "target" and (columns - len(gained)) * pitch > 1.2  # inches
         self._own_name.set(text=f"◂ {_role(step)}" if beside else "", x=len(gained) * pitch)
 
     def _draw_bars(self, step: TracedStep, phase: Phase) -> None:
@@ -331,6 +331,8 @@ def _share(p: float) -> str:
     return look.percent(p) if p > 0 else "0"
 
 
-def _box(left: float, top: float, width: float, height: float) -> list[tuple[float, float]]:
+def _box(
+    left: int | float, top: int | float, width: int | float, height: int | float
+) -> list[tuple[int | float, int | float]]:
     right, bottom = left + width, top + height
     return [(left, top), (right, top), (right, bottom), (left, bottom)]

@@ -31,7 +31,7 @@ class TraceInputs:
 
     prompt: str
     gamma: int = 4
-    temperature: float = 1.0
+    temperature: int | float = 1.0
     seed: int = 0
     max_new_tokens: int = 24
 
@@ -95,7 +95,7 @@ class TracePlayer(v.PromptView):
         target: str | None = None,
         drafter: str | None = None,
         gamma: int = 4,
-        temperature: float = 1.0,
+        temperature: int | float = 1.0,
         seed: int = 0,
         max_new_tokens: int = 24,
     ):
@@ -116,7 +116,7 @@ class TracePlayer(v.PromptView):
         if self.trace is not None:
             self.phase.value = first_correction(self.trace)
 
-    def _make_settings(self, gamma: int, temperature: float, seed: int) -> None:
+    def _make_settings(self, gamma: int, temperature: int | float, seed: int) -> None:
         self.gamma = v.int_slider("γ (drafts a step)", gamma, 1, MOST_DRAFTS, "how many tokens are drafted")
         what = "of both sides; 0 is greedy, 1 the models' own"
         self.temperature = v.float_slider("temperature", temperature, 0.0, 2.0, 0.1, what)
