@@ -210,7 +210,7 @@ class SpeculationPlot:
             end = one.p_after / after_scale if listed_one else 0
             self._after_values[y].set(text=value, x=end + 0.015)
             self._after_values[y].set_color(look.ACCENT if y in at else look.MUTED)
-        self._drawn.set_data([-0.02] * len(at), at)
+        self._drawn.set_data([-0.055] * len(at), at)
 
 
 def plot_speculation(trace: SpeculationTrace, at: int, title: str = "") -> look.Picture:
