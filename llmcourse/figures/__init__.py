@@ -20,6 +20,9 @@
     step_tokens             what steps compute, and the gaps between the tokens of one answer
     load_curve              what is answered in time under more and more load
     kernel_bars             recorded kernels against their limits and peers
+    speculation_trace       a speculative text taken apart: drafts, verdict, the target's own token
+    speculation_strip       its text in the lecture's three colours
+    speculation_plot        its figure: drafts with p and q, and what a correction is drawn from
     cascade_curve           cost against quality of cascades, and what they gain over mixing single models
     cascade_plot            its figure
     cascade_answers         recorded answers as a cascade meets them, stage by stage

@@ -10,6 +10,7 @@ roofline_explorer   where a model's operations lie on a machine's roofline
 memory_calculator   whether weights, cache and activations fit
 tile_player         FlashAttention, a tile at a time
 batching_timeline   policies on the lecture's grid and under any load
+trace_player        speculative decoding: draft, verdict, correction, a phase at a time
 cascade_explorer    what cascades are worth, on questions that they were not chosen on
 """
 
@@ -21,6 +22,7 @@ from llmcourse.figures.widgets.memory_calculator import MemoryCalculator
 from llmcourse.figures.widgets.roofline_explorer import RooflineExplorer
 from llmcourse.figures.widgets.sampling_explorer import SamplingExplorer
 from llmcourse.figures.widgets.tile_player import TilePlayer
+from llmcourse.figures.widgets.trace_player import TracePlayer
 
 __all__ = [
     "BatchingTimeline",
@@ -31,4 +33,5 @@ __all__ = [
     "RooflineExplorer",
     "SamplingExplorer",
     "TilePlayer",
+    "TracePlayer",
 ]

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 ANSWERS = """
 import json, sys, time
 from llmcourse.figures.widgets import BatchingTimeline, CascadeExplorer, MemoryCalculator
-from llmcourse.figures.widgets import RooflineExplorer, TilePlayer
+from llmcourse.figures.widgets import RooflineExplorer, TilePlayer, TracePlayer
 from tests.usual_speed import slowness_of_drawing
 view = eval(sys.argv[1])
 slider, times = getattr(view, sys.argv[2]), []

@@ -13,13 +13,14 @@ from llmcourse.figures.widgets import (
     RooflineExplorer,
     SamplingExplorer,
     TilePlayer,
+    TracePlayer,
 )
 from tests.figures.answered_tasks import task
 
 PROMPT = "Once upon a time"
 
 
-OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer)
+OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer, TracePlayer)
 OF_MACHINES = (MemoryCalculator, RooflineExplorer)
 
 
