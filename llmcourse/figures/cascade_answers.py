@@ -140,9 +140,8 @@ def studies(task: AnsweredTask) -> dict[str, Study]:
 
 def stage_counts(study: Study, judge: str, policy: Policy) -> list[StageCount]:
     """For every model, those left out too, what it was asked and what was kept of it."""
-    ledger = study.ledgers[judge][1]
-    kept = apply_policy(ledger, policy).kept
-    right = ledger.quality.gather(1, kept[:, None])[:, 0] > 0
+    outcome = apply_policy(study.ledgers[judge][1], policy)
+    kept, right = outcome.kept, outcome.qualities > 0
     return [
         StageCount(
             name,

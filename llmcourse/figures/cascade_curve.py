@@ -108,25 +108,16 @@ def cluster_error(values: Float[Tensor, " N"], documents: Sequence[str]) -> floa
     return math.hypot(*sums.values()) / len(values)
 
 
-def paid(ledger: Ledger, policy: Policy, outcome: Outcome) -> Float[Tensor, " N"]:
-    """What each question cost: all models of the policy up to the one whose answer was kept."""
-    asked = torch.zeros(ledger.num_models, dtype=torch.bool)
-    asked[list(policy.models)] = True
-    before = torch.arange(ledger.num_models) <= outcome.kept[:, None]
-    return (ledger.cost * (asked & before)).sum(1)
-
-
-def gains(ledger: Ledger, policy: Policy) -> Float[Tensor, " N"]:
+def gains(ledger: Ledger, outcome: Outcome) -> Float[Tensor, " N"]:
     """g_i of each question: their mean is the gain over mixing."""
-    outcome = apply_policy(ledger, policy)
     shares = mixture(ledger, outcome.cost)
     used = [model for model, share in enumerate(shares) if share > 0]
     points = [single_models(ledger)[model] for model in used]
     cheap, dear = points[0], points[-1]
     slope = (dear.quality - cheap.quality) / (dear.cost - cheap.cost) if len(used) == 2 else 0.0
     weights = torch.tensor(shares, dtype=torch.float64)
-    quality = ledger.quality.gather(1, outcome.kept[:, None])[:, 0] - ledger.quality @ weights
-    cost = paid(ledger, policy, outcome) - ledger.cost @ weights
+    quality = outcome.qualities - ledger.quality @ weights
+    cost = outcome.costs - ledger.cost @ weights
     return quality - slope * cost
 
 
@@ -137,13 +128,12 @@ def try_policy(found: Point, test: Ledger, documents: Sequence[str]) -> Tried:
         ValueError: not one document for each question, or a policy for other models.
     """
     outcome = apply_policy(test, found.policy)
-    quality = test.quality.gather(1, outcome.kept[:, None])[:, 0]
-    over_mixing = gains(test, found.policy)
+    over_mixing = gains(test, outcome)
     return Tried(
         found,
         outcome.quality,
         outcome.cost,
-        cluster_error(quality, documents),
+        cluster_error(outcome.qualities, documents),
         over_mixing.mean().item(),
         cluster_error(over_mixing, documents),
     )

@@ -95,13 +95,24 @@ class Outcome:
     """What became of the questions of a ledger.
 
     Attributes:
-        quality, cost: means over the questions.
         kept: the column whose answer was kept for each question.
+        qualities: of the answer kept for each.
+        costs: of all answers up to it.
     """
 
-    quality: float
-    cost: float
     kept: Int[Tensor, " N"]
+    qualities: Float[Tensor, " N"]
+    costs: Float[Tensor, " N"]
+
+    @property
+    def quality(self) -> float:
+        """The mean over the questions."""
+        return self.qualities.mean().item()
+
+    @property
+    def cost(self) -> float:
+        """The mean over the questions."""
+        return self.costs.mean().item()
 
     def shares(self, num_models: int) -> list[float]:
         """Of the questions, how many each model answered."""
@@ -120,14 +131,13 @@ def apply_policy(ledger: Ledger, policy: Policy) -> Outcome:
     count = len(ledger.quality)
     kept = torch.full((count,), policy.models[-1])
     open_ = torch.ones(count, dtype=torch.bool)
-    cost = torch.zeros(count, dtype=torch.float64)
+    costs = torch.zeros(count, dtype=torch.float64)
     for model, threshold in zip(policy.models, (*policy.thresholds, 0.0), strict=True):
-        cost += ledger.cost[:, model] * open_
+        costs += ledger.cost[:, model] * open_
         stops = open_ & (ledger.scores[:, model] >= threshold)
         kept[stops] = model
         open_ &= ~stops
-    quality = ledger.quality.gather(1, kept[:, None])
-    return Outcome(quality.mean().item(), cost.mean().item(), kept)
+    return Outcome(kept, ledger.quality.gather(1, kept[:, None])[:, 0], costs)
 
 
 def check_order(name: str, costs: Sequence[int | float]) -> None:

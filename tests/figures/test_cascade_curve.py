@@ -9,7 +9,6 @@ from llmcourse.figures.cascade_curve import (
     cluster_error,
     cost_quality,
     gains,
-    paid,
     try_policy,
 )
 from llmcourse.speculative import Ledger, Point, Policy, apply_policy, mixed, pareto_frontier
@@ -32,15 +31,14 @@ def random_ledger(count, seed):
 
 
 def test_each_question_pays_for_those_asked():
-    outcome = apply_policy(ledger(), CASCADE)
-    assert paid(ledger(), CASCADE, outcome).tolist() == [1, 4, 4, 1]
-    alone = Policy((1,))
-    assert paid(ledger(), alone, apply_policy(ledger(), alone)).tolist() == [3] * 4  # not for the first
+    assert apply_policy(ledger(), CASCADE).costs.tolist() == [1, 4, 4, 1]
+    assert apply_policy(ledger(), Policy((1,))).costs.tolist() == [3] * 4  # not for the first
 
 
 def test_gains_by_hand():
     # At a cost of 2.5 three in four are sent to the dearer model: 62.5 % right, 0.25 for a unit of cost.
-    assert gains(ledger(), CASCADE).tolist() == pytest.approx([0.375, -0.125, -0.125, 0.375])
+    outcome = apply_policy(ledger(), CASCADE)
+    assert gains(ledger(), outcome).tolist() == pytest.approx([0.375, -0.125, -0.125, 0.375])
     tried = try_policy(Point(CASCADE, 0.5, 2.0), ledger(), "abcd")
     assert (tried.quality, tried.cost, tried.gain) == pytest.approx((0.75, 2.5, 0.125))
     assert tried.gain_error == pytest.approx(0.125) and tried.quality_error == pytest.approx(0.75**0.5 / 4)
