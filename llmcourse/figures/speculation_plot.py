@@ -40,6 +40,7 @@ BARS = {
     "q, the drafter": {"facecolor": look.CUT, "edgecolor": look.CUT_EDGE, "hatch": look.CUT_HATCH},
 }
 DRAFT_ROW, NUMBERS, GAINED_ROW = 0.02, 0.46, 1.22  # inches from the top of the boxes' axes
+Box = list[tuple[int | float, int | float]]  # its corners
 BOX, ROOM = 0.31, 1.66  # inches: a box is so high, all of them need so much
 
 
@@ -137,14 +138,18 @@ class SpeculationPlot:
             self.title.set_text(readable(title))
             self.figure.still_key = title
             self.subtitle.set_text(readable(happens(trace, at)))
-            self._draw_drafts(step, phase, max(5, widest + 1))
-            self._draw_gains(step, phase, max(5, widest + 1))
+            columns = max(5, widest + 1)
+            drafts = self._draw_drafts(step, phase, columns)
+            gains = self._draw_gains(step, phase, columns)
+            for kind, boxes in self._boxes.items():
+                boxes.set_verts([*drafts[kind], *gains[kind]])
             self._draw_bars(step, phase)
             self._counts.set_text(told(phase.counts))
         self.figure.alt = f"{title}, phase {at + 1} of {len(trace.phases)}. {in_words(trace, at)}"
         return self.figure
 
-    def _draw_drafts(self, step: TracedStep, phase: Phase, columns: int) -> None:
+    def _draw_drafts(self, step: TracedStep, phase: Phase, columns: int) -> dict[str, list[Box]]:
+        """Writes into the boxes of the upper row, and returns them by what became of each."""
         pitch, judged = (RIGHT - LEFT) / columns, phase.kind != "draft"
         boxes = {kind: [] for kind in LOOKS}
         strikes = []
@@ -161,10 +166,12 @@ class SpeculationPlot:
                 y = DRAFT_ROW + BOX / 2
                 strikes.append([(middle - 0.40 * pitch, y), (middle + 0.40 * pitch, y)])
         self._strikes.set_segments(strikes)
-        self._draft_boxes = boxes
+        return boxes
 
-    def _draw_gains(self, step: TracedStep, phase: Phase, columns: int) -> None:
-        pitch, boxes = (RIGHT - LEFT) / columns, self._draft_boxes
+    def _draw_gains(self, step: TracedStep, phase: Phase, columns: int) -> dict[str, list[Box]]:
+        """The same for the lower row."""
+        pitch = (RIGHT - LEFT) / columns
+        boxes = {kind: [] for kind in LOOKS}
         gained = _gained(step, phase)
         for column, label in enumerate(self._gains):
             kind, word = gained[column] if column < len(gained) else ("dropped", "")
@@ -173,10 +180,9 @@ class SpeculationPlot:
             label.set_color(look.PAPER if kind == "own" else look.INK)
             if word:
                 boxes[kind].append(_box(middle - 0.46 * pitch, GAINED_ROW, 0.92 * pitch, BOX))
-        for kind, verts in boxes.items():
-            self._boxes[kind].set_verts(verts)
         beside = phase.kind == "target" and (columns - len(gained)) * pitch > 1.2  # inches
         self._own_name.set(text=f"◂ {_role(step)}" if beside else "", x=len(gained) * pitch)
+        return boxes
 
     def _draw_bars(self, step: TracedStep, phase: Phase) -> None:
         judged, drawn = phase.kind != "draft" and step.own is not None, phase.kind == "target"
@@ -331,8 +337,6 @@ def _share(p: float) -> str:
     return look.percent(p) if p > 0 else "0"
 
 
-def _box(
-    left: int | float, top: int | float, width: int | float, height: int | float
-) -> list[tuple[int | float, int | float]]:
+def _box(left: int | float, top: int | float, width: int | float, height: int | float) -> Box:
     right, bottom = left + width, top + height
     return [(left, top), (right, top), (right, bottom), (left, bottom)]

@@ -8,13 +8,12 @@ is white on dark. What was drafted after a fallen draft is left out, as it was n
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
 from llmcourse.figures.speculation_trace import SpeculationTrace, TracedStep, TracedToken
+from llmcourse.figures.text_strip import boxed_html, framed_html, keys_html, unmarked_html
 
 Mark = Literal["accepted", "rejected", "own", "proposed"]
 ACCEPTED, ACCEPTED_EDGE = "#cdeae3", "#1f7a68"  # green
@@ -103,14 +102,8 @@ def strip_html(strip: SpeculationStrip, legend: bool = True, font: bool = True) 
     Args:
         font: whether to bring the Chinese characters along, for machines without a Chinese font.
     """
-    frame = (
-        "background:#fff;color:#1d2733;border:1px solid #c9d0d8;border-radius:6px;padding:10px 14px;"
-        f"font:15px/1.9 {WEB_FAMILIES};white-space:pre-wrap;overflow-wrap:anywhere"
-    )
     body = "".join(f"<div>{_line_html(line)}</div>" for line in strip.lines)
-    css = web_font(chinese(repr(strip))) if font else ""
-    style = f"<style>{css}</style>" if css else ""
-    return f'{style}<div style="{frame}">{body}{_legend_html(strip) if legend else ""}</div>'
+    return framed_html(body + (_legend_html(strip) if legend else ""), repr(strip) if font else "")
 
 
 def _marked(step: TracedStep, with_own: bool = True) -> list[tuple[TracedToken, Mark]]:
@@ -138,21 +131,15 @@ def _pieces(marked: Sequence[tuple[TracedToken, Mark]]) -> tuple[Piece, ...]:
 
 
 def _line_html(line: Line) -> str:
-    before = f'<span style="color:#55606c">{html.escape(line.before)}</span>'
-    return before + "".join(_piece_html(piece) for piece in line.pieces)
+    return unmarked_html(line.before) + "".join(_piece_html(piece) for piece in line.pieces)
 
 
 def _piece_html(piece: Piece) -> str:
-    tag, text = ("del" if piece.mark == "rejected" else "span"), piece.text
-    if piece.mark == "rejected":  # it is no part of the text, which it must not break
-        return _tagged(tag, piece.mark, text.replace("\n", "⏎"))
-    breaks = "\n" * (len(text) - len(text.rstrip("\n")))  # outside the box, which they would split
-    return _tagged(tag, piece.mark, text.rstrip("\n") or "⏎") + breaks
-
-
-def _tagged(tag: str, mark: Mark, text: str) -> str:
-    style = f"{STYLES[mark]};border-radius:3px;padding:1px 0;margin:0 1px"
-    return f'<{tag} title="{html.escape(NAMES[mark])}" style="{style}">{html.escape(text)}</{tag}>'
+    style = f"{STYLES[piece.mark]};border-radius:3px;padding:1px 0;margin:0 1px"
+    if piece.mark != "rejected":
+        return boxed_html(piece.text, NAMES[piece.mark], style)
+    text = piece.text.replace("\n", "⏎")  # it is no part of the text, which it must not break
+    return boxed_html(text, NAMES[piece.mark], style, tag="del")
 
 
 def _legend_html(strip: SpeculationStrip) -> str:
@@ -162,4 +149,4 @@ def _legend_html(strip: SpeculationStrip) -> str:
         for mark, name in NAMES.items()
         if mark != "proposed" or mark in shown
     )
-    return f'<div style="margin-top:8px;font-size:12px;color:#55606c">{keys}</div>'
+    return keys_html(keys)

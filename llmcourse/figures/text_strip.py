@@ -82,26 +82,42 @@ def strip_html(strip: TextStrip, legend: bool = True, font: bool = True) -> str:
     Args:
         font: whether to bring the Chinese characters along, for machines without a Chinese font.
     """
+    body = unmarked_html(strip.prompt) + "".join(_piece_html(piece) for piece in strip.pieces)
+    return framed_html(body + (_legend_html() if legend else ""), strip.text if font else "")
+
+
+def framed_html(body: str, text: str) -> str:
+    """A strip's frame around HTML, and the font that brings the Chinese characters of `text`, if any."""
     frame = (
         "background:#fff;color:#1d2733;border:1px solid #c9d0d8;border-radius:6px;padding:10px 14px;"
         f"font:15px/1.9 {WEB_FAMILIES};"
         "white-space:pre-wrap;overflow-wrap:anywhere"
     )
-    prompt = f'<span style="color:#55606c">{html.escape(strip.prompt)}</span>'
-    body = "".join(_piece_html(piece) for piece in strip.pieces)
-    css = web_font(chinese(strip.text)) if font else ""
+    css = web_font(chinese(text))
     style = f"<style>{css}</style>" if css else ""
-    return f'{style}<div style="{frame}">{prompt}{body}{_legend_html() if legend else ""}</div>'
+    return f'{style}<div style="{frame}">{body}</div>'
+
+
+def unmarked_html(text: str) -> str:
+    """What stood before, in a quieter colour."""
+    return f'<span style="color:#55606c">{html.escape(text)}</span>'
+
+
+def boxed_html(text: str, name: str, style: str, tag: str = "span") -> str:
+    """A piece of the text in a box; line breaks at its end stay outside, as they would split it."""
+    inside = text.rstrip("\n")
+    box = f'<{tag} title="{html.escape(name)}" style="{style}">{html.escape(inside) or "⏎"}</{tag}>'
+    return box + "\n" * (len(text) - len(inside))
+
+
+def keys_html(keys: str) -> str:
+    """The line below a strip that says what its boxes mean."""
+    return f'<div style="margin-top:8px;font-size:12px;color:#55606c">{keys}</div>'
 
 
 def _piece_html(piece: StripPiece) -> str:
     name = f"{piece.text!r}: {piece.probability:.2%}"
-    # The line break stays outside the coloured box, which would otherwise be split by it.
-    body = html.escape(piece.text.rstrip("\n")) or "⏎"
-    breaks = "\n" * (len(piece.text) - len(piece.text.rstrip("\n")))
-    return (
-        f'<span title="{html.escape(name)}" style="{_paint(shade(piece.probability))}">{body}</span>{breaks}'
-    )
+    return boxed_html(piece.text, name, _paint(shade(piece.probability)))
 
 
 def _paint(index: int) -> str:
@@ -115,4 +131,4 @@ def _legend_html() -> str:
         f'<span style="{_paint(i)};padding:1px 6px;border:1px solid #e6e9ec">{name}</span>'
         for i, name in enumerate(names)
     )
-    return f'<div style="margin-top:8px;font-size:12px;color:#55606c">probability: {keys}</div>'
+    return keys_html(f"probability: {keys}")
