@@ -97,6 +97,13 @@ def model_costs(
 ) -> tuple[Cost, ...]:
     """Every operation of the whole model, those of a layer once for all layers."""
     operations = model_operations(shapes, step, attention=attention, skip_masked=skip_masked)
+    return repeated_costs(operations, shapes, step, precision)
+
+
+def repeated_costs(
+    operations: Iterable[tuple[int, Operation]], shapes: Shapes, step: Step, precision: Precision = BF16
+) -> tuple[Cost, ...]:
+    """Each operation as often as it runs: all of `operations.model_operations`, or some."""
     values = letter_values(shapes, step)
     return tuple(count(operation, values, precision) * times for times, operation in operations)
 

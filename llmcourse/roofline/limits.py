@@ -16,7 +16,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 
 from llmcourse.costs import BF16, Cost, Precision, Shapes, Step, model_costs, total
-from llmcourse.costs.counting import count, letter_values
+from llmcourse.costs.counting import repeated_costs
 from llmcourse.costs.operations import Operation, model_operations
 from llmcourse.costs.shapes import check_at_least
 
@@ -198,8 +198,7 @@ def turning_batch(
     operations = _chosen(model_operations(shapes, Step.decode(1, context), attention=attention), operation)
 
     def computes(batch: int) -> bool:
-        values = letter_values(shapes, Step.decode(batch, context))
-        costs = (count(one, values, precision) * times for times, one in operations)
+        costs = repeated_costs(operations, shapes, Step.decode(batch, context), precision)
         return predict(total(costs), machine, dtype).bound == "compute"
 
     return _first(computes, largest)
