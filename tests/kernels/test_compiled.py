@@ -127,7 +127,8 @@ def test_a_kernel_that_spills_is_seen(kernels):
 @pytest.mark.parametrize("job", JOBS, ids=name_of)
 def test_kernels_start_early_from_hopper_on_only(kernels, job):
     """All but the choice, which ends a step, and what prompts need, which takes longer than a launch."""
-    early = {kernel.kernel.strip("_").removesuffix("_kernel"): kernel.has_pdl for kernel in kernels[job]}
+    found = kernels[job]
+    early = dict(zip(names_of(found), (kernel.has_pdl for kernel in found), strict=True))
     late = {"choose", "best_of_chunk", "best_of_row", "rotate_and_store", "paged_attention"}
     assert early == {name: job[-1] >= 90 and name not in late for name in early}
 
@@ -147,7 +148,7 @@ def test_a_served_step_launches_what_it_says(kernels):
     """Six kernels a layer, two of them for pieces of prompts, three behind; products are the library's."""
     for job in JOBS:
         if job[0] is compiled_paged_step:
-            assert [k.kernel.strip("_").removesuffix("_kernel") for k in kernels[job]] == [
+            assert names_of(kernels[job]) == [
                 "rms_norm", "decode_attention", "rotate_and_store", "paged_attention", "rms_norm", "swiglu",
                 "rms_norm", "best_of_chunk", "best_of_row",
             ]  # fmt: skip

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from ipywidgets.widgets.widget_description import DescriptionWidget
 
 from llmcourse.figures.timeline import grid_of
 from llmcourse.figures.widgets import batching_timeline as widget
@@ -12,6 +11,7 @@ from llmcourse.figures.widgets.batching_timeline import DRAWN, PRESETS, Batching
 from llmcourse.serving.clock import one_second
 from llmcourse.serving.lecture_grid import grid, lecture_trace
 from llmcourse.serving.policies import ContinuousBatching, TraditionalBatching
+from tests.figures.widgets.described import described
 
 SMALL = BatchingInputs("all three", DRAWN, 5, 1, 8, 4, 0, 3, 8)
 
@@ -138,14 +138,8 @@ def test_costs_can_be_given():
 
 
 def test_every_control_has_a_name(view):
-    rows = [child for row in view.widget.children for child in getattr(row, "children", ())]
-    found = [widget for widget in rows if isinstance(widget, DescriptionWidget)]
+    found = described(view)
     assert len(found) == 12 and all(widget.description for widget in found)
-
-
-def test_a_saved_notebook_keeps_a_picture(view):
-    data, _ = view._repr_mimebundle_()
-    assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == view.picture.alt
 
 
 @pytest.mark.alone

@@ -1,7 +1,6 @@
 """The memory calculator says what the roofline's memory says, and explains what cannot be."""
 
 import pytest
-from ipywidgets.widgets.widget_description import DescriptionWidget
 
 from llmcourse import roofline
 from llmcourse.costs import LLAMA_2_7B, LLAMA_3_8B, Precision
@@ -13,6 +12,7 @@ from llmcourse.figures.widgets.memory_calculator import (
     rows_of,
 )
 from llmcourse.hardware import Ceilings, datasheet
+from tests.figures.widgets.described import described
 
 A100 = datasheet("A100 80GB")
 SHEETS = {name: datasheet(name) for name in ("A100 80GB", "T4", "RTX 4090")}
@@ -123,14 +123,8 @@ def test_unknown_names_are_refused():
 
 
 def test_every_control_has_a_name(calculator):
-    rows = [child for row in calculator.widget.children for child in getattr(row, "children", ())]
-    found = [widget for widget in rows if isinstance(widget, DescriptionWidget)]
+    found = described(calculator)
     assert len(found) == 7 and all(widget.description for widget in found)
-
-
-def test_a_saved_notebook_keeps_a_picture(calculator):
-    data, _ = calculator._repr_mimebundle_()
-    assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == calculator.picture.alt
 
 
 @pytest.mark.alone

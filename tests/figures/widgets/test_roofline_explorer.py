@@ -1,7 +1,6 @@
 """The roofline explorer, driven by setting the values that a reader's mouse and keys would set."""
 
 import pytest
-from ipywidgets.widgets.widget_description import DescriptionWidget
 
 from llmcourse import hardware, roofline
 from llmcourse.costs import LLAMA_2_7B, LLAMA_3_8B, Precision, Step
@@ -14,6 +13,7 @@ from llmcourse.figures.widgets.roofline_explorer import (
 )
 from llmcourse.figures.widgets.view import FORMER_CLASS
 from llmcourse.hardware import Ceilings, datasheet
+from tests.figures.widgets.described import described
 
 A100 = datasheet("A100 80GB")
 SHEETS = {name: datasheet(name) for name in ("A100 80GB", "T4", "H200", "laptop CPU")}
@@ -151,15 +151,8 @@ def test_names_are_never_taken_for_markup():
 
 
 def test_every_control_has_a_name(explorer):
-    rows = [child for row in explorer.widget.children for child in getattr(row, "children", ())]
-    found = [widget for widget in rows if isinstance(widget, DescriptionWidget)]
+    found = described(explorer)
     assert len(found) == 7 and all(widget.description for widget in found)
-
-
-def test_a_saved_notebook_keeps_a_picture(explorer):
-    data, _ = explorer._repr_mimebundle_()
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == explorer.widget.model_id
-    assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == explorer.picture.alt
 
 
 @pytest.mark.alone

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from ipywidgets.widgets.widget_description import DescriptionWidget
 
 from llmcourse.figures.widgets.tile_player import TileInputs, TilePlayer, play_tiles, random_rows
+from tests.figures.widgets.described import described
 
 
 @pytest.fixture
@@ -93,15 +93,8 @@ def test_the_state_is_a_function_of_its_inputs():
 
 
 def test_every_control_has_a_name(player):
-    rows = [child for row in player.widget.children for child in getattr(row, "children", ())]
-    found = [widget for widget in rows if isinstance(widget, DescriptionWidget)]
+    found = described(player)
     assert len(found) >= 6 and all(widget.description for widget in found)
-
-
-def test_a_saved_notebook_keeps_a_picture(player):
-    data, _ = player._repr_mimebundle_()
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == player.widget.model_id
-    assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == player.picture.alt
 
 
 @pytest.mark.alone

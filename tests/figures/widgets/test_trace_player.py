@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from ipywidgets.widgets.widget_description import DescriptionWidget
 
 from llmcourse.decoding import SamplingParams
 from llmcourse.figures.speculation_strip import text_so_far
@@ -18,6 +17,7 @@ from llmcourse.figures.widgets.trace_player import (
     trace_text,
 )
 from llmcourse.speculative import ModelDrafter, generate
+from tests.figures.widgets.described import described
 
 PROMPT = "Once upon a time"
 
@@ -154,15 +154,8 @@ def test_where_nothing_falls_it_starts_at_the_end(models):
 
 
 def test_every_control_has_a_name(player):
-    rows = [child for row in player.widget.children for child in getattr(row, "children", ())]
-    found = [widget for widget in rows if isinstance(widget, DescriptionWidget)]
+    found = described(player)
     assert len(found) >= 9 and all(widget.description for widget in found)
-
-
-def test_a_saved_notebook_keeps_a_picture(player):
-    data, _ = player._repr_mimebundle_()
-    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == player.widget.model_id
-    assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == player.picture.alt
 
 
 @pytest.mark.alone

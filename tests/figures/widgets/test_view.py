@@ -1,4 +1,4 @@
-"""What all views share: one thread at a time."""
+"""What all views share: a picture for saved notebooks, and one thread at a time."""
 
 import threading
 
@@ -31,6 +31,12 @@ def view(request, models):
     if request.param in OF_MODELS:
         return request.param(models, PROMPT)
     return request.param(machine="A100 80GB") if request.param in OF_MACHINES else request.param()
+
+
+def test_a_saved_notebook_keeps_a_picture(view):
+    data, _ = view._repr_mimebundle_()
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == view.widget.model_id
+    assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == view.picture.alt
 
 
 def test_what_a_view_shows_is_not_saved_half_changed(view, monkeypatch):
