@@ -59,8 +59,11 @@ def jobs(parts: Sequence[str]) -> list[tuple[Callable, tuple]]:
     rows = flash_rows(direction) if direction in parts else []
     flash = [(compile_flash, (row, simply)) for row in rows for simply in (False, True)]
     kinds = [kind for kind in KINDS if kind in parts or (kind == "decode" and "paged" in parts)]
-    settings = list(itertools.product(TILES, strides(SHAPES), (False, True)))
-    caches = [(compile_cache, (kind, *setting)) for kind in kinds for setting in settings]
+    caches = [
+        (compile_cache, (kind, *setting))
+        for kind in kinds
+        for setting in itertools.product(TILES[kind], strides(SHAPES), (False, True))
+    ]
     half = len(flash) // 2
     return flash[:half] + caches + flash[half:]
 

@@ -28,7 +28,12 @@ from llmcourse.timing import measure
 KINDS = ("decode", "paged")
 HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 PAGE = 16  # tokens in a block of the pool
-TILES = tuple(AttentionTile(block, 4) for block in (32, 64, 128))
+TILES = {
+    "decode": tuple(AttentionTile(block, 4) for block in (32, 64, 128)),
+    "paged": tuple(
+        AttentionTile(*tile) for tile in ((64, 4, 2), (64, 4, 3), (64, 8, 3), (128, 4, 2), (128, 8, 3))
+    ),
+}
 CHAIN_BYTES = 4_000_000_000
 PEER = SDPBackend.CUDNN_ATTENTION
 
@@ -113,7 +118,7 @@ def in_blocks(cache: Tensor, tables: Tensor) -> Tensor:
     """A pool in which `tables` finds what `(B, Hkv, S, D)` holds in order."""
     batch, heads, length, size = cache.shape
     blocks = cache.view(batch, heads, length // PAGE, PAGE, size).transpose(1, 2).flatten(0, 1)
-    pool = torch.empty_like(blocks)
+    pool = torch.empty(blocks.shape, dtype=cache.dtype, device=cache.device)
     pool[tables.flatten().long()] = blocks
     return pool
 
@@ -171,7 +176,9 @@ def search(kind: str, problem: Problem) -> Found:
     """
     name, device = problem.shape.name(kind), problem.qkv.device
     best = None
-    for setting in itertools.starmap(Setting, itertools.product(TILES, problem.shape.splits, (False, True))):
+    for setting in itertools.starmap(
+        Setting, itertools.product(TILES[kind], problem.shape.splits, (False, True))
+    ):
         with survived(f"{name} {setting}"):
             attend = Attend(kind, problem, setting)
             runs = {"PyTorch": lambda: (problem.theirs,), "ours": attend.first_layer}

@@ -7,7 +7,7 @@ all 256 in one batch, prompts padded to the longest and every row running until 
 transformers' `generate_batch` on 64 of the requests, 300 tokens each. Then requests that arrive over time:
 the 99th percentile of the time between two tokens with whole prompts and with prompts in chunks.
 
-    python benchmarks/serve.py [--only throughput,traditional,transformers,chunked] [--repeats 3] [--pdl]
+    python benchmarks/serve.py [--only throughput,traditional,transformers,chunked] [--repeats 3] [--no-pdl]
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PARTS = ("throughput", "traditional", "transformers", "chunked")
 class Server:
     """A model, its cache and its graphs, which all measurements share."""
 
-    def __init__(self, pdl: bool = False):
+    def __init__(self, pdl: bool = True):
         self.pdl = pdl
         self.model: Decoder = random_model(NAME)
         self.cache = PagedCache(self.model, BLOCKS, SIZE)
@@ -80,12 +80,12 @@ def main() -> None:
     )
     parser.add_argument("--only", default=",".join(PARTS), help="parts, by comma")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--pdl", action="store_true", help="start our kernels early")
+    parser.add_argument("--no-pdl", action="store_true", help="let no kernel of ours start early")
     arguments = parser.parse_args()
     parts = arguments.only.split(",")
     ceilings = hardware.measure_ceilings(torch.device("cuda"), refresh=True)
     print(ceilings, flush=True)
-    server = Server(arguments.pdl)
+    server = Server(not arguments.no_pdl)
     print(f"graphs recorded in {server.recording_s:.1f} s", flush=True)
     server.serve(nano_vllm_requests(48), WHOLE)  # compiles what steps of whole prompts need
     ours = throughput(server, ceilings, arguments.repeats, "traditional" in parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.online_softmax_triton import join
@@ -15,18 +14,18 @@ from llmcourse.kernels.tiles import AttentionTile
 
 
 @triton.jit
-def _features(BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr):
+def repeated_features(BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr):
     return tl.arange(0, BLOCK_D)[None, :] + tl.zeros((BLOCK_G, 1), tl.int32)
 
 
 @triton.jit
-def _partners(d, D: tl.constexpr):
+def partners(d, D: tl.constexpr):
     """RoPE turns feature d with the one that lies D / 2 away."""
     return tl.where(d < D // 2, d + D // 2, d - D // 2)
 
 
 @triton.jit
-def _angles(cos_ptr, sin_ptr, position, d, D: tl.constexpr):
+def angles(cos_ptr, sin_ptr, position, d, D: tl.constexpr):
     """Cosine and signed sine for every feature of a head at this position."""
     HALF: tl.constexpr = D // 2
     at = position * HALF + tl.where(d < HALF, d, d - HALF)
@@ -36,18 +35,18 @@ def _angles(cos_ptr, sin_ptr, position, d, D: tl.constexpr):
 
 
 @triton.jit
-def _gains(norm_ptr, d, D: tl.constexpr, NORM: tl.constexpr):
+def gains(norm_ptr, d, D: tl.constexpr, NORM: tl.constexpr):
     """Weights of the head norm for every feature and for its partner; ones without a norm."""
     if NORM:
         own = tl.load(norm_ptr + d, mask=d < D, other=0.0).to(tl.float32)
-        return own, tl.load(norm_ptr + _partners(d, D), mask=d < D, other=0.0).to(tl.float32)
+        return own, tl.load(norm_ptr + partners(d, D), mask=d < D, other=0.0).to(tl.float32)
     else:
         ones = tl.full(d.shape, 1.0, tl.float32)
         return ones, ones
 
 
 @triton.jit
-def _rotated(x, y, gain, partner_gain, cos, sin, eps, D: tl.constexpr, NORM: tl.constexpr):
+def rotated(x, y, gain, partner_gain, cos, sin, eps, D: tl.constexpr, NORM: tl.constexpr):
     """Heads x, their partners y, after norm and RoPE; fp32."""
     x, y = x.to(tl.float32), y.to(tl.float32)
     if NORM:
@@ -58,21 +57,7 @@ def _rotated(x, y, gain, partner_gain, cos, sin, eps, D: tl.constexpr, NORM: tl.
 
 
 @triton.jit
-def _slots(tables_ptr, row, kv_head, s, held, width, HKV: tl.constexpr, SIZE: tl.constexpr):
-    """Where tokens s of a row lie among all slots of a head size, and which of them lie anywhere.
-
-    A cache of its own gives a row `width` slots in order; in a pool of blocks of SIZE tokens, `width` is that
-    of the table, and a negative entry is no block.
-    """
-    if SIZE == 0:
-        return (row.to(tl.int64) * HKV + kv_head) * width + s, held
-    else:
-        block = tl.load(tables_ptr + row * width + s // SIZE, mask=held, other=-1)
-        return (block.to(tl.int64) * HKV + kv_head) * SIZE + s % SIZE, held & (block >= 0)
-
-
-@triton.jit
-def _absorb(q, k, v, inside, peak, weight, mixed, scale):
+def absorb(q, k, v, inside, peak, weight, mixed, scale):
     """The tile k, v `(BLOCK_S, BLOCK_D)` joins what the query heads q `(BLOCK_G, BLOCK_D)` have seen."""
     scores = tl.dot(q, k.T, input_precision="ieee") * scale  # (BLOCK_G, BLOCK_S), base 2
     scores = tl.where(inside[None, :], scores, float("-inf"))
@@ -81,7 +66,7 @@ def _absorb(q, k, v, inside, peak, weight, mixed, scale):
     return peak, weight, mixed
 
 
-@triton.jit(do_not_specialize=["width"])  # which changes with the longest text
+@triton.jit(do_not_specialize=["width"])  # slots of a row, as many as the cache was made for
 def _decode_attention_kernel(
     qkv_ptr,
     keys_ptr,
@@ -99,7 +84,6 @@ def _decode_attention_kernel(
     width,
     eps,
     scale,
-    tables_ptr,
     H: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
@@ -108,7 +92,6 @@ def _decode_attention_kernel(
     BLOCK_S: tl.constexpr,
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
-    SIZE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     G: tl.constexpr = H // HKV
@@ -126,15 +109,16 @@ def _decode_attention_kernel(
         return
 
     # What is no result of the previous kernel is on its way at once: angles, gains, keys of earlier tokens.
-    features = _features(BLOCK_G, BLOCK_D)
-    cos, sin = _angles(cos_ptr, sin_ptr, position, features, D)
-    q_gain, q_partner_gain = _gains(q_norm_ptr, features, D, NORM)
-    k_gain, k_partner_gain = _gains(k_norm_ptr, features, D, NORM)
+    features = repeated_features(BLOCK_G, BLOCK_D)
+    cos, sin = angles(cos_ptr, sin_ptr, position, features, D)
+    q_gain, q_partner_gain = gains(q_norm_ptr, features, D, NORM)
+    k_gain, k_partner_gain = gains(k_norm_ptr, features, D, NORM)
     first, last = split * span, tl.minimum(split * span + span, position)
     s = tl.arange(0, BLOCK_S)
     d = tl.arange(0, BLOCK_D)
-    slots, inside = _slots(tables_ptr, row, kv_head, first + s, first + s < last, width, HKV, SIZE)
-    at = slots[:, None] * D + d[None, :]
+    cache_row = (row.to(tl.int64) * HKV + kv_head) * width
+    inside = first + s < last
+    at = (cache_row + (first + s))[:, None] * D + d[None, :]
     tile_mask = inside[:, None] & (d < D)[None, :]
     k = tl.load(keys_ptr + at, mask=tile_mask, other=0.0)
     v = tl.load(values_ptr + at, mask=tile_mask, other=0.0)
@@ -147,31 +131,30 @@ def _decode_attention_kernel(
     k_head, v_head = heads + (H + kv_head) * D, heads + (H + HKV + kv_head) * D
     real = (group < G)[:, None] & (features < D)
     q = tl.load(q_head + features, mask=real, other=0.0)
-    q_partner = tl.load(q_head + _partners(features, D), mask=real, other=0.0)
+    q_partner = tl.load(q_head + partners(features, D), mask=real, other=0.0)
     k_new = tl.load(k_head + features, mask=features < D, other=0.0)
-    k_partner = tl.load(k_head + _partners(features, D), mask=features < D, other=0.0)
+    k_partner = tl.load(k_head + partners(features, D), mask=features < D, other=0.0)
     v_new = tl.load(v_head + features, mask=features < D, other=0.0)
-    q = _rotated(q, q_partner, q_gain, q_partner_gain, cos, sin, eps, D, NORM)
+    q = rotated(q, q_partner, q_gain, q_partner_gain, cos, sin, eps, D, NORM)
     q = q.to(qkv_ptr.dtype.element_ty)
-    k_new = _rotated(k_new, k_partner, k_gain, k_partner_gain, cos, sin, eps, D, NORM)
+    k_new = rotated(k_new, k_partner, k_gain, k_partner_gain, cos, sin, eps, D, NORM)
     k_new = k_new.to(keys_ptr.dtype.element_ty)
 
     peak = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     weight = tl.zeros((BLOCK_G,), tl.float32)
     mixed = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
-    peak, weight, mixed = _absorb(q, k, v, inside, peak, weight, mixed, scale)
+    peak, weight, mixed = absorb(q, k, v, inside, peak, weight, mixed, scale)
     for start in range(first + BLOCK_S, last, BLOCK_S):
-        slots, inside = _slots(tables_ptr, row, kv_head, start + s, start + s < last, width, HKV, SIZE)
-        at = slots[:, None] * D + d[None, :]
+        inside = start + s < last
+        at = (cache_row + (start + s))[:, None] * D + d[None, :]
         tile_mask = inside[:, None] & (d < D)[None, :]
         k = tl.load(keys_ptr + at, mask=tile_mask, other=0.0)
         v = tl.load(values_ptr + at, mask=tile_mask, other=0.0)
-        peak, weight, mixed = _absorb(q, k, v, inside, peak, weight, mixed, scale)
+        peak, weight, mixed = absorb(q, k, v, inside, peak, weight, mixed, scale)
 
     if split == 0:  # always active: it stores the new token, and lets it join
-        own, kept = _slots(tables_ptr, row, kv_head, position, position >= 0, width, HKV, SIZE)
-        slot = own * D + features
-        first_row = (group == 0)[:, None] & (features < D) & kept
+        slot = (cache_row + position) * D + features
+        first_row = (group == 0)[:, None] & (features < D)
         tl.store(keys_ptr + slot, k_new, mask=first_row)
         tl.store(values_ptr + slot, v_new.to(values_ptr.dtype.element_ty), mask=first_row)
         score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), axis=1) * scale
@@ -181,20 +164,51 @@ def _decode_attention_kernel(
         mixed = mixed * fade[:, None] + share[:, None] * v_new.to(tl.float32)
         peak = new_peak
 
-    outputs = out_ptr + (row.to(tl.int64) * H + kv_head * G + group)[:, None] * D + d[None, :]
+    hand_in(
+        peak, weight, mixed, out_ptr, peaks_ptr, weights_ptr, mixed_ptr, arrivals_ptr, row, kv_head, split,
+        active, H, HKV, D, BLOCK_D, BLOCK_G, SPLITS,
+    )  # fmt: skip
+
+
+@triton.jit
+def hand_in(
+    peak,
+    weight,
+    mixed,
+    out_ptr,
+    peaks_ptr,
+    weights_ptr,
+    mixed_ptr,
+    arrivals_ptr,
+    row,
+    kv_head,
+    split,
+    active,
+    H: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Stores what a split has seen; the last of a row's active splits to arrive makes the output of all."""
+    G: tl.constexpr = H // HKV
+    group, d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
+    real = (group < G)[:, None] & (d < D)[None, :]
     if active == 1:
+        outputs = out_ptr + (row.to(tl.int64) * H + kv_head * G + group)[:, None] * D + d[None, :]
         tl.store(outputs, (mixed / weight[:, None]).to(out_ptr.dtype.element_ty), mask=real)
-        return
-    part = (row * H + kv_head * G + group) * SPLITS + split
-    tl.store(peaks_ptr + part, peak, mask=group < G)
-    tl.store(weights_ptr + part, weight, mask=group < G)
-    tl.store(mixed_ptr + part[:, None].to(tl.int64) * D + d[None, :], mixed, mask=real)
-    tl.debug_barrier()  # all threads have stored before one of them says so
-    arrived = tl.atomic_add(arrivals_ptr + row * HKV + kv_head, 1, sem="acq_rel")
-    if arrived != active - 1:
-        return
-    tl.store(arrivals_ptr + row * HKV + kv_head, 0)
-    combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, row * H + kv_head * G, active, G, D, BLOCK_D, SPLITS)
+    else:
+        part = (row * H + kv_head * G + group) * SPLITS + split
+        tl.store(peaks_ptr + part, peak, mask=group < G)
+        tl.store(weights_ptr + part, weight, mask=group < G)
+        tl.store(mixed_ptr + part[:, None].to(tl.int64) * D + d[None, :], mixed, mask=real)
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        arrivals = arrivals_ptr + row * HKV + kv_head
+        if tl.atomic_add(arrivals, 1, sem="acq_rel") == active - 1:
+            tl.store(arrivals, 0)
+            first_head = row * H + kv_head * G
+            combine(out_ptr, peaks_ptr, weights_ptr, mixed_ptr, first_head, active, G, D, BLOCK_D, SPLITS)
 
 
 @triton.jit
@@ -232,21 +246,11 @@ def combine(
         tl.store(at, total.to(out_ptr.dtype.element_ty), mask=(member < G)[:, None] & (d < D)[None, :])
 
 
-def launch(
-    grid: tuple[int, int],
-    arguments: tuple,
-    constants: dict,
-    tile: AttentionTile,
-    pdl: bool,
-    tables: Tensor | None = None,
-) -> None:
-    """With what `decode_attention` tells both of its kernels; `tables` for a cache in blocks."""
-    keys = arguments[1]
+def launch(grid: tuple[int, int], arguments: tuple, constants: dict, tile: AttentionTile, pdl: bool) -> None:
+    """With what `decode_attention` tells both of its kernels."""
     _decode_attention_kernel[grid](
         *arguments,
-        arguments[0] if tables is None else tables,  # without tables never read
         **constants,
-        SIZE=0 if tables is None else keys.shape[2],
         BLOCK_D=max(16, triton.next_power_of_2(constants["D"])),
         BLOCK_G=max(16, triton.next_power_of_2(constants["H"] // constants["HKV"])),
         num_warps=tile.warps,

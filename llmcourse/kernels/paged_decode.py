@@ -87,7 +87,7 @@ def paged_decode_attention(
         mixed = paged_decode_attention_reference(qkv, keys, values, block_tables, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
     from llmcourse.kernels.capabilities import compiles_for
-    from llmcourse.kernels.decode_attention_triton import launch
+    from llmcourse.kernels.paged_decode_triton import launch
 
     head_dim = keys.shape[3]
     out = qkv.new_empty(len(qkv), num_heads * head_dim) if out is None else out

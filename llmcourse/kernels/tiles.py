@@ -195,8 +195,9 @@ def attention_tile(head_dim: int, item_bytes: int, shared_bytes: int) -> Attenti
 def paged_tile(head_dim: int, item_bytes: int, hopper: bool) -> AttentionTile:
     """For a cache in blocks, small enough for 99 KiB of shared memory, and for the registers.
 
-    In 16 bits on Hopper of the fastest three for 256 requests and for 64 of them on an H200
-    (benchmarks/results/raw/paged_variants_nvidia_h200.jsonl).
+    In 16 bits on Hopper the fastest for 256 requests and for 64 of them on an H200
+    (benchmarks/results/raw/paged_decode_variants_nvidia_h200.jsonl, and of the chunks of a mixed batch
+    paged_variants_nvidia_h200.jsonl).
 
     Args:
         hopper: whether the GPU is that or later; before, both operands of a product are held in registers.

@@ -42,7 +42,9 @@ class PagedDecoder:
         max_running: slots of the scheduler's batch.
         max_length: of a text.
         backend: "triton" for the kernels, "reference" for PyTorch's operations, "auto" for what runs here.
-        pdl: start our kernels before those that feed them end, on a Hopper GPU or later.
+        pdl: start our kernels before those that feed them end, on a Hopper GPU or later. Attention takes part
+            where the batch fills the chip without splits: otherwise programs that wait take the room of those
+            that work (on an H200, one request of 32,768 tokens reads 20 % slower).
 
     Attributes:
         last_tokens: `(max_running + 1,)`, what was drawn last for each slot of the batch, and one to spare.
@@ -59,7 +61,7 @@ class PagedDecoder:
         max_running: int,
         max_length: int,
         backend: Backend = "auto",
-        pdl: bool = False,
+        pdl: bool = True,
     ):
         c, device = model.config, model.device
         expected, found = (c.num_layers, c.num_kv_heads, c.head_dim), (cache.keys.shape[i] for i in (0, 2, 4))
@@ -138,7 +140,7 @@ class PagedDecoder:
                 workspace=workspace,
                 out=out[:n],
                 backend=self.backend,
-                pdl=self.pdl,
+                pdl=self.pdl and (workspace is None or workspace.num_splits == 1),
             )
 
     def _prefill(

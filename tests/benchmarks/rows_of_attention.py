@@ -35,7 +35,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(flash_rows, "PEERS", backends)
     for name, value in (("HEADS", 2), ("KV_HEADS", 1), ("HEAD_DIM", 16), ("CHAIN_BYTES", 0)):
         monkeypatch.setattr(cache_rows, name, value)
-    monkeypatch.setattr(cache_rows, "TILES", (AttentionTile(16, 4), AttentionTile(32, 4)))
+    tiles = (AttentionTile(16, 4), AttentionTile(32, 4))
+    monkeypatch.setattr(cache_rows, "TILES", {"decode": tiles, "paged": tiles})
     monkeypatch.setattr(cache_rows, "PEER", SDPBackend.MATH)
     monkeypatch.setattr(cache_rows, "Graph", lambda work: work)
     for module in (cache_rows, side_by_side):

@@ -89,7 +89,7 @@ def test_all_that_a_search_needs_is_compiled_before(attention, cache_rows):
         for shape in cache_rows.SHAPES:
             for splits in shape.splits:
                 stride = min(width for width in (1, 2, 4, 8, 16, 32, 64) if width >= splits)
-                wanted = itertools.product(cache_rows.TILES, [stride], [False, True])
+                wanted = itertools.product(cache_rows.TILES[kind], [stride], [False, True])
                 assert compiled.issuperset(wanted)
     assert not any(at == "paged" for at, *_ in (job for _, job in attention.jobs(["decode"])))
 

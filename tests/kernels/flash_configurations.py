@@ -8,13 +8,14 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llmcourse.kernels.flash_arguments import HEAD_DIMS
 from llmcourse.kernels.flash_attention import (
@@ -39,6 +40,7 @@ EXTRA_ROUNDING = 0.0 if ON_GPU else 0.5
 # sums over the features in fp32, wrong by about a rounding of Σ |dO ∘ O|, while PyTorch may make both alike
 # and err by nothing. dq has such a remainder once, times a key, as the weights of a query add up to 1. dk has
 # one of every query, times its weight, and of either sign: together they are as the root of the weights' sum.
+# In fp32 there is also the rounding of the log-sum-exp, in base 2, of which gradients make weights anew.
 ROUNDING_OF_FP32 = 2.0**-24
 # None takes the best for the GPU, whichever kernel that is; any other is of the kernels that explain. There
 # are few on a GPU, and few calls take them, since each is compiled anew.
@@ -236,7 +238,10 @@ def _pytorch(scoring: Scoring, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | N
     added = added.masked_fill(blind, 0.0).masked_fill(unseen & ~blind, -torch.inf)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     if scoring.softcap is None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+        # In fp32 operation by operation, as ours: the fused kernel for a GPU errs two to four times less.
+        plain = sdpa_kernel(SDPBackend.MATH) if q.dtype == torch.float32 else nullcontext()
+        with plain:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
     else:
         out = (scoring.softcap * torch.tanh(q @ k.mT * (scale / scoring.softcap)) + added).softmax(-1) @ v
     return out.masked_fill(blind, 0.0)
@@ -306,7 +311,8 @@ def _slacks(config: Config, truth: tuple[Tensor, ...], inputs: list[Tensor]) -> 
     scale, eps = config.scoring.scale, torch.finfo(config.dtype).eps
     of_delta = {"dq": scale * _largest(k), "dk": scale * _largest(q), "dbias": 1.0}
     delta = _largest((truth[0] * grad_out).abs().sum(-1))
-    cancelled = {"dq": 1.0, "dk": _weights_of_a_key(config, inputs) ** 0.5}
+    cancelled = {"dq": 1.0, "dk": _weights_of_a_key(config, inputs) ** 0.5, "dbias": 1.0}
+    of_weights = _largest_log_sum_exp(config, inputs[:-1]) if config.dtype == torch.float32 else 0.0
     slacks = {}
     for name, true in zip(NAMES, truth, strict=False):
         of_this = delta * of_delta.get(name, 0.0)
@@ -314,7 +320,15 @@ def _slacks(config: Config, truth: tuple[Tensor, ...], inputs: list[Tensor]) -> 
         sums_queries = config.magnitude if name == "dk" else 1.0
         slacks[name] = 1e-5 * sums_queries + EXTRA_ROUNDING * rounded
         slacks[name] += ROUNDING_OF_FP32 * of_this * cancelled.get(name, 0.0)
+        if name != "out":
+            slacks[name] += ROUNDING_OF_FP32 * of_weights * (_largest(true) + of_this)
     return slacks
+
+
+def _largest_log_sum_exp(config: Config, inputs: list[Tensor]) -> float:
+    """In base 2, of the queries that see something."""
+    found = reference(config, *inputs)[1] * math.log2(math.e)
+    return _largest(found[found.isfinite()])
 
 
 def _weights_of_a_key(config: Config, inputs: list[Tensor]) -> float:
