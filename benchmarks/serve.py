@@ -4,10 +4,11 @@ The shape of Qwen3-0.6B with random weights in bfloat16, and the 256 requests of
 prompts and answers of 100 to 1024 tokens, all at once. In the same process: the limit, what `RooflineTime`
 predicts for the same schedule from this GPU's measured ceilings; traditional batching with the same kernels,
 all 256 in one batch, prompts padded to the longest and every row running until the last answer is there; and
-transformers' `generate_batch` on 64 of the requests, 300 tokens each. Then requests that arrive over time:
-the 99th percentile of the time between two tokens with whole prompts and with prompts in chunks.
+transformers' `generate_batch` on 64 of the requests, 300 tokens each. Then requests that arrive over time, as
+they are and with a document for every third prompt: the 99th percentile of the time between two tokens with
+whole prompts and with prompts in chunks.
 
-    python benchmarks/serve.py [--only throughput,traditional,transformers,chunked] [--repeats 3] [--no-pdl]
+    python benchmarks/serve.py [--only throughput,traditional,transformers,chunked,documents] [--repeats 3] [--no-pdl]
 """
 
 from __future__ import annotations
@@ -48,21 +49,34 @@ from llmcourse.serving import (
 
 NAME, SLOTS, SIZE, BLOCKS = "qwen3_0.6b", 256, 16, 36_000
 LONGEST = 2064  # tokens of a text
-WHOLE, CHUNKED = ContinuousBatching(16_384), ChunkedPrefill(2048)
+DOCUMENT = 3072  # tokens of a long prompt
+WHOLE, CHUNKED, FINE = ContinuousBatching(16_384), ChunkedPrefill(2048), ChunkedPrefill(768)
 LOAD = 0.8  # of the requests a second that are answered when all come at once
-PARTS = ("throughput", "traditional", "transformers", "chunked")
+PARTS = ("throughput", "traditional", "transformers", "chunked", "documents")
 
 
 class Server:
-    """A model, its cache and its graphs, which all measurements share."""
+    """A model, its cache and its graphs, which all measurements share.
 
-    def __init__(self, pdl: bool = True):
+    Args:
+        longest: of a text.
+        chunks: whose steps are recorded ahead.
+        beside: a server whose model and cache this one uses too.
+    """
+
+    def __init__(
+        self,
+        pdl: bool = True,
+        longest: int = LONGEST,
+        chunks: ChunkedPrefill = CHUNKED,
+        beside: Server | None = None,
+    ):
         self.pdl = pdl
-        self.model: Decoder = random_model(NAME)
-        self.cache = PagedCache(self.model, BLOCKS, SIZE)
-        self.runner = PagedRunner(self.model, self.cache, max_running=SLOTS, max_length=LONGEST, pdl=pdl)
+        self.model: Decoder = beside.model if beside else random_model(NAME)
+        self.cache = beside.cache if beside else PagedCache(self.model, BLOCKS, SIZE)
+        self.runner = PagedRunner(self.model, self.cache, max_running=SLOTS, max_length=longest, pdl=pdl)
         began = time.perf_counter()
-        self.runner.record(CHUNKED.token_budget)
+        self.runner.record(chunks.token_budget)
         torch.cuda.synchronize()
         self.recording_s = time.perf_counter() - began
 
@@ -88,15 +102,19 @@ def main() -> None:
     server = Server(not arguments.no_pdl)
     print(f"graphs recorded in {server.recording_s:.1f} s", flush=True)
     server.serve(nano_vllm_requests(48), WHOLE)  # compiles what steps of whole prompts need
-    ours = throughput(server, ceilings, arguments.repeats, "traditional" in parts)
-    if "chunked" in parts:
-        chunked(server, ours, arguments.repeats)
+    throughput(server, ceilings, arguments.repeats, "traditional" in parts)
     if "transformers" in parts:
         against_transformers(server)
+    requests = nano_vllm_requests()
+    if "chunked" in parts:
+        chunked("serve_chunked_prefill_p99_short_prompts", server, CHUNKED, requests, arguments.repeats)
+    if "documents" in parts:
+        longer = Server(server.pdl, DOCUMENT + 1024, FINE, beside=server)
+        chunked("serve_chunked_prefill_p99", longer, FINE, with_documents(requests), arguments.repeats)
 
 
-def throughput(server: Server, ceilings: hardware.Ceilings, repeats: int, traditional: bool) -> Metrics:
-    """All requests at once; returns the median run."""
+def throughput(server: Server, ceilings: hardware.Ceilings, repeats: int, traditional: bool) -> None:
+    """All requests at once, the median run."""
     requests = nano_vllm_requests()
     runs = sorted((server.serve(requests, WHOLE) for _ in range(repeats)), key=lambda run: run.duration_s)
     ours = runs[len(runs) // 2]
@@ -125,34 +143,43 @@ def throughput(server: Server, ceilings: hardware.Ceilings, repeats: int, tradit
         recording_s=round(server.recording_s, 1),
         pdl=server.pdl,
     )
-    return ours
 
 
-def chunked(server: Server, at_once: Metrics, repeats: int) -> None:
+def with_documents(requests: list[Request]) -> list[Request]:
+    """Every third prompt is repeated until it is a document's length."""
+    found = []
+    for number, request in enumerate(requests):
+        times = -(-DOCUMENT // len(request.prompt)) if number % 3 == 2 else 1
+        found.append(replace(request, prompt=(tuple(request.prompt) * times)[:DOCUMENT]))
+    return found
+
+
+def chunked(name: str, server: Server, chunks: ChunkedPrefill, requests: list[Request], repeats: int) -> None:
     """Requests that arrive over time, with whole prompts and with chunks."""
-    arrivals, requests = poisson(LOAD * at_once.requests_per_s), []
-    rng, now = Random(1), 0.0
-    for request in nano_vllm_requests():
-        requests.append(replace(request, arrival_s=now))
+    at_once, at_once_pieces = (server.serve(requests, policy) for policy in (WHOLE, chunks))
+    arrivals = poisson(LOAD * at_once.requests_per_s)
+    rng, now, timed = Random(1), 0.0, []
+    for request in requests:
+        timed.append(replace(request, arrival_s=now))
         now += arrivals.gap_s(rng)
-    whole, pieces = ([server.serve(requests, policy) for _ in range(repeats)] for policy in (WHOLE, CHUNKED))
+    whole, pieces = ([server.serve(timed, policy) for _ in range(repeats)] for policy in (WHOLE, chunks))
     p99 = [statistics.median(run.itl_p99_s for run in runs) for runs in (whole, pieces)]
     rate = [statistics.median(run.output_tokens_per_s for run in runs) for runs in (whole, pieces)]
-    at_once_pieces = server.serve(nano_vllm_requests(), CHUNKED).output_tokens_per_s
     record(
-        "serve_chunked_prefill_p99",
+        name,
         p99[0] / p99[1],
         "unchunked p99 over chunked p99 of the time between tokens",
         spread=timing.Timing(tuple(run.itl_p99_s for run in pieces)).spread,
         device=torch.device("cuda"),
-        policies=[repr(WHOLE), repr(CHUNKED)],
+        policies=[repr(WHOLE), repr(chunks)],
+        longest_prompt=max(len(request.prompt) for request in requests),
         itl_p99_ms=[round(value * 1e3, 2) for value in p99],
         ttft_p50_ms=[
             round(statistics.median(r.ttft_p50_s for r in runs) * 1e3, 1) for runs in (whole, pieces)
         ],
         throughput=[round(value) for value in rate],
         throughput_ratio=round(rate[1] / rate[0], 3),
-        throughput_at_once=[round(at_once.output_tokens_per_s), round(at_once_pieces)],
+        throughput_at_once=[round(run.output_tokens_per_s) for run in (at_once, at_once_pieces)],
         arrivals_per_s=round(arrivals.per_s, 1),
     )
 
