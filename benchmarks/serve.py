@@ -8,7 +8,7 @@ transformers' `generate_batch` on 64 of the requests, 300 tokens each. Then requ
 they are and with a document for every third prompt: the 99th percentile of the time between two tokens with
 whole prompts and with prompts in chunks.
 
-    python benchmarks/serve.py [--only throughput,traditional,transformers,chunked,documents] [--repeats 3] [--no-pdl]
+    python benchmarks/serve.py [--only PARTS] [--repeats 3] [--no-pdl]
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, by comma")
+    parser.add_argument("--only", default=",".join(PARTS), help="by comma; all of them: %(default)s")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-pdl", action="store_true", help="let no kernel of ours start early")
     arguments = parser.parse_args()
