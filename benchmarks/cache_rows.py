@@ -70,7 +70,7 @@ SHAPES = (
 
 
 class Setting(NamedTuple):
-    """Of a kernel; with `pdl` that of a layer starts before the one before it has ended, as in a step."""
+    """Of a kernel; with `pdl` that of a layer starts before the one before it has ended."""
 
     tile: AttentionTile
     splits: int
@@ -271,6 +271,7 @@ def _recorded(
         peer_spread=spreads["cudnn"],
         block=setting.tile.block,
         warps=setting.tile.warps,
+        stages=setting.tile.stages,
         splits=setting.splits,
         pdl=setting.pdl,
         layers=shape.layers,

@@ -59,7 +59,8 @@ class Server:
     """A model, its cache and its graphs, which all measurements share.
 
     Args:
-        longest: of a text.
+        pdl: start our kernels early.
+        longest: tokens of a text, at most.
         chunks: whose steps are recorded ahead.
         beside: a server whose model and cache this one uses too.
     """
@@ -102,7 +103,8 @@ def main() -> None:
     server = Server(not arguments.no_pdl)
     print(f"graphs recorded in {server.recording_s:.1f} s", flush=True)
     server.serve(nano_vllm_requests(48), WHOLE)  # compiles what steps of whole prompts need
-    throughput(server, ceilings, arguments.repeats, "traditional" in parts)
+    if "throughput" in parts:
+        throughput(server, ceilings, arguments.repeats, "traditional" in parts)
     if "transformers" in parts:
         against_transformers(server)
     requests = nano_vllm_requests()
@@ -156,6 +158,8 @@ def with_documents(requests: list[Request]) -> list[Request]:
 
 def chunked(name: str, server: Server, chunks: ChunkedPrefill, requests: list[Request], repeats: int) -> None:
     """Requests that arrive over time, with whole prompts and with chunks."""
+    for policy in (WHOLE, chunks):  # compiles and records what is new
+        server.serve(requests, policy)
     at_once, at_once_pieces = (server.serve(requests, policy) for policy in (WHOLE, chunks))
     arrivals = poisson(LOAD * at_once.requests_per_s)
     rng, now, timed = Random(1), 0.0, []

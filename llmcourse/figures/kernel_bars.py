@@ -22,7 +22,8 @@ PAGED_ATTENTION = tuple(f"paged_attention_{cache}" for cache in CACHES)
 SIZE_WORDS = {"d": "heads of {}", "s": "{} tokens", "b": "batch {}"}  # the letters of `SIZES` and `CACHES`
 WORDS = 2.0  # inches behind the bars, for what they say
 SAME = 0.02  # limits that differ by less are one: they were measured in one run, as far as noise allows
-SERVING = ("serve_qwen3_0.6b_256", "serve_qwen3_0.6b_256_vs_transformers", "serve_chunked_prefill_p99")
+SERVING = ("serve_qwen3_0.6b_256", "serve_qwen3_0.6b_256_vs_transformers")
+CHUNKED_PREFILL = ("serve_chunked_prefill_p99", "serve_chunked_prefill_p99_short_prompts")
 
 
 def differences(names: Sequence[str]) -> dict[str, str]:

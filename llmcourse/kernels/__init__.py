@@ -15,6 +15,7 @@ flash_attention   attention of many queries at once, by tiles, and its gradients
                   memory stand idle, by the lower floor of Triton, with shared memory in the writer's hands
 online_softmax    the step that the kernels of attention have in common
 paged_attention   attention over a cache in blocks, for requests with one new token or many
+paged_decode      the same with RoPE and cache write, where every request has one new token
 tokens            embedding lookup, greedy choice and sampling, all on the device
 
 Nothing here is needed on a machine without Triton: the references run everywhere. Triton is

@@ -66,7 +66,7 @@ def absorb(q, k, v, inside, peak, weight, mixed, scale):
     return peak, weight, mixed
 
 
-@triton.jit(do_not_specialize=["width"])  # slots of a row, as many as the cache was made for
+@triton.jit(do_not_specialize=["width"])  # slots of a row: no kernel for each cache
 def _decode_attention_kernel(
     qkv_ptr,
     keys_ptr,
@@ -254,6 +254,5 @@ def launch(grid: tuple[int, int], arguments: tuple, constants: dict, tile: Atten
         BLOCK_D=max(16, triton.next_power_of_2(constants["D"])),
         BLOCK_G=max(16, triton.next_power_of_2(constants["H"] // constants["HKV"])),
         num_warps=tile.warps,
-        **({"num_stages": tile.stages} if tile.stages else {}),  # otherwise Triton's own
         **options(pdl),
     )

@@ -179,7 +179,7 @@ def _pass_by(k_full, k_free, v_full, v_free, turns, nth_block, ME: gl.constexpr)
     phase = nth_block // STAGES % 2
     mbarrier.wait(turns.index(ME), (nth_block + (ME == 0)) % 2)
     mbarrier.arrive(turns.index((ME + 1) % turns.shape[0]), count=1)
-    # It is free for the second time only after all have left it for the first: so it has to be full by now.
+    # What arrives before the slot is full would count for the block that was there before.
     mbarrier.wait(k_full.index(slot), phase)
     mbarrier.arrive(k_free.index(slot), count=1)
     mbarrier.wait(v_full.index(slot), phase)
@@ -256,7 +256,7 @@ def consume(given, CAUSAL: gl.constexpr, RAGGED: gl.constexpr, ME: gl.constexpr)
         block = blocks - 1
         slot = (nth_tile % 2) * CONSUMERS + ME
         q_tile = matrix(qs.index(slot))
-        if CAUSAL and CONSUMERS * ROWS > KEYS:  # else all consumers see some key of the tile's last block
+        if CAUSAL and CONSUMERS * ROWS > KEYS:  # else blocks nobody sees are rare
             last_seen = gl.minimum(first + ROWS - 1 + S - T, S - 1)
             while (block > 0) & (block * KEYS > last_seen):
                 _pass_by(k_full, k_free, v_full, v_free, turns, nth_block, ME)

@@ -23,9 +23,9 @@ runs (section 3.2, algorithm 2). And consumers start products in turns (section 
 takes exponentials while another's products run.
 
 Keys are walked from the last that the tile sees back to the first: so the blocks that need a mask come first,
-and the long loop has none. A consumer passes by the blocks of which its own queries see nothing. Tiles with
-most keys are drawn first, so that none is left over at the end; heads whose keys and values fit the L2 cache
-together go together, as a section.
+and the long loop has none. Where a tile is taller than a block, a consumer passes by those of which its own
+queries see nothing. Tiles with most keys are drawn first, so that none is left over at the end; heads whose
+keys and values fit the L2 cache together go together, as a section.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ too: it held up what the current kernel was waiting for, and a step took 1 to 13
 
 Because every kernel waits before it ends, waiting for the previous one is waiting for all before it. What
 is read before the wait, though, must not come from a kernel that may still be running: weights and gains,
-angles and positions, the cache below them. `pdl=True` promises that. In a step they are all there when its
-first kernel starts, which waits for all before it.
+angles and positions, block tables, the cache below the positions. `pdl=True` promises that. In a step they
+are all there when its first kernel starts, which waits for all before it.
 
 Older GPUs do not know these instructions: there the kernels are compiled and launched without them.
 """

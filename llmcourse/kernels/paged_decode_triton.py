@@ -3,7 +3,7 @@
 It shares its parts with that of `decode_attention`, which is to be read first, and goes through the keys
 otherwise, for two things were measured on an H200. Where the keys of a tile lie is looked up in the block
 table, so each tile's entries are read one tile ahead: then its keys can be asked for at once. And nothing but
-the queries is held while the keys stream by, so that four programs fit on a multiprocessor where two did:
+the queries is held while the keys stream by, so that three programs fit on a multiprocessor where two did:
 attention of 256 requests takes three quarters of the time.
 """
 

@@ -195,9 +195,10 @@ def attention_tile(head_dim: int, item_bytes: int, shared_bytes: int) -> Attenti
 def paged_tile(head_dim: int, item_bytes: int, hopper: bool) -> AttentionTile:
     """For a cache in blocks, small enough for 99 KiB of shared memory, and for the registers.
 
-    In 16 bits on Hopper the fastest for 256 requests and for 64 of them on an H200
-    (benchmarks/results/raw/paged_decode_variants_nvidia_h200.jsonl, and of the chunks of a mixed batch
-    paged_variants_nvidia_h200.jsonl).
+    In 16 bits on Hopper the fastest of three for 256 requests of different lengths and for 64 of them on an
+    H200 (benchmarks/results/raw/paged_decode_variants_nvidia_h200.jsonl); the kernel for chunks takes the
+    same (paged_variants_nvidia_h200.jsonl). For 64 of 4,096 tokens (64, 4, 2), of which four programs fit on
+    a multiprocessor, is 17 % faster.
 
     Args:
         hopper: whether the GPU is that or later; before, both operands of a product are held in registers.

@@ -41,7 +41,7 @@ class PagedRunner:
         max_length: of a text, prompt and answer; the model's context if None.
         backend: "triton" for the kernels, "reference" for PyTorch's operations, "auto" for what runs here.
         graph: record steps as CUDA graphs, on a GPU.
-        pdl: start kernels before those that feed them end, on a Hopper GPU or later (see `PagedDecoder`).
+        pdl: start kernels before those that feed them end, on a Hopper GPU or later.
 
     Raises:
         ValueError: numbers out of range, a cache of another model, or a backend that cannot run.

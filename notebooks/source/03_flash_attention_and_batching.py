@@ -631,7 +631,9 @@ for name, way in ways.items():
 # slots gain less here than they should. On a GPU the engine replays captured graphs and schedules the next step while
 # this one runs; what then keeps it from the roofline are attention over many short caches, and the ends of kernels.
 # That is for larger models: of the shape of Qwen3-0.6B, and the 256 requests of 3.9. Below, what the roofline of a datasheet
-# promises, computed here; then what a GPU has made of it, where that is recorded.
+# promises, computed here; then what a GPU has made of it, where that is recorded. Whole prompts and pieces are compared while
+# requests come in over time, once as they are, and once with a document of 3,072 tokens for every third prompt: which of the
+# two needs pieces?
 
 # %%
 cost = serving.RooflineTime(QWEN3_0_6B, h200)
@@ -642,7 +644,7 @@ best = {name: on_the_clock(*way, cost, slots=256).end_s for name, way in ways.it
 for name, time_s in best.items():
     print(f"{name:20}at most {num_tokens(crowd)[1] / time_s:7,.0f} tokens/s by the roofline")
 print(f"{best['one padded batch'] / best['continuous batching']:.1f} times as many, with the same kernels")
-for title, names in (("256 requests", kernel_bars.SERVING[:2]), ("Whole or pieces", kernel_bars.SERVING[2:])):
+for title, names in (("256 requests", kernel_bars.SERVING), ("Whole or pieces", kernel_bars.CHUNKED_PREFILL)):
     rows = recorded.all_of(names)
     display(kernel_bars.plot_kernels(rows, f"{title}, Qwen3-0.6B's shape, bf16", names))
     print("\n".join(map(recorded.told, rows)))

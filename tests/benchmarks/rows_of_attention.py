@@ -111,7 +111,7 @@ def test_cache_rows_are_recorded_with_the_best_setting(tmp_path, monkeypatch):
         settings = {(line["search"]["tile"][0], line["search"]["splits"]) for line in tried}
         assert settings == {(16, 1), (16, 3), (32, 1), (32, 3)}
         best = max(tried, key=lambda line: line["gbps"])["search"]
-        assert (row["block"], row["warps"]) == tuple(best["tile"][:2])
+        assert [row["block"], row["warps"], row["stages"]] == best["tile"]
         assert (row["splits"], row["pdl"]) == (best["splits"], best["pdl"])
         assert row["value"] == pytest.approx(gbps[kind], rel=1e-3)
         assert row["ratio_peer"] == pytest.approx(gbps[kind] / gbps["cudnn"], rel=1e-3)

@@ -40,7 +40,8 @@ EXTRA_ROUNDING = 0.0 if ON_GPU else 0.5
 # sums over the features in fp32, wrong by about a rounding of Σ |dO ∘ O|, while PyTorch may make both alike
 # and err by nothing. dq has such a remainder once, times a key, as the weights of a query add up to 1. dk has
 # one of every query, times its weight, and of either sign: together they are as the root of the weights' sum.
-# In fp32 there is also the rounding of the log-sum-exp, in base 2, of which gradients make weights anew.
+# A bias of its own has the bare remainder. In fp32 there is also the rounding of the log-sum-exp, in base 2,
+# of which gradients make weights anew.
 ROUNDING_OF_FP32 = 2.0**-24
 # None takes the best for the GPU, whichever kernel that is; any other is of the kernels that explain. There
 # are few on a GPU, and few calls take them, since each is compiled anew.
@@ -238,8 +239,8 @@ def _pytorch(scoring: Scoring, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | N
     added = added.masked_fill(blind, 0.0).masked_fill(unseen & ~blind, -torch.inf)
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     if scoring.softcap is None:
-        # In fp32 operation by operation, as ours: the fused kernel for a GPU errs two to four times less.
-        plain = sdpa_kernel(SDPBackend.MATH) if q.dtype == torch.float32 else nullcontext()
+        # Plain fp32, as ours is: the fused kernel for a GPU errs two to four times less.
+        plain = sdpa_kernel(SDPBackend.MATH) if ON_GPU and q.dtype == torch.float32 else nullcontext()
         with plain:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
     else:
@@ -321,7 +322,7 @@ def _slacks(config: Config, truth: tuple[Tensor, ...], inputs: list[Tensor]) -> 
         slacks[name] = 1e-5 * sums_queries + EXTRA_ROUNDING * rounded
         slacks[name] += ROUNDING_OF_FP32 * of_this * cancelled.get(name, 0.0)
         if name != "out":
-            slacks[name] += ROUNDING_OF_FP32 * of_weights * (_largest(true) + of_this)
+            slacks[name] += ROUNDING_OF_FP32 * of_weights * _largest(true)
     return slacks
 
 

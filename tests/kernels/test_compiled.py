@@ -149,9 +149,19 @@ def test_a_served_step_launches_what_it_says(kernels):
     for job in JOBS:
         if job[0] is compiled_paged_step:
             assert names_of(kernels[job]) == [
-                "rms_norm", "decode_attention", "rotate_and_store", "paged_attention", "rms_norm", "swiglu",
+                "rms_norm", "paged_decode", "rotate_and_store", "paged_attention", "rms_norm", "swiglu",
                 "rms_norm", "best_of_chunk", "best_of_row",
             ]  # fmt: skip
+
+
+def test_three_programs_that_decode_over_blocks_fit_on_a_multiprocessor_of_hopper(kernels):
+    jobs = [job for job in JOBS if job[0] is compiled_paged_step and job[-1] == 90]
+    assert jobs
+    for job in jobs:
+        found = {kernel.kernel: kernel for kernel in kernels[job]}["_paged_decode_kernel"]
+        threads, reserved = 128, 1024  # of a program; shared memory that the driver adds to each
+        assert 3 * (found.shared_bytes + reserved) <= 228 * 1024
+        assert 3 * threads * found.registers <= 65536
 
 
 @pytest.mark.parametrize("job", READABLE_JOBS, ids=name_of)
