@@ -66,6 +66,14 @@ def absorb(q, k, v, inside, peak, weight, mixed, scale):
     return peak, weight, mixed
 
 
+@triton.jit
+def shares(position, BLOCK_S: tl.constexpr):
+    """Earlier keys that each split of a row takes, in whole tiles, and how many splits then have some."""
+    programs = BLOCK_S * tl.num_programs(1)
+    span = tl.maximum((position + programs - 1) // programs, 1) * BLOCK_S
+    return span, tl.maximum((position + span - 1) // span, 1)
+
+
 @triton.jit(do_not_specialize=["width"])  # slots of a row: no kernel for each cache
 def _decode_attention_kernel(
     qkv_ptr,
@@ -99,10 +107,7 @@ def _decode_attention_kernel(
     kv_head = tl.program_id(0) % HKV
     split = tl.program_id(1)
     position = tl.load(positions_ptr + row).to(tl.int32)
-    programs = BLOCK_S * tl.num_programs(1)
-    tiles_a_split = tl.maximum((position + programs - 1) // programs, 1)
-    span = tiles_a_split * BLOCK_S
-    active = tl.maximum((position + span - 1) // span, 1)
+    span, active = shares(position, BLOCK_S)
     start_next(PDL)
     if split >= active:
         wait_for_input(PDL)

@@ -21,6 +21,7 @@ from llmcourse.kernels.decode_attention_triton import (
     partners,
     repeated_features,
     rotated,
+    shares,
 )
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.tiles import AttentionTile
@@ -79,9 +80,7 @@ def _paged_decode_kernel(
     kv_head = tl.program_id(0) % HKV
     split = tl.program_id(1)
     position = tl.load(positions_ptr + row).to(tl.int32)
-    programs = BLOCK_S * tl.num_programs(1)
-    span = tl.maximum((position + programs - 1) // programs, 1) * BLOCK_S
-    active = tl.maximum((position + span - 1) // span, 1)
+    span, active = shares(position, BLOCK_S)
     start_next(PDL)
     if split >= active:
         wait_for_input(PDL)
