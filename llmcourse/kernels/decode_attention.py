@@ -212,7 +212,8 @@ def decode_attention(
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
     """
-    num_heads = _check(qkv, keys, values, positions, cos, sin, norm, workspace, out)
+    num_heads = _num_query_heads(qkv, keys)
+    check_inputs(num_heads, qkv, keys, values, positions, cos, sin, norm, workspace, out)
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
         mixed = decode_attention_reference(qkv, keys, values, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
@@ -301,7 +302,8 @@ def _staging_obstacle(tile: AttentionTile, keys: Tensor, values: Tensor, num_hea
     return None
 
 
-def _check(
+def check_inputs(
+    num_heads: int,
     qkv: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -311,9 +313,8 @@ def _check(
     norm: HeadNorm | None,
     workspace: Workspace | None,
     out: Tensor | None,
-) -> int:
-    """The number of query heads, of arguments that fit each other."""
-    num_heads = _num_query_heads(qkv, keys)
+) -> None:
+    """Raises ValueError where cache, angles, norm or memory do not fit a projection of so many query heads."""
     batch, num_kv_heads, capacity, head_dim = keys.shape
     whole = "pass a whole layer of the cache, as `cache.keys[layer]`, not a part of its slots"
     check_memory("qkv", qkv, qkv)
@@ -328,11 +329,10 @@ def _check(
         for name, gains in (("norm.q", norm.q), ("norm.k", norm.k)):
             check_tensor(name, gains, (head_dim,), qkv, "it weighs the features of a head")
     if workspace is not None:
-        workspace.check(batch, num_heads, num_kv_heads, head_dim, qkv.device)
+        workspace.check(len(qkv), num_heads, num_kv_heads, head_dim, qkv.device)
     memory = "leave it at None for new memory"
-    check_tensor("out", out, (batch, num_heads * head_dim), qkv, memory, layout=memory)
+    check_tensor("out", out, (len(qkv), num_heads * head_dim), qkv, memory, layout=memory)
     check_apart(out, qkv=qkv, keys=keys, values=values)
-    return num_heads
 
 
 def _num_query_heads(qkv: Tensor, keys: Tensor) -> int:

@@ -1,0 +1,156 @@
+"""Attention of several new tokens a row over its cache: what verifies drafts, or reads a text's last tokens.
+
+As `decode_attention`, for a window of T tokens at positions p … p + T − 1 of each row: split the fused
+projection, RMSNorm on the heads where the model has it, RoPE, write keys and values to their slots; the
+token at position p + t attends to slots 0 … p + t. The positions lie on the device, so that a recorded
+graph serves texts of any length.
+
+Old keys are cut into splits as there; the T · H / Hkv queries that share a key/value head are one tile, so
+that they are read once for all T tokens. New keys are attended to by the first split, which stores them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.kernels.arguments import check_dims
+from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.decode_attention import (
+    HeadNorm,
+    Workspace,
+    check_inputs,
+    launch_arguments,
+    num_splits,
+)
+from llmcourse.kernels.tiles import AttentionTile
+
+MOST_QUERIES = 128  # that share a key head: more would not fit in the registers of a program
+
+
+def append_attention_reference(
+    qkv: Float[Tensor, "B_T heads_D"],
+    keys: Float[Tensor, "B Hkv S D"],
+    values: Float[Tensor, "B Hkv S D"],
+    positions: Int[Tensor, " B"],
+    cos: Float[Tensor, "S half"],
+    sin: Float[Tensor, "S half"],
+    norm: HeadNorm | None = None,
+) -> Float[Tensor, "B_T H_D"]:
+    """What `append_attention` computes, operation by operation."""
+    batch, num_kv_heads, _, head_dim = keys.shape
+    heads = qkv.view(batch, len(qkv) // batch, -1, head_dim).transpose(1, 2)  # (B, H + 2 Hkv, T, D)
+    q, k, v = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
+    if norm is not None:
+        q, k = (F.rms_norm(x, (head_dim,), w, norm.eps) for x, w in ((q, norm.q), (k, norm.k)))
+    slots = positions[:, None] + torch.arange(heads.shape[2], device=qkv.device)  # (B, T)
+    c, s = cos[slots][:, None], sin[slots][:, None]  # (B, 1, T, D / 2)
+    c, s = torch.cat((c, c), -1), torch.cat((-s, s), -1)
+    q, k = (x * c + x.roll(head_dim // 2, -1) * s for x in (q, k))
+    rows = torch.arange(batch, device=qkv.device)[:, None]
+    keys[rows, :, slots], values[rows, :, slots] = k.transpose(1, 2), v.transpose(1, 2)
+    extent = int(slots.max()) + 1
+    seen = torch.arange(extent, device=qkv.device) <= slots[..., None]  # (B, T, S)
+    mixed = F.scaled_dot_product_attention(
+        q,
+        keys[:, :, :extent],
+        values[:, :, :extent],
+        attn_mask=seen[:, None],
+        enable_gqa=q.shape[1] > num_kv_heads,
+    )
+    return mixed.transpose(1, 2).reshape(len(qkv), -1)
+
+
+def append_attention(
+    qkv: Float[Tensor, "B_T heads_D"],
+    keys: Float[Tensor, "B Hkv S D"],
+    values: Float[Tensor, "B Hkv S D"],
+    positions: Int[Tensor, " B"],
+    cos: Float[Tensor, "S half"],
+    sin: Float[Tensor, "S half"],
+    norm: HeadNorm | None = None,
+    *,
+    workspace: Workspace | None = None,
+    out: Float[Tensor, "B_T H_D"] | None = None,
+    backend: Backend = "auto",
+    pdl: bool = False,
+    tile: AttentionTile | None = None,
+) -> Float[Tensor, "B_T H_D"]:
+    """T tokens a row: rotates and stores their keys, stores their values; each attends to all up to it.
+
+    Args:
+        qkv: the fused projection of the T tokens of the first row, then of the second, and so on.
+        keys, values: one whole layer of the cache; slots p to p + T − 1 of each row are written.
+        positions: p, of the first new token of each row, on the device; each at most S − T, which on a GPU
+            nobody looks for.
+        cos, sin: of the angles of every position.
+        workspace: memory of the splits, for B · T rows; None makes it, which a loop should not.
+        out: where the result goes; new memory if None.
+        pdl: launch before the previous kernel has ended (see `launch`); without effect before Hopper.
+        tile: how a program goes through the cache, in registers; None takes `append_tile`'s.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or memory that do not fit, more than `MOST_QUERIES` queries for
+            a key head, or a backend that cannot run; on the CPU also positions past the cache.
+    """
+    num_heads = _num_query_heads(qkv, keys)
+    check_inputs(num_heads, qkv, keys, values, positions, cos, sin, norm, workspace, out)
+    _check_positions(positions, keys.shape[2] - len(qkv) // len(keys))
+    if resolve(backend, qkv.device, qkv.dtype) == "reference":
+        mixed = append_attention_reference(qkv, keys, values, positions, cos, sin, norm)
+        return mixed if out is None else out.copy_(mixed)
+    from llmcourse.kernels.append_attention_triton import launch
+
+    batch, num_kv_heads, capacity, head_dim = keys.shape
+    num_tokens = len(qkv) // batch
+    tile = tile or append_tile(keys, num_heads, num_tokens)
+    if workspace is None:
+        processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 8
+        splits = num_splits(batch, num_kv_heads, capacity, tile, processors)
+        workspace = Workspace(len(qkv), num_heads, num_kv_heads, head_dim, splits, qkv.device)
+    out = qkv.new_empty(len(qkv), num_heads * head_dim) if out is None else out
+    inputs = (qkv, keys, values, positions, cos, sin)
+    launch(*launch_arguments(*inputs, norm, workspace, out, tile, capacity), num_tokens, tile, pdl)
+    return out
+
+
+def append_tile(keys: Float[Tensor, "B Hkv S D"], num_heads: int, num_tokens: int) -> AttentionTile:
+    """Keys at a time, and warps enough to hold the queries, their rotation and the sums in registers."""
+    queries = max(16, num_tokens * num_heads // keys.shape[1])
+    held_bytes = (1 << (queries - 1).bit_length()) * keys.shape[3] * keys.element_size()
+    warps = 4 if held_bytes <= 2**12 else 8 if held_bytes <= 2**13 else 16
+    return AttentionTile(block=64 if keys.element_size() <= 2 and keys.shape[3] <= 128 else 32, warps=warps)
+
+
+def _check_positions(positions: Tensor, last: int) -> None:
+    """On the CPU alone: on a GPU looking at them would hold up every step."""
+    if positions.is_cpu and not 0 <= positions.min() <= positions.max() <= last:
+        raise ValueError(
+            f"positions must be in [0, {last}], where the new tokens fit into the cache, got "
+            f"{positions.tolist()}; make a cache with more slots"
+        )
+
+
+def _num_query_heads(qkv: Tensor, keys: Tensor) -> int:
+    check_dims("qkv", qkv, "B · T", "(H + 2 Hkv) · D")
+    check_dims("keys", keys, "B", "Hkv", "S", "D")
+    batch, num_kv_heads, _, head_dim = keys.shape
+    num_heads = qkv.shape[1] // head_dim - 2 * num_kv_heads
+    if not len(qkv) or len(qkv) % batch:
+        raise ValueError(
+            f"qkv must have the same number of tokens for each of the cache's {batch} rows, got {len(qkv)} "
+            "tokens; pad the rows that have fewer"
+        )
+    if qkv.shape[1] % head_dim or num_heads < 1 or num_heads % num_kv_heads or head_dim % 2:
+        raise ValueError(
+            f"qkv must hold (H + 2 · {num_kv_heads}) · {head_dim} columns, H a multiple of {num_kv_heads} "
+            f"and the head size even, got {qkv.shape[1]}; is this the cache of another model?"
+        )
+    queries = len(qkv) // batch * num_heads // num_kv_heads
+    if queries > MOST_QUERIES:
+        raise ValueError(
+            f"qkv must have at most {MOST_QUERIES} queries for a key head, got {queries}; pass fewer tokens"
+        )
+    return num_heads
