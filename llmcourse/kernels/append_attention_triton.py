@@ -132,9 +132,9 @@ def _append_attention_kernel(
     group = row * HKV + kv_head
     outputs = out_ptr + row.to(tl.int64) * T * H * D + kv_head * G * D
     if active == 1:
-        at = (t * H + m % G)[:, None] * D + d[None, :]
+        heads = outputs + (t * H + m % G)[:, None] * D + d[None, :]
         result = (mixed / weight[:, None]).to(out_ptr.dtype.element_ty)
-        tl.store(outputs + at, result, mask=real[:, None] & (d < D)[None, :])
+        tl.store(heads, result, mask=real[:, None] & (d < D)[None, :])
     else:
         part = (group * T * G + m) * SPLITS + split
         tl.store(peaks_ptr + part, peak, mask=real)
@@ -177,7 +177,7 @@ def _combine(
     BLOCK_M: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """The output of all queries of a key head, of what their splits left; as many at once as registers hold."""
+    """The output of a key head's queries, of what their splits left; as many at once as registers hold."""
     WIDTH: tl.constexpr = max(1, min(BLOCK_M, 16384 // (SPLITS * BLOCK_D)))
     splits, d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
     for start in range(0, T * G, WIDTH):

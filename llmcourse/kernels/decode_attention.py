@@ -314,7 +314,7 @@ def check_inputs(
     workspace: Workspace | None,
     out: Tensor | None,
 ) -> None:
-    """Raises ValueError where cache, angles, norm or memory do not fit a projection of so many query heads."""
+    """Raises ValueError where cache, angles, norm or memory do not fit a projection of these heads."""
     batch, num_kv_heads, capacity, head_dim = keys.shape
     whole = "pass a whole layer of the cache, as `cache.keys[layer]`, not a part of its slots"
     check_memory("qkv", qkv, qkv)
