@@ -27,7 +27,7 @@ from llmcourse.kernels.decode_attention import (
 )
 from llmcourse.kernels.tiles import AttentionTile
 
-MOST_QUERIES = 128  # that share a key head: more would not fit in the registers of a program
+MOST_QUERIES = 64  # that share a key head: more would not fit in the registers of a program
 
 
 def append_attention_reference(
@@ -118,10 +118,12 @@ def append_attention(
 
 def append_tile(keys: Float[Tensor, "B Hkv S D"], num_heads: int, num_tokens: int) -> AttentionTile:
     """Keys at a time, and warps enough to hold the queries, their rotation and the sums in registers."""
-    queries = max(16, num_tokens * num_heads // keys.shape[1])
-    held_bytes = (1 << (queries - 1).bit_length()) * keys.shape[3] * keys.element_size()
-    warps = 4 if held_bytes <= 2**12 else 8 if held_bytes <= 2**13 else 16
-    return AttentionTile(block=64 if keys.element_size() <= 2 and keys.shape[3] <= 128 else 32, warps=warps)
+    queries = 1 << (max(16, num_tokens * num_heads // keys.shape[1]) - 1).bit_length()
+    row_bytes = keys.shape[3] * keys.element_size()
+    if keys.element_size() > 2:
+        return AttentionTile(block=32, warps=16 if queries * row_bytes > 2**13 else 8)
+    wide = keys.shape[3] > 128 or queries > 32
+    return AttentionTile(block=32 if wide else 64, warps=4 if queries * row_bytes <= 2**12 else 8)
 
 
 def _check_positions(positions: Tensor, last: int) -> None:

@@ -107,8 +107,10 @@ def _matmul_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    FIRST: tl.constexpr = BLOCK_K if AHEAD else 0
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     held = tl.minimum(rows, num_outputs - 1).to(tl.int64)
     columns = tl.arange(0, BLOCK_K)
@@ -116,6 +118,10 @@ def _matmul_kernel(
     up_weights = weights + tl.cast(num_outputs, tl.int64) * K
     batch = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     inputs = x_ptr + batch[:, None].to(tl.int64) * K + columns[None, :]  # (BLOCK_M, BLOCK_K)
+    if AHEAD:  # the first tile is on its way before x is there
+        tile = tl.load(weights, mask=(columns < K)[None, :], other=0.0)
+        if GATED:
+            up_tile = tl.load(up_weights, mask=(columns < K)[None, :], other=0.0)
     start_next(PDL)
     wait_for_input(PDL)
 
@@ -123,14 +129,14 @@ def _matmul_kernel(
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     up_sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
-    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+    if AHEAD:
+        x, squares = _input_tile(inputs, norm_ptr, batch < num_rows, columns, 0, squares, K, HAS_NORM)
+        sums = tl.dot(tile, x.T, sums, input_precision="ieee")
+        if GATED:
+            up_sums = tl.dot(up_tile, x.T, up_sums, input_precision="ieee")
+    for start in tl.range(FIRST, K, BLOCK_K, num_stages=STAGES):
         inside = (start + columns < K)[None, :]
-        x = tl.load(inputs + start, mask=(batch < num_rows)[:, None] & inside, other=0.0)
-        if HAS_NORM:
-            wide = x.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
-            gain = tl.load(norm_ptr + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
-            x = (wide * gain[None, :]).to(x.dtype)
+        x, squares = _input_tile(inputs, norm_ptr, batch < num_rows, columns, start, squares, K, HAS_NORM)
         tile = tl.load(weights + start, mask=inside, other=0.0)
         sums = tl.dot(tile, x.T, sums, input_precision="ieee")
         if GATED:
@@ -151,6 +157,18 @@ def _matmul_kernel(
     if HAS_RESIDUAL:
         y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _input_tile(inputs, norm_ptr, real, columns, start, squares, K: tl.constexpr, HAS_NORM: tl.constexpr):
+    """A tile of x times the norm's gains, and the sums of squares with it."""
+    x = tl.load(inputs + start, mask=real[:, None] & (start + columns < K)[None, :], other=0.0)
+    if HAS_NORM:
+        wide = x.to(tl.float32)
+        squares += tl.sum(wide * wide, axis=1)
+        gain = tl.load(norm_ptr + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
+        x = (wide * gain[None, :]).to(x.dtype)
+    return x, squares
 
 
 def launch_gemv(
@@ -207,6 +225,7 @@ def launch_matmul(
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
         STAGES=tile.stages,
+        AHEAD=pdl,
         **switches(norm, bias, residual, gated),
         num_warps=tile.warps,
         **options(pdl),

@@ -104,7 +104,7 @@ def test_the_reference_is_a_token_after_the_other(window):
         ({"qkv": torch.zeros(3, 128)}, "the same number of tokens for each of the cache's 2 rows, got 3"),
         ({"qkv": torch.zeros(0, 128)}, "the same number of tokens for each of the cache's 2 rows, got 0"),
         ({"qkv": torch.zeros(4, 100)}, r"qkv must hold \(H \+ 2 · 2\) · 16 columns.*got 100"),
-        ({"qkv": torch.zeros(260, 128)}, "at most 128 queries for a key head, got 260; pass fewer tokens"),
+        ({"qkv": torch.zeros(260, 128)}, "at most 64 queries for a key head, got 260; pass fewer tokens"),
         ({"positions": torch.tensor([0, 63])}, r"positions must be in \[0, 62\].*got \[0, 63\]"),
         ({"positions": torch.tensor([0, -1])}, r"positions must be in \[0, 62\].*got \[0, -1\]"),
         ({"values": torch.zeros(2, 2, 60, 16)}, "values must have shape"),

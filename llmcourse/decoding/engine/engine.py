@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmcourse.costs import Precision, weight_bytes
 from llmcourse.decoding.engine.graphs import recorded
+from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState, reference_step
 from llmcourse.decoding.source import check_prompts
 from llmcourse.hardware import dtype_name, free_bytes
@@ -82,14 +83,8 @@ class DecodeEngine:
                 f"model's context, got {capacity}; add up the prompt and what may follow"
             )
         state = self._prepare(len(prompts), capacity)
-        padded = torch.tensor([[*p, *[0] * (max(lengths) - len(p))] for p in prompts], device=self.device)
-        state.cache.truncate([0] * len(prompts))
-        hidden = self.model.hidden_states(padded, state.cache)  # (B, T, C)
+        prefill(state, prompts)
         self.extent = max(lengths)
-        state.text[:, : self.extent] = padded
-        state.positions.copy_(torch.tensor(lengths) - 1)
-        rows = torch.arange(len(prompts), device=self.device)
-        state.logits.copy_(self.model.lm_head(hidden[rows, state.positions]))
         return state.logits.clone()
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from llmcourse.decoding.engine.weights import LayerWeights, Layout, fuse_layers
 from llmcourse.kernels.arguments import check_power_of_2
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.decode_attention import (
+    HeadNorm,
     Place,
     Workspace,
     attend_at,
@@ -101,52 +102,61 @@ class KernelStep:
     Where PyTorch's own product of several rows is faster than `linear`'s kernel it takes the place of that.
     """
 
-    def __init__(self, state: StepState, settings: KernelSettings):
+    def __init__(self, state: StepState, settings: KernelSettings, num_tokens: int = 1):
         c, x = state.model.config, state.model.model.embed_tokens.weight
-        batch, width = state.batch_size, c.num_heads * c.head_dim
+        batch, rows, width = state.batch_size, state.batch_size * num_tokens, c.num_heads * c.head_dim
         self.settings = settings
         self.pdl = batch == 1 if settings.pdl is None else settings.pdl
-        self.hidden = x.new_empty(batch, c.hidden_size)
-        self.between = x.new_empty(batch, c.hidden_size)  # after attention, before the MLP
-        self.qkv = x.new_empty(batch, width + 2 * c.num_kv_heads * c.head_dim)
-        self.mixed = x.new_empty(batch, width)
-        self.inner = x.new_empty(batch, c.intermediate_size)
+        self.hidden = x.new_empty(rows, c.hidden_size)
+        self.between = x.new_empty(rows, c.hidden_size)  # after attention, before the MLP
+        self.qkv = x.new_empty(rows, width + 2 * c.num_kv_heads * c.head_dim)
+        self.mixed = x.new_empty(rows, width)
+        self.inner = x.new_empty(rows, c.intermediate_size)
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
-        strips = isinstance(self._tile(self.hidden, state.layers[0].qkv, gated=False), Strip)
-        self.attention = settings.attention or best_attention_tile(
-            state.cache.keys[0], c.num_heads, staged=strips
-        )
+        self.attention = settings.attention or self._attention_tile(state)
         splits = settings.splits or num_splits(
             batch, c.num_kv_heads, state.capacity, self.attention, processors
         )
-        self.workspace = Workspace(batch, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
+        self.workspace = Workspace(rows, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
 
     def __call__(self, state: StepState) -> None:
-        model, positions, pdl = state.model, state.positions, self.pdl
-        embed(
-            state.text, positions, model.model.embed_tokens.weight, out=self.hidden, backend="triton", pdl=pdl
-        )
+        self._embed(state)
         for index, w in enumerate(state.layers):
             self._linear(self.hidden, w.qkv, self.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
-            decode_attention(
-                self.qkv,
-                state.cache.keys[index],
-                state.cache.values[index],
-                positions,
-                state.cos,
-                state.sin,
-                w.head_norm,
-                workspace=self.workspace,
-                out=self.mixed,
-                backend="triton",
-                pdl=pdl,
-                tile=self.attention,
-            )
+            self._attend(state, index, w.head_norm)
             self._linear(self.mixed, w.output, self.between, bias=w.output_bias, residual=self.hidden)
             self._linear(self.between, w.gate_up, self.inner, norm=w.mlp_norm, eps=state.eps, gated=True)
             self._linear(self.inner, w.down, self.hidden, residual=self.between)
+        model = state.model
         head, norm = model.lm_head.weight.data, model.model.norm.weight.data
-        self._linear(self.hidden, head, state.logits, norm=norm, eps=state.eps)
+        self._linear(self.hidden, head, self._logits(state), norm=norm, eps=state.eps)
+
+    def _embed(self, state: StepState) -> None:
+        table = state.model.model.embed_tokens.weight
+        embed(state.text, state.positions, table, out=self.hidden, backend="triton", pdl=self.pdl)
+
+    def _attend(self, state: StepState, index: int, norm: HeadNorm | None) -> None:
+        decode_attention(
+            self.qkv,
+            state.cache.keys[index],
+            state.cache.values[index],
+            state.positions,
+            state.cos,
+            state.sin,
+            norm,
+            workspace=self.workspace,
+            out=self.mixed,
+            backend="triton",
+            pdl=self.pdl,
+            tile=self.attention,
+        )
+
+    def _logits(self, state: StepState) -> Tensor:
+        return state.logits
+
+    def _attention_tile(self, state: StepState) -> AttentionTile:
+        strips = isinstance(self._tile(self.hidden, state.layers[0].qkv, gated=False), Strip)
+        return best_attention_tile(state.cache.keys[0], state.model.config.num_heads, staged=strips)
 
     def _linear(self, x: Tensor, weight: Tensor, out: Tensor, **parts) -> None:
         tile = self._tile(x, weight, parts.get("gated", False))
