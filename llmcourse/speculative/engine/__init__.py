@@ -1,0 +1,10 @@
+"""The speculative loop where no step waits for the host: drafts, verdict and rollback stay on the device.
+
+drafting    γ tokens of a smaller model, drawn on the device
+settling    the verdict, what the text gained, and the rollback
+engine      `SpeculativeEngine`: draft, verify and settle as one recorded step, and one round trip a step
+"""
+
+from llmcourse.speculative.engine.engine import Speculated, SpeculativeEngine
+
+__all__ = ["Speculated", "SpeculativeEngine"]

@@ -1,0 +1,63 @@
+"""γ drafts of a smaller model, without the host: one pass after the other, each token chosen on the device.
+
+The first pass reads two tokens of the text, not one: after a step in which all drafts stood the drafter has
+yet to read the last of them, and the same launches have to serve every step. Where it has read that token
+before, its key and value are written anew, which costs nothing beside the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState, reference_step
+from llmcourse.decoding.engine.window import Window
+from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.tokens import Choice, choose
+
+
+class Drafting:
+    """Memory of fixed address for γ drafts a row.
+
+    Args:
+        state: the drafter's, whose text is the target's: drafts are written behind it.
+        gamma: γ, drafts a step.
+        backend, settings: as in `DecodeEngine`.
+
+    Attributes:
+        q: `(B, γ, V)`, what each draft was drawn from; for greedy drafts whatever was there before.
+    """
+
+    def __init__(
+        self,
+        state: StepState,
+        gamma: int,
+        *,
+        backend: Backend = "auto",
+        settings: KernelSettings | None = None,
+    ):
+        batch, vocab_size = state.logits.shape
+        self.state = state
+        self.backend = resolve(backend, state.text.device, state.model.dtype)
+        self.q: Float[Tensor, "B G V"] = state.logits.new_zeros(batch, gamma, vocab_size)
+        self.catch_up = Window(state, 2, back=1, backend=self.backend, settings=settings)
+        self._step: Callable[[StepState], None] = reference_step
+        if self.backend == "triton":
+            self._step = KernelStep(state, settings or KernelSettings())
+
+    @torch.no_grad()
+    def draft(self, positions: Int[Tensor, " B"], choice: Choice) -> None:
+        """Writes γ drafts behind each row's text, whose last token is at `positions`, at least 1."""
+        state = self.state
+        state.positions.copy_(positions)
+        self.catch_up.read()
+        state.logits.copy_(self.catch_up.logits[:, -1])
+        for index in range(self.q.shape[1]):
+            if index:
+                self._step(state)
+            if choice.sampled:
+                torch.softmax(state.logits * choice.inverse_temperature, -1, out=self.q[:, index])
+            choose(state.logits, state.text, state.positions, choice, backend=self.backend)

@@ -1,0 +1,230 @@
+"""A target and a drafter behind static memory: a step of speculation is one recorded graph.
+
+It holds γ + 1 passes: γ of the drafter and one of the target over all drafts, then the verdict and the
+rollback (Leviathan et al. 2023, algorithm 1). The host launches it, and waits once, for the tokens that the
+texts gained; whatever the next step needs lies on the device already. On the CPU the same classes run with
+the kernels' references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from llmcourse.decoding.engine.graphs import recorded
+from llmcourse.decoding.engine.prefill import prefill
+from llmcourse.decoding.engine.step import KernelSettings, StepState
+from llmcourse.decoding.engine.window import Window
+from llmcourse.decoding.errors import require, require_integer
+from llmcourse.decoding.source import check_prompts
+from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.blas import lay_out
+from llmcourse.kernels.tokens import Choice, choose
+from llmcourse.model import Decoder
+from llmcourse.speculative.draft_length import Tally
+from llmcourse.speculative.engine.drafting import Drafting
+from llmcourse.speculative.engine.settling import settle, verify_greedy, verify_sampled
+from llmcourse.speculative.vocabulary import check_sizes
+
+
+@dataclass
+class Speculated:
+    """What the engine wrote, and what it took.
+
+    Attributes:
+        tokens: of each row, without its prompt.
+        num_steps: of speculation; the first token comes from reading the prompt.
+        tally: drafts that stood and that fell, of rows that were still being written.
+    """
+
+    tokens: list[list[int]]
+    num_steps: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+
+class SpeculativeEngine:
+    """Writes what the target writes: the same tokens if greedy, otherwise texts of the same distribution.
+
+    Args:
+        target: whose text is written; its projections become views of fused matrices, and the drafter's too.
+        drafter: a smaller model of the same vocabulary, or `first_layers(target, n)`.
+        draft_length: γ, the same at every step. Near the end of a text drafts go past it, into memory that
+            is kept for them, and are thrown away: nothing is clamped on the device.
+        backend, graph: as in `DecodeEngine`.
+        settings, drafter_settings: of the kernels of each model.
+
+    Raises:
+        TypeError, ValueError: γ below 1, vocabularies that differ, or a backend that cannot run.
+    """
+
+    def __init__(
+        self,
+        target: Decoder,
+        drafter: Decoder,
+        *,
+        draft_length: int = 4,
+        backend: Backend = "auto",
+        settings: KernelSettings | None = None,
+        drafter_settings: KernelSettings | None = None,
+        graph: bool = True,
+    ):
+        require_integer(1, "draft_length", draft_length, "decode without a drafter to draft nothing")
+        check_sizes(target.config.vocab_size, drafter.config.vocab_size)
+        self.target, self.drafter, self.draft_length = target, drafter, draft_length
+        self.backend = resolve(backend, target.device, target.dtype)
+        self.settings, self.drafter_settings = settings, drafter_settings
+        self.graph = graph and self.backend == "triton" and target.device.type == "cuda"
+        self.device, self.vocab_size = target.device, target.config.vocab_size
+        self.max_length = min(m.config.max_position_embeddings for m in (target, drafter))
+        self.capacity = 0
+        self._recordings: dict[object, Callable[[], None]] = {}
+
+    @torch.no_grad()
+    def start(
+        self, prompts: Sequence[Sequence[int]], capacity: int, *, temperature: float = 0.0, seed: int = 0
+    ) -> list[int]:
+        """Reads the prompts by both models; returns the first token of each text.
+
+        Memory and recordings are kept from the last start where batch and capacity are the same.
+
+        Args:
+            capacity: tokens of a text, its prompt included; more are not written.
+            temperature, seed: as in `DecodeEngine.decode`; the seed is that of drafts and of verdicts.
+
+        Raises:
+            TypeError, ValueError: prompts that `check_prompts` refuses, or a capacity that does not hold
+                them and one token more, or outgrows a model's context.
+            DoesNotFit: the memory that is free does not hold the caches.
+        """
+        check_prompts(prompts, self)
+        least = max(map(len, prompts)) + 1
+        remedy = "add up prompt and new tokens, and mind both contexts"
+        allowed = f"in [{least}, {self.max_length}]"
+        require(least <= capacity <= self.max_length, "capacity", allowed, capacity, remedy)
+        self._prepare(len(prompts), capacity)
+        self.choice = self._choice_for(temperature, seed)
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        for state in (self._drafting.state, self._state):
+            prefill(state, prompts)
+        choose(self._state.logits, self._state.text, self._state.positions, self.choice, backend=self.backend)
+        return self._state.text.gather(1, self._state.positions[:, None])[:, 0].tolist()
+
+    @torch.no_grad()
+    def step(self) -> list[list[int]]:
+        """Drafts, verifies and settles; the tokens that each row gained, between 1 and γ + 1.
+
+        Rows that have reached the capacity go on in place: leave their tokens unread.
+
+        Raises:
+            ValueError: no prompt was read yet.
+        """
+        require(self.capacity > 0, "step", "called after start", "an engine without prompts", "call start")
+        if self.choice.sampled:
+            self._uniform.uniform_(generator=self._generator)
+        self._run("step", self._whole)
+        return [row[1 : 1 + row[0]] for row in self._report.tolist()]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        eos_token_ids: Sequence[int] = (),
+    ) -> Speculated:
+        """Writes each text to its end: so many tokens, or an end token, which is kept.
+
+        Raises:
+            TypeError, ValueError: as `start`, or fewer than one token.
+        """
+        require_integer(1, "max_new_tokens", max_new_tokens, "ask for one token or more")
+        check_prompts(prompts, self)
+        capacity = max(map(len, prompts)) + max_new_tokens
+        ends = set(eos_token_ids)
+        first = self.start(prompts, capacity, temperature=temperature, seed=seed)
+        written = Speculated([[token] for token in first])
+        while any(active := [not _ended(row, max_new_tokens, ends) for row in written.tokens]):
+            gained = self.step()
+            written.num_steps += 1
+            for row, new in enumerate(gained):
+                if active[row]:
+                    written.tally = written.tally.after(self.draft_length, len(new) - 1)
+                    _extend(written.tokens[row], new, max_new_tokens, ends)
+        return written
+
+    @torch.no_grad()
+    def draft(self) -> None:
+        """The first part of a step alone, recorded as one graph; to be timed, it moves nothing on."""
+        self._run("draft", self._draft)
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """The target's pass over the last token and γ more of its text, as `draft`."""
+        self._run("verify", self._window.read)
+
+    def _draft(self) -> None:
+        self._drafting.draft(self._state.positions, self.choice)
+
+    def _whole(self) -> None:
+        self._draft()
+        self._window.read()
+        logits, drafts = self._window.logits, self._window.tokens[:, 1:]
+        if self.choice.sampled:
+            q, inverse = self._drafting.q, self.choice.inverse_temperature
+            verdict = verify_sampled(logits, q, drafts, self._uniform, inverse)
+        else:
+            verdict = verify_greedy(logits, drafts)
+        state, last = self._state, self.capacity - 1
+        self._report.copy_(settle(verdict, self.draft_length, state.text, state.positions, last))
+
+    def _prepare(self, batch_size: int, capacity: int) -> None:
+        if self.capacity == capacity and self._state.batch_size == batch_size:
+            return
+        # The old caches, and the recordings that hold on to them, go before new ones are made.
+        self._recordings.clear()
+        self._choices: dict[bool, Choice] = {}
+        self._state = self._drafting = self._window = None
+        self.capacity = 0
+        gamma = self.draft_length
+        slots = capacity + gamma + 1  # drafts behind the last token of a text, and the target's own
+        layout = torch.Tensor.contiguous if self.backend == "triton" else lay_out
+        self._state, ahead = (StepState(m, batch_size, slots, layout) for m in (self.target, self.drafter))
+        ahead.text = self._state.text
+        self._drafting = Drafting(ahead, gamma, backend=self.backend, settings=self.drafter_settings)
+        self._window = Window(self._state, gamma + 1, backend=self.backend, settings=self.settings)
+        self._report = self._state.text.new_zeros(batch_size, gamma + 2)
+        self._uniform = torch.zeros(batch_size, gamma + 1, dtype=torch.float64, device=self.device)
+        self.capacity = capacity
+
+    def _choice_for(self, temperature: float, seed: int) -> Choice:
+        batch, sampled = self._state.batch_size, temperature > 0
+        if sampled not in self._choices:
+            self._choices[sampled] = Choice(batch, self.vocab_size, self.device, temperature=temperature)
+        self._choices[sampled].draw_with(temperature, seed)
+        return self._choices[sampled]
+
+    def _run(self, name: str, work: Callable[[], None]) -> None:
+        """Does the work: from its recording where graphs are used."""
+        if not self.graph:
+            return work()
+        key = (name, self.choice.sampled)
+        if key not in self._recordings:
+            ahead = self._drafting.state.positions
+            keep = [self._state.text, self._state.positions, ahead]
+            self._recordings[key] = recorded(work, self.device, keep)
+        return self._recordings[key]()
+
+
+def _ended(tokens: list[int], most: int, ends: set[int]) -> bool:
+    return len(tokens) >= most or tokens[-1] in ends
+
+
+def _extend(tokens: list[int], new: list[int], most: int, ends: set[int]) -> None:
+    """Appends the new tokens up to the first that ends the text."""
+    for token in new:
+        if _ended(tokens, most, ends):
+            break
+        tokens.append(token)

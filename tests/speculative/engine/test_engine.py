@@ -1,0 +1,192 @@
+"""The engine writes what decoding writes, token for token, or by the target's law; it keeps to its memory."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from llmcourse.decoding import generate
+from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.decoding.engine.window import Window
+from llmcourse.speculative import ModelDrafter
+from llmcourse.speculative import generate as speculate
+from llmcourse.speculative.early_layers import first_layers
+from llmcourse.speculative.engine import SpeculativeEngine
+from llmcourse.speculative.engine import engine as engine_module
+from llmcourse.speculative.verify import Verdict
+from tests.chi_square import p_value
+from tests.speculative.tiny import CONTEXT, PROMPTS, VOCAB, near, tiny_decoder
+
+NEW = 16
+DRAFTERS = {
+    "near": lambda model: near(model),
+    "far": lambda model: near(model, 0.3),
+    "early layers": lambda model: first_layers(model, 1),
+    "itself": lambda model: near(model, 0.0),
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_decoder()
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return [g.tokens for g in generate(model, PROMPTS, max_new_tokens=NEW, eos_token_ids=())]
+
+
+@pytest.mark.parametrize("gamma", [1, 3, 7])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_greedy_writes_what_decoding_writes(model, expected, drafter, gamma):
+    engine = SpeculativeEngine(model, DRAFTERS[drafter](model), draft_length=gamma)
+    assert engine.generate(PROMPTS, NEW).tokens == expected
+    assert [engine.generate([prompt], NEW).tokens[0] for prompt in PROMPTS] == expected
+
+
+def test_it_takes_the_steps_of_the_loop_on_the_cpu(model):
+    """The same drafts stand and fall: of the acceptance the engine keeps the same books."""
+    drafter, prompt, steps = near(model), PROMPTS[:1], []
+    found = SpeculativeEngine(model, drafter, draft_length=3).generate(prompt, NEW)
+    with mock.patch("llmcourse.speculative.loop.SpeculativeStep", lambda **step: steps.append(step)):
+        speculate(
+            model, prompt, drafter=ModelDrafter(drafter), draft_length=3, max_new_tokens=NEW, eos_token_ids=()
+        )
+    counts = [(len(step["drafts"][0]), step["num_accepted"][0]) for step in steps[1:]]
+    assert found.num_steps == len(counts)
+    full = [count for drafts, count in counts if drafts == 3]
+    assert len(full) >= len(counts) - 1, "the loop clamps the last step alone"
+    assert sum(full) <= found.tally.accepted <= sum(full) + 3
+
+
+def test_a_drafter_that_is_always_right_brings_all_tokens(model):
+    found = SpeculativeEngine(model, near(model, 0.0), draft_length=4).generate([PROMPTS[0]], 16)
+    assert (found.num_steps, found.tally.rate) == (3, 1.0), "one token, then three steps of five"
+
+
+def test_end_tokens_end_texts_in_the_midst_of_accepted_drafts(model, expected):
+    ends = [expected[0][4], expected[3][1]]
+    engine = SpeculativeEngine(model, near(model, 0.0), draft_length=5)
+    wanted = [g.tokens for g in generate(model, PROMPTS, max_new_tokens=NEW, eos_token_ids=ends)]
+    assert engine.generate(PROMPTS, NEW, eos_token_ids=ends).tokens == wanted
+    assert len(set(map(len, wanted))) > 1
+
+
+def test_texts_reach_the_end_of_the_context(model):
+    room = CONTEXT - len(PROMPTS[0])
+    engine = SpeculativeEngine(model, near(model), draft_length=6)
+    wanted = generate(model, PROMPTS[:1], max_new_tokens=room, eos_token_ids=())[0].tokens
+    assert engine.generate(PROMPTS[:1], room).tokens == [wanted]
+    for _ in range(5):  # and go on in place
+        engine.step()
+    assert engine.generate(PROMPTS[:1], room).tokens == [wanted]
+
+
+def test_rejected_tokens_left_in_the_cache_are_noticed(model, expected):
+    def no_rollback(verdict, gamma, text, positions, last):
+        report = settle(verdict, gamma, text, positions, last)
+        positions += gamma - verdict.num_accepted
+        positions.clamp_(max=last)
+        return report
+
+    settle = engine_module.settle
+    engine = SpeculativeEngine(model, near(model, 0.3), draft_length=3)
+    with mock.patch.object(engine_module, "settle", no_rollback):
+        assert engine.generate(PROMPTS, NEW).tokens != expected
+
+
+def test_a_window_gives_the_logits_of_one_token_after_the_other(model):
+    engine = SpeculativeEngine(model, near(model), draft_length=4)
+    engine.start(PROMPTS, 20)
+    engine.draft()
+    engine.verify()
+    tokens, logits = engine._window.tokens, engine._window.logits
+    plain = DecodeEngine(model)
+    plain.start(PROMPTS, 20)
+    for column in range(5):
+        torch.testing.assert_close(plain.step(tokens[:, column]), logits[:, column])
+    assert isinstance(engine._window, Window)
+
+
+# Texts of four tokens, all of them enumerated, and 2,000 sampled in one batch.
+SMALL, LENGTH, NUM_TEXTS, FALSE_ALARM_RATE = 5, 4, 2_000, 1e-4
+PROMPT = [1, 2, 1]
+
+
+def law(model, temperature: float) -> np.ndarray:
+    texts, law = torch.tensor([PROMPT]), torch.ones(1, dtype=torch.float64)
+    for _ in range(LENGTH):
+        p = (model(texts)[:, -1].double() / temperature).softmax(-1)
+        law = (law[:, None] * p).flatten()
+        new = torch.arange(SMALL).repeat(len(texts))[:, None]
+        texts = torch.cat((texts.repeat_interleave(SMALL, 0), new), 1)
+    return (law / law.sum()).numpy()
+
+
+def sampled(model, temperature: float, seed: int) -> np.ndarray:
+    engine = SpeculativeEngine(model, near(model, 0.08), draft_length=2)
+    found = engine.generate([PROMPT] * NUM_TEXTS, LENGTH, temperature=temperature, seed=seed)
+    assert 0.2 < found.tally.rate < 0.99, "drafts stand, and fall"
+    return np.array(found.tokens) @ (SMALL ** np.arange(LENGTH)[::-1])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampled_texts_follow_the_law_of_the_target(temperature):
+    """An honest engine fails once in ten thousand fresh seeds; the seed is fixed."""
+    model = tiny_decoder(vocab_size=SMALL)
+    assert p_value(sampled(model, temperature, 1), law(model, temperature)) > FALSE_ALARM_RATE
+
+
+def always_accepts(logits, q, drafts, uniform, inverse_temperature):
+    p = torch.softmax(logits[:, -1] * inverse_temperature, -1)
+    count = torch.full((len(drafts),), drafts.shape[1])
+    return Verdict(count, (p.cumsum(-1) > uniform[:, -1:]).int().argmax(-1))
+
+
+def forgets_the_temperature(logits, q, drafts, uniform, inverse_temperature):
+    return engine_module.verify_sampled(logits, q, drafts, uniform, torch.ones(1))
+
+
+@pytest.mark.parametrize("bug", [always_accepts, forgets_the_temperature])
+def test_planted_bugs_are_rejected(bug):
+    model = tiny_decoder(vocab_size=SMALL)
+    real = engine_module.verify_sampled
+    planted = always_accepts if bug is always_accepts else lambda *a: real(*a[:-1], torch.ones(1))
+    with mock.patch.object(engine_module, "verify_sampled", planted):
+        assert p_value(sampled_anyhow(model), law(model, 0.7)) < FALSE_ALARM_RATE
+
+
+def sampled_anyhow(model) -> np.ndarray:
+    engine = SpeculativeEngine(model, near(model, 0.08), draft_length=2)
+    found = engine.generate([PROMPT] * NUM_TEXTS, LENGTH, temperature=0.7, seed=1)
+    return np.array(found.tokens) @ (SMALL ** np.arange(LENGTH)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"draft_length": 0}, "draft_length must be an integer of at least 1, got 0"),
+        ({"draft_length": 2.5}, "draft_length must be an integer of at least 1, got 2.5"),
+        ({"drafter": tiny_decoder(vocab_size=VOCAB + 1)}, "drafter must be over the 40 tokens"),
+    ],
+)
+def test_what_cannot_speculate_is_refused(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        SpeculativeEngine(model, settings.pop("drafter", model), **settings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (lambda engine: engine.generate([[1]], 0), "max_new_tokens must be an integer of at least 1, got 0"),
+        (lambda engine: engine.generate([[1]], 20), r"capacity must be in \[2, 16\], got 21"),
+        (lambda engine: engine.start([[1, 2]], 2), r"capacity must be in \[3, 16\], got 2"),
+        (lambda engine: engine.generate([[]], 4), r"prompts\[0\] must hold at least 1 token"),
+        (lambda engine: engine.step(), "step must be called after start"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(model, asked, message):
+    engine = SpeculativeEngine(model, tiny_decoder(1, context=16))
+    with pytest.raises(ValueError, match=message):
+        asked(engine)
