@@ -18,7 +18,7 @@ from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState
 from llmcourse.decoding.engine.window import Window
 from llmcourse.decoding.errors import require, require_integer
-from llmcourse.decoding.source import check_prompts
+from llmcourse.decoding.source import CachedLogits, check_prompts
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.tokens import Choice, choose
@@ -98,7 +98,7 @@ class SpeculativeEngine:
                 them and one token more, or outgrows a model's context.
             DoesNotFit: the memory that is free does not hold the caches.
         """
-        check_prompts(prompts, self)
+        check_prompts(prompts, CachedLogits(self.target))
         least = max(map(len, prompts)) + 1
         remedy = "add up prompt and new tokens, and mind both contexts"
         allowed = f"in [{least}, {self.max_length}]"
@@ -141,7 +141,7 @@ class SpeculativeEngine:
             TypeError, ValueError: as `start`, or fewer than one token.
         """
         require_integer(1, "max_new_tokens", max_new_tokens, "ask for one token or more")
-        check_prompts(prompts, self)
+        check_prompts(prompts, CachedLogits(self.target))
         capacity = max(map(len, prompts)) + max_new_tokens
         ends = set(eos_token_ids)
         first = self.start(prompts, capacity, temperature=temperature, seed=seed)

@@ -8,12 +8,11 @@ import torch
 
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
-from llmcourse.decoding.engine.window import Window
-from llmcourse.speculative import ModelDrafter
-from llmcourse.speculative import generate as speculate
+from llmcourse.speculative import ModelDrafter, stream
 from llmcourse.speculative.early_layers import first_layers
 from llmcourse.speculative.engine import SpeculativeEngine
 from llmcourse.speculative.engine import engine as engine_module
+from llmcourse.speculative.engine.settling import verify_sampled
 from llmcourse.speculative.verify import Verdict
 from tests.chi_square import p_value
 from tests.speculative.tiny import CONTEXT, PROMPTS, VOCAB, near, tiny_decoder
@@ -45,19 +44,15 @@ def test_greedy_writes_what_decoding_writes(model, expected, drafter, gamma):
     assert [engine.generate([prompt], NEW).tokens[0] for prompt in PROMPTS] == expected
 
 
-def test_it_takes_the_steps_of_the_loop_on_the_cpu(model):
-    """The same drafts stand and fall: of the acceptance the engine keeps the same books."""
-    drafter, prompt, steps = near(model), PROMPTS[:1], []
-    found = SpeculativeEngine(model, drafter, draft_length=3).generate(prompt, NEW)
-    with mock.patch("llmcourse.speculative.loop.SpeculativeStep", lambda **step: steps.append(step)):
-        speculate(
-            model, prompt, drafter=ModelDrafter(drafter), draft_length=3, max_new_tokens=NEW, eos_token_ids=()
-        )
-    counts = [(len(step["drafts"][0]), step["num_accepted"][0]) for step in steps[1:]]
-    assert found.num_steps == len(counts)
-    full = [count for drafts, count in counts if drafts == 3]
-    assert len(full) >= len(counts) - 1, "the loop clamps the last step alone"
-    assert sum(full) <= found.tally.accepted <= sum(full) + 3
+def test_it_takes_the_steps_of_the_loop(model):
+    """The same drafts stand and fall, as long as the loop does not clamp them to the room."""
+    drafter, settings = near(model), {"max_new_tokens": NEW, "eos_token_ids": ()}
+    steps = list(stream(model, PROMPTS[:1], drafter=ModelDrafter(drafter), draft_length=3, **settings))
+    engine = SpeculativeEngine(model, drafter, draft_length=3)
+    assert [engine.start(PROMPTS[:1], CONTEXT)] == steps[0].tokens
+    full = [step.tokens for step in steps[1:] if len(step.drafts[0]) == 3]
+    assert [engine.step() for _ in full] == full
+    assert len({len(tokens[0]) for tokens in full}) > 1, "not all drafts stand"
 
 
 def test_a_drafter_that_is_always_right_brings_all_tokens(model):
@@ -106,7 +101,6 @@ def test_a_window_gives_the_logits_of_one_token_after_the_other(model):
     plain.start(PROMPTS, 20)
     for column in range(5):
         torch.testing.assert_close(plain.step(tokens[:, column]), logits[:, column])
-    assert isinstance(engine._window, Window)
 
 
 # Texts of four tokens, all of them enumerated, and 2,000 sampled in one batch.
@@ -124,10 +118,10 @@ def law(model, temperature: float) -> np.ndarray:
     return (law / law.sum()).numpy()
 
 
-def sampled(model, temperature: float, seed: int) -> np.ndarray:
+def sampled(model, temperature: float) -> np.ndarray:
     engine = SpeculativeEngine(model, near(model, 0.08), draft_length=2)
-    found = engine.generate([PROMPT] * NUM_TEXTS, LENGTH, temperature=temperature, seed=seed)
-    assert 0.2 < found.tally.rate < 0.99, "drafts stand, and fall"
+    found = engine.generate([PROMPT] * NUM_TEXTS, LENGTH, temperature=temperature, seed=1)
+    assert found.tally.accepted > 500, "drafts stand"
     return np.array(found.tokens) @ (SMALL ** np.arange(LENGTH)[::-1])
 
 
@@ -135,7 +129,7 @@ def sampled(model, temperature: float, seed: int) -> np.ndarray:
 def test_sampled_texts_follow_the_law_of_the_target(temperature):
     """An honest engine fails once in ten thousand fresh seeds; the seed is fixed."""
     model = tiny_decoder(vocab_size=SMALL)
-    assert p_value(sampled(model, temperature, 1), law(model, temperature)) > FALSE_ALARM_RATE
+    assert p_value(sampled(model, temperature), law(model, temperature)) > FALSE_ALARM_RATE
 
 
 def always_accepts(logits, q, drafts, uniform, inverse_temperature):
@@ -145,22 +139,18 @@ def always_accepts(logits, q, drafts, uniform, inverse_temperature):
 
 
 def forgets_the_temperature(logits, q, drafts, uniform, inverse_temperature):
-    return engine_module.verify_sampled(logits, q, drafts, uniform, torch.ones(1))
+    return verify_sampled(logits, q, drafts, uniform, torch.ones(1))
 
 
-@pytest.mark.parametrize("bug", [always_accepts, forgets_the_temperature])
+def takes_q_of_another_draft(logits, q, drafts, uniform, inverse_temperature):
+    return verify_sampled(logits, q.flip(1), drafts, uniform, inverse_temperature)
+
+
+@pytest.mark.parametrize("bug", [always_accepts, forgets_the_temperature, takes_q_of_another_draft])
 def test_planted_bugs_are_rejected(bug):
     model = tiny_decoder(vocab_size=SMALL)
-    real = engine_module.verify_sampled
-    planted = always_accepts if bug is always_accepts else lambda *a: real(*a[:-1], torch.ones(1))
-    with mock.patch.object(engine_module, "verify_sampled", planted):
-        assert p_value(sampled_anyhow(model), law(model, 0.7)) < FALSE_ALARM_RATE
-
-
-def sampled_anyhow(model) -> np.ndarray:
-    engine = SpeculativeEngine(model, near(model, 0.08), draft_length=2)
-    found = engine.generate([PROMPT] * NUM_TEXTS, LENGTH, temperature=0.7, seed=1)
-    return np.array(found.tokens) @ (SMALL ** np.arange(LENGTH)[::-1])
+    with mock.patch.object(engine_module, "verify_sampled", bug):
+        assert p_value(sampled(model, 0.7), law(model, 0.7)) < FALSE_ALARM_RATE
 
 
 @pytest.mark.parametrize(
