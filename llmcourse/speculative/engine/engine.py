@@ -87,10 +87,10 @@ class SpeculativeEngine:
     ) -> list[int]:
         """Reads the prompts by both models; returns the first token of each text.
 
-        Memory and recordings are kept from the last start where batch and capacity are the same.
+        Memory and recordings are kept from the last start where batch and capacity still fit.
 
         Args:
-            capacity: tokens of a text, its prompt included; more are not written.
+            capacity: tokens to make room for in each row, its prompt included.
             temperature, seed: as in `DecodeEngine.decode`; the seed is that of drafts and of verdicts.
 
         Raises:
@@ -181,7 +181,7 @@ class SpeculativeEngine:
         self._report.copy_(settle(verdict, self.draft_length, state.text, state.positions, last))
 
     def _prepare(self, batch_size: int, capacity: int) -> None:
-        if self.capacity == capacity and self._state.batch_size == batch_size:
+        if self.capacity >= capacity and self._state.batch_size == batch_size:
             return
         # The old caches, and the recordings that hold on to them, go before new ones are made.
         self._recordings.clear()

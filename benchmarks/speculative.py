@@ -1,0 +1,302 @@
+"""The speculative engine beside the decode engine: the same tokens, how many times faster, and what theory says.
+
+In one process, and in turns: whether greedy texts of both engines are the same, in fp32 on many prompts;
+the speed-up over `DecodeEngine` by domain, greedy and sampled, for the draft length that was fastest on other
+prompts, and for larger batches; and on a GPU what verifying 8 tokens takes beside a step of one token, with
+Llama-3-8B's shapes and random weights in bfloat16.
+
+    python benchmarks/speculative.py [--target base] [--drafter draft] [--parts parity,speed,verify]
+
+A target trained for the purpose is named by its folder. Lines go to benchmarks/results/<device>.jsonl; times
+of all draft lengths, and of verifying by other settings of the kernels, to its folder `raw`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from large_models import NEW, PROMPT, random_model, random_prompts
+from record import record, record_raw, rounded
+
+from llmcourse import hardware, pretrained, prompts, timing
+from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.decoding.engine.graphs import recorded
+from llmcourse.decoding.engine.prefill import prefill
+from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
+from llmcourse.decoding.engine.window import Window
+from llmcourse.kernels.tiles import Tile
+from llmcourse.model import Decoder
+from llmcourse.speculative import Tally, theory
+from llmcourse.speculative.engine import SpeculativeEngine
+
+DOMAINS = {
+    "prose": lambda: list(prompts.PROSE),
+    "verse": lambda: list(prompts.VERSE),
+    "code": prompts.standard_library,
+}
+TOKENS = 256  # that are written and timed
+PARITY_TOKENS = 64
+VERIFIED, ROUNDS = 8, 5
+# Smaller tiles leave room on a multiprocessor for programs of the next kernel, which ask for weights early.
+SHAPES = ((6144, 4096, False), (4096, 4096, False), (14336, 4096, True), (4096, 14336, False))
+SETTINGS = {
+    "default": KernelSettings(),
+    "no early launch": KernelSettings(pdl=False),
+    "PyTorch's products": KernelSettings(few_rows=False),
+    "32 rows, 2 stages": KernelSettings(tiles={shape: Tile(32, 256, 4, 2) for shape in SHAPES}),
+    "32 rows, 4 stages": KernelSettings(tiles={shape: Tile(32, 128, 4, 4) for shape in SHAPES}),
+    "64 rows, 3 stages": KernelSettings(tiles={shape: Tile(64, 128, 4, 3) for shape in SHAPES}),
+}
+
+
+@dataclass(frozen=True)
+class Race:
+    """Both engines at the same prompts.
+
+    Attributes:
+        plain_s, ours_s: of each prompt or batch, until every row has its tokens.
+        draft_s, verify_s: of a step's parts, alone.
+    """
+
+    gamma: int
+    plain_s: list[float]
+    ours_s: list[float]
+    draft_s: float
+    verify_s: float
+    tally: Tally
+
+    @property
+    def speed_up(self) -> float:
+        return sum(self.plain_s) / sum(self.ours_s)
+
+    @property
+    def spread(self) -> float:
+        """Of the speed-ups of single prompts, which differ in what they let stand."""
+        return timing.Timing(tuple(p / o for p, o in zip(self.plain_s, self.ours_s, strict=True))).spread
+
+    def terms(self) -> dict[str, float]:
+        """α, c and v, as theory takes them."""
+        token_s = statistics.median(self.plain_s) / TOKENS
+        c, v = self.draft_s / self.gamma / token_s, self.verify_s / token_s
+        return {"alpha": self.tally.rate, "c": c, "v": v}
+
+    def predicted(self, *, constant: bool = False) -> float:
+        """By theory; `constant` is v = 1, as if verifying took no longer than a step."""
+        found = self.terms()
+        v = theory.constant if constant else lambda _: found["v"]
+        return theory.speed_up(found["alpha"], self.gamma, found["c"], v)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="base")
+    parser.add_argument("--drafter", default="draft")
+    parser.add_argument("--parts", default="parity,speed,verify")
+    parser.add_argument("--prompts", type=int, default=1000, help="of parity")
+    parser.add_argument("--gammas", default="1,2,3,4,5,6,8")
+    parser.add_argument("--batches", default="8,32", help="of code; may be empty")
+    arguments = parser.parse_args()
+    device, parts = hardware.default_device(), arguments.parts.split(",")
+    names = (arguments.target, arguments.drafter)
+    if "parity" in parts:
+        report_parity(names, arguments.prompts, device)
+    if "speed" in parts:
+        gammas = [int(gamma) for gamma in arguments.gammas.split(",")]
+        batches = [int(size) for size in arguments.batches.split(",") if size]
+        report_speed(names, gammas, batches, device)
+    if "verify" in parts and device.type == "cuda":
+        report_verify(device)
+
+
+def load(names: Sequence[str], device: torch.device, dtype: torch.dtype) -> tuple[list[Decoder], Callable]:
+    """The models, and how a text becomes tokens: each begins as documents did in training."""
+    loaded = [pretrained.load(name, device=device, dtype=dtype) for name in names]
+    tokenizer = loaded[0].tokenizer
+    return [one.model for one in loaded], lambda text: tokenizer.encode("<|endoftext|>" + text)
+
+
+def report_parity(names: Sequence[str], num_prompts: int, device: torch.device) -> None:
+    """The share of prompts that both engines continue alike, greedily; the others are named."""
+    (target, drafter), encode = load(names, device, torch.float32)
+    plain, ours = DecodeEngine(target), SpeculativeEngine(target, drafter)
+    texts = varied(plain, [encode(text) for text in prompts.one_hundred()], num_prompts)
+    capacity = max(map(len, texts)) + PARITY_TOKENS
+    different = []
+    for number, text in enumerate(texts):
+        plain.start([text], capacity)
+        wanted = plain.decode(PARITY_TOKENS)[0].tolist()
+        if ours.generate([text], PARITY_TOKENS).tokens[0] != wanted:
+            different.append(number)
+    record(
+        "speculative_parity",
+        1 - len(different) / len(texts),
+        "share of texts",
+        limit=1.0,
+        limit_name="all texts",
+        device=device,
+        num_prompts=len(texts),
+        new_tokens=PARITY_TOKENS,
+        different=different[:20],
+        target=names[0],
+        drafter=names[1],
+    )
+
+
+def varied(engine: DecodeEngine, openings: list[list[int]], count: int) -> list[list[int]]:
+    """So many prompts: the openings, then each with eight tokens more that the target drew."""
+    found = openings[:count]
+    capacity = max(map(len, openings)) + 8
+    while len(found) < count:
+        opening = openings[len(found) % len(openings)]
+        engine.start([opening], capacity)
+        found.append(opening + engine.decode(8, temperature=1.0, seed=len(found))[0].tolist())
+    return found
+
+
+def report_speed(
+    names: Sequence[str], gammas: Sequence[int], batches: Sequence[int], device: torch.device
+) -> None:
+    (target, drafter), encode = load(
+        names, device, torch.bfloat16 if device.type == "cuda" else torch.float32
+    )
+    plain = DecodeEngine(target)
+    ours = {gamma: SpeculativeEngine(target, drafter, draft_length=gamma) for gamma in gammas}
+    for domain, openings in DOMAINS.items():
+        texts = [encode(text) for text in openings()]
+        for temperature in (0.0, 1.0):
+            kind = f"{domain}_b1" + ("_sampled" if temperature else "")
+            tried = [race(plain, ours[gamma], [[t] for t in texts[::4]], temperature) for gamma in gammas]
+            for one in tried:
+                note(kind, one, device, names)
+            gamma = max(tried, key=lambda one: one.speed_up).gamma
+            others = [[text] for number, text in enumerate(texts) if number % 4]
+            report(kind, race(plain, ours[gamma], others, temperature), device, names)
+            if domain == "code" and not temperature:
+                for batch in batches:
+                    rows = (texts * batch)[:batch]
+                    report(f"code_b{batch}", race(plain, ours[gamma], [rows] * 3, 0.0), device, names)
+
+
+def race(
+    plain: DecodeEngine, ours: SpeculativeEngine, batches: Sequence[list[list[int]]], temperature: float
+) -> Race:
+    """Takes turns, a batch each; the first of them is run once before, to record and to warm up."""
+    longest = max(len(row) for rows in batches for row in rows)
+    capacity = longest + TOKENS + ours.draft_length + 1
+    plain_s, ours_s, tally = [], [], Tally()
+    for number, rows in enumerate([batches[0], *batches]):
+        plain.start(rows, capacity)
+        spent = seconds(lambda: plain.decode(TOKENS, temperature=temperature), plain.device)
+        first = ours.start(rows, capacity, temperature=temperature, seed=number)
+        written, judged = [1 for _ in first], []
+        ours_spent = seconds(lambda w=written, j=judged: write(ours, w, j), plain.device)
+        if number:
+            plain_s.append(spent)
+            ours_s.append(ours_spent)
+            for accepted in judged:
+                tally = tally.after(ours.draft_length, accepted)
+    parts = [timing.measure(part, device=plain.device).median_s for part in (ours.draft, ours.verify)]
+    return Race(ours.draft_length, plain_s, ours_s, *parts, tally)
+
+
+def write(ours: SpeculativeEngine, written: list[int], judged: list[int]) -> None:
+    """Steps until every row has its tokens; keeps how many drafts of each stood until it had."""
+    while min(written) < TOKENS + 1:
+        for row, new in enumerate(ours.step()):
+            if written[row] < TOKENS + 1:
+                judged.append(len(new) - 1)
+            written[row] += len(new)
+
+
+def report(kind: str, found: Race, device: torch.device, names: Sequence[str]) -> None:
+    record(
+        f"speculative_{kind}",
+        found.speed_up,
+        "speed-up",
+        limit=found.predicted(),
+        limit_name="theory from the α, c and v measured here",
+        peer="DecodeEngine",
+        peer_value=1.0,
+        spread=found.spread,
+        device=device,
+        **described(found, names),
+    )
+
+
+def note(kind: str, found: Race, device: torch.device, names: Sequence[str]) -> None:
+    record_raw("speculative", device, name=kind, speed_up=rounded(found.speed_up), **described(found, names))
+
+
+def described(found: Race, names: Sequence[str]) -> dict[str, object]:
+    constant = found.predicted(constant=True)
+    return {
+        "gamma": found.gamma,
+        **{name: rounded(value) for name, value in found.terms().items()},
+        "predicted": rounded(found.predicted()),
+        "predicted_v1": rounded(constant),
+        "measured_over_predicted_v1": rounded(found.speed_up / constant),
+        "token_ms": rounded(statistics.median(found.plain_s) / TOKENS * 1e3),
+        "new_tokens": TOKENS,
+        "target": names[0],
+        "drafter": names[1],
+    }
+
+
+def report_verify(device: torch.device) -> None:
+    """A step of one token over one of eight, in the midst of a text; all settings in turns."""
+    model = random_model("llama3_8b")
+    state = StepState(model, 1, PROMPT + NEW, torch.Tensor.contiguous)
+    with torch.no_grad():
+        prefill(state, random_prompts(model, 1))
+        state.positions.fill_(PROMPT + NEW // 2)
+        runs = {"one token": recorded(step_of(state), device)}
+        for name, settings in SETTINGS.items():
+            window = Window(state, VERIFIED, backend="triton", settings=settings)
+            runs[name] = recorded(window.read, device)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            times[name] += timing.measure(run, device=device, warmup=2, repeats=10).times_s
+    one = statistics.median(times.pop("one token"))
+    for name, found in times.items():
+        ms = rounded(statistics.median(found) * 1e3)
+        record_raw("verify8", device, settings=name, step_ms=rounded(one * 1e3), verify_ms=ms)
+    ours = timing.Timing(tuple(times["default"]))
+    record(
+        "verify8_llama3_8b",
+        one / ours.median_s,
+        "one-token time over eight-token time",
+        limit=1.0,
+        limit_name="reading the weights once",
+        peer="DecodeEngine's step of one token",
+        peer_value=1.0,
+        spread=ours.spread,
+        device=device,
+        step_ms=rounded(one * 1e3),
+        verify_ms=rounded(ours.median_s * 1e3),
+        fastest=min(times, key=lambda name: statistics.median(times[name])),
+    )
+
+
+def step_of(state: StepState) -> Callable[[], None]:
+    step = KernelStep(state, KernelSettings())
+    return lambda: step(state)
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    timing.synchronize(device)
+    begun = time.perf_counter()
+    work()
+    timing.synchronize(device)
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()
