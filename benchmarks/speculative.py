@@ -1,4 +1,4 @@
-"""The speculative engine beside the decode engine: the same tokens, how many times faster, and what theory says.
+"""The speculative engine beside the decode engine: the same tokens, how much faster, and what theory says.
 
 In one process, and in turns: whether greedy texts of both engines are the same, in fp32 on many prompts;
 the speed-up over `DecodeEngine` by domain, greedy and sampled, for the draft length that was fastest on other

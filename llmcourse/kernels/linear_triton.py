@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.launch import options, start_next, wait_for_input
+from llmcourse.kernels.backend import interpreted
+from llmcourse.kernels.launch import options, start_next, takes_part, wait_for_input
 from llmcourse.kernels.tiles import Tile, matmul_rows
 
 
@@ -225,11 +226,19 @@ def launch_matmul(
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
         STAGES=tile.stages,
-        AHEAD=pdl,
+        AHEAD=_ahead(num_rows, pdl),
         **switches(norm, bias, residual, gated),
         num_warps=tile.warps,
         **options(pdl),
     )
+
+
+def _ahead(num_rows: int, pdl: bool) -> bool:
+    """Whether a first tile is asked for early: where a kernel starts early, and where that is tested.
+
+    More rows than these take registers, and time enough for the start not to matter.
+    """
+    return num_rows <= 16 and (takes_part(pdl) or (pdl and interpreted()))
 
 
 def pointers(x, norm, weight, bias, residual, out) -> tuple[Tensor, ...]:

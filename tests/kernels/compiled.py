@@ -20,6 +20,7 @@ from triton.runtime.jit import JITFunction
 
 from llmcourse.costs.models import MODELS
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
+from llmcourse.decoding.engine.window import Window
 from llmcourse.kernels import backend
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
@@ -116,6 +117,16 @@ def compiled_step(name: str, dtype: torch.dtype, capability: int) -> list[Compil
         for temperature in (0.0, 1.0):
             choice = Choice(1, config.vocab_size, "meta", temperature=temperature)
             choose(state.logits, state.text, state.positions, choice, backend="triton")
+    return found
+
+
+def compiled_window(name: str, dtype: torch.dtype, num_tokens: int, capability: int) -> list[Compiled]:
+    """The kernels of a pass over several tokens of one row, one layer of a known model."""
+    shapes = dataclasses.asdict(MODELS[name]) | {"num_layers": 1}
+    config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
+    with recorded(capability) as found, torch.device("meta"), torch.no_grad():
+        state = StepState(Decoder(config).to(dtype), 1, CAPACITY)
+        Window(state, num_tokens, backend="triton", settings=KernelSettings(splits=16)).read()
     return found
 
 

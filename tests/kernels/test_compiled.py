@@ -24,6 +24,7 @@ from tests.kernels.compiled import (
     compiled_step,
     compiled_unaligned,
     compiled_varlen,
+    compiled_window,
     compiled_with,
 )
 
@@ -41,6 +42,9 @@ JOBS = [
     *[(compiled_paged_step, "Llama-3-8B", BF16, gpu) for gpu in SHARED_BYTES],
     *[(compiled_paged_step, name, BF16, 90) for name in ("Qwen3-0.6B", "Llama-2-7B")],
     *[(compiled_paged_step, name, FP32, 89) for name in ("base", "Llama-2-7B")],
+    *[(compiled_window, "Llama-3-8B", BF16, 9, gpu) for gpu in SHARED_BYTES],
+    *[(compiled_window, name, BF16, 8, 90) for name in ("Llama-3-8B", "Qwen3-0.6B")],
+    (compiled_window, "Llama-3-8B", BF16, 2, 90),
     (compiled_rows, FP16, 89),  # where shared memory is least
 ]
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 17, 64)]
@@ -142,6 +146,17 @@ def test_a_step_launches_what_it_says(kernels):
             assert names_of(kernels[job]) == [
                 "embed", matrix, attention, matrix, matrix, matrix, "gemv", "choose", "choose",
             ]  # fmt: skip
+
+
+def test_a_window_launches_as_many_as_a_step(kernels):
+    for job in JOBS:
+        if job[0] is compiled_window:
+            matmul = "matmul"
+            assert names_of(kernels[job]) == [
+                "embed", matmul, "append_attention", matmul, matmul, matmul, matmul,
+            ]  # fmt: skip
+            ahead = [k.constants["AHEAD"] for k in kernels[job] if "matmul" in k.kernel]
+            assert ahead == [job[-1] >= 90] * 5
 
 
 def test_a_served_step_launches_what_it_says(kernels):
