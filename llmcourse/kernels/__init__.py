@@ -8,6 +8,7 @@ linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few
 tiles             how the kernels cut their matrices and caches: what was measured to be best
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores
 decode_attention  RoPE, cache write and attention of one new token a row
+append_attention  the same of several new tokens a row, as drafts are verified
 flash_attention   attention of many queries at once, by tiles, and its gradients; `flash_attention_varlen`
                   of sequences that lie packed, `flash_arguments` says what both refuse; on Hopper
                   `flash_attention_gluon` and `flash_backward_gluon` compute plain calls

@@ -12,6 +12,7 @@ vocabulary     whether draft and target mean the same by a token
 draft_length   how many to ask for: fixed, or by the acceptance seen
 target         what is asked of a target: to read several tokens at once, and to take some back
 loop           draft, verify, keep what stands, repeat: `stream` and `generate` as in decoding
+engine         the same over static memory: on a GPU a step is one recorded graph
 judged         a step's verdict on a batch, in which rows fail alone
 numbers        chance for rows that need unequally much of it
 steps          what a step leaves to be looked at

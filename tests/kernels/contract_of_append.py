@@ -11,6 +11,8 @@ import torch
 from llmcourse.kernels.append_attention import append_attention, append_attention_reference
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention_reference
 from llmcourse.kernels.tiles import AttentionTile
+from llmcourse.model import Decoder, DecoderConfig
+from llmcourse.speculative.engine import SpeculativeEngine
 from tests.kernels.contract import DEVICE, DTYPES, PDL, check, random, seeded  # noqa: F401
 
 # H, Hkv, D, slots, new tokens, and where the first of them stands in each row
@@ -96,6 +98,19 @@ def test_the_reference_is_a_token_after_the_other(window):
     torch.testing.assert_close(found, torch.stack(outs, 1).flatten(0, 1))
     torch.testing.assert_close(inputs["keys"], stepped["keys"])
     torch.testing.assert_close(inputs["values"], stepped["values"])
+
+
+def test_an_engine_of_kernels_speculates_as_one_of_references_does():
+    """Two layers against one, grouped heads with norms; alone, and two rows that accept different lengths."""
+    shapes = {"target": DecoderConfig(60, 32, 48, 2, 4, 2, 16, 64, qk_norm=True)}
+    shapes["drafter"] = DecoderConfig(60, 16, 32, 1, 2, 1, 16, 64)
+    models = [Decoder(config).to(DEVICE).requires_grad_(False) for config in shapes.values()]
+    for prompts in ([[5] * 20], [[1, 2], [9] * 20]):
+        ours, theirs = (
+            SpeculativeEngine(*models, draft_length=2, backend=backend).generate(prompts, 6)
+            for backend in ("triton", "reference")
+        )
+        assert ours == theirs
 
 
 @pytest.mark.parametrize(
