@@ -8,9 +8,10 @@ import itertools
 import pytest
 import torch
 
+from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.kernels.append_attention import append_attention, append_attention_reference
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention_reference
-from llmcourse.kernels.tiles import AttentionTile
+from llmcourse.kernels.tiles import AttentionTile, Tile
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.speculative.engine import SpeculativeEngine
 from tests.kernels.contract import DEVICE, DTYPES, PDL, check, random, seeded  # noqa: F401
@@ -100,17 +101,20 @@ def test_the_reference_is_a_token_after_the_other(window):
     torch.testing.assert_close(inputs["values"], stepped["values"])
 
 
-def test_an_engine_of_kernels_speculates_as_one_of_references_does():
-    """Two layers against one, grouped heads with norms; alone, and two rows that accept different lengths."""
-    shapes = {"target": DecoderConfig(60, 32, 48, 2, 4, 2, 16, 64, qk_norm=True)}
-    shapes["drafter"] = DecoderConfig(60, 16, 32, 1, 2, 1, 16, 64)
-    models = [Decoder(config).to(DEVICE).requires_grad_(False) for config in shapes.values()]
-    for prompts in ([[5] * 20], [[1, 2], [9] * 20]):
-        ours, theirs = (
-            SpeculativeEngine(*models, draft_length=2, backend=backend).generate(prompts, 6)
-            for backend in ("triton", "reference")
-        )
-        assert ours == theirs
+@pytest.mark.parametrize("prompts", [[[5] * 20], [[1, 2], [9] * 20]])
+def test_an_engine_of_kernels_speculates_as_one_of_references_does(prompts):
+    """One layer, grouped heads with norms; alone, and two rows that accept different lengths."""
+    config = DecoderConfig(60, 32, 48, 1, 4, 2, 16, 64, qk_norm=True)
+    target, drafter = (Decoder(config).to(DEVICE).requires_grad_(False) for _ in range(2))
+    matrices = ((128, 32, False), (32, 64, False), (48, 32, True), (32, 48, False), (60, 32, False))
+    settings = KernelSettings(tiles={shape: Tile(64, 32, 4) for shape in matrices}, splits=2)
+    ours, theirs = (
+        SpeculativeEngine(
+            target, drafter, draft_length=2, backend=backend, settings=settings, drafter_settings=settings
+        ).generate(prompts, 5)
+        for backend in ("triton", "reference")
+    )
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(
