@@ -100,6 +100,9 @@ class KernelStep:
     """The same through the kernels; five launches a layer, into memory that is allocated here once.
 
     Where PyTorch's own product of several rows is faster than `linear`'s kernel it takes the place of that.
+
+    Args:
+        num_tokens: of each row; more than one for a `window` alone.
     """
 
     def __init__(self, state: StepState, settings: KernelSettings, num_tokens: int = 1):
