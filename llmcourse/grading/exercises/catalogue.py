@@ -49,6 +49,13 @@ from llmcourse.grading.exercises.serving import (
 from llmcourse.grading.exercises.serving import (
     find_the_bug as paged_bug,
 )
+from llmcourse.grading.exercises.speculative import (
+    accept_drafts,
+    cascade_threshold,
+    look_up,
+    residual,
+    speed_up,
+)
 
 CLOSE = 0.5  # how alike a name has to be to be suggested
 
@@ -89,6 +96,13 @@ LABS = {
         block_pool.EXERCISE,
         continuous_batching.EXERCISE,
         paged_bug.EXERCISE,
+    ),
+    "04_speculative_medusa_early_exit": (
+        accept_drafts.EXERCISE,
+        residual.EXERCISE,
+        speed_up.EXERCISE,
+        look_up.EXERCISE,
+        cascade_threshold.EXERCISE,
     ),
 }
 

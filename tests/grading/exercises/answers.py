@@ -16,7 +16,7 @@ from functools import cache
 import jaxtyping
 import torch
 
-from llmcourse import attention, costs, decoding, roofline, serving
+from llmcourse import attention, costs, decoding, roofline, serving, speculative
 from llmcourse.attention import RunningSoftmax, SlowMemory, sdpa
 from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
@@ -412,6 +412,36 @@ def paged_attention(q, keys, values, tables, lengths):
     return torch.stack(rows)
 
 
+def accept_drafts(p, q, drafts, uniforms):
+    """The package's verdict; what its last number draws is not asked for."""
+    after = torch.zeros(len(drafts), 1)
+    return speculative.verify_drafts(p, q, drafts, torch.cat((uniforms, after), 1)).num_accepted
+
+
+def speed_up(alpha, gamma, c):
+    return speculative.expected_tokens(alpha, gamma), speculative.speed_up(alpha, gamma, c)
+
+
+def look_up(text, num_tokens, longest):
+    return speculative.look_up(torch.tensor(text), num_tokens, longest=longest)
+
+
+def cascade_threshold(held_out, test, large_cost, quality):
+    """By the package's ledger, from the dearest threshold down."""
+
+    def outcome(questions, threshold):
+        scores, *right = torch.tensor(questions, dtype=torch.float64).T
+        answers, costs = torch.stack(right, 1), torch.tensor([[1.0, large_cost]]).expand(len(questions), 2)
+        ledger = speculative.Ledger(answers, costs, torch.stack((scores, scores), 1))
+        return speculative.apply_policy(ledger, speculative.Policy((0, 1), (threshold,)))
+
+    tried = sorted({1.0, *(score for score, _, _ in held_out)}, reverse=True)
+    good = [threshold for threshold in tried if outcome(held_out, threshold).quality >= quality]
+    if not good:
+        raise ValueError("no threshold is good enough")
+    return good[-1], outcome(test, good[-1]).quality, outcome(test, good[-1]).cost
+
+
 OTHER_ROADS = {
     "01.softmax": softmax,
     "01.greedy_loop": greedy_loop,
@@ -443,6 +473,11 @@ OTHER_ROADS = {
     "03.block_pool": block_pool,
     "03.continuous_batching": continuous_batching,
     "03.find_the_bug": paged_attention,
+    "04.accept_drafts": accept_drafts,
+    "04.residual": speculative.residual,
+    "04.speed_up": speed_up,
+    "04.look_up": look_up,
+    "04.cascade_threshold": cascade_threshold,
 }
 
 
