@@ -54,6 +54,7 @@ from llmcourse.grading.exercises.speculative import (
     cascade_threshold,
     look_up,
     residual,
+    speculative_loop,
     speed_up,
 )
 
@@ -102,6 +103,7 @@ LABS = {
         residual.EXERCISE,
         speed_up.EXERCISE,
         look_up.EXERCISE,
+        speculative_loop.EXERCISE,
         cascade_threshold.EXERCISE,
     ),
 }

@@ -426,6 +426,27 @@ def look_up(text, num_tokens, longest):
     return speculative.look_up(torch.tensor(text), num_tokens, longest=longest)
 
 
+def speculative_loop(target, draft, prompt, gamma, max_new_tokens, uniforms):
+    """Step by step without a cache, with the package's verdict."""
+    new = []
+    for numbers in uniforms:
+        if len(new) >= max_new_tokens:
+            break
+        drafts, q = draft([*prompt, *new], gamma)
+        p = torch.cat([_after(target, [*prompt, *new, *drafts[:n]]) for n in range(gamma + 1)])
+        drafts = torch.tensor([drafts])
+        new += speculative.verify_drafts(p[None], q[None], drafts, numbers[None]).emitted(drafts)[0]
+    return new[:max_new_tokens]
+
+
+def _after(target, text):
+    """What follows a text, read from its start one token after another."""
+    cache = None
+    for token in text:
+        p, cache = target([token], cache)
+    return p
+
+
 def cascade_threshold(held_out, test, large_cost, quality):
     """By the package's ledger, from the dearest threshold down."""
 
@@ -477,6 +498,7 @@ OTHER_ROADS = {
     "04.residual": speculative.residual,
     "04.speed_up": speed_up,
     "04.look_up": look_up,
+    "04.speculative_loop": speculative_loop,
     "04.cascade_threshold": cascade_threshold,
 }
 

@@ -70,6 +70,13 @@ def test_lab_3_has_eight_exercises_and_a_hundred_points():
     assert {exercise.level for exercise in lab} == {1, 2, 3, 4, 5}
 
 
+def test_lab_4_has_six_exercises_about_drafts_and_cascades():
+    lab = catalogue.labs()["04_speculative_medusa_early_exit"]
+    first = [exercise for exercise in lab if ".speculative." in exercise.reference.__module__]
+    assert len(first) == 6 and sum(exercise.points for exercise in first) == 52
+    assert {exercise.level for exercise in first} == {1, 2, 3, 5}
+
+
 def test_every_exercise_is_answered_by_another_road():
     assert {exercise.name for exercise in EVERY} == set(OTHER_ROADS)
 
@@ -171,6 +178,7 @@ def test_answers_that_know_the_visible_cases_fail_others(exercise):
         "01.beam_search",
         "02.cached_loop",
         "03.online_softmax",
+        "04.speculative_loop",
     ):  # there the model is the input
         light = replace(drawn_once(exercise, 0), rules=())
         assert examine(light, 0, directly(by_heart)).passed

@@ -42,8 +42,8 @@ threshold, so try all. Raise a `ValueError` where none reaches it.
 """
 
 HINTS = (
-    "Write a function first that says what a cascade makes of a list of questions with a threshold: the share "
-    "that is right, and the mean cost. It serves for both lists.",
+    "Write a function first that says what a cascade makes of a list of questions with a threshold: the "
+    "share that is right, and the mean cost. It serves for both lists.",
     "A question is right if (small if score >= threshold else large). It costs 1, and large_cost more if "
     "score < threshold.",
     "Candidates: sorted({score for score, _, _ in held_out} | {1.0}). The first of them with enough right "
@@ -54,7 +54,10 @@ ON_TEST = (
     "That is chosen on the test questions, or measured on those it was chosen on. Choose on held_out alone, "
     "measure on test alone: else the figure promises more than new questions will keep."
 )
-COST = "Every question pays 1 for the small model, those that go on to the large one as well: they pay 1 + large_cost."
+COST = (
+    "Every question pays 1 for the small model, those that go on to the large one as well: they pay "
+    "1 + large_cost."
+)
 HINTS_AT = {
     "quality that goes up and down": (
         "Somewhere above the right threshold the quality is too low for a while. A search that stops there "
@@ -67,7 +70,7 @@ HINTS_AT = {
     ),
     "the large model alone": "Where no score will do, 1.0 may: then the large model answers every question.",
     "the small model is enough": "The lowest score that occurs keeps all small answers.",
-    "more than can be had": "Look at all candidates, 1.0 too; if none reaches the quality, raise a ValueError.",
+    "more than can be had": "Look at all candidates, 1.0 too; if none reaches the quality, a ValueError.",
 }
 
 
@@ -286,8 +289,8 @@ EXERCISE = Exercise(
             "takes the highest threshold",
             _highest,
             "a threshold",
-            "That is the dearest threshold that is good enough: it keeps fewest answers of the small model. The "
-            "lowest keeps most.",
+            "That is the dearest threshold that is good enough: it keeps fewest answers of the small model. "
+            "The lowest keeps most.",
         ),
         Mutant(
             "takes the best threshold",

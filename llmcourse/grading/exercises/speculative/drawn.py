@@ -1,7 +1,7 @@
-"""What the cases about drafts are drawn from: probabilities in 64ths, and numbers that never meet their ratios.
+"""What the cases about drafts are drawn from: probabilities in 64ths, and numbers that never meet a ratio.
 
-A uniform number is an odd multiple of 2⁻¹⁷, so u·q = p and u·total = running sum have no solution in 64ths: no
-verdict turns on rounding, in float32 neither.
+A uniform number is an odd multiple of 2⁻¹⁷, so u·q = p and u·total = running sum have no solution in 64ths:
+no verdict turns on rounding, in float32 neither.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def falls(rng: random.Random, p: int, q: int) -> float:
     return point(rng, 1.2 * p / q, 1.0)
 
 
-def distributions(parts: Sequence[Any]) -> Float[Tensor, "..."]:
+def distributions(parts: Sequence[Any]) -> Float[Tensor, ...]:
     """Probabilities of parts, exactly."""
     return torch.tensor(parts, dtype=torch.float32) / WHOLE
 

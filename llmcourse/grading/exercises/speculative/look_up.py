@@ -37,10 +37,10 @@ goes on with what was just copied.
 """
 
 HINTS = (
-    "Two loops: over the size of the end that is looked up, from large to small, and over the places where it "
-    "may stand, from the latest to the earliest. The first match is the one.",
-    "An end of size n stands at place start if text[start : start + n] == text[-n:]. The end itself has start "
-    "= len(text) - n, so the latest place to look at is one before. No end is longer than len(text) - 1.",
+    "Two loops: over the size of the end that is looked up, from large to small, and over the places where "
+    "it may stand, from the latest to the earliest. The first match is the one.",
+    "An end of size n stands at place start if text[start : start + n] == text[-n:]. The end itself has "
+    "start = len(text) - n; the latest place to look at is one before. No end is longer than len(text) - 1.",
     "With a match, what follows begins at start + n. Append it token by token to a copy of the text, "
     "grown.append(grown[place]), place going up by one each time; the copy never ends too early.",
 )
@@ -49,7 +49,10 @@ FOUND_ITSELF = (
     "The end was found at the end: that place matches always, and nothing follows it. Look at earlier places "
     "only."
 )
-EARLIEST = "That follows the earliest such place. Of several the latest is asked for: it is nearest to what is written."
+EARLIEST = (
+    "That follows the earliest such place. Of several the latest is asked for: it is nearest to what is "
+    "being written."
+)
 HINTS_AT = {
     "the longer end": (
         "A shorter end stands at a later place, and something else follows there. The longer one comes "

@@ -47,8 +47,8 @@ HINTS = (
 )
 
 NOT_RENORMALISED = (
-    "The differences are right, but they sum to less than 1: a distribution sums to 1. Divide each row by its "
-    "own sum."
+    "The differences are right, but they sum to less than 1: a distribution sums to 1. Divide each row by "
+    "its own sum."
 )
 HINTS_AT = {
     "several rows": "Each row is a distribution and has a sum of its own: .sum(-1, keepdim=True).",

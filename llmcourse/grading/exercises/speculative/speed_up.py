@@ -43,15 +43,15 @@ HINTS = (
 )
 
 NO_BONUS = (
-    "The token after the drafts is missing: even a step whose drafts all fall writes one token of the target's "
-    "own. The sum goes up to α^γ and has γ + 1 terms."
+    "The token after the drafts is missing: even a step whose drafts all fall writes one token of the "
+    "target's own. The sum goes up to α^γ and has γ + 1 terms."
 )
 HINTS_AT = {
     "all drafts stand": (
         "Where α = 1 each of the γ + 1 terms is 1. The closed form of the sum would divide by 0 there."
     ),
     "no draft stands": "With α = 0 only the target's own token is left; 0**0 is 1 in Python.",
-    "no drafts": "With γ = 0 a step is a pass of the target, as without drafts: one token, and nothing gained.",
+    "no drafts": "With γ = 0 a step is a pass of the target, as without drafts: one token, nothing gained.",
     "drafts that cost nothing": "With c = 0 a step takes as long as a pass: as many times faster as tokens.",
     "drafts that do not pay": "A speed-up below 1 is an answer too: then drafting makes it slower.",
 }
