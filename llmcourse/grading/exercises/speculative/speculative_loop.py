@@ -23,8 +23,8 @@ pass of the target:
 > 1. the drafter proposes $\gamma$ tokens after the text;<br>
 > 2. the target reads, in **one** call, what of the text its cache does not hold yet, and all drafts;<br>
 > 3. drafts stand, from the first on, while their number is less than $p(x)/q(x)$;<br>
-> 4. one token more is drawn: where a draft fell, from $p' \propto \max(0, p - q)$ at its place; where all
-> stand, from what $p$ says after the last;<br>
+> 4. one token more is drawn: where a draft fell, from $p' \propto \max(0, p - q)$;<br>
+> &emsp; where all stand, from what $p$ says after the last;<br>
 > 5. the text grows by the drafts that stand and that token. The cache forgets the drafts that fell.
 
 Write `speculative_loop(target, draft, prompt, gamma, max_new_tokens, uniforms)`.
@@ -84,8 +84,8 @@ ALWAYS = (
     "A draft was kept that the target doubts: p/q is below its number here. Look at the ratio of each draft."
 )
 FROM_P = (
-    "Where a draft fell, the next token was drawn from p. Tokens that q proposes too often had their chance as "
-    "drafts: draw from max(0, p - q) at that place."
+    "Where a draft fell, the next token was drawn from p. Tokens that q proposes too often had their chance "
+    "as drafts: draw from max(0, p - q) at that place."
 )
 NOT_RENORMALISED = (
     "What max(0, p - q) leaves does not sum to 1, but its running sum was compared with the number itself. "
@@ -113,7 +113,8 @@ HINTS_AT = {
     "more than is asked for": "The last step may bring too many: give exactly max_new_tokens.",
     "no new tokens": "With max_new_tokens = 0 nothing is written: neither function is called.",
     "passes of the target": (
-        "One call of the target a step: it reads the text's last token and all drafts at once."
+        "One call of the target a step: it reads the text's last token and all drafts at once, and in the "
+        "first step the whole prompt with them."
     ),
     "calls of the drafter": "One call of draft a step, and none once there are tokens enough.",
 }
