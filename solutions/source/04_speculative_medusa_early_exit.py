@@ -1,0 +1,360 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown] name="04-title"
+# # Lab 4 · Speculative and cascade decoding
+#
+# You build what chapter 4 explains: the rule by which drafts stand or fall, so that no text changes; what falls is
+# replaced from; a drafter that has no weights; the loop that joins them, with a cache that forgets; and a cascade,
+# where whole answers are judged. There are {{ exercises }} exercises for **{{ points }} points**, about
+# {{ minutes }} minutes in all. Any laptop will do, nothing is downloaded.
+#
+# **How to work** is as in [lab 1](../labs/01_decoding.ipynb): run the setup cell, write your answer in place of
+# `raise NotImplementedError(…)`, keep the line `# Exercise 04.…` with the function's name and parameters, run the
+# check below it, and read its hints. The exercises do not call each other: begin where you like.
+#
+# **How it is graded**, too. Chance comes from outside, as numbers in [0, 1) that you are given: so the same answer
+# always gives the same tokens, and a rule that is nearly right does not get away with luck. An answer may use all of
+# PyTorch and Python, but not the course's own `speculative`, which is what you build.
+#
+# | symbol | term | 中文 | in code |
+# |---|---|---|---|
+# | $p,\ q$ | what the target, what the drafter gives each token | 目标模型分布;草稿模型分布 | `p`, `q` |
+# | $\gamma$ | drafts in a step | 草稿长度 | `gamma` |
+# | | a draft stands, or falls | 接受;拒绝 | |
+# | $p'$ | what a draft that fell is replaced from | 残差分布 | `residual` |
+# | $\alpha$ | the chance that a draft stands | 接受率 | `alpha` |
+# | $c$ | what a draft costs, in passes of the target | 草稿代价比 | `c` |
+# | | a token of the target's own, where all drafts stand | 额外 token | |
+# | | to roll back a cache | 缓存回滚 | `cache[:n]` |
+# | | a cascade; its judge; what is held out | 级联;判别器;留出集 | `held_out`, `threshold` |
+
+# %% name="04-setup"
+import torch
+
+from llmcourse.grading import selfcheck
+from llmcourse.grading.selfcheck import check
+
+torch.set_num_threads(1)  # with tensors this small, two threads mostly wait for each other
+
+# %% [markdown] name="04-demos-text"
+# **Demonstrations** run your functions on larger inputs. They give no points, and need no edit. Where one says
+# *predict*, write a number down before you run it; a guess that was wrong is remembered best.
+
+# %% name="04-models" tags=["demo"]
+import inspect
+import random
+
+from llmcourse import pretrained
+from llmcourse.grading.lab_view import once_written, points_so_far
+
+numbers = torch.Generator().manual_seed(4)
+(base, tokenizer), (small, _) = (pretrained.load(n, dtype=torch.float64) for n in ("base", "draft"))
+
+# %% [markdown] name="04-rule-text"
+# ## The rule
+
+# %% [markdown]
+# {{ statement 04.accept_drafts }}
+
+
+# %%
+# Exercise 04.accept_drafts
+def accept_drafts(p, q, drafts, uniforms):
+    """How many drafts of each row stand."""
+    ### BEGIN SOLUTION
+    p_drafts = p[:, :-1].gather(2, drafts[..., None])[..., 0]
+    q_drafts = q.gather(2, drafts[..., None])[..., 0]
+    stood = uniforms * q_drafts < p_drafts  # as u < p/q, without a division
+    return stood.long().cumprod(-1).sum(-1)
+    ### END SOLUTION
+
+
+# %%
+check("04.accept_drafts", accept_drafts)
+### BEGIN HIDDEN TESTS
+for seed in (4711, 4712, 4713):
+    selfcheck.require("04.accept_drafts", accept_drafts, seed)
+### END HIDDEN TESTS
+
+# %% [markdown] name="04-accept-text"
+# **Demonstration.** Drafts of the course's small model for its larger one, 20,000 times at one place of a text: how
+# many stand. *Predict*: the chance is one minus half the distance of $p$ and $q$, $\sum_x \min(p, q)$. Is it larger
+# in code or in prose?
+
+# %% name="04-accept-demo" tags=["demo", "nbval-check-output"]
+PLACES = {"prose": "I am sleepy. I start a pot of", "code": "def __init__(self, name):\n    self.name ="}
+with once_written(accept_drafts), torch.inference_mode():
+    for kind, text in PLACES.items():
+        tokens = torch.tensor([tokenizer.encode_prompt(text)])
+        p, q = (model(tokens)[0, -1].softmax(-1).float() for model in (base, small))
+        drafts = torch.multinomial(q, 20_000, replacement=True, generator=numbers)[:, None]
+        rows = p.expand(20_000, 2, -1), q.expand(20_000, 1, -1)
+        stood = accept_drafts(*rows, drafts, torch.rand(20_000, 1, generator=numbers)).double().mean()
+        print(f"{kind:5}: {stood:.2f} of the drafts stand, promised {torch.minimum(p, q).sum():.2f}")
+
+# %% [markdown]
+# {{ statement 04.residual }}
+
+
+# %%
+# Exercise 04.residual
+def residual(p, q):
+    """What a draft that fell is replaced from."""
+    ### BEGIN SOLUTION
+    left = (p - q).clamp(min=0)
+    total = left.sum(-1, keepdim=True)
+    return torch.where(total > 0, left / total, p)
+    ### END SOLUTION
+
+
+# %%
+check("04.residual", residual)
+### BEGIN HIDDEN TESTS
+for seed in (4711, 4712, 4713):
+    selfcheck.require("04.residual", residual, seed)
+### END HIDDEN TESTS
+
+# %% [markdown] name="04-residual-text"
+# **Demonstration.** Both functions together, a million times: what comes out, beside $p$. *Predict*: which tokens
+# come out too often if what falls is replaced from $p$ itself?
+
+# %% name="04-residual-demo" tags=["demo", "nbval-check-output"]
+with once_written(accept_drafts, residual):
+    p, q, count = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.1, 0.3, 0.2, 0.4]), 1_000_000
+    drafts = torch.multinomial(q, count, replacement=True, generator=numbers)[:, None]
+    rows = p.expand(count, 2, -1), q.expand(count, 1, -1)
+    stood = accept_drafts(*rows, drafts, torch.rand(count, 1, generator=numbers)).bool()
+    for name, weights in (("p'", residual(p[None], q[None])[0]), ("p", p)):
+        others = torch.multinomial(weights, count, replacement=True, generator=numbers)
+        shares = torch.where(stood, drafts[:, 0], others).bincount(minlength=4) / count
+        print(f"replaced from {name:2}: ", ", ".join(f"{share:.3f}" for share in shares.tolist()))
+
+# %% [markdown]
+# {{ statement 04.speed_up }}
+
+
+# %%
+# Exercise 04.speed_up
+def speed_up(alpha, gamma, c):
+    """Expected tokens of a step, and how many times faster it makes decoding."""
+    ### BEGIN SOLUTION
+    tokens = float(sum(alpha**place for place in range(gamma + 1)))
+    return tokens, tokens / (gamma * c + 1)
+    ### END SOLUTION
+
+
+# %%
+check("04.speed_up", speed_up)
+### BEGIN HIDDEN TESTS
+for seed in (4711, 4712, 4713):
+    selfcheck.require("04.speed_up", speed_up, seed)
+### END HIDDEN TESTS
+
+# %% [markdown] name="04-speed-text"
+# **Demonstration.** The best number of drafts for some chances and costs. *Predict*: a drafter is right in four of
+# five cases, and takes a tenth of the target's time. How many drafts, and how many times faster? And if it takes
+# half the time?
+
+# %% name="04-speed-demo" tags=["demo", "nbval-check-output"]
+with once_written(speed_up):
+    for alpha in (0.5, 0.8, 0.9):
+        for c in (0.0, 0.1, 0.5):
+            gains = [speed_up(alpha, gamma, c)[1] for gamma in range(17)]
+            best = gains.index(max(gains))
+            print(f"α = {alpha}, c = {c}: {best:2} drafts, {gains[best]:.2f} times as fast", end="; ")
+            print(f"with 16 {gains[-1]:.2f}")
+
+# %% [markdown] name="04-drafter-text"
+# ## Drafts, and the loop
+
+# %% [markdown]
+# {{ statement 04.look_up }}
+
+
+# %%
+# Exercise 04.look_up
+def look_up(text, num_tokens, longest):
+    """What followed the text's end where it was there before."""
+    ### BEGIN SOLUTION
+    for size in range(min(longest, len(text) - 1), 0, -1):
+        end = text[len(text) - size :]
+        for start in range(len(text) - size - 1, -1, -1):
+            if text[start : start + size] == end:
+                grown = list(text)
+                for place in range(start + size, start + size + num_tokens):
+                    grown.append(grown[place])
+                return grown[len(text) :]
+    return []
+    ### END SOLUTION
+
+
+# %%
+check("04.look_up", look_up)
+### BEGIN HIDDEN TESTS
+for seed in (4711, 4712, 4713):
+    selfcheck.require("04.look_up", look_up, seed)
+### END HIDDEN TESTS
+
+# %% [markdown] name="04-look-up-text"
+# **Demonstration.** At every place of some source code of Python's library, four drafts, and how many of them are
+# what really follows, up to the first that is not. *Predict*: one of four, one, two?
+
+# %% name="04-look-up-demo" tags=["demo", "nbval-check-output"]
+with once_written(look_up):
+    tokens = tokenizer.encode_prompt(inspect.getsource(random.Random))[:1200]
+    for longest in (1, 2, 3, 5):
+        lengths = []
+        for place in range(200, len(tokens) - 4):
+            drafts = look_up(tokens[:place], 4, longest)
+            right = [one == other for one, other in zip(drafts, tokens[place:], strict=False)]
+            lengths.append([*right, False].index(False))
+        mean = sum(lengths) / len(lengths)
+        print(f"up to {longest} tokens looked up: {mean:.2f} drafts right on average")
+
+# %% [markdown]
+# {{ statement 04.speculative_loop }}
+
+
+# %%
+# Exercise 04.speculative_loop
+def speculative_loop(target, draft, prompt, gamma, max_new_tokens, uniforms):
+    """Several tokens a pass of the target, and none that it would not have drawn itself."""
+    ### BEGIN SOLUTION
+    text, cache, step = list(prompt), None, 0
+    while len(text) - len(prompt) < max_new_tokens:
+        drafts, q = draft(text, gamma)
+        unread = text if cache is None else text[len(cache) :]
+        p, cache = target(unread + drafts, cache)
+        p, u, n = p[-(gamma + 1) :], uniforms[step], 0
+        while n < gamma and u[n] * q[n, drafts[n]] < p[n, drafts[n]]:
+            n += 1
+        weights = (p[n] - q[n]).clamp(min=0) if n < gamma else p[gamma]
+        token = int((weights.cumsum(-1) > u[-1] * weights.sum()).int().argmax())
+        text = text + drafts[:n] + [token]
+        cache, step = cache[: len(text) - 1], step + 1  # the new token has not been read
+    return text[len(prompt) :][:max_new_tokens]
+    ### END SOLUTION
+
+
+# %%
+check("04.speculative_loop", speculative_loop)
+### BEGIN HIDDEN TESTS
+for seed in (4711, 4712, 4713):
+    selfcheck.require("04.speculative_loop", speculative_loop, seed)
+### END HIDDEN TESTS
+
+# %% [markdown] name="04-loop-text"
+# **Demonstration.** Your loop with the course's models, greedy: where $p$ and $q$ are certain of a token, the rule
+# accepts what the target would have written. *Predict*: the text is the target's; how many passes does it take for
+# 48 tokens with 4 drafts a step?
+
+# %% name="04-certain" tags=["demo"]
+passes = [0]
+
+
+def certain(model, tokens):
+    logits = model(torch.tensor([tokens]))[0]
+    return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+
+
+# %% name="04-loop-demo" tags=["demo"]
+def target(tokens, cache):
+    passes[0] += 1
+    read = [*([] if cache is None else cache.tolist()), *tokens]
+    return certain(base, read)[-len(tokens) :], torch.tensor(read)
+
+
+def draft(text, gamma):
+    drafts, rows = [], []
+    for _ in range(gamma):
+        rows.append(certain(small, text + drafts)[-1])
+        drafts.append(int(rows[-1].argmax()))
+    return drafts, torch.stack(rows)
+
+
+# %% name="04-loop-run" tags=["demo", "nbval-check-output"]
+with once_written(speculative_loop), torch.inference_mode():
+    for kind, text in PLACES.items():
+        prompt, passes[0] = tokenizer.encode_prompt(text), 0
+        new = speculative_loop(target, draft, prompt, 4, 48, torch.full((48, 5), 0.5))
+        own = list(prompt)
+        for _ in range(48):
+            own.append(int(certain(base, own)[-1].argmax()))
+        print(
+            f"{kind:5}: {passes[0]} passes for 48 tokens, the target's own text: {own[len(prompt) :] == new}"
+        )
+
+# %% [markdown] name="04-cascade-text"
+# ## A cascade
+
+# %% [markdown]
+# {{ statement 04.cascade_threshold }}
+
+
+# %%
+# Exercise 04.cascade_threshold
+def cascade_threshold(held_out, test, large_cost, quality):
+    """The cheapest threshold that is good enough, and what it does on other questions."""
+
+    ### BEGIN SOLUTION
+    def tried(questions, threshold):
+        right = [small if score >= threshold else large for score, small, large in questions]
+        asked = [score < threshold for score, _, _ in questions]
+        return sum(right) / len(right), 1 + large_cost * sum(asked) / len(asked)
+
+    for threshold in sorted({score for score, _, _ in held_out} | {1.0}):
+        if tried(held_out, threshold)[0] >= quality:
+            return threshold, *tried(test, threshold)
+    raise ValueError(f"no threshold answers {quality:.0%} right")
+    ### END SOLUTION
+
+
+# %%
+check("04.cascade_threshold", cascade_threshold)
+### BEGIN HIDDEN TESTS
+for seed in (4711, 4712, 4713):
+    selfcheck.require("04.cascade_threshold", cascade_threshold, seed)
+### END HIDDEN TESTS
+
+# %% [markdown] name="04-threshold-text"
+# **Demonstration.** A judge whose score is the chance that the small model is right, and a large model that is right
+# in nine of ten cases and costs ten times as much. The threshold is chosen on few questions or many, 200 times, for
+# a quality of 0.8. *Predict*: how far below that does it fall on new questions?
+
+# %% name="04-questions" tags=["demo"]
+chance = random.Random(4)
+
+
+def questions(count):
+    scores = [chance.random() for _ in range(count)]
+    return [(score, chance.random() < score, chance.random() < 0.9) for score in scores]
+
+
+# %% name="04-threshold-demo" tags=["demo", "nbval-check-output"]
+with once_written(cascade_threshold):
+    for count in (20, 100):
+        found = []
+        for _ in range(200):
+            try:
+                found.append(cascade_threshold(questions(count), questions(400), 10.0, 0.8)[1:])
+            except ValueError:  # too few are right, whoever answers
+                continue
+        right, cost = (sum(column) / len(found) for column in zip(*found, strict=True))
+        print(f"chosen on {count:3} questions: {right:.3f} right on others, at a cost of {cost:.1f}")
+
+# %% [markdown] name="04-end"
+# ## Points so far
+#
+# All answers as they now stand, examined as `check` does. Restart the kernel and run all before you hand the
+# notebook in: the grader runs your cells from top to bottom, too.
+
+# %% name="04-points" tags=["demo", "nbval-check-output"]
+points_so_far("04_speculative_medusa_early_exit", globals())
