@@ -11,10 +11,10 @@
 # %% [markdown] name="04-title"
 # # Lab 4 · Speculative and cascade decoding
 #
-# You build what chapter 4 explains: the rule by which drafts stand or fall, so that no text changes; what falls is
-# replaced from; a drafter that has no weights; the loop that joins them, with a cache that forgets; and a cascade,
-# where whole answers are judged. There are {{ exercises }} exercises for **{{ points }} points**, about
-# {{ minutes }} minutes in all. Any laptop will do, nothing is downloaded.
+# You build what chapter 4 explains: the rule by which drafts stand or fall, so that the text stays the target's; what
+# takes the place of a draft that fell; a drafter without weights; the loop that joins them, with a cache that is
+# rolled back; and a cascade, where whole answers are judged. There are {{ exercises }} exercises for
+# **{{ points }} points**, about {{ minutes }} minutes in all. Any laptop will do, nothing is downloaded.
 #
 # **How to work** is as in [lab 1](../labs/01_decoding.ipynb): run the setup cell, write your answer in place of
 # `raise NotImplementedError(…)`, keep the line `# Exercise 04.…` with the function's name and parameters, run the
