@@ -85,8 +85,9 @@ def test_so_many_drafts_stand_as_a_case_wants(near):
     rng, gamma, counts = random.Random(7), 3, [1, 3, 0, 2]
     shares = models.Shares(11, 6)
     drafter, target, text = models.Drafter(shares), models.CachedTarget(shares, 4, 2), [0, 1]
-    uniforms = models.numbers(rng, drafter, text, gamma, counts, near)
-    for count, numbers in zip(counts, uniforms, strict=True):
+    uniforms = models.numbers(rng, drafter, text, gamma, counts, 2, near)
+    assert uniforms.shape == (6, 4)
+    for count, numbers in zip(counts, uniforms[:4], strict=True):
         drafts, q = drafter(text, gamma)
         p = torch.stack([drawn.distributions(shares([*text, *drafts[:n]])) for n in range(gamma + 1)])
         drafts = torch.tensor([drafts])

@@ -117,11 +117,18 @@ def _read_before(cache: object) -> list[int]:
 
 
 def numbers(
-    rng: random.Random, drafter: Drafter, prompt: Sequence[int], gamma: int, counts: Sequence[int], near: bool
+    rng: random.Random,
+    drafter: Drafter,
+    prompt: Sequence[int],
+    gamma: int,
+    counts: Sequence[int],
+    spare: int,
+    near: bool = False,
 ) -> Float[Tensor, "N T"]:
     """Uniform numbers, a row for each step, with which so many drafts stand in each.
 
     Args:
+        spare: rows behind them, for whoever needs more steps; at least 1 in all.
         near: whether they are within some percent of the ratios.
     """
     text, rows = list(prompt), []
@@ -143,6 +150,7 @@ def numbers(
             left = [max(0, mine - theirs) for mine, theirs in zip(left, parts[count], strict=True)]
         text.append(_drawn_token(left, row[-1]))
         rows.append(row)
+    rows += [[drawn.point(rng, 0.0, 1.0) for _ in range(gamma + 1)] for _ in range(spare)]
     return torch.tensor(rows, dtype=torch.float32)
 
 

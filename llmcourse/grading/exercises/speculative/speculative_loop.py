@@ -189,14 +189,13 @@ def cases(rng: random.Random) -> list[Case]:
         """Steps in which so many drafts stand; `cut`: how much more the last brings than is asked for."""
         vocab = rng.randint(6, 8)
         asked = sum(counts) + len(counts) - cut if steps is None else steps
-        padded = [*counts, *(rng.randint(0, gamma) for _ in range(asked))]
 
         def drawn_arguments():
             shares = models.Shares(rng.getrandbits(48), vocab)
             prompt = [rng.randrange(vocab) for _ in range(rng.randint(3, 5))]
             drafter = models.Drafter(shares)
             model = models.CachedTarget(shares, gamma + 1, len(prompt))
-            uniforms = models.numbers(rng, drafter, prompt, gamma, padded, near)
+            uniforms = models.numbers(rng, drafter, prompt, gamma, counts, asked + 1, near)
             arguments = {"target": model, "draft": drafter, "prompt": prompt, "gamma": gamma}
             return arguments | {"max_new_tokens": asked, "uniforms": uniforms}
 
@@ -211,7 +210,7 @@ def cases(rng: random.Random) -> list[Case]:
     gamma = rng.randint(3, 4)
     some = [rng.randint(1, gamma - 2), 0, gamma - 1, 1, 0]
     return [
-        case("all drafts stand", gamma, [gamma] * 3, STANDING, STANDING),
+        case("all drafts stand", gamma, [gamma] * 3, STANDING, TOLD_STANDING),
         case("a draft falls", gamma, some, FALLING, FALLING),
         case("a close call", gamma, [gamma, gamma, 1, 2], CLOSE, near=True),
         case("one draft a step", 1, [1, 0, 0, 1, 1]),
@@ -293,7 +292,8 @@ def _grows_the_prompt(target, draft, prompt, gamma, max_new_tokens, uniforms):
     return new
 
 
-STANDING = (_no_bonus, _bonus_before, _q_early)
+TOLD_STANDING = (_no_bonus, _bonus_before, _q_early)
+STANDING = (*TOLD_STANDING, _one_too_few, _the_likeliest)
 FALLING = (_always, _from_p, _not_renormalised, _left_in, _one_too_many, _draft_itself, _the_other_way)
 CLOSE = (_ten_percent_more, _ten_percent_less)
 PASSES = OracleCalls("target", name="passes of the target")
@@ -320,6 +320,7 @@ EXERCISE = Exercise(
         Mutant("reads q at the wrong place", _q_early, "all drafts stand", Q_MOVED),
         Mutant("reads the whole text again", _reads_all_again, "all drafts stand"),
         Mutant("forgets a token too many", _one_too_few, "all drafts stand"),
+        Mutant("takes the likeliest token", _the_likeliest, "all drafts stand"),
         Mutant("always accepts", _always, "a draft falls", ALWAYS),
         Mutant("draws from p where a draft fell", _from_p, "a draft falls", FROM_P),
         Mutant("does not renormalise what is left", _not_renormalised, "a draft falls", NOT_RENORMALISED),
