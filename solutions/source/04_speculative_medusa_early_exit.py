@@ -85,7 +85,7 @@ for seed in (4711, 4712, 4713):
 ### END HIDDEN TESTS
 
 # %% [markdown] name="04-accept-text"
-# **Demonstration.** Drafts of the course's small model for its larger one, 20,000 times at one place of a text: how
+# **Demonstration.** Drafts of the course's small model for its larger one, 2,000 times at one place of a text: how
 # many stand. *Predict*: the chance is one minus half the distance of $p$ and $q$, $\sum_x \min(p, q)$. Is it larger
 # in code or in prose?
 
@@ -95,9 +95,9 @@ with once_written(accept_drafts), torch.inference_mode():
     for kind, text in PLACES.items():
         tokens = torch.tensor([tokenizer.encode_prompt(text)])
         p, q = (model(tokens)[0, -1].softmax(-1).float() for model in (base, small))
-        drafts = torch.multinomial(q, 20_000, replacement=True, generator=numbers)[:, None]
-        rows = p.expand(20_000, 2, -1), q.expand(20_000, 1, -1)
-        stood = accept_drafts(*rows, drafts, torch.rand(20_000, 1, generator=numbers)).double().mean()
+        drafts = torch.multinomial(q, 2_000, replacement=True, generator=numbers)[:, None]
+        rows = p.expand(2_000, 2, -1), q.expand(2_000, 1, -1)
+        stood = accept_drafts(*rows, drafts, torch.rand(2_000, 1, generator=numbers)).double().mean()
         print(f"{kind:5}: {stood:.2f} of the drafts stand, promised {torch.minimum(p, q).sum():.2f}")
 
 # %% [markdown]
@@ -209,7 +209,7 @@ for seed in (4711, 4712, 4713):
 
 # %% name="04-look-up-demo" tags=["demo", "nbval-check-output"]
 with once_written(look_up):
-    tokens = tokenizer.encode_prompt(inspect.getsource(random.Random))[:1200]
+    tokens = tokenizer.encode_prompt(inspect.getsource(random.Random))[:700]
     for longest in (1, 2, 3, 5):
         lengths = []
         for place in range(200, len(tokens) - 4):
@@ -254,7 +254,7 @@ for seed in (4711, 4712, 4713):
 # %% [markdown] name="04-loop-text"
 # **Demonstration.** Your loop with the course's models, greedy: where $p$ and $q$ are certain of a token, the rule
 # accepts what the target would have written. *Predict*: the text is the target's; how many passes does it take for
-# 48 tokens with 4 drafts a step?
+# 24 tokens with 4 drafts a step?
 
 # %% name="04-certain" tags=["demo"]
 passes = [0]
@@ -284,12 +284,12 @@ def draft(text, gamma):
 with once_written(speculative_loop), torch.inference_mode():
     for kind, text in PLACES.items():
         prompt, passes[0] = tokenizer.encode_prompt(text), 0
-        new = speculative_loop(target, draft, prompt, 4, 48, torch.full((48, 5), 0.5))
+        new = speculative_loop(target, draft, prompt, 4, 24, torch.full((24, 5), 0.5))
         own = list(prompt)
-        for _ in range(48):
+        for _ in range(24):
             own.append(int(certain(base, own)[-1].argmax()))
         print(
-            f"{kind:5}: {passes[0]} passes for 48 tokens, the target's own text: {own[len(prompt) :] == new}"
+            f"{kind:5}: {passes[0]} passes for 24 tokens, the target's own text: {own[len(prompt) :] == new}"
         )
 
 # %% [markdown] name="04-cascade-text"
