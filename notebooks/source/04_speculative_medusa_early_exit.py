@@ -42,8 +42,6 @@
 # | | cascade decoding, judge (a binary classifier), threshold | 级联解码,二分类器,阈值 |
 
 # %% tags=["nbval-check-output"]
-import math
-
 import torch
 
 from llmcourse import decoding, hardware, pretrained, prompts, roofline, speculative, timing
@@ -53,11 +51,10 @@ from llmcourse.figures import kernel_bars, recorded, widgets
 from llmcourse.speculative import ModelDrafter, measured
 
 torch.set_num_threads(1)  # with models this small, two threads mostly wait for each other
-device, h200 = hardware.default_device(), hardware.datasheet("H200")
-double = {"device": device, "dtype": torch.float64}
-family = {name: pretrained.load(name, **double) for name in ("draft", "small", "base")}
+device, h200, names = hardware.default_device(), hardware.datasheet("H200"), ("draft", "small", "base")
+family = {name: pretrained.load(name, device=device, dtype=torch.float64) for name in names}
 (base, tokenizer), draft = family["base"], family["draft"].model
-encode = tokenizer.encode_prompt
+encode = tokenizer.encode_prompt  # token ids, after the <|endoftext|> that every training text began with
 for name, (model, _) in family.items():
     print(f"{name:6}{model.num_parameters / 1e6:5.1f} M parameters, {model.config.num_layers} layers")
 
@@ -68,41 +65,25 @@ for name, (model, _) in family.items():
 #
 # Everything in this part hangs on one number: what a pass over $n$ tokens takes, in passes over one. *Predict*, before
 # you run the cell: how many tokens can Llama-3-8B read on an H200 before its pass takes a twentieth longer? The cell
-# asks the roofline, then measures `base` here. What a GPU has made of eight tokens is drawn where it is recorded.
+# asks the roofline, and then measures `base` here. (What a GPU has made of eight tokens is drawn in 4.9.)
 
 
 # %%
-def predicted_pass(batch, n):
-    return roofline.predict_step(LLAMA_3_8B, Step.chunk(batch, n, 1024), h200).time_s
+def pass_s(name, n):
+    return timing.measure(lambda: fast[name](ids[:, :n]), device=device, repeats=9).median_s
 
 
-def pass_s(model, batch, n, past=128):
-    cache = model.new_cache(batch, past + n)
-    tokens = torch.randint(model.config.vocab_size, (batch, past + n), device=device)
-    model(tokens[:, :past], cache)
-
-    def run():
-        model(tokens[:, past:], cache)
-        cache.rollback(n)
-
-    return timing.measure(run, device=device, repeats=9).median_s
-
-
-# %%
-MY_GUESS = 8  # tokens
-most = max(n for n in range(1, 257) if predicted_pass(1, n) <= 1.05 * predicted_pass(1, 1))
+MY_GUESS, ids = 8, torch.tensor([encode(prompts.PROSE[11])], device=device)
+fast = {name: pretrained.load(name, device=device).model for name in names}  # fp32: for all that is timed
+paper = {n: roofline.predict_step(LLAMA_3_8B, Step.chunk(1, n, 1024), h200).time_s for n in range(1, 257)}
+most = max(n for n, time_s in paper.items() if time_s <= 1.05 * paper[1])
 print(f"Llama-3-8B on an H200, by the roofline: {most} tokens within 1.05 passes; your guess: {MY_GUESS}")
-fast = {name: pretrained.load(name, device=device).model for name in family}  # fp32: for whatever is timed
-with torch.no_grad():
-    taken = {n: pass_s(fast["base"], 1, n) for n in range(1, 10)}
-    cost = {name: pass_s(fast[name], 1, 1) / taken[1] for name in ("draft", "small")}
+taken = {n: pass_s("base", n) for n in range(1, 10)}
 verify_cost = {n: time_s / taken[1] for n, time_s in taken.items()}
-print(f"base, {hardware.this_machine(device).name}:", end="")
-print("".join(f"  v({n}) = {v:.2f}" for n, v in verify_cost.items()))
-shares = {name: model.num_parameters / base.num_parameters for name, (model, _) in family.items()}
-print("".join(f"{name}: {shares[name]:.0%} of the weights, c = {c:.2f}\n" for name, c in cost.items()))
-eight = ("verify8_llama3_8b",)
-kernel_bars.plot_kernels(recorded.all_of(eight), "Eight tokens against one, Llama-3-8B", eight)
+cost = {name: pass_s(name, 1) / taken[1] for name in ("draft", "small")}
+print(f"base here: {', '.join(f'v({n}) = {v:.2f}' for n, v in verify_cost.items())}")
+weights = {name: model.num_parameters / base.num_parameters for name, (model, _) in family.items()}
+print("\n".join(f"{name}: {weights[name]:.0%} of the weights, c = {c:.2f}" for name, c in cost.items()))
 
 # %% [markdown]
 # A model of a few million weights is no memory-bound giant: on a CPU its products are soon bound by arithmetic, and each
@@ -150,15 +131,12 @@ for row, drink in enumerate(drinks):
 # numbers stand for all. Every draft and every triple of numbers goes through `verify_drafts`, the function that this package
 # decodes with; where a step brings fewer than three tokens the target goes on; and everything is added up in fractions.
 #
-# Beside it two wrong rules. *Predict*: which of them is further off?
+# Beside it a rule that accepts every draft. *Predict* what the difference from the target's law is for each, as a fraction.
 
 # %%
-from collections import Counter
+import math
 from fractions import Fraction
-from itertools import product
-
-from llmcourse.decoding.sampling import pick
-from llmcourse.speculative import Verdict, verify_drafts
+from itertools import pairwise, product
 
 P = torch.tensor([[2, 1, 1], [0, 3, 1], [1, 1, 2]]) / 4  # a row for each token before
 Q = torch.tensor([[1, 3, 0], [2, 1, 1], [1, 2, 1]]) / 4
@@ -166,40 +144,27 @@ numbers = torch.cartesian_prod(*3 * [(torch.arange(12) + 0.5) / 12])  # for two 
 
 
 def chance(model, text, last=0):
-    """Of a text after a token, as an exact fraction."""
-    return math.prod(Fraction(model[a, b].item()) for a, b in zip((last, *text), text, strict=False))
+    return math.prod(Fraction(model[step].item()) for step in pairwise((last, *text)))
 
 
-# %%
-def distribution(rule):
-    """Of three tokens: a step of two drafts, and the target goes on where it brought fewer."""
-    found = Counter()
-    for drafts in (pair for pair in product(range(3), repeat=2) if chance(Q, pair)):
-        p, q = (side.expand(len(numbers), -1, -1) for side in (P[[0, *drafts]], Q[[0, drafts[0]]]))
-        rows = torch.tensor(drafts).expand(len(numbers), 2)
-        ends = Counter(map(tuple, rule(p, q, rows, numbers).emitted(rows)))
-        for text, count in ends.items():
-            for rest in product(range(3), repeat=3 - len(text)):
-                share = Fraction(count, len(numbers)) * chance(Q, drafts)
-                found[*text, *rest] += share * chance(P, rest, text[-1])
-    return found
+def always_accept(p, q, *others):
+    return speculative.verify_drafts(torch.cat((q, p[:, -1:]), 1), q, *others)
 
 
 # %% tags=["nbval-check-output"]
-def always_accept(p, q, drafts, u):
-    return verify_drafts(torch.cat((q, p[:, -1:]), 1), q, drafts, u)
+def misplaced(verify):
+    off = {text: chance(P, text) for text in product(range(3), repeat=3)}
+    for drafts in (pair for pair in product(range(3), repeat=2) if chance(Q, pair)):
+        p, q = (side.expand(len(numbers), -1, -1) for side in (P[[0, *drafts]], Q[[0, drafts[0]]]))
+        rows = torch.tensor(drafts).expand(len(numbers), 2)
+        for text in verify(p, q, rows, numbers).emitted(rows):
+            for rest in product(range(3), repeat=3 - len(text)):
+                off[*text, *rest] -= chance(Q, drafts) * chance(P, rest, text[-1]) / len(numbers)
+    return sum(map(abs, off.values())) / 2
 
 
-def correct_from_p(p, q, drafts, u):
-    ends = verify_drafts(p, q, drafts, u).num_accepted
-    return Verdict(ends, pick(p[torch.arange(len(p)), ends], u[:, -1]))
-
-
-wanted = {text: chance(P, text) for text in product(range(3), repeat=3)}
-for rule in (verify_drafts, always_accept, correct_from_p):
-    found = distribution(rule)
-    off = sum(abs(found[text] - wanted[text]) for text in wanted) / 2
-    print(f"{rule.__name__:15}{len(wanted)} texts, together {found.total()}, {off} of it misplaced")
+for rule in (speculative.verify_drafts, always_accept):
+    print(f"{rule.__name__}: {misplaced(rule)} of all texts are not where the target has them")
 
 # %% [markdown]
 # Not "close to zero": zero. Nothing in the proof asks where $p$ and $q$ come from, so it holds for any sampling settings, if
@@ -234,36 +199,35 @@ for c in (0.02, 0.1, 0.3, 0.6):
     print(f"c = {c:4}   " + "   ".join(row))
 
 # %% [markdown]
-# A best $\gamma$ of 0 means: do not draft. With $v = 1$ drafting pays if and only if $\alpha > c$. Read a row from left to right:
-# what raises $\alpha$ from good to very good is worth more than what raises it from poor to good, and only then do long drafts
-# pay. "Twice as fast" is no property of the method, but of a pair of models, a text and a machine.
+# A best $\gamma$ of 0 means: do not draft. With $v = 1$ drafting pays if and only if $\alpha > c$. Read a row from left to
+# right: long drafts pay only where nearly all stand, and there every hundredth of $\alpha$ counts. "Twice as fast" is no property of
+# the method, but of a pair of models, a text and a machine.
 #
 # ## 4.5 A text in three colours
 #
 # The lecture prints a text ("japan ' s benchmark …") line by line, each line a step: what the small model wrote (小模型生成),
-# what the large one rejected (大模型拒绝), and what it wrote instead (大模型修改). Here `draft` writes for `base`, greedily.
-# Which words are left to the large model? Guess before you look; then count how many of the tokens it wrote itself.
+# what the large one rejected (大模型拒绝), and what it wrote instead (大模型修改). Here `draft` writes for `base`, greedily, and one of
+# twelve texts is shown. Which of its words are left to the large model? And how many of the twelve differ from what `base`
+# writes alone?
+#
+# Then play a *sampled* text step by step. At each rejection the bars show $p$, $q$ and the residual that the correction is drawn
+# from. Set the temperature to 0 and see both sides become certain; let `base` draft for itself and see nothing fall; then
+# look for a draft that stands although $p < q$.
 
 # %%
 from llmcourse.figures.speculation_plot import told
 from llmcourse.figures.speculation_strip import line_by_step
 from llmcourse.figures.speculation_trace import speculation_trace
 
-opening = prompts.PROSE[11]
-speculating = speculative.stream(
-    base, [encode(opening)], drafter=ModelDrafter(draft), tokenizer=tokenizer, max_new_tokens=24
-)
-trace = speculation_trace(opening, list(speculating), tokenizer.decode, tokenizer.label)
-print(told(trace.phases[-1].counts))
-(plain,) = generate(base, [encode(opening)], tokenizer=tokenizer, max_new_tokens=24)
-print("what the target writes alone:", opening + plain.text == trace.text())
-line_by_step(trace)
-
-# %% [markdown]
-# Endings of words and set phrases are drafted; the words that carry the story are mostly the target's. Now play a *sampled* text
-# step by step. At each rejection the bars show $p$, $q$ and the residual that the correction is drawn from. Set the
-# temperature to 0 and see both sides become certain; let `base` draft for itself and see nothing fall; then look for a
-# draft that stands although $p < q$.
+openings = [*prompts.PROSE[8:12], *prompts.VERSE[:4], *prompts.CODE[:4]]
+given = {"prompts": [encode(opening) for opening in openings], "tokenizer": tokenizer, "max_new_tokens": 24}
+steps = list(speculative.stream(base, drafter=ModelDrafter(draft), **given))
+read = tokenizer.decode, tokenizer.label
+traces = [speculation_trace(opening, steps, *read, row=row) for row, opening in enumerate(openings)]
+alone = [opening + one.text for opening, one in zip(openings, generate(base, **given), strict=True)]
+print(sum(trace.text() != text for trace, text in zip(traces, alone, strict=True)), "of 12 texts differ")
+print(told(traces[3].phases[-1].counts))
+line_by_step(traces[3])
 
 # %%
 widgets.TracePlayer(family, "Once upon a time there was", target="base", drafter="draft")
@@ -272,8 +236,8 @@ widgets.TracePlayer(family, "Once upon a time there was", target="base", drafter
 # ## 4.6 Prose, verse, code: how often drafts stand
 #
 # Three domains that the family has seen in training, eight beginnings of each. *Predict* the order of the three, first for
-# greedy decoding, then for sampling at temperature 1; and which drafter has the higher $\alpha$, `draft` or the twice as
-# large `small`. The first cell measures, and compares all greedy texts with those that `base` writes alone.
+# greedy decoding, then for sampling at temperature 1; and by how much `small`, with twice the weights of `draft`, is the
+# better drafter. The first cell measures.
 #
 # The second asks why. It takes texts that `base` has sampled and has both models read every place of them: how undecided is the
 # target (entropy $H$ in nats), how large is the overlap $\beta = \sum \min(p, q)$, and how often is the favourite the same?
@@ -282,31 +246,18 @@ widgets.TracePlayer(family, "Once upon a time there was", target="base", drafter
 TEXTS = {"prose": prompts.PROSE[:8], "verse": prompts.VERSE[:8], "code": prompts.CODE[:8]}
 
 
-def settings(domain, temperature, length=32):
-    generators = [torch.Generator().manual_seed(seed) for seed in range(len(TEXTS[domain]))]
-    return {
-        "prompts": [encode(text) for text in TEXTS[domain]],
-        "params": SamplingParams(temperature=temperature),
-        "generator": generators,
-        "max_new_tokens": length,
-    }
+def settings(domain, t):
+    numbers = [torch.Generator().manual_seed(seed) for seed in range(8)]
+    choice = {"params": SamplingParams(temperature=t), "generator": numbers, "max_new_tokens": 32}
+    return choice | {"prompts": [encode(text) for text in TEXTS[domain]]}
 
 
-# %% tags=["nbval-check-output"]
-def written(steps):
-    return [sum(tokens, []) for tokens in zip(*(step.tokens for step in steps), strict=True)]
-
-
-alone = {domain: [g.tokens for g in generate(base, **settings(domain, 0))] for domain in TEXTS}
-for name, temperature in (("draft", 0), ("small", 0), ("draft", 1)):
-    for domain in TEXTS:
-        drafter = ModelDrafter(family[name].model)
-        steps = list(speculative.stream(base, drafter=drafter, **settings(domain, temperature)))
-        alpha, gained = measured.tally(steps).rate, measured.tokens_per_step(steps)
-        promised = speculative.expected_tokens(alpha, 4)
-        same = f", as alone: {written(steps) == alone[domain]}" if temperature == 0 else ""
-        row = f"α = {alpha:.2f}, tokens a step: predicted {promised:.2f}, measured {gained:.2f}"
-        print(f"{name}, temperature {temperature}, {domain}: {row}{same}")
+for (name, t), domain in product((("draft", 0), ("small", 0), ("draft", 1)), TEXTS):
+    drafter = ModelDrafter(family[name].model)
+    steps = list(speculative.stream(base, drafter=drafter, draft_length=4, **settings(domain, t)))
+    alpha, gained = measured.tally(steps).rate, measured.tokens_per_step(steps)
+    tokens = f"tokens a step: predicted {speculative.expected_tokens(alpha, 4):.2f}, measured {gained:.2f}"
+    print(f"{name}, temperature {t}, {domain}: α = {alpha:.2f}, {tokens}")
 
 # %% tags=["nbval-check-output"]
 seen = {}
@@ -315,12 +266,11 @@ for domain in TEXTS:
     at = [(torch.tensor([[*prompt, *new]], device=device), len(prompt) - 1) for prompt, new in texts]
     sides = [[model(ids)[0, start:-1] for ids, start in at] for model in (base, draft)]
     seen[domain] = [torch.cat(side).cpu() for side in sides]
-ENTROPIES = (0.0, 0.5, 2.0, 4.0, 10.0)  # nats
 for domain, sides in seen.items():
     (p, q), undecided = (side.softmax(-1) for side in sides), decoding.entropy(sides[0])
     beta, agree = speculative.acceptance(p, q), (p.argmax(-1) == q.argmax(-1)).double()
     print(f"{domain}: H = {undecided.mean():.1f}, β = {beta.mean():.2f}, same favourite {agree.mean():.0%}")
-    for low, high in zip(ENTROPIES, ENTROPIES[1:], strict=False):
+    for low, high in pairwise((0.0, 0.5, 2.0, 4.0, 10.0)):  # nats
         here = (low <= undecided) & (undecided < high)
         row = f"β = {beta[here].mean():.2f}, same favourite {agree[here].mean():.0%}"
         print(f"    H from {low:g} to {high:g}: {here.double().mean():4.0%} of the places, {row}")
@@ -343,89 +293,70 @@ for domain, sides in seen.items():
 
 
 # %%
-def alone_and_timed(domain, drafter, draft_length=4, temperature=0, count=3):
-    """Steps of a few texts, one after the other, and what a token takes without a drafter."""
-    steps, times = [], []
+def steps_of(domain, drafter, draft_length=4, count=3):
+    """Of a few texts, one after the other."""
+    steps = []
+    given = {"drafter": drafter, "draft_length": draft_length, "max_new_tokens": 40}
     for text in TEXTS[domain][:count]:
-        seeded = {"params": SamplingParams(temperature=temperature), "max_new_tokens": 40}
-        numbers = [torch.Generator().manual_seed(1) for _ in range(2)]
-        given = fast["base"], [encode(text)]
-        plain = decoding.stream(*given, **seeded, generator=numbers[0])
-        times += [step.time_s for step in plain if step.index]
-        seeded |= {"drafter": drafter, "draft_length": draft_length}
-        steps += speculative.stream(*given, **seeded, generator=numbers[1])
-    return steps, sorted(times)[len(times) // 2]
+        steps += speculative.stream(fast["base"], [encode(text)], **given)
+    return steps
 
+
+token_s = {}
+for domain, texts in TEXTS.items():
+    plain = [step for text in texts[:3] for step in decoding.stream(fast["base"], [encode(text)])]
+    token_s[domain] = sorted(step.time_s for step in plain)[len(plain) // 2]
 
 # %%
 from llmcourse.figures.growth import Curve, plot_growth
 
-gammas, curves, alphas = (1, 2, 3, 4, 6, 8), [], {}
+gammas, curves = (1, 2, 3, 4, 6, 8), []
 for domain in ("code", "verse"):
-    timed = {gamma: alone_and_timed(domain, ModelDrafter(fast["draft"]), gamma) for gamma in gammas}
-    alphas[domain] = alpha = measured.tally(timed[4][0]).rate
-    says = {g: speculative.speed_up(alpha, g, cost["draft"], verify_cost.get) for g in gammas}
-    clock = [measured.measured_speed_up(*timed[gamma]) for gamma in gammas]
-    curves += [Curve(domain, gammas, clock, group=domain)]
-    curves += [Curve("predicted", gammas, says.values(), kind="predicted", group=domain)]
+    runs = {gamma: steps_of(domain, ModelDrafter(fast["draft"]), gamma) for gamma in gammas}
+    alpha = measured.tally(runs[4]).rate
+    says = [speculative.speed_up(alpha, gamma, cost["draft"], verify_cost.get) for gamma in gammas]
+    clock = [measured.measured_speed_up(runs[gamma], token_s[domain]) for gamma in gammas]
+    curves += [Curve(domain, gammas, clock), Curve("predicted", gammas, says, "predicted", domain)]
     best = speculative.best_draft_length(alpha, cost["draft"], 8, verify_cost.get)
     print(f"{domain}: α = {alpha:.2f}, best γ predicted {best}, measured {gammas[clock.index(max(clock))]}")
 title = f"Drafts by draft, verified by base, on {hardware.this_machine(device).name}"
 plot_growth(curves, title, x_label="drafts a step", y_label="times as fast as decoding")
 
 # %% [markdown]
-# The clock also counts what theory leaves out: the verdict, the loop, Python. Where a pass takes milliseconds, that shows, and most at
-# small $\gamma$, where there is more of it for each token. Large models on a GPU are where speculation is at home: what was
-# measured there is shown below, where it is recorded.
+# The clock also counts what theory leaves out: the verdict, the loop, Python. Where a pass takes milliseconds that shows, and most
+# at small $\gamma$, where there is more of it for each token. Large models on a GPU are where speculation is at home.
 #
-# One $\gamma$ for all texts is a compromise. `AdaptiveLength` keeps a tally for each text, which fades, and asks
-# `best_draft_length` before every step. It may say 0 for a while, and then tries again. The next cell lets it
-# choose, with the $c$ and $v$ of this machine, and compares it with short and with long drafts. *Predict*: in which
-# domain are its drafts longer, and can it beat the better of the two?
-
-# %%
-adaptive = speculative.AdaptiveLength(cost["draft"], 8, verify_cost.get, prior=0.9)
-policies = {"γ = 2": 2, "γ = 8": 8, "adaptive": adaptive}
-for domain in TEXTS:
-    for name, policy in policies.items():
-        steps, token_s = alone_and_timed(domain, ModelDrafter(fast["draft"]), policy)
-        lengths = [len(step.drafts[0]) for step in steps if step.index]
-        gained, speed = measured.tokens_per_step(steps), measured.measured_speed_up(steps, token_s)
-        mean = sum(lengths) / len(lengths)
-        print(
-            f"{domain}, {name:8}: {mean:.1f} drafts and {gained:.2f} tokens a step, {speed:.2f} times as fast"
-        )
-recorded_names = ("speculative_code_b1", "speculative_prose_b1")
-kernel_bars.plot_kernels(recorded.all_of(recorded_names), "Speculation, one text at a time", recorded_names)
-
-# %% [markdown]
-# ## 4.8 Drafters without a second model
+# ## 4.8 Other lengths, other drafters
 #
-# A drafter needs the target's vocabulary, and nothing else: the proof holds for every $q$, and a bad one costs time,
-# not truth. Two that need no training:
+# **Adaptive.** One $\gamma$ for all texts is a compromise. `AdaptiveLength` keeps a tally for each text, which fades, and asks
+# `best_draft_length` before every step. It may say 0 for a while, and then tries again.
 #
-# - **Lookup** (Saxena 2023): find the last few tokens earlier in the text, and propose what followed them there. $c$ is nearly
-#   0, and $q$ certain, so that $\beta$ is simply $p(x)$.
-# - **Self-speculation**: the target's own first layers, with its own norm and head (Elhoushi et al. 2024). It takes no memory for
-#   a second model. $c$ is the share of the layers.
+# A drafter needs the target's vocabulary, and nothing else: the proof holds for every $q$, and a bad one costs time, not truth.
+# Two that need no second model:
 #
-# *Predict*: which of these two works better here? On which text? The `base` of this course was never trained to be read
-# after half of its layers.
+# **Lookup** (Saxena 2023) finds the last few tokens earlier in the text, and proposes what followed them there. $c$ is nearly
+# 0, and $q$ certain, so that $\beta$ is simply $p(x)$.
+#
+# **Self-speculation** (Elhoushi et al. 2024) reads with the target's own first layers, its norm and its head. No second model has to be
+# stored; $c$ is about the share of the layers.
+#
+# *Predict*: in which domain does the adaptive one draft more? Which drafter is best for code? And how good are half of
+# the layers of `base`, which was never trained to be read there?
 
 # %%
 line = tokenizer.encode("for name in names:\n    print(name)\nfor name in")
 print("lookup goes on with", repr(tokenizer.decode(speculative.look_up(torch.tensor(line), 4))))
-layers = base.config.num_layers
-drafters = {"small": ModelDrafter(fast["small"]), "lookup": speculative.LookupDrafter(base.config.vocab_size)}
+adaptive = speculative.AdaptiveLength(cost["draft"], 8, verify_cost.get, prior=0.9)
+layers, drafters = base.config.num_layers, {"small": (ModelDrafter(fast["small"]), 4)}
+drafters["draft, adaptive"] = ModelDrafter(fast["draft"]), adaptive
+drafters["lookup"] = speculative.LookupDrafter(base.config.vocab_size), 4
 for count in (layers // 2, layers - 1):
-    drafters[f"{count} of {layers} layers"] = speculative.EarlyLayersDrafter(fast["base"], count)
-for name, drafter in drafters.items():
-    for domain in ("code", "prose"):
-        steps, token_s = alone_and_timed(domain, drafter, count=2)
-        row = f"α = {measured.tally(steps).rate or 0:.2f}, c = {measured.draft_cost(steps, token_s):.2f}"
-        says = measured.predicted_speed_up(steps, token_s, measured.verify_cost(steps, token_s))
-        row += f", predicted {says:.2f}, measured {measured.measured_speed_up(steps, token_s):.2f}"
-        print(f"{name:13} {domain:6}{row} times as fast")
+    drafters[f"{count} of {layers} layers"] = speculative.EarlyLayersDrafter(fast["base"], count), 4
+for (name, way), domain in product(drafters.items(), ("code", "prose")):
+    steps = steps_of(domain, *way, count=2)
+    per_step = sum(len(step.drafts[0]) for step in steps) / len(steps)
+    row = f"{per_step:.1f} drafts a step, α = {measured.tally(steps).rate or 0:.2f}"
+    print(f"{name:16}{domain:6}{row}, {measured.measured_speed_up(steps, token_s[domain]):.2f} times as fast")
 
 # %% [markdown]
 # Lookup drafts nothing where nothing repeats, and then costs nothing; it has no opinion where a text is new. The first half of the
@@ -442,22 +373,28 @@ for name, drafter in drafters.items():
 # domains which way $\alpha$ goes, for a drafter that samples from its $q$, and for one that proposes its favourite, as
 # lookup does. The second cell reads the places of 4.6 again, with other temperatures.
 
-# %% tags=["nbval-check-output"]
+# %%
 for batch in (1, 8, 32, 64, 128, 256, 512):
-    v = {n: predicted_pass(batch, n) / predicted_pass(batch, 1) for n in range(1, 10)}
+    chunks = {n: Step.chunk(batch, n, 1024) for n in range(1, 10)}
+    times = {n: roofline.predict_step(LLAMA_3_8B, chunk, h200).time_s for n, chunk in chunks.items()}
+    v = {n: time_s / times[1] for n, time_s in times.items()}
     gain, best = speculative.speed_up(0.8, 4, 0.1, v.get), speculative.best_draft_length(0.8, 0.1, 8, v.get)
     print(f"batch {batch:3}: v(5) = {v[5]:.2f}, γ = 4 is {gain:.2f} times as fast, best γ {best}")
+for title, figures in (
+    ("Eight tokens against one, Llama-3-8B", ("verify8_llama3_8b",)),
+    ("Speculation, one text at a time", ("speculative_code_b1", "speculative_prose_b1")),
+):
+    display(kernel_bars.plot_kernels(recorded.all_of(figures), title, figures))
 
 # %% tags=["nbval-check-output"]
-for domain, sides in seen.items():
-    for way in ("sampled", "favourite"):
-        row = []
-        for temperature in (0.3, 0.7, 1.0, 1.5, 2.0):
-            p, q = ((side / temperature).softmax(-1) for side in sides)
-            certain = speculative.point_masses(q.argmax(-1)[:, None], q.shape[-1], q.dtype)[:, 0]
-            beta = speculative.acceptance(p, q if way == "sampled" else certain).mean()
-            row.append(f"{beta:.2f} at {temperature}")
-        print(f"{domain:6}{way:10} " + ", ".join(row))
+for (domain, sides), way in product(seen.items(), ("sampled", "favourite")):
+    row = []
+    for temperature in (0.3, 0.7, 1.0, 1.5, 2.0):
+        p, q = ((side / temperature).softmax(-1) for side in sides)
+        certain = speculative.point_masses(q.argmax(-1)[:, None], q.shape[-1], q.dtype)[:, 0]
+        beta = speculative.acceptance(p, q if way == "sampled" else certain).mean()
+        row.append(f"{beta:.2f} at {temperature}")
+    print(f"{domain:6}{way:10} " + ", ".join(row))
 
 # %% [markdown]
 # (Per text a step costs what 4.4 says, but a batch has to wait for nobody: each row keeps what it accepted.) With the batch
@@ -480,8 +417,17 @@ for domain, sides in seen.items():
 #
 # The judge sees no right answer, only the text and how sure its model was: log-probabilities, entropies, whether the line parses.
 # It is a logistic regression, trained on a third of the documents; a threshold on the mean log-probability alone is its
-# baseline. *Predict*: how many of the questions on `textwrap.py` does each model complete? And what do `draft`'s scores mean:
-# of answers that score 0.8, how many are right? (All other answers are recorded ones, so that nobody waits.)
+# baseline. All answers are recorded ones, but for the few of the first cell, on lines of `textwrap.py`. *Predict*: which
+# model is wrong there most often, and does its judge know?
+#
+# Thresholds are chosen on a second third of the documents, and what they are worth is told on the last: whoever chooses and
+# reports on the same questions reports luck. The opponent is not the large model alone but *mixing*: ask the large model
+# with chance $\lambda$, else a small one. That is a straight line between the models, and needs no judge at all; a
+# cascade below it is worse than throwing dice. *Predict*: for 60 % of the cost of `base`, will the cascade have more
+# answers right than `base` alone, or fewer? And what is the baseline worth against dice?
+#
+# The explorer then has the whole curve. Try verse, where a model of twice the size makes a leap; seconds instead of FLOPs, in
+# which small models are less cheap than they look; and thresholds by hand, starting from what was chosen.
 
 # %%
 import inspect
@@ -491,66 +437,45 @@ from llmcourse.figures import cascade_answers
 from llmcourse.speculative.tasks import code_lines
 
 tasks = cascade_answers.recorded_tasks()
-lines = code_lines({"textwrap.py": inspect.getsource(textwrap)}, tokenizer, per_file=6)
+lines = code_lines({"textwrap.py": inspect.getsource(textwrap)}, tokenizer)
 train = tasks["code"].answered.side("train")
-for name, judge in zip(train.names, train.judges(), strict=True):
+for name, judge in zip(names, train.judges(), strict=True):
     answers = speculative.ModelAnswers(fast[name], tokenizer, max_new_tokens=12)(lines)
-    print(name)
     for line, answer in zip(lines, answers, strict=True):
         score = judge.scores(torch.tensor([answer.features], dtype=torch.float64)).item()
-        print(
-            f"  {'✓' if line.correct(answer.text) else '✗'} {score:.2f}  {line.start.strip()}▸{answer.text}"
-        )
-
-# %% tags=["nbval-check-output"]
-study = cascade_answers.studies(tasks["code"])["FLOPs"]
-for kind, (_, test) in study.ledgers.items():
-    scores, right = test.scores[:, 0], test.quality[:, 0]
-    print(f"{kind}, {len(right)} test answers of {study.data.names[0]}")
-    for low, high in ((0.0, 0.1), (0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 1.0)):
-        here = (low <= scores) & (scores < high)
-        row = f"{scores[here].mean():.0%} expected right, {right[here].mean():.0%} are" if here.any() else ""
-        print(f"    scores from {low} to {high}: {here.double().mean():4.0%}  {row}")
-
-# %% [markdown]
-# Both judges mean what they say. But the classifier knows *much more*: it puts most answers near 0 or high up, where a decision
-# can be made; the confidence leaves most of them in the middle.
-#
-# ## 4.11 Thresholds, on questions held out
-#
-# Thresholds are chosen on a second third of the documents, and what they are worth is told on the last: whoever chooses and
-# reports on the same questions reports luck. The opponent is not the large model alone but *mixing*: ask the large model
-# with chance $\lambda$, else a small one. That is a straight line between the models, and needs no judge at all; a
-# cascade below it is worse than throwing dice. *Predict*: for 60 % of the cost of `base` alone, will the cascade have more
-# answers right than `base`, or fewer?
+        mark = "✓" if line.correct(answer.text) else "✗"
+        print(f"{name:6}{mark} score {score:.2f}   {line.start.strip()}▸{answer.text}")
 
 # %% tags=["nbval-check-output"]
 from llmcourse.figures.cascade_plot import against_mixing
-from llmcourse.figures.widgets.cascade_explorer import rule
+from llmcourse.figures.widgets.cascade_explorer import CascadeInputs, choose, rule
 
-whole = study.data.singles[-1]
-print(f"{study.data.names[-1]} alone: {whole.quality:.1%} of the test questions")
-for kind, curve in study.data.curves:
-    test = study.ledgers[kind][1]
-    for share in (0.4, 0.6, 0.8):
-        chosen = max((t for t in curve if t.found.cost <= share * whole.cost), key=lambda t: t.found.quality)
-        luck = speculative.best_within(speculative.pareto_frontier(test), share * whole.cost).quality
-        print(f"{kind}, {share:.0%} of that cost: {rule(chosen.policy, study.data.names)}")
-        print(f"    held out {chosen.found.quality:.1%}, test {chosen.quality:.1%}; {against_mixing(chosen)}")
-        oracle = speculative.oracle(test, share * whole.cost)
-        print(f"    chosen on the test itself {luck:.1%}, by an oracle {oracle:.1%}")
-
-# %% [markdown]
-# What was promised on the held-out questions is a little more than what comes true, since the best of many is also the luckiest. The
-# trained judge is clearly above mixing; the confidence alone cannot be told from it here. Then play: verse, where a model
-# twice as large makes a leap; seconds instead of FLOPs, in which small models are less cheap than they look; and
-# thresholds by hand, starting from what was chosen.
+study = cascade_answers.studies(tasks["code"])["FLOPs"]
+print(f"base alone: {study.data.singles[-1].quality:.1%} of the test questions right")
+for kind, (_, test) in study.ledgers.items():
+    scores, right = test.scores[:, 0], test.quality[:, 0]
+    print(
+        f"{kind}: {(scores < 0.1).double().mean():.0%} of draft's answers score below 0.1, "
+        f"{(scores >= 0.7).double().mean():.0%} at least 0.7"
+    )
+    for budget in (40, 60, 80):
+        tried = choose(study, CascadeInputs(judge=kind, budget=budget))
+        best = speculative.oracle(test, tried.cost)
+        print(
+            f"  {budget} %: {rule(tried.policy, study.data.names)}\n      held out {tried.found.quality:.1%}, "
+            f"test {tried.quality:.1%}, oracle {best:.1%}; {against_mixing(tried)}"
+        )
 
 # %%
 widgets.CascadeExplorer(task="code")
 
 # %% [markdown]
-# ## 4.12 What goes wrong
+# Look at the two shares first: the classifier puts most answers near 0 or high up, where a decision can be made; the confidence
+# leaves nearly all in between, though it is calibrated as well. What was promised on held-out questions is a little more
+# than what comes true, since the best of many is also the luckiest. The classifier's cascade is above mixing; the confidence
+# alone cannot be told from it. And the oracle, which knows every answer beforehand, shows how much is left for better judges.
+#
+# ## 4.11 What goes wrong
 #
 # | belief | where it fails | what you saw |
 # |---|---|---|
@@ -563,8 +488,8 @@ widgets.CascadeExplorer(task="code")
 # | verifying is free | until arithmetic is the limit: large batches, small machines | 4.1, 4.9 |
 # | heat lowers the acceptance | of certain drafts always, of sampled ones where both sides were sure | 4.9 |
 # | the first layers nearly know the answer | not those of a model that was never trained to | 4.8 |
-# | cascades, too, keep the quality | answers are the small model's; quality can fall, or rise | 4.11 |
-# | a cascade is better than its large model alone, so it is good | compare with mixing at the same cost, on new questions | 4.11 |
+# | cascades, too, keep the quality | answers are the small model's; quality can fall, or rise | 4.10 |
+# | a cascade is better than its large model alone, so it is good | compare with mixing at the same cost, on new questions | 4.10 |
 #
 # **On the slides.** That speculation does not lower the quality (不会降低大模型解码质量) is right, for the rule above and for greedy
 # matching, and for nothing looser. "Usually about two times" (一般带来两倍左右加速) leaves out what it depends on: 4.4 says which
@@ -579,7 +504,7 @@ widgets.CascadeExplorer(task="code")
 # 1. (10 min) Change $q$ in 4.2 so that no draft ever falls; then so that all fall. What is $p'$ in each case?
 # 2. (15 min) In 4.3 let the second draft be judged by the distribution of the first place. Which texts come too often?
 # 3. (15 min) Find a prompt for which lookup beats `small` in 4.8, and one for which it never drafts.
-# 4. (15 min) In 4.11 choose thresholds on a tenth of the held-out questions (`Ledger.rows`). How far do promise and test part?
+# 4. (15 min) In 4.10 choose thresholds on a tenth of the held-out questions (`Ledger.rows`). How far do promise and test part?
 #
 # ## Summary
 #
