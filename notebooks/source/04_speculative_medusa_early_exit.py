@@ -453,18 +453,14 @@ from llmcourse.figures.widgets.cascade_explorer import CascadeInputs, choose, ru
 study = cascade_answers.studies(tasks["code"])["FLOPs"]
 print(f"base alone: {study.data.singles[-1].quality:.1%} of the test questions right")
 for kind, (_, test) in study.ledgers.items():
-    scores, right = test.scores[:, 0], test.quality[:, 0]
-    print(
-        f"{kind}: {(scores < 0.1).double().mean():.0%} of draft's answers score below 0.1, "
-        f"{(scores >= 0.7).double().mean():.0%} at least 0.7"
-    )
+    scores = test.scores[:, 0]
+    low, high = (scores < 0.1).double().mean(), (scores >= 0.7).double().mean()
+    print(f"{kind}: of draft's answers {low:.0%} score below 0.1, {high:.0%} from 0.7 on")
     for budget in (40, 60, 80):
         tried = choose(study, CascadeInputs(judge=kind, budget=budget))
         best = speculative.oracle(test, tried.cost)
-        print(
-            f"  {budget} %: {rule(tried.policy, study.data.names)}\n      held out {tried.found.quality:.1%}, "
-            f"test {tried.quality:.1%}, oracle {best:.1%}; {against_mixing(tried)}"
-        )
+        print(f"  {budget} %: {rule(tried.policy, names)} Held out {tried.found.quality:.1%} are right,")
+        print(f"      test {tried.quality:.1%}, by an oracle {best:.1%}; {against_mixing(tried)}")
 
 # %%
 widgets.CascadeExplorer(task="code")
