@@ -284,8 +284,8 @@ for domain, sides in seen.items():
 # spread over many words they overlap by *spreading*, without agreeing on a favourite. So "how predictable is the text?"
 # decides greedy acceptance, and for sampling it is only half the answer: what counts is the overlap.
 #
-# (Predicted and measured tokens a step differ, because drafts are not independent: after one that was a hard guess the next one
-# is read on from it, and hard places come together. `expected_tokens_by_position` takes an $\alpha$ for each place.)
+# (Measured is a little less than predicted. Easy places come together, and so do hard ones: drafts do not stand independently of one
+# another. And at the end of a text fewer are asked for.)
 #
 # ## 4.7 $\gamma$ against speed: predicted, measured
 #
@@ -330,7 +330,7 @@ plot_growth(curves, title, x_label="drafts a step", y_label="times as fast as de
 #
 # ## 4.8 Other lengths, other drafters
 #
-# **Adaptive.** One $\gamma$ for all texts is a compromise. `AdaptiveLength` keeps a tally for each text, which fades, and asks
+# **Adaptive lengths.** One $\gamma$ for all texts is a compromise. `AdaptiveLength` keeps a tally for each text, which fades, and asks
 # `best_draft_length` before every step. It may say 0 for a while, and then tries again.
 #
 # A drafter needs the target's vocabulary, and nothing else: the proof holds for every $q$, and a bad one costs time, not truth.
@@ -369,20 +369,25 @@ for (name, way), domain in product(drafters.items(), ("code", "prose")):
 #
 # ## 4.9 Where it is slower
 #
-# **Batches.** The arithmetic that speculation fills is idle only while few texts are decoded. *Predict*: at which batch does
-# it stop to pay for Llama-3-8B on an H200, with $\alpha = 0.8$ and a drafter that costs a tenth?
+# **Batches.** The arithmetic that speculation fills is idle only while few texts are decoded. *Predict*: from which batch on is
+# Llama-3-8B on an H200 slower with four drafts than without, if each costs a tenth of a pass? Does it matter how long the
+# texts are? (The cell's figures are the roofline's; below them what a GPU has made of it, where that is recorded.)
 #
 # **Temperature.** "High temperature, low acceptance": is that so? Both sides are flattened. *Predict* for the three
 # domains which way $\alpha$ goes, for a drafter that samples from its $q$, and for one that proposes its favourite, as
 # lookup does. The second cell reads the places of 4.6 again, with other temperatures.
 
 # %%
-for batch in (1, 8, 32, 64, 128, 256, 512):
-    chunks = {n: Step.chunk(batch, n, 1024) for n in range(1, 10)}
-    times = {n: roofline.predict_step(LLAMA_3_8B, chunk, h200).time_s for n, chunk in chunks.items()}
-    v = {n: time_s / times[1] for n, time_s in times.items()}
-    gain, best = speculative.speed_up(0.8, 4, 0.1, v.get), speculative.best_draft_length(0.8, 0.1, 8, v.get)
-    print(f"batch {batch:3}: v(5) = {v[5]:.2f}, γ = 4 is {gain:.2f} times as fast, best γ {best}")
+print("Llama-3-8B on an H200, γ = 4, c = 0.1: times as fast with α = 0.8, and with α = 0.5")
+for batch in (1, 8, 32, 64, 128, 256):
+    row = ""
+    for context in (128, 1024, 8192):
+        chunks = {n: Step.chunk(batch, n, context) for n in (1, 5)}
+        times = {n: roofline.predict_step(LLAMA_3_8B, chunk, h200).time_s for n, chunk in chunks.items()}
+        v = {n: time_s / times[1] for n, time_s in times.items()}
+        gains = (f"{speculative.speed_up(alpha, 4, 0.1, v.get):.2f}" for alpha in (0.8, 0.5))
+        row += f"   {context:5,} tokens: v(5) = {v[5]:.2f}, " + ", ".join(gains)
+    print(f"batch {batch:3}{row}")
 for title, figures in (
     ("Eight tokens against one, Llama-3-8B", ("verify8_llama3_8b",)),
     ("Speculation, one text at a time", ("speculative_code_b1", "speculative_prose_b1")),
@@ -400,9 +405,9 @@ for (domain, sides), way in product(seen.items(), ("sampled", "favourite")):
     print(f"{domain:6}{way:10} " + ", ".join(row))
 
 # %% [markdown]
-# (Per text a step costs what 4.4 says, but a batch has to wait for nobody: each row keeps what it accepted.) With the batch
-# $v$ rises towards $n$, as every token then costs its arithmetic, and drafts that fall are arithmetic for nothing. So a serving engine
-# speculates when it has few requests, and stops when it is busy.
+# With the batch $v$ rises towards $n$, as every token then costs its arithmetic, and drafts that fall are arithmetic for
+# nothing. Long texts hold it down: their caches are read once for all drafts of a row, as weights are for all rows. So a serving
+# engine speculates while it has few requests, or long ones with drafts that stand, and stops when it is busy.
 #
 # Temperature is less simple than its reputation. In code, where both are certain of the same token, heat makes the certain
 # uncertain, and $\alpha$ falls. In verse and prose both sides disagree about favourites, and heat makes them *alike*: in the
@@ -484,7 +489,7 @@ widgets.CascadeExplorer(task="code")
 # | the better drafter is the faster one | it drafts better and costs more | 4.7, 4.8 |
 # | longer drafts are better | later ones are reached ever less often, and all are paid for | 4.4, 4.7 |
 # | a drafter of a fifth of the weights costs a fifth | not where starting operations takes the time | 4.1 |
-# | verifying is free | until arithmetic is the limit: large batches, small machines | 4.1, 4.9 |
+# | verifying is free | until arithmetic is the limit: large batches of short texts, small machines | 4.1, 4.9 |
 # | heat lowers the acceptance | of certain drafts always, of sampled ones where both sides were sure | 4.9 |
 # | the first layers nearly know the answer | not those of a model that was never trained to | 4.8 |
 # | cascades, too, keep the quality | answers are the small model's; quality can fall, or rise | 4.10 |
