@@ -53,6 +53,7 @@ import inspect
 import random
 
 from llmcourse import pretrained
+from llmcourse.decoding import generate
 from llmcourse.grading.lab_view import once_written, points_so_far
 
 numbers = torch.Generator().manual_seed(4)
@@ -252,45 +253,54 @@ for seed in (4711, 4712, 4713):
 ### END HIDDEN TESTS
 
 # %% [markdown] name="04-loop-text"
-# **Demonstration.** Your loop with the course's models, greedy: where $p$ and $q$ are certain of a token, the rule
-# accepts what the target would have written. *Predict*: the text is the target's; how many passes does it take for
-# 24 tokens with 4 drafts a step?
+# **Demonstration.** Your loop around the course's models, each with the KV cache of chapter 2. The tensor that your
+# loop is given has an entry for each slot in use: where you take `cache[:n]`, the keys and values behind it are
+# forgotten. Both are greedy: where $p$ and $q$ are certain of a token, the rule accepts what the target would have
+# written. *Predict*: how many passes does it take for 24 tokens with 4 drafts a step? And what comes out if the
+# slots of rejected drafts stay in use?
 
-# %% name="04-certain" tags=["demo"]
-passes = [0]
 
-
-def certain(model, tokens):
-    logits = model(torch.tensor([tokens]))[0]
+# %% name="04-loop-models" tags=["demo"]
+def read_on(model, tokens, num_kept):
+    """What a greedy model says after each token: its cache keeps so many slots, and reads on from them."""
+    caches[model].truncate([num_kept])
+    logits = model(torch.tensor([tokens]), caches[model])[0]
     return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
 
 
-# %% name="04-loop-demo" tags=["demo"]
-def target(tokens, cache):
-    passes[0] += 1
-    read = [*([] if cache is None else cache.tolist()), *tokens]
-    return certain(base, read)[-len(tokens) :], torch.tensor(read)
-
-
 def draft(text, gamma):
-    drafts, rows = [], []
+    drafts, rows, num_kept = [], [], min(caches[small].extent, len(text) - 1)
     for _ in range(gamma):
-        rows.append(certain(small, text + drafts)[-1])
+        rows.append(read_on(small, [*text, *drafts][num_kept:], num_kept)[-1])
         drafts.append(int(rows[-1].argmax()))
+        num_kept = caches[small].extent
     return drafts, torch.stack(rows)
+
+
+# %% name="04-loop-demo" tags=["demo"]
+def passes_and_text(prompt, rolled_back):
+    num_passes = 0
+
+    def target(tokens, slots):
+        nonlocal num_passes
+        num_passes += 1
+        num_kept = 0 if slots is None else len(slots) if rolled_back else caches[base].extent
+        return read_on(base, tokens, num_kept), torch.arange(num_kept + len(tokens))
+
+    return speculative_loop(target, draft, prompt, 4, 24, torch.full((24, 5), 0.5)), num_passes
 
 
 # %% name="04-loop-run" tags=["demo", "nbval-check-output"]
 with once_written(speculative_loop), torch.inference_mode():
     for kind, text in PLACES.items():
-        prompt, passes[0] = tokenizer.encode_prompt(text), 0
-        new = speculative_loop(target, draft, prompt, 4, 24, torch.full((24, 5), 0.5))
-        own = list(prompt)
-        for _ in range(24):
-            own.append(int(certain(base, own)[-1].argmax()))
-        print(
-            f"{kind:5}: {passes[0]} passes for 24 tokens, the target's own text: {own[len(prompt) :] == new}"
-        )
+        prompt = tokenizer.encode_prompt(text)
+        (alone,) = generate(base, [prompt], max_new_tokens=24, eos_token_ids=())
+        for rolled_back in (True, False):
+            caches = {model: model.new_cache(1, 256) for model in (base, small)}
+            new, num_passes = passes_and_text(prompt, rolled_back)
+            cache = "rolled back" if rolled_back else "not rolled back"
+            same = "the target's own text" if new == alone.tokens else "another text"
+            print(f"{kind:5}, {cache:15}: {num_passes:2} passes for {len(new)} tokens, {same}")
 
 # %% [markdown] name="04-cascade-text"
 # ## A cascade
