@@ -91,7 +91,7 @@ for seed in (4711, 4712, 4713):
 # in code or in prose?
 
 # %% name="04-accept-demo" tags=["demo", "nbval-check-output"]
-PLACES = {"prose": "I am sleepy. I start a pot of", "code": "def __init__(self, name):\n    self.name ="}
+PLACES = {"prose": "The old man opened the door and", "code": "def __init__(self, name):\n    self.name ="}
 with once_written(accept_drafts), torch.inference_mode():
     for kind, text in PLACES.items():
         tokens = torch.tensor([tokenizer.encode_prompt(text)])

@@ -38,7 +38,15 @@ def mutant(name, mistake):
         ("04.speculative_loop", "leaves rejected drafts in the cache", "still in the cache"),
         ("04.speculative_loop", "leaves one of them in the cache", "one place too late"),
         ("04.speculative_loop", "accepts 10 % more often", "closer to its number than 10 %"),
+        ("04.speculative_loop", "forgets a token too many", "one place too early"),
+        ("04.speculative_loop", "takes the first rows of p", "the first call reads the prompt too"),
+        ("04.speculative_loop", "judges every step by the first numbers", "row i is for step i"),
+        ("04.speculative_loop", "draws with a draft's number", "it has one of its own"),
+        ("04.speculative_loop", "judges what is behind a fall", "the first that falls ends the step"),
+        ("04.speculative_loop", "returns the prompt as well", "begin with the prompt"),
         ("04.cascade_threshold", "chooses on the test", "choose on held_out alone"),
+        ("04.cascade_threshold", "does all on the test", "choose on held_out alone"),
+        ("04.cascade_threshold", "counts a question that either model has right", "either model is right"),
     ],
 )
 def test_a_mistake_is_told_by_name(name, mistake, told):
@@ -59,6 +67,22 @@ def test_a_prompt_read_by_itself_is_a_pass_too_many():
 def test_a_text_read_again_is_refused_by_the_target():
     exercise, found = mutant("04.speculative_loop", "reads the whole text again")
     assert "target reads at most" in examine(exercise, 0, InProcess(found.function)).reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda p, q, drafts, uniforms: (uniforms >= p.amax(-1)[:, :-1]).long().cumprod(-1).sum(-1),
+        lambda p, q, drafts, uniforms: torch.zeros(len(p), dtype=torch.int64),
+        lambda p, q, drafts, uniforms: torch.ones(len(p), dtype=torch.int64) + drafts.shape[1],
+    ],
+)
+def test_a_mistake_of_another_kind_is_not_called_a_place_that_moved(answer):
+    """A count says little: the named mistakes give others than most mistakes do."""
+    exercise = catalogue.find("04.accept_drafts")
+    for seed in range(5):
+        verdict = examine(exercise, seed, InProcess(answer))
+        assert verdict.status == "fail" and "another place" not in verdict.hint
 
 
 @pytest.mark.parametrize("seed", range(20))

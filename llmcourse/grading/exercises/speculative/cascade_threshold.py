@@ -54,6 +54,10 @@ ON_TEST = (
     "That is chosen on the test questions, or measured on those it was chosen on. Choose on held_out alone, "
     "measure on test alone: else the figure promises more than new questions will keep."
 )
+EITHER = (
+    "A question counts as right here if either model is right. Where the large model is asked, its answer is "
+    "taken, also where the small one was right after all."
+)
 COST = (
     "Every question pays 1 for the small model, those that go on to the large one as well: they pay "
     "1 + large_cost."
@@ -113,7 +117,7 @@ def cases(rng: random.Random) -> list[Case]:
         rng.shuffle(scores)
         return [(s / 1000, rng.random() < 0.2 + 0.8 * s / 1000, rng.random() < 0.85) for s in scores]
 
-    def case(label, fits, values=HELD_OUT, wrong=(), missed=0.5, raises=None):
+    def case(label, fits, values=HELD_OUT, wrong=(), apart=(), missed=0.5, raises=None):
         """Questions that fit: by which candidates reach the quality, from the lowest on.
 
         Args:
@@ -129,7 +133,7 @@ def cases(rng: random.Random) -> list[Case]:
                     arguments = {"held_out": held_out, "test": test, "large_cost": rng.randint(3, 20)}
                     return arguments | {"quality": quality}
 
-        arguments = draw() if raises else drawn.telling(draw, cascade_threshold, wrong)
+        arguments = draw() if raises else drawn.telling(draw, cascade_threshold, wrong, apart)
         return Case(arguments, label, raises=raises)
 
     def inside(reached, exact):
@@ -139,7 +143,7 @@ def cases(rng: random.Random) -> list[Case]:
         return not reached[0] and reached[-1] and False in reached[reached.index(True) :]
 
     return [
-        case("a threshold", inside, wrong=FIRST),
+        case("a threshold", inside, wrong=DOUBTED, apart=TOLD),
         case("quality that goes up and down", up_and_down),
         case("exactly the quality", lambda *found: inside(*found) and found[1], missed=0, wrong=(_more,)),
         case("equal scores", inside, values=6, wrong=(_by_rank,)),
@@ -159,6 +163,15 @@ def _first(held_out, quality, candidates, **kept):
 def _chosen_on_test(held_out, test, large_cost, quality):
     threshold = _first(test, quality, _candidates(held_out))
     return threshold, *_tried(test, threshold, large_cost)
+
+
+def _all_on_test(held_out, test, large_cost, quality):
+    return cascade_threshold(test, test, large_cost, quality)
+
+
+def _either_is_right(held_out, test, large_cost, quality):
+    held_out, test = ([(s, small, small or large) for s, small, large in side] for side in (held_out, test))
+    return cascade_threshold(held_out, test, large_cost, quality)
 
 
 def _measured_where_chosen(held_out, test, large_cost, quality):
@@ -259,10 +272,11 @@ def _sorts_in_place(held_out, test, large_cost, quality):
     return result
 
 
-FIRST = (
-    *(_chosen_on_test, _measured_where_chosen, _one_or_the_other_paid, _large_always_paid, _highest, _best),
-    *(_above_only, _the_other_way, _the_score_for_the_quality),
+TOLD = (
+    *(_chosen_on_test, _measured_where_chosen, _all_on_test, _either_is_right, _small_for_free),
+    *(_one_or_the_other_paid, _large_always_paid, _highest, _best, _above_only),
 )
+DOUBTED = (_the_other_way, _the_score_for_the_quality)
 
 EXERCISE = Exercise(
     name="04.cascade_threshold",
@@ -282,6 +296,8 @@ EXERCISE = Exercise(
     mutants=(
         Mutant("chooses on the test", _chosen_on_test, "a threshold", ON_TEST),
         Mutant("measures where it chose", _measured_where_chosen, "a threshold", ON_TEST),
+        Mutant("does all on the test", _all_on_test, "a threshold", ON_TEST),
+        Mutant("counts a question that either model has right", _either_is_right, "a threshold", EITHER),
         Mutant("has the small model for nothing", _small_for_free, "a threshold", COST),
         Mutant("pays for one model a question", _one_or_the_other_paid, "a threshold", COST),
         Mutant("always pays for both", _large_always_paid, "a threshold", COST),

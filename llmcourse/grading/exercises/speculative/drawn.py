@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -81,27 +80,35 @@ def telling(
     """Arguments to which none of the wrong answers gives the right value.
 
     Args:
-        apart: those of them that a student is told of by name: no two give the same.
+        apart: those of them that a student is told of by name: no other of them all gives the same.
 
     Raises:
         ValueError: none were found.
     """
+    answers = [*wrong, *(answer for answer in apart if answer not in wrong)]
     for _ in range(ATTEMPTS):
         arguments = draw()
-        value = right(**arguments)
-        if any(_gives(answer, arguments, value) for answer in wrong):
-            continue
-        values = [answer(**arguments) for answer in apart]
-        if not any(_same(one, other) for one, other in combinations(values, 2)):
+        told = [(right, [right(**arguments)])]
+        if all(_is_apart(answer, arguments, told, {right, *apart}) for answer in answers):
             return arguments
     raise ValueError("draw must tell the mistakes from what is right; draw other arguments")
 
 
-def _gives(answer: Callable, arguments: Mapping[str, Any], value: object) -> bool:
-    """Whether this answer gives the value too; one that raises gives none."""
-    with suppress(ValueError):
-        return _same(answer(**arguments), value)
-    return False
+def _is_apart(
+    answer: Callable, arguments: Mapping[str, Any], told: list[tuple[Callable, list]], named: set[Callable]
+) -> bool:
+    """Whether this answer's value is none of those before it, of which one of the two is named."""
+    values = []
+    with suppress(ValueError):  # one that raises gives none
+        values.append(answer(**arguments))
+    if answer in named and not values:  # a student would be told of the error alone
+        return False
+    for other, others in told:
+        both = zip(values, others, strict=False)
+        if not named.isdisjoint((answer, other)) and any(_same(*pair) for pair in both):
+            return False
+    told.append((answer, values))
+    return True
 
 
 def _same(one: object, other: object) -> bool:

@@ -59,6 +59,13 @@ HINTS_AT = {
         "first: it says more about what comes next."
     ),
     "several places": EARLIEST,
+    "at the very beginning": (
+        "The only place is the text's own beginning: start goes down to 0, and range leaves its end out."
+    ),
+    "what follows there": (
+        "All drafts follow the one place that was found. It is not looked up again with the first draft at "
+        "the end: that would lead to a later place."
+    ),
     "no longer than that": (
         "A longer end than `longest` was there too, at an earlier place. With its last `longest` tokens the "
         "latest place counts."
@@ -123,6 +130,12 @@ def cases(rng: random.Random) -> list[Case]:
     cases.append(case("the longer end", [*fresh(2), *end, *fresh(5), *later, *end], rng.randint(2, 4)))
     end = once()
     cases.append(case("several places", [*end, *fresh(5), *end, *fresh(5), *end], rng.randint(2, 4)))
+    end = once()
+    cases.append(case("at the very beginning", [*end, *fresh(6), *end], rng.randint(2, 4)))
+    end = once()
+    (token,) = fresh(1)  # follows at both places, and its last tokens with it; then they differ
+    text = [*fresh(2), *end, token, *fresh(5), *end[1:], token, *fresh(5), *end]
+    cases.append(case("what follows there", text, rng.randint(3, 4)))
     end = [*once(), *fresh(2)]  # longer than what is looked up, which stands at a later place alone
     cases.append(case("no longer than that", [*end, *fresh(5), *end[2:], *fresh(5), *end], rng.randint(2, 4)))
     once()
@@ -154,6 +167,18 @@ def _finds_the_end(text, num_tokens, longest):
 def _with_the_match(text, num_tokens, longest):
     drafts = look_up(text, num_tokens + longest, longest)
     return (text[-longest:] + drafts)[:num_tokens] if drafts else []
+
+
+def _not_at_0(text, num_tokens, longest):
+    drafts = look_up(text[1:], num_tokens, longest) if len(text) > 1 else []
+    return drafts if len(drafts) == num_tokens else []
+
+
+def _looks_up_again(text, num_tokens, longest):
+    grown = list(text)
+    for _ in range(num_tokens):
+        grown += look_up(grown, 1, longest)
+    return grown[len(text) :]
 
 
 def _one_late(text, num_tokens, longest):
@@ -231,6 +256,8 @@ EXERCISE = Exercise(
         Mutant("gives one token too few", _one_too_few, "found once"),
         Mutant("looks up the shortest end first", _shortest_first, "the longer end"),
         Mutant("takes the earliest place", _earliest, "several places", EARLIEST),
+        Mutant("never looks at the first place", _not_at_0, "at the very beginning"),
+        Mutant("looks up again after each draft", _looks_up_again, "what follows there"),
         Mutant("looks up any length", _any_length, "no longer than that"),
         Mutant("wants the match clear of the end", _no_overlap, "an end that overlaps"),
         Mutant("ends where the text does", _up_to_the_end, "a text in a loop"),

@@ -125,7 +125,9 @@ def numbers(
     spare: int,
     near: bool = False,
 ) -> Float[Tensor, "N T"]:
-    """Uniform numbers, a row for each step, with which so many drafts stand in each.
+    """Uniform numbers, a row for each step, with which so many drafts stand in each, and one falls.
+
+    Those behind it would stand again by themselves.
 
     Args:
         spare: rows behind them, for whoever needs more steps; at least 1 in all.
@@ -139,10 +141,10 @@ def numbers(
             p = drafter.target((*text, *drafts[:place]))
             ratio = p[draft] / q[draft]
             if near:
-                low, high = (0.93, 0.98) if place < count else (1.02, 1.07)
+                low, high = (1.02, 1.07) if place == count else (0.93, 0.98)
                 row.append(drawn.point(rng, low * ratio, high * ratio))
             else:
-                row.append((drawn.stands if place < count else drawn.falls)(rng, p[draft], q[draft]))
+                row.append((drawn.falls if place == count else drawn.stands)(rng, p[draft], q[draft]))
         row.append(drawn.point(rng, 0.0, 1.0))
         text += drafts[:count]
         left = list(drafter.target(text))

@@ -99,6 +99,27 @@ ONE_TOO_MANY = (
     "The cache is cut one place too late. The token that was just drawn has not been read: where it will "
     "stand, the cache has the draft that fell."
 )
+ONE_TOO_FEW = (
+    "The cache is cut one place too early: a token of the text is missing there, and the target reads on as "
+    "if nobody had written it. Of the text, only the token that was just drawn has not been read."
+)
+FIRST_ROWS = (
+    "The first call reads the prompt too, and p has a row for each of its tokens. What judges the drafts are "
+    "the last γ + 1 rows: p[-(gamma + 1):]."
+)
+SAME_NUMBERS = (
+    "Every step was judged by the first row of uniforms. Row i is for step i: numbers that were used once "
+    "are used up."
+)
+DRAFTS_NUMBER = (
+    "The token after the drafts was drawn with a number that has judged a draft. It has one of its own, the "
+    "last of the row."
+)
+BEHIND_A_FALL = (
+    "Drafts behind one that fell were judged as well. They were read on from a text that will not be: the "
+    "first that falls ends the step."
+)
+WITH_PROMPT = "These begin with the prompt: only the new tokens are asked for."
 BIASED = (
     "A ratio is closer to its number than 10 %, and the draft is judged as if the ratio were larger or "
     "smaller. Nearly the rule is not the rule: the text is no longer the target's."
@@ -142,6 +163,11 @@ def left_over(p: Tensor, q: Tensor) -> Tensor:
     return (p - q).clamp(min=0)
 
 
+def up_to_a_fall(stood: list[bool]) -> int:
+    """How many drafts stand, by whether each would by itself."""
+    return [*stood, False].index(False)
+
+
 def draw(weights: Tensor, u: Tensor) -> int:
     """The first token at which the running sum passes this share of the whole."""
     return int((weights.cumsum(-1) > u * weights.sum()).int().argmax())
@@ -152,7 +178,11 @@ class Loop:
     """The loop; the fields are what mutants get wrong.
 
     Args:
+        count: how many drafts stand.
+        rows: those of p, from before the first draft on.
         q_moved: places by which q is read too early.
+        numbers: the row of uniforms for a step.
+        last: where in that row the number for the token after the drafts stands.
         bonus: the row of p, from its end, for the token where all stand; None for no such token.
         kept: how much of the cache is kept, of the length of the text, and of all that it holds.
         at_most: whether what is too much is cut off.
@@ -160,8 +190,12 @@ class Loop:
 
     stands: Callable = stands
     left_over: Callable = left_over
+    count: Callable = up_to_a_fall
     draw: Callable = draw
+    rows: Callable = lambda p, gamma: p[-gamma - 1 :]
     q_moved: int = 0
+    numbers: Callable = lambda uniforms, step: uniforms[step]
+    last: int = -1
     bonus: int | None = -1
     kept: Callable = lambda text, held: text - 1
     at_most: bool = True
@@ -172,16 +206,18 @@ class Loop:
             drafts, q = draft(list(text), gamma)
             unread = text if cache is None else text[-1:]
             p, cache = target(unread + drafts, cache)
-            text += self._gained(p[-gamma - 1 :], q.roll(self.q_moved, 0), drafts, uniforms[step])
+            u = self.numbers(uniforms, step)
+            text += self._gained(self.rows(p, gamma), q.roll(self.q_moved, 0), drafts, u)
             cache = cache[: self.kept(len(text), len(cache))]
             step += 1
         return text[len(prompt) :][: max_new_tokens if self.at_most else None]
 
     def _gained(self, p, q, drafts, u):
-        for n, token in enumerate(drafts):
-            if not self.stands(u[n], p[n, token], q[n, token]):
-                return [*drafts[:n], self.draw(self.left_over(p[n], q[n]), u[-1])]
-        return [*drafts, *([] if self.bonus is None else [self.draw(p[self.bonus], u[-1])])]
+        stood = [self.stands(u[n], p[n, token], q[n, token]) for n, token in enumerate(drafts)]
+        n = self.count(stood)
+        if n < len(drafts):
+            return [*drafts[:n], self.draw(self.left_over(p[n], q[n]), u[self.last])]
+        return [*drafts, *([] if self.bonus is None else [self.draw(p[self.bonus], u[self.last])])]
 
 
 def cases(rng: random.Random) -> list[Case]:
@@ -211,7 +247,7 @@ def cases(rng: random.Random) -> list[Case]:
     some = [rng.randint(1, gamma - 2), 0, gamma - 1, 1, 0]
     return [
         case("all drafts stand", gamma, [gamma] * 3, STANDING, TOLD_STANDING),
-        case("a draft falls", gamma, some, FALLING, FALLING),
+        case("a draft falls", gamma, some, FALLING, TOLD_FALLING),
         case("a close call", gamma, [gamma, gamma, 1, 2], CLOSE, near=True),
         case("one draft a step", 1, [1, 0, 0, 1, 1]),
         case("more than is asked for", gamma, [1, gamma], cut=rng.randint(1, gamma - 1)),
@@ -233,6 +269,10 @@ _ten_percent_less = Loop(stands=lambda u, p, q: bool(u * q < 0.9 * p))
 _left_in = Loop(kept=lambda text, held: held)
 _one_too_many = Loop(kept=lambda text, held: min(text, held))
 _one_too_few = Loop(kept=lambda text, held: text - 2)
+_first_rows = Loop(rows=lambda p, gamma: p[: gamma + 1])
+_same_numbers = Loop(numbers=lambda uniforms, step: uniforms[0])
+_drafts_number = Loop(last=0)
+_behind_a_fall = Loop(count=sum)
 _too_many_tokens = Loop(at_most=False)
 _the_likeliest = Loop(draw=lambda weights, u: int(weights.argmax()))
 _draft_itself = Loop(left_over=lambda p, q: q)
@@ -260,6 +300,10 @@ def _token_by_token(target, draft, prompt, gamma, max_new_tokens, uniforms):
         return torch.cat(rows), cache
 
     return speculative_loop(one_by_one, draft, prompt, gamma, max_new_tokens, uniforms)
+
+
+def _with_prompt(target, draft, prompt, gamma, max_new_tokens, uniforms):
+    return prompt + speculative_loop(target, draft, prompt, gamma, max_new_tokens, uniforms)
 
 
 def _prefill_alone(target, draft, prompt, gamma, max_new_tokens, uniforms):
@@ -292,9 +336,12 @@ def _grows_the_prompt(target, draft, prompt, gamma, max_new_tokens, uniforms):
     return new
 
 
-TOLD_STANDING = (_no_bonus, _bonus_before, _q_early)
-STANDING = (*TOLD_STANDING, _one_too_few, _the_likeliest)
-FALLING = (_always, _from_p, _not_renormalised, _left_in, _one_too_many, _draft_itself, _the_other_way)
+TOLD_STANDING = (
+    *(_no_bonus, _bonus_before, _q_early, _one_too_few, _first_rows, _same_numbers, _drafts_number),
+)
+STANDING = (*TOLD_STANDING, _the_likeliest)
+TOLD_FALLING = (_always, _from_p, _not_renormalised, _left_in, _one_too_many, _behind_a_fall)
+FALLING = (*TOLD_FALLING, _draft_itself, _the_other_way)
 CLOSE = (_ten_percent_more, _ten_percent_less)
 PASSES = OracleCalls("target", name="passes of the target")
 DRAFTING = OracleCalls("draft", name="calls of the drafter")
@@ -318,14 +365,19 @@ EXERCISE = Exercise(
         Mutant("writes no token where all stand", _no_bonus, "all drafts stand", NO_BONUS),
         Mutant("draws that token from the place before", _bonus_before, "all drafts stand", BONUS_MOVED),
         Mutant("reads q at the wrong place", _q_early, "all drafts stand", Q_MOVED),
+        Mutant("takes the first rows of p", _first_rows, "all drafts stand", FIRST_ROWS),
         Mutant("reads the whole text again", _reads_all_again, "all drafts stand"),
-        Mutant("forgets a token too many", _one_too_few, "all drafts stand"),
+        Mutant("forgets a token too many", _one_too_few, "all drafts stand", ONE_TOO_FEW),
+        Mutant("judges every step by the first numbers", _same_numbers, "all drafts stand", SAME_NUMBERS),
+        Mutant("draws with a draft's number", _drafts_number, "all drafts stand", DRAFTS_NUMBER),
+        Mutant("returns the prompt as well", _with_prompt, "all drafts stand", WITH_PROMPT),
         Mutant("takes the likeliest token", _the_likeliest, "all drafts stand"),
         Mutant("always accepts", _always, "a draft falls", ALWAYS),
         Mutant("draws from p where a draft fell", _from_p, "a draft falls", FROM_P),
         Mutant("does not renormalise what is left", _not_renormalised, "a draft falls", NOT_RENORMALISED),
         Mutant("leaves rejected drafts in the cache", _left_in, "a draft falls", LEFT_IN),
         Mutant("leaves one of them in the cache", _one_too_many, "a draft falls", ONE_TOO_MANY),
+        Mutant("judges what is behind a fall", _behind_a_fall, "a draft falls", BEHIND_A_FALL),
         Mutant("draws from q where a draft fell", _draft_itself, "a draft falls"),
         Mutant("subtracts the other way round", _the_other_way, "a draft falls"),
         Mutant("accepts 10 % more often", _ten_percent_more, "a close call", BIASED),
