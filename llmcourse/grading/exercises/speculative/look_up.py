@@ -89,10 +89,15 @@ def look_up(text: list[int], num_tokens: int, longest: int) -> list[int]:
     return _copied(text, num_tokens, _place(text, range(min(longest, len(text) - 1), 0, -1)))
 
 
-def _place(text, sizes, latest=True, first=1):
-    """Where what follows the match begins; None without one. `first`: how far before the end it looks."""
+def _place(text, sizes, latest=True, first=1, lowest=0):
+    """Where what follows the match begins; None without one.
+
+    Args:
+        first: how far before the end it looks.
+        lowest: the last place that it looks at.
+    """
     for size in sizes:
-        starts = range(len(text) - size - first + 1)
+        starts = range(lowest, len(text) - size - first + 1)
         for start in reversed(starts) if latest else starts:
             if text[start : start + size] == text[len(text) - size :]:
                 return start + size
@@ -131,8 +136,6 @@ def cases(rng: random.Random) -> list[Case]:
     end = once()
     cases.append(case("several places", [*end, *fresh(5), *end, *fresh(5), *end], rng.randint(2, 4)))
     end = once()
-    cases.append(case("at the very beginning", [*end, *fresh(6), *end], rng.randint(2, 4)))
-    end = once()
     (token,) = fresh(1)  # follows at both places, and its last tokens with it; then they differ
     text = [*fresh(2), *end, token, *fresh(5), *end[1:], token, *fresh(5), *end]
     cases.append(case("what follows there", text, rng.randint(3, 4)))
@@ -146,6 +149,9 @@ def cases(rng: random.Random) -> list[Case]:
     once()
     (token,) = fresh(1)
     cases.append(case("a single token", [*fresh(3), token, *fresh(6), token], rng.randint(2, 4)))
+    once()
+    (token,) = fresh(1)  # no more of it: a shorter end that begins later would say the same
+    cases.append(case("at the very beginning", [token, *fresh(6), token], rng.randint(2, 4)))
     once()
     cases.append(case("nothing is found", fresh(rng.randint(6, 9)), 3))
     cases.append(case("a text of one token", fresh(1), 3))
@@ -169,11 +175,6 @@ def _with_the_match(text, num_tokens, longest):
     return (text[-longest:] + drafts)[:num_tokens] if drafts else []
 
 
-def _not_at_0(text, num_tokens, longest):
-    drafts = look_up(text[1:], num_tokens, longest) if len(text) > 1 else []
-    return drafts if len(drafts) == num_tokens else []
-
-
 def _looks_up_again(text, num_tokens, longest):
     grown = list(text)
     for _ in range(num_tokens):
@@ -193,6 +194,7 @@ _whole_size_only = _from_sizes(lambda most, length: [most])
 _shortest_first = _from_sizes(lambda most, length: range(1, most + 1))
 _earliest = _from_sizes(lambda most, length: range(most, 0, -1), latest=False)
 _any_length = _from_sizes(lambda most, length: range(length - 1, 0, -1))
+_not_at_0 = _from_sizes(lambda most, length: range(most, 0, -1), lowest=1)
 _no_single_token = _from_sizes(lambda most, length: range(most, 1, -1))
 
 

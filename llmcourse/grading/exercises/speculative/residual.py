@@ -72,9 +72,12 @@ def residual(p: Float[Tensor, "B V"], q: Float[Tensor, "B V"]) -> Float[Tensor, 
 def cases(rng: random.Random) -> list[Case]:
     vocab = rng.randint(6, 9)
 
-    def case(label, rows, dtype=torch.float32):
+    def sides(rows, dtype=torch.float32):
         p, q = (drawn.distributions(side).to(dtype) for side in zip(*rows, strict=True))
-        return Case({"p": p, "q": q}, label)
+        return {"p": p, "q": q}
+
+    def case(label, *rows):
+        return Case(sides(*rows), label)
 
     def pair():
         p = drawn.shares(rng, vocab)
@@ -97,7 +100,7 @@ def cases(rng: random.Random) -> list[Case]:
 
     same = drawn.shares(rng, vocab)
     return [
-        case("one row", [pair()]),
+        Case(drawn.telling(lambda: sides([pair()]), residual, FIRST), "one row"),
         case("several rows", [pair() for _ in range(3)]),
         case("zeros in both", [with_zeros(), with_zeros()]),
         case("little left", [little()]),
@@ -177,6 +180,8 @@ def _in_place(p, q):
 def _into_p(p, q):
     return p.copy_(residual(p, q))
 
+
+FIRST = (_not_renormalised, _p_itself, _absolute, _the_other_way, _tokens_kept_whole)
 
 EXERCISE = Exercise(
     name="04.residual",
