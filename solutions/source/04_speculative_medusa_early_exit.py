@@ -298,9 +298,9 @@ with once_written(speculative_loop), torch.inference_mode():
         for rolled_back in (True, False):
             caches = {model: model.new_cache(1, 256) for model in (base, small)}
             new, num_passes = passes_and_text(prompt, rolled_back)
-            cache = "rolled back" if rolled_back else "not rolled back"
+            cache = "cut by your loop" if rolled_back else "never cut"
             same = "the target's own text" if new == alone.tokens else "another text"
-            print(f"{kind:5}, {cache:15}: {num_passes:2} passes for {len(new)} tokens, {same}")
+            print(f"{kind:5}, cache {cache:16}: {num_passes:2} passes for {len(new)} tokens, {same}")
 
 # %% [markdown] name="04-cascade-text"
 # ## A cascade
