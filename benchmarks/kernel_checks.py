@@ -16,6 +16,7 @@ from large_models import CONFIGS
 
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.step import KernelSettings
+from llmcourse.kernels.append_attention import append_attention, append_attention_reference
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import (
     HeadNorm,
@@ -126,6 +127,44 @@ def check_attention(
     return worst
 
 
+def check_append(
+    heads: int,
+    kv_heads: int,
+    tokens: int,
+    positions: list[int],
+    splits: int,
+    norm: bool,
+    pdl: bool,
+    d: int = 128,
+) -> float:
+    """The same for several new tokens a row."""
+    batch, capacity = len(positions), 2048
+    qkv = random(batch * tokens, (heads + 2 * kv_heads) * d)
+    keys, values = random(batch, kv_heads, capacity, d), random(batch, kv_heads, capacity, d)
+    angles = torch.rand(capacity, d // 2, device=DEVICE) * 6
+    cos, sin = angles.cos().to(BF16), angles.sin().to(BF16)
+    where = torch.tensor(positions, device=DEVICE)
+    weights = HeadNorm(random(d).abs(), random(d).abs(), 1e-6) if norm else None
+    wide = HeadNorm(weights.q.double(), weights.k.double(), 1e-6) if norm else None
+    inputs = [x.double() for x in (qkv, keys, values)]
+    truth = append_attention_reference(*inputs, where, cos.double(), sin.double(), wide)
+    theirs = append_attention_reference(qkv, keys.clone(), values.clone(), where, cos, sin, weights)
+    for row, position in enumerate(positions):
+        keys[row, :, position:], values[row, :, position:] = float("nan"), float("nan")
+    workspace = Workspace(len(qkv), heads, kv_heads, d, splits, DEVICE)
+    for part in (workspace.peaks, workspace.weights, workspace.mixed):
+        part.fill_(float("nan"))
+    worst = 0.0
+    for _ in range(3):
+        out = torch.full((len(qkv), heads * d), float("nan"), dtype=BF16, device=DEVICE)
+        places = (where, cos, sin, weights)
+        append_attention(qkv, keys, values, *places, workspace=workspace, out=out, backend="triton", pdl=pdl)
+        worst = max(worst, relative_error(out, truth) / relative_error(theirs, truth))
+        if not torch.isfinite(out).all():
+            return float("nan")
+    return worst
+
+
 def check_tokens() -> bool:
     logits = torch.randn(3, 128256, device=DEVICE)
     text = torch.randint(0, 128256, (3, 50), device=DEVICE)
@@ -209,6 +248,12 @@ CHECKS: list[tuple[Callable, tuple]] = [
         for norm, pdl in ((True, True), (False, False))
     ],
     (check_attention, (14, 2, [255, 256, 1024], 64, True, False, AttentionTile(64, 8, 3), 64)),
+    *[
+        (check_append, (heads, kv_heads, tokens, positions, splits, norm, pdl, d))
+        for positions, splits in (([0, 1, 300], 1), ([2000], 32), ([127, 128, 129, 256], 8))
+        for heads, kv_heads, tokens, d in ((32, 8, 8, 128), (16, 8, 2, 128), (7, 1, 5, 64), (10, 2, 6, 32))
+        for norm, pdl in ((True, True), (False, False))
+    ],
     *[(check_step, (rows, graph)) for rows in (1, 4) for graph in (False, True)],
     *[(check_strip, (*shape, strip)) for shape, strip in STRIPS.items()],
     *[

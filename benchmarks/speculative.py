@@ -29,7 +29,7 @@ from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.decoding.engine.window import Window
-from llmcourse.kernels.tiles import Tile
+from llmcourse.kernels.tiles import few_rows_tile, ring_rule
 from llmcourse.model import Decoder
 from llmcourse.speculative import Tally, theory
 from llmcourse.speculative.engine import SpeculativeEngine
@@ -40,17 +40,17 @@ DOMAINS = {
     "code": prompts.standard_library,
 }
 TOKENS = 256  # that are written and timed
-PARITY_TOKENS = 64
-VERIFIED, ROUNDS = 8, 5
-# Smaller tiles leave room on a multiprocessor for programs of the next kernel, which ask for weights early.
+PARITY_TOKENS, PARITY_BATCH = 64, 8
+VERIFIED, ROUNDS, QUEUED = 8, 5, 20
 SHAPES = ((6144, 4096, False), (4096, 4096, False), (14336, 4096, True), (4096, 14336, False))
 SETTINGS = {
     "default": KernelSettings(),
     "no early launch": KernelSettings(pdl=False),
     "PyTorch's products": KernelSettings(few_rows=False),
-    "32 rows, 2 stages": KernelSettings(tiles={shape: Tile(32, 256, 4, 2) for shape in SHAPES}),
-    "32 rows, 4 stages": KernelSettings(tiles={shape: Tile(32, 128, 4, 4) for shape in SHAPES}),
-    "64 rows, 3 stages": KernelSettings(tiles={shape: Tile(64, 128, 4, 3) for shape in SHAPES}),
+    "tiles, copied by the threads": KernelSettings(
+        tiles={shape: few_rows_tile(VERIFIED, shape[0], shape[2]) for shape in SHAPES}
+    ),
+    "rings by rule": KernelSettings(tiles={shape: ring_rule(VERIFIED, *shape) for shape in SHAPES}),
 }
 
 
@@ -129,11 +129,12 @@ def report_parity(names: Sequence[str], num_prompts: int, device: torch.device) 
     texts = varied(plain, [encode(text) for text in prompts.one_hundred()], num_prompts)
     capacity = max(map(len, texts)) + PARITY_TOKENS
     different = []
-    for number, text in enumerate(texts):
-        plain.start([text], capacity)
-        wanted = plain.decode(PARITY_TOKENS)[0].tolist()
-        if ours.generate([text], PARITY_TOKENS).tokens[0] != wanted:
-            different.append(number)
+    for begin in range(0, len(texts), PARITY_BATCH):
+        rows = texts[begin : begin + PARITY_BATCH]
+        plain.start(rows, capacity)
+        wanted = plain.decode(PARITY_TOKENS).tolist()
+        found = ours.generate(rows, PARITY_TOKENS).tokens
+        different += [begin + row for row in range(len(rows)) if found[row] != wanted[row]]
     record(
         "speculative_parity",
         1 - len(different) / len(texts),
@@ -202,14 +203,22 @@ def race(
             ours_s.append(ours_spent)
             for accepted in judged:
                 tally = tally.after(ours.draft_length, accepted)
-    parts = [timing.measure(part, device=plain.device).median_s for part in (ours.draft, ours.verify)]
+    parts = [queued(part, plain.device) for part in (ours.draft, ours.verify)]
     return Race(ours.draft_length, plain_s, ours_s, *parts, tally)
+
+
+def queued(part: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one of many runs that follow each other, as tokens of the decode engine do."""
+    part()
+    times = [seconds(lambda: [part() for _ in range(QUEUED)], device) for _ in range(ROUNDS)]
+    return statistics.median(times) / QUEUED
 
 
 def write(ours: SpeculativeEngine, written: list[int], judged: list[int]) -> None:
     """Steps until every row has its tokens; keeps how many drafts of each stood until it had."""
     while min(written) < TOKENS + 1:
-        for row, new in enumerate(ours.step()):
+        ours.launch_ahead(TOKENS + 1 - min(written))
+        for row, new in enumerate(ours.collect()):
             if written[row] < TOKENS + 1:
                 judged.append(len(new) - 1)
             written[row] += len(new)

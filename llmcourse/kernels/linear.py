@@ -20,14 +20,18 @@ from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import product
 from llmcourse.kernels.tiles import (
     FEW_ROWS_BYTES,
+    MOST_RING_ROWS,
     SPARE_BYTES,
-    STRIP_COLUMNS,
+    Ring,
     Strip,
     Tile,
     few_rows_tile,
     gemv_tile,
     matmul_tile,
+    streamed_tile,
 )
+
+AnyTile = Tile | Strip | Ring
 
 
 def linear_reference(
@@ -62,7 +66,7 @@ def linear(
     out: Float[Tensor, "B N"] | None = None,
     backend: Backend = "auto",
     pdl: bool = False,
-    tile: Tile | Strip | None = None,
+    tile: AnyTile | None = None,
 ) -> Float[Tensor, "B N"]:
     """RMSNorm, matrix, bias, SwiGLU and residual, whichever of them are given.
 
@@ -77,7 +81,7 @@ def linear(
         pdl: launch before the previous kernel has ended; it must be one that takes part (see `launch`).
             Without effect before Hopper.
         tile: how the kernel cuts the matrix; None takes the measured or the default shape. A `Strip` is for
-            one row of input, in bfloat16, on Hopper or later.
+            one row of input, a `Ring` for a few, both in bfloat16 on Hopper or later.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
@@ -93,12 +97,17 @@ def linear(
     if out is None:
         out = x.new_empty(x.shape[0], num_outputs)
     arguments = (x, weight, norm, eps, bias, residual, gated, out, tile, pdl)
+    if isinstance(tile, Strip | Ring) and (obstacle := _gluon_obstacle(tile, x, weight, gated)):
+        raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
     if isinstance(tile, Strip):
-        if obstacle := _strip_obstacle(tile, x, weight, gated):
-            raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
-        from llmcourse.kernels import linear_gluon
+        from llmcourse.kernels import linear_gluon, linear_rows_strip_gluon
 
-        linear_gluon.launch(*arguments)
+        (linear_gluon if x.shape[0] == 1 else linear_rows_strip_gluon).launch(*arguments)
+        return out
+    if isinstance(tile, Ring):
+        from llmcourse.kernels import linear_rows_gluon
+
+        linear_rows_gluon.launch(*arguments)
         return out
     from llmcourse.kernels import linear_triton
 
@@ -109,7 +118,7 @@ def linear(
     return out
 
 
-def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -> Tile | Strip | None:
+def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -> AnyTile | None:
     """How the kernel is to cut the matrix; None where PyTorch's operations run.
 
     For "auto" that is also where they are taken to be faster: for several rows, except in 16 bits on a GPU of
@@ -123,9 +132,13 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
     num_outputs = weight.shape[0] // (2 if gated else 1)
     if num_rows == 1:
         tile = gemv_tile(num_outputs, num_inputs, gated, strips=True)
-        if isinstance(tile, Strip) and _strip_obstacle(tile, x, weight, gated):
+        if isinstance(tile, Strip) and _gluon_obstacle(tile, x, weight, gated):
             return gemv_tile(num_outputs, num_inputs, gated)
         return tile
+    if num_rows <= MOST_RING_ROWS:
+        streamed = streamed_tile(num_rows, num_outputs, num_inputs, gated)
+        if not _gluon_obstacle(streamed, x, weight, gated):
+            return streamed
     if x.element_size() == 2 and shared_bytes() >= FEW_ROWS_BYTES:
         tile = few_rows_tile(num_rows, num_outputs, gated)
         if tile is not None:
@@ -133,23 +146,20 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
     return matmul_tile(num_outputs, num_inputs, gated, x.element_size()) if backend == "triton" else None
 
 
-def _strip_obstacle(strip: Strip, x: Tensor, weight: Tensor, gated: bool) -> str | None:
-    """Why `linear_gluon` cannot run with such a strip, or None."""
+def _gluon_obstacle(tile: Strip | Ring, x: Tensor, weight: Tensor, gated: bool) -> str | None:
+    """Why `linear_gluon` or `linear_rows_gluon` cannot run with such a tile, or None."""
     from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
 
     if not runs_gluon(90):
         return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
-    if x.shape[0] > 1 or x.dtype != torch.bfloat16 or x.shape[1] % 8:
-        return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes one row, a multiple of 8, in bfloat16"
-    if not weight.is_meta and weight.data_ptr() % 16:
-        return "for a weight that does not begin at a multiple of 16 bytes"
-    chunks = -(-x.shape[1] // STRIP_COLUMNS) * (2 if gated else 1)
-    held = strip.rows * chunks * STRIP_COLUMNS * x.element_size()
-    if held > shared_bytes() - SPARE_BYTES:
-        return (
-            f"with {held} bytes of weights for a program, which has room for {shared_bytes() - SPARE_BYTES}"
-        )
-    return None
+    least = 2 if isinstance(tile, Ring) else 1
+    if not least <= x.shape[0] <= MOST_RING_ROWS or x.dtype != torch.bfloat16 or x.shape[1] % 8:
+        takes = f"{least} to {MOST_RING_ROWS} rows, a multiple of 8 numbers each, in bfloat16"
+        return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes {takes}"
+    if not x.is_meta and (weight.data_ptr() % 16 or x.data_ptr() % 16):
+        return "for a weight or x that does not begin at a multiple of 16 bytes"
+    held, room = tile.held_bytes(*x.shape, gated), shared_bytes() - SPARE_BYTES
+    return f"with {held} bytes for a program, which has room for {room}" if held > room else None
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from llmcourse.kernels.arguments import check_power_of_2, check_warps
@@ -45,6 +45,62 @@ class Strip:
     def __post_init__(self):
         check_power_of_2("rows", self.rows, 8)
         check_warps(self.warps)
+
+    @property
+    def columns(self) -> int:
+        """Of a piece for several rows of input: four warps multiply 64 rows of 64 numbers at a time."""
+        return max(64, 1024 * self.warps // self.rows)
+
+    def held_bytes(self, num_rows: int, num_inputs: int, gated: bool) -> int:
+        """Of shared memory, in pieces of `STRIP_COLUMNS` for one row of input, for several with all of x."""
+        if num_rows == 1:
+            return _up_to(num_inputs, STRIP_COLUMNS) * self.rows * (1 + gated) * 2
+        return _up_to(num_inputs, self.columns) * (self.rows * (1 + gated) + ring_rows(num_rows)) * 2
+
+
+@dataclass(frozen=True)
+class Ring:
+    """How `linear_rows_gluon` cuts a matrix: tiles of a program's rows, which come through shared memory.
+
+    Attributes:
+        rows: of the weights for one program, a power of two of at least 8, which the accelerator's layout
+            asks for; of both halves each where gate and up are fused.
+        columns: of a tile, a power of two of at least 64. The tensor cores take `rows · columns / 64` rows at
+            a time, which must be at least 64.
+        stages: tiles under way at once.
+        warps: of 32 threads, for one program: four, or eight where a tile has 128 rows for the tensor cores.
+
+    Raises:
+        ValueError: a number that no kernel can be launched with.
+    """
+
+    rows: int
+    columns: int
+    stages: int
+    warps: int = 4
+
+    def __post_init__(self):
+        check_power_of_2("rows", self.rows, 8)
+        check_power_of_2("columns", self.columns, 64)
+        if self.warps not in (4, 8):
+            raise ValueError(f"warps must be 4 or 8, which multiply together, got {self.warps}")
+        if self.rows * self.columns < 1024 * self.warps:
+            raise ValueError(
+                f"rows · columns must be at least {1024 * self.warps}, which {self.warps} warps multiply at "
+                f"a time, got {self.rows} · {self.columns}; make one of them larger"
+            )
+        if self.stages < 2:
+            raise ValueError(f"stages must be at least 2, got {self.stages}; 2 keep one tile in flight")
+
+    def held_bytes(self, num_rows: int, num_inputs: int, gated: bool) -> int:
+        """Of shared memory, for so many rows of input; the same for rows of any length."""
+        tile = self.columns * 2 * (self.rows * (1 + gated) + ring_rows(num_rows))
+        return self.stages * tile + 2 * self.columns * 2 * ring_rows(num_rows)
+
+
+def ring_rows(num_rows: int) -> int:
+    """Rows of input that a `Ring` takes: the tensor cores have eight columns, or a multiple."""
+    return max(8, _power_of_2(num_rows))
 
 
 @dataclass(frozen=True)
@@ -126,6 +182,51 @@ STRIPS = {
     (3072, 1024, True): Strip(8, 4, True),
     (1024, 3072, False): Strip(8, 8, False),
 }
+
+
+MOST_RING_ROWS = 16  # of input
+RING_BYTES = 104 * 1024  # of shared memory, so that two programs fit on a multiprocessor of Hopper
+
+# For up to eight rows of input, (outputs, inputs, gated) to what was fastest on an H200, for eight in chains of
+# Llama-3-8B's layers and for seven in those of Qwen3-0.6B; all are in
+# benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl.
+FEW_ROWS = {
+    (14336, 4096, True): Ring(128, 128, 3, 8),
+    (4096, 14336, False): Ring(16, 512, 4),
+    (6144, 4096, False): Ring(32, 256, 4, 8),
+    (4096, 4096, False): Ring(32, 128, 16),
+    (128256, 4096, False): Ring(128, 128, 3, 8),
+    (4096, 1024, False): Strip(64, 4, True),
+    (1024, 2048, False): Strip(8, 4, True),
+    (3072, 1024, True): Strip(16, 4, True),
+    (1024, 3072, False): Strip(16, 8, True),
+    (12288, 1024, False): Strip(32, 4, True),
+}
+
+
+def streamed_tile(num_rows: int, num_outputs: int, num_inputs: int, gated: bool) -> Ring | Strip:
+    """For a few rows in bfloat16 on Hopper: what was measured for this matrix, or what the rule gives.
+
+    By the rule that is a strip where it leaves room for the program of another kernel, otherwise a ring.
+    """
+    measured = FEW_ROWS.get((num_outputs, num_inputs, gated)) if num_rows <= 8 else None
+    ring = ring_rule(num_rows, num_outputs, num_inputs, gated)
+    strip = Strip(min(ring.rows, 16 if gated else 32), 4, True)
+    small = strip.held_bytes(num_rows, num_inputs, gated) <= RING_BYTES
+    return measured or (strip if small else ring)
+
+
+def ring_rule(num_rows: int, num_outputs: int, num_inputs: int, gated: bool) -> Ring:
+    """A program for every multiprocessor, and as many tiles as let two programs share one."""
+    rows = 64 if gated else 32
+    least = max(8, 4096 // max(64, _power_of_2(num_inputs)))  # a tile is no wider than the matrix
+    while rows > least and num_outputs < 112 * rows:
+        rows //= 2
+    rows = max(rows, least)
+    ring = Ring(rows, 4096 // rows, 2)
+    while (more := replace(ring, stages=ring.stages + 1)).held_bytes(num_rows, 0, gated) <= RING_BYTES:
+        ring = more
+    return ring
 
 
 def gemv_tile(num_outputs: int, num_inputs: int, gated: bool, strips: bool = False) -> Tile | Strip:
@@ -249,6 +350,11 @@ def flash_bias_tile(head_dim: int, item_bytes: int) -> FlashTile:
     if item_bytes > 2:
         return FlashTile(32, 32, 8) if head_dim <= 128 else FlashTile(16, 16, 8)
     return FlashTile(64, 32, 8) if head_dim <= 128 else FlashTile(32, 32, 8)
+
+
+def _up_to(number: int, step: int) -> int:
+    """The smallest multiple that is not below it."""
+    return -(-number // step) * step
 
 
 def _power_of_2(number: int) -> int:

@@ -42,7 +42,7 @@ def embed(
     """
     check_dims("table", table, "V", "C")
     check_memory("table", table, table)
-    _check_text(text, positions, len(text), table)
+    check_text(text, positions, len(text), table)
     memory = "leave it at None for new memory"
     check_tensor("out", out, (len(text), table.shape[1]), table, memory, layout=memory)
     if resolve(backend, table.device, table.dtype) == "reference":
@@ -55,7 +55,8 @@ def embed(
     return out
 
 
-def _check_text(text: Tensor, positions: Tensor, batch_size: int, lead: Tensor) -> None:
+def check_text(text: Tensor, positions: Tensor, batch_size: int, lead: Tensor) -> None:
+    """Raises ValueError unless it is the text of so many rows, and where each is read."""
     check_dims("text", text, "B", "S")
     rows = f"pass {batch_size} rows, whose tokens are read or appended"
     check_tensor("text", text, (batch_size, text.shape[1]), lead, rows, dtype=torch.long)
@@ -143,14 +144,20 @@ def choose(
 ) -> None:
     """`choose_reference` on the device; the noise is another, its distribution the same.
 
+    Rows of the logits may lie apart from each other.
+
     Logits that are NaN count as infinite, so that a broken model still chooses a token of its vocabulary.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
     """
     check_dims("logits", logits, "B", "V")
-    check_memory("logits", logits, logits)
-    _check_text(text, positions, len(logits), logits)
+    if logits.stride(1) != 1:
+        raise ValueError(
+            f"logits must have the numbers of a row side by side, got strides {logits.stride()}; "
+            "call .contiguous()"
+        )
+    check_text(text, positions, len(logits), logits)
     choice.check(*logits.shape, logits.device)
     if resolve(backend, logits.device, logits.dtype) == "reference":
         return choose_reference(logits, text, positions, choice)

@@ -48,6 +48,7 @@ def _choose_kernel(
     tokens_ptr,
     arrivals_ptr,
     vocab_size,
+    logits_stride,
     stride,
     inverse_temperature_ptr,
     seed_ptr,
@@ -60,7 +61,7 @@ def _choose_kernel(
     chunk = tl.program_id(1)
     tokens = chunk * CHUNK_SIZE + tl.arange(0, CHUNK_SIZE)
     position = tl.load(positions_ptr + row)
-    logits = tl.load(logits_ptr + row * vocab_size + tokens, mask=tokens < vocab_size, other=float("-inf"))
+    logits = tl.load(logits_ptr + row * logits_stride + tokens, mask=tokens < vocab_size, other=float("-inf"))
     logits = logits.to(tl.float32)
     if SAMPLED:
         noise = _gumbel(tl.load(seed_ptr), row, position, tokens)
@@ -106,6 +107,7 @@ def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choic
         choice.tokens,
         choice.arrivals,
         vocab_size,
+        logits.stride(0),
         text.stride(0),
         choice.inverse_temperature,
         choice.noise_seed,

@@ -29,6 +29,8 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(speculative, "DOMAINS", {"code": lambda: ["import a", "def f(x):", "class A"]})
     monkeypatch.setattr(speculative, "TOKENS", 8)
     monkeypatch.setattr(speculative, "PARITY_TOKENS", 8)
+    monkeypatch.setattr(speculative, "PARITY_BATCH", 2)
+    monkeypatch.setattr(speculative, "QUEUED", 2)
     measure = timing.measure
     monkeypatch.setattr(timing, "measure", lambda run, **_: measure(run, warmup=0, repeats=1))
 
@@ -43,14 +45,14 @@ def test_parity_is_recorded_and_a_difference_named(tmp_path, monkeypatch):
 
     def wrong(engine, prompts, count):
         found = generate(engine, prompts, count)
-        found.tokens[0][-1] += 1
+        found.tokens[0][-1] += 1  # of the first in a batch of two
         return found
 
     monkeypatch.setattr(speculative.SpeculativeEngine, "generate", wrong)
     speculative.report_parity(("a", "b"), 5, CPU)
     right, planted = rows(tmp_path)
     assert (right["value"], right["different"]) == (1.0, [])
-    assert (planted["value"], planted["different"]) == (0.0, [0, 1, 2, 3, 4])
+    assert (planted["value"], planted["different"]) == (pytest.approx(0.4), [0, 2, 4])
 
 
 def test_speed_is_recorded_beside_theory(tmp_path):

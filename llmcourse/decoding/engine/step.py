@@ -19,8 +19,8 @@ from llmcourse.kernels.decode_attention import (
     decode_attention,
     num_splits,
 )
-from llmcourse.kernels.linear import best_linear_tile, linear, linear_reference
-from llmcourse.kernels.tiles import AttentionTile, Strip, Tile
+from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear, linear_reference
+from llmcourse.kernels.tiles import AttentionTile, Strip
 from llmcourse.kernels.tokens import embed, embed_reference
 from llmcourse.model import Decoder
 
@@ -41,7 +41,7 @@ class KernelSettings:
     """
 
     pdl: bool | None = None
-    tiles: dict[tuple[int, int, bool], Tile | Strip] = field(default_factory=dict)
+    tiles: dict[tuple[int, int, bool], AnyTile] = field(default_factory=dict)
     splits: int | None = None
     attention: AttentionTile | None = None
     few_rows: bool = True
@@ -168,7 +168,7 @@ class KernelStep:
         else:
             linear(x, weight, out=out, backend="triton", pdl=self.pdl, tile=tile, **parts)
 
-    def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> Tile | Strip | None:
+    def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> AnyTile | None:
         if len(x) == 1:
             chosen = self.settings.tiles.get((weight.shape[0] // (1 + gated), x.shape[1], gated))
             return chosen or best_linear_tile(x, weight, gated, "triton")

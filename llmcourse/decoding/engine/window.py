@@ -1,4 +1,4 @@
-"""Several tokens of each row in one pass: from `text[b, p], … text[b, p + T − 1]` to the logits after each.
+"""Several tokens of each row in one pass, the last of them where the row stands: to the logits after each.
 
 What verifies drafts: the weights are read once for all T tokens, so that where reading them is what takes
 time the pass costs little more than a step of one token. Positions stay where they are: how many of the
@@ -16,22 +16,22 @@ from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.kernels.append_attention import append_attention, append_attention_reference, append_tile
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import HeadNorm
-from llmcourse.kernels.linear import best_linear_tile, linear_reference
-from llmcourse.kernels.tiles import AttentionTile, Strip, Tile
-from llmcourse.kernels.tokens import embed
+from llmcourse.kernels.drafts import embed_window, embed_window_reference
+from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear_reference
+from llmcourse.kernels.tiles import AttentionTile
 
 
 class Window:
     """Memory of fixed address for T tokens a row, and the pass over them.
 
     Args:
-        state: text, positions and cache, with room for T tokens from every position that is reached.
+        state: text, positions and cache; each position must be at least T − 1.
         num_tokens: T.
-        back: tokens before the position at which the window begins; each position must be as large.
         backend, settings: as in `DecodeEngine`; tiles of `settings` are for B · T rows here.
 
     Attributes:
-        tokens: `(B, T)`, what was read.
+        starts: `(B,)`, the position of the first token that was read.
+        tokens: `(B, T)`, all of them.
         logits: `(B, T, V)`, after each of them.
     """
 
@@ -40,13 +40,12 @@ class Window:
         state: StepState,
         num_tokens: int,
         *,
-        back: int = 0,
         backend: Backend = "auto",
         settings: KernelSettings | None = None,
     ):
         batch, device = state.batch_size, state.text.device
         self.state = state
-        self.offsets = torch.arange(-back, num_tokens - back, device=device)
+        self.back = num_tokens - 1
         self.starts = torch.zeros(batch, dtype=torch.long, device=device)
         self.tokens = torch.zeros(batch, num_tokens, dtype=torch.long, device=device)
         shape = (batch, num_tokens, state.logits.shape[1])
@@ -58,15 +57,14 @@ class Window:
     @torch.no_grad()
     def read(self) -> None:
         """Asks nothing of the device in the kernels' pass, which can be recorded."""
-        slots = self.state.positions[:, None] + self.offsets
-        self.starts.copy_(slots[:, 0])
-        torch.gather(self.state.text, 1, slots, out=self.tokens)
         self._pass(self.state)
 
     def _reference(self, state: StepState) -> None:
         """The definition, as `reference_step` is of a step of one token."""
         model = state.model
-        x = model.model.embed_tokens.weight[self.tokens.flatten()]  # (B · T, C)
+        table = model.model.embed_tokens.weight
+        # (B · T, C)
+        x = embed_window_reference(state.text, state.positions, table, self.back, self.starts, self.tokens)
         for index, w in enumerate(state.layers):
             qkv = linear_reference(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
             layer = (state.cache.keys[index], state.cache.values[index])
@@ -85,11 +83,12 @@ class _WindowStep(KernelStep):
     def __init__(self, window: Window, settings: KernelSettings):
         self.window = window
         super().__init__(window.state, settings, window.tokens.shape[1])
-        self.first = torch.zeros_like(window.tokens.view(-1))  # each row of the embedding is a text of one
 
     def _embed(self, state: StepState) -> None:
-        table, tokens = state.model.model.embed_tokens.weight, self.window.tokens.view(-1, 1)
-        embed(tokens, self.first, table, out=self.hidden, backend="triton", pdl=self.pdl)
+        window, table = self.window, state.model.model.embed_tokens.weight
+        places = (window.back, window.starts, window.tokens)
+        settings = {"out": self.hidden, "backend": "triton", "pdl": self.pdl}
+        embed_window(state.text, state.positions, table, *places, **settings)
 
     def _attend(self, state: StepState, index: int, norm: HeadNorm | None) -> None:
         append_attention(
@@ -113,7 +112,7 @@ class _WindowStep(KernelStep):
     def _attention_tile(self, state: StepState) -> AttentionTile:
         return append_tile(state.cache.keys[0], state.model.config.num_heads, self.window.tokens.shape[1])
 
-    def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> Tile | Strip | None:
+    def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> AnyTile | None:
         """Ours for any matrix: PyTorch's product of a few rows has three launches more around it."""
         chosen = self.settings.tiles.get((weight.shape[0] // (1 + gated), x.shape[1], gated))
         if chosen or not self.settings.few_rows:

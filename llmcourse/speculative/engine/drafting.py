@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState, reference_step
@@ -23,7 +23,7 @@ class Drafting:
     """Memory of fixed address for γ drafts a row.
 
     Args:
-        state: the drafter's, whose text is the target's: drafts are written behind it.
+        state: the drafter's, whose text and positions are the target's: drafts are written behind the text.
         gamma: γ, drafts a step.
         backend, settings: as in `DecodeEngine`.
 
@@ -43,21 +43,21 @@ class Drafting:
         self.state = state
         self.backend = resolve(backend, state.text.device, state.model.dtype)
         self.q: Float[Tensor, "B G V"] = state.logits.new_zeros(batch, gamma, vocab_size)
-        self.catch_up = Window(state, 2, back=1, backend=self.backend, settings=settings)
+        self.catch_up = Window(state, 2, backend=self.backend, settings=settings)
         self._step: Callable[[StepState], None] = reference_step
         if self.backend == "triton":
             self._step = KernelStep(state, settings or KernelSettings())
 
     @torch.no_grad()
-    def draft(self, positions: Int[Tensor, " B"], choice: Choice) -> None:
-        """Writes γ drafts behind each row's text, whose last token is at `positions`, at least 1."""
+    def draft(self, choice: Choice) -> None:
+        """Writes γ drafts behind each row's text; its position moves on to the last, and was at least 1."""
         state = self.state
-        state.positions.copy_(positions)
         self.catch_up.read()
-        state.logits.copy_(self.catch_up.logits[:, -1])
+        logits = self.catch_up.logits[:, -1]
         for index in range(self.q.shape[1]):
             if index:
                 self._step(state)
+                logits = state.logits
             if choice.sampled:
-                torch.softmax(state.logits * choice.inverse_temperature, -1, out=self.q[:, index])
-            choose(state.logits, state.text, state.positions, choice, backend=self.backend)
+                torch.softmax(logits * choice.inverse_temperature, -1, out=self.q[:, index])
+            choose(logits, state.text, state.positions, choice, backend=self.backend)

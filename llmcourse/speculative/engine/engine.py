@@ -1,9 +1,9 @@
 """A target and a drafter behind static memory: a step of speculation is one recorded graph.
 
 It holds γ + 1 passes: γ of the drafter and one of the target over all drafts, then the verdict and the
-rollback (Leviathan et al. 2023, algorithm 1). The host launches it, and waits once, for the tokens that the
-texts gained; whatever the next step needs lies on the device already. On the CPU the same classes run with
-the kernels' references.
+rollback (Leviathan et al. 2023, algorithm 1). Whatever the next step needs lies on the device already, so
+that the host may launch it before it has read which tokens the texts gained in this one. On the CPU the same
+classes run with the kernels' references.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.source import CachedLogits, check_prompts
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
+from llmcourse.kernels.drafts import settle, settle_greedy
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
 from llmcourse.speculative.draft_length import Tally
 from llmcourse.speculative.engine.drafting import Drafting
-from llmcourse.speculative.engine.settling import settle, verify_greedy, verify_sampled
+from llmcourse.speculative.engine.reports import Reports
+from llmcourse.speculative.engine.settling import verify_sampled
 from llmcourse.speculative.vocabulary import check_sizes
 
 
@@ -80,6 +82,7 @@ class SpeculativeEngine:
         self.max_length = min(m.config.max_position_embeddings for m in (target, drafter))
         self.capacity = 0
         self._recordings: dict[object, Callable[[], None]] = {}
+        self._reports = Reports(self.device)
 
     @torch.no_grad()
     def start(
@@ -106,12 +109,12 @@ class SpeculativeEngine:
         self._prepare(len(prompts), capacity)
         self.choice = self._choice_for(temperature, seed)
         self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._reports.clear()
         for state in (self._drafting.state, self._state):
             prefill(state, prompts)
         choose(self._state.logits, self._state.text, self._state.positions, self.choice, backend=self.backend)
         return self._state.text.gather(1, self._state.positions[:, None])[:, 0].tolist()
 
-    @torch.no_grad()
     def step(self) -> list[list[int]]:
         """Drafts, verifies and settles; the tokens that each row gained, between 1 and γ + 1.
 
@@ -120,11 +123,36 @@ class SpeculativeEngine:
         Raises:
             ValueError: no prompt was read yet.
         """
+        self.launch()
+        return self.collect()
+
+    @torch.no_grad()
+    def launch(self) -> None:
+        """Puts a step into the device's queue, behind those whose tokens were not collected yet.
+
+        Raises:
+            ValueError: no prompt was read yet.
+        """
         require(self.capacity > 0, "step", "called after start", "an engine without prompts", "call start")
         if self.choice.sampled:
             self._uniform.uniform_(generator=self._generator)
         self._run("step", self._whole)
-        return [row[1 : 1 + row[0]] for row in self._report.tolist()]
+        self._reports.send(self._report)
+
+    def launch_ahead(self, num_tokens: int) -> None:
+        """Has two steps under way if so many tokens cannot be written in one of them, otherwise one."""
+        wanted = 2 if num_tokens > self.draft_length + 1 else 1
+        while len(self._reports) < wanted:
+            self.launch()
+
+    def collect(self) -> list[list[int]]:
+        """The tokens that each row gained in the first of the steps that were launched.
+
+        Raises:
+            ValueError: none was.
+        """
+        require(len(self._reports) > 0, "collect", "called after launch", "no step under way", "call launch")
+        return [row[1 : 1 + row[0]] for row in self._reports.receive()]
 
     def generate(
         self,
@@ -147,38 +175,42 @@ class SpeculativeEngine:
         first = self.start(prompts, capacity, temperature=temperature, seed=seed)
         written = Speculated([[token] for token in first])
         while any(active := [not _ended(row, max_new_tokens, ends) for row in written.tokens]):
-            gained = self.step()
+            most = max(max_new_tokens - len(row) for row in written.tokens)
+            self.launch_ahead(most)
+            gained = self.collect()
             written.num_steps += 1
             for row, new in enumerate(gained):
                 if active[row]:
                     written.tally = written.tally.after(self.draft_length, len(new) - 1)
                     _extend(written.tokens[row], new, max_new_tokens, ends)
+        self._reports.clear()
         return written
 
     @torch.no_grad()
     def draft(self) -> None:
         """The first part of a step alone, recorded as one graph; to be timed, it moves nothing on."""
-        self._run("draft", self._draft)
+        self._run("draft", self._draft_in_place)
 
     @torch.no_grad()
     def verify(self) -> None:
-        """The target's pass over the last token and γ more of its text, as `draft`."""
+        """The target's pass over the last γ + 1 tokens, at least as many, as `draft`."""
         self._run("verify", self._window.read)
 
-    def _draft(self) -> None:
-        self._drafting.draft(self._state.positions, self.choice)
+    def _draft_in_place(self) -> None:
+        self._drafting.draft(self.choice)
+        self._state.positions -= self.draft_length
 
     def _whole(self) -> None:
-        self._draft()
+        self._drafting.draft(self.choice)
         self._window.read()
-        logits, drafts = self._window.logits, self._window.tokens[:, 1:]
+        state, logits, last = self._state, self._window.logits, self.capacity - 1
+        places = (state.text, state.positions, last, self._report)
         if self.choice.sampled:
-            q, inverse = self._drafting.q, self.choice.inverse_temperature
+            drafts, q, inverse = self._window.tokens[:, 1:], self._drafting.q, self.choice.inverse_temperature
             verdict = verify_sampled(logits, q, drafts, self._uniform, inverse)
+            settle(verdict.num_accepted, verdict.next_tokens, *places)
         else:
-            verdict = verify_greedy(logits, drafts)
-        state, last = self._state, self.capacity - 1
-        self._report.copy_(settle(verdict, self.draft_length, state.text, state.positions, last))
+            settle_greedy(logits, *places, self._verdicts, backend=self.backend)
 
     def _prepare(self, batch_size: int, capacity: int) -> None:
         if self.capacity >= capacity and self._state.batch_size == batch_size:
@@ -192,10 +224,11 @@ class SpeculativeEngine:
         slots = capacity + gamma + 1  # drafts behind the last token of a text, and the target's own
         layout = torch.Tensor.contiguous if self.backend == "triton" else lay_out
         self._state, ahead = (StepState(m, batch_size, slots, layout) for m in (self.target, self.drafter))
-        ahead.text = self._state.text
+        ahead.text, ahead.positions = self._state.text, self._state.positions
         self._drafting = Drafting(ahead, gamma, backend=self.backend, settings=self.drafter_settings)
         self._window = Window(self._state, gamma + 1, backend=self.backend, settings=self.settings)
         self._report = self._state.text.new_zeros(batch_size, gamma + 2)
+        self._verdicts = Choice(batch_size * (gamma + 1), self.vocab_size, self.device)
         self._uniform = torch.zeros(batch_size, gamma + 1, dtype=torch.float64, device=self.device)
         self.capacity = capacity
 
@@ -212,8 +245,7 @@ class SpeculativeEngine:
             return work()
         key = (name, self.choice.sampled)
         if key not in self._recordings:
-            ahead = self._drafting.state.positions
-            keep = [self._state.text, self._state.positions, ahead]
+            keep = [self._state.text, self._state.positions]
             self._recordings[key] = recorded(work, self.device, keep)
         return self._recordings[key]()
 

@@ -26,24 +26,24 @@ def tiny(**changes) -> Decoder:
 
 
 @pytest.mark.parametrize("switches", SWITCHES)
-@pytest.mark.parametrize("back", [0, 1])
-def test_logits_are_those_of_the_whole_text(switches, back):
+@pytest.mark.parametrize("num_drafts", [0, 1, 2])
+def test_logits_are_those_of_the_whole_text(switches, num_drafts):
     model = tiny(**SWITCHES[switches])
     state = StepState(model, 3, 20)
     prefill(state, PROMPTS)
-    lengths = state.positions + 1
-    drafts = torch.tensor([[20, 21], [30, 31], [40, 41]])
-    state.text.scatter_(1, lengths[:, None] + torch.arange(2), drafts)
-    state.positions += 1  # the first of them is read last in one case, and second in the other
-    window = Window(state, 2, back=back)
+    drafts = torch.tensor([[20, 21], [30, 31], [40, 41]])[:, :num_drafts]
+    state.text.scatter_(1, state.positions[:, None] + 1 + torch.arange(num_drafts), drafts)
+    state.positions += num_drafts
+    last = state.positions.clone()
+    window = Window(state, num_drafts + 1)
     for _ in range(2):  # reading anew changes nothing
         window.read()
-        assert torch.equal(state.positions, lengths)
+        assert torch.equal(state.positions, last)
         for row, prompt in enumerate(PROMPTS):
             text = [*prompt, *drafts[row].tolist()]
-            begin = len(prompt) - back
-            assert window.tokens[row].tolist() == text[begin : begin + 2]
-            truth = model(torch.tensor([text]))[0, begin : begin + 2]
+            begin = len(prompt) - 1
+            assert window.starts[row] == begin and window.tokens[row].tolist() == text[begin:]
+            truth = model(torch.tensor([text]))[0, begin:]
             torch.testing.assert_close(window.logits[row], truth)
 
 
@@ -52,7 +52,7 @@ def test_tokens_that_are_read_anew_replace_those_before():
     state = StepState(model, 1, 20)
     prefill(state, [[1, 2, 3]])
     window = Window(state, 3)
-    state.positions += 1
+    state.positions += 3
     for drafts in ([50, 51, 52], [60, 61, 62]):
         state.text[0, 3:6] = torch.tensor(drafts)
         window.read()

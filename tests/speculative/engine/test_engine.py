@@ -79,22 +79,21 @@ def test_texts_reach_the_end_of_the_context(model):
 
 
 def test_rejected_tokens_left_in_the_cache_are_noticed(model, expected):
-    def no_rollback(verdict, gamma, text, positions, last):
-        report = settle(verdict, gamma, text, positions, last)
-        positions += gamma - verdict.num_accepted
-        positions.clamp_(max=last)
-        return report
+    def no_rollback(logits, text, positions, last, report, choice, *, backend):
+        behind = positions + 1
+        settle(logits, text, positions, last, report, choice, backend=backend)
+        positions.copy_(behind.clamp(max=last))
 
-    settle = engine_module.settle
+    settle = engine_module.settle_greedy
     engine = SpeculativeEngine(model, near(model, 0.3), draft_length=3)
-    with mock.patch.object(engine_module, "settle", no_rollback):
+    with mock.patch.object(engine_module, "settle_greedy", no_rollback):
         assert engine.generate(PROMPTS, NEW).tokens != expected
 
 
 def test_a_window_gives_the_logits_of_one_token_after_the_other(model):
     engine = SpeculativeEngine(model, near(model), draft_length=4)
     engine.start(PROMPTS, 20)
-    engine.draft()
+    engine._drafting.draft(engine.choice)
     engine.verify()
     tokens, logits = engine._window.tokens, engine._window.logits
     plain = DecodeEngine(model)

@@ -1,0 +1,147 @@
+"""A target for the benchmark of speculation, larger than what ships with the course: trained in minutes.
+
+On the same kinds of text, with the family's tokenizer, so that its models can draft for it. Then the smallest
+of them is tuned to it: for a short time it learns the target's distributions in place of the text's next
+tokens (Zhou et al. 2024, DistillSpec, section 4.1), so that more of its drafts stand.
+
+    python benchmarks/train_target.py --text prose=prose.txt --blocks poetry=poems.txt \\
+        --python code=/usr/lib/python3 --out FOLDER [--minutes 4] [--tune-minutes 0.5]
+    python benchmarks/speculative.py --target FOLDER/target --drafter FOLDER/drafter
+
+The number of steps is what fits into the time, by the speed of the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llmcourse import pretrained
+from llmcourse.hardware import default_device
+from llmcourse.model import Decoder
+from llmcourse.training.__main__ import parse_path
+from llmcourse.training.evaluate import HeldOut, evaluate
+from llmcourse.training.export import hugging_face_config, tokenizer_config, write_json, write_weights
+from llmcourse.training.optimizer import build_optimizers, set_rates
+from llmcourse.training.pretrain import NextTokenLoss, init_weights
+from llmcourse.training.recipes import Recipe, shape
+from llmcourse.training.text import Source, shorten, split
+from llmcourse.training.tokenizer import load_tokenizer
+from llmcourse.training.tokens import Domain, batch, encode_documents
+
+TARGET = replace(shape(2048, 8, 6144, 16, 4), head_dim=128)
+RECIPE = Recipe("target", TARGET, steps=1, batch_size=32, matrix_lr=0.005, other_lr=0.003, warmup=60)
+TUNING = Recipe("drafter", TARGET, steps=1, batch_size=24, matrix_lr=0.002, other_lr=0.001, warmup=20)
+TIMED = (8, 16)  # steps by which the speed is told; compiling is over by the first of them
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for kind in ("text", "blocks", "python"):
+        parser.add_argument(f"--{kind}", type=parse_path, action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=4.0, help="of the target's training")
+    parser.add_argument("--tune-minutes", type=float, default=0.5, help="of the drafter's; 0 leaves it out")
+    options = parser.parse_args()
+    device, folder = default_device(), pretrained.find_checkpoint("draft")
+    kinds = {"text": options.text, "blocks": options.blocks, "python": options.python}
+    sources = [Source(name, kind, path) for kind, pairs in kinds.items() for name, path in pairs]
+    domains, held_out = prepare(sources, load_tokenizer(folder / "tokenizer.json"), device)
+    target = Decoder(TARGET).to(device)
+    init_weights(target, RECIPE.seed)
+    spent = train(NextTokenLoss(target), target, RECIPE, domains, options.minutes * 60)
+    target.eval().requires_grad_(False)
+    print(f"target: {target.num_parameters / 1e6:.0f} M parameters, {spent}", flush=True)
+    for one in held_out:
+        print(f"target {one.name}: {evaluate(target, one, length=1024).nats_per_token:.3f} nats per token")
+    save(target, folder, options.out / "target")
+    drafter = pretrained.load("draft", device=device).model
+    if options.tune_minutes:
+        drafter.train().requires_grad_(True)
+        spent = train(Distance(target, drafter), drafter, TUNING, domains, options.tune_minutes * 60)
+        print(f"drafter: {spent}", flush=True)
+    save(drafter, folder, options.out / "drafter")
+
+
+def prepare(sources: Sequence[Source], tokenizer, device: torch.device):
+    """The tokens to train on, and those to be measured by, of every domain."""
+    domains, held_out = [], []
+    for source in sources:
+        train_side, other = split(source.documents())
+        train_side = shorten(train_side) if source.kind == "text" else train_side
+        encode = lambda texts, name: encode_documents(tokenizer, texts, 0, name)  # noqa: E731
+        tokens = torch.from_numpy(encode(train_side, source.name).astype("int32")).to(device)
+        domains.append(Domain(source.name, tokens, 0))
+        kept = torch.from_numpy(encode(other, f"{source.name} held out").astype("int32")).to(device)
+        held_out.append(HeldOut(source.name, kept[: 64 * 1024], sum(map(len, other))))
+    return domains, held_out
+
+
+class Distance(nn.Module):
+    """The mean divergence KL(p ‖ q) of the drafter's distributions q from the target's p."""
+
+    def __init__(self, target: Decoder, drafter: Decoder):
+        super().__init__()
+        self.target, self.drafter = target, drafter
+
+    def forward(self, rows: Tensor) -> Tensor:  # (B, T + 1)
+        with torch.no_grad():
+            log_p = self.target(rows[:, :-1]).float().log_softmax(-1)
+        log_q = self.drafter(rows[:, :-1]).float().log_softmax(-1)
+        return F.kl_div(log_q.flatten(0, 1), log_p.flatten(0, 1), reduction="batchmean", log_target=True)
+
+
+def train(
+    loss_of: nn.Module, model: Decoder, recipe: Recipe, domains: Sequence[Domain], limit_s: float
+) -> str:
+    """Steps until the time is up, the rate falling to zero by then; says what they were."""
+    begun, device = time.monotonic(), model.device
+    optimizers = build_optimizers(model, recipe)
+    forward: Callable[[Tensor], Tensor] = torch.compile(loss_of) if device.type == "cuda" else loss_of
+    weights = [recipe.weight(domain.name) for domain in domains]
+    recipe, index, losses = replace(recipe, steps=10**6), 0, []
+    while index < recipe.steps:
+        if index in TIMED:
+            losses[-1].item()  # waits for the device
+            moments = (*(moments if index == TIMED[1] else ()), time.monotonic())
+        if index == TIMED[1]:
+            each_s = (moments[1] - moments[0]) / (TIMED[1] - TIMED[0])
+            left = int((limit_s - (moments[1] - begun)) / each_s)
+            recipe = replace(recipe, steps=index + max(left, 1))
+        set_rates(optimizers, index, recipe)
+        rows = batch(domains, weights, index, recipe.batch_size, recipe.sequence_length + 1, seed=recipe.seed)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = forward(rows)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+        if index % 100 == 0:
+            print(f"{recipe.name} step {index} of {recipe.steps}: {loss.item():.3f}", flush=True)
+        index += 1
+    return (
+        f"{index} steps, {recipe.tokens / 1e6:.1f} M tokens in {time.monotonic() - begun:.0f} s, loss of the "
+        f"last ten {torch.stack(losses[-10:]).mean().item():.3f}"
+    )
+
+
+def save(model: Decoder, tokenizer_folder: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_weights(model, folder)
+    write_json(folder / "config.json", hugging_face_config(model.config))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(model.config))
+    (folder / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
+
+
+if __name__ == "__main__":
+    main()
