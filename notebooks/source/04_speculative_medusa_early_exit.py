@@ -43,8 +43,6 @@
 # | $\lambda$ | share of questions that a mixture gives to the larger model | 混合比例 |
 
 # %% tags=["nbval-check-output"]
-from functools import partial
-
 import torch
 
 from llmcourse import decoding, hardware, pretrained, prompts, roofline, speculative, timing
@@ -52,7 +50,6 @@ from llmcourse.costs import LLAMA_3_8B, Step
 from llmcourse.decoding import SamplingParams, generate
 from llmcourse.figures import recorded, speculation_speed, widgets
 from llmcourse.speculative import ModelDrafter, measured
-from llmcourse.speculative.engine import SpeculativeEngine
 
 torch.set_num_threads(1)  # with models this small, two threads mostly wait for each other
 device, h200, names = hardware.default_device(), hardware.datasheet("H200"), ("draft", "small", "base")
@@ -71,23 +68,20 @@ for name, (model, _) in family.items():
 # you run the cell: how many tokens can Llama-3-8B read on an H200 before its pass takes a twentieth longer? The cell
 # asks the roofline, and then measures `base` here. (What a GPU has made of eight tokens is told in 4.9.)
 
-
 # %%
-def pass_s(name, n):
-    return timing.measure(lambda: fast[name](ids[:, :n]), device=device, repeats=9).median_s
-
-
 MY_GUESS, ids = 8, torch.tensor([encode(prompts.PROSE[11])], device=device)
 fast = {name: pretrained.load(name, device=device).model for name in names}  # fp32: for all that is timed
 paper = {n: roofline.predict_step(LLAMA_3_8B, Step.chunk(1, n, 1024), h200).time_s for n in range(1, 257)}
 most = max(n for n, time_s in paper.items() if time_s <= 1.05 * paper[1])
 print(f"Llama-3-8B on an H200, by the roofline: {most} tokens within 1.05 passes; your guess: {MY_GUESS}")
-taken = {n: pass_s("base", n) for n in range(1, 8)}
-verify_cost = {n: time_s / taken[1] for n, time_s in taken.items()}
-cost = {name: pass_s(name, 1) / taken[1] for name in ("draft", "small")}
-print(f"base here: {', '.join(f'v({n}) = {v:.2f}' for n, v in verify_cost.items())}")
-weights = {name: model.num_parameters / base.num_parameters for name, (model, _) in family.items()}
-print("\n".join(f"{name}: {weights[name]:.0%} of the weights, c = {c:.2f}" for name, c in cost.items()))
+passes = {n: lambda n=n: fast["base"](ids[:, :n]) for n in range(1, 8)}
+passes |= {name: lambda name=name: fast[name](ids[:, :1]) for name in ("draft", "small")}
+taken = timing.measure_in_turns(passes, device=device)
+v_and_c = {key: taken[key].median_s / taken[1].median_s for key in passes}
+print("base here:", ", ".join(f"v({n}) = {v_and_c[n]:.2f}" for n in range(1, 8)))
+for name in ("draft", "small"):
+    weights = family[name].model.num_parameters / base.num_parameters
+    print(f"{name}: {weights:.0%} of the weights, c = {v_and_c[name]:.2f}")
 
 # %% [markdown]
 # A model of a few million weights is no memory-bound giant: on a CPU its products are soon bound by arithmetic, so $v$
@@ -322,20 +316,20 @@ gammas, curves = (1, 2, 3, 4, 6), []
 for domain in ("code", "verse"):
     runs = {gamma: steps_of(domain, ModelDrafter(fast["draft"]), gamma) for gamma in gammas}
     alpha, one_s = measured.tally(runs[4]).rate, token_s(domain)
-    says = [speculative.speed_up(alpha, gamma, cost["draft"], verify_cost.get) for gamma in gammas]
+    says = [speculative.speed_up(alpha, gamma, v_and_c["draft"], v_and_c.get) for gamma in gammas]
     clock = [measured.measured_speed_up(runs[gamma], one_s) for gamma in gammas]
     curves += [Curve(domain, gammas, clock), Curve(f"{domain}, predicted", gammas, says, "predicted", domain)]
     c, v = measured.draft_cost(runs[4], one_s), measured.verify_cost(runs[4], one_s)
-    told = f"c = {c:.2f}, v(5) = {v(5):.2f}, and theory says {speculative.speed_up(alpha, 4, c, v):.2f}"
+    inside = f"c = {c:.2f}, v(5) = {v(5):.2f}, theory {speculative.speed_up(alpha, 4, c, v):.2f}"
     best = gammas[clock.index(max(clock))]
-    print(f"{domain}: α = {alpha:.2f}, fastest with γ = {best}; inside the steps of γ = 4: {told}")
+    print(f"{domain}: α = {alpha:.2f}, fastest γ = {best}; with γ = 4 {inside}, clock {clock[3]:.2f}")
 title = f"Drafts by draft, verified by base, on {hardware.this_machine(device).name}"
 speculation_speed.plot_draft_lengths(curves, title)
 
 # %% [markdown]
 # What lies between the lines is told by the printed $c$ and $v$: inside a step a draft and a verification are more than the bare
 # passes of 4.1. Distributions are made of logits, drafts are judged, caches rolled back, all of it by Python; with the
-# costs *as the steps had them* theory comes near the clock. The rule is right, then, and $c$ and $v$ are where speed
+# costs *as the steps of $\gamma = 4$ had them* theory comes near the clock. The rule is right, then, and $c$ and $v$ are where speed
 # is won or lost: where a pass takes a millisecond, the work around it weighs as much. And look at verse: drafts
 # that fall have been paid for, and the more of them a step asks for, the slower the text.
 #
@@ -359,7 +353,7 @@ speculation_speed.plot_draft_lengths(curves, title)
 # %%
 line = tokenizer.encode("for name in names:\n    print(name)\nfor name in")
 print("lookup goes on with", repr(tokenizer.decode(speculative.look_up(torch.tensor(line), 4))))
-adaptive = speculative.AdaptiveLength(min(cost["draft"], 0.5), 8, prior=0.9)
+adaptive = speculative.AdaptiveLength(min(v_and_c["draft"], 0.5), 8, prior=0.9)
 layers, drafters = base.config.num_layers, {"small": (ModelDrafter(fast["small"]), 4)}
 drafters["draft, adaptive"] = ModelDrafter(fast["draft"]), adaptive
 drafters["lookup"] = speculative.LookupDrafter(base.config.vocab_size), 4
@@ -369,8 +363,7 @@ one_s = {domain: token_s(domain) for domain in ("code", "prose")}
 for domain, (name, way) in product(one_s, drafters.items()):
     steps = steps_of(domain, *way)
     later = [len(step.drafts[0]) for step in steps if step.index]  # the first of each reads its prompt
-    per_step = sum(later) / len(later)
-    row = f"{per_step:.1f} drafts a step, α = {measured.tally(steps).rate or 0:.2f}"
+    row = f"{sum(later) / len(later):.1f} drafts a step, α = {measured.tally(steps).rate or 0:.2f}"
     print(f"{domain:6}{name:16}{row}, {measured.measured_speed_up(steps, one_s[domain]):.2f} times as fast")
 
 # %% [markdown]
@@ -389,24 +382,23 @@ for domain, (name, way) in product(one_s, drafters.items()):
 #
 # The second cell has runs of `benchmarks/speculative.py`, their prediction from the $\alpha$, $c$ and $v$ of the same run.
 
-
 # %%
-def write_alone(text):
-    plain.start([text], len(text) + 32)
-    return plain.decode(32)[0].tolist()
+from llmcourse.speculative.engine import SpeculativeEngine
 
-
-plain, gamma, few = decoding.DecodeEngine(fast["base"]), 2, {"device": device, "warmup": 1, "repeats": 3}
+plain, gamma = decoding.DecodeEngine(fast["base"]), 2
 ours = SpeculativeEngine(fast["base"], fast["draft"], draft_length=gamma)
+ways = {"token": lambda: plain.decode(1), "step": ours.step, "drafts": ours.draft, "verify": ours.verify}
 for domain in ("code", "verse"):
-    text = encode(TEXTS[domain][0])
-    found, same = ours.generate([text], 32), write_alone(text)
-    ways = (partial(write_alone, text), partial(ours.generate, [text], 32), ours.draft, ours.verify)
-    alone_s, ours_s, draft_s, verify_s = (timing.measure(way, **few).median_s for way in ways)
-    alpha, c, v = found.tally.rate, draft_s / gamma / alone_s * 32, verify_s / alone_s * 32
-    says = speculative.speed_up(alpha, gamma, c, lambda _, v=v: v)
-    print(f"{domain}: α = {alpha:.2f}, c = {c:.2f}, v({gamma + 1}) = {v:.2f}: predicted {says:.2f}, ", end="")
-    print(f"measured {alone_s / ours_s:.2f} times as fast; the same tokens: {found.tokens == [same]}")
+    text = [encode(TEXTS[domain][0])]
+    found = ours.generate(text, 32)
+    for engine in (plain, ours):
+        engine.start(text, len(text[0]) + 128)
+    same, taken = plain.decode(32).tolist() == found.tokens, timing.measure_in_turns(ways, device=device)
+    step, drafts, v = (taken[way].median_s / taken["token"].median_s for way in ("step", "drafts", "verify"))
+    alpha, gained = found.tally.rate, 1 + found.tally.accepted / found.num_steps  # tokens a step
+    print(f"{domain}: α = {alpha:.2f}, c = {drafts / gamma:.2f}, v({gamma + 1}) = {v:.2f}: ", end="")
+    says = speculative.expected_tokens(alpha, gamma) / (drafts + v)
+    print(f"predicted {says:.2f}, measured {gained / step:.2f} times as fast; the same tokens: {same}")
 
 # %%
 SETTINGS = speculation_speed.SETTINGS
@@ -551,7 +543,7 @@ explorer
 #
 # ## Lab
 #
-# Lab 4 has you build both parts: the acceptance rule and its residual, the loop whose cache is rolled back, expected speed-up,
+# [Lab 4](../labs/04_speculative_medusa_early_exit.ipynb) has you build both parts: the acceptance rule and its residual, the loop whose cache is rolled back, expected speed-up,
 # a lookup drafter, the threshold of a cascade. To warm up, here in this notebook:
 #
 # 1. (10 min) Change $q$ in 4.2 so that no draft ever falls; then so that all fall. What is $p'$ in each case?
