@@ -49,7 +49,7 @@ from llmcourse import decoding, hardware, pretrained, prompts, roofline, specula
 from llmcourse.costs import LLAMA_3_8B, Step
 from llmcourse.decoding import SamplingParams, generate
 from llmcourse.figures import recorded, speculation_speed, widgets
-from llmcourse.speculative import ModelDrafter, measured
+from llmcourse.speculative import ModelDrafter, engine, measured
 
 torch.set_num_threads(1)  # with models this small, two threads mostly wait for each other
 device, h200, names = hardware.default_device(), hardware.datasheet("H200"), ("draft", "small", "base")
@@ -383,16 +383,14 @@ for domain, (name, way) in product(one_s, drafters.items()):
 # The second cell has runs of `benchmarks/speculative.py`, their prediction from the $\alpha$, $c$ and $v$ of the same run.
 
 # %%
-from llmcourse.speculative.engine import SpeculativeEngine
-
 plain, gamma = decoding.DecodeEngine(fast["base"]), 2
-ours = SpeculativeEngine(fast["base"], fast["draft"], draft_length=gamma)
+ours = engine.SpeculativeEngine(fast["base"], fast["draft"], draft_length=gamma)
 ways = {"token": lambda: plain.decode(1), "step": ours.step, "drafts": ours.draft, "verify": ours.verify}
 for domain in ("code", "verse"):
     text = [encode(TEXTS[domain][0])]
     found = ours.generate(text, 32)
-    for engine in (plain, ours):
-        engine.start(text, len(text[0]) + 128)
+    for one in (plain, ours):
+        one.start(text, len(text[0]) + 128)
     same, taken = plain.decode(32).tolist() == found.tokens, timing.measure_in_turns(ways, device=device)
     step, drafts, v = (taken[way].median_s / taken["token"].median_s for way in ("step", "drafts", "verify"))
     alpha, gained = found.tally.rate, 1 + found.tally.accepted / found.num_steps  # tokens a step
@@ -408,9 +406,10 @@ rows = recorded.all_of(("verify8_llama3_8b", "speculative_parity"))
 print("\n".join(map(recorded.told, rows)) or "What verifying costs there is not recorded yet, either.")
 
 # %% [markdown]
-# Not $\alpha$, which belongs to two models and a text. An engine lowers $c$ and $v$, and the token that it is compared with, too:
-# against a slow loop anything is fast. So a speed-up says nothing without the decoder that it was measured over, and a
-# recorded bar is to be read beside its mark: where both agree, the three numbers are the whole story of its height.
+# Not $\alpha$, which belongs to two models and a text. An engine shortens drafts and verification, but the plain token as well,
+# and $c$ and $v$ are counted in plain tokens: compare them with those of 4.7. Against a slow loop anything is fast, so a
+# speed-up says nothing without the decoder that it was measured over. And a recorded bar is to be read beside its mark: where
+# both agree, the three numbers are the whole story of its height.
 #
 # ## 4.10 Where it is slower
 #
