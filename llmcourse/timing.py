@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,15 +82,46 @@ def measure(
     Raises:
         ValueError: `warmup` or `repeats` is too small.
     """
-    if warmup < 0:
-        raise ValueError(f"warmup must be at least 0, got {warmup}; use 0 to time the first run too")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}; use 1 for a single run")
+    _check_counts(warmup, repeats)
     for _ in range(warmup):
         run()
     if torch.device(device).type == "cuda":
         return Timing(_event_seconds(run, device, repeats))
     return Timing(tuple(_seconds(run, device) for _ in range(repeats)))
+
+
+def measure_in_turns(
+    runs: Mapping[Hashable, Callable[[], object]],
+    *,
+    device: torch.device | str = "cpu",
+    warmup: int = 1,
+    repeats: int = 20,
+) -> dict[Hashable, Timing]:
+    """Times several things to be compared, one repetition of each after the other.
+
+    What slows the machine down for a while then slows all of them, and hardly moves their ratios.
+
+    Args:
+        runs: by name.
+        warmup, repeats: rounds that are not counted, and that are; as in `measure`.
+
+    Raises:
+        ValueError: `warmup` or `repeats` is too small.
+    """
+    _check_counts(warmup, repeats)
+    times_s: dict[Hashable, tuple[float, ...]] = dict.fromkeys(runs, ())
+    for number in range(warmup + repeats):
+        for name, run in runs.items():
+            taken = measure(run, device=device, warmup=0, repeats=1)
+            times_s[name] += taken.times_s if number >= warmup else ()
+    return {name: Timing(found) for name, found in times_s.items()}
+
+
+def _check_counts(warmup: int, repeats: int) -> None:
+    if warmup < 0:
+        raise ValueError(f"warmup must be at least 0, got {warmup}; use 0 to time the first run too")
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}; use 1 for a single run")
 
 
 def _event_seconds(run: Callable[[], object], device: torch.device | str, repeats: int) -> tuple[float, ...]:

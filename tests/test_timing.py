@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from llmcourse.timing import Rotation, Timing, last_level_cache_bytes, measure
+from llmcourse.timing import Rotation, Timing, last_level_cache_bytes, measure, measure_in_turns
 
 
 def test_median_and_spread_are_those_of_the_middle():
@@ -54,6 +54,29 @@ def test_what_the_clock_says_is_what_is_told(monkeypatch):
     timing = measure(lambda: clock.wait(0.25), warmup=0, repeats=3)
     assert timing.median_s == 0.25
     assert str(timing) == "250 ms ± 0% (median of 3)"
+
+
+def test_turns_are_taken_so_that_a_slow_moment_hits_all(monkeypatch):
+    clock, calls = Clock(monkeypatch), []
+
+    def run(name, seconds):
+        calls.append(name)
+        clock.wait(seconds * (10 if 4 < len(calls) <= 6 else 1))  # the third round is slow
+
+    runs = {"a": lambda: run("a", 0.5), "b": lambda: run("b", 0.25)}
+    found = measure_in_turns(runs, warmup=1, repeats=3)
+    assert calls == ["a", "b"] * 4
+    assert found["a"].times_s == (0.5, 5.0, 0.5) and found["b"].times_s == (0.25, 2.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"), [({"warmup": -1}, "warmup must be"), ({"repeats": 0}, "repeats")]
+)
+def test_turns_that_cannot_be_are_refused(counts, message):
+    calls = []
+    with pytest.raises(ValueError, match=message):
+        measure_in_turns({"a": lambda: calls.append("a")}, **counts)
+    assert not calls
 
 
 def test_the_real_clock_is_used():

@@ -23,6 +23,7 @@
     speculation_trace       a speculative text taken apart: drafts, verdict, the target's own token
     speculation_strip       its text in the lecture's three colours
     speculation_plot        its figure: drafts with p and q, and what a correction is drawn from
+    speculation_speed       speed-up, predicted and measured: by draft length, and recorded
     cascade_curve           cost against quality of cascades, and what they gain over mixing single models
     cascade_plot            its figure
     cascade_answers         recorded answers as a cascade meets them, stage by stage

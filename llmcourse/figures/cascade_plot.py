@@ -90,7 +90,13 @@ class CascadePlot:
             x, error = single.cost / size, SURE * single.quality_error
             bar = {"ecolor": look.INK, "elinewidth": 1.1, "capsize": 3, "zorder": 5}
             axes.errorbar(x, single.quality, error, fmt="D", color=look.INK, markersize=5.5, **bar)
-            beside = {"xytext": (8, -12), "textcoords": "offset points", "size": 9.5, "zorder": 6}
+            over = name == data.names[-1]  # the curves end below it
+            beside = {
+                "xytext": (8, 12 if over else -12),
+                "textcoords": "offset points",
+                "size": 9.5,
+                "zorder": 6,
+            }
             axes.annotate(readable(name), (x, single.quality), bbox=PAPER, **beside)
         axes.margins(y=0.1)  # room below for the cheapest one's name
         _head(axes, "right answers", "of the test questions; bars: 95 %")

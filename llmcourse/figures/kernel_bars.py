@@ -100,7 +100,7 @@ def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) ->
         raise ValueError(f"rows must have one unit, got {', '.join(sorted(units))}; draw them apart")
     missing = [name for name in names if name not in {row["name"] for row in rows}]
     if not rows:
-        return _nothing(title, missing)
+        return nothing_recorded(title, missing)
     height = 1.15 + 0.36 * len(rows) + (0.25 if missing else 0.0)
     with look.style():
         picture = look.Picture(look.WIDTH, height)
@@ -115,7 +115,7 @@ def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) ->
         _draw_bars(axes, rows)
         if missing:
             style = {"size": 9, "color": look.MUTED, "va": "bottom"}
-            picture.text(0.012, 0.05 / height, look.shorten(_missing(missing), 120), **style)
+            picture.text(0.012, 0.05 / height, look.shorten(missing_words(missing), 120), **style)
         picture.alt = f"{title}, {origin(rows)}. " + "; ".join(_told(row) for row in rows) + "."
     return picture
 
@@ -158,14 +158,15 @@ def _told(row: dict) -> str:
     return f"{row['name']} {row['value']:,.4g} {row['unit']}{limit}{peer}"
 
 
-def _missing(names: Sequence[str]) -> str:
+def missing_words(names: Sequence[str]) -> str:
+    """What was never recorded, by the first of its names, and how it would be."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"Not recorded yet: {names[0]}{more}; the benchmarks record them on a GPU."
 
 
-def _nothing(title: str, missing: Sequence[str]) -> look.Picture:
-    """A picture that says what is missing."""
-    words = _missing(missing) if missing else "Nothing is recorded yet; the benchmarks do it on a GPU."
+def nothing_recorded(title: str, missing: Sequence[str]) -> look.Picture:
+    """A picture that says what is missing, where nothing is there to be drawn."""
+    words = missing_words(missing) if missing else "Nothing is recorded yet; the benchmarks do it on a GPU."
     with look.style():
         picture = look.Picture(look.WIDTH, 1.0, alt=f"{title}. {words}")
         look.heading(picture, title, look.shorten(words, 105))

@@ -187,8 +187,8 @@ STRIPS = {
 MOST_RING_ROWS = 16  # of input
 RING_BYTES = 104 * 1024  # of shared memory, so that two programs fit on a multiprocessor of Hopper
 
-# For up to eight rows of input, (outputs, inputs, gated) to what was fastest on an H200, for eight in chains of
-# Llama-3-8B's layers and for seven in those of Qwen3-0.6B; all are in
+# For up to eight rows of input, (outputs, inputs, gated) to what was fastest on an H200: for eight in chains
+# of Llama-3-8B's layers, for seven in those of Qwen3-0.6B. All are in
 # benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl.
 FEW_ROWS = {
     (14336, 4096, True): Ring(128, 128, 3, 8),

@@ -33,6 +33,7 @@ from llmcourse.speculative import Policy, best_within, cheapest
 BUDGET, QUALITY, BY_HAND = "a budget", "a quality target", "thresholds"
 WAYS = (BUDGET, QUALITY, BY_HAND)
 LEFT_OUT = math.inf  # a threshold that nothing reaches: the model is not even asked
+TOGETHER = "\u00a0"  # a space at which no line breaks
 GRID = 200  # thresholds by hand are multiples of one over this
 CELL = "padding:1px 12px 1px 0;text-align:"
 
@@ -157,9 +158,9 @@ def stages_html(state: CascadeState, study: Study) -> str:
 def examples_html(state: CascadeState, study: Study) -> str:
     """A few test questions, as a table: whose answer was kept, and whether that was right."""
     last = study.data.names[-1]
-    rows = [("from", "kept answer of", "it says", "is", "scores", f"{last} says")]
+    rows = [("from", "answered by", "it says", "is", "scores", f"{last} says")]
     for one in state.examples:
-        scores = ", ".join(f"{name} {score:.2f}" for name, score in one.scores) or "–"
+        scores = ", ".join(f"{name}{TOGETHER}{score:.2f}" for name, score in one.scores) or "–"
         would = "the same" if one.stage == last else f"{_quoted(one.last_text)} {_verdict(one.last_right)}"
         kept = one.stage, _quoted(one.text), _verdict(one.right)
         rows.append((look.shorten(one.document, 30), *kept, scores, would))
@@ -169,7 +170,7 @@ def examples_html(state: CascadeState, study: Study) -> str:
 
 
 def _verdict(right: bool) -> str:
-    return "✓ right" if right else "✗ wrong"
+    return f"✓{TOGETHER}right" if right else f"✗{TOGETHER}wrong"
 
 
 def _quoted(text: str) -> str:

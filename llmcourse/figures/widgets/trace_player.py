@@ -129,6 +129,7 @@ class TracePlayer(v.PromptView):
 
     def _make_steps(self) -> None:
         self.phase = v.int_slider("phase", 0, 0, 10_000, "a draft, a verdict, or a token of the target's own")
+        self.phase.layout.width = "420px"  # a text has some fifty phases
         self.play = Play(min=0, max=10_000, interval=900, show_repeat=False, description="play")
         self.back = v.button("Back", "one phase back", "step-backward")
         self.forward = v.button("Step", "one phase on", "step-forward", "primary")

@@ -103,7 +103,7 @@ def test_tables_show_each_model_and_escape_answers(study):
         assert f">{stage.asked}<" in table and f">{stage.kept} (" in table
     assert f"{state.tried.quality:.1%}" in table and ">cascade</th>" in table
     shown = examples_html(state, study)
-    assert shown.count("✓ right") >= 3 and shown.count("✗ wrong") >= 3
+    assert shown.count("✓\u00a0right") >= 3 and shown.count("✗\u00a0wrong") >= 3
     assert "s&lt;" in shown and "s<" not in shown.replace("s</", "")
 
 
