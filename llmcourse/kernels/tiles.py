@@ -172,6 +172,9 @@ MEASURED = {
     (11008, 4096, True): Tile(1, 4096, 4),
     (4096, 11008, False): Tile(4, 2048, 4),
     (32000, 4096, False): Tile(2, 4096, 4),
+    (6144, 2048, True): Tile(4, 1024, 4),  # the target of benchmarks/train_target.py
+    (2048, 2048, False): Tile(4, 2048, 4),
+    (12288, 2048, False): Tile(4, 2048, 4),
 }
 
 # Small matrices, of which the hand-over from kernel to kernel takes longer than the reading: those of
@@ -188,7 +191,7 @@ MOST_RING_ROWS = 16  # of input
 RING_BYTES = 104 * 1024  # of shared memory, so that two programs fit on a multiprocessor of Hopper
 
 # For up to eight rows of input, (outputs, inputs, gated) to what was fastest on an H200: for eight in chains
-# of Llama-3-8B's layers, for seven in those of Qwen3-0.6B. All are in
+# of Llama-3-8B's layers, for seven in those of the others. All are in
 # benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl.
 FEW_ROWS = {
     (14336, 4096, True): Ring(128, 128, 3, 8),
@@ -201,6 +204,8 @@ FEW_ROWS = {
     (3072, 1024, True): Strip(16, 4, True),
     (1024, 3072, False): Strip(16, 8, True),
     (12288, 1024, False): Strip(32, 4, True),
+    (6144, 2048, True): Ring(64, 128, 3, 8),  # the target of benchmarks/train_target.py
+    (12288, 2048, False): Ring(64, 128, 5),
 }
 
 
