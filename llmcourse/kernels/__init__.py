@@ -4,7 +4,8 @@ backend           which of the two runs: `backend="auto" | "triton" | "reference
 arguments         what a kernel takes for granted of what it is given, checked before it is launched
 capabilities      what the GPU at hand, and this Triton, can do
 launch            programmatic dependent launch: a kernel starts before its input is there
-linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few rows
+linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few rows; on Hopper in bfloat16
+                  `linear_gluon` for one, `linear_rows_gluon` and `linear_rows_strip_gluon` for up to eight
 tiles             how the kernels cut their matrices and caches: what was measured to be best
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores
 decode_attention  RoPE, cache write and attention of one new token a row
@@ -18,6 +19,7 @@ online_softmax    the step that the kernels of attention have in common
 paged_attention   attention over a cache in blocks, for requests with one new token or many
 paged_decode      the same with RoPE and cache write, where every request has one new token
 tokens            embedding lookup, greedy choice and sampling, all on the device
+drafts            the same of a window of tokens, and which of them stand
 
 Nothing here is needed on a machine without Triton: the references run everywhere. Triton is
 imported here and nowhere else in the package.

@@ -62,6 +62,7 @@ def _has_warp_groups() -> bool:
         from triton.experimental.gluon.language.nvidia.hopper import (  # noqa: F401
             fence_async_shared,
             warpgroup_mma,
+            warpgroup_mma_init,
             warpgroup_mma_wait,
         )
     except ImportError:

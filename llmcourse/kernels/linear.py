@@ -20,6 +20,7 @@ from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import product
 from llmcourse.kernels.tiles import (
     FEW_ROWS_BYTES,
+    MEASURED_RING_ROWS,
     MOST_RING_ROWS,
     SPARE_BYTES,
     Ring,
@@ -135,7 +136,7 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
         if isinstance(tile, Strip) and _gluon_obstacle(tile, x, weight, gated):
             return gemv_tile(num_outputs, num_inputs, gated)
         return tile
-    if num_rows <= MOST_RING_ROWS:
+    if num_rows <= MEASURED_RING_ROWS:
         streamed = streamed_tile(num_rows, num_outputs, num_inputs, gated)
         if not _gluon_obstacle(streamed, x, weight, gated):
             return streamed
@@ -147,15 +148,17 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
 
 
 def _gluon_obstacle(tile: Strip | Ring, x: Tensor, weight: Tensor, gated: bool) -> str | None:
-    """Why `linear_gluon` or `linear_rows_gluon` cannot run with such a tile, or None."""
-    from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
+    """Why no kernel in Gluon can run with such a tile, or None."""
+    from llmcourse.kernels.capabilities import runs_gluon, runs_wgmma, shared_bytes
 
-    if not runs_gluon(90):
-        return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
     least = 2 if isinstance(tile, Ring) else 1
     if not least <= x.shape[0] <= MOST_RING_ROWS or x.dtype != torch.bfloat16 or x.shape[1] % 8:
         takes = f"{least} to {MOST_RING_ROWS} rows, a multiple of 8 numbers each, in bfloat16"
         return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes {takes}"
+    if x.shape[0] == 1 and not runs_gluon(90):
+        return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
+    if x.shape[0] > 1 and not runs_wgmma():
+        return "for several rows without a GPU of Hopper, or with a Triton before 3.6"
     if not x.is_meta and (weight.data_ptr() % 16 or x.data_ptr() % 16):
         return "for a weight or x that does not begin at a multiple of 16 bytes"
     held, room = tile.held_bytes(*x.shape, gated), shared_bytes() - SPARE_BYTES

@@ -187,7 +187,7 @@ STRIPS = {
 }
 
 
-MOST_RING_ROWS = 16  # of input
+MOST_RING_ROWS, MEASURED_RING_ROWS = 16, 8  # of input: that run, and for which rings and strips were measured
 RING_BYTES = 104 * 1024  # of shared memory, so that two programs fit on a multiprocessor of Hopper
 
 # For up to eight rows of input, (outputs, inputs, gated) to what was fastest on an H200: for eight in chains
@@ -210,11 +210,11 @@ FEW_ROWS = {
 
 
 def streamed_tile(num_rows: int, num_outputs: int, num_inputs: int, gated: bool) -> Ring | Strip:
-    """For a few rows in bfloat16 on Hopper: what was measured for this matrix, or what the rule gives.
+    """For up to eight rows in bfloat16 on Hopper: what was measured for this matrix, or what the rule gives.
 
     By the rule that is a strip where it leaves room for the program of another kernel, otherwise a ring.
     """
-    measured = FEW_ROWS.get((num_outputs, num_inputs, gated)) if num_rows <= 8 else None
+    measured = FEW_ROWS.get((num_outputs, num_inputs, gated))
     ring = ring_rule(num_rows, num_outputs, num_inputs, gated)
     strip = Strip(min(ring.rows, 16 if gated else 32), 4, True)
     small = strip.held_bytes(num_rows, num_inputs, gated) <= RING_BYTES

@@ -13,7 +13,7 @@ import torch
 
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.step import KernelSettings
-from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
+from llmcourse.kernels.capabilities import runs_gluon, runs_wgmma, shared_bytes
 from llmcourse.kernels.decode_attention import (
     HeadNorm,
     Workspace,
@@ -22,7 +22,7 @@ from llmcourse.kernels.decode_attention import (
 )
 from llmcourse.kernels.launch import takes_part
 from llmcourse.kernels.linear import linear, linear_reference
-from llmcourse.kernels.tiles import STAGED_HEAD_DIMS, AttentionTile, Strip, Tile, attention_tile
+from llmcourse.kernels.tiles import STAGED_HEAD_DIMS, AttentionTile, Ring, Strip, Tile, attention_tile
 from llmcourse.model import Decoder, DecoderConfig
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,6 +30,9 @@ DTYPES = (torch.float32, torch.float16) + ((torch.bfloat16,) if DEVICE.type == "
 PDL = (False, True) if takes_part(True) else (False,)
 PLACES = ("registers", "shared memory") if runs_gluon(80) else ("registers",)  # of attention's tiles
 STRIPS = (Strip(8, 4, True), Strip(8, 4, False)) if runs_gluon(90) else ()
+STREAMED = (
+    (Strip(8, 4, True), Strip(32, 8, True), Ring(8, 512, 2), Ring(64, 128, 3, 8)) if runs_wgmma() else ()
+)
 # Several rows take their first tile ahead where they are asked to, even where there is no early launch.
 LINEAR = [*itertools.product((1,), DTYPES, PDL), *itertools.product((3,), DTYPES, (False, True))]
 SHAPES = ((8, 32), (50, 100), (33, 128), (1, 7))  # outputs, inputs: ragged ones too
@@ -77,7 +80,8 @@ def test_linear(parts, rows, dtype, pdl):
         }
         truth = linear_reference(x.double(), weight.double(), **doubled(given))
         theirs = linear_reference(x, weight, **given)
-        strips = STRIPS if rows == 1 and dtype == torch.bfloat16 and inputs % 8 == 0 else ()
+        strips = STRIPS if rows == 1 else STREAMED
+        strips = strips if dtype == torch.bfloat16 and inputs % 8 == 0 else ()
         for tile in (None, Tile(4, 32, 4) if rows == 1 else Tile(16, 16, 4, 2), *strips):
             out = torch.full((rows, outputs), torch.nan, dtype=dtype, device=DEVICE)
             linear(x, weight, out=out, backend="triton", pdl=pdl, tile=tile, **given)
@@ -114,6 +118,11 @@ def test_a_tile_that_only_other_tensors_can_have_is_refused():
         decode_attention(
             qkv, cache, cache.clone(), where, angles, angles, backend="triton", tile=AttentionTile(128, 4, 2)
         )
+    two = random(2, 32, dtype=torch.float32)
+    with pytest.raises(
+        ValueError, match=r"tile must be one that fits, got Ring\(rows=64.*takes 2 to 16 rows"
+    ):
+        linear(two, weight, backend="triton", tile=Ring(64, 64, 2))
     reference = linear(x, weight, backend="reference", tile=Strip(8, 4, False))
     assert torch.equal(reference, linear_reference(x, weight))
 
