@@ -65,6 +65,7 @@ class Timeline:
         token_s: the time of each token of the answer.
         finish_reason: None where it was refused.
         refusal: why, if it was.
+        num_drafted, num_accepted: drafts computed for it, and those that its answer holds.
     """
 
     request: Request
@@ -73,6 +74,8 @@ class Timeline:
     num_preemptions: int = 0
     num_reused: int = 0
     refusal: str | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @property
     def answered(self) -> bool:
@@ -167,6 +170,7 @@ def trace_of(
     for state in states:
         timeline = timelines[state.id]
         timeline.num_preemptions, timeline.num_reused = state.num_preemptions, state.num_reused
+        timeline.num_drafted, timeline.num_accepted = state.num_drafted, state.num_accepted
     return Trace(tuple(timelines.values()), tuple(steps))
 
 
