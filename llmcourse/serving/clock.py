@@ -17,7 +17,7 @@ from llmcourse.decoding.errors import require
 from llmcourse.serving.engine import Engine
 from llmcourse.serving.request import FinishReason, Request, RequestState
 from llmcourse.serving.runner import FunctionRunner, Runner
-from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.schedule import Chunk, Output, Schedule
 from llmcourse.serving.scheduler import NeverFits, Scheduler
 
 Cost = Callable[[Schedule], float]
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     """What one slot did in one step.
 
     Attributes:
-        decodes: whether it is one more token of an answer, not a piece of a prompt.
+        decodes: whether it is one more token of an answer, perhaps with drafts, not a piece of a prompt.
     """
 
     slot: int
@@ -189,7 +189,13 @@ def _step(
         if output.finish_reason:
             ended.add(output.state.id)
     cells = tuple(
-        Cell(slot, chunk.state.id, chunk.num_tokens, chunk.samples, chunk.state.id in ended, chunk.decodes)
+        _cell(slot, chunk, schedule, chunk.state.id in ended)
         for slot, chunk in zip(slots, schedule.chunks, strict=True)
     )
     return ClockStep(now, end_s, cells, len(schedule.preempted), scheduler.num_waiting)
+
+
+def _cell(slot: int, chunk: Chunk, schedule: Schedule, ended: bool) -> Cell:
+    drafts = schedule.drafts.get(chunk.state.id)
+    text = chunk if drafts is None else chunk._replace(stop=chunk.stop - len(drafts.tokens))
+    return Cell(slot, chunk.state.id, chunk.num_tokens, chunk.samples, ended, text.decodes)

@@ -1,7 +1,7 @@
 """The drafts of one request in a step: which rows of logits are theirs, and which of them stand.
 
-Most need no more than the tokens that the step draws at every draft. Requests with settings beyond a temperature,
-and those whose drafts were drawn, are judged from their logits, one by one after the step.
+Most need no more than the tokens that the step draws at every draft. Requests with settings beyond a
+temperature, and those whose drafts were drawn, are judged from their logits, one by one after the step.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _verified(chunk: DraftedChunk, logits: Tensor) -> list[int]:
 
 
 def _distributions(chunk: DraftedChunk, logits: Tensor) -> Float[Tensor, "T V"]:
-    """Of the target before each draft and after the last; they end where a draft leaves nothing to choose from.
+    """The target's before each draft and after the last; the last is where a draft leaves nothing to choose.
 
     That draft is not judged then: whether the text really comes to this point is another step's question.
     """

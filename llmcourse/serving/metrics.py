@@ -52,8 +52,8 @@ class Metrics:
         output_tokens_per_s, requests_per_s: of requests answered.
         goodput_per_s: requests a second that keep the objective.
         num_preemptions, num_refused: how often, and how many.
-        num_drafted, num_accepted: drafts that were computed, and those that answers hold; the share of these is
-            what speculation got for what it computed.
+        num_drafted, num_accepted: drafts that were computed, and those that answers hold: what speculation
+            paid and what it got.
     """
 
     duration_s: float

@@ -25,8 +25,8 @@ from llmcourse.serving.paged_decoder import PagedDecoder
 from llmcourse.serving.request import PENDING, Request, RequestState
 from llmcourse.serving.schedule import Chunk, Sampled, Schedule
 from llmcourse.serving.scheduler import NeverFits
-from llmcourse.serving.step_graphs import StepGraphs
 from llmcourse.serving.speculation import standing
+from llmcourse.serving.step_graphs import StepGraphs
 from llmcourse.serving.step_inputs import StepBuilder, StepInputs, StepSize
 from llmcourse.serving.transfer import Transfer
 

@@ -129,7 +129,7 @@ class StepBuilder:
         size: StepSize,
         drafted: Sequence[DraftedChunk] = (),
     ) -> StepInputs:
-        """The arrays, filled up to `size`; `order` gave the chunks, and `drafted_chunks` those with drafts."""
+        """The arrays, filled up to `size`; `order` gave the chunks, `drafted_chunks` those with drafts."""
         slots = self._note((*one, *more))
         rows = np.full(size.decodes + size.chunks, self.spare_slot)
         used = np.r_[: len(one), size.decodes : size.decodes + len(more)]

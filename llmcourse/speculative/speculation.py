@@ -1,4 +1,4 @@
-"""Speculation as an option of a request that is served: any drafter, for one text among many that come and go.
+"""Speculation as an option of a request that is served: any drafter, for one of many texts that come and go.
 
     Request("a", prompt, speculation=Speculation(LookupDrafter(vocab_size), draft_length=4))
 
@@ -71,7 +71,7 @@ class SpeculatedText:
 
     Args:
         option: drafter and draft length.
-        prompt, max_tokens, params, seed: of the request; drafts are drawn from the seed and the position alone.
+        prompt, max_tokens, params, seed: of the request. Drafts are drawn from the seed and the position.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class SpeculatedText:
         self._proposed: list[int] | None = None  # behind it, and not known to have stood or fallen
 
     def draft(self, text: Sequence[int], most: int) -> tuple[list[int], Tensor | None]:
-        """At most so many tokens to follow a text, and `(G, V)` what they were drawn from, None if certain."""
+        """At most so many tokens to follow a text, and `(G, V)`, what they were drawn from, or None."""
         if self._history is None:
             self._start()
         self._see(text)
