@@ -1,9 +1,9 @@
 """A request whose drafts are in flight: until they are judged, nobody knows how far it has come.
 
-At the launch it is known that its text is computed then, but not which of the drafts behind it will stand, nor
-which token follows. So it is "verifying", and sits out what is scheduled meanwhile. Drafts that fall leave
-keys and values in its blocks, which the next step writes over; they are no part of its text, so no block is
-ever found by them. A block that was taken for them is kept for what comes in their place.
+At the launch it is known that its text is computed then, but not which of the drafts behind it will stand,
+nor which token follows. So it is "verifying", and sits out what is scheduled meanwhile. Drafts that fall
+leave keys and values in its blocks, which the next step writes over. They are no part of its text, so no
+block is ever found by them; one that was taken for them is kept for what comes in their place.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_certain_drafts_stand_while_they_are_what_is_drawn():
         (
             [1, 2],
             torch.ones(1, 10),
-            r"q must be of shape \(2, 10\), got \(1, 10\); give a row for each draft",
+            r"q must be of shape \(2, 10\), got \(1, 10\); give a row for each",
         ),
         ([1], torch.ones(1, 11), r"q must be of shape \(1, 10\), got \(1, 11\)"),
     ],
@@ -72,7 +72,7 @@ def test_what_cannot_be_verified_is_refused(tokens, q, message):
         propose(Drafter(1), [1], 2, 10)
 
 
-@pytest.mark.parametrize("emitted", [[], [2, 5], [1, 2, 3, 4], [1, 10], [1, -1], [1, None]])
+@pytest.mark.parametrize("emitted", [[], [2, 5], [1, 2, 3, 4], [1, 10], [1, -1]])
 def test_a_verdict_that_cannot_be_is_refused(emitted):
     for good in ([7], [1, 7], [1, 2, 7]):
         check_emitted(good, [1, 2], 10)
@@ -141,16 +141,16 @@ def test_drafts_take_free_blocks_and_nobody_elses():
 
 
 def test_in_a_step_that_preempts_nobody_drafts():
-    served = scheduler(ContinuousBatching(), num_blocks=6, block_size=2)
+    served = scheduler(ContinuousBatching(), num_blocks=7, block_size=2)
     served.add(Request("a", [1, 2, 3, 4], max_tokens=7, speculation=Script(5)))
     served.add(Request("b", [1, 1, 3, 4], max_tokens=7))
-    served.add(Request("c", [1, 3, 3, 4], max_tokens=7))
+    served.add(Request("c", [1, 3, 3, 4, 5, 6], max_tokens=7))
     schedule = served.schedule()
     served.postprocess(schedule, {"a": [9], "b": 9, "c": 9})
     schedule = served.schedule()
-    assert len(schedule.preempted) == 1 and served.pool.num_free == 0
+    assert len(schedule.preempted) == 1 and served.pool.num_free == 1
+    assert schedule.drafts["a"].tokens == ()
     served.postprocess(schedule, {"a": [9], "b": 9})
-    served.abort("b")
     assert planned(served)["a"] == (5, 7, (5,))
 
 
