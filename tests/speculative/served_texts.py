@@ -21,10 +21,10 @@ from llmcourse.speculative import Draft, LookupDrafter, Speculation, speculation
 from tests.serving.test_paged_runner import serve
 from tests.speculative import test_loop_statistics
 from tests.speculative.planted import BUGS
-from tests.speculative.test_loop_statistics import LENGTH, PROMPT, VOCAB
+from tests.speculative.test_loop_statistics import PROMPT, VOCAB
 from tests.speculative.tiny import tiny_decoder
 
-NUM_TEXTS = 800
+NUM_TEXTS, LENGTH = 1_000, 3  # few enough tokens for several draws of each text
 SETTINGS = test_loop_statistics.SETTINGS | {"hot": SamplingParams(temperature=2.5)}
 
 
@@ -50,10 +50,11 @@ class TableDrafter:
         pass
 
 
-def served(drafter: str, settings: str, first_seed: int) -> list[int]:
-    """The cells of texts, of which two in three are speculated on."""
+def served(drafter: str, settings: str, first_seed: int, all_speculate: bool) -> list[int]:
+    """The cells of texts, of which all or two in three are speculated on."""
     drafting = TableDrafter() if drafter == "table" else LookupDrafter(VOCAB)
-    options = [None, *(Speculation(drafting, length) for length in (2, 3))]
+    options = [Speculation(drafting, 2) if all_speculate else None]
+    options += [Speculation(drafting, length) for length in (2, 3)]
     wanted = [
         Request(str(seed), PROMPT, LENGTH, SETTINGS[settings], seed, speculation=options[seed % 3])
         for seed in range(first_seed, first_seed + NUM_TEXTS)
@@ -70,7 +71,7 @@ def main() -> None:
     for number, (drafter, settings, bug) in enumerate(json.loads(sys.argv[1])):
         planted = mock.patch.object(speculation, "verify_drafts", BUGS[bug]) if bug else nullcontext()
         with planted:
-            print(json.dumps(served(drafter, settings, NUM_TEXTS * number)), flush=True)
+            print(json.dumps(served(drafter, settings, NUM_TEXTS * number, bool(bug))), flush=True)
 
 
 if __name__ == "__main__":
