@@ -60,6 +60,18 @@ class StepInFlight:
         tokens = [sampled.get(chunk.state.id) for chunk in self._chunks]
         if None in tokens or self._verifying:
             self._check_complete(sampled)
+        outputs = self._take_in(tokens, pool, finish)
+        for one in self._verifying:
+            outputs += one.resolve(sampled, pool, finish)
+        return outputs
+
+    def _take_in(
+        self,
+        tokens: list[int | Exception | None],
+        pool: BlockPool,
+        finish: Callable[[RequestState, FinishReason], None],
+    ) -> list[Output]:
+        """The tokens of chunks whose requests do not speculate."""
         size, new = pool.block_size, tuple.__new__
         outputs = []
         launched = zip(self._chunks, self._tables, tokens, strict=True)
@@ -82,8 +94,6 @@ class StepInFlight:
             if reason:
                 finish(state, reason)
             outputs.append(new(Output, (state, token, reason)))  # in half the time of Output(…)
-        for one in self._verifying:
-            outputs += one.resolve(sampled, pool, finish)
         return outputs
 
     def undo(self) -> None:
