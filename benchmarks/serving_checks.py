@@ -1,4 +1,4 @@
-"""The serving engine on a GPU: recorded or not, overlapping or not, its answers are those of a model alone.
+"""The serving engine on a GPU: recorded or not, overlapping or not, speculating or not, it answers as alone.
 
 In fp32, where two likeliest tokens are as good as never equal. The tests ask the same of the CPU's path.
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import torch
 
@@ -53,8 +54,41 @@ def requests() -> list[Request]:
     return found
 
 
+class Knowing:
+    """Drafts of an answer that is known, every fourth of them wrong."""
+
+    vocab_size = 5000
+
+    def __init__(self, text: list[int], longest: int):
+        self.text, self.longest = text, longest
+
+    def begin(self, prompt, max_tokens, params, seed) -> Knowing:
+        return self
+
+    def draft(self, text: list[int], most: int) -> tuple[list[int], None]:
+        places = range(len(text), min(len(text) + min(most, self.longest), len(self.text)))
+        return [(self.text[i] + (i % 4 == 0)) % self.vocab_size for i in places], None
+
+    def verify(self, p, q, drafts, uniform) -> list[int]:
+        raise RuntimeError("certain drafts need no rule")
+
+
+def speculating(written: list[list[int]]) -> list[Request]:
+    """The requests, of which two in three speculate."""
+    return [
+        replace(r, speculation=Knowing([*r.prompt, *tokens], 1 + i % 7) if i % 3 else None)
+        for i, (r, tokens) in enumerate(zip(requests(), written, strict=True))
+    ]
+
+
 def serve(
-    decoder: Decoder, policy, graph: bool, overlap: bool, pdl: bool, num_blocks: int
+    decoder: Decoder,
+    wanted: list[Request],
+    policy,
+    graph: bool,
+    overlap: bool,
+    pdl: bool,
+    num_blocks: int,
 ) -> tuple[list[list[int]], int]:
     """The answers, and how often a request was preempted."""
     cache = PagedCache(decoder, num_blocks, SIZE)
@@ -62,7 +96,7 @@ def serve(
     pool = BlockPool(num_blocks, SIZE)
     runner = PagedRunner(decoder, cache, max_running=SLOTS, max_length=512, graph=graph, pdl=pdl)
     engine = Engine(Scheduler(pool, policy, max_running=SLOTS), runner, overlap)
-    states = [engine.add(request) for request in requests()]
+    states = [engine.add(request) for request in wanted]
     for _ in engine.stream():
         pass
     if pool.num_free != num_blocks:
@@ -79,13 +113,14 @@ def main() -> None:
         for r in requests()
     ]
     failed = 0
-    for policy, graph, overlap, pdl, num_blocks in itertools.product(
-        POLICIES, (True, False), (False, True), (False, True), (1500, 120)
+    for policy, graph, overlap, pdl, num_blocks, drafts in itertools.product(
+        POLICIES, (True, False), (False, True), (False, True), (1500, 120), (False, True)
     ):
-        answers, preempted = serve(decoder, policy, graph, overlap, pdl, num_blocks)
+        wanted = speculating(expected) if drafts else requests()
+        answers, preempted = serve(decoder, wanted, policy, graph, overlap, pdl, num_blocks)
         wrong = [i for i, (ours, true) in enumerate(zip(answers, expected, strict=True)) if ours != true]
         failed += bool(wrong)
-        name = f"{policy} {graph=} {overlap=} {pdl=} {num_blocks=}"
+        name = f"{policy} {graph=} {overlap=} {pdl=} {num_blocks=} {drafts=}"
         print(f"{'WRONG' if wrong else 'ok   '} {name}: {preempted} preempted {wrong or ''}", flush=True)
     raise SystemExit(failed > 0)
 

@@ -128,7 +128,9 @@ def run_serve(options: argparse.Namespace) -> int:
     """Serves until Ctrl-C; values and the port are checked before weights are read."""
     from llmcourse.serving.http.build import ServiceSettings, build
     from llmcourse.serving.http.server import bind, serve
+    from llmcourse.speculative import LookupDrafter, Speculation
 
+    drafters = {"lookup": lambda vocab_size, length: Speculation(LookupDrafter(vocab_size), length)}
     settings = ServiceSettings(
         options.model,
         policy=options.policy,
@@ -141,7 +143,7 @@ def run_serve(options: argparse.Namespace) -> int:
         dtype=options.dtype,
     )
     with bind(options.host, options.port) as listening:
-        service, model = build(settings)
+        service, model = build(settings, drafters)
         serve(listening, service, model, grace_s=settings.grace_s)
     return 0
 

@@ -307,6 +307,12 @@ def test_a_server_answers_until_ctrl_c(tiny_checkpoint):
         body = json.loads(text[text.index("{") : text.rindex("}") + 1])  # of the call that it shows
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()
         assert answer["model"] == str(tiny_checkpoint) and answer["usage"]["completion_tokens"] >= 1
+        body |= {"temperature": 0, "max_tokens": 40}
+        plain, drafted = (
+            httpx.post(f"{url}/v1/completions", json=body | {"speculation": option}, timeout=60).json()
+            for option in (None, {"kind": "lookup", "draft_length": 6})
+        )
+        assert drafted["choices"] == plain["choices"]
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     finally:

@@ -9,6 +9,8 @@ urgency       priorities that age
 batch         slots and block tables: admission, growth, preemption
 step_plan     a step in the making
 in_flight     a step that was launched and is not resolved
+speculation   what is asked of those who draft for a request
+verifying     a request whose drafts are in flight
 scheduler     schedule → run → postprocess, or advance and resolve
 runner        what the scheduler asks of a model
 engine        the loop around scheduler and runner, overlapping or not
@@ -18,6 +20,7 @@ transfer      many arrays at once
 paged_decoder a model over the paged cache, and
 step_graphs   its steps as CUDA graphs
 other_choices top-p, penalties and the rest, for those who ask
+drafted_chunk the drafts of a request in a step, judged
 paged_runner  all of this as the scheduler's runner
 clock         the same scheduler on a virtual clock, with
 step_time     a roofline's seconds for each step
@@ -41,6 +44,7 @@ from llmcourse.serving.request import PENDING, Request, RequestState
 from llmcourse.serving.runner import FunctionRunner, OverlappingRunner, Runner
 from llmcourse.serving.schedule import Chunk, Output, Schedule
 from llmcourse.serving.scheduler import DuplicateId, NeverFits, Scheduler, StepOrder, UnknownRequest
+from llmcourse.serving.speculation import Drafts, Speculation, Speculator
 from llmcourse.serving.step_time import RooflineTime
 from llmcourse.serving.workload import (
     Arrivals,
@@ -65,6 +69,7 @@ __all__ = [
     "ContinuousBatching",
     "Cost",
     "DoubleFree",
+    "Drafts",
     "DuplicateId",
     "Engine",
     "FunctionRunner",
@@ -85,6 +90,8 @@ __all__ = [
     "Runner",
     "Schedule",
     "Scheduler",
+    "Speculation",
+    "Speculator",
     "StepOrder",
     "Timeline",
     "Trace",

@@ -24,6 +24,7 @@ class Batch:
         self.pool = pool
         self.running = Line()
         self.waiting = Line()
+        self.speculating = Line()  # of the running ones
         self._reserves = reserves
         self.num_slots = min(max_running, pool.num_blocks)
         self._free_slots = list(range(self.num_slots))
@@ -43,6 +44,8 @@ class Batch:
         self.running.add(state)
         state.slot = heappop(self._free_slots)
         state.status = "running"
+        if state.speculator is not None:
+            self.speculating.add(state)
         return state
 
     def extend(self, state: RequestState, num_tokens: int) -> Sequence[RequestState]:
@@ -94,6 +97,8 @@ class Batch:
 
     def _give_back(self, state: RequestState) -> None:
         self.running.remove(state)
+        if state.speculator is not None:
+            self.speculating.remove(state)
         self.pool.free(state.blocks)
         heappush(self._free_slots, state.slot)
         state.blocks, state.slot = [], None

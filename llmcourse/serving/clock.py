@@ -17,7 +17,7 @@ from llmcourse.decoding.errors import require
 from llmcourse.serving.engine import Engine
 from llmcourse.serving.request import FinishReason, Request, RequestState
 from llmcourse.serving.runner import FunctionRunner, Runner
-from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.schedule import Chunk, Output, Schedule
 from llmcourse.serving.scheduler import NeverFits, Scheduler
 
 Cost = Callable[[Schedule], float]
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     """What one slot did in one step.
 
     Attributes:
-        decodes: whether it is one more token of an answer, not a piece of a prompt.
+        decodes: whether it is one more token of an answer, perhaps with drafts, not a piece of a prompt.
     """
 
     slot: int
@@ -65,6 +65,7 @@ class Timeline:
         token_s: the time of each token of the answer.
         finish_reason: None where it was refused.
         refusal: why, if it was.
+        num_drafted, num_accepted: drafts computed for it, and those that its answer holds.
     """
 
     request: Request
@@ -73,6 +74,8 @@ class Timeline:
     num_preemptions: int = 0
     num_reused: int = 0
     refusal: str | None = None
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @property
     def answered(self) -> bool:
@@ -167,6 +170,7 @@ def trace_of(
     for state in states:
         timeline = timelines[state.id]
         timeline.num_preemptions, timeline.num_reused = state.num_preemptions, state.num_reused
+        timeline.num_drafted, timeline.num_accepted = state.num_drafted, state.num_accepted
     return Trace(tuple(timelines.values()), tuple(steps))
 
 
@@ -185,7 +189,13 @@ def _step(
         if output.finish_reason:
             ended.add(output.state.id)
     cells = tuple(
-        Cell(slot, chunk.state.id, chunk.num_tokens, chunk.samples, chunk.state.id in ended, chunk.decodes)
+        _cell(slot, chunk, schedule, chunk.state.id in ended)
         for slot, chunk in zip(slots, schedule.chunks, strict=True)
     )
     return ClockStep(now, end_s, cells, len(schedule.preempted), scheduler.num_waiting)
+
+
+def _cell(slot: int, chunk: Chunk, schedule: Schedule, ended: bool) -> Cell:
+    drafts = schedule.drafts.get(chunk.state.id)
+    text = chunk if drafts is None else chunk._replace(stop=chunk.stop - len(drafts.tokens))
+    return Cell(slot, chunk.state.id, chunk.num_tokens, chunk.samples, ended, text.decodes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from llmcourse.decoding.errors import require
 from llmcourse.serving.request import Request, RequestState
 from llmcourse.serving.runner import BoundedRunner, OverlappingRunner, Runner
-from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.schedule import Output, Sampled, Schedule
 from llmcourse.serving.scheduler import Scheduler
 
 
@@ -16,7 +16,7 @@ class _Launched(NamedTuple):
     """A step on its way, and what waits for its tokens."""
 
     schedule: Schedule
-    wait: Callable[[], Mapping[str, int | Exception]]
+    wait: Callable[[], Sampled]
 
 
 class Engine:
@@ -29,7 +29,8 @@ class Engine:
         runner: computes it.
         overlap: whether the next step is scheduled and launched before the tokens of the one before are
             here, so that the device never waits for the scheduler. The answers are the same; each token
-            is returned by the step after the one that computes it.
+            is returned by the step after the one that computes it. A request that speculates takes part in
+            every other step, since its drafts follow tokens that must be here.
 
     Raises:
         ValueError: the runner is none, cannot launch steps that overlap, or lacks blocks or slots that the

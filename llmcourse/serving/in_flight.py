@@ -8,16 +8,19 @@ Meanwhile a request may be cancelled, fail or be preempted. Its blocks are given
 flight still writes into them, which is harmless: a device runs its steps in order, so whoever gets the
 blocks writes them later, and reads only what it wrote. But a block that a request was given after the launch
 does not hold what the step computed; so the very table of each chunk is kept, to tell one from the other.
+
+Of a request that speculates even less is known, see `verifying`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from llmcourse.decoding.errors import require
 from llmcourse.serving.block_pool import BlockPool
 from llmcourse.serving.request import PENDING, FinishReason, RequestState
-from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.schedule import Output, Sampled, Schedule
+from llmcourse.serving.verifying import Verifying
 
 
 class StepInFlight:
@@ -26,7 +29,12 @@ class StepInFlight:
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
         self._tables: list[list[int]] = []
-        for state, _, stop, samples in schedule.chunks:
+        self._chunks, self._verifying = schedule.chunks, []
+        if drafts := schedule.drafts:
+            self._chunks = tuple(chunk for chunk in schedule.chunks if chunk.state.id not in drafts)
+            others = (chunk for chunk in schedule.chunks if chunk.state.id in drafts)
+            self._verifying = [Verifying(chunk, drafts[chunk.state.id].tokens) for chunk in others]
+        for state, _, stop, samples in self._chunks:
             self._tables.append(state.blocks)
             if state.status != "running":  # cancelled or at its end since it was scheduled
                 continue
@@ -38,7 +46,7 @@ class StepInFlight:
 
     def resolve(
         self,
-        sampled: Mapping[str, int | Exception],
+        sampled: Sampled,
         pool: BlockPool,
         finish: Callable[[RequestState, FinishReason], None],
     ) -> list[Output]:
@@ -47,12 +55,26 @@ class StepInFlight:
         Raises:
             ValueError: a token is missing; nothing is changed then.
         """
-        tokens = [sampled.get(chunk.state.id) for chunk in self.schedule.chunks]
-        if None in tokens:
+        if self.schedule.failed:
+            sampled = {**sampled, **self.schedule.failed}
+        tokens = [sampled.get(chunk.state.id) for chunk in self._chunks]
+        if None in tokens or self._verifying:
             self._check_complete(sampled)
+        outputs = self._take_in(tokens, pool, finish)
+        for one in self._verifying:
+            outputs += one.resolve(sampled, pool, finish)
+        return outputs
+
+    def _take_in(
+        self,
+        tokens: list[int | Exception | None],
+        pool: BlockPool,
+        finish: Callable[[RequestState, FinishReason], None],
+    ) -> list[Output]:
+        """The tokens of chunks whose requests do not speculate."""
         size, new = pool.block_size, tuple.__new__
         outputs = []
-        launched = zip(self.schedule.chunks, self._tables, tokens, strict=True)
+        launched = zip(self._chunks, self._tables, tokens, strict=True)
         for (state, start, stop, samples), table, token in launched:
             if state.status == "finished":  # this step computed more than was wanted
                 continue
@@ -76,7 +98,9 @@ class StepInFlight:
 
     def undo(self) -> None:
         """Takes its requests back to where they were before it; the steps after it are undone first."""
-        for (state, start, _, samples), table in zip(self.schedule.chunks, self._tables, strict=True):
+        for one in self._verifying:
+            one.undo()
+        for (state, start, _, samples), table in zip(self._chunks, self._tables, strict=True):
             if state.status == "finished":
                 continue
             if samples:
@@ -85,7 +109,7 @@ class StepInFlight:
                 state.num_computed = start
                 state.status = "running"
 
-    def _check_complete(self, sampled: Mapping[str, int | Exception]) -> None:
+    def _check_complete(self, sampled: Sampled) -> None:
         chunks = self.schedule.chunks
         missing = [
             state.id

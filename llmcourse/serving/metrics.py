@@ -52,6 +52,8 @@ class Metrics:
         output_tokens_per_s, requests_per_s: of requests answered.
         goodput_per_s: requests a second that keep the objective.
         num_preemptions, num_refused: how often, and how many.
+        num_drafted, num_accepted: drafts that were computed, and those that answers hold: what speculation
+            paid and what it got.
     """
 
     duration_s: float
@@ -69,6 +71,8 @@ class Metrics:
     itl_p99_s: float
     e2e_p50_s: float
     e2e_p99_s: float
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 def ttft(timeline: Timeline) -> float:
@@ -118,6 +122,8 @@ def measure(trace: Trace, objective: Objective | None = None) -> Metrics:
         num_finished=len(finished),
         num_refused=sum(timeline.refusal is not None for timeline in trace.timelines),
         num_preemptions=sum(timeline.num_preemptions for timeline in trace.timelines),
+        num_drafted=sum(timeline.num_drafted for timeline in trace.timelines),
+        num_accepted=sum(timeline.num_accepted for timeline in trace.timelines),
         output_tokens_per_s=sum(len(timeline.token_s) for timeline in finished) / duration_s,
         requests_per_s=len(finished) / duration_s,
         goodput_per_s=sum(map(objective.kept, trace.timelines)) / duration_s,

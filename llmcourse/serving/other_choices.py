@@ -32,20 +32,33 @@ def choose_one(request: Request, tokens: Sequence[int], logits: Float[Tensor, "1
         tokens: the prompt and what was generated, whose length and the request's seed make the draw.
     """
     try:
-        return _choose(request, tokens, logits)
+        return choose(request, tokens, logits)
     except Exception as error:
         return error
 
 
-def _choose(request: Request, tokens: Sequence[int], logits: Tensor) -> int:
+def choose(request: Request, tokens: Sequence[int], logits: Float[Tensor, "1 V"]) -> int:
+    """As `choose_one`, which has its errors raised."""
+    scores = processed(request, tokens, logits)
+    return int(greedy(scores) if request.params.greedy else sample(scores, draws(request, len(tokens))))
+
+
+def draws(request: Request, *at: int) -> torch.Generator:
+    """Chance that depends on the request's seed and a position alone; a further number sets it apart."""
+    return torch.Generator().manual_seed(hash((request.seed, *at)))
+
+
+def processed(request: Request, tokens: Sequence[int], logits: Float[Tensor, "1 V"]) -> Float[Tensor, "1 V"]:
+    """What a request's settings make of the logits after a text.
+
+    Raises:
+        DecodingError: they are broken, or leave nothing to choose from.
+    """
     history = History.from_prompts([tokens], device=logits.device)
     history.prompt_lengths = torch.full_like(history.lengths, len(request.prompt))
-    processed = widen(apply(request.params.processors(), logits, history))
-    if processed.isnan().any() or (processed == float("inf")).any():
+    scores = widen(apply(request.params.processors(), logits, history))
+    if scores.isnan().any() or (scores == float("inf")).any():
         raise NonFiniteLogitsError(f"the logits of request {request.id!r} hold NaN or infinity")
-    if (processed == -float("inf")).all():
+    if (scores == -float("inf")).all():
         raise EverythingMaskedError(f"no token is left to choose for request {request.id!r}")
-    if request.params.greedy:
-        return int(greedy(processed))
-    generator = torch.Generator().manual_seed(hash((request.seed, len(tokens))))
-    return int(sample(processed, generator))
+    return scores

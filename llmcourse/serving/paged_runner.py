@@ -7,7 +7,7 @@ them (`launch`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,17 +18,17 @@ from llmcourse.decoding.errors import NonFiniteLogitsError, require, require_int
 from llmcourse.kernels.backend import Backend
 from llmcourse.kernels.choose_rows import BROKEN
 from llmcourse.model import Decoder
-from llmcourse.serving.other_choices import choose_one
+from llmcourse.serving.drafted_chunk import DraftedChunk, drafted_chunks, judge
+from llmcourse.serving.other_choices import choose_one, needs_processors
 from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.paged_decoder import PagedDecoder
 from llmcourse.serving.request import PENDING, Request, RequestState
-from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.schedule import Chunk, Sampled, Schedule
 from llmcourse.serving.scheduler import NeverFits
+from llmcourse.serving.speculation import standing
 from llmcourse.serving.step_graphs import StepGraphs
-from llmcourse.serving.step_inputs import StepBuilder, StepInputs
+from llmcourse.serving.step_inputs import StepBuilder, StepInputs, StepSize
 from llmcourse.serving.transfer import Transfer
-
-Tokens = Mapping[str, int | Exception]
 
 
 class PagedRunner:
@@ -94,6 +94,10 @@ class PagedRunner:
         vocab_size = self.model.config.vocab_size
         highest, allowed = max(request.prompt), f"token ids in [0, {vocab_size - 1}]"
         require(highest < vocab_size, "prompt", allowed, highest, "encode with the model's own tokenizer")
+        if request.speculation is not None:
+            drafted, allowed = request.speculation.vocab_size, f"over the {vocab_size} tokens of the model"
+            remedy = "draft and target must share one tokenizer"
+            require(drafted == vocab_size, "speculation", allowed, drafted, remedy)
         if request.max_length > self.max_length:
             raise NeverFits(
                 f"request {request.id!r} must fit into {self.max_length} tokens, got a prompt of "
@@ -115,11 +119,11 @@ class PagedRunner:
                 for size in tqdm(self._graphs.sizes(chunk_tokens), "recording", disable=not progress):
                     self._graphs.record(size)
 
-    def run(self, schedule: Schedule) -> Tokens:
+    def run(self, schedule: Schedule) -> Sampled:
         """As `runner.Runner`."""
         return self.launch(schedule)()
 
-    def launch(self, schedule: Schedule) -> Callable[[], Tokens]:
+    def launch(self, schedule: Schedule) -> Callable[[], Sampled]:
         """As `runner.OverlappingRunner`."""
         with torch.no_grad(), self._device():
             return self._launch(schedule)
@@ -129,13 +133,14 @@ class PagedRunner:
         device = self.model.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
-    def _launch(self, schedule: Schedule) -> Callable[[], Tokens]:
+    def _launch(self, schedule: Schedule) -> Callable[[], Sampled]:
         one, more = self._builder.order(schedule.chunks)
         if not one and not more:
             return dict
-        graph = self._graphs and self._graphs.graph_for(one, more)
-        size = graph.size if graph else self._builder.size(one, more)
-        inputs = self._builder.build(one, more, size)
+        graph = self._graphs and self._graphs.graph_for(one, more, schedule.num_drafts)
+        size = graph.size if graph else self._builder.size(one, more, schedule.num_drafts)
+        drafted = self._drafted(more, schedule, size)
+        inputs = self._builder.build(one, more, size, drafted)
         if graph:
             logits, tokens = graph(inputs)
         else:
@@ -143,9 +148,24 @@ class PagedRunner:
             logits, tokens = self._decoder.step(on_device, size)
         rows = [*range(len(one)), *range(size.decodes, size.decodes + len(more))]
         drawn = {row: chunk.state for row, chunk in zip(rows, (*one, *more), strict=True) if chunk.samples}
-        failed = self._choose_otherwise(drawn, logits, tokens)
-        self._before = _Drawn(drawn, tokens, failed)
+        for chunk in drafted:
+            del drawn[chunk.rows[-1]]
+        settled = self._choose_otherwise(drawn, logits, tokens) | self._judge(drafted, logits)
+        self._before = _Drawn(drawn, tokens, settled, drafted)
         return self._before.wait
+
+    def _drafted(self, more: list[Chunk], schedule: Schedule, size: StepSize) -> list[DraftedChunk]:
+        if not schedule.num_drafts:
+            return []
+        return drafted_chunks(more, schedule.drafts, size.decodes, size.decodes + size.chunks)
+
+    def _judge(self, drafted: list[DraftedChunk], logits: Tensor) -> dict[str, list[int] | Exception]:
+        """What requests gain for which the drawn tokens do not say it."""
+        return {
+            chunk.state.id: judge(chunk, logits)
+            for chunk in drafted
+            if chunk.drawn or needs_processors(chunk.state.request.params)
+        }
 
     def _choose_otherwise(
         self, drawn: Mapping[int, RequestState], logits: Tensor, tokens: Tensor
@@ -171,9 +191,16 @@ class PagedRunner:
 class _Drawn:
     """The tokens of a step, on their way to the host."""
 
-    def __init__(self, drawn: Mapping[int, RequestState], tokens: Tensor, failed: Mapping[str, Exception]):
+    def __init__(
+        self,
+        drawn: Mapping[int, RequestState],
+        tokens: Tensor,
+        settled: Sampled,
+        drafted: Sequence[DraftedChunk] = (),
+    ):
         self._ids = {row: state.id for row, state in drawn.items()}
-        self._failed = failed
+        self._settled = settled
+        self._drafted = [chunk for chunk in drafted if chunk.state.id not in settled]
         self._arrived = None
         self._tokens = tokens
         if tokens.is_cuda:
@@ -182,13 +209,21 @@ class _Drawn:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def wait(self) -> dict[str, int | Exception]:
+    def wait(self) -> dict[str, int | Sequence[int] | Exception]:
         """By request id, once the device has come so far."""
         if self._arrived is not None:
             self._arrived.synchronize()
         tokens = self._tokens.tolist()
         drawn = {name: _token_or_error(tokens[row], name) for row, name in self._ids.items()}
-        return drawn | self._failed
+        for chunk in self._drafted:
+            drawn[chunk.state.id] = _gained([tokens[row] for row in chunk.rows], chunk)
+        return drawn | self._settled
+
+
+def _gained(drawn: list[int], chunk: DraftedChunk) -> list[int] | Exception:
+    *stood, own = standing(drawn, chunk.drafts.tokens)
+    own = _token_or_error(own, chunk.state.id)
+    return own if isinstance(own, Exception) else [*stood, own]
 
 
 def _token_or_error(token: int, request_id: str) -> int | Exception:

@@ -22,7 +22,7 @@ class Plan(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """Planned so far."""
+        """Planned so far, drafts included."""
         ...
 
     @property
@@ -54,6 +54,18 @@ class Plan(Protocol):
 
         Raises:
             ValueError: it does not run, is planned already, or has fewer tokens to compute.
+        """
+        ...
+
+    def speculate(self, num_tokens: int | None = None) -> None:
+        """Adds drafts to what is planned of requests that speculate, the most urgent first.
+
+        Drafts are a gamble, and so come last: they never take what a prompt or an answer could use. Of each
+        request they are clamped to the blocks that are free (none in a step that preempts) and to what it
+        may still gain, less the token that the model adds.
+
+        Args:
+            num_tokens: the most drafts together; None for any number.
         """
         ...
 
@@ -92,6 +104,7 @@ class TraditionalBatching:
                 pass
         for state in step.running():
             step.compute(state, state.num_pending)
+        step.speculate()
 
 
 @dataclass(frozen=True)
@@ -99,7 +112,8 @@ class ContinuousBatching:
     """One token for every running request, and whole prompts of new ones into the free slots.
 
     Attributes:
-        token_budget: no prompt is added to a step that has as many tokens; the last one may exceed it.
+        token_budget: no prompt is added to a step that has as many tokens; the last one may exceed it. Drafts
+            get what is left.
 
     Raises:
         ValueError: a budget below 1.
@@ -118,11 +132,12 @@ class ContinuousBatching:
                 step.compute(state, state.num_pending)
         while step.num_tokens < self.token_budget and (state := step.admit()):
             step.compute(state, state.num_pending)
+        step.speculate(self.token_budget - step.num_tokens)
 
 
 @dataclass(frozen=True)
 class ChunkedPrefill:
-    """One token for every answer first; pieces of prompts fill what is left of the budget.
+    """One token for every answer first; pieces of prompts fill what is left of the budget, then drafts.
 
     Attributes:
         token_budget: the most tokens of a step. Small ones keep the gaps between tokens short, large
@@ -148,6 +163,7 @@ class ChunkedPrefill:
                 self._fill(step, state)
         while step.num_tokens < self.token_budget and (state := step.admit()):
             self._fill(step, state)
+        step.speculate(self.token_budget - step.num_tokens)
 
     def _fill(self, step: Plan, state: RequestState) -> None:
         left = self.token_budget - step.num_tokens

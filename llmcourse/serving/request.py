@@ -15,11 +15,13 @@ from typing import Literal
 
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.decoding.params import SamplingParams
+from llmcourse.serving.speculation import Speculation, Speculator
 
 PENDING = -1  # in place of a token that a step in flight samples; no token has this id
 GREEDY = SamplingParams(temperature=0.0)
-# Preempted, it waits again; "ending" while the step in flight samples the last token it may have.
-Status = Literal["waiting", "running", "ending", "finished"]
+# Preempted, it waits again; "ending" while the step in flight samples the last token it may have; "verifying"
+# while the one in flight tells a request that speculates how far it has come.
+Status = Literal["waiting", "running", "ending", "verifying", "finished"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -37,6 +39,8 @@ class Request:
         stop_token_ids: tokens that end the answer; the one that does belongs to it. Kept as a frozenset.
         priority: an integer of at least 0; 0 goes first.
         arrival_s: when it came, in seconds on any clock.
+        speculation: who drafts for it, so that a step may bring several tokens; nobody if None. In
+            `llmcourse.speculative`, `Speculation` makes one of any drafter.
 
     Raises:
         ValueError: a value out of its range, when made.
@@ -50,6 +54,7 @@ class Request:
     stop_token_ids: Collection[int] = frozenset()
     priority: int = 0
     arrival_s: float = 0.0
+    speculation: Speculation | None = None
 
     def __post_init__(self):
         is_name = isinstance(self.id, str) and bool(self.id)
@@ -59,6 +64,9 @@ class Request:
         require(len(self.prompt) > 0, "prompt", "at least one token", "none", "begin with the start token")
         is_params = isinstance(self.params, SamplingParams)
         require(is_params, "params", "SamplingParams", repr(self.params), "leave it out for greedy search")
+        drafts = self.speculation is None or isinstance(self.speculation, Speculation)
+        remedy = "wrap a drafter in llmcourse.speculative.Speculation, or leave it out"
+        require(drafts, "speculation", "a Speculation or None", repr(self.speculation), remedy)
         require_integer(1, "max_tokens", self.max_tokens, "use 1 for a single token")
         require_integer(0, "seed", self.seed, "use 0")
         require_integer(0, "priority", self.priority, "use 0 for the most urgent")
@@ -97,6 +105,8 @@ class RequestState:
         slot: its row in the batch while it runs or is ending, None otherwise.
         num_reused: tokens that the last admission found in the cache of prefixes.
         num_preemptions: how often its blocks were taken from it.
+        speculator: who drafts for it, if anybody does.
+        num_drafted, num_accepted: drafts that were computed for it, and those that are part of its answer.
         error: why it failed, where finish_reason is "error".
     """
 
@@ -114,12 +124,18 @@ class RequestState:
     error: Exception | None = None
     num_reused: int = 0
     num_preemptions: int = 0
+    speculator: Speculator | None = field(init=False, default=None)
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     def __post_init__(self):
         self.id = self.request.id
         self.tokens = list(self.request.prompt)
         self.num_prompt = len(self.tokens)
         self.max_length = self.request.max_length
+        if (asked := self.request.speculation) is not None:
+            wanted = self.request
+            self.speculator = asked.begin(wanted.prompt, wanted.max_tokens, wanted.params, wanted.seed)
 
     @property
     def num_known(self) -> int:

@@ -7,19 +7,20 @@ asynchronous scheduling; SGLang's overlap scheduler).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from llmcourse.serving.request import Request, RequestState
-from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.schedule import Sampled, Schedule
 
 
 @runtime_checkable
 class Runner(Protocol):
     """Computes the chunks of a step, and samples where they reach the last token."""
 
-    def run(self, schedule: Schedule) -> Mapping[str, int | Exception]:
+    def run(self, schedule: Schedule) -> Sampled:
         """By request id, the next token for each chunk that samples.
 
         For each chunk the runner computes the tokens `state.tokens[start:stop]`, writes their keys and
@@ -30,6 +31,9 @@ class Runner(Protocol):
         The sample is drawn with `state.request.params` from a generator that depends on the request's
         seed and on the position `chunk.stop` alone. A request that fails gives its exception in place of
         a token. What is raised fails the step as a whole.
+
+        A chunk whose request has tokens in `schedule.drafts` ends with these, behind `state.tokens`. It gives
+        a list: the drafts that stand and one token after them (`speculation` says which stand).
         """
         ...
 
@@ -38,7 +42,7 @@ class Runner(Protocol):
 class OverlappingRunner(Runner, Protocol):
     """One that can begin a step before the tokens of the step before it have arrived."""
 
-    def launch(self, schedule: Schedule) -> Callable[[], Mapping[str, int | Exception]]:
+    def launch(self, schedule: Schedule) -> Callable[[], Sampled]:
         """Begins a step and returns at once; what is returned waits for its tokens. `run` is both.
 
         Steps run on the device in the order in which they are launched, and at most two are under way.
@@ -82,5 +86,21 @@ class FunctionRunner:
 
     next_token: Callable[[RequestState], int]
 
-    def run(self, schedule: Schedule) -> dict[str, int]:
-        return {chunk.state.id: self.next_token(chunk.state) for chunk in schedule.chunks if chunk.samples}
+    def run(self, schedule: Schedule) -> dict[str, int | list[int]]:
+        states = (chunk.state for chunk in schedule.chunks if chunk.samples)
+        return {
+            state.id: self._gained(state, schedule.drafts[state.id].tokens)
+            if state.id in schedule.drafts
+            else self.next_token(state)
+            for state in states
+        }
+
+    def _gained(self, state: RequestState, drafts: Sequence[int]) -> list[int]:
+        """Tokens of the function, one after the other, while the drafts are these."""
+        ahead = copy(state)
+        ahead.tokens = list(state.tokens)
+        for draft in (*drafts, None):
+            ahead.tokens.append(self.next_token(ahead))
+            if ahead.tokens[-1] != draft:
+                break
+        return ahead.tokens[len(state.tokens) :]

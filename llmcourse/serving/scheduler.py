@@ -23,12 +23,16 @@ come later) is finished within (2A + 1) · (S + 1) · L steps:
 - who is first in line changes when the first ends or when a more urgent one comes: 2A times at most.
 
 Where steps overlap, a request keeps its slot for one step more, until its end is known: L + 1 in place of L.
+
+A request that speculates may gain several tokens in a step, or no more than one. Where steps overlap, how far
+it has come is not known before the step is resolved, and no draft can follow a token that nobody knows: so it
+sits out the step that is scheduled meanwhile, and needs 2 L steps at most. The others never wait for it;
+where all speculate, steps are taken in turn.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.serving.batch import Batch
@@ -36,7 +40,7 @@ from llmcourse.serving.block_pool import BlockPool
 from llmcourse.serving.in_flight import StepInFlight
 from llmcourse.serving.policies import Policy
 from llmcourse.serving.request import FinishReason, Request, RequestState
-from llmcourse.serving.schedule import Output, Schedule
+from llmcourse.serving.schedule import Output, Sampled, Schedule
 from llmcourse.serving.step_plan import StepPlan
 from llmcourse.serving.urgency import rank
 
@@ -167,11 +171,13 @@ class Scheduler:
             )
         plan = StepPlan(self._batch)
         self.policy.plan(plan)
-        self._scheduled = Schedule(self._num_steps, plan.chunks(), tuple(plan.preempted))
+        self._scheduled = Schedule(
+            self._num_steps, plan.chunks(), tuple(plan.preempted), plan.drafts, plan.failed
+        )
         self._num_steps += 1
         return self._scheduled
 
-    def postprocess(self, schedule: Schedule, sampled: Mapping[str, int | Exception]) -> list[Output]:
+    def postprocess(self, schedule: Schedule, sampled: Sampled) -> list[Output]:
         """Takes in a step that has been run: `advance` and `resolve`, whose arguments and errors it has."""
         if schedule is self._scheduled and not self._in_flight:
             self.advance(schedule)
@@ -188,13 +194,13 @@ class Scheduler:
         self._scheduled = None
         self._in_flight.append(StepInFlight(schedule))
 
-    def resolve(self, schedule: Schedule, sampled: Mapping[str, int | Exception]) -> list[Output]:
+    def resolve(self, schedule: Schedule, sampled: Sampled) -> list[Output]:
         """Takes in what the step sampled.
 
         Args:
             schedule: of the launched steps the earliest.
-            sampled: by id, a token for each chunk that samples, or an exception for a request that
-                failed; it alone ends, and keeps the exception as its `error`.
+            sampled: by id, a token for each chunk that samples (several if it has drafts), or an exception
+                for a request that failed; it alone ends, and keeps the exception as its `error`.
 
         Raises:
             StepOrder: another step, or the same one twice.

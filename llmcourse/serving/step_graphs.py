@@ -22,6 +22,8 @@ from llmcourse.serving.transfer import Transfer
 
 MOST_CHUNKS = 16  # pieces of prompts in a recorded step
 CHUNK_TOKENS = (128, 256, 512, 1024, 2048)  # of them together; larger steps keep the GPU busy without a graph
+DRAFTS = (16, 128)  # in a step; with more of them speculation has long stopped to pay
+DRAFTED_TOKENS = (32, *CHUNK_TOKENS)  # where a step has drafts, which are few
 
 
 class StepGraph:
@@ -43,7 +45,7 @@ class StepGraph:
         device = decoder.model.device
         filling = builder.build((), (), size)
         self.size = size
-        self.logits = logits[: size.decodes + size.chunks]
+        self.logits = logits[: size.rows]
         self._transfer = Transfer(filling, device)
         inputs = StepInputs(*self._transfer.send(filling))
 
@@ -69,8 +71,7 @@ class StepGraphs:
         self._coarse_decodes = _coarse_sizes(builder.spare_slot)
         self._graphs: dict[StepSize, StepGraph] = {}
         # A graph keeps what it returns for itself, and logits of every size would be gigabytes.
-        weight = decoder.model.lm_head.weight
-        self._logits = weight.new_empty(builder.spare_slot + MOST_CHUNKS, len(weight))
+        self._logits = self._logits_for(builder.spare_slot + MOST_CHUNKS)
         self._pool = torch.cuda.graph_pool_handle()
 
     def sizes(self, chunk_tokens: int = 0) -> list[StepSize]:
@@ -87,21 +88,35 @@ class StepGraphs:
     def record(self, size: StepSize) -> StepGraph:
         """The graph of a size, recorded if there is none."""
         if size not in self._graphs:
+            if size.rows > len(self._logits):  # the first with drafts; graphs made before keep what they had
+                self._logits = self._logits_for(self._builder.spare_slot + MOST_CHUNKS + DRAFTS[-1])
             self._graphs[size] = StepGraph(self._decoder, self._builder, size, self._logits, self._pool)
         return self._graphs[size]
 
-    def graph_for(self, one: Sequence[Chunk], more: Sequence[Chunk]) -> StepGraph | None:
-        """One that holds chunks of one token and others; None where these are too many or too long."""
-        tokens = sum(chunk.stop - chunk.start for chunk in more)
-        if len(more) > MOST_CHUNKS or tokens > CHUNK_TOKENS[-1]:
-            return None
-        sizes = self._coarse_decodes if more else self._decodes
-        decodes = sizes[bisect_left(sizes, len(one))]
-        held = CHUNK_TOKENS[bisect_left(CHUNK_TOKENS, tokens)] if more else 0
-        return self.record(self._mixed(decodes, held))
+    def graph_for(self, one: Sequence[Chunk], more: Sequence[Chunk], drafts: int = 0) -> StepGraph | None:
+        """One that holds chunks of one token and others; None where these or drafts are too many or too long.
 
-    def _mixed(self, decodes: int, tokens: int) -> StepSize:
-        return StepSize(decodes, MOST_CHUNKS if tokens else 0, tokens, tokens, self._builder.most_blocks)
+        Those with drafts are recorded when they are first needed.
+        """
+        tokens = sum(chunk.stop - chunk.start for chunk in more)
+        if len(more) > MOST_CHUNKS or tokens > CHUNK_TOKENS[-1] or drafts > DRAFTS[-1]:
+            return None
+        decodes = _at_least(len(one), self._coarse_decodes if more else self._decodes)
+        held = _at_least(tokens, DRAFTED_TOKENS if drafts else CHUNK_TOKENS) if more else 0
+        return self.record(self._mixed(decodes, held, _at_least(drafts, DRAFTS) if drafts else 0))
+
+    def _mixed(self, decodes: int, tokens: int, drafts: int = 0) -> StepSize:
+        chunks = MOST_CHUNKS if tokens else 0
+        return StepSize(decodes, chunks, tokens, tokens, self._builder.most_blocks, drafts)
+
+    def _logits_for(self, num_rows: int) -> Float[Tensor, "most V"]:
+        weight = self._decoder.model.lm_head.weight
+        return weight.new_empty(num_rows, len(weight))
+
+
+def _at_least(number: int, sizes: Sequence[int]) -> int:
+    """The smallest of the sizes, in order, that holds so many."""
+    return sizes[bisect_left(sizes, number)]
 
 
 def _fine_sizes(most: int) -> list[int]:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmcourse.serving.drafted_chunk import DraftedChunk
 from llmcourse.serving.other_choices import needs_processors
 from llmcourse.serving.request import RequestState
 from llmcourse.serving.schedule import Chunk
@@ -35,6 +36,8 @@ class StepSize(NamedTuple):
         tokens: new ones of these chunks together.
         longest: of them, those of one chunk at most.
         blocks: of one request.
+        drafts: tokens that are drawn beside those of the requests, one at each draft.
+        rows: tokens that are drawn, of requests and at drafts.
     """
 
     decodes: int
@@ -42,6 +45,11 @@ class StepSize(NamedTuple):
     tokens: int
     longest: int
     blocks: int
+    drafts: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.decodes + self.chunks + self.drafts
 
 
 class StepInputs(NamedTuple):
@@ -55,7 +63,8 @@ class StepInputs(NamedTuple):
         block_tables: blocks of each request in order, those that decode first.
         seq_lens: keys of each request, the new ones included.
         cu_seqlens_q: where the new tokens of each chunk begin among those of chunks, and where they end.
-        drawn_after: which of the step's tokens each drawn one follows, a row for each request.
+        drawn_after: which of the step's tokens each drawn one follows: a row for each request, whose token
+            follows the last of its own, and behind these a row for each draft, for the token in its place.
         drawn_slots: of the requests in the batch; the token is kept there for the next step.
         drawn_positions: of the new token in its text.
         temperatures, seeds: of the requests.
@@ -68,11 +77,11 @@ class StepInputs(NamedTuple):
     block_tables: Int[Tensor, "R most"]
     seq_lens: Int[Tensor, " R"]
     cu_seqlens_q: Int[Tensor, " C1"]
-    drawn_after: Int[Tensor, " R"]
-    drawn_slots: Int[Tensor, " R"]
-    drawn_positions: Int[Tensor, " R"]
-    temperatures: Float[Tensor, " R"]
-    seeds: Int[Tensor, " R"]
+    drawn_after: Int[Tensor, " N"]
+    drawn_slots: Int[Tensor, " N"]
+    drawn_positions: Int[Tensor, " N"]
+    temperatures: Float[Tensor, " N"]
+    seeds: Int[Tensor, " N"]
 
 
 class StepBuilder:
@@ -106,15 +115,21 @@ class StepBuilder:
             kind.sort(key=lambda chunk: chunk.stop, reverse=True)
         return one, more
 
-    def size(self, one: Sequence[Chunk], more: Sequence[Chunk]) -> StepSize:
+    def size(self, one: Sequence[Chunk], more: Sequence[Chunk], drafts: int = 0) -> StepSize:
         """What a step with nothing to fill up has room for."""
         longest = max(chunk.stop for chunk in (*one[:1], *more[:1]))
         new = [chunk.stop - chunk.start for chunk in more]
         blocks = -(-longest // self.block_size)
-        return StepSize(len(one), len(more), sum(new), max(new, default=0), blocks)
+        return StepSize(len(one), len(more), sum(new), max(new, default=0), blocks, drafts)
 
-    def build(self, one: Sequence[Chunk], more: Sequence[Chunk], size: StepSize) -> StepInputs:
-        """The arrays, filled up to `size`; `order` gave the chunks."""
+    def build(
+        self,
+        one: Sequence[Chunk],
+        more: Sequence[Chunk],
+        size: StepSize,
+        drafted: Sequence[DraftedChunk] = (),
+    ) -> StepInputs:
+        """The arrays, filled up to `size`; `order` gave the chunks, `drafted_chunks` those with drafts."""
         slots = self._note((*one, *more))
         rows = np.full(size.decodes + size.chunks, self.spare_slot)
         used = np.r_[: len(one), size.decodes : size.decodes + len(more)]
@@ -125,6 +140,9 @@ class StepBuilder:
         starts = np.concatenate(([0], np.cumsum((last - first)[size.decodes :])))
         ids, owners, positions = self._tokens(one, more, size, rows, first, last)
         after = np.concatenate((np.arange(size.decodes), size.decodes + np.maximum(starts[1:] - 1, 0)))
+        drawing, drawn, places = self._drawing(rows, one, more, used), rows, last
+        if size.drafts:
+            drawing, drawn, places, after = self._at_drafts(size, drafted, ids, drawing, rows, last, after)
         return StepInputs(
             token_ids=ids,
             batch_slots=owners,
@@ -134,10 +152,10 @@ class StepBuilder:
             seq_lens=last.astype(np.int32),
             cu_seqlens_q=starts.astype(np.int32),
             drawn_after=after,
-            drawn_slots=self._drawing(rows, one, more, used),
-            drawn_positions=last,
-            temperatures=self._temperatures[rows],
-            seeds=self._seeds[rows],
+            drawn_slots=drawing,
+            drawn_positions=places,
+            temperatures=self._temperatures[drawn],
+            seeds=self._seeds[drawn],
         )
 
     def others(self, drawn: Mapping[int, RequestState]) -> list[tuple[int, RequestState]]:
@@ -185,10 +203,32 @@ class StepBuilder:
         at = size.decodes
         for chunk, row in zip(more, rows[size.decodes :], strict=False):
             end = at + chunk.stop - chunk.start
-            ids[at:end] = chunk.state.tokens[chunk.start : chunk.stop]
+            text = chunk.state.tokens[chunk.start : chunk.stop]  # drafts, if any, are put behind it later
+            ids[at : at + len(text)] = text
             owners[at:end], positions[at:end] = row, np.arange(chunk.start, chunk.stop)
             at = end
         return ids, owners, positions
+
+    def _at_drafts(
+        self,
+        size: StepSize,
+        drafted: Sequence[DraftedChunk],
+        ids: np.ndarray,
+        drawing: np.ndarray,
+        rows: np.ndarray,
+        last: np.ndarray,
+        after: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Puts drafts among the ids; the arrays of drawn tokens with a row for each draft behind them."""
+        spare, none = np.full(size.drafts, self.spare_slot), np.zeros(size.drafts, np.int64)
+        drawing, drawn = np.concatenate((drawing, spare)), np.concatenate((rows, spare))
+        places, after = np.concatenate((last, none)), np.concatenate((after, none))
+        for state, drafts, length, (*own, end) in drafted:
+            at = after[end] - np.arange(len(own), -1, -1)  # of the last token of the text and of the drafts
+            ids[at[1:]] = drafts.tokens
+            after[own], drawn[own] = at[:-1], state.slot
+            places[own] = length + np.arange(len(own))
+        return drawing, drawn, places, after
 
     def _slot_mapping(self, owners: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Where tokens of these slots lie in the pool."""

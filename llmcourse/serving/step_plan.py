@@ -6,13 +6,15 @@ Most of what a scheduler does is to plan one more token for each of hundreds of 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
 from llmcourse.decoding.errors import require
 from llmcourse.serving.batch import Batch
-from llmcourse.serving.request import RequestState
+from llmcourse.serving.request import PENDING, RequestState
 from llmcourse.serving.schedule import Chunk
+from llmcourse.serving.speculation import Drafts, propose
 
 
 class StepPlan:
@@ -21,6 +23,8 @@ class StepPlan:
     def __init__(self, batch: Batch):
         self.num_tokens = 0
         self.preempted: list[RequestState] = []
+        self.drafts: dict[str, Drafts] = {}
+        self.failed: dict[str, Exception] = {}
         self._batch = batch
         self._block_size = batch.pool.block_size
         self._chunks: dict[RequestState, Chunk] = {}
@@ -59,6 +63,20 @@ class StepPlan:
             self._chunks[state] = tuple.__new__(Chunk, (state, start, stop, stop == length))
             self.num_tokens += num_tokens
 
+    def speculate(self, num_tokens: int | None = None) -> None:
+        left = sys.maxsize if num_tokens is None else num_tokens
+        for state in self._batch.speculating:
+            chunk = self._chunks.get(state)
+            if chunk is not None and chunk.samples:
+                most = min(left, self._room_for_drafts(state))
+                drafts = self.drafts[state.id] = self._propose(state, most) if most > 0 else Drafts()
+                if count := len(drafts.tokens):
+                    stop = chunk.stop + count
+                    self._batch.extend(state, stop)
+                    self._chunks[state] = chunk._replace(stop=stop)
+                    self.num_tokens += count
+                    left -= count
+
     def chunks(self) -> tuple[Chunk, ...]:
         return tuple(self._chunks.values())
 
@@ -68,7 +86,24 @@ class StepPlan:
             self.preempted.append(victim)
             if chunk := self._chunks.pop(victim, None):
                 self.num_tokens -= chunk.num_tokens
+                self.drafts.pop(victim.id, None)
         return state.status == "running"
+
+    def _room_for_drafts(self, state: RequestState) -> int:
+        """Tokens whose keys and values its blocks and the free ones hold and its answer may need."""
+        length = len(state.tokens)
+        if self.preempted or state.tokens[-1] == PENDING:
+            return 0
+        num_blocks = len(state.blocks) + self._batch.pool.num_free
+        return min(state.max_length, num_blocks * self._block_size) - length
+
+    def _propose(self, state: RequestState, most: int) -> Drafts:
+        """What its drafter makes; whatever that raises is the request's own error, and ends it alone."""
+        try:
+            return propose(state.speculator, state.tokens, most, state.request.speculation.vocab_size)
+        except Exception as error:
+            self.failed[state.id] = error
+            return Drafts()
 
     def _refuse(self, state: RequestState, num_tokens: int) -> NoReturn:
         """Says what a policy planned wrongly."""

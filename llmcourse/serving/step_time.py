@@ -65,7 +65,7 @@ class RooflineTime:
 
     def __call__(self, schedule: Schedule) -> float:
         num_tokens = schedule.num_tokens
-        num_samples = sum(chunk.samples for chunk in schedule.chunks)
+        num_samples = sum(chunk.samples for chunk in schedule.chunks) + schedule.num_drafts
         time_s = self.overhead_s + sum(self._time_s(line, num_tokens) for line in self._by_token)
         if num_samples:
             time_s += self._time_s(self._by_sample, num_samples)

@@ -13,6 +13,7 @@ draft_length   how many to ask for: fixed, or by the acceptance seen
 target         what is asked of a target: to read several tokens at once, and to take some back
 loop           draft, verify, keep what stands, repeat: `stream` and `generate` as in decoding
 engine         the same over static memory: on a GPU a step is one recorded graph
+speculation    any drafter as an option of a request that is served among others
 judged         a step's verdict on a batch, in which rows fail alone
 numbers        chance for rows that need unequally much of it
 steps          what a step leaves to be looked at
@@ -45,6 +46,7 @@ from llmcourse.speculative.ledger import Ledger, Outcome, Policy, apply_policy
 from llmcourse.speculative.lookup import LookupDrafter, look_up
 from llmcourse.speculative.loop import generate, stream
 from llmcourse.speculative.model_drafter import ModelDrafter
+from llmcourse.speculative.speculation import Speculation
 from llmcourse.speculative.steps import SpeculativeStep
 from llmcourse.speculative.target import CachedTarget, Target, UncachedTarget, as_target
 from llmcourse.speculative.theory import (
@@ -78,6 +80,7 @@ __all__ = [
     "Outcome",
     "Point",
     "Policy",
+    "Speculation",
     "SpeculativeStep",
     "Stage",
     "Tally",

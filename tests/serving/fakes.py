@@ -8,6 +8,7 @@ from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Polic
 from llmcourse.serving.request import PENDING, Request, RequestState
 from llmcourse.serving.schedule import Output, Schedule
 from llmcourse.serving.scheduler import Scheduler
+from llmcourse.serving.speculation import standing
 
 END = 0
 POLICIES = {
@@ -49,15 +50,28 @@ class PagedRunner:
         return self.launch(schedule)()
 
     def launch(self, schedule: Schedule) -> Callable[[], dict[str, int]]:
-        for chunk in schedule.chunks:
-            for i in range(chunk.start, chunk.stop):
-                self.memory[chunk.state.blocks[i // self.size]][i % self.size] = self.token(chunk.state, i)
         sampled = {}
+        for chunk in schedule.chunks:
+            drafts = schedule.drafts.get(chunk.state.id)
+            for i in range(chunk.start, chunk.stop - len(drafts.tokens if drafts else ())):
+                self.write(chunk.state, i, self.token(chunk.state, i))
+            if drafts:
+                sampled[chunk.state.id] = self.verify(chunk.state, drafts.tokens)
         for state, _, stop, samples in schedule.chunks:
-            if samples:
+            if samples and state.id not in schedule.drafts:
                 sampled[state.id] = next_token(self.read(state, stop))
                 self.last[state.slot] = state, stop, sampled[state.id]
         return lambda: sampled
+
+    def verify(self, state: RequestState, drafts: Sequence[int]) -> list[int]:
+        """Writes the drafts, and reads text and drafts from memory for what comes after each of them."""
+        length = len(state.tokens)
+        for i, draft in enumerate(drafts, length):
+            self.write(state, i, draft)
+        return standing([next_token(self.read(state, length + i)) for i in range(len(drafts) + 1)], drafts)
+
+    def write(self, state: RequestState, position: int, token: int) -> None:
+        self.memory[state.blocks[position // self.size]][position % self.size] = token
 
     def token(self, state: RequestState, position: int) -> int:
         if state.tokens[position] != PENDING:
@@ -68,6 +82,28 @@ class PagedRunner:
 
     def read(self, state: RequestState, stop: int) -> list[int]:
         return [self.memory[state.blocks[i // self.size]][i % self.size] for i in range(stop)]
+
+
+class Guess:
+    """Drafts the answer, about one token in four wrongly; also drafter of the one request that it serves."""
+
+    vocab_size = 10
+
+    def __init__(self, longest: int):
+        self.longest = longest
+
+    def begin(self, prompt, max_tokens, params, seed) -> "Guess":
+        return self
+
+    def draft(self, text: Sequence[int], most: int) -> tuple[list[int], None]:
+        assert most > 0 and PENDING not in text
+        tokens = list(text)
+        for _ in range(min(most, self.longest)):
+            tokens.append((next_token(tokens) + (hash((7, *tokens)) % 4 == 0)) % 10)
+        return tokens[len(text) :], None
+
+    def verify(self, p, q, drafts, uniform) -> list[int]:
+        raise AssertionError("its drafts are certain")
 
 
 def scheduler(

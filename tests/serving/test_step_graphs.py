@@ -16,11 +16,12 @@ from llmcourse.serving import (
     RequestState,
     Scheduler,
 )
-from llmcourse.serving.step_graphs import CHUNK_TOKENS, MOST_CHUNKS, StepGraph, StepGraphs
+from llmcourse.serving.step_graphs import CHUNK_TOKENS, DRAFTS, MOST_CHUNKS, StepGraph, StepGraphs
 from llmcourse.serving.step_inputs import StepInputs, StepSize
 from llmcourse.serving.transfer import Transfer
 from tests.serving.fakes import POLICIES
 from tests.serving.test_paged_runner import SIZE, alone, requests, tiny
+from tests.serving.test_paged_speculation import speculating
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def without_a_gpu(monkeypatch):
 
 
 def _remember(self, decoder, builder, size, logits, pool):
-    self.decoder, self.size, self.logits = decoder, size, logits[: size.decodes + size.chunks]
+    self.decoder, self.size, self.logits = decoder, size, logits[: size.rows]
 
 
 def _run(self, inputs):
@@ -73,10 +74,12 @@ def test_the_largest_is_recorded_first():
     assert not any(size.tokens for size in graphs().sizes())
 
 
+@pytest.mark.parametrize("drafts", [False, True], ids=["without drafts", "with drafts"])
 @pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
 @pytest.mark.parametrize("policy", ["continuous", "chunked"])
-def test_filling_a_step_up_changes_no_answer(monkeypatch, policy, overlap):
+def test_filling_a_step_up_changes_no_answer(monkeypatch, policy, overlap, drafts):
     monkeypatch.setattr("llmcourse.serving.step_graphs.CHUNK_TOKENS", (8, 16, 32))
+    monkeypatch.setattr("llmcourse.serving.step_graphs.DRAFTED_TOKENS", (16, 32, 64))
     model, num_blocks = tiny(), 20
     cache = PagedCache(model, num_blocks, SIZE)
     cache.keys.fill_(torch.nan), cache.values.fill_(torch.nan)
@@ -84,10 +87,13 @@ def test_filling_a_step_up_changes_no_answer(monkeypatch, policy, overlap):
     runner._graphs = StepGraphs(runner._decoder, runner._builder)
     scheduler = Scheduler(BlockPool(num_blocks, SIZE), POLICIES[policy], max_running=5)
     engine = Engine(scheduler, runner, overlap)
-    states = [engine.add(request) for request in requests()[:6]]
+    wanted = requests()[:6]
+    written = [alone(model, request) for request in wanted]
+    states = [engine.add(r) for r in (speculating(model, wanted, written) if drafts else wanted)]
     list(engine.stream())
-    assert [state.generated for state in states] == [alone(model, state.request) for state in states]
+    assert [state.generated for state in states] == written
     assert {size.tokens > 0 for size in runner._graphs._graphs} == {True, False}
+    assert {size.drafts for size in runner._graphs._graphs} == ({0, DRAFTS[0]} if drafts else {0})
     assert any(state.num_reused for state in states)
 
 
@@ -99,3 +105,10 @@ def test_a_step_that_no_graph_holds_has_none():
     assert taken.graph_for([], pieces[1:]).size == StepSize(0, MOST_CHUNKS, 256, 256, 5)
     assert taken.graph_for([], [Chunk(state, 0, CHUNK_TOKENS[-1] + 1, False)]) is None
     assert taken.graph_for([Chunk(state, 3, 4, True)] * 3, []).size == StepSize(4, 0, 0, 0, 5)
+
+
+def test_a_step_with_drafts_takes_the_smallest_graph_that_holds_them():
+    taken, chunk = graphs(), Chunk(RequestState(Request("a", [1] * 9), (0, 0)), 8, 14, True)
+    assert taken.graph_for([], [chunk] * 3, 15).size == StepSize(0, MOST_CHUNKS, 32, 32, 5, DRAFTS[0])
+    assert taken.graph_for([], [chunk] * 4, 20).size.drafts == DRAFTS[1]
+    assert taken.graph_for([], [chunk], DRAFTS[1] + 1) is None

@@ -15,6 +15,7 @@ from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, Tradi
 from llmcourse.serving.request import Request, RequestState
 from llmcourse.serving.schedule import Schedule
 from llmcourse.serving.scheduler import NeverFits, Scheduler
+from llmcourse.serving.speculation import Speculation
 from tests.serving.fakes import END, PagedRunner, answer
 
 AGEING = 3
@@ -33,8 +34,6 @@ prompts = st.builds(
 
 
 class Storm(RuleBasedStateMachine):
-    slack = 0  # steps that a request keeps its slot after its last
-
     @initialize(
         policy=policies,
         num_tokens=st.integers(16, 40),
@@ -64,7 +63,12 @@ class Storm(RuleBasedStateMachine):
     @rule(prompt=prompts, max_tokens=st.integers(1, MOST_ANSWER), priority=st.integers(0, 2))
     def add(self, prompt, max_tokens, priority):
         request = Request(
-            str(len(self.states)), prompt, max_tokens=max_tokens, priority=priority, stop_token_ids=[END]
+            str(len(self.states)),
+            prompt,
+            max_tokens=max_tokens,
+            priority=priority,
+            stop_token_ids=[END],
+            speculation=self.speculation(),
         )
         before = self.unfinished()
         try:
@@ -76,6 +80,10 @@ class Storm(RuleBasedStateMachine):
         self.ahead[state] = len(before)
         for other in before:  # those that the newcomer goes before
             self.ahead[other] += state.rank < other.rank
+
+    def speculation(self) -> Speculation | None:
+        """Of the next request."""
+        return None
 
     @rule(crowd=st.lists(st.tuples(prompts, st.integers(4, MOST_ANSWER)), min_size=3, max_size=6))
     def a_crowd_comes(self, crowd):
@@ -134,8 +142,11 @@ class Storm(RuleBasedStateMachine):
                 "a more urgent request is preempted"
             )
         for state, start, stop, samples in chunks:
-            assert start == state.num_computed < stop <= len(state.tokens)
-            assert samples == (stop == len(state.tokens))
+            num_drafts = len(schedule.drafts[state.id].tokens) if state.id in schedule.drafts else 0
+            assert start == state.num_computed < stop - num_drafts <= len(state.tokens)
+            assert samples == (stop - num_drafts == len(state.tokens))
+            assert samples or not num_drafts
+            assert stop <= state.max_length and (state.speculator or not num_drafts)
             size = self.pool.block_size
             written = state.blocks[start // size : -(-stop // size)]
             assert [self.pool.users(block) for block in written] == [1] * len(written), (
@@ -148,7 +159,7 @@ class Storm(RuleBasedStateMachine):
             assert not schedule.preempted
 
     def holds(self, state: RequestState) -> bool:
-        return state.status in ("running", "ending")
+        return state.status in ("running", "ending", "verifying")
 
     def idles(self) -> bool:
         """Whether there may be nothing to compute although there is work."""
@@ -189,11 +200,15 @@ class Storm(RuleBasedStateMachine):
         assert self.served.num_running == len(slots)
         assert self.served.num_running + self.served.num_waiting == len(self.unfinished())
 
+    def most_steps(self, longest: int) -> int:
+        """Of a request, while it is the most urgent one."""
+        return longest
+
     @invariant()
     def nobody_waits_for_ever(self):
         longest = max((state.request.max_length for state in self.states), default=0)
         for state in self.states:
-            bound = (2 * self.ahead[state] + 1) * (self.max_running + 1) * (longest + self.slack)
+            bound = (2 * self.ahead[state] + 1) * (self.max_running + 1) * self.most_steps(longest)
             assert self.steps_waited[state] <= bound
             assert self.overtaken[state] <= max(0, state.request.priority * AGEING - 1)
 

@@ -12,8 +12,6 @@ from tests.serving.test_storm import Storm
 class OverlappingStorm(Storm):
     """`before` is the step that is not resolved yet, with what it sampled."""
 
-    slack = 1  # a request keeps its slot until its end is known, one step later
-
     def __init__(self):
         super().__init__()
         self.before: tuple[Schedule, dict] | None = None
@@ -79,6 +77,9 @@ class OverlappingStorm(Storm):
     def resolve(self, before) -> None:
         if before:
             self.served.resolve(*before)
+
+    def most_steps(self, longest: int) -> int:
+        return longest + 1  # a request keeps its slot until its end is known
 
     def idles(self) -> bool:
         return self.before is not None

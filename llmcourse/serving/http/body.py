@@ -32,6 +32,7 @@ class CompletionBody:
     frequency_penalty: float
     echo: bool
     priority: int
+    speculation: dict | None
 
     def params(self, vocab_size: int) -> SamplingParams:
         """How a token is chosen. OpenAI's penalties count the tokens of the answer, not of the prompt."""

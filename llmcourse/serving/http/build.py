@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 
 import torch
 
@@ -18,6 +21,7 @@ from llmcourse.serving.paged_cache import PagedCache, blocks_that_fit, bytes_of_
 from llmcourse.serving.paged_runner import PagedRunner
 from llmcourse.serving.policies import ChunkedPrefill, ContinuousBatching, TraditionalBatching
 from llmcourse.serving.scheduler import Scheduler
+from llmcourse.serving.speculation import Speculation
 
 DTYPES = ("float32", "bfloat16", "float16")
 POLICIES = {
@@ -26,6 +30,7 @@ POLICIES = {
     "traditional": TraditionalBatching,
 }
 BLOCK_SIZE = 16
+MakeSpeculation = Callable[[int, int], Speculation]  # of the size of the vocabulary and a draft length
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,13 @@ class ServiceSettings:
         return Scheduler(pool, POLICIES[self.policy](), max_running=self.max_running)
 
 
-def build(settings: ServiceSettings) -> tuple[Service, ServedModel]:
+def build(
+    settings: ServiceSettings, drafters: Mapping[str, MakeSpeculation] = MappingProxyType({})
+) -> tuple[Service, ServedModel]:
     """Loads the model and makes the engine that serves it.
+
+    Args:
+        drafters: kinds of speculation that clients may ask for.
 
     Raises:
         ValueError: as `pretrained.load`; or the blocks do not fit into memory.
@@ -106,7 +116,8 @@ def build(settings: ServiceSettings) -> tuple[Service, ServedModel]:
     service = Service(scheduler, runner, queue_limit=settings.queue_limit, overlap=overlap)
     config = model.config
     eos = frozenset(config.eos_token_ids)
-    return service, ServedModel(settings.model, tokenizer, config.max_position_embeddings, eos)
+    made = {kind: partial(make, config.vocab_size) for kind, make in drafters.items()}
+    return service, ServedModel(settings.model, tokenizer, config.max_position_embeddings, eos, made)
 
 
 def choose_num_blocks(model: Decoder, settings: ServiceSettings) -> int:

@@ -40,6 +40,9 @@ class Completion:
         texts: the prompts as they were given, texts or token ids.
         prompts: the same as token ids.
 
+    Raises:
+        ApiError: a kind of speculation that the model does not offer.
+
     Attributes:
         id, created: as in OpenAI's objects, `created` in seconds since 1970.
     """
@@ -54,6 +57,7 @@ class Completion:
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.body, self.model = body, model
+        self._speculation = model.speculation(body.speculation)
         self.prompts = prompts
         self._shown = [text if isinstance(text, str) else model.tokenizer.decode(text) for text in texts]
         each = [prompt for prompt in prompts for _ in range(body.n)]
@@ -74,6 +78,7 @@ class Completion:
                 stop_token_ids=self.model.eos_token_ids,
                 priority=body.priority,
                 arrival_s=time.monotonic(),
+                speculation=self._speculation,
             )
             for index, row in enumerate(self._rows)
         ]

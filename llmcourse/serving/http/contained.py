@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from llmcourse.serving.request import Request
 from llmcourse.serving.runner import BoundedRunner, OverlappingRunner, Runner
-from llmcourse.serving.schedule import Schedule
+from llmcourse.serving.schedule import Sampled, Schedule
 
 LOG = logging.getLogger(__name__)
-Sampled = Mapping[str, int | Exception]
 
 
 class ContainedRunner:

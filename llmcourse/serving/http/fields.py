@@ -1,4 +1,4 @@
-"""What each argument of /v1/completions may be: OpenAI's, `top_k` and `priority`.
+"""What each argument of /v1/completions may be: OpenAI's, `top_k`, `priority` and `speculation`.
 
 `null` means the default everywhere. What OpenAI's server does and this one does not is refused by
 name, not ignored; `user` alone is read and has no effect.
@@ -15,6 +15,7 @@ Holds = Callable[[object], bool]
 MAX_STOPS, MAX_STOP_LENGTH = 4, 256
 MIN_TEMPERATURE = 0.01  # logits divided by less may overflow
 SEEDS = 2**63
+DRAFT_LENGTH, MAX_DRAFT_LENGTH = 4, 32
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ def is_stream_options(value: object) -> bool:
     )
 
 
+def is_speculation(value: object) -> bool:
+    """Whether it names a kind, and perhaps a length; which kinds there are, a model knows."""
+    if not isinstance(value, dict) or not {"kind"} <= value.keys() <= {"kind", "draft_length"}:
+        return False
+    length = value.get("draft_length", DRAFT_LENGTH)
+    return is_text(value["kind"]) and integer(1, MAX_DRAFT_LENGTH)(length)
+
+
 def _is_temperature(value: float | int) -> bool:
     return value == 0 or MIN_TEMPERATURE <= value <= 2
 
@@ -113,6 +122,11 @@ FIELDS = {
     "frequency_penalty": _penalty(),
     "echo": _switch(),
     "priority": Field(integer(0, 1000), "an integer in [0, 1000]", "use 0 for the most urgent", 0),
+    "speculation": Field(
+        is_speculation,
+        f'an object with "kind" and, if not {DRAFT_LENGTH}, "draft_length", in [1, {MAX_DRAFT_LENGTH}]',
+        'use {"kind": "lookup"}, or leave it out',
+    ),
     "user": Field(is_text, "a text", "it has no effect here"),
     "logprobs": _refused("a step gives its tokens alone"),
     "best_of": _refused("answers are not compared; ask for several with n"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from llmcourse.serving.http.errors import ApiError, refuse, short
-from llmcourse.serving.http.fields import FIELDS, is_integer, is_text
+from llmcourse.serving.http.fields import DRAFT_LENGTH, FIELDS, is_integer, is_text
+from llmcourse.serving.speculation import Speculation
 from llmcourse.tokenizer import Tokenizer
 
 
@@ -19,12 +21,27 @@ class ServedModel:
         tokenizer: its own.
         max_length: tokens of its context, prompt and answer together.
         eos_token_ids: tokens that end an answer.
+        drafters: kinds of speculation that clients may ask for, each made for a draft length.
     """
 
     name: str
     tokenizer: Tokenizer
     max_length: int
     eos_token_ids: frozenset[int]
+    drafters: Mapping[str, Callable[[int], Speculation]] = field(default_factory=dict)
+
+    def speculation(self, asked: dict | None) -> Speculation | None:
+        """What the argument `speculation` asks for.
+
+        Raises:
+            ApiError: of a kind that there is not.
+        """
+        if asked is None:
+            return None
+        if asked["kind"] not in self.drafters:
+            kinds = ", ".join(map(repr, self.drafters)) or "none here"
+            refuse("speculation", f"of a kind that is served ({kinds})", asked["kind"], "leave it out")
+        return self.drafters[asked["kind"]](asked.get("draft_length", DRAFT_LENGTH))
 
 
 def split_prompts(prompt: object) -> list[str] | list[list[int]]:

@@ -9,6 +9,7 @@ from llmcourse.roofline import DoesNotFit
 from llmcourse.serving.http import build as build_module
 from llmcourse.serving.http.app import create_app
 from llmcourse.serving.http.build import POLICIES, ServiceSettings, build
+from llmcourse.speculative import LookupDrafter, Speculation
 
 
 @pytest.fixture
@@ -29,6 +30,28 @@ def test_greedy_answers_are_those_of_decoding_alone(settings, tiny_checkpoint, p
         answer = client.post("/v1/completions", json=body).json()
     assert [choice["text"] for choice in answer["choices"]] == [generation.text for generation in alone]
     assert served.max_length == 64 and served.eos_token_ids == {0}
+
+
+def by_lookup(vocab_size: int, length: int) -> Speculation:
+    return Speculation(LookupDrafter(vocab_size), length)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_a_client_may_ask_for_speculation_and_gets_the_same_text(settings, temperature):
+    service, served = build(settings(), {"lookup": by_lookup})
+    body = {"model": served.name, "prompt": ["Once upon", "a"], "seed": 3, "temperature": temperature}
+    options = [None, {"kind": "lookup"}, {"kind": "lookup", "draft_length": 9}]
+    with TestClient(create_app(service, served)) as client:
+        answers = [
+            client.post("/v1/completions", json=body | {"max_tokens": 30, "speculation": option}).json()
+            for option in options
+        ]
+        refused = client.post("/v1/completions", json=body | {"speculation": {"kind": "oracle"}})
+    assert answers[0]["choices"] == answers[1]["choices"] == answers[2]["choices"]
+    assert refused.status_code == 400 and refused.json()["error"]["message"] == (
+        "speculation must be of a kind that is served ('lookup'), got 'oracle'; leave it out"
+    )
+    assert [served.speculation(option).draft_length.longest for option in options[1:]] == [4, 9]
 
 
 def test_a_seed_gives_the_same_answers_again(settings):
