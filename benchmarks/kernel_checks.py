@@ -143,7 +143,7 @@ def check_append(
     keys, values = random(batch, kv_heads, capacity, d), random(batch, kv_heads, capacity, d)
     angles = torch.rand(capacity, d // 2, device=DEVICE) * 6
     cos, sin = angles.cos().to(BF16), angles.sin().to(BF16)
-    where = torch.tensor(positions, device=DEVICE)
+    where = torch.tensor(positions, device=DEVICE) + tokens - 1  # of the last new token
     weights = HeadNorm(random(d).abs(), random(d).abs(), 1e-6) if norm else None
     wide = HeadNorm(weights.q.double(), weights.k.double(), 1e-6) if norm else None
     inputs = [x.double() for x in (qkv, keys, values)]

@@ -2,15 +2,14 @@
 
     python benchmarks/speculative_cpu.py [--threads 2] [--tokens 256]
 
-What a pass over several tokens costs is measured first, in turns with a pass over one; theory takes it as v.
-The drafter is chosen on every fourth prompt and reported on the others; all of them go to the folder `raw`.
+The drafter and its γ are chosen on every fourth prompt and reported on the others, whose texts must be the
+same; all that were tried go to the folder `raw`.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,29 +18,27 @@ from speculative import DOMAINS, seconds
 
 from llmcourse import pretrained, timing
 from llmcourse.decoding.engine import DecodeEngine
-from llmcourse.decoding.engine.prefill import prefill
-from llmcourse.decoding.engine.step import StepState
-from llmcourse.decoding.engine.window import Window
-from llmcourse.speculative import AdaptiveLength, Drafter, DraftLength, LookupDrafter, ModelDrafter, stream
-from llmcourse.speculative.draft_length import Tally
+from llmcourse.model import Decoder
+from llmcourse.speculative import LookupDrafter, Tally, theory
 from llmcourse.speculative.early_layers import first_layers
+from llmcourse.speculative.engine import SpeculativeEngine
 
 CPU = torch.device("cpu")
-LONGEST, PLACE = 8, 300  # drafts, and where in a text the passes are timed
 
 
 @dataclass(frozen=True)
 class Race:
-    """One drafter at several prompts.
+    """Both engines at the same prompts.
 
     Attributes:
-        plain_s, ours_s: of each prompt, to read it and to write.
-        num_steps: over all prompts, without the one that reads it.
+        plain_s, ours_s: of each prompt, after it was read.
+        parts_s: of a plain token, of all drafts of a step, and of verifying them.
     """
 
+    gamma: int
     plain_s: list[float]
     ours_s: list[float]
-    num_steps: int
+    parts_s: dict[str, float]
     tally: Tally
 
     @property
@@ -51,6 +48,16 @@ class Race:
     @property
     def spread(self) -> float:
         return timing.Timing(tuple(p / o for p, o in zip(self.plain_s, self.ours_s, strict=True))).spread
+
+    def terms(self) -> dict[str, float]:
+        token_s = self.parts_s["token"]
+        c, v = self.parts_s["draft"] / self.gamma / token_s, self.parts_s["verify"] / token_s
+        return {"alpha": self.tally.rate, "c": c, "v": v}
+
+    @property
+    def predicted(self) -> float:
+        found = self.terms()
+        return theory.speed_up(found["alpha"], self.gamma, found["c"], lambda _: found["v"])
 
 
 def main() -> None:
@@ -63,47 +70,47 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, tokenizer = pretrained.load("base")
-    costs = verify_costs(model)
-    print("v of 1 to 9 tokens:", *(f"{cost:.2f}" for cost in costs), flush=True)
+    plain, engines = DecodeEngine(model), engines_of(model)
     for domain in options.domains.split(","):
         texts = [tokenizer.encode("<|endoftext|>" + text) for text in DOMAINS[domain]()]
-        report(domain, model, texts, options.tokens, drafters(model, costs))
+        report(domain, plain, engines, texts, options.tokens)
 
 
-def verify_costs(model) -> list[float]:
-    """What a pass over 1, 2, … tokens takes, in passes over one."""
-    state = StepState(model, 1, PLACE + 1)
-    prefill(state, [[5] * (PLACE + 1)])
-    windows = {n: Window(state, n).read for n in range(1, LONGEST + 2)}
-    times = timing.measure_in_turns(windows, repeats=30)
-    return [times[n].median_s / times[1].median_s for n in windows]
-
-
-def drafters(model, costs: list[float]) -> dict[str, Callable[[], tuple[Drafter, int | DraftLength]]]:
-    draft, size = pretrained.load("draft").model, model.config.vocab_size
-    adaptive = AdaptiveLength(c=0.01, longest=LONGEST, verify_cost=lambda n: costs[n - 1])
+def engines_of(model: Decoder) -> dict[str, SpeculativeEngine]:
+    draft, lookup = pretrained.load("draft").model, LookupDrafter(model.config.vocab_size)
+    kinds = {
+        "lookup": (lookup, (2, 4, 6)),
+        "draft": (draft, (2, 4)),
+        "first layer": (first_layers(model, 1), (2,)),
+    }
     return {
-        "lookup, γ = 4": lambda: (LookupDrafter(size), 4),
-        "lookup, γ adapted": lambda: (LookupDrafter(size), adaptive),
-        "draft, γ = 2": lambda: (ModelDrafter(draft), 2),
-        "draft, γ = 4": lambda: (ModelDrafter(draft), 4),
-        "first layer, γ = 2": lambda: (ModelDrafter(first_layers(model, 1)), 2),
+        f"{name}, γ = {gamma}": SpeculativeEngine(model, drafter, draft_length=gamma)
+        for name, (drafter, gammas) in kinds.items()
+        for gamma in gammas
     }
 
 
-def report(domain: str, model, texts: list[list[int]], num_tokens: int, kinds: dict) -> None:
+def report(
+    domain: str,
+    plain: DecodeEngine,
+    engines: dict[str, SpeculativeEngine],
+    texts: list[list[int]],
+    num_tokens: int,
+) -> None:
     """Chooses a drafter on some prompts, and records how it does on the others."""
     found = {}
-    for name, made in kinds.items():
-        found[name] = race(model, texts[::4], num_tokens, *made())
+    for name, engine in engines.items():
+        found[name] = race(plain, engine, texts[::4], num_tokens)
         record_raw("speculative_cpu", CPU, name=domain, drafter=name, **described(found[name]))
     best = max(found, key=lambda name: found[name].speed_up)
     others = [text for number, text in enumerate(texts) if number % 4]
-    ours = race(model, others, num_tokens, *kinds[best]())
+    ours = race(plain, engines[best], others, num_tokens)
     record(
         f"speculative_{domain}_cpu",
         ours.speed_up,
         "speed-up",
+        limit=ours.predicted,
+        limit_name="theory from the α, c and v measured here",
         peer="DecodeEngine",
         peer_value=1.0,
         spread=ours.spread,
@@ -116,33 +123,45 @@ def report(domain: str, model, texts: list[list[int]], num_tokens: int, kinds: d
     )
 
 
-def race(
-    model, texts: list[list[int]], num_tokens: int, drafter: Drafter, draft_length: int | DraftLength
-) -> Race:
-    """Greedy, each prompt by one and then by the other."""
-    plain, plain_s, ours_s, num_steps, tally = DecodeEngine(model), [], [], 0, Tally()
-    settings = {"drafter": drafter, "draft_length": draft_length, "eos_token_ids": ()}
-    for text in texts:
-        plain_s.append(seconds(lambda t=text: write(plain, t, num_tokens), CPU))
-        steps = []
-        written = stream(model, [text], max_new_tokens=num_tokens, **settings)
-        ours_s.append(seconds(lambda s=steps, w=written: s.extend(w), CPU))
-        num_steps += len(steps) - 1
-        for step in steps[1:]:
-            tally = tally.after(len(step.drafts[0]), step.num_accepted[0])
-    return Race(plain_s, ours_s, num_steps, tally)
+def race(plain: DecodeEngine, ours: SpeculativeEngine, texts: list[list[int]], num_tokens: int) -> Race:
+    """Greedy, each prompt by one and then by the other; the first is written once before, to warm up."""
+    capacity = max(map(len, texts)) + num_tokens
+    plain_s, ours_s, tally = [], [], Tally()
+    for number, text in enumerate([texts[0], *texts]):
+        plain.start([text], capacity)
+        wanted, found = [], []
+        spent = seconds(lambda: wanted.extend(plain.decode(num_tokens)[0].tolist()), CPU)
+        found += ours.start([text], capacity)
+        judged: list[int] = []
+        ours_spent = seconds(lambda: write(ours, found, num_tokens, judged), CPU)
+        if found[:num_tokens] != wanted:
+            raise AssertionError(f"prompt {number} is continued in another way by {ours.drafter}")
+        if number:
+            plain_s.append(spent)
+            ours_s.append(ours_spent)
+            for accepted in judged:
+                tally = tally.after(ours.draft_length, accepted)
+    parts = timing.measure_in_turns(
+        {"token": lambda: plain.step(torch.tensor([5])), "draft": ours.draft, "verify": ours.verify}
+    )
+    return Race(
+        ours.draft_length, plain_s, ours_s, {name: part.median_s for name, part in parts.items()}, tally
+    )
 
 
-def write(engine: DecodeEngine, text: list[int], num_tokens: int) -> None:
-    engine.start([text], len(text) + num_tokens)
-    engine.decode(num_tokens)
+def write(engine: SpeculativeEngine, found: list[int], num_tokens: int, judged: list[int]) -> None:
+    while len(found) < num_tokens + 1:
+        (new,) = engine.step()
+        judged.append(len(new) - 1)
+        found += new
 
 
 def described(found: Race) -> dict[str, float]:
     return {
         "speed_up": rounded(found.speed_up),
-        "alpha": rounded(found.tally.rate),
-        "num_steps": found.num_steps,
+        "gamma": found.gamma,
+        **{name: rounded(value) for name, value in found.terms().items()},
+        "predicted": rounded(found.predicted),
         "text_s": rounded(statistics.median(found.plain_s)),
     }
 

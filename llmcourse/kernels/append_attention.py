@@ -1,8 +1,8 @@
 """Attention of several new tokens a row over its cache: what verifies drafts, or reads a text's last tokens.
 
-As `decode_attention`, for a window of T tokens at positions p … p + T − 1 of each row: split the fused
+As `decode_attention`, for a window of T tokens that ends at position p of each row: split the fused
 projection, RMSNorm on the heads where the model has it, RoPE, write keys and values to their slots; the
-token at position p + t attends to slots 0 … p + t. The positions lie on the device, so that a recorded
+token at position p − t attends to slots 0 … p − t. The positions lie on the device, so that a recorded
 graph serves texts of any length.
 
 Old keys are cut into splits as there; the T · H / Hkv queries that share a key/value head are one tile, so
@@ -45,7 +45,7 @@ def append_attention_reference(
     q, k, v = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], dim=1)
     if norm is not None:
         q, k = (F.rms_norm(x, (head_dim,), w, norm.eps) for x, w in ((q, norm.q), (k, norm.k)))
-    slots = positions[:, None] + torch.arange(heads.shape[2], device=qkv.device)  # (B, T)
+    slots = positions[:, None] + torch.arange(1 - heads.shape[2], 1, device=qkv.device)  # (B, T)
     c, s = cos[slots][:, None], sin[slots][:, None]  # (B, 1, T, D / 2)
     c, s = torch.cat((c, c), -1), torch.cat((-s, s), -1)
     q, k = (x * c + x.roll(head_dim // 2, -1) * s for x in (q, k))
@@ -82,14 +82,14 @@ def append_attention(
 
     Args:
         qkv: the fused projection of the T tokens of the first row, then of the second, and so on.
-        keys, values: one whole layer of the cache; slots p to p + T − 1 of each row are written.
-        positions: p, of the first new token of each row, on the device; each at most S − T, which on a GPU
-            nobody looks for.
+        keys, values: one whole layer of the cache; slots p − T + 1 to p of each row are written.
+        positions: p, of the last new token of each row, on the device; each at least T − 1 and below S,
+            which on a GPU nobody looks for.
         cos, sin: of the angles of every position.
         workspace: memory of the splits, for B · T rows; None makes it, which a loop should not.
         out: where the result goes; new memory if None.
         pdl: launch before the previous kernel has ended (see `launch`); without effect before Hopper.
-        tile: how a program goes through the cache, in registers; None takes `append_tile`'s.
+        tile: how a program goes through the cache, in registers (no stages); None takes `append_tile`'s.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, more than `MOST_QUERIES` queries for
@@ -97,7 +97,7 @@ def append_attention(
     """
     num_heads = _num_query_heads(qkv, keys)
     check_inputs(num_heads, qkv, keys, values, positions, cos, sin, norm, workspace, out)
-    _check_positions(positions, keys.shape[2] - len(qkv) // len(keys))
+    _check_positions(positions, len(qkv) // len(keys) - 1, keys.shape[2] - 1)
     if resolve(backend, qkv.device, qkv.dtype) == "reference":
         mixed = append_attention_reference(qkv, keys, values, positions, cos, sin, norm)
         return mixed if out is None else out.copy_(mixed)
@@ -126,11 +126,11 @@ def append_tile(keys: Float[Tensor, "B Hkv S D"], num_heads: int, num_tokens: in
     return AttentionTile(block=32 if wide else 64, warps=4 if queries * row_bytes <= 2**12 else 8)
 
 
-def _check_positions(positions: Tensor, last: int) -> None:
+def _check_positions(positions: Tensor, first: int, last: int) -> None:
     """On the CPU alone: on a GPU looking at them would hold up every step."""
-    if positions.is_cpu and not 0 <= positions.min() <= positions.max() <= last:
+    if positions.is_cpu and not first <= positions.min() <= positions.max() <= last:
         raise ValueError(
-            f"positions must be in [0, {last}], where the new tokens fit into the cache, got "
+            f"positions must be in [{first}, {last}], where the new tokens fit into the cache, got "
             f"{positions.tolist()}; make a cache with more slots"
         )
 

@@ -12,6 +12,7 @@ from llmcourse.kernels.decode_attention_triton import (
     partners,
     repeated_features,
     rotated,
+    shares,
 )
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.online_softmax_triton import join
@@ -74,10 +75,10 @@ def _append_attention_kernel(
 ):
     G: tl.constexpr = H // HKV
     row, kv_head, split = tl.program_id(0) // HKV, tl.program_id(0) % HKV, tl.program_id(1)
-    begin = tl.load(positions_ptr + row).to(tl.int32)  # the first new token, and how many old ones there are
-    programs = BLOCK_S * tl.num_programs(1)
-    span = tl.maximum((begin + programs - 1) // programs, 1) * BLOCK_S
-    active = tl.maximum((begin + span - 1) // span, 1)
+    begin = tl.load(positions_ptr + row).to(tl.int32) - (
+        T - 1
+    )  # the first new token, behind so many old ones
+    span, active = shares(begin, BLOCK_S)
     start_next(PDL)
     if split >= active:
         wait_for_input(PDL)

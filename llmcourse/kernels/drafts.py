@@ -20,13 +20,10 @@ def embed_window_reference(
     text: Int[Tensor, "B S"],
     positions: Int[Tensor, " B"],
     table: Float[Tensor, "V C"],
-    back: int,
-    starts: Int[Tensor, " B"],
     tokens: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B_T C"]:
-    """The table's rows for `text[b, p − back], …`, T of each row; notes p − back, and the tokens."""
-    starts.copy_(positions - back)
-    slots = starts[:, None] + torch.arange(tokens.shape[1], device=text.device)
+    """The table's rows for the T tokens of each row up to `text[b, p]`; notes the tokens."""
+    slots = positions[:, None] + torch.arange(1 - tokens.shape[1], 1, device=text.device)
     tokens.copy_(text.gather(1, slots))
     return table[tokens.flatten()]
 
@@ -35,8 +32,6 @@ def embed_window(
     text: Int[Tensor, "B S"],
     positions: Int[Tensor, " B"],
     table: Float[Tensor, "V C"],
-    back: int,
-    starts: Int[Tensor, " B"],
     tokens: Int[Tensor, "B T"],
     *,
     out: Float[Tensor, "B_T C"] | None = None,
@@ -46,9 +41,8 @@ def embed_window(
     """`embed_window_reference`, into `out` where it is given.
 
     Args:
-        back: tokens before the position at which the window begins; each position must be as large, and
-            the window end within the text, which on a GPU nobody looks for.
-        starts, tokens: written.
+        positions: each at least T − 1, which on a GPU nobody looks for.
+        tokens: written.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
@@ -57,17 +51,16 @@ def embed_window(
     check_dims("tokens", tokens, "B", "T")
     check_memory("table", table, table)
     check_text(text, positions, len(tokens), table)
-    check_tensor("starts", starts, positions.shape, table, "pass one for each row", dtype=torch.long)
     check_memory("tokens", tokens, table, dtype=torch.long)
     memory = "leave it at None for new memory"
     check_tensor("out", out, (tokens.numel(), table.shape[1]), table, memory, layout=memory)
     if resolve(backend, table.device, table.dtype) == "reference":
-        rows = embed_window_reference(text, positions, table, back, starts, tokens)
+        rows = embed_window_reference(text, positions, table, tokens)
         return rows if out is None else out.copy_(rows)
     from llmcourse.kernels import drafts_triton
 
     out = table.new_empty(tokens.numel(), table.shape[1]) if out is None else out
-    drafts_triton.launch_embed(text, positions, table, back, starts, tokens, out, pdl)
+    drafts_triton.launch_embed(text, positions, table, tokens, out, pdl)
     return out
 
 

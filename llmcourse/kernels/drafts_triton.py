@@ -15,11 +15,9 @@ def _embed_window_kernel(
     text_ptr,
     positions_ptr,
     table_ptr,
-    starts_ptr,
     tokens_ptr,
     out_ptr,
     stride,
-    back,
     T: tl.constexpr,
     C: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -29,13 +27,11 @@ def _embed_window_kernel(
     wait_for_input(PDL)
     row, t = tl.program_id(0) // T, tl.program_id(0) % T
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    begin = tl.load(positions_ptr + row) - back
-    token = tl.load(text_ptr + row.to(tl.int64) * stride + begin + t)
+    position = tl.load(positions_ptr + row) - (T - 1) + t
+    token = tl.load(text_ptr + row.to(tl.int64) * stride + position)
     values = tl.load(table_ptr + token * C + columns, mask=columns < C, other=0.0)
     tl.store(out_ptr + tl.program_id(0).to(tl.int64) * C + columns, values, mask=columns < C)
-    first = tl.program_id(1) == 0
-    tl.store(tokens_ptr + tl.program_id(0), token, mask=first)
-    tl.store(starts_ptr + row, begin, mask=first & (t == 0))
+    tl.store(tokens_ptr + tl.program_id(0), token, mask=tl.program_id(1) == 0)
 
 
 @triton.jit
@@ -92,14 +88,7 @@ def _settle_greedy_kernel(
 
 
 def launch_embed(
-    text: Tensor,
-    positions: Tensor,
-    table: Tensor,
-    back: int,
-    starts: Tensor,
-    tokens: Tensor,
-    out: Tensor,
-    pdl: bool,
+    text: Tensor, positions: Tensor, table: Tensor, tokens: Tensor, out: Tensor, pdl: bool
 ) -> None:
     # Starts when all before it has ended, as that of one token: see `tokens_triton`.
     size, block = table.shape[1], 1024
@@ -107,11 +96,9 @@ def launch_embed(
         text,
         positions,
         table,
-        starts,
         tokens,
         out,
         text.stride(0),
-        back,
         T=tokens.shape[1],
         C=size,
         BLOCK=block,

@@ -35,7 +35,7 @@ def given(window: str, dtype: torch.dtype, has_norm: bool) -> dict:
         "qkv": random(len(where) * tokens, (heads + 2 * kv_heads) * size, dtype=dtype),
         "keys": random(len(where), kv_heads, slots, size, dtype=dtype),
         "values": random(len(where), kv_heads, slots, size, dtype=dtype),
-        "positions": torch.tensor(where, device=DEVICE),
+        "positions": torch.tensor(where, device=DEVICE) + tokens - 1,
         "cos": angles.cos().to(dtype),
         "sin": angles.sin().to(dtype),
         "norm": HeadNorm(*gains, 1e-6) if has_norm else None,
@@ -92,7 +92,7 @@ def test_the_reference_is_a_token_after_the_other(window):
     qkv = stepped.pop("qkv").view(len(where), tokens, -1)
     positions = stepped.pop("positions")
     outs = [
-        decode_attention_reference(qkv[:, t].contiguous(), positions=positions + t, **stepped)
+        decode_attention_reference(qkv[:, t].contiguous(), positions=positions + t + 1 - tokens, **stepped)
         for t in range(tokens)
     ]
     found = append_attention_reference(**inputs)
@@ -124,8 +124,8 @@ def test_an_engine_of_kernels_speculates_as_one_of_references_does(prompts):
         ({"qkv": torch.zeros(0, 128)}, "the same number of tokens for each of the cache's 2 rows, got 0"),
         ({"qkv": torch.zeros(4, 100)}, r"qkv must hold \(H \+ 2 · 2\) · 16 columns.*got 100"),
         ({"qkv": torch.zeros(260, 128)}, "at most 64 queries for a key head, got 260; pass fewer tokens"),
-        ({"positions": torch.tensor([0, 63])}, r"positions must be in \[0, 62\].*got \[0, 63\]"),
-        ({"positions": torch.tensor([0, -1])}, r"positions must be in \[0, 62\].*got \[0, -1\]"),
+        ({"positions": torch.tensor([0, 63])}, r"positions must be in \[1, 63\].*got \[0, 63\]"),
+        ({"positions": torch.tensor([1, 64])}, r"positions must be in \[1, 63\].*got \[1, 64\]"),
         ({"values": torch.zeros(2, 2, 60, 16)}, "values must have shape"),
     ],
 )
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused(change, message):
         "qkv": torch.zeros(4, 128),
         "keys": torch.zeros(2, 2, 64, 16),
         "values": torch.zeros(2, 2, 64, 16),
-        "positions": torch.tensor([0, 1]),
+        "positions": torch.tensor([1, 2]),
         "cos": torch.zeros(64, 8),
         "sin": torch.zeros(64, 8),
     }

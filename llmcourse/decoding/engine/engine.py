@@ -13,17 +13,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmcourse.costs import Precision, weight_bytes
 from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.prefill import prefill
-from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState, reference_step
+from llmcourse.decoding.engine.step import (
+    KernelSettings,
+    KernelStep,
+    StepState,
+    check_room,
+    reference_step,
+)
 from llmcourse.decoding.source import check_prompts
-from llmcourse.hardware import dtype_name, free_bytes
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
-from llmcourse.roofline import check_fits
 
 
 class DecodeEngine:
@@ -155,7 +158,7 @@ class DecodeEngine:
             self._state, self._step, state = None, reference_step, None
             self._recordings.clear()
             self._choices.clear()
-            self._check_memory(batch_size, capacity)
+            check_room(self.model, batch_size, capacity)
             layout = torch.Tensor.contiguous if self.backend == "triton" else lay_out
             self._state = StepState(self.model, batch_size, capacity, layout)
             kernels = KernelStep(self._state, self.settings) if self.backend == "triton" else None
@@ -186,13 +189,6 @@ class DecodeEngine:
                 "a row that has ended takes any token"
             )
         _check_ids("tokens", tokens, self.vocab_size, "take them from the model's own tokenizer")
-
-    def _check_memory(self, batch_size: int, capacity: int) -> None:
-        """Refuses before anything is allocated; the weights are there already."""
-        precision = Precision.uniform(dtype_name(self.model.dtype))
-        free = free_bytes(self.device)
-        held = weight_bytes(self.model.config, precision)
-        check_fits(self.model.config, batch_size, capacity, free and free + held, precision)
 
     def _forward(self) -> None:
         self._step(self._state)

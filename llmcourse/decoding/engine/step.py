@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llmcourse.costs import Precision, weight_bytes
 from llmcourse.decoding.engine.weights import LayerWeights, Layout, fuse_layers
+from llmcourse.hardware import dtype_name, free_bytes
 from llmcourse.kernels.arguments import check_power_of_2
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.decode_attention import (
@@ -23,6 +25,7 @@ from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear, linear_r
 from llmcourse.kernels.tiles import AttentionTile, Strip
 from llmcourse.kernels.tokens import embed, embed_reference
 from llmcourse.model import Decoder
+from llmcourse.roofline import check_fits
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,17 @@ class StepState:
     @property
     def capacity(self) -> int:
         return self.cache.capacity
+
+
+def check_room(model: Decoder, batch_size: int, capacity: int) -> None:
+    """Refuses a cache before anything is allocated; the weights are there already.
+
+    Raises:
+        DoesNotFit: the memory that is free does not hold it.
+    """
+    precision = Precision.uniform(dtype_name(model.dtype))
+    free, held = free_bytes(model.device), weight_bytes(model.config, precision)
+    check_fits(model.config, batch_size, capacity, free and free + held, precision)
 
 
 def reference_step(state: StepState) -> None:

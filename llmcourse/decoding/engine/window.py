@@ -30,8 +30,7 @@ class Window:
         backend, settings: as in `DecodeEngine`; tiles of `settings` are for B · T rows here.
 
     Attributes:
-        starts: `(B,)`, the position of the first token that was read.
-        tokens: `(B, T)`, all of them.
+        tokens: `(B, T)`, what was read.
         logits: `(B, T, V)`, after each of them.
     """
 
@@ -45,8 +44,6 @@ class Window:
     ):
         batch, device = state.batch_size, state.text.device
         self.state = state
-        self.back = num_tokens - 1
-        self.starts = torch.zeros(batch, dtype=torch.long, device=device)
         self.tokens = torch.zeros(batch, num_tokens, dtype=torch.long, device=device)
         shape = (batch, num_tokens, state.logits.shape[1])
         self.logits = torch.zeros(shape, dtype=state.logits.dtype, device=device)
@@ -63,12 +60,12 @@ class Window:
         """The definition, as `reference_step` is of a step of one token."""
         model = state.model
         table = model.model.embed_tokens.weight
-        # (B · T, C)
-        x = embed_window_reference(state.text, state.positions, table, self.back, self.starts, self.tokens)
+        x = embed_window_reference(state.text, state.positions, table, self.tokens)  # (B · T, C)
         for index, w in enumerate(state.layers):
             qkv = linear_reference(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
             layer = (state.cache.keys[index], state.cache.values[index])
-            mixed = append_attention_reference(qkv, *layer, self.starts, state.cos, state.sin, w.head_norm)
+            places = (state.positions, state.cos, state.sin)
+            mixed = append_attention_reference(qkv, *layer, *places, w.head_norm)
             x = linear_reference(mixed, w.output, bias=w.output_bias, residual=x)
             inner = linear_reference(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
             x = linear_reference(inner, w.down, residual=x)
@@ -85,17 +82,15 @@ class _WindowStep(KernelStep):
         super().__init__(window.state, settings, window.tokens.shape[1])
 
     def _embed(self, state: StepState) -> None:
-        window, table = self.window, state.model.model.embed_tokens.weight
-        places = (window.back, window.starts, window.tokens)
-        settings = {"out": self.hidden, "backend": "triton", "pdl": self.pdl}
-        embed_window(state.text, state.positions, table, *places, **settings)
+        table, settings = state.model.model.embed_tokens.weight, {"backend": "triton", "pdl": self.pdl}
+        embed_window(state.text, state.positions, table, self.window.tokens, out=self.hidden, **settings)
 
     def _attend(self, state: StepState, index: int, norm: HeadNorm | None) -> None:
         append_attention(
             self.qkv,
             state.cache.keys[index],
             state.cache.values[index],
-            self.window.starts,
+            state.positions,
             state.cos,
             state.sin,
             norm,

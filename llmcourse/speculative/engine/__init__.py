@@ -1,7 +1,9 @@
 """The speculative loop where no step waits for the host: drafts, verdict and rollback stay on the device.
 
 drafting    γ tokens of a smaller model, drawn on the device
-settling    the verdict, what the text gained, and the rollback
+lookups     γ tokens that the host looks up in the text
+settling    the verdict over drafts that were drawn
+reports     what steps report, while the next one runs
 engine      `SpeculativeEngine`: draft, verify and settle as one recorded step, and one round trip a step
 """
 

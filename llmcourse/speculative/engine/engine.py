@@ -15,10 +15,11 @@ import torch
 
 from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.prefill import prefill
-from llmcourse.decoding.engine.step import KernelSettings, StepState
+from llmcourse.decoding.engine.step import KernelSettings, StepState, check_room
 from llmcourse.decoding.engine.window import Window
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.source import CachedLogits, check_prompts
+from llmcourse.kernels.append_attention import MOST_QUERIES
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.drafts import settle, settle_greedy
@@ -26,8 +27,10 @@ from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
 from llmcourse.speculative.draft_length import Tally
 from llmcourse.speculative.engine.drafting import Drafting
+from llmcourse.speculative.engine.lookups import Lookups
 from llmcourse.speculative.engine.reports import Reports
 from llmcourse.speculative.engine.settling import verify_sampled
+from llmcourse.speculative.lookup import LookupDrafter
 from llmcourse.speculative.vocabulary import check_sizes
 
 
@@ -49,22 +52,27 @@ class Speculated:
 class SpeculativeEngine:
     """Writes what the target writes: the same tokens if greedy, otherwise texts of the same distribution.
 
+    That is so for the logits that the pass over γ + 1 tokens gives. They are those of a pass over one up to
+    rounding: in 16 bits, where two tokens are as good as equally likely, `DecodeEngine` may take the other.
+
     Args:
         target: whose text is written; its projections become views of fused matrices, and the drafter's too.
-        drafter: a smaller model of the same vocabulary, or `first_layers(target, n)`.
+        drafter: a smaller model of the same vocabulary, `first_layers(target, n)`, or a `LookupDrafter`: the
+            host looks up while the device waits, and only the verdict is a recorded graph.
         draft_length: γ, the same at every step. Near the end of a text drafts go past it, into memory that
             is kept for them, and are thrown away: nothing is clamped on the device.
         backend, graph: as in `DecodeEngine`.
-        settings, drafter_settings: of the kernels of each model.
+        settings, drafter_settings: of the kernels of each model; tiles are for γ + 1 tokens of the target.
 
     Raises:
-        TypeError, ValueError: γ below 1, vocabularies that differ, or a backend that cannot run.
+        TypeError, ValueError: γ below 1 or more than attention takes, vocabularies, devices or dtypes that
+            differ, or a backend that cannot run.
     """
 
     def __init__(
         self,
         target: Decoder,
-        drafter: Decoder,
+        drafter: Decoder | LookupDrafter,
         *,
         draft_length: int = 4,
         backend: Backend = "auto",
@@ -73,13 +81,16 @@ class SpeculativeEngine:
         graph: bool = True,
     ):
         require_integer(1, "draft_length", draft_length, "decode without a drafter to draft nothing")
-        check_sizes(target.config.vocab_size, drafter.config.vocab_size)
+        self.models = [target] if isinstance(drafter, LookupDrafter) else [target, drafter]
+        _check_drafter(target, drafter)
         self.target, self.drafter, self.draft_length = target, drafter, draft_length
         self.backend = resolve(backend, target.device, target.dtype)
+        if self.backend == "triton":
+            _check_queries(target, draft_length)
         self.settings, self.drafter_settings = settings, drafter_settings
         self.graph = graph and self.backend == "triton" and target.device.type == "cuda"
         self.device, self.vocab_size = target.device, target.config.vocab_size
-        self.max_length = min(m.config.max_position_embeddings for m in (target, drafter))
+        self.max_length = min(model.config.max_position_embeddings for model in self.models)
         self.capacity = 0
         self._recordings: dict[object, Callable[[], None]] = {}
         self._reports = Reports(self.device)
@@ -110,10 +121,14 @@ class SpeculativeEngine:
         self.choice = self._choice_for(temperature, seed)
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._reports.clear()
-        for state in (self._drafting.state, self._state):
+        self.shortest = min(map(len, prompts))
+        for state in self._states:
             prefill(state, prompts)
         choose(self._state.logits, self._state.text, self._state.positions, self.choice, backend=self.backend)
-        return self._state.text.gather(1, self._state.positions[:, None])[:, 0].tolist()
+        first = self._state.text.gather(1, self._state.positions[:, None])[:, 0].tolist()
+        if isinstance(self._drafting, Lookups):
+            self._drafting.start(prompts, first)
+        return first
 
     def step(self) -> list[list[int]]:
         """Drafts, verifies and settles; the tokens that each row gained, between 1 and γ + 1.
@@ -131,17 +146,27 @@ class SpeculativeEngine:
         """Puts a step into the device's queue, behind those whose tokens were not collected yet.
 
         Raises:
-            ValueError: no prompt was read yet.
+            ValueError: no prompt was read yet, or drafts are looked up and a step is under way.
         """
-        require(self.capacity > 0, "step", "called after start", "an engine without prompts", "call start")
+        self._require_started("step")
         if self.choice.sampled:
             self._uniform.uniform_(generator=self._generator)
-        self._run("step", self._whole)
+        if isinstance(self._drafting, Lookups):
+            known, remedy = len(self._reports) == 0, "collect it first: the text must be known to look up"
+            require(known, "launch", "called with no step under way", len(self._reports), remedy)
+            self._drafting.draft(self.choice)
+            self._run("settle", self._settle)
+        else:
+            self._run("step", self._whole)
         self._reports.send(self._report)
 
     def launch_ahead(self, num_tokens: int) -> None:
-        """Has two steps under way if so many tokens cannot be written in one of them, otherwise one."""
-        wanted = 2 if num_tokens > self.draft_length + 1 else 1
+        """Has two steps under way if so many tokens cannot be written in one of them, otherwise one.
+
+        With drafts that are looked up there is never more than one.
+        """
+        ahead = num_tokens > self.draft_length + 1 and not isinstance(self._drafting, Lookups)
+        wanted = 2 if ahead else 1
         while len(self._reports) < wanted:
             self.launch()
 
@@ -152,7 +177,10 @@ class SpeculativeEngine:
             ValueError: none was.
         """
         require(len(self._reports) > 0, "collect", "called after launch", "no step under way", "call launch")
-        return [row[1 : 1 + row[0]] for row in self._reports.receive()]
+        gained = [row[1 : 1 + row[0]] for row in self._reports.receive()]
+        if isinstance(self._drafting, Lookups):
+            self._drafting.extend(gained)
+        return gained
 
     def generate(
         self,
@@ -188,13 +216,29 @@ class SpeculativeEngine:
 
     @torch.no_grad()
     def draft(self) -> None:
-        """The first part of a step alone, recorded as one graph; to be timed, it moves nothing on."""
-        self._run("draft", self._draft_in_place)
+        """The first part of a step alone, recorded as one graph; to be timed, it moves nothing on.
+
+        Raises:
+            ValueError: no prompt was read yet.
+        """
+        self._require_started("draft")
+        looked_up = isinstance(self._drafting, Lookups)
+        self._draft_in_place() if looked_up else self._run("draft", self._draft_in_place)
 
     @torch.no_grad()
     def verify(self) -> None:
-        """The target's pass over the last γ + 1 tokens, at least as many, as `draft`."""
+        """The target's pass over the last γ + 1 tokens of each text, to be timed: it moves nothing on.
+
+        Raises:
+            ValueError: no prompt was read yet, or one with fewer than γ tokens.
+        """
+        self._require_started("verify")
+        remedy = "start with a longer prompt"
+        require(self.shortest >= self.draft_length, "verify", "called with γ tokens", self.shortest, remedy)
         self._run("verify", self._window.read)
+
+    def _require_started(self, name: str) -> None:
+        require(self.capacity > 0, name, "called after start", "an engine without prompts", "call start")
 
     def _draft_in_place(self) -> None:
         self._drafting.draft(self.choice)
@@ -202,6 +246,9 @@ class SpeculativeEngine:
 
     def _whole(self) -> None:
         self._drafting.draft(self.choice)
+        self._settle()
+
+    def _settle(self) -> None:
         self._window.read()
         state, logits, last = self._state, self._window.logits, self.capacity - 1
         places = (state.text, state.positions, last, self._report)
@@ -218,14 +265,21 @@ class SpeculativeEngine:
         # The old caches, and the recordings that hold on to them, go before new ones are made.
         self._recordings.clear()
         self._choices: dict[bool, Choice] = {}
-        self._state = self._drafting = self._window = None
+        self._states, self._state, self._drafting, self._window = [], None, None, None
         self.capacity = 0
         gamma = self.draft_length
         slots = capacity + gamma + 1  # drafts behind the last token of a text, and the target's own
+        for model in self.models:
+            check_room(model, batch_size, slots)
         layout = torch.Tensor.contiguous if self.backend == "triton" else lay_out
-        self._state, ahead = (StepState(m, batch_size, slots, layout) for m in (self.target, self.drafter))
-        ahead.text, ahead.positions = self._state.text, self._state.positions
-        self._drafting = Drafting(ahead, gamma, backend=self.backend, settings=self.drafter_settings)
+        self._states = [StepState(model, batch_size, slots, layout) for model in self.models]
+        self._state = self._states[0]
+        if isinstance(self.drafter, LookupDrafter):
+            self._drafting = Lookups(self._state, gamma, self.drafter)
+        else:
+            ahead = self._states[1]
+            ahead.text, ahead.positions = self._state.text, self._state.positions
+            self._drafting = Drafting(ahead, gamma, backend=self.backend, settings=self.drafter_settings)
         self._window = Window(self._state, gamma + 1, backend=self.backend, settings=self.settings)
         self._report = self._state.text.new_zeros(batch_size, gamma + 2)
         self._verdicts = Choice(batch_size * (gamma + 1), self.vocab_size, self.device)
@@ -248,6 +302,22 @@ class SpeculativeEngine:
             keep = [self._state.text, self._state.positions]
             self._recordings[key] = recorded(work, self.device, keep)
         return self._recordings[key]()
+
+
+def _check_drafter(target: Decoder, drafter: Decoder | LookupDrafter) -> None:
+    if isinstance(drafter, LookupDrafter):
+        return check_sizes(target.config.vocab_size, drafter.vocab_size)
+    check_sizes(target.config.vocab_size, drafter.config.vocab_size)
+    wanted, found = ((model.device, model.dtype) for model in (target, drafter))
+    remedy = "load both alike"
+    require(wanted == found, "drafter", f"on the target's device, in its dtype {wanted}", found, remedy)
+
+
+def _check_queries(target: Decoder, draft_length: int) -> None:
+    config = target.config
+    longest = MOST_QUERIES * config.num_kv_heads // config.num_heads - 1
+    allowed, remedy = f"at most {longest} for this model's attention", "draft less, or take the reference"
+    require(draft_length <= longest, "draft_length", allowed, draft_length, remedy)
 
 
 def _ended(tokens: list[int], most: int, ends: set[int]) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
-from llmcourse.speculative import ModelDrafter, stream
+from llmcourse.speculative import LookupDrafter, ModelDrafter, stream
 from llmcourse.speculative.early_layers import first_layers
 from llmcourse.speculative.engine import SpeculativeEngine
 from llmcourse.speculative.engine import engine as engine_module
@@ -23,6 +23,7 @@ DRAFTERS = {
     "far": lambda model: near(model, 0.3),
     "early layers": lambda model: first_layers(model, 1),
     "itself": lambda model: near(model, 0.0),
+    "lookup": lambda model: LookupDrafter(VOCAB),
 }
 
 
@@ -94,7 +95,7 @@ def test_a_window_gives_the_logits_of_one_token_after_the_other(model):
     engine = SpeculativeEngine(model, near(model), draft_length=4)
     engine.start(PROMPTS, 20)
     engine._drafting.draft(engine.choice)
-    engine.verify()
+    engine._window.read()
     tokens, logits = engine._window.tokens, engine._window.logits
     plain = DecodeEngine(model)
     plain.start(PROMPTS, 20)
@@ -117,8 +118,8 @@ def law(model, temperature: float) -> np.ndarray:
     return (law / law.sum()).numpy()
 
 
-def sampled(model, temperature: float) -> np.ndarray:
-    engine = SpeculativeEngine(model, near(model, 0.08), draft_length=2)
+def sampled(model, temperature: float, drafter=None) -> np.ndarray:
+    engine = SpeculativeEngine(model, drafter or near(model, 0.08), draft_length=2)
     found = engine.generate([PROMPT] * NUM_TEXTS, LENGTH, temperature=temperature, seed=1)
     assert found.tally.accepted > 500, "drafts stand"
     return np.array(found.tokens) @ (SMALL ** np.arange(LENGTH)[::-1])
@@ -129,6 +130,34 @@ def test_sampled_texts_follow_the_law_of_the_target(temperature):
     """An honest engine fails once in ten thousand fresh seeds; the seed is fixed."""
     model = tiny_decoder(vocab_size=SMALL)
     assert p_value(sampled(model, temperature), law(model, temperature)) > FALSE_ALARM_RATE
+
+
+def test_sampled_texts_follow_the_law_where_drafts_are_looked_up():
+    model = tiny_decoder(vocab_size=SMALL)
+    assert p_value(sampled(model, 1.0, LookupDrafter(SMALL)), law(model, 1.0)) > FALSE_ALARM_RATE
+
+
+def test_steps_under_way_bring_the_same_tokens(model):
+    engine = SpeculativeEngine(model, near(model), draft_length=3)
+    engine.start(PROMPTS, CONTEXT)
+    wanted = [engine.step() for _ in range(4)]
+    engine.start(PROMPTS, CONTEXT)
+    for _ in range(4):
+        engine.launch()
+    assert [engine.collect() for _ in range(4)] == wanted
+
+
+def test_what_is_timed_alone_moves_nothing_on(model, expected):
+    long = [prompt for prompt in PROMPTS if len(prompt) >= 2]
+    for drafter in (near(model), LookupDrafter(VOCAB)):
+        engine = SpeculativeEngine(model, drafter, draft_length=2)
+        first = [[token] for token in engine.start(long, CONTEXT)]
+        engine.draft()
+        engine.verify()
+        for row, new in zip(first, engine.step(), strict=True):
+            row += new
+        wanted = [text for text, prompt in zip(expected, PROMPTS, strict=True) if len(prompt) >= 2]
+        assert [text[: len(row)] for text, row in zip(wanted, first, strict=True)] == first
 
 
 def always_accepts(logits, q, drafts, uniform, inverse_temperature):
@@ -157,6 +186,8 @@ def test_planted_bugs_are_rejected(bug):
     [
         ({"draft_length": 0}, "draft_length must be an integer of at least 1, got 0"),
         ({"drafter": tiny_decoder(vocab_size=VOCAB + 1)}, "drafter must be over the 40 tokens"),
+        ({"drafter": LookupDrafter(VOCAB + 1)}, "drafter must be over the 40 tokens"),
+        ({"drafter": tiny_decoder().double()}, r"drafter must be on the target's device, in its dtype"),
     ],
 )
 def test_what_cannot_speculate_is_refused(model, settings, message):
@@ -172,9 +203,35 @@ def test_what_cannot_speculate_is_refused(model, settings, message):
         (lambda engine: engine.start([[1, 2]], 2), r"capacity must be in \[3, 16\], got 2"),
         (lambda engine: engine.generate([[]], 4), r"prompts\[0\] must hold at least 1 token"),
         (lambda engine: engine.step(), "step must be called after start"),
+        (lambda engine: engine.draft(), "draft must be called after start"),
+        (lambda engine: engine.verify(), "verify must be called after start"),
+        (lambda engine: engine.collect(), "collect must be called after launch"),
     ],
 )
 def test_what_cannot_be_written_is_refused(model, asked, message):
     engine = SpeculativeEngine(model, tiny_decoder(1, context=16))
     with pytest.raises(ValueError, match=message):
         asked(engine)
+
+
+def test_a_second_step_is_not_looked_up_before_the_first_is_known(model):
+    engine = SpeculativeEngine(model, LookupDrafter(VOCAB))
+    engine.start(PROMPTS, 20)
+    engine.launch()
+    with pytest.raises(ValueError, match="launch must be called with no step under way, got 1; collect it"):
+        engine.launch()
+
+
+def test_a_prompt_too_short_to_time_verifying_is_refused(model):
+    engine = SpeculativeEngine(model, near(model), draft_length=4)
+    engine.start([[1, 2]], 20)
+    with pytest.raises(ValueError, match="verify must be called with γ tokens, got 2; start with a longer"):
+        engine.verify()
+
+
+def test_more_drafts_than_attention_takes_are_refused_before_memory_is_made(model):
+    with (
+        mock.patch.object(engine_module, "resolve", lambda *_: "triton"),
+        pytest.raises(ValueError, match="draft_length must be at most 31 for this model's attention, got 32"),
+    ):
+        SpeculativeEngine(model, model, draft_length=32)
