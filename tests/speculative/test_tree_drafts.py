@@ -69,7 +69,7 @@ def test_a_chain_is_the_degenerate_tree(gamma):
     assert tree.depths == tuple(range(1, gamma + 1))
     assert torch.equal(tree.ancestors(), torch.ones(gamma, gamma, dtype=torch.bool).tril())
     assert tree.paths == ((tuple(range(gamma)),) if gamma else ())
-    assert not DraftTree((*tree.parents, -1, 0)).is_chain
+    assert not DraftTree((*tree.parents, -1, -1)).is_chain
 
 
 def test_trees_are_values():
