@@ -187,7 +187,7 @@ def test_the_longest_path_may_lie_below_the_second_of_two_siblings_alike():
 
 def test_walking_from_step_to_step_writes_what_greedy_decoding_writes(model):
     """Two choices of another model at each node, three deep: some second choices have to be taken."""
-    tree, wanted = DraftTree((-1, -1, 0, 0, 1, 1, 2, 2, 4, 4)), 12
+    tree, wanted = DraftTree((-1, -1, 0, 0, 1, 1, 2, 2, 4, 4)), 6
     drafter, second = near(model, 0.05), 0
     greedy = decoding.generate(model, PROMPTS, max_new_tokens=wanted)
     for prompt, expected in zip(PROMPTS, greedy, strict=True):
