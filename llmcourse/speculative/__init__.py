@@ -2,6 +2,8 @@
 
 verify         which drafts stand, and the target's token after them: no distribution is changed
 arguments      what verification refuses
+tree           drafts that branch: which follows which, and the slow truth of reading them at once
+verify_tree    which path of a tree stands, greedily and losslessly
 distributions  p and q as tokens are drawn from them, after penalties, temperature and truncation
 theory         expected tokens and speed-up from α, γ and c; the best γ
 drafter        what proposes drafts, behind one interface
@@ -56,7 +58,9 @@ from llmcourse.speculative.theory import (
     expected_tokens_by_position,
     speed_up,
 )
+from llmcourse.speculative.tree import DraftTree, chain, read_tree
 from llmcourse.speculative.verify import Verdict, residual, verify_drafts
+from llmcourse.speculative.verify_tree import TreeVerdict, verify_tree, walk
 
 __all__ = [
     "AdaptiveLength",
@@ -67,6 +71,7 @@ __all__ = [
     "Draft",
     "DraftError",
     "DraftLength",
+    "DraftTree",
     "Drafter",
     "EarlyLayersDrafter",
     "FixedLength",
@@ -85,6 +90,7 @@ __all__ = [
     "Stage",
     "Tally",
     "Target",
+    "TreeVerdict",
     "UncachedTarget",
     "Verdict",
     "acceptance",
@@ -93,6 +99,7 @@ __all__ = [
     "as_target",
     "best_draft_length",
     "best_within",
+    "chain",
     "cheapest",
     "distribution",
     "expected_tokens",
@@ -108,9 +115,12 @@ __all__ = [
     "point_masses",
     "processed",
     "processed_logits",
+    "read_tree",
     "residual",
     "single_models",
     "speed_up",
     "stream",
     "verify_drafts",
+    "verify_tree",
+    "walk",
 ]

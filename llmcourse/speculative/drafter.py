@@ -18,6 +18,7 @@ from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import Processor
 from llmcourse.decoding.sampling import Randomness
 from llmcourse.speculative.distributions import point_masses
+from llmcourse.speculative.tree import DraftTree
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,23 @@ class Draft:
         tokens: the drafts; rows with fewer than others are padded with token 0.
         num_tokens: how many of them are a row's own.
         q: what each was drawn from, or None if all were certain: lookup, or a greedy drafter.
+        tree: which draft follows which; None if each follows the one before it. The drafts are its nodes'
+            tokens, and a row with fewer has the tree's first nodes.
+
+    Raises:
+        ValueError: a tree of more or fewer nodes than there are drafts.
     """
 
     tokens: Int[Tensor, "B G"]
     num_tokens: Int[Tensor, " B"]
     q: Float[Tensor, "B G V"] | None = None
+    tree: DraftTree | None = None
+
+    def __post_init__(self):
+        if self.tree is not None:
+            allowed, found = f"of {len(self.tree)} columns as its tree has nodes", tuple(self.tokens.shape)
+            remedy = "give a token for every node"
+            require(found[1:] == (len(self.tree),), "tokens of a draft", allowed, found, remedy)
 
     def distributions(self, vocab_size: int) -> Float[Tensor, "B G V"]:
         """q as `verify_drafts` takes it: point masses if the drafts were certain.

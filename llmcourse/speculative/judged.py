@@ -57,8 +57,12 @@ def checked(
     A row fails if more was proposed than asked for, or a token outside the vocabulary.
 
     Raises:
-        ValueError: tensors of other shapes than (B, G) and (B,).
+        ValueError: tensors of other shapes than (B, G) and (B,), or a tree that is no chain: a cache holds
+            one text a row, and the drafts behind it are read as one.
     """
+    if draft.tree is not None:
+        remedy = "read it with read_tree, and judge it with walk or verify_tree"
+        require(draft.tree.is_chain, "tree of a draft", "a chain in this loop", draft.tree.parents, remedy)
     shapes = tuple(draft.tokens.shape[:1]), tuple(draft.num_tokens.shape)
     good = draft.tokens.dim() == 2 and shapes == ((len(rows),),) * 2
     found = f"{tuple(draft.tokens.shape)} and {shapes[1]}"
