@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from record import record, record_raw, rounded
-from speculative import DOMAINS, seconds
+from speculative import DOMAINS
 
 from llmcourse import pretrained, timing
 from llmcourse.decoding.engine import DecodeEngine
@@ -129,11 +130,10 @@ def race(plain: DecodeEngine, ours: SpeculativeEngine, texts: list[list[int]], n
     plain_s, ours_s, tally = [], [], Tally()
     for number, text in enumerate([texts[0], *texts]):
         plain.start([text], capacity)
-        wanted, found = [], []
-        spent = seconds(lambda: wanted.extend(plain.decode(num_tokens)[0].tolist()), CPU)
-        found += ours.start([text], capacity)
-        judged: list[int] = []
-        ours_spent = seconds(lambda: write(ours, found, num_tokens, judged), CPU)
+        begun = perf_counter()
+        wanted = plain.decode(num_tokens)[0].tolist()
+        spent = perf_counter() - begun
+        found, judged, ours_spent = written(ours, text, num_tokens, capacity)
         if found[:num_tokens] != wanted:
             raise AssertionError(f"prompt {number} is continued in another way by {ours.drafter}")
         if number:
@@ -141,19 +141,24 @@ def race(plain: DecodeEngine, ours: SpeculativeEngine, texts: list[list[int]], n
             ours_s.append(ours_spent)
             for accepted in judged:
                 tally = tally.after(ours.draft_length, accepted)
-    parts = timing.measure_in_turns(
-        {"token": lambda: plain.step(torch.tensor([5])), "draft": ours.draft, "verify": ours.verify}
-    )
-    return Race(
-        ours.draft_length, plain_s, ours_s, {name: part.median_s for name, part in parts.items()}, tally
-    )
+    plain.start([texts[0]], capacity)
+    token = torch.tensor([5])
+    parts = {"token": lambda: plain.step(token), "draft": ours.draft, "verify": ours.verify}
+    times = timing.measure_in_turns(parts, repeats=min(20, num_tokens - 1))
+    return Race(ours.draft_length, plain_s, ours_s, {name: times[name].median_s for name in parts}, tally)
 
 
-def write(engine: SpeculativeEngine, found: list[int], num_tokens: int, judged: list[int]) -> None:
-    while len(found) < num_tokens + 1:
+def written(
+    engine: SpeculativeEngine, text: list[int], num_tokens: int, capacity: int
+) -> tuple[list[int], list[int], float]:
+    """The new tokens, how many drafts of each step stood, and the seconds after the text was read."""
+    found, judged = engine.start([text], capacity), []
+    begun = perf_counter()
+    while len(found) < num_tokens:
         (new,) = engine.step()
         judged.append(len(new) - 1)
         found += new
+    return found, judged, perf_counter() - begun
 
 
 def described(found: Race) -> dict[str, float]:

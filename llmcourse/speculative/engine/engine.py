@@ -121,7 +121,7 @@ class SpeculativeEngine:
         self.choice = self._choice_for(temperature, seed)
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._reports.clear()
-        self.shortest = min(map(len, prompts))
+        self._lengths = [len(prompt) + 1 for prompt in prompts]  # of the texts, as far as they were collected
         for state in self._states:
             prefill(state, prompts)
         choose(self._state.logits, self._state.text, self._state.positions, self.choice, backend=self.backend)
@@ -178,6 +178,7 @@ class SpeculativeEngine:
         """
         require(len(self._reports) > 0, "collect", "called after launch", "no step under way", "call launch")
         gained = [row[1 : 1 + row[0]] for row in self._reports.receive()]
+        self._lengths = [length + len(new) for length, new in zip(self._lengths, gained, strict=True)]
         if isinstance(self._drafting, Lookups):
             self._drafting.extend(gained)
         return gained
@@ -230,11 +231,11 @@ class SpeculativeEngine:
         """The target's pass over the last γ + 1 tokens of each text, to be timed: it moves nothing on.
 
         Raises:
-            ValueError: no prompt was read yet, or one with fewer than γ tokens.
+            ValueError: no prompt was read yet, or a text has no more than γ tokens.
         """
         self._require_started("verify")
-        remedy = "start with a longer prompt"
-        require(self.shortest >= self.draft_length, "verify", "called with γ tokens", self.shortest, remedy)
+        shortest, allowed = min(self._lengths), "called when each text has more than γ tokens"
+        require(shortest > self.draft_length, "verify", allowed, shortest, "take a step or two before")
         self._run("verify", self._window.read)
 
     def _require_started(self, name: str) -> None:

@@ -222,11 +222,16 @@ def test_a_second_step_is_not_looked_up_before_the_first_is_known(model):
         engine.launch()
 
 
-def test_a_prompt_too_short_to_time_verifying_is_refused(model):
+def test_a_text_too_short_to_time_verifying_is_refused(model):
     engine = SpeculativeEngine(model, near(model), draft_length=4)
     engine.start([[1, 2]], 20)
-    with pytest.raises(ValueError, match="verify must be called with γ tokens, got 2; start with a longer"):
+    with pytest.raises(
+        ValueError, match=r"verify must be called when each text has more than γ.* got 3; take"
+    ):
         engine.verify()
+    while min(engine._lengths) < 5:
+        engine.step()
+    engine.verify()
 
 
 def test_more_drafts_than_attention_takes_are_refused_before_memory_is_made(model):
