@@ -409,7 +409,14 @@ print("\n".join(map(recorded.told, rows)) or "What verifying costs there is not 
 # Not $\alpha$, which belongs to two models and a text. An engine shortens drafts and verification, but the plain token as well,
 # and $c$ and $v$ are counted in plain tokens: compare them with those of 4.7. Against a slow loop anything is fast, so a
 # speed-up says nothing without the decoder that it was measured over. And a recorded bar is to be read beside its mark: where
-# both agree, the three numbers are the whole story of its height.
+# both agree, the three numbers are the whole story of its height. Where they do not, something is in none of them. A verdict
+# over drafts that were *drawn* needs softmax and sums over the vocabulary, beside the passes; a batch is done when the slowest
+# of its rows is. And theory with $v = 1$, as the paper has it, promises more than any of these rows: a pass over eight tokens
+# of a model of this size is no pass over one. The prompts are of the kinds of text that both models were trained on, so they
+# agree more often than they would on a stranger's.
+#
+# "The same tokens" has a limit, too. A pass over several tokens and one over a single one add up in different orders, and in
+# 16 bits two tokens that are as good as equally likely may change places. In float32, as here, they never did.
 #
 # ## 4.10 Where it is slower
 #
