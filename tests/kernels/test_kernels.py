@@ -61,6 +61,14 @@ def test_kernels_keep_their_contract():
     check_passes("--noconftest", *CONTRACT, switches=switches)
 
 
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
+@pytest.mark.skipif(not HOPPER, reason="only a GPU of Hopper multiplies by four warps together")
+def test_rings_that_go_round_keep_their_contract():
+    check_passes("--noconftest", Path(__file__).with_name("contract_of_rings.py"), switches={})
+
+
 CPU = torch.device("cpu")
 
 
