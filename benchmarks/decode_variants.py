@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from kernel_checks import BF16, CHECKS, DEVICE, check_strip, passed, random, relative_error, run_check
+from kernel_checks import BF16, CHECKS, DEVICE, check_tile, passed, random, relative_error, run_check
 from large_models import CONFIGS, NEW, PROMPT, random_model, random_prompts, step_bytes
 from record import commit
 
@@ -181,8 +181,8 @@ def stage_check(log: Log) -> None:
     names = [(check.__name__, arguments) for check, arguments in CHECKS]
     for shape in STRIPS:
         for strip in strips_of(*shape):
-            jobs.append((check_strip, (*shape, strip)))
-            names.append(("check_strip", (*shape, strip)))
+            jobs.append((check_tile, (*shape, strip)))
+            names.append(("check_tile", (*shape, strip)))
     for (name, arguments), (state, found) in zip(names, in_parallel(jobs), strict=True):
         log(stage="check", what=name, arguments=str(arguments), state=state, found=found)
         if not passed(found):

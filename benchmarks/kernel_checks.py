@@ -24,14 +24,15 @@ from llmcourse.kernels.decode_attention import (
     decode_attention,
     decode_attention_reference,
 )
-from llmcourse.kernels.linear import linear, linear_reference
-from llmcourse.kernels.tiles import STRIPS, AttentionTile, Strip, attention_tile
+from llmcourse.kernels.linear import AnyTile, linear, linear_reference
+from llmcourse.kernels.tiles import FEW_ROWS, STRIPS, AttentionTile, Ring, Strip, attention_tile
 from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
 from llmcourse.model import Decoder, DecoderConfig
 
 DEVICE = torch.device("cuda")
 BF16 = torch.bfloat16
 STAGED = "shared memory"  # attention's tiles there, as many as this GPU holds
+STREAMED = (Ring(8, 512, 2), Ring(32, 128, 3), Ring(64, 128, 2, 8), Strip(8, 4, True), Strip(16, 8, True))
 
 
 def relative_error(ours: torch.Tensor, truth: torch.Tensor) -> float:
@@ -58,10 +59,10 @@ def check_linear(batch: int, outputs: int, inputs: int, gated: bool, pdl: bool) 
     return relative_error(out, truth) / theirs
 
 
-def check_strip(outputs: int, inputs: int, gated: bool, strip: Strip) -> float:
-    """The same of a whole strip of rows in shared memory: the worst with norm, residual and bias."""
-    x, weight = random(1, inputs), random(outputs * (1 + gated), inputs, scale=inputs**-0.5)
-    given = [{"norm": random(inputs).abs()}, {"residual": random(1, outputs)}]
+def check_tile(outputs: int, inputs: int, gated: bool, tile: AnyTile, batch: int = 1) -> float:
+    """The same of one way to cut the matrix: the worst with norm, residual and bias."""
+    x, weight = random(batch, inputs), random(outputs * (1 + gated), inputs, scale=inputs**-0.5)
+    given = [{"norm": random(inputs).abs()}, {"residual": random(batch, outputs)}]
     if not gated:
         given.append({"bias": random(outputs)})
     worst = 0.0
@@ -69,8 +70,8 @@ def check_strip(outputs: int, inputs: int, gated: bool, strip: Strip) -> float:
         parts |= {"gated": gated}
         truth = linear_reference(x.double(), weight.double(), **doubled(parts))
         theirs = relative_error(linear_reference(x, weight, **parts), truth)
-        out = torch.full((1, outputs), float("nan"), dtype=BF16, device=DEVICE)
-        linear(x, weight, out=out, backend="triton", pdl=True, tile=strip, **parts)
+        out = torch.full((batch, outputs), float("nan"), dtype=BF16, device=DEVICE)
+        linear(x, weight, out=out, backend="triton", pdl=True, tile=tile, **parts)
         if not torch.isfinite(out).all():
             return float("nan")
         worst = max(worst, relative_error(out, truth) / theirs)
@@ -255,11 +256,19 @@ CHECKS: list[tuple[Callable, tuple]] = [
         for norm, pdl in ((True, True), (False, False))
     ],
     *[(check_step, (rows, graph)) for rows in (1, 4) for graph in (False, True)],
-    *[(check_strip, (*shape, strip)) for shape, strip in STRIPS.items()],
+    *[(check_tile, (*shape, strip)) for shape, strip in STRIPS.items()],
     *[
-        (check_strip, (77, 1000, gated, Strip(8, 4, cores)))
+        (check_tile, (77, 1000, gated, Strip(8, 4, cores)))
         for gated in (False, True)
         for cores in (False, True)
+    ],
+    *[(check_tile, (*shape, tile, batch)) for shape, tile in FEW_ROWS.items() for batch in (2, 8)],
+    *[
+        (check_tile, (77, inputs, gated, tile, batch))
+        for tile in STREAMED
+        for batch in (2, 8, 16)
+        for inputs in (1000, 2048)
+        for gated in (False, True)
     ],
     *[(check_linear, (b, 28672, 1024, True, True)) for b in (2, 16, 17, 64)],
     *[(check_linear, (b, 32768, 1024, False, True)) for b in (2, 33)],

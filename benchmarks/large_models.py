@@ -18,11 +18,16 @@ PROMPT, NEW = 128, 200  # tokens of a prompt, and new ones
 
 
 def random_model(name: str, **changes: int) -> Decoder:
-    """In bfloat16 on the GPU; `changes` are fields of the configuration."""
+    """`changes` are fields of the configuration."""
+    return random_decoder(dataclasses.replace(CONFIGS[name], **changes))
+
+
+def random_decoder(config: DecoderConfig) -> Decoder:
+    """In bfloat16 on the GPU."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("cuda"):
-            model = Decoder(dataclasses.replace(CONFIGS[name], **changes))
+            model = Decoder(config)
     finally:
         torch.set_default_dtype(torch.float32)
     return model.eval().requires_grad_(False)

@@ -61,7 +61,7 @@ def record(
     return row
 
 
-def record_raw(stem: str, device: torch.device, **row: Any) -> None:
+def record_raw(stem: str, device: torch.device, /, **row: Any) -> None:
     """Appends what a figure was made of to `raw/<stem>_<device>.jsonl`."""
     name = hardware.this_machine(device).name
     _append(RESULTS / "raw" / f"{stem}_{words(name, '_')}.jsonl", row)

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcourse import pretrained
+from llmcourse.arguments import parse_path
 from llmcourse.hardware import default_device
 from llmcourse.model import Decoder
-from llmcourse.training.__main__ import parse_path
 from llmcourse.training.evaluate import HeldOut, evaluate
 from llmcourse.training.export import hugging_face_config, tokenizer_config, write_json, write_weights
 from llmcourse.training.optimizer import build_optimizers, set_rates

@@ -11,3 +11,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def parse_path(value: str) -> tuple[str, str]:
+    """Name and path of an argument `NAME=PATH`; what is none is refused as argparse asks for it."""
+    name, _, path = value.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {value!r}")
+    return name, path

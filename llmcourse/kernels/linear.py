@@ -19,6 +19,7 @@ from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, c
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import product
 from llmcourse.kernels.tiles import (
+    FEW_ROWS,
     FEW_ROWS_BYTES,
     MEASURED_RING_ROWS,
     MOST_RING_ROWS,
@@ -82,7 +83,8 @@ def linear(
         pdl: launch before the previous kernel has ended; it must be one that takes part (see `launch`).
             Without effect before Hopper.
         tile: how the kernel cuts the matrix; None takes the measured or the default shape. A `Strip` is for
-            one row of input, a `Ring` for a few, both in bfloat16 on Hopper or later.
+            up to 16 rows of input and a `Ring` for 2 to 16, both in bfloat16 on Hopper; for one row a `Strip`
+            also runs on what came later.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
@@ -122,8 +124,14 @@ def linear(
 def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -> AnyTile | None:
     """How the kernel is to cut the matrix; None where PyTorch's operations run.
 
-    For "auto" that is also where they are taken to be faster: for several rows, except in 16 bits on a GPU of
-    as much shared memory as Hopper (see `tiles.few_rows_tile`; measured in bfloat16 on an H200).
+    Up to eight rows in bfloat16 on Hopper are streamed, by a `Ring` or a `Strip`. That was measured in passes
+    over several tokens, in which every kernel starts before its predecessor has ended: these ask for
+    "triton", and have any matrix streamed. "auto" is a batch of rows too, without early starts, and takes
+    such tiles only for the matrices in `tiles.FEW_ROWS`.
+
+    Otherwise "auto" leaves several rows to PyTorch's operations, which are taken to be faster, except in 16
+    bits on a GPU of as much shared memory as Hopper (see `tiles.few_rows_tile`; measured in bfloat16 on an
+    H200).
     """
     if resolve(backend, x.device, x.dtype) == "reference":
         return None
@@ -136,7 +144,8 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
         if isinstance(tile, Strip) and _gluon_obstacle(tile, x, weight, gated):
             return gemv_tile(num_outputs, num_inputs, gated)
         return tile
-    if num_rows <= MEASURED_RING_ROWS:
+    measured = (num_outputs, num_inputs, gated) in FEW_ROWS
+    if num_rows <= MEASURED_RING_ROWS and (measured or backend == "triton"):
         streamed = streamed_tile(num_rows, num_outputs, num_inputs, gated)
         if not _gluon_obstacle(streamed, x, weight, gated):
             return streamed
@@ -155,6 +164,8 @@ def _gluon_obstacle(tile: Strip | Ring, x: Tensor, weight: Tensor, gated: bool) 
     if not least <= x.shape[0] <= MOST_RING_ROWS or x.dtype != torch.bfloat16 or x.shape[1] % 8:
         takes = f"{least} to {MOST_RING_ROWS} rows, a multiple of 8 numbers each, in bfloat16"
         return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes {takes}"
+    if x.shape[0] > 1 and (obstacle := _several_rows_obstacle(tile)):
+        return f"for {x.shape[0]} rows: {obstacle}"
     if x.shape[0] == 1 and not runs_gluon(90):
         return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
     if x.shape[0] > 1 and not runs_wgmma():
@@ -163,6 +174,19 @@ def _gluon_obstacle(tile: Strip | Ring, x: Tensor, weight: Tensor, gated: bool) 
         return "for a weight or x that does not begin at a multiple of 16 bytes"
     held, room = tile.held_bytes(*x.shape, gated), shared_bytes() - SPARE_BYTES
     return f"with {held} bytes for a program, which has room for {room}" if held > room else None
+
+
+def _several_rows_obstacle(tile: Strip | Ring) -> str | None:
+    """What in the tile's numbers only one row of input can do with, or None.
+
+    With eight warps at most the tensor cores never get more than 256 columns at a time, which is their limit:
+    a strip's piece has at most 16 blocks of 64 columns, each with at most 16 rows of input.
+    """
+    if tile.warps not in (4, 8):
+        return f"warps must be 4 or 8, which multiply together, got {tile.warps}"
+    if isinstance(tile, Strip) and not tile.tensor_cores:
+        return "tensor_cores must be True, since nothing else multiplies several rows, got False"
+    return None
 
 
 def _check(

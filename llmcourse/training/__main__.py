@@ -20,18 +20,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from llmcourse.arguments import Parser
+from llmcourse.arguments import Parser, parse_path
 from llmcourse.hardware import default_device, this_machine
 from llmcourse.training.family import Corpus, train_family
 from llmcourse.training.recipes import FAMILY, Recipe
 from llmcourse.training.text import Source
-
-
-def parse_path(value: str) -> tuple[str, str]:
-    name, _, path = value.partition("=")
-    if not name or not path:
-        raise argparse.ArgumentTypeError(f"expected NAME=PATH, got {value!r}")
-    return name, path
 
 
 def parse_share(value: str) -> tuple[str, float]:

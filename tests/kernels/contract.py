@@ -7,6 +7,7 @@ programmatic dependent launch is tested where the GPU knows it.
 """
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -65,27 +66,34 @@ def check(ours: torch.Tensor, truth: torch.Tensor, theirs: torch.Tensor) -> None
     assert (ours.double() - truth).abs().max() <= allowed
 
 
+def check_linear(
+    parts: str, rows: int, outputs: int, inputs: int, dtype: torch.dtype, pdl: bool, tiles: Sequence
+) -> None:
+    has_norm, gated, has_bias, has_residual = PARTS[parts]
+    x = random(rows, inputs, dtype=dtype)
+    weight = random(outputs * (1 + gated), inputs, dtype=dtype) / inputs**0.5
+    given = {
+        "norm": random(inputs, dtype=dtype).abs() if has_norm else None,
+        "bias": random(outputs, dtype=dtype) if has_bias else None,
+        "residual": random(rows, outputs, dtype=dtype) if has_residual else None,
+        "gated": gated,
+    }
+    truth = linear_reference(x.double(), weight.double(), **doubled(given))
+    theirs = linear_reference(x, weight, **given)
+    for tile in tiles:
+        out = torch.full((rows, outputs), torch.nan, dtype=dtype, device=DEVICE)
+        linear(x, weight, out=out, backend="triton", pdl=pdl, tile=tile, **given)
+        check(out, truth, theirs)
+
+
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize(("rows", "dtype", "pdl"), LINEAR)
 def test_linear(parts, rows, dtype, pdl):
-    has_norm, gated, has_bias, has_residual = PARTS[parts]
     for outputs, inputs in SHAPES:
-        x = random(rows, inputs, dtype=dtype)
-        weight = random(outputs * (1 + gated), inputs, dtype=dtype) / inputs**0.5
-        given = {
-            "norm": random(inputs, dtype=dtype).abs() if has_norm else None,
-            "bias": random(outputs, dtype=dtype) if has_bias else None,
-            "residual": random(rows, outputs, dtype=dtype) if has_residual else None,
-            "gated": gated,
-        }
-        truth = linear_reference(x.double(), weight.double(), **doubled(given))
-        theirs = linear_reference(x, weight, **given)
         strips = STRIPS if rows == 1 else STREAMED
         strips = strips if dtype == torch.bfloat16 and inputs % 8 == 0 else ()
-        for tile in (None, Tile(4, 32, 4) if rows == 1 else Tile(16, 16, 4, 2), *strips):
-            out = torch.full((rows, outputs), torch.nan, dtype=dtype, device=DEVICE)
-            linear(x, weight, out=out, backend="triton", pdl=pdl, tile=tile, **given)
-            check(out, truth, theirs)
+        tiles = (None, Tile(4, 32, 4) if rows == 1 else Tile(16, 16, 4, 2), *strips)
+        check_linear(parts, rows, outputs, inputs, dtype, pdl, tiles)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -14,11 +14,12 @@ from llmcourse.costs.shapes import ModelShapes
 from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.kernels.backend import resolve
 from llmcourse.kernels.decode_attention import MOST_SPLITS, STAGED_KEYS, Workspace, num_splits
-from llmcourse.kernels.linear import linear
+from llmcourse.kernels.linear import best_linear_tile, linear
 from llmcourse.kernels.tiles import (
     FEW_ROWS,
     FEW_ROWS_BYTES,
     MEASURED,
+    MOST_RING_ROWS,
     RING_BYTES,
     STRIPS,
     AttentionTile,
@@ -32,6 +33,7 @@ from llmcourse.kernels.tiles import (
     matmul_rows,
     matmul_tile,
     paged_tile,
+    ring_rows,
     streamed_tile,
 )
 from llmcourse.kernels.tokens import Choice
@@ -57,6 +59,14 @@ CONTRACT = [
 def test_kernels_keep_their_contract():
     switches = {} if torch.cuda.is_available() else INTERPRETED
     check_passes("--noconftest", *CONTRACT, switches=switches)
+
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
+@pytest.mark.skipif(not HOPPER, reason="only a GPU of Hopper multiplies by four warps together")
+def test_rings_that_go_round_keep_their_contract():
+    check_passes("--noconftest", Path(__file__).with_name("contract_of_rings.py"), switches={})
 
 
 CPU = torch.device("cpu")
@@ -117,6 +127,53 @@ def test_by_default_several_rows_take_the_faster_product(monkeypatch, backend, n
     y = linear(x, torch.ones(3, 4), backend=backend)
     assert launched == ([kernel] if kernel else [])
     assert kernel or torch.equal(y, torch.full((num_rows, 3), 4.0))
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """As on such a GPU, as long as nothing is launched."""
+    monkeypatch.setattr("llmcourse.kernels.linear.resolve", lambda *_: "triton")
+    monkeypatch.setattr("llmcourse.kernels.capabilities.runs_wgmma", lambda: True)
+    monkeypatch.setattr("llmcourse.kernels.capabilities.shared_bytes", lambda: 227 * 1024)
+
+
+def meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, device="meta")
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+@pytest.mark.parametrize(
+    ("num_rows", "strip", "message"),
+    [
+        (2, Strip(8, 2, True), "for 2 rows: warps must be 4 or 8, which multiply together, got 2"),
+        (8, Strip(64, 1, True), "for 8 rows: warps must be 4 or 8, which multiply together, got 1"),
+        (16, Strip(8, 16, True), "for 16 rows: warps must be 4 or 8, which multiply together, got 16"),
+        (3, Strip(8, 4, False), "for 3 rows: tensor_cores must be True, since nothing else multiplies"),
+    ],
+)
+def test_a_strip_that_only_one_row_can_have_is_refused(hopper, num_rows, strip, message):
+    with pytest.raises(ValueError, match=re.escape(f"tile must be one that fits, got {strip} {message}")):
+        linear(meta(num_rows, 64), meta(80, 64), backend="triton", tile=strip)
+
+
+def test_no_strip_for_several_rows_is_wider_than_the_tensor_cores():
+    """`wgmma` takes 256 columns: those of x, for each block of 64 columns of a piece."""
+    strips = [Strip(rows, warps, True) for rows in (8, 16, 32, 64, 128) for warps in (4, 8)]
+    assert max(strip.columns // 64 * ring_rows(MOST_RING_ROWS) for strip in strips) == 256
+    assert min(strip.columns // 64 * strip.rows // strip.warps for strip in strips) == 16, "64 by 4 warps"
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+def test_batches_are_streamed_where_that_was_measured_and_windows_everywhere(hopper):
+    for shape in {*FEW_ROWS, *MATRICES}:
+        outputs, inputs, gated = shape
+        x, weight = meta(8, inputs), meta(outputs * (1 + gated), inputs)
+        streamed = streamed_tile(8, *shape)
+        assert best_linear_tile(x, weight, gated, "triton") == streamed
+        found = best_linear_tile(x, weight, gated, "auto")
+        assert found == (streamed if shape in FEW_ROWS else few_rows_tile(8, outputs, gated))
+        assert not isinstance(best_linear_tile(meta(9, inputs), weight, gated, "triton"), Strip | Ring)
+    assert {*MATRICES} - {*FEW_ROWS}
 
 
 def test_a_workspace_and_a_choice_check_their_numbers():

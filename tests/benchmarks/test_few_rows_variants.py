@@ -1,0 +1,171 @@
+"""What benchmarks/few_rows_variants.py tries, chooses and writes; times are made up, for want of a GPU."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import few_rows_variants as variants
+import record
+from few_rows_candidates import CHAINS, LLAMA, PASSES
+
+from llmcourse.kernels.tiles import SPARE_BYTES, Ring, Strip, Tile
+
+CPU = torch.device("cpu")
+KINDS = {"Ring": Ring, "Strip": Strip, "Tile": Tile}
+ROOM = 227 * 1024 - SPARE_BYTES  # of a program on Hopper
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def shape_of(row: dict) -> tuple[int, int, bool]:
+    return row["outputs"], row["inputs"], row["gated"]
+
+
+RECORDED = rows_of(record.RESULTS / "raw/few_rows_variants_nvidia_h200.jsonl")
+
+
+def recorded(what: str) -> dict[tuple, dict]:
+    """By shape, what each tile took in the recorded run."""
+    found: dict[tuple, dict] = {}
+    for row in RECORDED:
+        if row["what"].startswith(what):
+            kind, *numbers = row["tile"] or ("Tile",)
+            tile = KINDS[kind](*numbers) if numbers else None
+            found.setdefault(shape_of(row), {})[tile] = row.get("gbps") or row.get("ms") or row["us"]
+    return found
+
+
+def matrices(case) -> set[tuple[int, int, bool]]:
+    """Outputs, inputs and whether gated, of each matrix that a pass reads."""
+    c, heads = case.config, case.config.num_heads * case.config.head_dim
+    return {
+        (heads + 2 * c.num_kv_heads * c.head_dim, c.hidden_size, False),
+        (c.hidden_size, heads, False),
+        (c.intermediate_size, c.hidden_size, True),
+        (c.hidden_size, c.intermediate_size, False),
+        (c.vocab_size, c.hidden_size, False),
+    }
+
+
+@pytest.mark.parametrize("part", PASSES)
+def test_the_recorded_run_tried_these_candidates_of_a_pass(part):
+    case = PASSES[part]
+    found = recorded(case.what)
+    assert {shape: set(tiles) for shape, tiles in case.candidates.items()} == {
+        k: set(v) for k, v in found.items()
+    }
+    assert set(case.candidates) == matrices(case)
+
+
+def test_the_recorded_run_tried_these_rings_of_a_chain_and_a_pass_the_next_after_its_fastest():
+    chains = recorded("a chain of one matrix, rows=8")
+    assert {shape: list(found) for shape, found in chains.items()} == {k: list(v) for k, v in CHAINS.items()}
+    assert set(CHAINS) == matrices(LLAMA) == set(recorded("a chain of one matrix, rows=1"))
+    first, others = variants.of_chains(chains)
+    assert others == {shape: list(found) for shape, found in recorded(LLAMA.what).items()}
+    assert all(chains[shape][first[shape]] == max(chains[shape].values()) for shape in CHAINS)
+
+
+@pytest.mark.parametrize(
+    "case", [*PASSES.values(), variants.replace(LLAMA, candidates=CHAINS)], ids=lambda c: c.what
+)
+def test_every_candidate_fits_a_program_and_no_pass_is_beyond_its_cache(case):
+    for (_, inputs, gated), its_tiles in case.candidates.items():
+        streamed = [tile for tile in its_tiles if not isinstance(tile, Tile)]
+        assert max(tile.held_bytes(case.num_tokens, inputs, gated) for tile in streamed) <= ROOM
+        if case.num_tokens > 1:
+            assert all(tile.warps in (4, 8) and getattr(tile, "tensor_cores", True) for tile in streamed)
+    assert case.num_tokens <= case.position < case.capacity <= case.config.max_position_embeddings
+
+
+def test_each_tile_is_tried_on_top_of_the_fastest_so_far():
+    one, other = (8, 64, False), (16, 64, True)
+    tiles = [Strip(8, 4, True), Strip(16, 4, True), Strip(32, 4, True)]
+    gains = {(one, tiles[1]): 3, (one, tiles[2]): 2, (other, tiles[0]): -1, (other, tiles[2]): 1}
+    asked, tried = [], []
+
+    def time_s(chosen):
+        asked.append(dict(chosen))
+        return 10 - sum(gains.get(item, 0) for item in chosen.items())
+
+    candidates = {one: tiles, other: tiles}
+    best, least_s = variants.search(candidates, time_s, lambda *found: tried.append(found), {})
+    assert (best, least_s) == ({one: tiles[1], other: tiles[2]}, 6)
+    assert asked[0] == {} and asked[-1] == {one: tiles[1], other: tiles[2]}
+    assert [taken for *_, taken in tried] == [10, 7, 8, 8, 7, 6]
+
+
+@pytest.fixture
+def without_a_gpu(tmp_path, monkeypatch):
+    """Results of their own; nothing runs, and every product takes a millisecond."""
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(variants, "seconds", lambda run, device: 1.23456e-3)
+    return lambda: [row for path in tmp_path.glob("raw/few_rows_variants_*.jsonl") for row in rows_of(path)]
+
+
+def test_a_chain_writes_rows_like_those_recorded(without_a_gpu, monkeypatch):
+    shape = (80, 64, True)
+    monkeypatch.setattr(variants, "CHAINS", {shape: [Ring(64, 64, 2), Ring(32, 128, 3)]})
+    speeds = variants.report_chain(shape, CPU)
+    found = without_a_gpu()
+    assert [row["tile"] for row in found] == [None, ["Ring", 64, 64, 2, 4], ["Ring", 32, 128, 3, 4]]
+    assert [row["what"][-1] for row in found] == ["1", "8", "8"]
+    assert list(speeds.values()) == [pytest.approx(8 * 160 * 64 * 2 / 1.23456e-3 / 1e9)] * 2
+    like_those_recorded(found, "a chain of")
+
+
+@pytest.mark.parametrize("part", PASSES)
+def test_a_pass_writes_rows_like_those_recorded(without_a_gpu, monkeypatch, part):
+    monkeypatch.setattr(variants, "random_decoder", lambda config: None)
+    monkeypatch.setattr(variants, "random_prompts", lambda *_: [[1]])
+    monkeypatch.setattr(variants, "prefill", lambda *_: None)
+    monkeypatch.setattr(variants, "run_of", lambda *_: None)
+    monkeypatch.setattr(variants, "StepState", Standing)
+    assert variants.report_pass(PASSES[part], CPU) == {}, "nothing was faster than the default"
+    like_those_recorded(without_a_gpu(), PASSES[part].what)
+    assert all(row["us"] == 1234.56 for row in without_a_gpu())
+
+
+class Standing:
+    """Of a state, what a pass sets."""
+
+    def __init__(self, model, batch_size, capacity, layout):
+        self.model, self.positions = model, torch.zeros(batch_size)
+
+
+def like_those_recorded(found: list[dict], what: str) -> None:
+    wanted = [row for row in RECORDED if row["what"].startswith(what)]
+    assert {tuple(row) for row in found} == {tuple(row) for row in wanted}, "the fields, in their order"
+    assert {row["what"] for row in found} == {row["what"] for row in wanted}
+    assert {tuple(row["versions"]) for row in found} == {tuple(row["versions"]) for row in wanted}
+
+
+def test_a_chain_multiplies_by_every_matrix():
+    """By the references here, as what is timed does by the kernels."""
+    weights = [variants.weight_of((8, 16, False), CPU) for _ in range(2)]
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(variants, "linear", lambda x, w, **kw: calls.append((tuple(x.shape), w, kw)))
+        variants.chain(weights, 3, False, None)()
+    assert [(shape, w is weight) for (shape, w, _), weight in zip(calls, weights, strict=True)] == [
+        ((3, 16), True)
+    ] * 2
+    assert all(kw["pdl"] and kw["backend"] == "triton" and "norm" in kw for *_, kw in calls)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_an_unknown_part_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["few_rows_variants.py", "--parts", "one"])
+    with pytest.raises(SystemExit, match="times kernels that only a GPU of Hopper runs; run it on one"):
+        variants.main()
+    monkeypatch.setattr(sys, "argv", ["few_rows_variants.py", "--parts", "one,two"])
+    with pytest.raises(SystemExit):
+        variants.main()
+    assert "--parts must be of llama3_8b, qwen3_0.6b, target, one, got 'two'" in capsys.readouterr().err
