@@ -27,7 +27,7 @@ ALONE = {"color": look.INK, "linewidth": 1.1, "linestyle": (0, (1.2, 1.4)), "zor
 DASHED = {"linewidth": 1.5, "linestyle": (0, (4, 2)), "zorder": 2}
 COLUMN: dict[str, Callable[[dict], str]] = {
     "measured": lambda row: f"{row['value']:.2f} ×",
-    "of │": lambda row: f"{row['value'] / row['limit']:.0%}",
+    "of │": lambda row: f"{row['value'] / row['limit']:.0%}" if row["limit"] else "–",
     "γ": lambda row: str(row["gamma"]),
     "α": lambda row: f"{row['alpha']:.2f}",
     "c": lambda row: f"{row['c']:.2f}",
@@ -115,7 +115,7 @@ def models(rows: Sequence[dict]) -> str:
 
 
 def plot_recorded(rows: Sequence[dict], title: str, names: Sequence[str] = ()) -> look.Picture:
-    """Bars of recorded speed-ups; | marks what theory predicts, and columns say from what.
+    """Bars of recorded speed-ups; | marks what theory predicts, if anything, and columns say from what.
 
     Args:
         rows: of `benchmarks/speculative.py`, as `recorded.all_of` gives them.
@@ -153,12 +153,14 @@ def _labels(rows: Sequence[dict]) -> list[str]:
 
 
 def _draw_bars(axes, rows: Sequence[dict], labels: Sequence[str]) -> None:
-    widest = max(max(row["value"], row["limit"], 1.0) for row in rows)
+    widest = max(max(row["value"], row["limit"] or 0.0, 1.0) for row in rows)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.05 * widest), xlabel="times as fast as decoding alone")
     axes.axvline(1, **ALONE)
     for place, row in enumerate(rows):
         axes.barh(place, row["value"], height=0.62, color=look.SERIES[0])
-        axes.plot([row["limit"]] * 2, [place - 0.42, place + 0.42], color=look.ACCENT, linewidth=2, zorder=4)
+        if row["limit"]:
+            mark = {"color": look.ACCENT, "linewidth": 2, "zorder": 4}
+            axes.plot([row["limit"]] * 2, [place - 0.42, place + 0.42], **mark)
     axes.set_yticks(range(len(rows)), [readable(label) for label in labels])
     axes.xaxis.set_major_locator(MaxNLocator(6, prune="upper"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

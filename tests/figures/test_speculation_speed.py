@@ -120,6 +120,12 @@ def test_a_prediction_beyond_every_bar_stays_in_the_picture():
     assert axes.get_xlim()[1] > 3.0
 
 
+def test_a_row_without_a_prediction_has_no_mark():
+    picture = plot_recorded([row(), row("speculative_code_b8", value=0.8, limit=None)], "Recorded")
+    (axes,) = picture.axes
+    assert [line.get_xdata()[0] for line in axes.lines] == [1, 2.5] and "–" in texts(axes)
+
+
 def test_words_of_all_settings_do_not_overlap():
     assert words_apart(plot_recorded([row(name) for name in SETTINGS], "Recorded", SETTINGS))
 
