@@ -118,6 +118,8 @@ class Cascade:
             if not open_:
                 break
             answers = stage.answers([questions[index] for index in open_])
+            found, remedy = len(answers), "give one for each question, in order"
+            require(found == len(open_), f"number of answers of {stage.name}", f"{len(open_)}", found, remedy)
             cost += stage.cost
             last = number == len(self.stages) - 1
             scores = None if last else judged(stage.judge, answers)

@@ -90,6 +90,7 @@ def fit_judge(
     require(
         given == expected, "right", f"of shape {expected}", given, "say of each answer whether it is right"
     )
+    require(right.dtype == torch.bool, "right", "of booleans", right.dtype, "compare, do not score")
     require_number(lambda p: 0 < p < float("inf"), "penalty", "above 0 and finite", penalty, "use 1.0")
     chosen = tuple(range(num_features)) if columns is None else tuple(columns)
     _check_columns(chosen, num_features)
@@ -143,5 +144,5 @@ def _check_features(features: Float[Tensor, "N F"]) -> None:
 def _check_columns(columns: tuple[int, ...], num_features: int) -> None:
     require_integer(1, "number of columns", len(columns), "let the judge look at one feature or more")
     for column in columns:
-        good = isinstance(column, int) and 0 <= column < num_features
+        good = type(column) is int and 0 <= column < num_features
         require(good, "columns", f"in [0, {num_features - 1}]", column, "count them from 0")

@@ -54,12 +54,17 @@ def checked(
 ) -> tuple[Draft, list[int]]:
     """The draft no wider than it must be, and how many are each row's own; waits for the device.
 
-    A row fails if more was proposed than asked for, or a token outside the vocabulary.
+    A row fails if more was proposed than asked for, or a token outside the vocabulary. What is proposed for
+    a row that has ended is left out.
 
     Raises:
-        ValueError: tensors of other shapes than (B, G) and (B,), or a tree that is no chain: a cache holds
-            one text a row, and the drafts behind it are read as one.
+        TypeError: no `Draft`.
+        ValueError: tensors of other shapes than (B, G), (B,) and (B, G, V), other numbers than integers for
+            the first two, or a tree that is no chain: a cache holds one text a row, and the drafts behind
+            it are read as one.
     """
+    if not isinstance(draft, Draft):
+        raise TypeError(f"draft must return a Draft, got {type(draft).__name__}; wrap the tokens in one")
     if draft.tree is not None:
         remedy = "read it with read_tree, and judge it with walk or verify_tree"
         require(draft.tree.is_chain, "tree of a draft", "a chain in this loop", draft.tree.parents, remedy)
@@ -68,8 +73,15 @@ def checked(
     found = f"{tuple(draft.tokens.shape)} and {shapes[1]}"
     allowed = f"of shapes ({len(rows)}, G) and ({len(rows)},)"
     require(good, "tokens and num_tokens of a draft", allowed, found, "propose for every row")
+    for name, tensor in (("tokens", draft.tokens), ("num_tokens", draft.num_tokens)):
+        whole = tensor.dtype in (torch.int32, torch.int64)
+        require(whole, f"{name} of a draft", "int32 or int64", tensor.dtype, "give ids and counts")
+    _check_q(draft, vocab_size)
     counts, tokens = draft.num_tokens.tolist(), draft.tokens.tolist()
     for number, row in enumerate(rows):
+        if not row.active:
+            counts[number] = 0
+            continue
         most = min(asked[number], draft.tokens.shape[1])
         if problem := _problem(tokens[number], counts[number], most, vocab_size):
             row.fail(DraftError(f"row {number}, step {index}: {problem}"))
@@ -79,6 +91,17 @@ def checked(
     own = torch.arange(width, device=num_tokens.device) < num_tokens[:, None]
     q = None if draft.q is None else draft.q[:, :width]
     return Draft(draft.tokens[:, :width].masked_fill(~own, 0), num_tokens, q), counts
+
+
+def _check_q(draft: Draft, vocab_size: int) -> None:
+    if draft.q is None:
+        return
+    wanted, remedy = (*draft.tokens.shape, vocab_size), "give a distribution for each draft"
+    found = tuple(draft.q.shape) if isinstance(draft.q, Tensor) else type(draft.q).__name__
+    require(found == wanted, "q of a draft", f"of shape {wanted}", found, remedy)
+    good = draft.q.is_floating_point() and draft.q.device == draft.tokens.device
+    found = f"{draft.q.dtype} on {draft.q.device}"
+    require(good, "q of a draft", f"of floats on {draft.tokens.device}", found, "move or convert it")
 
 
 def _problem(tokens: list[int], count: int, most: int, vocab_size: int) -> str | None:

@@ -66,10 +66,18 @@ def walk(
     Raises:
         ValueError: shapes that do not fit one another, or a tree of another size.
     """
+    require(drafts.dim() == 2, "drafts", "of shape (B, N)", tuple(drafts.shape), "give a token for each node")
     batch, num_nodes = drafts.shape
     wanted, remedy = (batch, num_nodes + 1), "stack the target's after the text and after each node"
-    require(tuple(p.shape[:2]) == wanted, "p", f"of shape {wanted} and V", tuple(p.shape), remedy)
+    good = p.dim() == 3 and tuple(p.shape[:2]) == wanted
+    require(good, "p", f"of shape {wanted} and V", tuple(p.shape), remedy)
+    require(not p.isnan().any(), "p", "no NaN", "one or more", "check the target's logits")
     _check_size(tree, num_nodes)
+    if num_drafts is not None:
+        found, remedy = tuple(num_drafts.shape), "count the nodes of each row"
+        require(found == (batch,), "num_drafts", f"of shape ({batch},)", found, remedy)
+        inside = bool(((num_drafts >= 0) & (num_drafts <= num_nodes)).all())
+        require(inside, "num_drafts", f"in [0, {num_nodes}]", num_drafts.tolist(), remedy)
     best, device = greedy(p), drafts.device  # (B, T)
     before = torch.tensor(tree.parents, dtype=torch.long, device=device) + 1  # where p has each node's parent
     follows = drafts == best[:, before]

@@ -165,3 +165,9 @@ def test_answers_that_do_not_fit_are_refused():
         ValueError, match="side must be one of train, thresholds, test, got 'dev'; choose one"
     ):
         Answered.side.__wrapped__(whole, "dev")
+
+
+def test_a_stage_that_leaves_a_question_out_is_named():
+    stage = Stage("lazy", lambda questions: [], 1.0)
+    with pytest.raises(ValueError, match="number of answers of lazy must be 2, got 0"):
+        Cascade((stage,)).answer(["a", "b"])

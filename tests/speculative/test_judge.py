@@ -133,3 +133,11 @@ def test_a_judge_of_other_features_is_refused():
     judge = fit_judge(*examples(20, seed=6))
     with pytest.raises(ValueError, match="features must be 3 numbers for each answer, got 2; use the judge"):
         judge.scores(torch.zeros(4, 2))
+
+
+def test_scores_are_no_answers_to_whether_it_is_right():
+    features = torch.tensor([[0.0], [1.0], [2.0]])
+    with pytest.raises(ValueError, match=r"right must be of booleans, got torch.float32; compare"):
+        fit_judge(features, torch.tensor([0.5, 0.4, 1.0]))
+    with pytest.raises(ValueError, match="columns must be in"):
+        fit_judge(features, torch.tensor([True, False, True]), columns=(False,))

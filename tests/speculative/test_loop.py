@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from llmcourse.prompts import one_hundred
 from llmcourse.speculative import (
     AdaptiveLength,
     CachedTarget,
+    Draft,
     DraftError,
     EarlyLayersDrafter,
     FixedLength,
@@ -358,3 +361,50 @@ def test_tensors_of_a_draft_for_other_rows_are_refused(model):
     drafter = ScriptDrafter(VOCAB, [[1], [2], [3]])
     with pytest.raises(ValueError, match=r"tokens and num_tokens of a draft must be of shapes \(1, G\)"):
         generate(model, [[1]], drafter=drafter)
+
+
+@dataclass(frozen=True)
+class Stubborn:
+    """Proposes a token for every row, whether it was asked to or not."""
+
+    vocab_size: int = 10
+    change: Callable[[Draft], object] = lambda draft: draft
+
+    def start(self, prompts, capacity):
+        pass
+
+    def draft(self, history, num_drafts, processors=(), generator=None):
+        count = len(num_drafts)
+        most = max(num_drafts)
+        tokens = torch.full((count, most), 3)
+        return self.change(Draft(tokens, torch.full((count,), most)))
+
+    def accept(self, num_accepted):
+        pass
+
+
+def test_what_is_proposed_for_an_ended_row_is_left_out():
+    """The first row ends at once, the second goes on."""
+    target = TableTarget(10, chained)
+    found = generate(target, [[1], [6]], drafter=Stubborn(), max_new_tokens=6, eos_token_ids=[2])
+    assert [g.tokens for g in found] == [[2], [7, 8, 9, 0, 1, 2]]
+    assert found[0].finish_reason == "eos" and found[0].error is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: Draft(d.tokens.short(), d.num_tokens), "tokens of a draft must be int32 or int64"),
+        (lambda d: Draft(d.tokens, d.num_tokens.short()), "num_tokens of a draft must be int32 or int64"),
+        (lambda d: Draft(d.tokens, d.num_tokens, torch.ones(1, 4, 11)), r"q of a draft must be of shape"),
+    ],
+)
+def test_a_draft_of_another_kind_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        generate(TableTarget(10, chained), [[1]], drafter=Stubborn(change=change), max_new_tokens=6)
+
+
+def test_what_is_no_draft_is_refused():
+    with pytest.raises(TypeError, match="Draft"):
+        drafter = Stubborn(change=lambda draft: None)
+        generate(TableTarget(10, chained), [[1]], drafter=drafter, max_new_tokens=6)

@@ -17,7 +17,7 @@ from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState, check_room
 from llmcourse.decoding.engine.window import Window
-from llmcourse.decoding.errors import require, require_integer
+from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.decoding.source import CachedLogits, check_prompts
 from llmcourse.kernels.append_attention import MOST_QUERIES
 from llmcourse.kernels.backend import Backend, resolve
@@ -54,6 +54,7 @@ class SpeculativeEngine:
 
     That is so for the logits that the pass over γ + 1 tokens gives. They are those of a pass over one up to
     rounding: in 16 bits, where two tokens are as good as equally likely, `DecodeEngine` may take the other.
+    Nobody looks for broken logits, as that would hold up the device: NaN counts as infinite, as in `choose`.
 
     Args:
         target: whose text is written; its projections become views of fused matrices, and the drafter's too.
@@ -91,6 +92,9 @@ class SpeculativeEngine:
         self.graph = graph and self.backend == "triton" and target.device.type == "cuda"
         self.device, self.vocab_size = target.device, target.config.vocab_size
         self.max_length = min(model.config.max_position_embeddings for model in self.models)
+        shorter, allowed = draft_length < self.max_length, f"below the context of {self.max_length}"
+        remedy = "a step cannot bring more than a whole text"
+        require(shorter, "draft_length", allowed, draft_length, remedy)
         self.capacity = 0
         self._recordings: dict[object, Callable[[], None]] = {}
         self._reports = Reports(self.device)
@@ -113,6 +117,8 @@ class SpeculativeEngine:
             DoesNotFit: the memory that is free does not hold the caches.
         """
         check_prompts(prompts, CachedLogits(self.target))
+        self._check_draws(temperature, seed)
+        require_integer(1, "capacity", capacity, "add up prompt and new tokens")
         least = max(map(len, prompts)) + 1
         remedy = "add up prompt and new tokens, and mind both contexts"
         allowed = f"in [{least}, {self.max_length}]"
@@ -199,8 +205,11 @@ class SpeculativeEngine:
         """
         require_integer(1, "max_new_tokens", max_new_tokens, "ask for one token or more")
         check_prompts(prompts, CachedLogits(self.target))
-        capacity = max(map(len, prompts)) + max_new_tokens
-        ends = set(eos_token_ids)
+        longest, ends = max(map(len, prompts)), _ends(eos_token_ids, self.vocab_size)
+        room = self.max_length - longest
+        fits, remedy = max_new_tokens <= room, "ask for fewer, or shorten the prompt"
+        require(fits, "max_new_tokens", f"at most the {room} that the context leaves", max_new_tokens, remedy)
+        capacity = longest + max_new_tokens
         first = self.start(prompts, capacity, temperature=temperature, seed=seed)
         written = Speculated([[token] for token in first])
         while any(active := [not _ended(row, max_new_tokens, ends) for row in written.tokens]):
@@ -287,6 +296,12 @@ class SpeculativeEngine:
         self._uniform = torch.zeros(batch_size, gamma + 1, dtype=torch.float64, device=self.device)
         self.capacity = capacity
 
+    def _check_draws(self, temperature: float, seed: int) -> None:
+        warm = lambda value: 0 <= value < float("inf")  # noqa: E731
+        require_number(warm, "temperature", "at least 0 and finite", temperature, "0 is greedy")
+        require_integer(0, "seed", seed, "any whole number will do")
+        require(seed < 2**63, "seed", "below 2^63", seed, "any smaller one will do")
+
     def _choice_for(self, temperature: float, seed: int) -> Choice:
         batch, sampled = self._state.batch_size, temperature > 0
         if sampled not in self._choices:
@@ -306,6 +321,13 @@ class SpeculativeEngine:
 
 
 def _check_drafter(target: Decoder, drafter: Decoder | LookupDrafter) -> None:
+    for name, model in (("target", target), ("drafter", drafter)):
+        allowed = isinstance(model, Decoder) or (name == "drafter" and isinstance(model, LookupDrafter))
+        if not allowed:
+            raise TypeError(
+                f"{name} must be a Decoder{' or a LookupDrafter' * (name == 'drafter')}, got "
+                f"{type(model).__name__}; pass the model itself"
+            )
     if isinstance(drafter, LookupDrafter):
         return check_sizes(target.config.vocab_size, drafter.vocab_size)
     check_sizes(target.config.vocab_size, drafter.config.vocab_size)
@@ -319,6 +341,14 @@ def _check_queries(target: Decoder, draft_length: int) -> None:
     longest = MOST_QUERIES * config.num_kv_heads // config.num_heads - 1
     allowed, remedy = f"at most {longest} for this model's attention", "draft less, or take the reference"
     require(draft_length <= longest, "draft_length", allowed, draft_length, remedy)
+
+
+def _ends(eos_token_ids: Sequence[int], vocab_size: int) -> set[int]:
+    for token in eos_token_ids:
+        remedy = "take them from the model's own tokenizer"
+        require_integer(0, "eos_token_ids", token, remedy)
+        require(token < vocab_size, "eos_token_ids", f"below {vocab_size}", token, remedy)
+    return set(eos_token_ids)
 
 
 def _ended(tokens: list[int], most: int, ends: set[int]) -> bool:

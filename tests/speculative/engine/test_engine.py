@@ -185,6 +185,7 @@ def test_planted_bugs_are_rejected(bug):
     ("settings", "message"),
     [
         ({"draft_length": 0}, "draft_length must be an integer of at least 1, got 0"),
+        ({"draft_length": CONTEXT}, f"draft_length must be below the context of {CONTEXT}, got {CONTEXT}"),
         ({"drafter": tiny_decoder(vocab_size=VOCAB + 1)}, "drafter must be over the 40 tokens"),
         ({"drafter": LookupDrafter(VOCAB + 1)}, "drafter must be over the 40 tokens"),
         ({"drafter": tiny_decoder().double()}, r"drafter must be on the target's device, in its dtype"),
@@ -199,7 +200,14 @@ def test_what_cannot_speculate_is_refused(model, settings, message):
     ("asked", "message"),
     [
         (lambda engine: engine.generate([[1]], 0), "max_new_tokens must be an integer of at least 1, got 0"),
-        (lambda engine: engine.generate([[1]], 20), r"capacity must be in \[2, 16\], got 21"),
+        (lambda engine: engine.generate([[1]], 20), "max_new_tokens must be at most the 15 that the context"),
+        (
+            lambda engine: engine.generate([[1]], 4, eos_token_ids=(99,)),
+            "eos_token_ids must be below 40, got 99",
+        ),
+        (lambda engine: engine.start([[1]], 9, temperature="1"), "temperature must be at least 0 and finite"),
+        (lambda engine: engine.start([[1]], 9, seed=2**63), r"seed must be below 2\^63"),
+        (lambda engine: engine.start([[1]], 9.0), "capacity must be an integer of at least 1, got 9.0"),
         (lambda engine: engine.start([[1, 2]], 2), r"capacity must be in \[3, 16\], got 2"),
         (lambda engine: engine.generate([[]], 4), r"prompts\[0\] must hold at least 1 token"),
         (lambda engine: engine.step(), "step must be called after start"),
@@ -240,3 +248,10 @@ def test_more_drafts_than_attention_takes_are_refused_before_memory_is_made(mode
         pytest.raises(ValueError, match="draft_length must be at most 31 for this model's attention, got 32"),
     ):
         SpeculativeEngine(model, model, draft_length=32)
+
+
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(TypeError, match="drafter must be a Decoder or a LookupDrafter, got ModelDrafter"):
+        SpeculativeEngine(model, ModelDrafter(model))
+    with pytest.raises(TypeError, match="target must be a Decoder, got str"):
+        SpeculativeEngine("base", model)
