@@ -40,7 +40,8 @@ class Request:
         priority: an integer of at least 0; 0 goes first.
         arrival_s: when it came, in seconds on any clock.
         speculation: who drafts for it, so that a step may bring several tokens; nobody if None. In
-            `llmcourse.speculative`, `Speculation` makes one of any drafter.
+            `llmcourse.speculative`, `Speculation` makes one of any drafter. What that holds for the request,
+            such as a KV cache of its own, is memory beside the blocks, from the first draft to the end.
 
     Raises:
         ValueError: a value out of its range, when made.
@@ -105,7 +106,7 @@ class RequestState:
         slot: its row in the batch while it runs or is ending, None otherwise.
         num_reused: tokens that the last admission found in the cache of prefixes.
         num_preemptions: how often its blocks were taken from it.
-        speculator: who drafts for it, if anybody does.
+        speculator: who drafts for it, if anybody does; None once it is finished.
         num_drafted, num_accepted: drafts that were computed for it, and those that are part of its answer.
         error: why it failed, where finish_reason is "error".
     """

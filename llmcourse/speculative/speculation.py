@@ -33,6 +33,10 @@ DRAFTING = (
 class Speculation:
     """Who drafts for a request, and how much (for `llmcourse.serving`, whose protocol this is).
 
+    Each request takes memory beside the server's blocks, from its first draft to its end and also while it is
+    preempted: 8 bytes a token for its text and, where a model drafts, a KV cache of 2 · layers · Hkv · D
+    numbers a token; both for as many tokens as prompt, max_tokens and the longest draft have together.
+
     Attributes:
         drafter: each request works on a shallow copy of its own, so many may share it, and with it the model
             that it holds, if what its `start` makes is made anew.

@@ -267,6 +267,24 @@ def test_a_drafter_that_cannot_begin_is_refused_before_its_request_is_in_line():
     served.add(Request("a", [1]))
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
+def test_a_finished_request_keeps_no_drafter(overlap):
+    served = scheduler(ContinuousBatching(), max_running=3)
+    serving = Engine(served, PagedRunner(served.pool), overlap)
+    speculations = {"answered": Guess(3), "fails": Script(10), "cancelled": Guess(3), "in line": Guess(3)}
+    states = {
+        name: serving.add(Request(name, [1], max_tokens=9, speculation=drafter))
+        for name, drafter in speculations.items()
+    }
+    serving.step()
+    for name in ("cancelled", "in line"):
+        assert states[name].speculator is speculations[name]
+        serving.abort(name)
+    list(serving.stream())
+    assert [state.finish_reason for state in states.values()] == ["length", "error", "abort", "abort"]
+    assert all(state.speculator is None for state in states.values())
+
+
 # ---- in an overlapping engine
 
 

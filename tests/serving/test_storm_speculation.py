@@ -34,9 +34,10 @@ class Speculating:
     def drafts_are_counted(self):
         for state in self.states:
             assert 0 <= state.num_accepted <= min(state.num_drafted, state.num_generated)
-            assert state.num_drafted == 0 or state.speculator
+            assert state.num_drafted == 0 or state.request.speculation
+            assert (state.speculator is None) == (state.status == "finished" or not state.request.speculation)
             if state.finish_reason == "error" and not isinstance(state.error, ArithmeticError):
-                assert isinstance(state.speculator, Unreliable)
+                assert isinstance(state.request.speculation, Unreliable)
 
 
 class SpeculatingStorm(Speculating, Storm):
