@@ -20,7 +20,7 @@ from llmcourse.serving.speculation import Speculation, Speculator
 PENDING = -1  # in place of a token that a step in flight samples; no token has this id
 GREEDY = SamplingParams(temperature=0.0)
 # Preempted, it waits again; "ending" while the step in flight samples the last token it may have; "verifying"
-# while the one in flight tells a request that speculates how far it has come.
+# while the one in flight tells a request with drafts how far it has come.
 Status = Literal["waiting", "running", "ending", "verifying", "finished"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -107,6 +107,8 @@ class RequestState:
         num_reused: tokens that the last admission found in the cache of prefixes.
         num_preemptions: how often its blocks were taken from it.
         speculator: who drafts for it, if anybody does; None once it is finished.
+        asks_from: where steps overlap, the length of the text that is waited for to ask for drafts again.
+        pause: tokens from one question to the next: 1 after drafts, more the longer there have been none.
         num_drafted, num_accepted: drafts that were computed for it, and those that are part of its answer.
         error: why it failed, where finish_reason is "error".
     """
@@ -126,6 +128,8 @@ class RequestState:
     num_reused: int = 0
     num_preemptions: int = 0
     speculator: Speculator | None = field(init=False, default=None)
+    asks_from: int = 0
+    pause: int = 1
     num_drafted: int = 0
     num_accepted: int = 0
 

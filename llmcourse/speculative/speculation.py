@@ -134,7 +134,8 @@ class SpeculatedText:
         if self._proposed is not None:
             stood = _num_equal(new, self._proposed)
             self._drafter.accept([stood])
-            if new:  # otherwise the step was lost
+            # A step for each token where nothing was proposed; none where the step was lost.
+            for _ in new[:1] if self._proposed else new:
                 self._tally = self._policy.observe(self._tally, len(self._proposed), stood)
             self._proposed = None
         if new:
