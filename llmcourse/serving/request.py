@@ -41,7 +41,8 @@ class Request:
         arrival_s: when it came, in seconds on any clock.
         speculation: who drafts for it, so that a step may bring several tokens; nobody if None. In
             `llmcourse.speculative`, `Speculation` makes one of any drafter. What that holds for the request,
-            such as a KV cache of its own, is memory beside the blocks, from the first draft to the end.
+            such as a KV cache of its own, is memory beside the blocks, from the first draft to the end. In
+            16 bits the answer may differ where two tokens are as good as equal, see `speculation`.
 
     Raises:
         ValueError: a value out of its range, when made.

@@ -5,6 +5,11 @@
 A server decides at each step how many drafts there is room for, loses steps, takes memory from a request and
 computes its text again. So nothing is told to the drafter but the text: what became of its last proposal is
 seen from how that goes on.
+
+In exact arithmetic a greedy answer, and any answer with certain drafts, is token by token that of the same
+request without speculation, and in fp32 tests hold it to that. But a pass over several tokens rounds
+otherwise than one over one. In 16 bits two tokens are sometimes equal but for that, and such a tie may
+fall the other way; from there on the answer is another.
 """
 
 from __future__ import annotations
@@ -24,9 +29,8 @@ from llmcourse.speculative.draft_length import DraftLength, FixedLength, Tally
 from llmcourse.speculative.drafter import Drafter
 from llmcourse.speculative.verify import verify_drafts
 
-DRAFTING = (
-    1  # sets its chance apart from that of tokens and verdicts, which servers draw at the same positions
-)
+# Sets the chance of drafts apart from that of tokens and verdicts, which servers draw at the same positions.
+DRAFTING = 1
 
 
 @dataclass(frozen=True)
