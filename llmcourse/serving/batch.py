@@ -73,6 +73,7 @@ class Batch:
         del state.tokens[state.num_known :]
         state.status = "finished"
         state.finish_reason = reason
+        state.speculator = None  # and with it its memory, however long somebody looks at the state
 
     def _take_blocks(self, state: RequestState) -> bool:
         """Blocks for all its tokens, those that hold its beginning already included; False if too few."""

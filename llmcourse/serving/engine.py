@@ -29,8 +29,8 @@ class Engine:
         runner: computes it.
         overlap: whether the next step is scheduled and launched before the tokens of the one before are
             here, so that the device never waits for the scheduler. The answers are the same; each token
-            is returned by the step after the one that computes it. A request that speculates takes part in
-            every other step, since its drafts follow tokens that must be here.
+            is returned by the step after the one that computes it. A request with drafts takes part in every
+            other step, since they follow tokens that must be here.
 
     Raises:
         ValueError: the runner is none, cannot launch steps that overlap, or lacks blocks or slots that the

@@ -9,7 +9,7 @@ flight still writes into them, which is harmless: a device runs its steps in ord
 blocks writes them later, and reads only what it wrote. But a block that a request was given after the launch
 does not hold what the step computed; so the very table of each chunk is kept, to tell one from the other.
 
-Of a request that speculates even less is known, see `verifying`.
+Of a request with drafts even less is known, see `verifying`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class StepInFlight:
         pool: BlockPool,
         finish: Callable[[RequestState, FinishReason], None],
     ) -> list[Output]:
-        """The tokens of chunks whose requests do not speculate."""
+        """The tokens of chunks that are not waited for."""
         size, new = pool.block_size, tuple.__new__
         outputs = []
         launched = zip(self._chunks, self._tables, tokens, strict=True)

@@ -106,17 +106,24 @@ class PagedRunner:
             )
 
     @torch.no_grad()
-    def record(self, chunk_tokens: int = 0, *, progress: bool = False) -> None:
+    def record(self, chunk_tokens: int = 0, *, drafts: int = 0, progress: bool = False) -> None:
         """Records graphs ahead; otherwise each is when it is first needed, which takes a moment.
 
         Args:
             chunk_tokens: of prompts in one step, at most: the token budget of chunked prefill, or 0 for steps
                 that only decode.
+            drafts: that a request may have in one step, at most; 0 where none speculates. About twice as much
+                is recorded then, but otherwise all wait when the first request speculates.
             progress: shows how far it has come.
+
+        Raises:
+            ValueError: fewer than 0 drafts.
         """
+        require_integer(0, "drafts", drafts, "use 0 where no request speculates")
         if self._graphs is not None:
+            sizes = self._graphs.sizes(chunk_tokens, drafts)
             with self._device():
-                for size in tqdm(self._graphs.sizes(chunk_tokens), "recording", disable=not progress):
+                for size in tqdm(sizes, "recording", disable=not progress):
                     self._graphs.record(size)
 
     def run(self, schedule: Schedule) -> Sampled:

@@ -20,7 +20,7 @@ from llmcourse.serving.speculation import Speculation, Speculator
 PENDING = -1  # in place of a token that a step in flight samples; no token has this id
 GREEDY = SamplingParams(temperature=0.0)
 # Preempted, it waits again; "ending" while the step in flight samples the last token it may have; "verifying"
-# while the one in flight tells a request that speculates how far it has come.
+# while the one in flight tells a request with drafts how far it has come.
 Status = Literal["waiting", "running", "ending", "verifying", "finished"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -40,7 +40,9 @@ class Request:
         priority: an integer of at least 0; 0 goes first.
         arrival_s: when it came, in seconds on any clock.
         speculation: who drafts for it, so that a step may bring several tokens; nobody if None. In
-            `llmcourse.speculative`, `Speculation` makes one of any drafter.
+            `llmcourse.speculative`, `Speculation` makes one of any drafter. What that holds for the request,
+            such as a KV cache of its own, is memory beside the blocks, from the first draft to the end. In
+            16 bits the answer may differ where two tokens are as good as equal, see `speculation`.
 
     Raises:
         ValueError: a value out of its range, when made.
@@ -105,7 +107,9 @@ class RequestState:
         slot: its row in the batch while it runs or is ending, None otherwise.
         num_reused: tokens that the last admission found in the cache of prefixes.
         num_preemptions: how often its blocks were taken from it.
-        speculator: who drafts for it, if anybody does.
+        speculator: who drafts for it, if anybody does; None once it is finished.
+        asks_from: where steps overlap, the length of the text that is waited for to ask for drafts again.
+        pause: tokens from one question to the next: 1 after drafts, more the longer there have been none.
         num_drafted, num_accepted: drafts that were computed for it, and those that are part of its answer.
         error: why it failed, where finish_reason is "error".
     """
@@ -125,6 +129,8 @@ class RequestState:
     num_reused: int = 0
     num_preemptions: int = 0
     speculator: Speculator | None = field(init=False, default=None)
+    asks_from: int = 0
+    pause: int = 1
     num_drafted: int = 0
     num_accepted: int = 0
 

@@ -45,7 +45,8 @@ class Schedule(NamedTuple):
         number: 0 for the first step.
         chunks: at most one a request.
         preempted: requests whose blocks were taken for it; they wait again.
-        drafts: by id, of each request that speculates and samples, the tokens computed after its text.
+        drafts: by id, the tokens computed after the text of a request. It takes part in no other step before
+            this one is resolved; where there are none, so that its drafter can be asked.
         failed: by id, why there are none for a request whose drafter failed; it ends with this step.
     """
 

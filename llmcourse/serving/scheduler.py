@@ -27,7 +27,7 @@ Where steps overlap, a request keeps its slot for one step more, until its end i
 A request that speculates may gain several tokens in a step, or no more than one. Where steps overlap, how far
 it has come is not known before the step is resolved, and no draft can follow a token that nobody knows: so it
 sits out the step that is scheduled meanwhile, and needs 2 L steps at most. The others never wait for it;
-where all speculate, steps are taken in turn.
+where all have drafts, steps are taken in turn. One without drafts takes part in nearly every step.
 """
 
 from __future__ import annotations

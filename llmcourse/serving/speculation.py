@@ -7,7 +7,9 @@ al. 2023; chapter 4 has the rule, the drafters and the theory). Two ways to judg
 certain   The drafter was sure, as lookup is, or the answer is greedy. The token at each position is drawn as
           it always is, from the seed and the position alone, and a draft stands if it is that very token. It
           stands with probability p(draft), as the acceptance rule says where q is certain, and the answer is
-          token by token that of the same request without speculation.
+          token by token that of the same request without speculation: in exact arithmetic, and in the tests'
+          fp32. In 16 bits a pass over several tokens rounds otherwise than one over one; where two tokens are
+          equal but for that, greedy or by the draw, the other may be taken, and the answer is another one.
 drawn     The drafter drew from q. The acceptance rule decides (`Speculator.verify`), and the answer is one
           of the same distribution. Which one depends on how many drafts a step has room for, and so on what
           else is served.

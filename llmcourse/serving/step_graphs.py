@@ -74,15 +74,26 @@ class StepGraphs:
         self._logits = self._logits_for(builder.spare_slot + MOST_CHUNKS)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def sizes(self, chunk_tokens: int = 0) -> list[StepSize]:
-        """All sizes of steps whose pieces of prompts have at most so many tokens, the largest first.
+    def sizes(self, chunk_tokens: int = 0, drafts: int = 0) -> list[StepSize]:
+        """All sizes of steps with up to so many tokens of prompts, and so many drafts of one request.
 
-        The first that is recorded takes the memory that the others then use.
+        Of each kind the largest comes first: the first that is recorded takes the memory that the others use.
         """
-        ends = CHUNK_TOKENS[: bisect_left(CHUNK_TOKENS, chunk_tokens) + 1] if chunk_tokens else ()
+        ends = _up_to(chunk_tokens, CHUNK_TOKENS) if chunk_tokens else ()
         mixed = [(decodes, tokens) for tokens in reversed(ends) for decodes in reversed(self._coarse_decodes)]
+        only = [(decodes, 0) for decodes in reversed(self._decodes)]
+        return [self._mixed(*size) for size in (*self._with_drafts(chunk_tokens, drafts), *mixed, *only)]
+
+    def _with_drafts(self, chunk_tokens: int, drafts: int) -> list[tuple[int, int, int]]:
+        """Numbers of rows that decode, of other tokens and of drafts."""
+        drafting = min(MOST_CHUNKS, self._builder.spare_slot)
+        most = min(drafts * drafting, DRAFTS[-1])
+        held = max(chunk_tokens, most + drafting)  # the last token of each text is computed with its drafts
         return [
-            self._mixed(*size) for size in (*mixed, *((decodes, 0) for decodes in reversed(self._decodes)))
+            (decodes, tokens, count)
+            for count in reversed(_up_to(most, DRAFTS) if drafts else ())
+            for tokens in reversed(_up_to(held, DRAFTED_TOKENS))
+            for decodes in reversed(self._coarse_decodes)
         ]
 
     def record(self, size: StepSize) -> StepGraph:
@@ -94,10 +105,7 @@ class StepGraphs:
         return self._graphs[size]
 
     def graph_for(self, one: Sequence[Chunk], more: Sequence[Chunk], drafts: int = 0) -> StepGraph | None:
-        """One that holds chunks of one token and others; None where these or drafts are too many or too long.
-
-        Those with drafts are recorded when they are first needed.
-        """
+        """One that holds chunks of one token and others; None where these or drafts are too much for any."""
         tokens = sum(chunk.stop - chunk.start for chunk in more)
         if len(more) > MOST_CHUNKS or tokens > CHUNK_TOKENS[-1] or drafts > DRAFTS[-1]:
             return None
@@ -117,6 +125,11 @@ class StepGraphs:
 def _at_least(number: int, sizes: Sequence[int]) -> int:
     """The smallest of the sizes, in order, that holds so many."""
     return sizes[bisect_left(sizes, number)]
+
+
+def _up_to(number: int, sizes: Sequence[int]) -> Sequence[int]:
+    """The sizes that smaller numbers need, and this one."""
+    return sizes[: bisect_left(sizes, number) + 1]
 
 
 def _fine_sizes(most: int) -> list[int]:

@@ -2,6 +2,10 @@
 
 Most of what a scheduler does is to plan one more token for each of hundreds of answers, at every step, so
 `decode` does that in one loop. Chunks are made by `tuple.__new__` in half the time of `Chunk(…)`.
+
+A drafter is asked where its request's text is known. If it has nothing to say, the step is an ordinary one.
+Where steps overlap, the text is then not known in time the next time either, unless the request sits out a
+step, which costs a token. So the drafter is asked again after 2 tokens, then after 4, 8 and 16 more.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from llmcourse.serving.batch import Batch
 from llmcourse.serving.request import PENDING, RequestState
 from llmcourse.serving.schedule import Chunk
 from llmcourse.serving.speculation import Drafts, propose
+
+LONGEST_PAUSE = 16  # tokens; whoever never gets a draft sits out one step in 17
 
 
 class StepPlan:
@@ -67,15 +73,17 @@ class StepPlan:
         left = sys.maxsize if num_tokens is None else num_tokens
         for state in self._batch.speculating:
             chunk = self._chunks.get(state)
-            if chunk is not None and chunk.samples:
-                most = min(left, self._room_for_drafts(state))
-                drafts = self.drafts[state.id] = self._propose(state, most) if most > 0 else Drafts()
-                if count := len(drafts.tokens):
-                    stop = chunk.stop + count
-                    self._batch.extend(state, stop)
-                    self._chunks[state] = chunk._replace(stop=stop)
-                    self.num_tokens += count
-                    left -= count
+            if chunk is None or not chunk.samples:
+                continue
+            if state.tokens[-1] == PENDING:
+                if state.asks_from <= chunk.stop + 1 < state.max_length:
+                    self.drafts[state.id] = Drafts()  # so that its text is known when it is planned next
+            elif count := len((drafts := self._ask(state, left)).tokens):
+                self.drafts[state.id] = drafts
+                self._batch.extend(state, chunk.stop + count)
+                self._chunks[state] = chunk._replace(stop=chunk.stop + count)
+                self.num_tokens += count
+                left -= count
 
     def chunks(self) -> tuple[Chunk, ...]:
         return tuple(self._chunks.values())
@@ -91,11 +99,18 @@ class StepPlan:
 
     def _room_for_drafts(self, state: RequestState) -> int:
         """Tokens whose keys and values its blocks and the free ones hold and its answer may need."""
-        length = len(state.tokens)
-        if self.preempted or state.tokens[-1] == PENDING:
+        if self.preempted:
             return 0
         num_blocks = len(state.blocks) + self._batch.pool.num_free
-        return min(state.max_length, num_blocks * self._block_size) - length
+        return min(state.max_length, num_blocks * self._block_size) - len(state.tokens)
+
+    def _ask(self, state: RequestState, left: int) -> Drafts:
+        """Drafts to follow a text that is known; where there are none, when to ask again."""
+        most = min(left, self._room_for_drafts(state))
+        drafts = self._propose(state, most) if most > 0 else Drafts()
+        state.pause = 1 if drafts.tokens else min(2 * state.pause, LONGEST_PAUSE)
+        state.asks_from = len(state.tokens) + state.pause
+        return drafts
 
     def _propose(self, state: RequestState, most: int) -> Drafts:
         """What its drafter makes; whatever that raises is the request's own error, and ends it alone."""

@@ -4,6 +4,9 @@ At the launch it is known that its text is computed then, but not which of the d
 nor which token follows. So it is "verifying", and sits out what is scheduled meanwhile. Drafts that fall
 leave keys and values in its blocks, which the next step writes over. They are no part of its text, so no
 block is ever found by them; one that was taken for them is kept for what comes in their place.
+
+A request without drafts goes on like any other. But now and then its step too is waited for, so that its
+drafter can be asked (`step_plan` says when).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from llmcourse.serving.schedule import Chunk, Output, Sampled
 
 
 class Verifying:
-    """A chunk that samples for a request that speculates, with drafts or without, from launch to verdict."""
+    """A chunk with drafts, or one that is waited for to ask for them, from launch to verdict."""
 
     def __init__(self, chunk: Chunk, drafts: Sequence[int]):
         self._state, self._start = chunk.state, chunk.start

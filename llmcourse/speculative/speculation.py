@@ -5,6 +5,11 @@
 A server decides at each step how many drafts there is room for, loses steps, takes memory from a request and
 computes its text again. So nothing is told to the drafter but the text: what became of its last proposal is
 seen from how that goes on.
+
+In exact arithmetic a greedy answer, and any answer with certain drafts, is token by token that of the same
+request without speculation, and in fp32 tests hold it to that. But a pass over several tokens rounds
+otherwise than one over one. In 16 bits two tokens are sometimes equal but for that, and such a tie may
+fall the other way; from there on the answer is another.
 """
 
 from __future__ import annotations
@@ -24,14 +29,17 @@ from llmcourse.speculative.draft_length import DraftLength, FixedLength, Tally
 from llmcourse.speculative.drafter import Drafter
 from llmcourse.speculative.verify import verify_drafts
 
-DRAFTING = (
-    1  # sets its chance apart from that of tokens and verdicts, which servers draw at the same positions
-)
+# Sets the chance of drafts apart from that of tokens and verdicts, which servers draw at the same positions.
+DRAFTING = 1
 
 
 @dataclass(frozen=True)
 class Speculation:
     """Who drafts for a request, and how much (for `llmcourse.serving`, whose protocol this is).
+
+    Each request takes memory beside the server's blocks, from its first draft to its end and also while it is
+    preempted: 8 bytes a token for its text and, where a model drafts, a KV cache of 2 · layers · Hkv · D
+    numbers a token; both for as many tokens as prompt, max_tokens and the longest draft have together.
 
     Attributes:
         drafter: each request works on a shallow copy of its own, so many may share it, and with it the model
@@ -130,7 +138,8 @@ class SpeculatedText:
         if self._proposed is not None:
             stood = _num_equal(new, self._proposed)
             self._drafter.accept([stood])
-            if new:  # otherwise the step was lost
+            # A step for each token where nothing was proposed; none where the step was lost.
+            for _ in new[:1] if self._proposed else new:
                 self._tally = self._policy.observe(self._tally, len(self._proposed), stood)
             self._proposed = None
         if new:

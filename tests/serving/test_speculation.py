@@ -106,7 +106,7 @@ def test_a_draft_is_no_longer_than_what_an_answer_may_still_gain(max_tokens, roo
     """Less one, the token that the model adds."""
     served, drafter = scheduler(ContinuousBatching()), Script(1, 2, 3, 4, 5)
     served.add(Request("a", [1, 2, 3], max_tokens=max_tokens, speculation=drafter))
-    assert planned(served) == {"a": (0, 3 + room, drafter.tokens[:room])}
+    assert planned(served) == {"a": (0, 3 + room, drafter.tokens[:room] or None)}
     assert drafter.asked == ([(3, max_tokens - 1)] if room else [])
 
 
@@ -116,7 +116,7 @@ def test_drafts_get_what_prompts_leave_of_the_budget():
     served.add(Request("b", [3], max_tokens=9, speculation=Script(4, 5, 6)))
     assert planned(served) == {"a": (0, 5, (1, 2, 3)), "b": (0, 3, (4, 5))}
     served.add(Request("c", [1] * 4, max_tokens=9))
-    assert planned(served) == {"a": (0, 3, (1,)), "b": (0, 1, ()), "c": (0, 4, None)}
+    assert planned(served) == {"a": (0, 3, (1,)), "b": (0, 1, None), "c": (0, 4, None)}
     served.add(Request("d", [1] * 40, max_tokens=9))
     assert planned(served)["d"] == (0, 1, None)
 
@@ -146,11 +146,11 @@ def test_in_a_step_that_preempts_nobody_drafts():
     served.add(Request("b", [1, 1, 3, 4], max_tokens=7))
     served.add(Request("c", [1, 3, 3, 4, 5, 6], max_tokens=7))
     schedule = served.schedule()
-    served.postprocess(schedule, {"a": [9], "b": 9, "c": 9})
+    served.postprocess(schedule, {"a": 9, "b": 9, "c": 9})
     schedule = served.schedule()
     assert len(schedule.preempted) == 1 and served.pool.num_free == 1
-    assert schedule.drafts["a"].tokens == ()
-    served.postprocess(schedule, {"a": [9], "b": 9})
+    assert not schedule.drafts
+    served.postprocess(schedule, {"a": 9, "b": 9})
     assert planned(served)["a"] == (5, 7, (5,))
 
 
@@ -267,23 +267,76 @@ def test_a_drafter_that_cannot_begin_is_refused_before_its_request_is_in_line():
     served.add(Request("a", [1]))
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
+def test_a_finished_request_keeps_no_drafter(overlap):
+    served = scheduler(ContinuousBatching(), max_running=3)
+    serving = Engine(served, PagedRunner(served.pool), overlap)
+    speculations = {"answered": Guess(3), "fails": Script(10), "cancelled": Guess(3), "in line": Guess(3)}
+    states = {
+        name: serving.add(Request(name, [1], max_tokens=9, speculation=drafter))
+        for name, drafter in speculations.items()
+    }
+    serving.step()
+    for name in ("cancelled", "in line"):
+        assert states[name].speculator is speculations[name]
+        serving.abort(name)
+    list(serving.stream())
+    assert [state.finish_reason for state in states.values()] == ["length", "error", "abort", "abort"]
+    assert all(state.speculator is None for state in states.values())
+
+
 # ---- in an overlapping engine
+
+
+def took_part(served: Scheduler, num_steps: int) -> list[str]:
+    """Whose tokens each step computes, where the next is launched before it is resolved; all sample a 5."""
+    before, ids = None, []
+    for _ in range(num_steps):
+        schedule = served.schedule()
+        ids.append("".join(sorted(chunk.state.id for chunk in schedule.chunks)))
+        served.advance(schedule)
+        if before:
+            served.resolve(before, {name: [5] if name in before.drafts else 5 for name in "ab"})
+        before = schedule
+    return ids
 
 
 def test_who_speculates_sits_out_and_the_others_do_not_wait():
     served = scheduler(ContinuousBatching())
     served.add(Request("a", [1], max_tokens=40, speculation=Guess(2)))
     served.add(Request("b", [2], max_tokens=40))
-    before, took_part = None, []
-    for _ in range(6):
-        schedule = served.schedule()
-        took_part.append("".join(sorted(chunk.state.id for chunk in schedule.chunks)))
-        sampled = {"a": [5], "b": 5} if "a" in took_part[-1] else {"b": 5}
-        served.advance(schedule)
-        if before:
-            served.resolve(*before)
-        before = schedule, sampled
-    assert took_part == ["ab", "b", "ab", "b", "ab", "b"]
+    assert took_part(served, 6) == ["ab", "b", "ab", "b", "ab", "b"]
+
+
+@pytest.mark.parametrize(("drafter", "budget"), [(Script(), 3), (Script(7), 2)], ids=["silent", "no room"])
+def test_without_drafts_a_request_sits_out_less_and_less(drafter, budget):
+    served = scheduler(ChunkedPrefill(token_budget=budget), num_blocks=99, max_running=2)
+    served.add(Request("a", [1], max_tokens=90, speculation=drafter))
+    served.add(Request("b", [2], max_tokens=90))
+    rounds = took_part(served, 3 + 5 + 9 + 17 + 17)
+    waits = [0, 2, 4, 8, 16, 16]
+    assert rounds == ["ab" if wait else "b" for count in waits[1:] for wait in [*[1] * count, 0]]
+    lengths = [1 + sum(waits[: i + 1]) for i in range(5)]
+    assert [length for length, _ in drafter.asked] == (lengths if budget == 3 else [])
+
+
+def test_whoever_has_drafts_again_is_asked_at_once():
+    class Late(Script):
+        def draft(self, text, most):
+            return super().draft(text, most) if len(text) == 7 else ((), None)
+
+    served = scheduler(ContinuousBatching())
+    state = served.add(Request("a", [1], max_tokens=40, speculation=Late(5)))
+    served.add(Request("b", [2], max_tokens=40))
+    rounds = took_part(served, 14)
+    assert rounds == ["ab" if wait else "b" for wait in [1, 1, 0, 1, 1, 1, 1, 0, 1, 0, 1, 1, 0, 1]]
+    assert state.num_drafted == 1
+
+
+def test_before_its_last_token_nobody_waits_to_be_asked():
+    served = scheduler(ContinuousBatching())
+    state = served.add(Request("a", [1], max_tokens=3, speculation=Script()))
+    assert took_part(served, 4) == ["a", "a", "a", ""] and state.generated == [5, 5, 5]
 
 
 def test_where_all_speculate_steps_are_taken_in_turn():

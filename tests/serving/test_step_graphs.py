@@ -64,6 +64,27 @@ def test_what_is_recorded_ahead_is_all_that_such_a_budget_needs(budget):
     assert all(size.chunks == (MOST_CHUNKS if size.tokens else 0) and size.blocks == 5 for size in sizes)
 
 
+@pytest.mark.parametrize("slots", [3, 70])
+@pytest.mark.parametrize("longest", [1, 4, 32])
+@pytest.mark.parametrize("budget", [0, 64, 300, 5000])
+def test_what_is_recorded_ahead_is_all_that_drafts_need(budget, longest, slots):
+    made = graphs(slots)
+    sizes = set(made.sizes(budget, longest))
+    state = RequestState(Request("a", [1]), (0, 0))
+    most = min(longest * min(slots, MOST_CHUNKS), DRAFTS[-1])
+    taken = set()
+    for drafts in {1, most // 2, 16, 17, most} & set(range(1, most + 1)):
+        fewest = drafts - (-drafts // longest)  # and a token of each text
+        for tokens in {fewest, drafts + min(drafts, slots, MOST_CHUNKS), min(budget, CHUNK_TOKENS[-1])}:
+            if tokens >= fewest:
+                piece = Chunk(state, 0, tokens, True)
+                taken |= {made.graph_for([piece] * one, [piece], drafts).size for one in (0, 1, slots)}
+    assert taken <= sizes
+    assert {size.drafts for size in taken} == {size.drafts for size in sizes} - {0}
+    assert sizes - set(made.sizes(budget)) == {size for size in sizes if size.drafts}
+    assert made.sizes(budget, longest)[0].rows == max(size.rows for size in sizes)
+
+
 def test_the_largest_is_recorded_first():
     sizes = graphs().sizes(300)
     assert sizes[0] == StepSize(70, MOST_CHUNKS, 512, 512, 5)
@@ -95,6 +116,23 @@ def test_filling_a_step_up_changes_no_answer(monkeypatch, policy, overlap, draft
     assert {size.tokens > 0 for size in runner._graphs._graphs} == {True, False}
     assert {size.drafts for size in runner._graphs._graphs} == ({0, DRAFTS[0]} if drafts else {0})
     assert any(state.num_reused for state in states)
+
+
+def test_where_drafts_are_recorded_ahead_nobody_waits_for_the_first():
+    model = tiny()
+    runner = PagedRunner(model, PagedCache(model, 20, SIZE), max_running=5)
+    runner._graphs = StepGraphs(runner._decoder, runner._builder)
+    runner.record(8, drafts=7)
+    ahead = set(runner._graphs._graphs)
+    wanted = requests()[:6]
+    written = [alone(model, request) for request in wanted]
+    engine = Engine(Scheduler(BlockPool(20, SIZE), POLICIES["chunked"], max_running=5), runner)
+    states = [engine.add(request) for request in speculating(model, wanted, written)]
+    list(engine.stream())
+    assert [state.generated for state in states] == written and any(state.num_drafted for state in states)
+    assert set(runner._graphs._graphs) == ahead
+    with pytest.raises(ValueError, match="drafts must be an integer of at least 0, got -1"):
+        runner.record(drafts=-1)
 
 
 def test_a_step_that_no_graph_holds_has_none():

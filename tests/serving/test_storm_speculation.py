@@ -19,24 +19,35 @@ class Unreliable(Guess):
         return ways[hash((8, *text)) % len(ways)], q
 
 
-class Speculating:
-    """Part of a storm: requests take turns in the drawn options, which are how many drafts each asks for."""
+class Fickle(Guess):
+    """Has nothing to say after most texts."""
 
-    @initialize(options=st.lists(st.sampled_from([0, 1, 2, 5, 20, -3]), min_size=1, max_size=3))
+    def draft(self, text, most):
+        tokens, q = super().draft(text, most)
+        return tokens if hash((9, *text)) % 3 == 0 else [], q
+
+
+OPTIONS = [None, *map(Guess, (1, 2, 5, 20)), Unreliable(3), Fickle(3)]
+
+
+class Speculating:
+    """Part of a storm: requests take turns in the drawn options."""
+
+    @initialize(options=st.lists(st.sampled_from(OPTIONS), min_size=1, max_size=3))
     def choose_options(self, options):
         self.options = options
 
     def speculation(self) -> Speculation | None:
-        longest = self.options[len(self.states) % len(self.options)]
-        return Guess(longest) if longest > 0 else Unreliable(-longest) if longest < 0 else None
+        return self.options[len(self.states) % len(self.options)]
 
     @invariant()
     def drafts_are_counted(self):
         for state in self.states:
             assert 0 <= state.num_accepted <= min(state.num_drafted, state.num_generated)
-            assert state.num_drafted == 0 or state.speculator
+            assert state.num_drafted == 0 or state.request.speculation
+            assert (state.speculator is None) == (state.status == "finished" or not state.request.speculation)
             if state.finish_reason == "error" and not isinstance(state.error, ArithmeticError):
-                assert isinstance(state.speculator, Unreliable)
+                assert isinstance(state.request.speculation, Unreliable)
 
 
 class SpeculatingStorm(Speculating, Storm):

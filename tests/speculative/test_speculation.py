@@ -108,6 +108,17 @@ def test_what_became_of_a_proposal_is_seen_from_the_text():
     assert text._history.row(0) == [1, 2, 1, 5, 6, 3, 4]
 
 
+def test_each_token_without_a_draft_lets_what_was_seen_fade():
+    text = begun(ScriptDrafter(9, [[5]], [[]], [[7]], [[1]]), AdaptiveLength(0.05, keep=0.5))
+    text.draft([1, 2, 1], 9)
+    text.draft([1, 2, 1, 5, 3], 9)
+    assert text._tally == Tally(1, 0)
+    text.draft([1, 2, 1, 5, 3, 4, 4, 4], 9)  # it was not asked for some steps
+    assert text._tally == Tally(1 / 8, 0)
+    text.draft([1, 2, 1, 5, 3, 4, 4, 4, 7, 8], 9)
+    assert text._tally == Tally(1 + 1 / 16, 0)
+
+
 def test_a_draft_is_clamped_to_the_room_of_a_step():
     text = begun(ScriptDrafter(9, *[[[5]]] * 3), length=4)
     for most in (9, 2, 1):

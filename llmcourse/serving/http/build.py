@@ -15,6 +15,7 @@ from llmcourse.hardware import default_device, free_bytes, this_machine
 from llmcourse.model import Decoder
 from llmcourse.pretrained import load
 from llmcourse.serving.block_pool import BlockPool
+from llmcourse.serving.http.fields import MAX_DRAFT_LENGTH
 from llmcourse.serving.http.prompts import ServedModel
 from llmcourse.serving.http.service import Service
 from llmcourse.serving.paged_cache import PagedCache, blocks_that_fit, bytes_of_block
@@ -98,7 +99,8 @@ def build(
     """Loads the model and makes the engine that serves it.
 
     Args:
-        drafters: kinds of speculation that clients may ask for.
+        drafters: kinds of speculation that clients may ask for; on a GPU, steps with drafts are then recorded
+            ahead too.
 
     Raises:
         ValueError: as `pretrained.load`; or the blocks do not fit into memory.
@@ -111,7 +113,8 @@ def build(
     scheduler = settings.scheduler(num_blocks)
     runner = PagedRunner(model, cache, max_running=scheduler.max_running)
     policy = scheduler.policy
-    runner.record(policy.token_budget if isinstance(policy, ChunkedPrefill) else 0, progress=True)
+    chunk_tokens = policy.token_budget if isinstance(policy, ChunkedPrefill) else 0
+    runner.record(chunk_tokens, drafts=MAX_DRAFT_LENGTH if drafters else 0, progress=True)
     overlap = model.device.type == "cuda"  # a CPU that computes and schedules gains nothing
     service = Service(scheduler, runner, queue_limit=settings.queue_limit, overlap=overlap)
     config = model.config

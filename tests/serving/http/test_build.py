@@ -9,6 +9,7 @@ from llmcourse.roofline import DoesNotFit
 from llmcourse.serving.http import build as build_module
 from llmcourse.serving.http.app import create_app
 from llmcourse.serving.http.build import POLICIES, ServiceSettings, build
+from llmcourse.serving.http.fields import MAX_DRAFT_LENGTH
 from llmcourse.speculative import LookupDrafter, Speculation
 
 
@@ -52,6 +53,18 @@ def test_a_client_may_ask_for_speculation_and_gets_the_same_text(settings, tempe
         "speculation must be of a kind that is served ('lookup'), got 'oracle'; leave it out"
     )
     assert [served.speculation(option).draft_length.longest for option in options[1:]] == [4, 9]
+
+
+@pytest.mark.parametrize(("drafters", "drafts"), [({}, 0), ({"lookup": by_lookup}, MAX_DRAFT_LENGTH)])
+def test_steps_with_drafts_are_recorded_ahead_where_clients_may_ask_for_them(
+    settings, monkeypatch, drafters, drafts
+):
+    asked = []
+    monkeypatch.setattr(
+        build_module.PagedRunner, "record", lambda self, *given, **named: asked.append((given, named))
+    )
+    build(settings(num_blocks=9), drafters)
+    assert asked == [((512,), {"drafts": drafts, "progress": True})]
 
 
 def test_a_seed_gives_the_same_answers_again(settings):
