@@ -23,7 +23,7 @@
 # - say for a kind of text and a drafter how often drafts will stand, and why,
 # - draft with a smaller model, by lookup, and with the target's own first layers,
 # - name the loads and settings under which speculation is slower than decoding,
-# - build a cascade: train its judge, choose thresholds on held-out questions, and tell a gain from throwing dice.
+# - build a cascade: train its judge, choose thresholds on held-out questions, and tell a gain from random mixing.
 #
 # **Time** about 50 minutes for this part; its cells run in under two minutes.
 # **Hardware** any laptop; the speed of large models is predicted here, measured on a GPU, and recorded where there is one.
@@ -35,7 +35,7 @@
 # | $\gamma$ | drafts a step | 每步草稿词元数 |
 # | $\min(1, p/q)$ | chance that a draft stands: verify, reject, correct | 验证,拒绝,修改 |
 # | $p' \propto \max(0, p - q)$ | residual, which corrections are drawn from | 残差分布 |
-# | $\beta = \sum \min(p, q)$; $\alpha$ | overlap at one place; its mean, the acceptance | 重叠度;接受率 |
+# | $\beta = \sum \min(p, q)$; $\alpha$ | overlap at one place; share of the drafts reached that stand | 重叠度;接受率 |
 # | $c$ | cost of a draft, in one-token passes of the target | 草稿的相对开销 |
 # | $v(n)$ | cost of a pass over $n$ tokens, in the same unit | 验证的相对开销 |
 # | | self-speculation, lookup | 自推测,查找 |
@@ -62,7 +62,7 @@ for name, (model, _) in family.items():
 # %% [markdown]
 # # Part one: several tokens for one pass
 #
-# ## 4.1 A pass that reads five tokens costs hardly more than one
+# ## 4.1 A pass over five tokens: on paper hardly more than one
 #
 # Everything in this part hangs on one number: what a pass over $n$ tokens takes, in passes over one. *Predict*, before
 # you run the cell: how many tokens can Llama-3-8B read on an H200 before its pass takes a twentieth longer? The cell
@@ -84,9 +84,9 @@ for name in ("draft", "small"):
     print(f"{name}: {weights:.0%} of the weights, c = {v_and_c[name]:.2f}")
 
 # %% [markdown]
-# A model of a few million weights is no memory-bound giant: on a CPU its products are soon bound by arithmetic, so $v$
-# rises earlier than on paper. And each operation has a start that costs the drafter as much as the target: the more starts
-# weigh, the farther $c$ lies above the share of the weights. Both belong into the prediction, and we keep them.
+# A model of a few million weights is no memory-bound giant. On a CPU a product of two rows goes another way than one of a
+# single row, which is a jump, and from there every token adds a little: $v$ rises earlier than on paper. And each operation has a start that costs the drafter as much as the target: the more starts
+# weigh, the farther $c$ lies above the share of the weights. Both belong in the prediction, and we keep them.
 #
 # ## 4.2 The rule, by numbers
 #
@@ -98,6 +98,7 @@ for name in ("draft", "small"):
 #
 # A token arrives as a draft with $q \cdot \min(1, p/q) = \min(p, q)$. A draft falls with $1 - \sum \min(p, q) = \sum
 # \max(0, p - q)$, which is just what $p'$ is divided by; so a token arrives as a correction with $p - \min(p, q)$. Together: $p$.
+# (Where $p = q$ no draft ever falls and nothing has to be corrected; $p'$ may then be anything, say $p$.)
 #
 # *Predict* for the four drinks of the cell: how often does a draft stand, and what may a correction be? Which token would
 # come too often if a correction were drawn from $p$ itself?
@@ -167,7 +168,7 @@ for rule in (speculative.verify_drafts, always_accept):
     print(f"{rule.__name__}: {misplaced(rule)} of all texts are not where the target has them")
 
 # %% [markdown]
-# Not "close to zero": zero. Nothing in the proof asks where $p$ and $q$ come from, so it holds for any sampling settings, if
+# Not "close to zero": zero for these laws, and by 4.2, place by place, for all. Nothing in the proof asks where $p$ and $q$ come from, so it holds for any sampling settings, if
 # *both* are the distributions that tokens are really drawn from: after temperature, top-k, top-p and penalties, and a
 # penalty at the third draft has seen the first two. Greedy decoding is the case in which $p$ is certain: a draft stands if it
 # is the target's favourite. (Sampled texts are equal in distribution, not token for token: chance is spent in another way.)
@@ -200,7 +201,7 @@ for c in (0.02, 0.1, 0.3, 0.6):
 
 # %% [markdown]
 # A best $\gamma$ of 0 means: do not draft. With $v = 1$ drafting pays if and only if $\alpha > c$. Read a row from left to
-# right: long drafts pay only where nearly all stand, and there every hundredth of $\alpha$ counts. "Twice as fast" is no property of
+# right: long drafts pay where nearly all stand, or cost next to nothing, and there every hundredth of $\alpha$ counts. "Twice as fast" is no property of
 # the method, but of a pair of models, a text and a machine.
 #
 # ## 4.5 A text in three colours
@@ -283,7 +284,9 @@ for domain, sides in seen.items():
 # decides greedy acceptance, and for sampling it is only half the answer: what counts is the overlap.
 #
 # (Measured is a little less than predicted. Easy places come together, and so do hard ones: drafts do not stand independently of one
-# another. And at the end of a text fewer are asked for.)
+# another. And at the end of a text fewer are asked for. $\alpha$ counts drafts that were *reached*: those behind a fallen one are
+# dropped and count for nothing. So it lies above the mean $\beta$ of all places, of which the easy ones are reached most. With six
+# texts a difference of a few hundredths says nothing.)
 #
 # ## 4.7 $\gamma$ against speed: predicted, measured
 #
@@ -327,9 +330,10 @@ title = f"Drafts by draft, verified by base, on {hardware.this_machine(device).n
 speculation_speed.plot_draft_lengths(curves, title)
 
 # %% [markdown]
-# What lies between the lines is told by the printed $c$ and $v$: inside a step a draft and a verification are more than the bare
-# passes of 4.1. Distributions are made of logits, drafts are judged, caches rolled back, all of it by Python; with the
-# costs *as the steps of $\gamma = 4$ had them* theory comes near the clock. The rule is right, then, and $c$ and $v$ are where speed
+# Where all marks lie below 1, drafting with a model does not pay on this machine, whatever the $\gamma$. What lies between the
+# lines is told by the printed $c$ and $v$: inside a step verifying is more than the bare pass of 4.1 (so is a draft, but so is the
+# plain token that it is counted in). Distributions are made of logits, drafts are judged, caches rolled back, all of it by Python; with the
+# costs *as the steps of $\gamma = 4$ had them* theory comes near the clock, as it should. The sum is right, then, and $c$ and $v$ are where speed
 # is won or lost: where a pass takes a millisecond, the work around it weighs as much. And look at verse: drafts
 # that fall have been paid for, and the more of them a step asks for, the slower the text.
 #
@@ -367,7 +371,8 @@ for domain, (name, way) in product(one_s, drafters.items()):
     print(f"{domain:6}{name:16}{row}, {measured.measured_speed_up(steps, one_s[domain]):.2f} times as fast")
 
 # %% [markdown]
-# Lookup drafts nothing where nothing repeats, and then costs nothing; it has no opinion where a text is new. (Greedy texts of
+# Lookup drafts nothing where nothing repeats, and then costs nothing; it has no opinion where a text is new. (These are
+# two texts: a tenth more or less means nothing. And greedy texts of
 # small models like to repeat themselves, which flatters it.) The first half of the layers seldom says what all of them say: the
 # last layers are where `base` decides, and its head has only ever read the last one. With all layers but one drafts are better,
 # and too dear. Training heads for the layers in between is early exit, later in this chapter; training heads that look
@@ -407,22 +412,24 @@ print("\n".join(map(recorded.told, rows)) or "What verifying costs there is not 
 
 # %% [markdown]
 # Not $\alpha$, which belongs to two models and a text. An engine shortens drafts and verification, but the plain token as well,
-# and $c$ and $v$ are counted in plain tokens: compare them with those of 4.7. Against a slow loop anything is fast, so a
+# and $c$ and $v$ are counted in plain tokens, so that they need not get smaller. Against a slow loop anything is fast, so a
 # speed-up says nothing without the decoder that it was measured over. And a recorded bar is to be read beside its mark: where
 # both agree, the three numbers are the whole story of its height. Where they do not, something is in none of them. A verdict
 # over drafts that were *drawn* needs softmax and sums over the vocabulary, beside the passes; a batch is done when the slowest
 # of its rows is. And theory with $v = 1$, as the paper has it, promises more than any of these rows: a pass over eight tokens
 # of a model of this size is no pass over one. The prompts are of the kinds of text that both models were trained on, so they
-# agree more often than they would on a stranger's.
+# agree more often than they would on a stranger's. (Models are named by their size and by what trained them. Printed last is a
+# pass over eight tokens of Llama-3-8B's shape, where reading the weights is what takes the time: 1 would be eight for the price of one.)
 #
 # "The same tokens" has a limit, too. A pass over several tokens and one over a single one add up in different orders, and in
-# 16 bits two tokens that are as good as equally likely may change places. In float32, as here, they never did.
+# 16 bits two tokens that are as good as equally likely may change places. In float32, as above, the texts were the same.
 #
 # ## 4.10 Where it is slower
 #
 # **Batches.** The arithmetic that speculation fills is idle only while few texts are decoded. *Predict*: from which batch on is
 # Llama-3-8B on an H200 slower with four drafts than without, if each costs a tenth of a pass? Does it matter how long the
-# texts are? (These are the roofline's figures; larger batches on a real GPU stand in the lower rows of 4.9.)
+# texts are? (These are the roofline's figures; larger batches on a real GPU stand in the lower rows of 4.9, and
+# lose far earlier. The roofline knows nothing of launches, of the slowest row, or of a $\gamma$ that was chosen for a single text.)
 #
 # **Temperature.** "High temperature, low acceptance": is that so? Both sides are flattened. *Predict* for the three
 # domains which way $\alpha$ goes, for a drafter that samples from its $q$, and for one that proposes its favourite, as
@@ -522,9 +529,9 @@ explorer
 
 # %% [markdown]
 # Look at the two shares first: the classifier puts most answers near 0 or high up, where a decision can be made; the confidence
-# leaves nearly all in between, though it is calibrated as well. What was promised on held-out questions is a little more
-# than what comes true, since the best of many is also the luckiest. The classifier's cascade is above mixing; the confidence
-# alone cannot be told from it. And the oracle, which knows every answer beforehand, shows how much is left for better judges.
+# leaves nearly all in between, though it is calibrated as well. What was promised on held-out questions is more, by some points,
+# than what comes true, since the best of many is also the luckiest. The classifier's cascade is above mixing; at these budgets the
+# confidence alone cannot be told from it. And the oracle, which knows every answer beforehand, shows how much is left for better judges.
 #
 # ## 4.12 What goes wrong
 #
@@ -555,11 +562,11 @@ explorer
 # 1. (10 min) Change $q$ in 4.2 so that no draft ever falls; then so that all fall. What is $p'$ in each case?
 # 2. (15 min) In 4.3 let the second draft be judged by the distribution of the first place. Which texts come too often?
 # 3. (15 min) Find a prompt for which lookup beats `small` in 4.8, and one for which it never drafts.
-# 4. (15 min) In 4.11 choose thresholds on a tenth of the held-out questions (`Ledger.rows`). How far do promise and test part?
+# 4. (15 min) In 4.11 choose thresholds on a tenth of the held-out questions (`Ledger.rows`). How far do promise and test differ?
 #
 # ## Summary
 #
-# - A pass over a few tokens costs hardly more than one; accept with $\min(1, p/q)$, correct from $\max(0, p - q)$, and the text is
+# - Where reading the weights takes the time, a pass over a few tokens costs hardly more than one; accept with $\min(1, p/q)$, correct from $\max(0, p - q)$, and the text is
 #   exactly the target's, whoever drafts.
 # - Overlap $\alpha$, cost $c$ and the price $v$ of verifying decide the speed: measure them, choose $\gamma$, and stop where
 #   the batch is large.
