@@ -9,6 +9,7 @@ from scipy.stats import chi2
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine import engine as engine_module
+from llmcourse.decoding.engine import step as step_module
 from llmcourse.decoding.engine.step import StepState
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.roofline import DoesNotFit
@@ -178,10 +179,10 @@ def test_the_old_cache_is_gone_before_the_new_one_is_made(monkeypatch):
 
 
 def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(step_module, "free_bytes", lambda device: 1000)
     with pytest.raises(DoesNotFit, match=r"batch 3 with context 20 needs .* are free"):
         started()
-    monkeypatch.setattr(engine_module, "free_bytes", lambda device: None)  # the system does not say
+    monkeypatch.setattr(step_module, "free_bytes", lambda device: None)  # the system does not say
     started()
 
 

@@ -8,6 +8,7 @@ import torch
 
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.roofline import DoesNotFit
 from llmcourse.speculative import LookupDrafter, ModelDrafter, stream
 from llmcourse.speculative.early_layers import first_layers
 from llmcourse.speculative.engine import SpeculativeEngine
@@ -255,3 +256,10 @@ def test_what_is_no_model_is_refused(model):
         SpeculativeEngine(model, ModelDrafter(model))
     with pytest.raises(TypeError, match="target must be a Decoder, got str"):
         SpeculativeEngine("base", model)
+
+
+def test_caches_that_do_not_fit_are_refused_before_they_are_allocated(model, monkeypatch):
+    engine = SpeculativeEngine(model, near(model))
+    monkeypatch.setattr("llmcourse.decoding.engine.step.free_bytes", lambda device: 1000)
+    with pytest.raises(DoesNotFit, match=r"batch 1 with context 25 needs .* are free"):
+        engine.start([[1, 2, 3]], 20)
