@@ -227,7 +227,7 @@ REFUSED: dict[Callable, list[tuple[dict, str]]] = {
     ],
     choose_of: [
         ({"logits": ones(9)}, "logits must have 2 dimensions, (B, V), got shape (9,)"),
-        ({"logits": every_other(2, 9)}, "logits must be contiguous"),
+        ({"logits": every_other(2, 9)}, "logits must have the numbers of a row side by side"),
         ({"text": whole(3, 5)}, "text must have shape (2, 5), got (3, 5)"),
         ({"text": whole(5, 2).T}, "text must be contiguous"),
         ({"positions": whole(2).int()}, "positions must be in torch.int64"),
