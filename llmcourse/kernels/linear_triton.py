@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llmcourse.kernels.backend import interpreted
-from llmcourse.kernels.launch import options, start_next, takes_part, wait_for_input
+from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.tiles import Tile, matmul_rows
 
 
@@ -108,10 +107,8 @@ def _matmul_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
-    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    FIRST: tl.constexpr = BLOCK_K if AHEAD else 0
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     held = tl.minimum(rows, num_outputs - 1).to(tl.int64)
     columns = tl.arange(0, BLOCK_K)
@@ -119,10 +116,6 @@ def _matmul_kernel(
     up_weights = weights + tl.cast(num_outputs, tl.int64) * K
     batch = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     inputs = x_ptr + batch[:, None].to(tl.int64) * K + columns[None, :]  # (BLOCK_M, BLOCK_K)
-    if AHEAD:  # the first tile is on its way before x is there
-        tile = tl.load(weights, mask=(columns < K)[None, :], other=0.0)
-        if GATED:
-            up_tile = tl.load(up_weights, mask=(columns < K)[None, :], other=0.0)
     start_next(PDL)
     wait_for_input(PDL)
 
@@ -130,14 +123,14 @@ def _matmul_kernel(
     sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     up_sums = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     squares = tl.zeros((BLOCK_M,), tl.float32)
-    if AHEAD:
-        x, squares = _input_tile(inputs, norm_ptr, batch < num_rows, columns, 0, squares, K, HAS_NORM)
-        sums = tl.dot(tile, x.T, sums, input_precision="ieee")
-        if GATED:
-            up_sums = tl.dot(up_tile, x.T, up_sums, input_precision="ieee")
-    for start in tl.range(FIRST, K, BLOCK_K, num_stages=STAGES):
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         inside = (start + columns < K)[None, :]
-        x, squares = _input_tile(inputs, norm_ptr, batch < num_rows, columns, start, squares, K, HAS_NORM)
+        x = tl.load(inputs + start, mask=(batch < num_rows)[:, None] & inside, other=0.0)
+        if HAS_NORM:
+            wide = x.to(tl.float32)
+            squares += tl.sum(wide * wide, axis=1)
+            gain = tl.load(norm_ptr + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
+            x = (wide * gain[None, :]).to(x.dtype)
         tile = tl.load(weights + start, mask=inside, other=0.0)
         sums = tl.dot(tile, x.T, sums, input_precision="ieee")
         if GATED:
@@ -158,18 +151,6 @@ def _matmul_kernel(
     if HAS_RESIDUAL:
         y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _input_tile(inputs, norm_ptr, real, columns, start, squares, K: tl.constexpr, HAS_NORM: tl.constexpr):
-    """A tile of x times the norm's gains, and the sums of squares with it."""
-    x = tl.load(inputs + start, mask=real[:, None] & (start + columns < K)[None, :], other=0.0)
-    if HAS_NORM:
-        wide = x.to(tl.float32)
-        squares += tl.sum(wide * wide, axis=1)
-        gain = tl.load(norm_ptr + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
-        x = (wide * gain[None, :]).to(x.dtype)
-    return x, squares
 
 
 def launch_gemv(
@@ -226,19 +207,10 @@ def launch_matmul(
         BLOCK_N=tile.rows,
         BLOCK_K=tile.columns,
         STAGES=tile.stages,
-        AHEAD=_ahead(num_rows, pdl),
         **switches(norm, bias, residual, gated),
         num_warps=tile.warps,
         **options(pdl),
     )
-
-
-def _ahead(num_rows: int, pdl: bool) -> bool:
-    """Whether a first tile is asked for early: where a kernel starts early, and where that is tested.
-
-    More rows than these take registers, and time enough for the start not to matter.
-    """
-    return num_rows <= 16 and (takes_part(pdl) or (pdl and interpreted()))
 
 
 def pointers(x, norm, weight, bias, residual, out) -> tuple[Tensor, ...]:

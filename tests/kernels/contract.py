@@ -34,7 +34,7 @@ STRIPS = (Strip(8, 4, True), Strip(8, 4, False)) if runs_gluon(90) else ()
 STREAMED = (
     (Strip(8, 4, True), Strip(32, 8, True), Ring(8, 512, 2), Ring(64, 128, 3, 8)) if runs_wgmma() else ()
 )
-# Several rows take their first tile ahead where they are asked to, even where there is no early launch.
+# Several rows may be asked to start early even where nothing can.
 LINEAR = [*itertools.product((1,), DTYPES, PDL), *itertools.product((3,), DTYPES, (False, True))]
 SHAPES = ((8, 32), (50, 100), (33, 128), (1, 7))  # outputs, inputs: ragged ones too
 PARTS = {
