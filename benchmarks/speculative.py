@@ -63,6 +63,7 @@ class Race:
 
     Attributes:
         plain_s, ours_s: of each prompt or batch, until every row has its tokens.
+        token_s: of decoding, a token.
         draft_s, verify_s: of a step's parts, alone.
     """
 
@@ -70,6 +71,7 @@ class Race:
     num_rows: int
     plain_s: list[float]
     ours_s: list[float]
+    token_s: float
     draft_s: float
     verify_s: float
     tally: Tally
@@ -85,8 +87,7 @@ class Race:
 
     def terms(self) -> dict[str, float]:
         """α, c and v, as theory takes them."""
-        token_s = statistics.median(self.plain_s) / TOKENS
-        c, v = self.draft_s / self.gamma / token_s, self.verify_s / token_s
+        c, v = self.draft_s / self.gamma / self.token_s, self.verify_s / self.token_s
         return {"alpha": self.tally.rate, "c": c, "v": v}
 
     def predicted(self, *, constant: bool = False) -> float:
@@ -216,7 +217,8 @@ def race(
             for accepted in judged:
                 tally = tally.after(ours.draft_length, accepted)
     parts = [queued(part, plain.device) for part in (ours.draft, ours.verify)]
-    return Race(ours.draft_length, len(batches[0]), plain_s, ours_s, *parts, tally)
+    token_s = statistics.median(plain_s) / TOKENS
+    return Race(ours.draft_length, len(batches[0]), plain_s, ours_s, token_s, *parts, tally)
 
 
 def queued(part: Callable[[], None], device: torch.device) -> float:
@@ -263,7 +265,7 @@ def described(found: Race, names: Sequence[str]) -> dict[str, object]:
         "predicted": rounded(found.predicted()),
         "predicted_v1": rounded(constant),
         "measured_over_predicted_v1": rounded(found.speed_up / constant),
-        "token_ms": rounded(statistics.median(found.plain_s) / TOKENS * 1e3),
+        "token_ms": rounded(found.token_s * 1e3),
         "new_tokens": TOKENS,
         "target": names[0],
         "drafter": names[1],

@@ -10,55 +10,20 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 from record import record, record_raw, rounded
-from speculative import DOMAINS
+from speculative import DOMAINS, Race
 
 from llmcourse import pretrained, timing
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.model import Decoder
-from llmcourse.speculative import LookupDrafter, Tally, theory
+from llmcourse.speculative import LookupDrafter, Tally
 from llmcourse.speculative.early_layers import first_layers
 from llmcourse.speculative.engine import SpeculativeEngine
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Race:
-    """Both engines at the same prompts.
-
-    Attributes:
-        plain_s, ours_s: of each prompt, after it was read.
-        parts_s: of a plain token, of all drafts of a step, and of verifying them.
-    """
-
-    gamma: int
-    plain_s: list[float]
-    ours_s: list[float]
-    parts_s: dict[str, float]
-    tally: Tally
-
-    @property
-    def speed_up(self) -> float:
-        return sum(self.plain_s) / sum(self.ours_s)
-
-    @property
-    def spread(self) -> float:
-        return timing.Timing(tuple(p / o for p, o in zip(self.plain_s, self.ours_s, strict=True))).spread
-
-    def terms(self) -> dict[str, float]:
-        token_s = self.parts_s["token"]
-        c, v = self.parts_s["draft"] / self.gamma / token_s, self.parts_s["verify"] / token_s
-        return {"alpha": self.tally.rate, "c": c, "v": v}
-
-    @property
-    def predicted(self) -> float:
-        found = self.terms()
-        return theory.speed_up(found["alpha"], self.gamma, found["c"], lambda _: found["v"])
 
 
 def main() -> None:
@@ -110,7 +75,7 @@ def report(
         f"speculative_{domain}_cpu",
         ours.speed_up,
         "speed-up",
-        limit=ours.predicted,
+        limit=ours.predicted(),
         limit_name="theory from the α, c and v measured here",
         peer="DecodeEngine",
         peer_value=1.0,
@@ -145,7 +110,7 @@ def race(plain: DecodeEngine, ours: SpeculativeEngine, texts: list[list[int]], n
     token = torch.tensor([5])
     parts = {"token": lambda: plain.step(token), "draft": ours.draft, "verify": ours.verify}
     times = timing.measure_in_turns(parts, repeats=min(20, num_tokens - 1))
-    return Race(ours.draft_length, plain_s, ours_s, {name: times[name].median_s for name in parts}, tally)
+    return Race(ours.draft_length, 1, plain_s, ours_s, *(times[name].median_s for name in parts), tally)
 
 
 def written(
@@ -166,7 +131,7 @@ def described(found: Race) -> dict[str, float]:
         "speed_up": rounded(found.speed_up),
         "gamma": found.gamma,
         **{name: rounded(value) for name, value in found.terms().items()},
-        "predicted": rounded(found.predicted),
+        "predicted": rounded(found.predicted()),
         "text_s": rounded(statistics.median(found.plain_s)),
     }
 

@@ -78,3 +78,11 @@ class History:
     def row(self, row: int) -> list[int]:
         """The tokens of one row, prompt included."""
         return self.tokens[row, : int(self.lengths[row])].tolist()
+
+
+def num_equal(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many of their first tokens are the same."""
+    count = 0
+    while count < min(len(some), len(others)) and some[count] == others[count]:
+        count += 1
+    return count

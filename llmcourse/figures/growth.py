@@ -63,6 +63,18 @@ class Curve:
         return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
 
 
+def groups_of(curves: Sequence[Curve]) -> tuple[str, ...]:
+    """The groups in the order of their curves, each of which has a colour.
+
+    Raises:
+        ValueError: no curves, or more groups than can be told apart.
+    """
+    groups = tuple(dict.fromkeys(curve.group for curve in curves))
+    if not 1 <= len(groups) <= len(look.SERIES):
+        raise ValueError(f"curves must be of 1 to {len(look.SERIES)} groups, got {len(groups)}")
+    return groups
+
+
 def plot_growth(
     curves: Sequence[Curve], title: str, subtitle: str = "", *, x_label: str, y_label: str
 ) -> look.Picture:
@@ -71,9 +83,7 @@ def plot_growth(
     Raises:
         ValueError: no curves, or more groups than can be told apart.
     """
-    groups = tuple(dict.fromkeys(curve.group for curve in curves))
-    if not 1 <= len(groups) <= len(look.SERIES):
-        raise ValueError(f"curves must be of 1 to {len(look.SERIES)} groups, got {len(groups)}")
+    groups = groups_of(curves)
     with look.style():
         picture = look.Picture(look.WIDTH, 4.3)
         look.heading(picture, title, subtitle)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
-from llmcourse.figures.growth import Curve
+from llmcourse.figures.growth import Curve, groups_of
 from llmcourse.figures.kernel_bars import missing_words, nothing_recorded, origin
 
 KINDS = ("prose_b1", "verse_b1", "code_b1")
@@ -43,9 +43,7 @@ def plot_draft_lengths(curves: Sequence[Curve], title: str, subtitle: str = "") 
     Raises:
         ValueError: no curves, or more groups than can be told apart.
     """
-    groups = tuple(dict.fromkeys(curve.group for curve in curves))
-    if not 1 <= len(groups) <= len(look.SERIES):
-        raise ValueError(f"curves must be of 1 to {len(look.SERIES)} groups, got {len(groups)}")
+    groups = groups_of(curves)
     with look.style():
         picture = look.Picture(look.WIDTH, 4.0)
         look.heading(picture, title, subtitle)

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmcourse.decoding.errors import require
+from llmcourse.decoding.history import num_equal
 from llmcourse.decoding.params import SamplingParams
 
 Proposed = tuple[Sequence[int], Tensor | None]
@@ -120,10 +121,7 @@ def standing(drawn: Sequence[int], drafts: Sequence[int]) -> list[int]:
     Args:
         drawn: the target's own token at each draft, and after the last.
     """
-    count = 0
-    while count < len(drafts) and drawn[count] == drafts[count]:
-        count += 1
-    return list(drawn[: count + 1])
+    return list(drawn[: num_equal(drawn, drafts) + 1])
 
 
 def check_emitted(emitted: Sequence[int], drafts: Sequence[int], vocab_size: int) -> None:

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmcourse.decoding.errors import require
-from llmcourse.decoding.history import History
+from llmcourse.decoding.history import History, num_equal
 from llmcourse.decoding.params import SamplingParams
 from llmcourse.speculative.draft_length import DraftLength, FixedLength, Tally
 from llmcourse.speculative.drafter import Drafter
@@ -136,7 +136,7 @@ class SpeculatedText:
         """Takes in how the text went on, and with it what became of the last proposal."""
         new = list(text[int(self._history.lengths[0]) :])
         if self._proposed is not None:
-            stood = _num_equal(new, self._proposed)
+            stood = num_equal(new, self._proposed)
             self._drafter.accept([stood])
             # A step for each token where nothing was proposed; none where the step was lost.
             for _ in new[:1] if self._proposed else new:
@@ -144,11 +144,3 @@ class SpeculatedText:
             self._proposed = None
         if new:
             self._history.extend(torch.tensor([new], device=self._device), [len(new)])
-
-
-def _num_equal(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many of their first tokens are the same."""
-    count = 0
-    while count < min(len(some), len(others)) and some[count] == others[count]:
-        count += 1
-    return count

@@ -9,7 +9,7 @@ from llmcourse.decoding import SamplingParams
 from llmcourse.decoding.errors import EverythingMaskedError, NonFiniteLogitsError
 from llmcourse.serving import BlockPool, Engine, PagedCache, PagedRunner, Request, Scheduler
 from tests.serving.fakes import POLICIES
-from tests.serving.test_paged_runner import SIZE, alone, requests, serve, tiny
+from tests.serving.test_paged_runner import SETTINGS, SIZE, alone, requests, serve, tiny
 
 overlap = pytest.mark.parametrize("overlap", [False, True], ids=["in turn", "overlapping"])
 VOCAB = 100
@@ -87,14 +87,6 @@ def test_in_single_precision_too():
     written = [alone(model, request) for request in requests()]
     states = serve(model, speculating(model, requests(), written))
     assert [state.generated for state in states] == written
-
-
-SETTINGS = {
-    "temperature": SamplingParams(temperature=0.9),
-    "top-p": SamplingParams(temperature=1.2, top_p=0.8, top_k=20),
-    "greedy with penalties": SamplingParams(temperature=0.0, presence_penalty=2.0, frequency_penalty=0.5),
-    "n-grams": SamplingParams(temperature=0.0, no_repeat_ngram_size=2),
-}
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -25,13 +25,15 @@ Text = tuple[int, ...]
 class Quarters:
     """A language model whose probabilities, a function of the text so far, are quarters, many of them 0."""
 
+    parts = PARTS
+
     def __init__(self, seed: str):
         self.seed = seed
 
     def weights(self, text: Text) -> list[int]:
         rng = random.Random(f"{self.seed} {text}")
-        cuts = sorted(rng.choices(range(PARTS + 1), k=VOCAB - 1))
-        return [high - low for low, high in itertools.pairwise([0, *cuts, PARTS])]
+        cuts = sorted(rng.choices(range(self.parts + 1), k=VOCAB - 1))
+        return [high - low for low, high in itertools.pairwise([0, *cuts, self.parts])]
 
 
 class Certain(Quarters):

@@ -21,6 +21,7 @@ from torch import Tensor
 from llmcourse.speculative import DraftTree, TreeVerdict, chain, verify_drafts, verify_tree, walk
 from llmcourse.speculative import verify_tree as exported
 from tests.chi_square import holm, p_value
+from tests.speculative.test_enumeration import Quarters
 from tests.speculative.test_statistics import distributions, draw, normalised, text_law, uniforms
 
 Text = tuple[int, ...]
@@ -110,16 +111,10 @@ def distinct(tree: DraftTree, vocab_size: int, rng: random.Random) -> list[int]:
 # ---- by enumeration
 
 
-class Halves:
-    """A language model whose probabilities, a function of the text so far, are halves."""
+class Halves(Quarters):
+    """The same with halves."""
 
-    def __init__(self, seed: str):
-        self.seed = seed
-
-    def weights(self, text: Text) -> list[int]:
-        rng = random.Random(f"{self.seed} {text}")
-        cuts = sorted(rng.choices(range(PARTS + 1), k=VOCAB - 1))
-        return [high - low for low, high in itertools.pairwise([0, *cuts, PARTS])]
+    parts = PARTS
 
     def weight(self, text: Text) -> int:
         """The probability of a text, times 2 to the power of its length."""

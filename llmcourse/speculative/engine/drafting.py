@@ -7,7 +7,7 @@ before, its key and value are written anew, which costs nothing beside the weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,8 @@ class Drafting:
         q: `(B, γ, V)`, what each draft was drawn from; for greedy drafts whatever was there before.
     """
 
+    on_host = False  # so that a graph can hold a whole step
+
     def __init__(
         self,
         state: StepState,
@@ -47,6 +49,12 @@ class Drafting:
         self._step: Callable[[StepState], None] = reference_step
         if self.backend == "triton":
             self._step = KernelStep(state, settings or KernelSettings())
+
+    def start(self, prompts: Sequence[Sequence[int]], first: Sequence[int]) -> None:
+        """Nothing to prepare: the texts lie on the device."""
+
+    def extend(self, gained: Sequence[Sequence[int]]) -> None:
+        """Nothing to take in."""
 
     @torch.no_grad()
     def draft(self, choice: Choice) -> None:

@@ -18,7 +18,7 @@ from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState, check_room
 from llmcourse.decoding.engine.window import Window
 from llmcourse.decoding.errors import require, require_integer, require_number
-from llmcourse.decoding.source import CachedLogits, check_prompts
+from llmcourse.decoding.source import CachedLogits, check_prompts, check_request
 from llmcourse.kernels.append_attention import MOST_QUERIES
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
@@ -132,8 +132,7 @@ class SpeculativeEngine:
             prefill(state, prompts)
         choose(self._state.logits, self._state.text, self._state.positions, self.choice, backend=self.backend)
         first = self._state.text.gather(1, self._state.positions[:, None])[:, 0].tolist()
-        if isinstance(self._drafting, Lookups):
-            self._drafting.start(prompts, first)
+        self._drafting.start(prompts, first)
         return first
 
     def step(self) -> list[list[int]]:
@@ -157,7 +156,7 @@ class SpeculativeEngine:
         self._require_started("step")
         if self.choice.sampled:
             self._uniform.uniform_(generator=self._generator)
-        if isinstance(self._drafting, Lookups):
+        if self._drafting.on_host:
             known, remedy = len(self._reports) == 0, "collect it first: the text must be known to look up"
             require(known, "launch", "called with no step under way", len(self._reports), remedy)
             self._drafting.draft(self.choice)
@@ -171,7 +170,7 @@ class SpeculativeEngine:
 
         With drafts that are looked up there is never more than one.
         """
-        ahead = num_tokens > self.draft_length + 1 and not isinstance(self._drafting, Lookups)
+        ahead = num_tokens > self.draft_length + 1 and not self._drafting.on_host
         wanted = 2 if ahead else 1
         while len(self._reports) < wanted:
             self.launch()
@@ -185,8 +184,7 @@ class SpeculativeEngine:
         require(len(self._reports) > 0, "collect", "called after launch", "no step under way", "call launch")
         gained = [row[1 : 1 + row[0]] for row in self._reports.receive()]
         self._lengths = [length + len(new) for length, new in zip(self._lengths, gained, strict=True)]
-        if isinstance(self._drafting, Lookups):
-            self._drafting.extend(gained)
+        self._drafting.extend(gained)
         return gained
 
     def generate(
@@ -201,11 +199,10 @@ class SpeculativeEngine:
         """Writes each text to its end: so many tokens, or an end token, which is kept.
 
         Raises:
-            TypeError, ValueError: as `start`, or fewer than one token.
+            TypeError, ValueError: as `start` and `check_request`, or more tokens than a context leaves.
         """
-        require_integer(1, "max_new_tokens", max_new_tokens, "ask for one token or more")
-        check_prompts(prompts, CachedLogits(self.target))
-        longest, ends = max(map(len, prompts)), _ends(eos_token_ids, self.vocab_size)
+        ends = check_request(CachedLogits(self.target), prompts, max_new_tokens, eos_token_ids)
+        longest = max(map(len, prompts))
         room = self.max_length - longest
         fits, remedy = max_new_tokens <= room, "ask for fewer, or shorten the prompt"
         require(fits, "max_new_tokens", f"at most the {room} that the context leaves", max_new_tokens, remedy)
@@ -232,8 +229,9 @@ class SpeculativeEngine:
             ValueError: no prompt was read yet.
         """
         self._require_started("draft")
-        looked_up = isinstance(self._drafting, Lookups)
-        self._draft_in_place() if looked_up else self._run("draft", self._draft_in_place)
+        if self._drafting.on_host:
+            return self._draft_in_place()
+        return self._run("draft", self._draft_in_place)
 
     @torch.no_grad()
     def verify(self) -> None:
@@ -343,19 +341,11 @@ def _check_queries(target: Decoder, draft_length: int) -> None:
     require(draft_length <= longest, "draft_length", allowed, draft_length, remedy)
 
 
-def _ends(eos_token_ids: Sequence[int], vocab_size: int) -> set[int]:
-    for token in eos_token_ids:
-        remedy = "take them from the model's own tokenizer"
-        require_integer(0, "eos_token_ids", token, remedy)
-        require(token < vocab_size, "eos_token_ids", f"below {vocab_size}", token, remedy)
-    return set(eos_token_ids)
-
-
-def _ended(tokens: list[int], most: int, ends: set[int]) -> bool:
+def _ended(tokens: list[int], most: int, ends: frozenset[int]) -> bool:
     return len(tokens) >= most or tokens[-1] in ends
 
 
-def _extend(tokens: list[int], new: list[int], most: int, ends: set[int]) -> None:
+def _extend(tokens: list[int], new: list[int], most: int, ends: frozenset[int]) -> None:
     """Appends the new tokens up to the first that ends the text."""
     for token in new:
         if _ended(tokens, most, ends):

@@ -25,6 +25,8 @@ class Lookups:
         q: `(B, γ, V)`, all on the drafts, which are certain.
     """
 
+    on_host = True  # what a step drafts is known only after the one before it
+
     def __init__(self, state: StepState, gamma: int, drafter: LookupDrafter):
         batch, vocab_size = state.logits.shape
         self.state, self.gamma, self.drafter = state, gamma, drafter

@@ -204,7 +204,7 @@ def test_what_cannot_speculate_is_refused(model, settings, message):
         (lambda engine: engine.generate([[1]], 20), "max_new_tokens must be at most the 15 that the context"),
         (
             lambda engine: engine.generate([[1]], 4, eos_token_ids=(99,)),
-            "eos_token_ids must be below 40, got 99",
+            r"eos_token_ids must be in \[0, 39\], got 99",
         ),
         (
             lambda engine: engine.start([[1]], 9, temperature=-1.0),
