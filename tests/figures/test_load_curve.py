@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pytest
 
@@ -12,7 +12,7 @@ from llmcourse.serving.metrics import Metrics
 
 def metrics(share, tokens_per_s=100.0, itl_s=0.01):
     """Of ten requests in five seconds."""
-    values = {field.name: 0.5 for field in fields(Metrics)}
+    values = {field.name: 0.5 for field in fields(Metrics) if field.default is MISSING}
     values |= {"duration_s": 5.0, "num_finished": 8, "num_refused": 2, "num_preemptions": 0}
     values |= {"goodput_per_s": 10 * share / 5, "output_tokens_per_s": tokens_per_s, "itl_p99_s": itl_s}
     return Metrics(**values)
