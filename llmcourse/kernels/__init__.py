@@ -19,7 +19,7 @@ online_softmax    the step that the kernels of attention have in common
 paged_attention   attention over a cache in blocks, for requests with one new token or many
 paged_decode      the same with RoPE and cache write, where every request has one new token
 tokens            embedding lookup, greedy choice and sampling, all on the device
-drafts            the same of a window of tokens, and which of them stand
+drafts            the same of a window of tokens, and which of them stand; `drawn_drafts` if they were drawn
 
 Nothing here is needed on a machine without Triton: the references run everywhere. Triton is
 imported here and nowhere else in the package.

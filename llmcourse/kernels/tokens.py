@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmcourse.kernels.arguments import check_dims, check_memory, check_tensor
+from llmcourse.kernels.arguments import check_dims, check_kind, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
 
 CHUNK = 4096  # logits that one program of the kernel looks at
@@ -140,6 +140,7 @@ def choose(
     positions: Int[Tensor, " B"],
     choice: Choice,
     *,
+    keep: Float[Tensor, "B V"] | None = None,
     backend: Backend = "auto",
 ) -> None:
     """`choose_reference` on the device; the noise is another, its distribution the same.
@@ -148,19 +149,36 @@ def choose(
 
     Logits that are NaN count as infinite, so that a broken model still chooses a token of its vocabulary.
 
+    Args:
+        keep: where to copy the logits on the way, if not None.
+
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
     """
     check_dims("logits", logits, "B", "V")
-    if logits.stride(1) != 1:
-        raise ValueError(
-            f"logits must have the numbers of a row side by side, got strides {logits.stride()}; "
-            "call .contiguous()"
-        )
+    _check_rows("logits", logits)
+    if keep is not None:
+        check_kind("keep", keep, logits)
+        if keep.shape != logits.shape:
+            raise ValueError(
+                f"keep must have the shape of the logits, {tuple(logits.shape)}, got {tuple(keep.shape)}; "
+                "leave it at None to keep none"
+            )
+        _check_rows("keep", keep)
     check_text(text, positions, len(logits), logits)
     choice.check(*logits.shape, logits.device)
     if resolve(backend, logits.device, logits.dtype) == "reference":
+        if keep is not None:
+            keep.copy_(logits)
         return choose_reference(logits, text, positions, choice)
     from llmcourse.kernels import tokens_triton
 
-    return tokens_triton.launch_choose(logits, text, positions, choice)
+    return tokens_triton.launch_choose(logits, text, positions, choice, keep)
+
+
+def _check_rows(name: str, logits: Tensor) -> None:
+    if logits.stride(1) != 1:
+        raise ValueError(
+            f"{name} must have the numbers of a row side by side, got strides {logits.stride()}; "
+            "call .contiguous()"
+        )

@@ -32,10 +32,15 @@ def _embed_kernel(
 
 
 @triton.jit
-def _gumbel(seed, row, position, tokens):
-    """The noise of these tokens: a stream of random numbers for each seed, row and position, by token."""
-    stream = seed + (position * 65536 + row).to(tl.int64) * 2654435761
-    uniform = tl.maximum(tl.rand(stream, tokens), 1e-10)
+def random_stream(seed, row, position):
+    """The seed of random numbers that are used at this position alone."""
+    return seed + (position * 65536 + row).to(tl.int64) * 2654435761
+
+
+@triton.jit
+def gumbel(seed, row, position, tokens):
+    """The noise of these tokens."""
+    uniform = tl.maximum(tl.rand(random_stream(seed, row, position), tokens), 1e-10)
     return -tl.log(-tl.log(uniform))
 
 
@@ -47,24 +52,29 @@ def _choose_kernel(
     peaks_ptr,
     tokens_ptr,
     arrivals_ptr,
+    kept_ptr,
     vocab_size,
     logits_stride,
     stride,
+    kept_stride,
     inverse_temperature_ptr,
     seed_ptr,
     CHUNKS: tl.constexpr,
     BLOCK_CHUNKS: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     SAMPLED: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     tokens = chunk * CHUNK_SIZE + tl.arange(0, CHUNK_SIZE)
     position = tl.load(positions_ptr + row)
     logits = tl.load(logits_ptr + row * logits_stride + tokens, mask=tokens < vocab_size, other=float("-inf"))
+    if KEPT:
+        tl.store(kept_ptr + row * kept_stride + tokens, logits, mask=tokens < vocab_size)
     logits = logits.to(tl.float32)
     if SAMPLED:
-        noise = _gumbel(tl.load(seed_ptr), row, position, tokens)
+        noise = gumbel(tl.load(seed_ptr), row, position, tokens)
         logits = logits * tl.load(inverse_temperature_ptr) + noise
         logits = tl.where(tokens < vocab_size, logits, float("-inf"))
     # NaN is neither above nor below another number, so that among NaN argmax may end on a place of the last
@@ -97,7 +107,9 @@ def launch_embed(text: Tensor, positions: Tensor, table: Tensor, out: Tensor, pd
     )
 
 
-def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choice) -> None:
+def launch_choose(
+    logits: Tensor, text: Tensor, positions: Tensor, choice: Choice, keep: Tensor | None
+) -> None:
     batch, vocab_size = logits.shape
     _choose_kernel[(batch, choice.num_chunks)](
         logits,
@@ -106,14 +118,17 @@ def launch_choose(logits: Tensor, text: Tensor, positions: Tensor, choice: Choic
         choice.peaks,
         choice.tokens,
         choice.arrivals,
+        logits if keep is None else keep,
         vocab_size,
         logits.stride(0),
         text.stride(0),
+        0 if keep is None else keep.stride(0),
         choice.inverse_temperature,
         choice.noise_seed,
         CHUNKS=choice.num_chunks,
         BLOCK_CHUNKS=triton.next_power_of_2(choice.num_chunks),
         CHUNK_SIZE=CHUNK,
         SAMPLED=choice.sampled,
+        KEPT=keep is not None,
         num_warps=8,
     )

@@ -24,6 +24,8 @@ from llmcourse.decoding.engine.window import Window
 from llmcourse.kernels import backend
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
+from llmcourse.kernels.drafts import settle_greedy
+from llmcourse.kernels.drawn_drafts import Verdicts, settle_drawn
 from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, best_flash_tile
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention
@@ -121,12 +123,20 @@ def compiled_step(name: str, dtype: torch.dtype, capability: int) -> list[Compil
 
 
 def compiled_window(name: str, dtype: torch.dtype, num_tokens: int, capability: int) -> list[Compiled]:
-    """The kernels of a pass over several tokens of one row, one layer of a known model."""
+    """The kernels of a pass over several tokens of one row, one layer of a known model, and both verdicts."""
     shapes = dataclasses.asdict(MODELS[name]) | {"num_layers": 1}
     config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
     with recorded(capability) as found, torch.device("meta"), torch.no_grad():
         state = StepState(Decoder(config).to(dtype), 1, CAPACITY)
-        Window(state, num_tokens, backend="triton", settings=KernelSettings(splits=16)).read()
+        window = Window(state, num_tokens, backend="triton", settings=KernelSettings(splits=16))
+        window.read()
+        vocab_size, logits = config.vocab_size, window.logits
+        report = torch.empty(1, num_tokens + 1, dtype=torch.long)
+        places = (state.text, state.positions, CAPACITY, report)
+        settle_greedy(logits, *places, Choice(num_tokens, vocab_size, "meta"), backend="triton")
+        chance = (Choice(1, vocab_size, "meta", temperature=1.0), Verdicts(1, num_tokens, vocab_size, "meta"))
+        draft_logits = logits.new_empty(1, num_tokens - 1, vocab_size)
+        settle_drawn(logits, draft_logits, *places, *chance, backend="triton")
     return found
 
 

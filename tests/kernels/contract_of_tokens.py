@@ -13,7 +13,7 @@ import triton.language as tl
 from scipy.stats import chi2, norm
 
 from llmcourse.kernels.tokens import CHUNK, Choice, choose, choose_reference, embed, embed_reference
-from llmcourse.kernels.tokens_triton import _gumbel
+from llmcourse.kernels.tokens_triton import gumbel
 from tests.kernels.contract import DEVICE, PDL, random, seeded  # noqa: F401
 
 
@@ -61,7 +61,7 @@ def _noise_kernel(
     which = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
     columns = tl.arange(0, TOKENS)[None, :]
     row, position = tl.load(rows_ptr + which), tl.load(positions_ptr + which)
-    noise = _gumbel(seed, row, position, tl.load(tokens_ptr + columns))
+    noise = gumbel(seed, row, position, tl.load(tokens_ptr + columns))
     tl.store(noise_ptr + which * TOKENS + columns, noise)
 
 

@@ -133,10 +133,11 @@ def test_a_kernel_that_spills_is_seen(kernels):
 
 @pytest.mark.parametrize("job", JOBS, ids=name_of)
 def test_kernels_start_early_from_hopper_on_only(kernels, job):
-    """All but the choice, which ends a step, and what prompts need, which takes longer than a launch."""
+    """All but choice and verdict, which end a step, and what prompts need, which takes longer than that."""
     found = kernels[job]
     early = dict(zip(names_of(found), (kernel.has_pdl for kernel in found), strict=True))
     late = {"choose", "best_of_chunk", "best_of_row", "rotate_and_store", "paged_attention"}
+    late |= {"settle_greedy", "judge", "go_on"}
     assert early == {name: job[-1] >= 90 and name not in late for name in early}
 
 
@@ -158,6 +159,7 @@ def test_a_window_launches_as_many_as_a_step(kernels):
             matmul = hopper if job[-1] >= 90 else "matmul"
             assert names_of(kernels[job]) == [
                 "embed_window", matmul, "append_attention", matmul, matmul, matmul, matmul,
+                "settle_greedy", "judge", "go_on",
             ]  # fmt: skip
             assert not any(kernel.serialized for kernel in kernels[job])
 

@@ -2,7 +2,6 @@
 
 drafting    γ tokens of a smaller model, drawn on the device
 lookups     γ tokens that the host looks up in the text
-settling    the verdict over drafts that were drawn
 reports     what steps report, while the next one runs
 engine      `SpeculativeEngine`: draft, verify and settle as one recorded step, and one round trip a step
 """

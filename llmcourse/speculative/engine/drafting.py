@@ -28,7 +28,7 @@ class Drafting:
         backend, settings: as in `DecodeEngine`.
 
     Attributes:
-        q: `(B, γ, V)`, what each draft was drawn from; for greedy drafts whatever was there before.
+        kept: `(B, γ, V)`, the logits that each draft was drawn from; not written where drafts are greedy.
     """
 
     on_host = False  # so that a graph can hold a whole step
@@ -44,7 +44,7 @@ class Drafting:
         batch, vocab_size = state.logits.shape
         self.state = state
         self.backend = resolve(backend, state.text.device, state.model.dtype)
-        self.q: Float[Tensor, "B G V"] = state.logits.new_zeros(batch, gamma, vocab_size)
+        self.kept: Float[Tensor, "B G V"] = state.logits.new_zeros(batch, gamma, vocab_size)
         self.catch_up = Window(state, 2, backend=self.backend, settings=settings)
         self._step: Callable[[StepState], None] = reference_step
         if self.backend == "triton":
@@ -62,10 +62,9 @@ class Drafting:
         state = self.state
         self.catch_up.read()
         logits = self.catch_up.logits[:, -1]
-        for index in range(self.q.shape[1]):
+        for index in range(self.kept.shape[1]):
             if index:
                 self._step(state)
                 logits = state.logits
-            if choice.sampled:
-                torch.softmax(logits * choice.inverse_temperature, -1, out=self.q[:, index])
-            choose(logits, state.text, state.positions, choice, backend=self.backend)
+            keep = self.kept[:, index] if choice.sampled else None
+            choose(logits, state.text, state.positions, choice, keep=keep, backend=self.backend)

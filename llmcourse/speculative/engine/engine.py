@@ -22,14 +22,14 @@ from llmcourse.decoding.source import CachedLogits, check_prompts, check_request
 from llmcourse.kernels.append_attention import MOST_QUERIES
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
-from llmcourse.kernels.drafts import settle, settle_greedy
+from llmcourse.kernels.drafts import settle_greedy
+from llmcourse.kernels.drawn_drafts import Verdicts, settle_drawn
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
 from llmcourse.speculative.draft_length import Tally
 from llmcourse.speculative.engine.drafting import Drafting
 from llmcourse.speculative.engine.lookups import Lookups
 from llmcourse.speculative.engine.reports import Reports
-from llmcourse.speculative.engine.settling import verify_sampled
 from llmcourse.speculative.lookup import LookupDrafter
 from llmcourse.speculative.vocabulary import check_sizes
 
@@ -125,7 +125,6 @@ class SpeculativeEngine:
         require(least <= capacity <= self.max_length, "capacity", allowed, capacity, remedy)
         self._prepare(len(prompts), capacity)
         self.choice = self._choice_for(temperature, seed)
-        self._generator = torch.Generator(self.device).manual_seed(seed)
         self._reports.clear()
         self._lengths = [len(prompt) + 1 for prompt in prompts]  # of the texts, as far as they were collected
         for state in self._states:
@@ -154,8 +153,6 @@ class SpeculativeEngine:
             ValueError: no prompt was read yet, or drafts are looked up and a step is under way.
         """
         self._require_started("step")
-        if self.choice.sampled:
-            self._uniform.uniform_(generator=self._generator)
         if self._drafting.on_host:
             known, remedy = len(self._reports) == 0, "collect it first: the text must be known to look up"
             require(known, "launch", "called with no step under way", len(self._reports), remedy)
@@ -261,11 +258,10 @@ class SpeculativeEngine:
         state, logits, last = self._state, self._window.logits, self.capacity - 1
         places = (state.text, state.positions, last, self._report)
         if self.choice.sampled:
-            drafts, q, inverse = self._window.tokens[:, 1:], self._drafting.q, self.choice.inverse_temperature
-            verdict = verify_sampled(logits, q, drafts, self._uniform, inverse)
-            settle(verdict.num_accepted, verdict.next_tokens, *places)
+            chance = (self.choice, self._verdicts)
+            settle_drawn(logits, self._drafting.kept, *places, *chance, backend=self.backend)
         else:
-            settle_greedy(logits, *places, self._verdicts, backend=self.backend)
+            settle_greedy(logits, *places, self._likeliest, backend=self.backend)
 
     def _prepare(self, batch_size: int, capacity: int) -> None:
         if self.capacity >= capacity and self._state.batch_size == batch_size:
@@ -290,8 +286,8 @@ class SpeculativeEngine:
             self._drafting = Drafting(ahead, gamma, backend=self.backend, settings=self.drafter_settings)
         self._window = Window(self._state, gamma + 1, backend=self.backend, settings=self.settings)
         self._report = self._state.text.new_zeros(batch_size, gamma + 2)
-        self._verdicts = Choice(batch_size * (gamma + 1), self.vocab_size, self.device)
-        self._uniform = torch.zeros(batch_size, gamma + 1, dtype=torch.float64, device=self.device)
+        self._likeliest = Choice(batch_size * (gamma + 1), self.vocab_size, self.device)
+        self._verdicts = Verdicts(batch_size, gamma + 1, self.vocab_size, self.device)
         self.capacity = capacity
 
     def _check_draws(self, temperature: float, seed: int) -> None:

@@ -22,7 +22,7 @@ class Lookups:
         drafter: how long the matched end of a text has to be.
 
     Attributes:
-        q: `(B, γ, V)`, all on the drafts, which are certain.
+        kept: `(B, γ, V)`, logits that leave nothing but the drafts, which are certain.
     """
 
     on_host = True  # what a step drafts is known only after the one before it
@@ -30,7 +30,7 @@ class Lookups:
     def __init__(self, state: StepState, gamma: int, drafter: LookupDrafter):
         batch, vocab_size = state.logits.shape
         self.state, self.gamma, self.drafter = state, gamma, drafter
-        self.q = state.logits.new_zeros(batch, gamma, vocab_size)
+        self.kept = state.logits.new_zeros(batch, gamma, vocab_size)
         self.texts: list[list[int]] = []
 
     def start(self, prompts: Sequence[Sequence[int]], first: Sequence[int]) -> None:
@@ -52,7 +52,7 @@ class Lookups:
         self.state.text.scatter_(1, slots, drafts)
         self.state.positions += self.gamma
         if choice.sampled:
-            self.q.zero_().scatter_(2, drafts[..., None], 1.0)
+            self.kept.fill_(float("-inf")).scatter_(2, drafts[..., None], 0.0)
 
     def _look_up(self, text: list[int]) -> list[int]:
         lengths = {"longest": self.drafter.longest, "shortest": self.drafter.shortest}

@@ -8,13 +8,14 @@ import torch
 
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.kernels import drawn_drafts
+from llmcourse.kernels.drafts import settle
+from llmcourse.kernels.drawn_drafts import settle_drawn
 from llmcourse.roofline import DoesNotFit
 from llmcourse.speculative import LookupDrafter, ModelDrafter, stream
 from llmcourse.speculative.early_layers import first_layers
 from llmcourse.speculative.engine import SpeculativeEngine
 from llmcourse.speculative.engine import engine as engine_module
-from llmcourse.speculative.engine.settling import verify_sampled
-from llmcourse.speculative.verify import Verdict
 from tests.chi_square import p_value
 from tests.speculative.tiny import CONTEXT, PROMPTS, VOCAB, near, tiny_decoder
 
@@ -161,24 +162,38 @@ def test_what_is_timed_alone_moves_nothing_on(model, expected):
         assert [text[: len(row)] for text, row in zip(wanted, first, strict=True)] == first
 
 
-def always_accepts(logits, q, drafts, uniform, inverse_temperature):
-    p = torch.softmax(logits[:, -1] * inverse_temperature, -1)
-    count = torch.full((len(drafts),), drafts.shape[1])
-    return Verdict(count, (p.cumsum(-1) > uniform[:, -1:]).int().argmax(-1))
+def always_accepts(logits, draft_logits, text, positions, last, report, choice, verdicts, *, backend):
+    count = torch.full((len(text),), draft_logits.shape[1])
+    bonus = (logits[:, -1] / choice.temperature).softmax(-1).multinomial(1)[:, 0]
+    settle(count, bonus, text, positions, last, report)
 
 
-def forgets_the_temperature(logits, q, drafts, uniform, inverse_temperature):
-    return verify_sampled(logits, q, drafts, uniform, torch.ones(1))
+def forgets_the_temperature(logits, draft_logits, *rest, backend):
+    settle_drawn(logits * 0.7, draft_logits, *rest, backend=backend)
 
 
-def takes_q_of_another_draft(logits, q, drafts, uniform, inverse_temperature):
-    return verify_sampled(logits, q.flip(1), drafts, uniform, inverse_temperature)
+def takes_q_of_another_draft(logits, draft_logits, *rest, backend):
+    settle_drawn(logits, draft_logits.flip(1), *rest, backend=backend)
 
 
-@pytest.mark.parametrize("bug", [always_accepts, forgets_the_temperature, takes_q_of_another_draft])
+def spends_the_chance_of_the_drafts_again(*given, backend):
+    drafts_seed = lambda *numbers: hash(numbers)  # noqa: E731
+    with mock.patch.object(drawn_drafts, "verdict_seed", drafts_seed):
+        settle_drawn(*given, backend=backend)
+
+
+BUGS = [
+    always_accepts,
+    forgets_the_temperature,
+    takes_q_of_another_draft,
+    spends_the_chance_of_the_drafts_again,
+]
+
+
+@pytest.mark.parametrize("bug", BUGS)
 def test_planted_bugs_are_rejected(bug):
     model = tiny_decoder(vocab_size=SMALL)
-    with mock.patch.object(engine_module, "verify_sampled", bug):
+    with mock.patch.object(engine_module, "settle_drawn", bug):
         assert p_value(sampled(model, 0.7), law(model, 0.7)) < FALSE_ALARM_RATE
 
 
