@@ -29,8 +29,8 @@
 # |---|---|---|---|
 # | $p,\ q$ | distributions of the target; of the drafter | 大模型的分布;小模型的分布 | `p`, `q` |
 # | $\gamma$ | drafts a step | 每步草稿词元数 | `gamma` |
-# | | a draft stands; it falls and is corrected | 接受;拒绝,修改 | |
-# | $p'$ | residual, which corrections are drawn from | 残差分布 | `residual` |
+# | | a draft stands; it falls and is replaced (corrected) | 接受;拒绝,修改 | |
+# | $p'$ | residual, which replacements (corrections) are drawn from | 残差分布 | `residual` |
 # | | bonus: the target's own token where all drafts stand | 额外词元 | |
 # | $\beta$ | overlap of $p$ and $q$ at one place | 重叠度 | |
 # | $\alpha$ | the chance that a draft stands, if those before it do | 接受率 | `alpha` |
@@ -128,7 +128,7 @@ for seed in (4711, 4712, 4713):
 
 # %% [markdown] name="04-residual-text"
 # **Demonstration.** Both functions together, a million times: how often each of four tokens comes out. It should be
-# as often as `p` says, in the first line of the cell. *Predict*: which tokens come out too often if what falls is
+# as often as `p` says, at the top of the cell. *Predict*: which tokens come out too often if what falls is
 # replaced from $p$ itself?
 
 # %% name="04-residual-demo" tags=["demo", "nbval-check-output"]

@@ -33,8 +33,8 @@ Write `speculative_loop(target, draft, prompt, gamma, max_new_tokens, uniforms)`
   `p`, a tensor with a row for each of `tokens`: the distribution of what follows it; and the new cache, a
   tensor with one entry for each token read so far. `cache[:n]` is the cache after the first `n` of them.
   - In the first step `cache` is `None`: it reads the prompt and the drafts.
-  - In every later step the cache holds all of the text but the token that was drawn last: it reads that token
-    and the drafts, $\gamma + 1$ in all. More than that it refuses to read.
+  - In every later step the cache has to hold all of the text but the token that was drawn last: it reads that
+    token and the drafts, $\gamma + 1$ in all. More than that it refuses to read.
 - `draft`: a function. `draft(text, gamma)` returns `(drafts, q)`: a list of $\gamma$ ids, and a tensor of
   shape `(G, V)`, with $G = \gamma$: what each was drawn from.
 - `prompt`: list of token ids, at least one. `gamma`: $\gamma \ge 1$. `max_new_tokens`: at least 0.
