@@ -96,8 +96,9 @@ print(opening + cached.text)
 #
 # $$\text{tokens per second} \;\le\; \frac{\text{bandwidth}}{4 \cdot \text{parameters}}.$$
 #
-# Commit yourself before you look: write your guess for this machine into the
-# next cell. The one after it measures, and shows guess, limit and measurement together.
+# Commit yourself before you look: what `MY_GUESS` holds in the next cell is only our first guess. Put yours, for
+# this machine, in its place before you run it. The cell after it measures, and shows guess, limit and
+# measurement together.
 
 # %%
 MY_GUESS = 100  # tokens per second, for base on this machine

@@ -119,7 +119,8 @@ print("after rolling back, the same logits again:", torch.equal(again, pieces[1]
 # Without a cache the $n$-th token costs a pass over $n$ tokens; $n$ tokens cost about
 # $\sum_{i \le n} i \approx n^2/2$ token-passes. With one they cost $n$. The ratio is $n / 2$, if a pass over one
 # token costs $1/n$ of a pass over $n$. Does it? Commit yourself: how many times faster is the cache
-# over 256 new tokens, on this machine?
+# over 256 new tokens, on this machine? (What `MY_GUESS` holds in the next cell is only our first guess. Put yours in
+# its place before you run it.)
 
 # %% tags=["nbval-check-output"]
 MY_GUESS = 128  # times faster, for 256 new tokens

@@ -140,7 +140,8 @@ plot_watched_row(watched)
 #
 # The scores grow with the square of the length. Does the saving? Commit yourself, in the cell after the player: at
 # 32,768 tokens, with heads of 64 features in 16 bits and tiles of 128 queries, how many times fewer bytes do tiles
-# move? `attention.tiled_attention` then counts what it really reads and writes.
+# move? (What `MY_GUESS` holds there is only our first guess. Put yours in its place before you run it.)
+# `attention.tiled_attention` then counts what it really reads and writes.
 
 # %%
 from llmcourse.figures.widgets.tile_player import TileInputs
@@ -385,7 +386,7 @@ for title, names in (
 # a request is one prefill (全量解码) and any number of single steps (单步增量解码), and a slot that is free now is
 # filled now. (One limit is kept: a step that has `token_budget` tokens takes no more prompts, or a crowd that comes at
 # once would make it endless; who is left over joins the next.) *Predict* from the lengths of the lecture's picture, S1 to
-# S4 ending at T6, T8, T5 and T7: which share of its 32 cells is used?
+# S4 ending at T6, T8, T5 and T7: which share of its 32 cells is used? (Put your guess in the place of ours.)
 #
 # The picture flatters traditional batching: its prompts are all of one length. A batch of fixed shape, as `generate` of
 # most libraries computes it, is as long as its longest prompt, and all rows ride on until the longest answer is there:

@@ -11,35 +11,38 @@
 # %% [markdown]
 # # Chapter 4 · Speculative decoding, Medusa and early exit
 #
-# A decoding step reads all the weights, and the arithmetic waits (chapter 2). Chapter 3 filled the idle units with the
-# texts of *other* readers. But what if there is one reader, who would like to see the text sooner? Then the units can be
-# filled with guesses about that reader's own next tokens: cheap ones, checked by the large model, several in one pass.
-# Done right, not one token of the text changes, and that can be proved.
+# A decoding step reads all the weights, and the arithmetic waits (chapter 2). Chapter 3 filled the idle units with
+# the texts of *other* readers. But what if there is one reader, who would like to see the text sooner? Then the
+# units can be filled with guesses about that reader's own next tokens: cheap ones, checked by the large model,
+# several in one pass. Done right, not one token of the text changes, and that can be proved. From here on a guess
+# is a *draft*, whoever makes it the *drafter*, and the large model the *target*.
 #
 # **When you have worked through this chapter you can**
 #
 # - state the acceptance rule and its residual, compute both by hand, and prove that the text is the target's,
 # - predict tokens a step and speed-up from $\alpha$, $\gamma$ and $c$, and choose $\gamma$,
-# - say for a kind of text and a drafter how often drafts will stand, and why,
+# - say for a kind of text and a drafter how often drafts will stand (that is, be accepted), and why,
 # - draft with a smaller model, by lookup, and with the target's own first layers,
 # - name the loads and settings under which speculation is slower than decoding,
 # - build a cascade: train its judge, choose thresholds on held-out questions, and tell a gain from random mixing.
 #
 # **Time** about 50 minutes for this part; its cells run in under two minutes.
-# **Hardware** any laptop; the speed of large models is predicted here, measured on a GPU, and recorded where there is one.
+# **Hardware** any laptop; the speed of large models is predicted, and 4.9 shows what was recorded on a GPU.
 #
 # | symbol | term | 中文 |
 # |---|---|---|
 # | | speculative decoding | 推测解码 |
 # | $p,\ q$ | distributions of the target and of the drafter | 大模型的分布,小模型的分布 |
 # | $\gamma$ | drafts a step | 每步草稿词元数 |
-# | $\min(1, p/q)$ | chance that a draft stands: verify, reject, correct | 验证,拒绝,修改 |
+# | | verify; a draft stands, or falls and is corrected | 验证;接受,拒绝,修改 |
+# | $\min(1, p/q)$ | chance that a draft stands | 接受概率 |
 # | $p' \propto \max(0, p - q)$ | residual, which corrections are drawn from | 残差分布 |
+# | | bonus: the target's own token where all drafts stand | 额外词元 |
 # | $\beta = \sum \min(p, q)$; $\alpha$ | overlap at one place; share of the drafts reached that stand | 重叠度;接受率 |
 # | $c$ | cost of a draft, in one-token passes of the target | 草稿的相对开销 |
 # | $v(n)$ | cost of a pass over $n$ tokens, in the same unit | 验证的相对开销 |
 # | | self-speculation, lookup | 自推测,查找 |
-# | | cascade decoding, judge (a binary classifier), threshold | 级联解码,二分类器,阈值 |
+# | | cascade decoding, judge (a binary classifier), threshold, held out | 级联解码,二分类器,阈值,留出集 |
 # | $\lambda$ | share of questions that a mixture gives to the larger model | 混合比例 |
 
 # %% tags=["nbval-check-output"]
@@ -64,9 +67,11 @@ for name, (model, _) in family.items():
 #
 # ## 4.1 A pass over five tokens: on paper hardly more than one
 #
-# Everything in this part hangs on one number: what a pass over $n$ tokens takes, in passes over one. *Predict*, before
-# you run the cell: how many tokens can Llama-3-8B read on an H200 before its pass takes a twentieth longer? The cell
-# asks the roofline, and then measures `base` here. (What a GPU has made of eight tokens is told in 4.9.)
+# Everything in this part hangs on one number: $v(n)$, the time of a pass over $n$ tokens, counted in passes over
+# one. *Predict*, before you run the cell: how many tokens can Llama-3-8B read on an H200 before its pass takes a
+# twentieth longer? (What `MY_GUESS` holds is only our first guess: put yours in its place. Where a *Predict* has no
+# such line, write your answer down.) The cell asks the roofline, and then measures `base` here, and $c$, a pass
+# over one token of each drafter, in the same unit. (What a GPU has made of eight tokens is told in 4.9.)
 
 # %%
 MY_GUESS, ids = 8, torch.tensor([encode(prompts.PROSE[11])], device=device)
@@ -84,24 +89,28 @@ for name in ("draft", "small"):
     print(f"{name}: {weights:.0%} of the weights, c = {v_and_c[name]:.2f}")
 
 # %% [markdown]
-# A model of a few million weights is no memory-bound giant. On a CPU a product of two rows goes another way than one of a
-# single row, which is a jump, and from there every token adds a little: $v$ rises earlier than on paper. And each operation has a start that costs the drafter as much as the target: the more starts
-# weigh, the farther $c$ lies above the share of the weights. Both belong in the prediction, and we keep them.
+# A model of a few million weights is no memory-bound giant, and $v$ rises earlier than on paper. On a CPU a matrix
+# product with two rows runs through other code than one with a single row, so there is a jump from one token to
+# two; from there every token adds a little. And to start an operation costs the drafter as much as the target: the
+# more of the time goes to starting, the farther $c$ lies above the share of the weights. These $v$ and $c$ go into
+# the prediction of 4.7.
 #
 # ## 4.2 The rule, by numbers
 #
-# The slide says: the small model writes 3 to 5 tokens, the large one *rejects and modifies* (拒绝与修改), and the quality
-# does not suffer. How must one reject for this to be true? Draft $x \sim q$, and (Leviathan et al. 2023; Chen et al. 2023)
+# The slide says: the small model writes 3 to 5 tokens, the large one *rejects and modifies* (拒绝与修改), and the
+# quality does not suffer. How must one reject for this to be true? Draw a draft $x$ from the drafter's distribution
+# $q$; $p$ is the target's at the same place. Then (Leviathan et al. 2023; Chen et al. 2023)
 #
 # $$\text{keep } x \text{ with probability } \min\!\Big(1, \frac{p(x)}{q(x)}\Big), \quad\text{else draw from}\quad
 # p'(x) = \frac{\max(0,\, p(x) - q(x))}{\sum_{x'} \max(0,\, p(x') - q(x'))} .$$
 #
-# A token arrives as a draft with $q \cdot \min(1, p/q) = \min(p, q)$. A draft falls with $1 - \sum \min(p, q) = \sum
-# \max(0, p - q)$, which is just what $p'$ is divided by; so a token arrives as a correction with $p - \min(p, q)$. Together: $p$.
-# (Where $p = q$ no draft ever falls and nothing has to be corrected; $p'$ may then be anything, say $p$.)
+# A token arrives as a draft with probability $q \cdot \min(1, p/q) = \min(p, q)$. Some draft falls with probability
+# $1 - \sum \min(p, q) = \sum \max(0, p - q)$, which is just what $p'$ is divided by; so a token arrives as a correction
+# with probability $p - \min(p, q)$. Together: $p$. (Where $p = q$ no draft ever falls and nothing has to be corrected;
+# $p'$ may then be anything, say $p$.)
 #
-# *Predict* for the four drinks of the cell: how often does a draft stand, and what may a correction be? Which token would
-# come too often if a correction were drawn from $p$ itself?
+# *Predict* for the four drinks of the cell, from its two lists `p` and `q`: how often does a draft stand, and which
+# drinks can a correction be? Which would come too often if a correction were drawn from $p$ itself?
 
 # %% tags=["nbval-check-output"]
 drinks = ("coffee", "tea", "water", "ink")
@@ -119,18 +128,22 @@ for row, drink in enumerate(drinks):
     print(f"{as_draft[row]:11.2f}   {as_correction[row]:13.2f}   {both:10.2f}   {naive[row]:16.2f}")
 
 # %% [markdown]
-# *Ink* is drafted now and then and never comes through; *coffee*, which the drafter underrates, is what most corrections
-# are. Drawn from $p$, corrections would bring the drafter's favourites a second time: too much tea.
+# *Ink* is drafted now and then and never comes through; *coffee*, which the drafter underrates, is what most
+# corrections are. Drawn from $p$, corrections would bring what the drafter overrates a second time: too much tea.
 #
 # ## 4.3 Proof by counting
 #
-# One token is easily believed. Several drafts in a row, each given those before it, and a *bonus* token where all stand, are
-# not. So leave nothing to chance: three tokens $a, b, c$, probabilities in quarters that depend on the token before, $\gamma =
-# 2$. A draft then stands or falls at a multiple of 1/12 of its uniform number, and corrections change there, too: 12
-# numbers stand for all. Every draft and every triple of numbers goes through `verify_drafts`, the function that this package
-# decodes with; where a step brings fewer than three tokens the target goes on; and everything is added up in fractions.
+# One token is easily believed. It is less easy with several drafts in a row, each given those before it, and a
+# *bonus* token where all stand. (The target has read the last draft, too, so it knows what follows.) So leave
+# nothing to chance: a vocabulary of three tokens, probabilities in quarters that depend on the token before, and
+# $\gamma = 2$. In practice a draft stands if a uniform random number $u$ is below $p/q$, and one number more draws
+# the token after the drafts. Here, what a number decides changes only at multiples of 1/12, so the middles of the
+# twelve intervals speak for all numbers. Every pair of drafts, with every triple of these middles, goes through
+# `verify_drafts`, the function that this package decodes with; where a step brings fewer than three tokens the
+# target goes on; and everything is added up in fractions.
 #
-# Beside it a rule that accepts every draft. *Predict* what the difference from the target's law is for each, as a fraction.
+# Beside it a rule that accepts every draft. *Predict* for each how far the texts of three tokens are from the
+# target's distribution: half the sum of all differences, 0 for none, 1 for nothing in common.
 
 # %%
 import math
@@ -168,10 +181,11 @@ for rule in (speculative.verify_drafts, always_accept):
     print(f"{rule.__name__}: {misplaced(rule)} of all texts are not where the target has them")
 
 # %% [markdown]
-# Not "close to zero": zero for these laws, and by 4.2, place by place, for all. Nothing in the proof asks where $p$ and $q$ come from, so it holds for any sampling settings, if
-# *both* are the distributions that tokens are really drawn from: after temperature, top-k, top-p and penalties, and a
-# penalty at the third draft has seen the first two. Greedy decoding is the case in which $p$ is certain: a draft stands if it
-# is the target's favourite. (Sampled texts are equal in distribution, not token for token: chance is spent in another way.)
+# Not "close to zero": zero for these distributions, and by 4.2, place by place, for all. Nothing in the proof asks where
+# $p$ and $q$ come from, so it holds for any sampling settings, if *both* are the distributions that tokens are really
+# drawn from: after temperature, top-k, top-p and penalties, and a penalty at the third draft has seen the first two.
+# Greedy decoding is the case in which $p$ is certain: a draft stands if it is the target's *favourite*, its likeliest
+# token. (Sampled texts are equal in distribution, not token for token: the same random numbers are used for other things.)
 #
 # ## 4.4 What it brings: $\alpha$, $\gamma$, $c$
 #
@@ -181,9 +195,9 @@ for rule in (speculative.verify_drafts, always_accept):
 # $$E = 1 + \alpha + \dots + \alpha^\gamma = \frac{1 - \alpha^{\gamma + 1}}{1 - \alpha}, \qquad
 # \text{speed-up} = \frac{E}{\gamma c + v(\gamma + 1)} .$$
 #
-# *Predict*: four drafts, four out of five stand, a draft costs a tenth of a pass, and verifying is free ($v = 1$). How many
-# tokens does a step bring, and how many times faster is the text? The slide promises "about two times" (两倍左右) with 3 to 5
-# drafts: the cell says which $\alpha$ that takes.
+# *Predict*: four drafts, four out of five stand, a draft costs a tenth of a pass, and verifying is free ($v = 1$).
+# How many tokens does a step bring, and how many times faster is the text? (`MY_GUESS` again holds ours.) The slide
+# promises "about two times" (两倍左右) with 3 to 5 drafts: the cell says which $\alpha$ that takes.
 
 # %% tags=["nbval-check-output"]
 MY_GUESS = 3.0  # times faster
@@ -211,9 +225,9 @@ for c in (0.02, 0.1, 0.3, 0.6):
 # twelve texts is shown. Which of its words are left to the large model? And how many of the twelve differ from what `base`
 # writes alone?
 #
-# Then play a *sampled* text step by step. At each rejection the bars show $p$, $q$ and the residual that the correction is drawn
-# from. Set the temperature to 0 and see both sides become certain; let `base` draft for itself and see nothing fall; then
-# look for a draft that stands although $p < q$.
+# Then play a *sampled* text step by step, in the second cell. At each rejection the bars show $p$, $q$ and the
+# residual that the correction is drawn from. Set the temperature to 0 and see both sides become certain; let `base`
+# draft for itself and see nothing fall; then look for a draft that stands although $p < q$.
 
 # %%
 from llmcourse.figures.speculation_plot import told
@@ -236,7 +250,7 @@ widgets.TracePlayer(family, "Once upon a time there was", target="base", drafter
 # %% [markdown]
 # ## 4.6 Prose, verse, code: how often drafts stand
 #
-# Three domains that the family has seen in training, six beginnings of each. *Predict* the order of the three, first for
+# Three domains that all three models have seen in training, six beginnings of each. *Predict* the order of the three, first for
 # greedy decoding, then for sampling at temperature 1; and by how much `small`, with twice the weights of `draft`, is the
 # better drafter. The first cell measures.
 #
@@ -283,10 +297,12 @@ for domain, sides in seen.items():
 # spread over many words they overlap by *spreading*, without agreeing on a favourite. So "how predictable is the text?"
 # decides greedy acceptance, and for sampling it is only half the answer: what counts is the overlap.
 #
-# (Measured is a little less than predicted. Easy places come together, and so do hard ones: drafts do not stand independently of one
-# another. And at the end of a text fewer are asked for. $\alpha$ counts drafts that were *reached*: those behind a fallen one are
-# dropped and count for nothing. So it lies above the mean $\beta$ of all places, of which the easy ones are reached most. With six
-# texts a difference of a few hundredths says nothing.)
+# (Measured is a little less than predicted. Easy places come together, and so do hard ones: drafts do not stand
+# independently of one another. And at the end of a text fewer are asked for. $\alpha$ counts drafts that were
+# *reached*: those behind a fallen one are dropped and count for nothing. So the second and later drafts of a step
+# are mostly reached where the text is easy, and $\alpha$ lies above the mean $\beta$ of all places. The first step
+# of a text, which reads its prompt, is left out. With six texts a difference of a few hundredths says
+# nothing.)
 #
 # ## 4.7 $\gamma$ against speed: predicted, measured
 #
@@ -330,26 +346,28 @@ title = f"Drafts by draft, verified by base, on {hardware.this_machine(device).n
 speculation_speed.plot_draft_lengths(curves, title)
 
 # %% [markdown]
-# Where all marks lie below 1, drafting with a model does not pay on this machine, whatever the $\gamma$. What lies between the
-# lines is told by the printed $c$ and $v$: inside a step verifying is more than the bare pass of 4.1 (so is a draft, but so is the
-# plain token that it is counted in). Distributions are made of logits, drafts are judged, caches rolled back, all of it by Python; with the
-# costs *as the steps of $\gamma = 4$ had them* theory comes near the clock, as it should. The sum is right, then, and $c$ and $v$ are where speed
-# is won or lost: where a pass takes a millisecond, the work around it weighs as much. And look at verse: drafts
-# that fall have been paid for, and the more of them a step asks for, the slower the text.
+# Where all marks lie below 1, drafting with a model does not pay on this machine, whatever the $\gamma$. Why a
+# solid line lies below its dashed one is told by the printed $c$ and $v$. Inside a step to verify takes longer than
+# the bare pass of 4.1: distributions are made of logits, drafts are judged, caches rolled back, all of it by
+# Python. (A draft takes longer, too, but so does the plain token that it is counted in.) With the costs *as the
+# steps of $\gamma = 4$ had them* theory comes near the clock, as it should. The formula is right, then, and $c$ and
+# $v$ are where speed is won or lost: where a pass takes a millisecond, the work around it weighs as much. And look
+# at verse: drafts that fall have been paid for, and the more of them a step asks for, the slower the text.
 #
 # ## 4.8 Other lengths, other drafters
 #
-# **Adaptive lengths.** One $\gamma$ for all texts is a compromise. `AdaptiveLength` keeps a tally for each text, which fades, and asks
-# `best_draft_length` before every step. It may say 0 for a while, and then tries again.
+# **Adaptive lengths.** One $\gamma$ for all texts is a compromise. `AdaptiveLength` estimates $\alpha$ for each
+# text, from its latest drafts most, and asks `best_draft_length` of 4.4 before every step. It may say 0 for a
+# while, and then tries again.
 #
 # A drafter needs the target's vocabulary, and nothing else: the proof holds for every $q$, and a bad one costs time, not truth.
 # Two that need no second model:
 #
-# **Lookup** (Saxena 2023) finds the last few tokens earlier in the text, and proposes what followed them there. $c$ is nearly
-# 0, and $q$ certain, so that $\beta$ is simply $p(x)$.
+# **Lookup** (Saxena 2023) finds the last few tokens earlier in the text, and proposes what followed them there. $c$
+# is nearly 0, and $q$ is certain: 1 for the draft $x$, so that $\beta$ is simply $p(x)$.
 #
-# **Self-speculation** (Elhoushi et al. 2024) reads with the target's own first layers, its norm and its head. No second model has to be
-# stored; $c$ is about the share of the layers.
+# **Self-speculation** (Elhoushi et al. 2024) drafts with the target's own first layers, followed at once by its
+# last norm and its output head. No second model has to be stored; $c$ is about the share of the layers.
 #
 # *Predict*: in which domain does the adaptive one draft more? Which drafter is best for code? And how good are half of
 # the layers of `base`, which was never trained to be read there?
@@ -371,21 +389,24 @@ for domain, (name, way) in product(one_s, drafters.items()):
     print(f"{domain:6}{name:16}{row}, {measured.measured_speed_up(steps, one_s[domain]):.2f} times as fast")
 
 # %% [markdown]
-# Lookup drafts nothing where nothing repeats, and then costs nothing; it has no opinion where a text is new. (These are
-# two texts: a tenth more or less means nothing. And greedy texts of
-# small models like to repeat themselves, which flatters it.) The first half of the layers seldom says what all of them say: the
-# last layers are where `base` decides, and its head has only ever read the last one. With all layers but one drafts are better,
-# and too dear. Training heads for the layers in between is early exit, later in this chapter; training heads that look
-# further ahead is Medusa.
+# Lookup drafts nothing where nothing repeats, and then costs nothing. (These are two texts of a kind: a tenth more
+# or less means nothing. And greedy texts of small models like to repeat themselves, which flatters it.) The first
+# half of the layers seldom says what all of them say: the last layers are where `base` decides, and its head has
+# only ever read the last one. With all layers but one drafts are better, but cost nearly a pass each. Training
+# heads for the layers in between is early exit, later in this chapter; training heads that look further ahead is
+# Medusa.
 #
 # ## 4.9 The whole step on the device
 #
-# `SpeculativeEngine` works over static memory: $\gamma$ passes of the drafter, one of the target, the verdict and the
-# rollback. On a GPU that is one recorded graph, and a single round trip tells the host what the text gained. On a CPU
-# it saves what Python does around a pass. Its opponent is as fast in its own way: the engine of chapter 2. *Predict*: which of
-# $\alpha$, $c$ and $v$ can an engine change, and is the text still the same?
+# `SpeculativeEngine` does a whole step in memory that never moves: $\gamma$ passes of the drafter, one of the
+# target, the judging of the drafts and the rollback of both caches. On a GPU that is one captured CUDA graph
+# (chapter 2), and a single round trip tells the host which tokens the text has gained. On a CPU it saves what
+# Python does around a pass. What it is compared with saves as much: `DecodeEngine` of chapter 2. *Predict*: which
+# of $\alpha$, $c$ and $v$ can an engine change, and is the text still the same?
 #
-# The second cell has runs of `benchmarks/speculative.py`, their prediction from the $\alpha$, $c$ and $v$ of the same run.
+# The second cell shows runs of `benchmarks/speculative.py`, one text at a time but for the last rows. The mark in a
+# bar is the prediction from the $\gamma$, $\alpha$, $c$ and $v(\gamma + 1)$ beside it, measured in the same run;
+# *of* says how much of it was reached. Batches have none: the formula of 4.4 is for one text.
 
 # %%
 plain, gamma = decoding.DecodeEngine(fast["base"]), 2
@@ -411,25 +432,28 @@ rows = recorded.all_of(("verify8_llama3_8b", "speculative_parity"))
 print("\n".join(map(recorded.told, rows)) or "What verifying costs there is not recorded yet, either.")
 
 # %% [markdown]
-# Not $\alpha$, which belongs to two models and a text. An engine shortens drafts and verification, but the plain token as well,
-# and $c$ and $v$ are counted in plain tokens, so that they need not get smaller. Against a slow loop anything is fast, so a
-# speed-up says nothing without the decoder that it was measured over. And a recorded bar is to be read beside its mark: where
-# both agree, the three numbers are the whole story of its height. Where they do not, something is in none of them. A verdict
-# over drafts that were *drawn* needs softmax and sums over the vocabulary, beside the passes; a batch is done when the slowest
-# of its rows is. And theory with $v = 1$, as the paper has it, promises more than any of these rows: a pass over eight tokens
-# of a model of this size is no pass over one. The prompts are of the kinds of text that both models were trained on, so they
-# agree more often than they would on a stranger's. (Models are named by their size and by what trained them. Printed last is a
-# pass over eight tokens of Llama-3-8B's shape, where reading the weights is what takes the time: 1 would be eight for the price of one.)
+# Not $\alpha$, which belongs to two models and a text. An engine shortens drafts and verification, but the plain
+# token as well, and $c$ and $v$ are counted in plain tokens, so that they need not get smaller. Against a slow loop
+# anything is fast, so a speed-up says nothing without the decoder that it was measured over. And a recorded bar is
+# to be read beside its mark: where both agree, $\alpha$, $c$ and $v$ are the whole story of its height. Where they
+# do not, something takes time that is in none of them: to judge drafts that were *drawn* needs softmax and sums
+# over the vocabulary, beside the passes; a batch is done when the slowest of its rows is. And theory with $v = 1$,
+# as the paper has it, promises more than any of these rows: a pass over several tokens of a model of this size
+# costs more than one over a single token. The prompts are of the kinds of text that both models were trained on, so
+# they agree more often than they would on a stranger's. (Models are named by their size and by the script that
+# trained them. Printed last is a pass over eight tokens of Llama-3-8B's shape, where reading the weights is what
+# takes the time: 1 would be eight tokens for the price of one.)
 #
 # "The same tokens" has a limit, too. A pass over several tokens and one over a single one add up in different orders, and in
 # 16 bits two tokens that are as good as equally likely may change places. In float32, as above, the texts were the same.
 #
 # ## 4.10 Where it is slower
 #
-# **Batches.** The arithmetic that speculation fills is idle only while few texts are decoded. *Predict*: from which batch on is
-# Llama-3-8B on an H200 slower with four drafts than without, if each costs a tenth of a pass? Does it matter how long the
-# texts are? (These are the roofline's figures; larger batches on a real GPU stand in the lower rows of 4.9, and
-# lose far earlier. The roofline knows nothing of launches, of the slowest row, or of a $\gamma$ that was chosen for a single text.)
+# **Batches.** The arithmetic that speculation fills is idle only while few texts are decoded. *Predict*: from which
+# batch on is Llama-3-8B on an H200 slower with four drafts than without, if each costs a tenth of a pass, and
+# stands four times in five, or half of the time? Does it matter how long the texts are? (These are the roofline's
+# figures; batches on a real GPU stand in the last rows of 4.9, and lose far earlier. The roofline knows nothing of
+# launches, of the slowest row, or of a $\gamma$ that was chosen for a single text.)
 #
 # **Temperature.** "High temperature, low acceptance": is that so? Both sides are flattened. *Predict* for the three
 # domains which way $\alpha$ goes, for a drafter that samples from its $q$, and for one that proposes its favourite, as
@@ -458,9 +482,10 @@ for (domain, sides), way in product(seen.items(), ("sampled", "favourite")):
     print(f"{domain:6}{way:10} " + ", ".join(row))
 
 # %% [markdown]
-# With the batch $v$ rises towards $n$, as every token then costs its arithmetic, and drafts that fall are arithmetic for
-# nothing. Long texts hold it down: their caches are read once for all drafts of a row, as weights are for all rows. So a serving
-# engine speculates while it has few requests, or long ones with drafts that stand, and stops when it is busy.
+# With the batch $v(n)$ rises towards $n$, as every token then costs its arithmetic, and drafts that fall are
+# arithmetic for nothing. Long texts hold it down: a pass reads the cache of a text once for all its drafts, and
+# with long texts that reading is most of the time, drafts or not. So a serving engine speculates while it has few
+# requests, or long ones with drafts that stand, and stops when it is busy.
 #
 # Temperature is less simple than its reputation. In code, where both are certain of the same token, heat makes the certain
 # uncertain, and $\alpha$ falls. In verse and prose both sides disagree about favourites, and heat makes them *alike*: in the
@@ -470,22 +495,29 @@ for (domain, sides), way in product(seen.items(), ("sampled", "favourite")):
 #
 # ## 4.11 Cascades
 #
-# Speculation keeps the large model's text, and asks it for every step. A cascade (级联解码) asks it as little as it can: models in
-# order of cost; each gives a whole *answer*; a judge, a binary classifier (二分类器), says how probably it is right; stop at
-# the first that is reliable enough. Here quality *does* change, both ways: a fooled judge keeps a wrong answer, and sometimes
-# the small model knows what the large one does not. So it takes questions whose answers can be checked: the end
-# of a line of Python, which must be the statement that its author wrote; the last line of a quatrain, which must rhyme.
+# Speculation keeps the large model's text, and asks it for every step. A cascade (级联解码) asks it as little as it
+# can: models in order of cost; each gives a whole *answer*; a judge for each, a binary classifier (二分类器), gives the
+# answer a *score*, the probability that it is right; stop at the first whose score reaches the model's *threshold*.
+# All answers up to there are paid for. Here quality *does* change, both ways: a fooled judge keeps a wrong answer,
+# and sometimes the small model knows what the large one does not. So it takes questions whose answers can be
+# checked: the end of a line of Python, which must be the statement that its author wrote; the last line of a
+# quatrain, which must rhyme.
 #
-# The judge sees no right answer, only the text and how sure its model was: log-probabilities, entropies, whether the line parses.
-# It is a logistic regression, trained on a third of the documents; a threshold on the mean log-probability alone is its
-# baseline. All answers are recorded ones, but for the few of the first cell, on lines of `textwrap.py`. *Predict*: which
-# model is wrong there most often, and does its judge know?
+# The judge sees no right answer, only the text and how sure its model was: log-probabilities, entropies, whether
+# the line parses. It is a logistic regression (*trained classifier*), trained on a third of the documents; its
+# baseline (*calibrated confidence*) is the mean log-probability alone, turned into a probability on the same
+# documents. All answers are recorded ones, but for the few of the first cell, on lines of `textwrap.py`; ▸ is where
+# the answer begins. *Predict*: which model is wrong there most often, and does its judge know?
 #
-# Thresholds are chosen on a second third of the documents, and what they are worth is told on the last: whoever chooses and
-# reports on the same questions reports luck. The opponent is not the large model alone but *mixing*: ask the large model
-# with chance $\lambda$, else a small one. That is a straight line between the models, and needs no judge at all; a
-# cascade below it is worse than throwing dice. *Predict*: for 60 % of the cost of `base`, will the cascade have more
-# answers right than `base` alone, or fewer? And what is the baseline worth against dice?
+# Thresholds are chosen on a second third of the documents, the *held-out* questions, and what they are worth is
+# told on the last, the *test*: whoever chooses and reports on the same questions reports luck. The choice is the
+# best for a *budget*: what a question may cost on average, in percent of what an answer of `base` costs. The
+# opponent is not the large model alone but *mixing*: ask the large model with chance $\lambda$, else a small one.
+# That is a straight line between the models, and needs no judge at all; a cascade below it is worse than throwing
+# dice. (± is the half of a 95 % interval.) Above all stands an *oracle*: it knows beforehand which answers are
+# right, and for each question pays only for the answer that it takes; no cascade can do better for the same cost.
+# *Predict*: for 60 % of the cost of `base`, will the cascade have more answers right than `base` alone, or fewer?
+# And what is the baseline worth against dice?
 #
 # The explorer then has the whole curve. Try verse, where a model of twice the size makes a leap; seconds instead of FLOPs, in
 # which small models are less cheap than they look; and thresholds by hand, starting from what was chosen.
@@ -528,10 +560,12 @@ for kind, (_, test) in study.ledgers.items():
 explorer
 
 # %% [markdown]
-# Look at the two shares first: the classifier puts most answers near 0 or high up, where a decision can be made; the confidence
-# leaves nearly all in between, though it is calibrated as well. What was promised on held-out questions is more, by some points,
-# than what comes true, since the best of many is also the luckiest. The classifier's cascade is above mixing; at these budgets the
-# confidence alone cannot be told from it. And the oracle, which knows every answer beforehand, shows how much is left for better judges.
+# Look at the two shares first: the classifier puts most answers near 0 or high up, where a decision can be made;
+# the confidence leaves nearly all in between, though it is calibrated as well. What was promised on held-out
+# questions is more, by some points, than what comes true on the test, since the best of many thresholds is also the
+# luckiest. The classifier's cascade is above mixing; at these budgets the confidence alone cannot be told from it.
+# And the oracle shows how much is left for better judges: already the smallest of these budgets would pay for all
+# that any of the three models knows.
 #
 # ## 4.12 What goes wrong
 #
@@ -559,17 +593,19 @@ explorer
 # [Lab 4](../labs/04_speculative_medusa_early_exit.ipynb) has you build both parts: the acceptance rule and its residual, the loop whose cache is rolled back, expected speed-up,
 # a lookup drafter, the threshold of a cascade. To warm up, here in this notebook:
 #
-# 1. (10 min) Change $q$ in 4.2 so that no draft ever falls; then so that all fall. What is $p'$ in each case?
+# 1. (10 min) Change `q` in 4.2 so that no draft ever falls; then so that all fall. What is $p'$ in each case?
 # 2. (15 min) In 4.3 let the second draft be judged by the distribution of the first place. Which texts come too often?
 # 3. (15 min) Find a prompt for which lookup beats `small` in 4.8, and one for which it never drafts.
-# 4. (15 min) In 4.11 choose thresholds on a tenth of the held-out questions (`Ledger.rows`). How far do promise and test differ?
+# 4. (15 min) In 4.11 choose thresholds on a tenth of the held-out questions. `study.ledgers` has the held-out and the test
+#    questions under each judge, `.rows` takes some of them, `speculative.pareto_frontier` finds the policies to choose from, and
+#    `speculative.apply_policy` tries one out. How far do promise and test differ?
 #
 # ## Summary
 #
-# - Where reading the weights takes the time, a pass over a few tokens costs hardly more than one; accept with $\min(1, p/q)$, correct from $\max(0, p - q)$, and the text is
-#   exactly the target's, whoever drafts.
-# - Overlap $\alpha$, cost $c$ and the price $v$ of verifying decide the speed: measure them, choose $\gamma$, and stop where
-#   the batch is large.
+# - Where reading the weights takes the time, a pass over a few tokens costs hardly more than one over a single token; accept
+#   with $\min(1, p/q)$, correct from $\max(0, p - q)$, and the text is exactly the target's, whoever drafts.
+# - Acceptance $\alpha$, cost $c$ and the price $v$ of verifying decide the speed: measure them, choose $\gamma$, and stop
+#   where the batch is large.
 # - A cascade saves whole calls and does change answers: train its judge, choose on held-out questions, and beat mixing.
 #
 # **Sources** Leviathan et al. 2023, Chen et al. 2023 (speculative decoding and sampling) · Saxena 2023 (prompt lookup) · Zhang et

@@ -11,10 +11,11 @@
 # %% [markdown] name="04-title"
 # # Lab 4 · Speculative and cascade decoding
 #
-# You build what chapter 4 explains: the rule by which drafts stand or fall, so that the text stays the target's; what
-# takes the place of a draft that fell; a drafter without weights; the loop that joins them, with a cache that is
-# rolled back; and a cascade, where whole answers are judged. There are {{ exercises }} exercises for
-# **{{ points }} points**, about {{ minutes }} minutes in all. Any laptop will do, nothing is downloaded.
+# You build what the first part of chapter 4 and its cascades explain: the rule by which drafts stand or fall, so
+# that the text stays the target's; what takes the place of a draft that fell; what a step gains; a drafter without
+# weights; the loop that joins them, with a cache that is rolled back; and a cascade, where whole answers are
+# judged. There are {{ exercises }} exercises for **{{ points }} points**, about {{ minutes }} minutes in all. Any
+# laptop will do, nothing is downloaded.
 #
 # **How to work** is as in [lab 1](../labs/01_decoding.ipynb): run the setup cell, write your answer in place of
 # `raise NotImplementedError(…)`, keep the line `# Exercise 04.…` with the function's name and parameters, run the
@@ -26,15 +27,17 @@
 #
 # | symbol | term | 中文 | in code |
 # |---|---|---|---|
-# | $p,\ q$ | what the target, what the drafter gives each token | 目标模型分布;草稿模型分布 | `p`, `q` |
-# | $\gamma$ | drafts in a step | 草稿长度 | `gamma` |
-# | | a draft stands, or falls | 接受;拒绝 | |
-# | $p'$ | what a draft that fell is replaced from | 残差分布 | `residual` |
-# | $\alpha$ | the chance that a draft stands | 接受率 | `alpha` |
-# | $c$ | what a draft costs, in passes of the target | 草稿代价比 | `c` |
-# | | a token of the target's own, where all drafts stand | 额外 token | |
-# | | to roll back a cache | 缓存回滚 | `cache[:n]` |
-# | | a cascade; its judge; what is held out | 级联;判别器;留出集 | `held_out`, `threshold` |
+# | $p,\ q$ | distributions of the target; of the drafter | 大模型的分布;小模型的分布 | `p`, `q` |
+# | $\gamma$ | drafts a step | 每步草稿词元数 | `gamma` |
+# | | a draft stands; it falls and is replaced (corrected) | 接受;拒绝,修改 | |
+# | $p'$ | residual, which replacements (corrections) are drawn from | 残差分布 | `residual` |
+# | | bonus: the target's own token where all drafts stand | 额外词元 | |
+# | $\beta$ | overlap of $p$ and $q$ at one place | 重叠度 | |
+# | $\alpha$ | the chance that a draft stands, if those before it do | 接受率 | `alpha` |
+# | $c$ | cost of a draft, in one-token passes of the target | 草稿的相对开销 | `c` |
+# | | lookup: what followed the same tokens before | 查找 | `look_up` |
+# | | to roll back a cache | 回滚 | `cache[:n]` |
+# | | cascade decoding; its judge; threshold; held out | 级联解码;二分类器;阈值;留出集 | `score`, `threshold`, `held_out` |
 
 # %% name="04-setup"
 import torch
@@ -57,7 +60,7 @@ from llmcourse.decoding import generate
 from llmcourse.grading.lab_view import once_written, points_so_far
 
 numbers = torch.Generator().manual_seed(4)
-(base, tokenizer), (small, _) = (pretrained.load(n, dtype=torch.float64) for n in ("base", "draft"))
+(base, tokenizer), (draft, _) = (pretrained.load(n, dtype=torch.float64) for n in ("base", "draft"))
 
 # %% [markdown] name="04-rule-text"
 # ## The rule
@@ -86,16 +89,16 @@ for seed in (4711, 4712, 4713):
 ### END HIDDEN TESTS
 
 # %% [markdown] name="04-accept-text"
-# **Demonstration.** Drafts of the course's small model for its larger one, 2,000 times at one place of a text: how
-# many stand. *Predict*: the chance is one minus half the distance of $p$ and $q$, $\sum_x \min(p, q)$. Is it larger
-# in code or in prose?
+# **Demonstration.** `draft` drafts for `base`, 2,000 times at one place of a text, and your function says how many
+# of the drafts stand. The chance is the overlap, $\beta = \sum_x \min(p(x), q(x))$. *Predict*: is it larger in code
+# or in prose?
 
 # %% name="04-accept-demo" tags=["demo", "nbval-check-output"]
 PLACES = {"prose": "The old man opened the door and", "code": "def __init__(self, name):\n    self.name ="}
 with once_written(accept_drafts), torch.inference_mode():
     for kind, text in PLACES.items():
         tokens = torch.tensor([tokenizer.encode_prompt(text)])
-        p, q = (model(tokens)[0, -1].softmax(-1).float() for model in (base, small))
+        p, q = (model(tokens)[0, -1].softmax(-1).float() for model in (base, draft))
         drafts = torch.multinomial(q, 2_000, replacement=True, generator=numbers)[:, None]
         rows = p.expand(2_000, 2, -1), q.expand(2_000, 1, -1)
         stood = accept_drafts(*rows, drafts, torch.rand(2_000, 1, generator=numbers)).double().mean()
@@ -124,8 +127,9 @@ for seed in (4711, 4712, 4713):
 ### END HIDDEN TESTS
 
 # %% [markdown] name="04-residual-text"
-# **Demonstration.** Both functions together, a million times: what comes out, beside $p$. *Predict*: which tokens
-# come out too often if what falls is replaced from $p$ itself?
+# **Demonstration.** Both functions together, a million times: how often each of four tokens comes out. It should be
+# as often as `p` says, at the top of the cell. *Predict*: which tokens come out too often if what falls is
+# replaced from $p$ itself?
 
 # %% name="04-residual-demo" tags=["demo", "nbval-check-output"]
 with once_written(accept_drafts, residual):
@@ -160,9 +164,9 @@ for seed in (4711, 4712, 4713):
 ### END HIDDEN TESTS
 
 # %% [markdown] name="04-speed-text"
-# **Demonstration.** The best number of drafts for some chances and costs. *Predict*: a drafter is right in four of
-# five cases, and takes a tenth of the target's time. How many drafts, and how many times faster? And if it takes
-# half the time?
+# **Demonstration.** The best $\gamma$, up to 16, for some $\alpha$ and $c$, and for comparison what 16 drafts a
+# step gain. *Predict*: drafts stand in four of five cases, and each takes a tenth of a pass. How many drafts are
+# best, and how many times faster is that? And if each takes half a pass?
 
 # %% name="04-speed-demo" tags=["demo", "nbval-check-output"]
 with once_written(speed_up):
@@ -206,7 +210,8 @@ for seed in (4711, 4712, 4713):
 
 # %% [markdown] name="04-look-up-text"
 # **Demonstration.** At every place of some source code of Python's library, four drafts, and how many of them are
-# what really follows, up to the first that is not. *Predict*: one of four, one, two?
+# what really follows, up to the first that is not. *Predict*: how many of the four is that on average, and does it
+# help to look up longer ends?
 
 # %% name="04-look-up-demo" tags=["demo", "nbval-check-output"]
 with once_written(look_up):
@@ -253,11 +258,12 @@ for seed in (4711, 4712, 4713):
 ### END HIDDEN TESTS
 
 # %% [markdown] name="04-loop-text"
-# **Demonstration.** Your loop around the course's models, each with the KV cache of chapter 2. The tensor that your
-# loop is given has an entry for each slot in use: where you take `cache[:n]`, the keys and values behind it are
-# forgotten. Both are greedy: where $p$ and $q$ are certain of a token, the rule accepts what the target would have
-# written. *Predict*: how many passes does it take for 24 tokens with 4 drafts a step? And what comes out if the
-# slots of rejected drafts stay in use?
+# **Demonstration.** Your loop with `base` as the target and `draft` as the drafter (`propose`), each with the KV
+# cache of chapter 2. What your loop gets as `cache` is a tensor with an entry for each slot of the target's cache:
+# where you hand on `cache[:n]`, the keys and values behind the first $n$ slots are forgotten before the target
+# reads on. Both models are greedy: where $p$ and $q$ are certain of a token, a draft stands if it is what the
+# target would have written. *Predict*: how many passes of the target does it take for 24 tokens with 4 drafts a
+# step? And what comes out if the slots of rejected drafts stay in use?
 
 
 # %% name="04-loop-models" tags=["demo"]
@@ -268,12 +274,12 @@ def read_on(model, tokens, num_kept):
     return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
 
 
-def draft(text, gamma):
-    drafts, rows, num_kept = [], [], min(caches[small].extent, len(text) - 1)
+def propose(text, gamma):
+    drafts, rows, num_kept = [], [], min(caches[draft].extent, len(text) - 1)
     for _ in range(gamma):
-        rows.append(read_on(small, [*text, *drafts][num_kept:], num_kept)[-1])
+        rows.append(read_on(draft, [*text, *drafts][num_kept:], num_kept)[-1])
         drafts.append(int(rows[-1].argmax()))
-        num_kept = caches[small].extent
+        num_kept = caches[draft].extent
     return drafts, torch.stack(rows)
 
 
@@ -287,7 +293,7 @@ def passes_and_text(prompt, rolled_back):
         num_kept = 0 if slots is None else len(slots) if rolled_back else caches[base].extent
         return read_on(base, tokens, num_kept), torch.arange(num_kept + len(tokens))
 
-    return speculative_loop(target, draft, prompt, 4, 24, torch.full((24, 5), 0.5)), num_passes
+    return speculative_loop(target, propose, prompt, 4, 24, torch.full((24, 5), 0.5)), num_passes
 
 
 # %% name="04-loop-run" tags=["demo", "nbval-check-output"]
@@ -296,7 +302,7 @@ with once_written(speculative_loop), torch.inference_mode():
         prompt = tokenizer.encode_prompt(text)
         (alone,) = generate(base, [prompt], max_new_tokens=24, eos_token_ids=())
         for rolled_back in (True, False):
-            caches = {model: model.new_cache(1, 256) for model in (base, small)}
+            caches = {model: model.new_cache(1, 256) for model in (base, draft)}
             new, num_passes = passes_and_text(prompt, rolled_back)
             cache = "cut by your loop" if rolled_back else "never cut"
             same = "the target's own text" if new == alone.tokens else "another text"
@@ -335,9 +341,10 @@ for seed in (4711, 4712, 4713):
 ### END HIDDEN TESTS
 
 # %% [markdown] name="04-threshold-text"
-# **Demonstration.** A judge whose score is the chance that the small model is right, and a large model that is right
-# in nine of ten cases and costs ten times as much. The threshold is chosen on few questions or many, 200 times, for
-# a quality of 0.8. *Predict*: how far below that does it fall on new questions?
+# **Demonstration.** Made-up questions: a judge whose score is just the chance that the small model is right, and a
+# large model that is right in nine of ten cases and costs ten times as much. The threshold is chosen on few
+# held-out questions or on more, 200 times each, for a quality of 0.8. *Predict*: how far below 0.8 is the share of
+# right answers on new questions?
 
 # %% name="04-questions" tags=["demo"]
 chance = random.Random(4)

@@ -15,13 +15,13 @@ from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation
 
 ASKS = r"""
-A small model has proposed $\gamma$ tokens to each row of a batch; the target has read them all in one pass. A
-draft $x$ that was drawn from $q$ **stands** with probability
+A drafter has proposed $\gamma$ tokens for each row of a batch; the target has read them all in one pass. A
+draft $x$ that was drawn from $q$ **stands** (is accepted) with probability
 
 $$\min\!\left(1, \frac{p(x)}{q(x)}\right),$$
 
-provided that all drafts before it stand (Leviathan et al. 2023). What the target finds at least as likely as
-the drafter stands for certain; what it would never write falls for certain.
+provided that all drafts before it stand (Leviathan et al. 2023); else it **falls**. What the target finds at
+least as likely as the drafter stands for certain; what it would never write falls for certain.
 
 Write `accept_drafts(p, q, drafts, uniforms)`.
 

@@ -15,17 +15,18 @@ HELD_OUT, TEST = 16, 10  # questions; shares of 16 are exact in float32 too
 ASKS = r"""
 A cascade asks a small model first. A judge scores its answer; where the score is at least a threshold the
 answer is kept, elsewhere a large model answers the question and its answer is taken. The lower the threshold,
-the cheaper; how good it is then has to be tried, on questions that are **held out** for it. What it is worth
-is measured on others: a threshold suits the questions that it was chosen on better than it should.
+the cheaper; how many answers are right then has to be tried, on questions that are **held out** for it. What
+the threshold is worth is measured on others, the **test**: it suits the questions that it was chosen on
+better than it should.
 
 Write `cascade_threshold(held_out, test, large_cost, quality)`.
 
 - `held_out`, `test`: lists of questions, each a tuple `(score, small, large)`: the judge's score of the small
-  model's answer, a float with $0 \le$ `score` $< 1$; whether the small model's answer is right, whether the
-  large one's is. Scores may be equal.
+  model's answer, a float with $0 \le$ `score` $< 1$; whether the small model's answer is right, and whether
+  the large one's is, two bools. Scores may be equal.
 - `large_cost`: what an answer of the large model costs, a positive number; one of the small model costs 1,
   and has to be paid for **every** question.
-- `quality`: share of the held-out questions that the cascade has to answer right, at least; in [0, 1].
+- `quality`: the least share of the held-out questions that the cascade has to answer right; in [0, 1].
 - returns `(threshold, right, cost)`: the cheapest threshold of that quality on `held_out`; the share of
   `test` that the cascade answers right with it, and its mean cost there.
 

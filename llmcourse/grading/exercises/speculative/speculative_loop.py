@@ -22,27 +22,30 @@ pass of the target:
 
 > 1. the drafter proposes $\gamma$ tokens after the text;<br>
 > 2. the target reads, in **one** call, what of the text its cache does not hold yet, and all drafts;<br>
-> 3. drafts stand, from the first on, while their number is less than $p(x)/q(x)$;<br>
-> 4. one token more is drawn: where a draft fell, from $p' \propto \max(0, p - q)$;<br>
-> &emsp; where all stand, from what $p$ says after the last;<br>
-> 5. the text grows by the drafts that stand and that token. The cache forgets the drafts that fell.
+> 3. drafts stand, from the first on, while the number $u$ of each is less than its $p(x)/q(x)$;<br>
+> 4. one token more is drawn: where a draft fell, from $p' \propto \max(0, p - q)$ at its place;<br>
+> &emsp; where all stand, from $p$ after the last draft;<br>
+> 5. the text grows by the drafts that stand and that token. The cache forgets all other drafts.
 
 Write `speculative_loop(target, draft, prompt, gamma, max_new_tokens, uniforms)`.
 
-- `target`: a function. `target(tokens, cache)` reads on and returns two things: `p`, a tensor of shape
-  `(T, V)`, the distribution after each of its `T` tokens; and the cache, a tensor with one entry for each
-  token read so far. `cache[:n]` is the cache after the first `n`. The first time, `cache` is `None`. It reads
-  at most $\gamma + 1$ tokens at once, the first time the prompt and the drafts.
+- `target`: a function. `target(tokens, cache)` reads `tokens`, a list, after what `cache` holds. It returns
+  `p`, a tensor with a row for each of `tokens`: the distribution of what follows it; and the new cache, a
+  tensor with one entry for each token read so far. `cache[:n]` is the cache after the first `n` of them.
+  - In the first step `cache` is `None`: it reads the prompt and the drafts.
+  - In every later step the cache has to hold all of the text but the token that was drawn last: it reads that
+    token and the drafts, $\gamma + 1$ in all. More than that it refuses to read.
 - `draft`: a function. `draft(text, gamma)` returns `(drafts, q)`: a list of $\gamma$ ids, and a tensor of
   shape `(G, V)`, with $G = \gamma$: what each was drawn from.
 - `prompt`: list of token ids, at least one. `gamma`: $\gamma \ge 1$. `max_new_tokens`: at least 0.
 - `uniforms`: `float32` tensor of shape `(N, T)` with $T = \gamma + 1$, numbers in [0, 1). Row `i` is for step
-  `i`: the first $\gamma$ judge the drafts, the last draws the token after them. There are rows enough.
+  `i`, from 0 on: the first $\gamma$ judge the drafts, the last draws the token after them, whether a draft
+  fell or not. There are rows enough.
 - returns the **new** tokens, a list of exactly `max_new_tokens` ids. What the last step brings beyond that is
   cut off. With 0, neither function is called.
 
-With a number $u$, draw from weights the first token at which their running sum is greater than $u$ times
-their whole sum. So weights need not sum to 1.
+To draw a token with a number $u$, take the first at which the running sum of the weights, $p$ or
+$\max(0, p - q)$, is greater than $u$ times their whole sum. So weights need not sum to 1.
 
 ```python
 >>> def target(tokens, cache):        # always says the next number, for certain

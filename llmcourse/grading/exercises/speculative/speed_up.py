@@ -16,8 +16,8 @@ are
 $$E = 1 + \alpha + \alpha^2 + \dots + \alpha^\gamma$$
 
 tokens. Decoding without drafts would need $E$ passes of the target for them. The step needs one pass, which
-reads all drafts at once and takes no longer for that, and $\gamma$ drafts, each of which costs $c$ such
-passes.
+reads all drafts at once and takes no longer for that ($v = 1$ in chapter 4), and $\gamma$ drafts, each of
+which costs $c$ such passes.
 
 Write `speed_up(alpha, gamma, c)`.
 
