@@ -5,16 +5,7 @@ memory accelerator copies them through a ring of tiles in shared memory, asked f
 x: while the kernel before ends, and while this one multiplies, a hundred kilobytes for every program are on
 their way. Two programs fit on a multiprocessor, one of them of the next kernel.
 
-The tensor cores take 64 rows of weights at a time, and a program has fewer. So a tile of (rows, columns) is
-read as blocks of 64 columns one below the other, and the tile of x in the same way: their product holds every
-block of weights with every block of x, and those of the same number are the ones that count. All others are
-computed in vain, which takes time that there is.
-
-    W = [W₁ W₂],  x = [x₁ x₂]      [W₁]             [W₁x₁ᵀ  W₁x₂ᵀ]
-                                   [W₂] [x₁ᵀ x₂ᵀ] = [W₂x₁ᵀ  W₂x₂ᵀ]      W xᵀ = W₁x₁ᵀ + W₂x₂ᵀ
-
-The norm's gains are multiplied into x in between, (W · (g ⊙ x)) / rms(x) as in the other kernels of `linear`.
-(PTX ISA, `cp.async.bulk.tensor` and `wgmma`.)
+(PTX ISA, `cp.async.bulk.tensor`.)
 """
 
 from __future__ import annotations
@@ -30,12 +21,21 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
     warpgroup_mma,
     warpgroup_mma_init,
-    warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from llmcourse.kernels.flash_tiles_gluon import barriers
 from llmcourse.kernels.launch import options, start_next, wait_for_input
+from llmcourse.kernels.linear_tiles_gluon import (
+    finished,
+    layout_of_outputs,
+    layout_of_products,
+    layout_of_x,
+    norm_scale,
+    places_of_outputs,
+    stacked,
+    tiles_of_rows,
+    weighted_and_gated,
+)
 from llmcourse.kernels.linear_triton import pointers, switches
 from llmcourse.kernels.tiles import Ring, ring_rows
 
@@ -63,34 +63,6 @@ def _ask_for_input(x, ring, full, step, STEPS: gl.constexpr):
     tma.async_copy_global_to_shared(
         x, [0, step * COLUMNS], full.index(slot), ring.index(slot), pred=step < STEPS
     )
-
-
-@gluon.jit
-def stacked(tile, BLOCKS: gl.constexpr):
-    """A tile (rows, columns) in shared memory as its blocks of 64 columns, one below the other."""
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    return tile._reinterpret(tile.dtype, [BLOCKS * tile.shape[0], 64], LAYOUT)
-
-
-@gluon.jit
-def finished(sums, up_sums, GATED: gl.constexpr):
-    if GATED:
-        sums, up_sums = warpgroup_mma_wait(0, [sums, up_sums])
-    else:
-        sums = warpgroup_mma_wait(0, [sums])
-    return sums, up_sums
-
-
-@gluon.jit
-def same_blocks(products, ROWS: gl.constexpr, BATCH: gl.constexpr, BLOCKS: gl.constexpr, Y: gl.constexpr):
-    """The sum over blocks of weights with their own block of x: (ROWS, BATCH)."""
-    if BLOCKS > 1:
-        of_weights = gl.arange(0, BLOCKS * ROWS, gl.SliceLayout(1, products.type.layout)) // ROWS
-        of_x = gl.arange(0, BLOCKS * BATCH, gl.SliceLayout(0, products.type.layout)) // BATCH
-        products = gl.where(of_weights[:, None] == of_x[None, :], products, 0.0)
-        parts = gl.reshape(products, [BLOCKS, ROWS, BLOCKS, BATCH])
-        products = gl.sum(gl.sum(parts, axis=2), axis=0)
-    return gl.convert_layout(products, Y)
 
 
 @gluon.jit
@@ -131,8 +103,7 @@ def _ring_kernel(
         _ask_for_weights(matrix, weights, weights_full, nth, first, up_first, STEPS, HALVES)
     start_next(PDL)
 
-    THREADS: gl.constexpr = min(COLUMNS // 8, 32)
-    X: gl.constexpr = gl.BlockedLayout([1, 8], [32 // THREADS, THREADS], [num_warps, 1], [1, 0])
+    X: gl.constexpr = layout_of_x(COLUMNS, num_warps)
     columns = gl.arange(0, COLUMNS, gl.SliceLayout(0, X))
     if HAS_NORM:
         weighted = gl.allocate_shared_memory(x.dtype, [2, BATCH, COLUMNS], x.layout)
@@ -142,9 +113,7 @@ def _ring_kernel(
     for nth in gl.static_range(STAGES):
         _ask_for_input(x, inputs, inputs_full, nth, STEPS)
 
-    C: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[num_warps, 1], instr_shape=[16, BLOCKS * BATCH, 16]
-    )
+    C: gl.constexpr = layout_of_products(BLOCKS * BATCH, num_warps)
     sums = warpgroup_mma_init(gl.zeros([BLOCKS * ROWS, BLOCKS * BATCH], gl.float32, C))
     up_sums = warpgroup_mma_init(gl.zeros([BLOCKS * ROWS, BLOCKS * BATCH], gl.float32, C))
     for step in range(STEPS):
@@ -176,20 +145,10 @@ def _ring_kernel(
             _ask_for_input(x, inputs, inputs_full, ahead, STEPS)
     sums, up_sums = finished(sums, up_sums, GATED)
 
-    LANES: gl.constexpr = min(ROWS, 32)
-    Y: gl.constexpr = gl.BlockedLayout([1, 1], [LANES, 32 // LANES], [1, num_warps], [0, 1])
-    y = same_blocks(sums, ROWS, BATCH, BLOCKS, Y)
-    scale = gl.full([BATCH], 1.0, gl.float32, gl.SliceLayout(0, Y))
-    if HAS_NORM:
-        mean = gl.sum(squares, axis=1) / K
-        scale = gl.convert_layout(1.0 / gl.sqrt(mean + eps), gl.SliceLayout(0, Y))
-        y *= scale[None, :]
-    if GATED:
-        y = y / (1.0 + gl.exp(-y)) * (same_blocks(up_sums, ROWS, BATCH, BLOCKS, Y) * scale[None, :])
-    rows = first + gl.arange(0, ROWS, gl.SliceLayout(1, Y))
-    batch = gl.arange(0, BATCH, gl.SliceLayout(0, Y))
-    at = batch[None, :].to(gl.int64) * num_outputs + rows[:, None]
-    inside = (batch < num_rows)[None, :] & (rows < num_outputs)[:, None]
+    Y: gl.constexpr = layout_of_outputs(ROWS, num_warps)
+    scale = norm_scale(squares, eps, K, Y)
+    y = weighted_and_gated(sums, up_sums, scale, ROWS, BATCH, BLOCKS, HAS_NORM, GATED, Y)
+    rows, at, inside = places_of_outputs(first, num_rows, num_outputs, ROWS, BATCH, Y)
     if HAS_BIAS:
         y += gl.load(bias_ptr + rows, mask=rows < num_outputs, other=0.0).to(gl.float32)[:, None]
     if HAS_RESIDUAL:
@@ -232,8 +191,3 @@ def launch(
         num_warps=ring.warps,
         **options(pdl),
     )
-
-
-def tiles_of_rows(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    layout = gl.NVMMASharedLayout.get_default_for([rows, columns], gl.bfloat16)
-    return TensorDescriptor.from_tensor(x, [rows, columns], layout)

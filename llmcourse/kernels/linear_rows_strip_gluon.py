@@ -1,6 +1,6 @@
 """A few rows of input times a small matrix, on Hopper: all of a program's weights are there before x is.
 
-What `linear_gluon` does for one row, with the products of `linear_rows_gluon`. Where a program's rows of the
+What `linear_gluon` does for one row, with the products of `linear_tiles_gluon`. Where a program's rows of the
 matrix and all of x fit into shared memory there is no ring to go around: after the wait x is loaded once,
 weighted and stored once, and all products are one chain. What a small matrix costs is the hand-over from
 kernel to kernel, and every wait between its steps would lengthen it.
@@ -23,7 +23,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from llmcourse.kernels.flash_tiles_gluon import barriers
 from llmcourse.kernels.launch import options, start_next, wait_for_input
-from llmcourse.kernels.linear_rows_gluon import finished, same_blocks, stacked, tiles_of_rows
+from llmcourse.kernels.linear_tiles_gluon import (
+    finished,
+    layout_of_outputs,
+    layout_of_products,
+    layout_of_x,
+    norm_scale,
+    places_of_outputs,
+    stacked,
+    tiles_of_rows,
+    weighted_and_gated,
+)
 from llmcourse.kernels.linear_triton import pointers, switches
 from llmcourse.kernels.tiles import Strip, ring_rows
 
@@ -64,8 +74,7 @@ def _rows_strip_kernel(
         tma.async_copy_global_to_shared(matrix, at_tile, arrived, weights.index(part))
     start_next(PDL)
 
-    THREADS: gl.constexpr = min(COLUMNS // 8, 32)
-    X: gl.constexpr = gl.BlockedLayout([1, 8], [32 // THREADS, THREADS], [num_warps, 1], [1, 0])
+    X: gl.constexpr = layout_of_x(COLUMNS, num_warps)
     columns = gl.arange(0, COLUMNS, gl.SliceLayout(0, X))
     x_rows = gl.arange(0, BATCH, gl.SliceLayout(1, X))[:, None]
     gains = ()
@@ -73,12 +82,8 @@ def _rows_strip_kernel(
         for chunk in gl.static_range(CHUNKS):
             at_gain = chunk * COLUMNS + columns
             gains += (gl.load(norm_ptr + at_gain, mask=at_gain < K, other=0.0),)
-    LANES: gl.constexpr = min(ROWS, 32)
-    Y: gl.constexpr = gl.BlockedLayout([1, 1], [LANES, 32 // LANES], [1, num_warps], [0, 1])
-    rows = first + gl.arange(0, ROWS, gl.SliceLayout(1, Y))
-    batch = gl.arange(0, BATCH, gl.SliceLayout(0, Y))
-    at = batch[None, :].to(gl.int64) * num_outputs + rows[:, None]
-    inside = (batch < num_rows)[None, :] & (rows < num_outputs)[:, None]
+    Y: gl.constexpr = layout_of_outputs(ROWS, num_warps)
+    rows, at, inside = places_of_outputs(first, num_rows, num_outputs, ROWS, BATCH, Y)
     if HAS_BIAS:
         bias = gl.load(bias_ptr + rows, mask=rows < num_outputs, other=0.0)
     wait_for_input(PDL)
@@ -100,9 +105,7 @@ def _rows_strip_kernel(
     fence_async_shared()
     tl.debug_barrier()
 
-    C: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[num_warps, 1], instr_shape=[16, BLOCKS * BATCH, 16]
-    )
+    C: gl.constexpr = layout_of_products(BLOCKS * BATCH, num_warps)
     sums = warpgroup_mma_init(gl.zeros([BLOCKS * ROWS, BLOCKS * BATCH], gl.float32, C))
     up_sums = warpgroup_mma_init(gl.zeros([BLOCKS * ROWS, BLOCKS * BATCH], gl.float32, C))
     mbarrier.wait(arrived, 0)
@@ -112,17 +115,9 @@ def _rows_strip_kernel(
         if GATED:
             up = stacked(weights.index(CHUNKS + chunk), BLOCKS)
             up_sums = warpgroup_mma(up, right, up_sums, is_async=True)
-    if HAS_NORM:  # while the tensor cores are at work
-        scale = gl.convert_layout(1.0 / gl.sqrt(gl.sum(squares, axis=1) / K + eps), gl.SliceLayout(0, Y))
+    scale = norm_scale(squares, eps, K, Y)  # while the tensor cores are at work
     sums, up_sums = finished(sums, up_sums, GATED)
-    y = same_blocks(sums, ROWS, BATCH, BLOCKS, Y)
-    if HAS_NORM:
-        y *= scale[None, :]
-    if GATED:
-        up = same_blocks(up_sums, ROWS, BATCH, BLOCKS, Y)
-        if HAS_NORM:
-            up *= scale[None, :]
-        y = y / (1.0 + gl.exp(-y)) * up
+    y = weighted_and_gated(sums, up_sums, scale, ROWS, BATCH, BLOCKS, HAS_NORM, GATED, Y)
     if HAS_BIAS:
         y += bias.to(gl.float32)[:, None]
     if HAS_RESIDUAL:
