@@ -86,11 +86,11 @@ def checked(
         if problem := _problem(tokens[number], counts[number], most, vocab_size):
             row.fail(DraftError(f"row {number}, step {index}: {problem}"))
             counts[number] = 0
-    width = max(counts)
-    num_tokens = torch.tensor(counts, device=draft.tokens.device)
-    own = torch.arange(width, device=num_tokens.device) < num_tokens[:, None]
+    width, device = max(counts), draft.tokens.device
+    padded = [[*own, *[0] * (width - len(own))] for own in _own(tokens, counts)]
+    own = torch.tensor(padded, dtype=torch.long, device=device)  # the host knows them: cheaper than masks
     q = None if draft.q is None else draft.q[:, :width]
-    return Draft(draft.tokens[:, :width].masked_fill(~own, 0), num_tokens, q), counts
+    return Draft(own, torch.tensor(counts, device=device), q), counts
 
 
 def _check_q(draft: Draft, vocab_size: int) -> None:
@@ -141,21 +141,22 @@ def judge(
     raw = widen(raw)
     logits = processed_logits(raw, draft.tokens, history, processors)
     counts = _before_broken_logits(raw, logits, counts, rows, index)
-    softmax = logits.softmax(-1)
-    p = most_probable(logits) if generator is None else softmax
+    p = most_probable(logits) if generator is None else logits.softmax(-1)
     q = draft.distributions(logits.shape[-1])
-    ended = torch.tensor([not row.active for row in rows], device=p.device)
-    p = p.masked_fill(ended[:, None, None], 1 / p.shape[-1])  # any distribution
+    if ended := [number for number, row in enumerate(rows) if not row.active]:
+        p[ended] = 1 / p.shape[-1]  # any distribution
     verdict = _verdict(p, q, draft, counts, _uniform(generator, counts, draft.tokens.shape[1]), rows, index)
-    return _judged(p, q, softmax, draft.tokens, counts, verdict)
+    return _judged(logits, p, q, draft.tokens, counts, verdict)
 
 
 def _before_broken_logits(
     raw: Tensor, logits: Tensor, counts: list[int], rows: Sequence[Row], index: int
 ) -> list[int]:
     """How many drafts of each row can be judged; a row where not even the first can be fails."""
-    peaks = [raw.amax(-1)] if logits is raw else [raw.amax(-1), logits.amax(-1)]  # NaN if there is one
-    finite = torch.stack(peaks).isfinite().all(0).tolist()  # (B, T)
+    finite = raw.amax(-1).isfinite()  # the peak is NaN if there is one
+    if logits is not raw:
+        finite &= logits.amax(-1).isfinite()
+    finite = finite.tolist()  # (B, T)
     if all(map(all, finite)):
         return counts
     fail_broken_rows(list(rows), raw[:, 0], logits[:, 0], index)
@@ -199,30 +200,34 @@ def _verdict(
 
 
 def _judged(
-    p: Tensor, q: Tensor, softmax: Tensor, drafts: Int[Tensor, "B G"], counts: list[int], verdict: Verdict
+    logits: Tensor, p: Tensor, q: Tensor, drafts: Int[Tensor, "B G"], counts: list[int], verdict: Verdict
 ) -> Judged:
     """Gathers what the host wants to know."""
-    ends = verdict.num_accepted
-    chosen = torch.cat((drafts, verdict.next_tokens[:, None]), 1).scatter(
-        1, ends[:, None], verdict.next_tokens[:, None]
-    )
-    log_probs = softmax.gather(2, chosen[..., None])[..., 0].log()
-    p_drafts, q_drafts = (side.gather(2, drafts[..., None])[..., 0].tolist() for side in (p[:, :-1], q))
-    rows = torch.arange(len(p), device=p.device)
-    num_accepted = ends.tolist()
+    gained, num_accepted = verdict.emitted(drafts), verdict.num_accepted.tolist()
+    ends = torch.arange(len(p), device=p.device), verdict.num_accepted
     q_end = torch.zeros_like(p[:, 0])
     fell = [row for row, (count, stood) in enumerate(zip(counts, num_accepted, strict=True)) if stood < count]
-    q_end[fell] = q[fell, [num_accepted[row] for row in fell]].to(p.dtype)
+    if fell:
+        q_end[fell] = q[fell, [num_accepted[row] for row in fell]].to(p.dtype)
+    p_drafts, q_drafts = (side.gather(2, drafts[..., None])[..., 0].tolist() for side in (p[:, :-1], q))
     return Judged(
         _own(drafts.tolist(), counts),
         _own(p_drafts, counts),
         _own(q_drafts, counts),
         num_accepted,
-        verdict.next_tokens.tolist(),
-        log_probs.tolist(),
-        p[rows, ends],
+        [tokens[-1] for tokens in gained],
+        _log_probs(logits, gained),
+        p[ends],
         q_end,
     )
+
+
+def _log_probs(logits: Tensor, gained: list[list[int]]) -> list[list[float]]:
+    """Of the tokens that each row gained; positions after the last of them are not looked at."""
+    width = max(map(len, gained))
+    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in gained], device=logits.device)
+    log_probs = logits[:, :width].log_softmax(-1)  # (B, width, V)
+    return log_probs.gather(2, padded[..., None])[..., 0].tolist()
 
 
 def _own(values: list[list], counts: list[int]) -> list[list]:
