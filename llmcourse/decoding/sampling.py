@@ -45,7 +45,7 @@ def pick(weights: Float[Tensor, "B V"], points: Float[Tensor, " B"]) -> Int[Tens
     """
     weights = in_float64(weights)
     # Zeros, not plateaus, where a weight is zero: no rounding of a parallel sum can select such a token.
-    cdf = weights.cumsum(-1).masked_fill(weights == 0, 0)
+    cdf = weights.cumsum(-1).masked_fill_(weights == 0, 0)
     bar = points.to(weights.device) * cdf.amax(-1)
     return (cdf > bar[:, None]).int().argmax(-1)  # the first that lies past the point
 

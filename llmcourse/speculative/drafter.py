@@ -55,9 +55,9 @@ class Draft:
         """
         if self.q is not None:
             return self.q
-        remedy = "use a drafter with the target's own tokenizer"
-        for token in (self.tokens.amin().item(), self.tokens.amax().item()) if self.tokens.numel() else ():
-            require(0 <= token < vocab_size, "drafts", f"in [0, {vocab_size - 1}]", token, remedy)
+        allowed, remedy = f"in [0, {vocab_size - 1}]", "use a drafter with the target's own tokenizer"
+        for token in self.tokens.flatten().tolist():
+            require(0 <= token < vocab_size, "drafts", allowed, token, remedy)
         return point_masses(self.tokens, vocab_size)
 
 

@@ -15,11 +15,11 @@ from llmcourse.decoding.history import History
 from llmcourse.decoding.loop import fail_broken_rows
 from llmcourse.decoding.processors import Processor, widen
 from llmcourse.decoding.rows import Row
-from llmcourse.decoding.sampling import Randomness
-from llmcourse.speculative.distributions import most_probable, processed_logits
+from llmcourse.decoding.sampling import Randomness, greedy
+from llmcourse.speculative.distributions import most_probable, point_masses, processed_logits
 from llmcourse.speculative.drafter import Draft
 from llmcourse.speculative.numbers import uniform_by_row
-from llmcourse.speculative.verify import Verdict, verify_drafts
+from llmcourse.speculative.verify import Verdict, verify_certain, verify_drafts
 
 
 class DraftError(DecodingError):
@@ -86,11 +86,11 @@ def checked(
         if problem := _problem(tokens[number], counts[number], most, vocab_size):
             row.fail(DraftError(f"row {number}, step {index}: {problem}"))
             counts[number] = 0
-    width = max(counts)
-    num_tokens = torch.tensor(counts, device=draft.tokens.device)
-    own = torch.arange(width, device=num_tokens.device) < num_tokens[:, None]
+    width, device = max(counts), draft.tokens.device
+    padded = [[*own, *[0] * (width - len(own))] for own in _own(tokens, counts)]
+    own = torch.tensor(padded, dtype=torch.long, device=device)  # the host knows them: cheaper than masks
     q = None if draft.q is None else draft.q[:, :width]
-    return Draft(draft.tokens[:, :width].masked_fill(~own, 0), num_tokens, q), counts
+    return Draft(own, torch.tensor(counts, device=device), q), counts
 
 
 def _check_q(draft: Draft, vocab_size: int) -> None:
@@ -141,26 +141,81 @@ def judge(
     raw = widen(raw)
     logits = processed_logits(raw, draft.tokens, history, processors)
     counts = _before_broken_logits(raw, logits, counts, rows, index)
-    softmax = logits.softmax(-1)
-    p = most_probable(logits) if generator is None else softmax
-    q = draft.distributions(logits.shape[-1])
-    ended = torch.tensor([not row.active for row in rows], device=p.device)
-    p = p.masked_fill(ended[:, None, None], 1 / p.shape[-1])  # any distribution
-    verdict = _verdict(p, q, draft, counts, _uniform(generator, counts, draft.tokens.shape[1]), rows, index)
-    return _judged(p, q, softmax, draft.tokens, counts, verdict)
+    if generator is None and draft.q is None:
+        verdict, seen = _certain(logits, draft.tokens, counts)
+    else:
+        verdict, seen = _uncertain(logits, draft, counts, rows, index, generator)
+    gained = verdict.emitted(draft.tokens)
+    return Judged(
+        drafts=_own(draft.tokens.tolist(), counts),
+        num_accepted=verdict.num_accepted.tolist(),
+        next_tokens=[tokens[-1] for tokens in gained],
+        log_probs=_log_probs(logits, gained),
+        **seen,
+    )
 
 
 def _before_broken_logits(
     raw: Tensor, logits: Tensor, counts: list[int], rows: Sequence[Row], index: int
 ) -> list[int]:
     """How many drafts of each row can be judged; a row where not even the first can be fails."""
-    peaks = [raw.amax(-1)] if logits is raw else [raw.amax(-1), logits.amax(-1)]  # NaN if there is one
-    finite = torch.stack(peaks).isfinite().all(0).tolist()  # (B, T)
+    finite = raw.amax(-1).isfinite()  # the peak is NaN if there is one
+    if logits is not raw:
+        finite &= logits.amax(-1).isfinite()
+    finite = finite.tolist()  # (B, T)
     if all(map(all, finite)):
         return counts
     fail_broken_rows(list(rows), raw[:, 0], logits[:, 0], index)
     whole = [row.index(False) if False in row else math.inf for row in finite]
     return [max(0, min(count, first - 1)) for count, first in zip(counts, whole, strict=True)]
+
+
+def _certain(logits: Tensor, drafts: Int[Tensor, "B G"], counts: list[int]) -> tuple[Verdict, dict]:
+    """Of greedy decoding and drafts that were certain: nearly all of both distributions would be zeros."""
+    best, vocab_size = greedy(logits), logits.shape[-1]
+    verdict = verify_certain(best, drafts, torch.tensor(counts, device=drafts.device))
+    p = point_masses(verdict.next_tokens[:, None], vocab_size, logits.dtype)[:, 0]
+    q = torch.zeros_like(p)
+    for row, column in _fallen(verdict, counts):
+        q[row, drafts[row, column]] = 1
+    p_drafts = (drafts == best[:, :-1]).to(p.dtype).tolist()
+    q_drafts = [[1.0] * count for count in counts]
+    return verdict, {"p_drafts": _own(p_drafts, counts), "q_drafts": q_drafts, "p": p, "q": q}
+
+
+def _uncertain(
+    logits: Tensor,
+    draft: Draft,
+    counts: list[int],
+    rows: Sequence[Row],
+    index: int,
+    generator: Randomness | None,
+) -> tuple[Verdict, dict]:
+    """The rule over both distributions, whatever they are."""
+    p = most_probable(logits) if generator is None else logits.softmax(-1)
+    q = draft.distributions(logits.shape[-1])
+    if ended := [number for number, row in enumerate(rows) if not row.active]:
+        p[ended] = 1 / p.shape[-1]  # any distribution
+    uniform = _uniform(generator, counts, draft.tokens.shape[1])
+    verdict = _verdict(p, q, draft, counts, uniform, rows, index)
+    places = draft.tokens[..., None]
+    p_drafts, q_drafts = (side.gather(2, places)[..., 0].tolist() for side in (p[:, :-1], q))
+    q_end = torch.zeros_like(p[:, 0])
+    for row, column in _fallen(verdict, counts):
+        q_end[row] = q[row, column]
+    p_end = p[torch.arange(len(p), device=p.device), verdict.num_accepted]
+    return verdict, {
+        "p_drafts": _own(p_drafts, counts),
+        "q_drafts": _own(q_drafts, counts),
+        "p": p_end,
+        "q": q_end,
+    }
+
+
+def _fallen(verdict: Verdict, counts: list[int]) -> list[tuple[int, int]]:
+    """Row and column of each draft that fell."""
+    ends = enumerate(zip(verdict.num_accepted.tolist(), counts, strict=True))
+    return [(row, stood) for row, (stood, count) in ends if stood < count]
 
 
 def _uniform(generator: Randomness | None, counts: list[int], width: int) -> Float[Tensor, "B T"]:
@@ -198,31 +253,12 @@ def _verdict(
     return verify_drafts(p, q, draft.tokens, uniform, torch.tensor(counts, device=p.device))
 
 
-def _judged(
-    p: Tensor, q: Tensor, softmax: Tensor, drafts: Int[Tensor, "B G"], counts: list[int], verdict: Verdict
-) -> Judged:
-    """Gathers what the host wants to know."""
-    ends = verdict.num_accepted
-    chosen = torch.cat((drafts, verdict.next_tokens[:, None]), 1).scatter(
-        1, ends[:, None], verdict.next_tokens[:, None]
-    )
-    log_probs = softmax.gather(2, chosen[..., None])[..., 0].log()
-    p_drafts, q_drafts = (side.gather(2, drafts[..., None])[..., 0].tolist() for side in (p[:, :-1], q))
-    rows = torch.arange(len(p), device=p.device)
-    num_accepted = ends.tolist()
-    q_end = torch.zeros_like(p[:, 0])
-    fell = [row for row, (count, stood) in enumerate(zip(counts, num_accepted, strict=True)) if stood < count]
-    q_end[fell] = q[fell, [num_accepted[row] for row in fell]].to(p.dtype)
-    return Judged(
-        _own(drafts.tolist(), counts),
-        _own(p_drafts, counts),
-        _own(q_drafts, counts),
-        num_accepted,
-        verdict.next_tokens.tolist(),
-        log_probs.tolist(),
-        p[rows, ends],
-        q_end,
-    )
+def _log_probs(logits: Tensor, gained: list[list[int]]) -> list[list[float]]:
+    """Of the tokens that each row gained; positions after the last of them are not looked at."""
+    width = max(map(len, gained))
+    padded = torch.tensor([[*row, *[0] * (width - len(row))] for row in gained], device=logits.device)
+    log_probs = logits[:, :width].log_softmax(-1)  # (B, width, V)
+    return log_probs.gather(2, padded[..., None])[..., 0].tolist()
 
 
 def _own(values: list[list], counts: list[int]) -> list[list]:

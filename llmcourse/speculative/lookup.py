@@ -41,28 +41,32 @@ def look_up(text: Int[Tensor, " S"], num_tokens: int, *, longest: int = 3, short
     """
     require_integer(0, "num_tokens", num_tokens, "use 0 for none")
     _check_lengths(longest, shortest)
-    lengths = match_lengths(text, longest)
-    if num_tokens == 0 or not len(lengths) or (best := int(lengths.max())) < shortest:
+    if num_tokens == 0:
         return []
-    start = int((lengths == best).nonzero()[-1]) + 1
-    copied = text[start:].tolist()
+    tokens = text.tolist()
+    length, places = longest_matches(tokens, longest)
+    if length < shortest:
+        return []
+    copied = tokens[places[-1] + 1 :]
     for index in range(num_tokens - len(copied)):
         copied.append(copied[index])
     return copied[:num_tokens]
 
 
-def match_lengths(text: Int[Tensor, " S"], longest: int) -> Int[Tensor, " E"]:
-    """For each place but the last: how many tokens up to it are those at the end, at most `longest`."""
-    num_places = max(len(text) - 1, 0)
-    lengths = torch.zeros(num_places, dtype=torch.long, device=text.device)
-    alive = torch.ones(num_places, dtype=torch.bool, device=text.device)
-    for back in range(min(longest, num_places)):
-        # The place `back` tokens before each; the first few have none, and stop there.
-        same = text[: num_places - back] == text[len(text) - 1 - back]
-        alive[back:] &= same
-        alive[:back] = False
-        lengths += alive
-    return lengths
+def longest_matches(tokens: Sequence[int], longest: int) -> tuple[int, Sequence[int]]:
+    """How many tokens at the end, at most `longest`, occur earlier, and the places where they do.
+
+    A place is that of the last token of such an occurrence. Each further token back is compared only at the
+    places where all tokens after it were the same: few, after the first.
+    """
+    length, places = 0, range(len(tokens) - 1)
+    while length < min(longest, len(tokens) - 1):
+        wanted = tokens[-1 - length]
+        longer = [place for place in places if place >= length and tokens[place - length] == wanted]
+        if not longer:
+            break
+        length, places = length + 1, longer
+    return length, places
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,25 @@ def verify_drafts(
     return Verdict(num_accepted, pick(left, uniform[:, -1]).to(drafts.device))
 
 
+def verify_certain(
+    best: Int[Tensor, "B T"],  # T = G + 1
+    drafts: Int[Tensor, "B G"],
+    num_drafts: Int[Tensor, " B"],
+) -> Verdict:
+    """`verify_drafts` where both sides are certain: a draft stands if it is the token that the target takes.
+
+    It is what the rule comes to for two point masses, without a vocabulary of zeros around each.
+
+    Args:
+        best: the only token of the target's distribution before each draft, and after the last.
+        drafts, num_drafts: as there.
+    """
+    ours = torch.arange(drafts.shape[1], device=drafts.device) < num_drafts[:, None]  # (B, G)
+    stands = (drafts == best[:, :-1]) & ours
+    num_accepted = stands.int().cumprod(-1).sum(-1)
+    return Verdict(num_accepted, best.gather(1, num_accepted[:, None])[:, 0])
+
+
 def accepts(
     p: Float[Tensor, "*shape"], q: Float[Tensor, "*shape"], uniform: Float[Tensor, "*shape"]
 ) -> Bool[Tensor, "*shape"]:
@@ -113,4 +132,4 @@ def _where_the_text_goes_on(
     if q.shape[1] == 0:
         return target, torch.zeros_like(target)
     draft = in_float64(q[rows, num_accepted.clamp(max=q.shape[1] - 1)])
-    return target, draft.masked_fill(~fell[:, None].to(draft.device), 0)  # (B, V)
+    return target, draft.masked_fill_(~fell[:, None].to(draft.device), 0)  # (B, V)

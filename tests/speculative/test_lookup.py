@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmcourse.decoding import History
 from llmcourse.speculative import Drafter, LookupDrafter
-from llmcourse.speculative.lookup import look_up, match_lengths
+from llmcourse.speculative.lookup import longest_matches, look_up
 
 
 def by_definition(text: list[int], num_tokens: int, longest: int, shortest: int) -> list[int]:
@@ -57,10 +57,13 @@ def test_texts_too_short_to_repeat():
     assert drafts("abab", 0) == ""
 
 
-def test_match_lengths():
-    #              a  b  a  b  a ; the end is "a", "ba", "aba", …
-    assert match_lengths(torch.tensor([0, 1, 0, 1, 0]), 9).tolist() == [1, 0, 3, 0]
-    assert match_lengths(torch.tensor([0, 1, 0, 1, 0]), 2).tolist() == [1, 0, 2, 0]
+def test_longest_matches():
+    #         a  b  a  b  a ; the end is "a", "ba", "aba", …
+    assert longest_matches([0, 1, 0, 1, 0], 9) == (3, [2])
+    assert longest_matches([0, 1, 0, 1, 0], 2) == (2, [2])
+    length, places = longest_matches([0, 1, 0, 1, 0], 1)
+    assert length == 1 and list(places) == [0, 2]
+    assert longest_matches([0, 1, 2], 3)[0] == longest_matches([], 3)[0] == 0
 
 
 def test_the_drafter_takes_each_row_by_itself():
