@@ -46,15 +46,15 @@ def check_values(p: Tensor, q: Tensor, drafts: Tensor, uniform: Tensor, num_draf
     inside = (drafts >= 0) & (drafts <= last)
     remedy = "use a drafter with the target's own tokenizer"
     _require_all(inside | ~ours, "drafts", f"in [0, {last}]", drafts, remedy)
-    _check_distributions("p", p, torch.arange(most + 1, device=p.device) <= num_drafts[:, None])
-    _check_distributions("q", q, ours)
+    check_distributions("p", p, torch.arange(most + 1, device=p.device) <= num_drafts[:, None])
+    check_distributions("q", q, ours)
     drawn = q.gather(2, drafts.masked_fill(~ours, 0)[..., None])[..., 0]
     remedy = "pass the distribution that this very draft was drawn from"
     _require_all((drawn > 0) | ~ours, "q of a drafted token", "above 0", drawn, remedy)
 
 
-def _check_distributions(name: str, values: Tensor, counts: Tensor) -> None:
-    """Each row of the last dimension a distribution, where it counts; NaN and infinities are none."""
+def check_distributions(name: str, values: Tensor, counts: Tensor) -> None:
+    """Raises ValueError unless each row of the last dimension that counts is a distribution."""
     sums, least = values.sum(-1, dtype=torch.float32), values.amin(-1) if values.numel() else counts.float()
     remedy = "pass probabilities, not logits"
     _require_all((least >= 0) | ~counts, f"{name}'s probabilities", "at least 0", least, remedy)
@@ -67,9 +67,10 @@ def _require_all(holds: Tensor, name: str, allowed: str, values: Tensor, remedy:
     if not holds.all():
         place = (~holds).nonzero()[0].tolist()
         value = values[tuple(place)].item()
+        where = f" at {place}" if place else ""
         require(
             False,
-            f"{name} at {place}",
+            f"{name}{where}",
             allowed,
             f"{value:.6g}" if values.is_floating_point() else value,
             remedy,

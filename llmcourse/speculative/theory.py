@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.decoding.errors import require_integer, require_number
+from llmcourse.decoding.errors import require, require_integer, require_number
+from llmcourse.speculative.arguments import check_distributions
 
 VerifyCost = Callable[[int], float]
 
@@ -32,7 +33,16 @@ def acceptance(p: Float[Tensor, "*B V"], q: Float[Tensor, "*B V"]) -> Float[Tens
     """The chance that a draft from q stands: β = Σ_x min(p(x), q(x)), whose mean over texts is α.
 
     One minus half the L1 distance of p and q (Leviathan et al. 2023, theorem 3.5 and corollary 3.6).
+
+    Raises:
+        ValueError: shapes that differ, or a distribution that is negative or does not sum to 1.
     """
+    shape, found, remedy = tuple(p.shape), tuple(q.shape), "give a distribution of q for each of p"
+    require(
+        len(shape) > 0 and found == shape, "q", f"of shape {shape} as p, with a vocabulary", found, remedy
+    )
+    for name, side in (("p", p), ("q", q)):
+        check_distributions(name, side, torch.ones(shape[:-1], dtype=torch.bool, device=side.device))
     return torch.minimum(p, q).sum(-1)
 
 
