@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_integer, require_number
-from llmcourse.speculative.arguments import check_distributions
+from llmcourse.speculative.arguments import check_distributions, require_tensor
 
 VerifyCost = Callable[[int], float]
 
@@ -37,6 +37,8 @@ def acceptance(p: Float[Tensor, "*B V"], q: Float[Tensor, "*B V"]) -> Float[Tens
     Raises:
         ValueError: shapes that differ, or a distribution that is negative or does not sum to 1.
     """
+    for name, side in (("p", p), ("q", q)):
+        require_tensor(name, side)
     shape, found, remedy = tuple(p.shape), tuple(q.shape), "give a distribution of q for each of p"
     require(
         len(shape) > 0 and found == shape, "q", f"of shape {shape} as p, with a vocabulary", found, remedy
@@ -94,6 +96,8 @@ def speed_up(alpha: int | float, gamma: int, c: int | float, verify_cost: Verify
         ValueError: an argument out of its range, or a pass that costs nothing.
     """
     tokens = expected_tokens(alpha, gamma)
+    remedy = "give v(n), such as `constant`"
+    require(callable(verify_cost), "verify_cost", "a function of the tokens", repr(verify_cost), remedy)
     allowed = "at least 0 and finite"
     require_number(
         lambda cost: 0 <= cost < math.inf, "c", allowed, c, "divide a draft's time by a target pass"
