@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 INTERPRETED = {"TRITON_INTERPRET": "1"}
+QUICKLY = ("-p", "tests.patched_once")
 
 
 def check_passes(*arguments: object, switches: dict[str, str] = INTERPRETED) -> None:

@@ -36,7 +36,7 @@ def require_number(
     """As `require`, for a number: text, None, True and False are refused before `holds` compares them."""
     if isinstance(value, bool) or not isinstance(value, kind):
         raise ValueError(f"{name} must be {allowed}, got {value!r}; {remedy}")
-    require(holds(value), name, allowed, value, remedy)
+    require(bool(holds(value)), name, allowed, value, remedy)  # NumPy compares to a bool of its own
 
 
 def require_integer(least: int, name: str, value: object, remedy: str) -> None:

@@ -68,7 +68,7 @@ def present_device(device: torch.device | str | None) -> torch.device:
         return default_device()
     try:
         device = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one that PyTorch knows, got {device!r}; use 'cpu'") from error
     gpu = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
     if device.type == "cpu" or gpu or (device.type == "mps" and torch.backends.mps.is_available()):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmcourse.decoding.errors import NonFiniteLogitsError, require, require_integer
+from llmcourse.decoding.errors import NonFiniteLogitsError, require, require_integer, require_number
 from llmcourse.kernels.backend import Backend
 from llmcourse.kernels.choose_rows import BROKEN
 from llmcourse.model import Decoder
@@ -86,7 +87,7 @@ class PagedRunner:
         require(max_running <= slots, "max_running", at_most, max_running, remedy)
 
     def check_request(self, request: Request) -> None:
-        """As `runner.BoundedRunner`: all its tokens are in the vocabulary, and its text fits the context.
+        """As `runner.BoundedRunner`: all its tokens are in the vocabulary, text and drafts fit the context.
 
         Raises:
             NeverFits: it is longer than `max_length`.
@@ -98,6 +99,10 @@ class PagedRunner:
             drafted, allowed = request.speculation.vocab_size, f"over the {vocab_size} tokens of the model"
             remedy = "draft and target must share one tokenizer"
             require(drafted == vocab_size, "speculation", allowed, drafted, remedy)
+            longest, allowed = request.speculation.longest, f"below the context of {self.max_length}"
+            remedy = "a step cannot bring more than a whole text"
+            shorter = lambda count: count < self.max_length  # noqa: E731
+            require_number(shorter, "draft_length", allowed, longest, remedy, kind=Integral)
         if request.max_length > self.max_length:
             raise NeverFits(
                 f"request {request.id!r} must fit into {self.max_length} tokens, got a prompt of "

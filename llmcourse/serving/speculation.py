@@ -84,9 +84,11 @@ class Speculation(Protocol):
 
     Attributes:
         vocab_size: of the drafts, which must be the model's.
+        longest: drafts of one step, at most; the model's context must be longer.
     """
 
     vocab_size: int
+    longest: int
 
     def begin(self, prompt: Sequence[int], max_tokens: int, params: SamplingParams, seed: int) -> Speculator:
         """For one request; what costs time waits for the first `draft`."""

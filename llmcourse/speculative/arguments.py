@@ -1,4 +1,4 @@
-"""What verification takes for granted of its arguments, checked before anything is computed."""
+"""What verification and its kin take for granted of their arguments, checked before anything is computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ TOLERANCE = 1e-3  # of a sum: fp32 keeps it a thousand times better, a softmax i
 
 
 def check_shapes(p: Tensor, q: Tensor, drafts: Tensor, uniform: Tensor, num_drafts: Tensor | None) -> None:
-    """Raises ValueError unless these are (B, G + 1, V), (B, G, V), (B, G), (B, G + 1) and (B,)."""
+    """Raises ValueError unless these are tensors, (B, G + 1, V), (B, G, V), (B, G), (B, G + 1) and (B,)."""
+    given = {"p": p, "q": q, "drafts": drafts, "uniform": uniform}
+    for name, tensor in given.items() if num_drafts is None else (*given.items(), ("num_drafts", num_drafts)):
+        require_tensor(name, tensor)
     shape = tuple(p.shape)
     remedy = "stack the target's distributions before each draft and after the last"
     require(p.dim() == 3 and min(shape) > 0, "p", "of shape (B, G + 1, V), none of them 0", shape, remedy)
@@ -33,8 +36,19 @@ def check_shapes(p: Tensor, q: Tensor, drafts: Tensor, uniform: Tensor, num_draf
             require(good, name, f"of shape {wanted} as p is {shape}", tuple(tensor.shape), remedy)
 
 
+def require_tensor(name: str, value: object, *, whole: bool = False) -> None:
+    """Raises ValueError for what is no tensor; or no tensor of whole numbers."""
+    kind = type(value).__name__
+    require(isinstance(value, Tensor), name, "a tensor", kind, "make one with torch.tensor")
+    if whole:
+        good, remedy = value.dtype in (torch.int32, torch.int64), "pass ids or counts, made with .long()"
+        require(good, name, "of int32 or int64", value.dtype, remedy)
+
+
 def check_values(p: Tensor, q: Tensor, drafts: Tensor, uniform: Tensor, num_drafts: Tensor) -> None:
     """Raises ValueError where a value is out of its range; what lies past a row's drafts is not looked at."""
+    require_tensor("drafts", drafts, whole=True)
+    require_tensor("num_drafts", num_drafts, whole=True)
     most, last = drafts.shape[1], p.shape[2] - 1
     allowed = f"in [0, {most}]"
     _require_all(
@@ -46,15 +60,15 @@ def check_values(p: Tensor, q: Tensor, drafts: Tensor, uniform: Tensor, num_draf
     inside = (drafts >= 0) & (drafts <= last)
     remedy = "use a drafter with the target's own tokenizer"
     _require_all(inside | ~ours, "drafts", f"in [0, {last}]", drafts, remedy)
-    _check_distributions("p", p, torch.arange(most + 1, device=p.device) <= num_drafts[:, None])
-    _check_distributions("q", q, ours)
+    check_distributions("p", p, torch.arange(most + 1, device=p.device) <= num_drafts[:, None])
+    check_distributions("q", q, ours)
     drawn = q.gather(2, drafts.masked_fill(~ours, 0)[..., None])[..., 0]
     remedy = "pass the distribution that this very draft was drawn from"
     _require_all((drawn > 0) | ~ours, "q of a drafted token", "above 0", drawn, remedy)
 
 
-def _check_distributions(name: str, values: Tensor, counts: Tensor) -> None:
-    """Each row of the last dimension a distribution, where it counts; NaN and infinities are none."""
+def check_distributions(name: str, values: Tensor, counts: Tensor) -> None:
+    """Raises ValueError unless each row of the last dimension that counts is a distribution."""
     sums, least = values.sum(-1, dtype=torch.float32), values.amin(-1) if values.numel() else counts.float()
     remedy = "pass probabilities, not logits"
     _require_all((least >= 0) | ~counts, f"{name}'s probabilities", "at least 0", least, remedy)
@@ -67,9 +81,10 @@ def _require_all(holds: Tensor, name: str, allowed: str, values: Tensor, remedy:
     if not holds.all():
         place = (~holds).nonzero()[0].tolist()
         value = values[tuple(place)].item()
+        where = f" at {place}" if place else ""
         require(
             False,
-            f"{name} at {place}",
+            f"{name}{where}",
             allowed,
             f"{value:.6g}" if values.is_floating_point() else value,
             remedy,

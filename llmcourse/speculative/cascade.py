@@ -20,8 +20,9 @@ from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_number
 from llmcourse.speculative.answers import Answer
+from llmcourse.speculative.arguments import require_tensor
 from llmcourse.speculative.judge import Judge
-from llmcourse.speculative.ledger import Policy, check_order, check_thresholds
+from llmcourse.speculative.ledger import Policy, check_order, check_thresholds, require_sequence
 
 Answers = Callable[[Sequence[Any]], Sequence[Answer]]
 
@@ -37,7 +38,7 @@ class Stage:
         judge: scores its answers; None for a last stage.
 
     Raises:
-        ValueError: a cost out of its range.
+        ValueError: a cost out of its range, no function, or no judge.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Stage:
     judge: Judge | None = None
 
     def __post_init__(self):
+        able, remedy = callable(self.answers), "wrap a model as ModelAnswers(model, tokenizer)"
+        kind = type(self.answers).__name__
+        require(able, f"answers of {self.name}", "a function of the questions", kind, remedy)
+        judges = isinstance(self.judge, Judge) and not isinstance(self.judge, type)
+        kind, remedy = repr(self.judge), "train one with fit_judge"
+        require(self.judge is None or judges, f"judge of {self.name}", "a Judge or None", kind, remedy)
         remedy = "measure what an answer costs"
         require_number(
             lambda c: 0 <= c < float("inf"),
@@ -88,6 +95,10 @@ class Cascade:
     thresholds: tuple[int | float, ...] = ()
 
     def __post_init__(self):
+        require_sequence("stages", self.stages, "give a tuple, as (stage,)")
+        for index, stage in enumerate(self.stages):
+            kind, remedy = type(stage).__name__, "make one of each model and its judge"
+            require(isinstance(stage, Stage), f"stages[{index}]", "a Stage", kind, remedy)
         require(len(self.stages) > 0, "stages", "at least one", 0, "give the models from the cheapest on")
         check_order("cost of the stages", [stage.cost for stage in self.stages])
         check_thresholds(self.thresholds, len(self.stages))
@@ -133,7 +144,17 @@ class Cascade:
 
 
 def stack_features(answers: Sequence[Answer]) -> Float[Tensor, "N F"]:
-    """The features of answers, a row each, as judges take them."""
+    """The features of answers, a row each, as judges take them.
+
+    Raises:
+        ValueError: something that is no answer, or answers with unequally many features.
+    """
+    remedy = "return Answers, all of one model and one kind of question"
+    for index, answer in enumerate(answers):
+        kind = type(answer).__name__
+        require(isinstance(answer, Answer), f"answers[{index}]", "an Answer", kind, remedy)
+        wanted, found = len(answers[0].features), len(answer.features)
+        require(found == wanted, f"answers[{index}]", f"of {wanted} features as the first", found, remedy)
     return torch.tensor([answer.features for answer in answers], dtype=torch.float64)
 
 
@@ -144,6 +165,7 @@ def judged(judge: Judge, answers: Sequence[Answer]) -> Float[Tensor, " N"]:
         ValueError: a score outside [0, 1], or another number of them than answers.
     """
     scores = judge.scores(stack_features(answers))
+    require_tensor("scores", scores)
     expected, remedy = (len(answers),), "return one probability for each answer"
     require(tuple(scores.shape) == expected, "scores", f"of shape {expected}", tuple(scores.shape), remedy)
     wrong = scores[~((scores >= 0) & (scores <= 1))]

@@ -6,10 +6,12 @@ requests that come and go, adapt apart.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
-from llmcourse.decoding.errors import require_integer, require_number
+from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.speculative.theory import VerifyCost, best_draft_length, constant
 
 
@@ -105,7 +107,7 @@ class AdaptiveLength:
         longest: the largest γ, at least 1.
         verify_cost: v(n) of `theory`.
         prior: α before anything was seen, in [0, 1].
-        prior_weight: above 0.
+        prior_weight: above 0 and finite.
         keep: in (0, 1): what a step counts after one more; 0.9 looks back about ten steps.
 
     Raises:
@@ -121,8 +123,9 @@ class AdaptiveLength:
 
     def __post_init__(self):
         require_integer(1, "longest", self.longest, "decode without a drafter to draft nothing")
-        positive, inside = (lambda w: w > 0), (lambda k: 0 < k < 1)
-        require_number(positive, "prior_weight", "above 0", self.prior_weight, "use 1.0")
+        positive, inside = (lambda w: 0 < w < math.inf), (lambda k: 0 < k < 1)
+        remedy = "use 1.0; FixedLength heeds nothing that is seen"
+        require_number(positive, "prior_weight", "above 0 and finite", self.prior_weight, remedy)
         require_number(inside, "keep", "in (0, 1)", self.keep, "use 0.9; FixedLength forgets nothing")
         pays = best_draft_length(self.prior, self.c, self.longest, self.verify_cost) > 0
         allowed = f"large enough for drafts of cost {self.c} to pay"
@@ -136,6 +139,33 @@ class AdaptiveLength:
 
     def observe(self, tally: Tally, num_drafts: int, num_accepted: int) -> Tally:
         return tally.after(num_drafts, num_accepted, self.keep)
+
+
+def as_policy(draft_length: int | DraftLength) -> DraftLength:
+    """The policy itself, or for a number the one that always asks for so many.
+
+    Raises:
+        ValueError: γ below 1 or no integer, a policy whose `longest` is none, or the class of one.
+    """
+    if not isinstance(draft_length, DraftLength):
+        return FixedLength(draft_length)
+    made, remedy = not isinstance(draft_length, type), "call it to make one, as FixedLength(4)"
+    require(made, "draft_length", "γ or a policy", f"the class {draft_length!r}", remedy)
+    require_integer(0, "longest of draft_length", draft_length.longest, "say how many it may ask for at most")
+    return draft_length
+
+
+def choose_gamma(policy: DraftLength, tally: Tally, room: int) -> int:
+    """What a policy asks for, which anybody may have written.
+
+    Raises:
+        ValueError: no integer, or one that is negative, above its `longest`, or leaves the target's own
+            token no room.
+    """
+    gamma, most = policy.gamma(tally, room), min(policy.longest, room - 1)
+    allowed, remedy = f"an integer in [0, {most}]", "clamp it to the room, less one token"
+    require_number(lambda count: 0 <= count <= most, "gamma", allowed, gamma, remedy, kind=Integral)
+    return int(gamma)
 
 
 def _clamped(length: int, room: int) -> int:

@@ -15,7 +15,7 @@ from torch import nn
 
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.model import Decoder
-from llmcourse.speculative.model_drafter import ModelDrafter
+from llmcourse.speculative.model_drafter import ModelDrafter, require_decoder
 
 
 class EarlyLayersDrafter(ModelDrafter):
@@ -40,8 +40,10 @@ def first_layers(model: Decoder, num_layers: int) -> Decoder:
     """A decoder of a model's first layers, its embedding, norm and head: the very same weights, not copies.
 
     Raises:
+        TypeError: no decoder.
         ValueError: `num_layers` is not in [1, layers of the model).
     """
+    require_decoder("target", model)
     most = model.config.num_layers - 1
     require_integer(1, "num_layers", num_layers, "draft with one layer or more")
     remedy = "leave layers to verify with; a draft by all of them costs as much as the text"

@@ -9,8 +9,9 @@ instead); with the confidence alone it is a calibrated threshold (Platt 1999, se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_integer, require_number
+from llmcourse.speculative.arguments import require_tensor
 
 MAX_STEPS = 100
 TOLERANCE = 1e-10  # of the gradient, for each example
@@ -86,14 +88,18 @@ def fit_judge(
     """
     _check_features(features)
     count, num_features = features.shape
+    require_tensor("right", right)
     expected, given = (count,), tuple(right.shape)
     require(
         given == expected, "right", f"of shape {expected}", given, "say of each answer whether it is right"
     )
     require(right.dtype == torch.bool, "right", "of booleans", right.dtype, "compare, do not score")
     require_number(lambda p: 0 < p < float("inf"), "penalty", "above 0 and finite", penalty, "use 1.0")
-    chosen = tuple(range(num_features)) if columns is None else tuple(columns)
+    if columns is not None:
+        require(isinstance(columns, Iterable), "columns", "a list", repr(columns), "pass one as [column]")
+    chosen = tuple(range(num_features) if columns is None else columns)
     _check_columns(chosen, num_features)
+    chosen = tuple(map(int, chosen))
     x = features[:, list(chosen)].double()
     mean, scale = x.mean(0), x.std(0, correction=0)
     scale = torch.where(scale > 0, scale, 1.0)  # a constant says nothing, and must not be divided by 0
@@ -124,7 +130,10 @@ def _newton(x: Float[Tensor, "N C"], target: Float[Tensor, " N"], penalty: float
         if gradient.abs().max() <= TOLERANCE * len(x):
             break
         curvature = (x.T * (p * (1 - p))) @ x + torch.diag(ridge)
-        step, length, here = torch.linalg.solve(curvature, gradient), 1.0, loss(weight)
+        step, singular = torch.linalg.solve_ex(curvature, gradient)
+        remedy = "use 1.0, or leave out columns that say the same"
+        require(not singular, "penalty", "large enough to tell weights apart", penalty, remedy)
+        length, here = 1.0, loss(weight)
         while loss(weight - length * step) > here and length > 1e-6:
             length /= 2
         weight = weight - length * step
@@ -132,6 +141,7 @@ def _newton(x: Float[Tensor, "N C"], target: Float[Tensor, " N"], penalty: float
 
 
 def _check_features(features: Float[Tensor, "N F"]) -> None:
+    require_tensor("features", features)
     shape = tuple(features.shape)
     good = features.dim() == 2 and min(shape) > 0
     require(good, "features", "of shape (N, F), none of them 0", shape, "stack one row for each answer")
@@ -144,5 +154,5 @@ def _check_features(features: Float[Tensor, "N F"]) -> None:
 def _check_columns(columns: tuple[int, ...], num_features: int) -> None:
     require_integer(1, "number of columns", len(columns), "let the judge look at one feature or more")
     for column in columns:
-        good = type(column) is int and 0 <= column < num_features
-        require(good, "columns", f"in [0, {num_features - 1}]", column, "count them from 0")
+        allowed, inside = f"in [0, {num_features - 1}]", lambda number: 0 <= number < num_features
+        require_number(inside, "columns", allowed, column, "count them from 0", kind=Integral)

@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmcourse.decoding.errors import require, require_number
+from llmcourse.decoding.errors import require, require_integer, require_number
+from llmcourse.speculative.arguments import require_tensor
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Ledger:
     scores: Float[Tensor, "N M"]
 
     def __post_init__(self):
+        for name in ("quality", "cost", "scores"):
+            require_tensor(name, getattr(self, name))
         shape = tuple(self.quality.shape)
         good = self.quality.dim() == 2 and min(shape) > 0
         require(good, "quality", "of shape (N, M), none of them 0", shape, "give a row for each question")
@@ -61,7 +64,15 @@ class Ledger:
         return replace(self, scores=scores)
 
     def rows(self, chosen: Int[Tensor, " n"]) -> Ledger:
-        """Some of the questions, or some of them several times."""
+        """Some of the questions, or some of them several times.
+
+        Raises:
+            ValueError: a question that is not there, or none.
+        """
+        require_tensor("chosen", chosen, whole=True)
+        last, remedy = len(self.quality) - 1, "count the questions from 0"
+        for row in chosen[(chosen < 0) | (chosen > last)].tolist():
+            require(False, "chosen", f"in [0, {last}]", row, remedy)
         return Ledger(self.quality[chosen], self.cost[chosen], self.scores[chosen])
 
 
@@ -82,10 +93,11 @@ class Policy:
     thresholds: tuple[int | float, ...] = ()
 
     def __post_init__(self):
+        require_sequence("models", self.models, "name columns of a ledger, as (0, 2)")
         require(len(self.models) > 0, "models", "at least one", self.models, "name the column of one model")
         remedy = "name columns of a ledger from the cheapest on, each once"
         for before, model in zip((-1, *self.models), self.models, strict=False):
-            good = isinstance(model, Integral) and model > before
+            good = isinstance(model, Integral) and not isinstance(model, bool) and model > before
             require(good, "models", "increasing integers of at least 0", self.models, remedy)
         check_thresholds(self.thresholds, len(self.models))
 
@@ -115,7 +127,12 @@ class Outcome:
         return self.costs.mean().item()
 
     def shares(self, num_models: int) -> list[float]:
-        """Of the questions, how many each model answered."""
+        """Of the questions, how many each model answered.
+
+        Raises:
+            ValueError: fewer models than one, or no integer.
+        """
+        require_integer(1, "num_models", num_models, "take the ledger's")
         return (self.kept.bincount(minlength=num_models) / len(self.kept)).tolist()
 
 
@@ -149,11 +166,17 @@ def check_order(name: str, costs: Sequence[int | float]) -> None:
 
 def check_thresholds(thresholds: Sequence[int | float], num_models: int) -> None:
     """Raises ValueError unless there is one in [0, 1] for each model but the last."""
+    require_sequence("thresholds", thresholds, "give a tuple, as (0.5,)")
     allowed, remedy = f"{num_models - 1} for {num_models} models", "give one for each model but the last"
     require(len(thresholds) == num_models - 1, "thresholds", allowed, tuple(thresholds), remedy)
     for index, threshold in enumerate(thresholds):
         remedy = "compare with a judge's probability; 0 keeps every answer"
         require_number(lambda t: 0 <= t <= 1, f"thresholds[{index}]", "in [0, 1]", threshold, remedy)
+
+
+def require_sequence(name: str, values: object, remedy: str) -> None:
+    """Raises ValueError for what is neither a list nor a tuple, such as a single number."""
+    require(isinstance(values, list | tuple), name, "a tuple", repr(values), remedy)
 
 
 def _check_range(name: str, values: Tensor, highest: float) -> None:

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from llmcourse.decoding.errors import require_integer
+from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import Processor
 from llmcourse.decoding.sampling import Randomness
+from llmcourse.speculative.arguments import require_tensor
 from llmcourse.speculative.drafter import Draft
 
 
@@ -37,8 +38,10 @@ def look_up(text: Int[Tensor, " S"], num_tokens: int, *, longest: int = 3, short
         So many tokens, or none if nothing matches.
 
     Raises:
-        ValueError: a length out of its range.
+        ValueError: a length out of its range, or a text that is no row of tokens.
     """
+    require_tensor("text", text, whole=True)
+    require(text.dim() == 1, "text", "of shape (S,)", tuple(text.shape), "look up each row by itself")
     require_integer(0, "num_tokens", num_tokens, "use 0 for none")
     _check_lengths(longest, shortest)
     if num_tokens == 0:

@@ -27,7 +27,7 @@ from llmcourse.decoding.processors import Processor
 from llmcourse.decoding.rows import Generation, Row
 from llmcourse.decoding.sampling import Randomness
 from llmcourse.model import Decoder
-from llmcourse.speculative.draft_length import DraftLength, FixedLength, Tally
+from llmcourse.speculative.draft_length import DraftLength, Tally, as_policy, choose_gamma
 from llmcourse.speculative.drafter import Draft, Drafter
 from llmcourse.speculative.judged import Judged, checked, judge
 from llmcourse.speculative.steps import SpeculativeStep
@@ -92,7 +92,7 @@ def generate(
 
 
 def _as_policy(draft_length: int | DraftLength, context: int) -> DraftLength:
-    policy = draft_length if isinstance(draft_length, DraftLength) else FixedLength(draft_length)
+    policy = as_policy(draft_length)
     remedy = "a step cannot bring more than a whole text"
     require(
         policy.longest < context, "draft_length", f"below the context of {context}", policy.longest, remedy
@@ -199,10 +199,7 @@ class _Batch:
             self.drafter.accept([max(0, count - 1) for count in gained])
 
     def _gamma(self, tally: Tally, room: int) -> int:
-        gamma = self.policy.gamma(tally, room)
-        most = min(self.policy.longest, room - 1)
-        require(0 <= gamma <= most, "gamma", f"in [0, {most}]", gamma, "clamp it to the room, less one token")
-        return gamma
+        return choose_gamma(self.policy, tally, room)
 
 
 def _push(

@@ -22,6 +22,13 @@ from llmcourse.speculative.numbers import uniform_by_row
 from llmcourse.tokenizer import Tokenizer
 
 
+def require_decoder(name: str, model: object) -> None:
+    """Raises TypeError for what is no model, such as the pair that `pretrained.load` returns."""
+    if not isinstance(model, Decoder):
+        remedy = "pass the model that pretrained.load returns, without its tokenizer"
+        raise TypeError(f"{name} must be a Decoder, got {type(model).__name__}; {remedy}")
+
+
 class ModelDrafter:
     """Drafts by a decoder with the target's vocabulary, its own KV cache, and a context of its own.
 
@@ -30,9 +37,13 @@ class ModelDrafter:
     Args:
         model: the draft model.
         tokenizer: the draft model's; if given, its tokens are compared with those of the target's.
+
+    Raises:
+        TypeError: no decoder.
     """
 
     def __init__(self, model: Decoder, tokenizer: Tokenizer | None = None):
+        require_decoder("model", model)
         self.model, self.tokenizer = model, tokenizer
         self.vocab_size = model.config.vocab_size
 

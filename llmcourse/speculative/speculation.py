@@ -25,7 +25,8 @@ from torch import Tensor
 from llmcourse.decoding.errors import require
 from llmcourse.decoding.history import History, num_equal
 from llmcourse.decoding.params import SamplingParams
-from llmcourse.speculative.draft_length import DraftLength, FixedLength, Tally
+from llmcourse.hardware.machine import present_device
+from llmcourse.speculative.draft_length import DraftLength, Tally, as_policy, choose_gamma
 from llmcourse.speculative.drafter import Drafter
 from llmcourse.speculative.verify import verify_drafts
 
@@ -48,7 +49,7 @@ class Speculation:
         device: on which the drafter reads texts: that of its model.
 
     Raises:
-        ValueError: γ below 1 or no integer, or no drafter.
+        ValueError: γ below 1 or no integer, a device that is not here, or no drafter.
     """
 
     drafter: Drafter
@@ -59,13 +60,18 @@ class Speculation:
         remedy = "wrap a model as ModelDrafter(model)"
         kind = type(self.drafter).__name__
         require(isinstance(self.drafter, Drafter), "drafter", "a Drafter", kind, remedy)
-        if not isinstance(self.draft_length, DraftLength):
-            object.__setattr__(self, "draft_length", FixedLength(self.draft_length))
+        object.__setattr__(self, "draft_length", as_policy(self.draft_length))
+        object.__setattr__(self, "device", present_device(self.device))
 
     @property
     def vocab_size(self) -> int:
         """Of the drafts, which must be the target's."""
         return self.drafter.vocab_size
+
+    @property
+    def longest(self) -> int:
+        """Drafts of one step, at most."""
+        return self.draft_length.longest
 
     def begin(
         self, prompt: Sequence[int], max_tokens: int, params: SamplingParams, seed: int
@@ -98,11 +104,15 @@ class SpeculatedText:
         self._proposed: list[int] | None = None  # behind it, and not known to have stood or fallen
 
     def draft(self, text: Sequence[int], most: int) -> tuple[list[int], Tensor | None]:
-        """At most so many tokens to follow a text, and `(G, V)`, what they were drawn from, or None."""
+        """At most so many tokens to follow a text, and `(G, V)`, what they were drawn from, or None.
+
+        Raises:
+            ValueError: a policy of one's own that asks for what cannot be.
+        """
         if self._history is None:
             self._start()
         self._see(text)
-        gamma = self._policy.gamma(self._tally, most + 1)
+        gamma = choose_gamma(self._policy, self._tally, most + 1)
         generator = None
         if not self._params.greedy:
             generator = torch.Generator().manual_seed(hash((self._seed, len(text), DRAFTING)))

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.decoding.errors import require_integer, require_number
+from llmcourse.decoding.errors import require, require_integer, require_number
+from llmcourse.speculative.arguments import check_distributions, require_tensor
 
 VerifyCost = Callable[[int], float]
 
@@ -32,7 +33,18 @@ def acceptance(p: Float[Tensor, "*B V"], q: Float[Tensor, "*B V"]) -> Float[Tens
     """The chance that a draft from q stands: β = Σ_x min(p(x), q(x)), whose mean over texts is α.
 
     One minus half the L1 distance of p and q (Leviathan et al. 2023, theorem 3.5 and corollary 3.6).
+
+    Raises:
+        ValueError: shapes that differ, or a distribution that is negative or does not sum to 1.
     """
+    for name, side in (("p", p), ("q", q)):
+        require_tensor(name, side)
+    shape, found, remedy = tuple(p.shape), tuple(q.shape), "give a distribution of q for each of p"
+    require(
+        len(shape) > 0 and found == shape, "q", f"of shape {shape} as p, with a vocabulary", found, remedy
+    )
+    for name, side in (("p", p), ("q", q)):
+        check_distributions(name, side, torch.ones(shape[:-1], dtype=torch.bool, device=side.device))
     return torch.minimum(p, q).sum(-1)
 
 
@@ -84,6 +96,8 @@ def speed_up(alpha: int | float, gamma: int, c: int | float, verify_cost: Verify
         ValueError: an argument out of its range, or a pass that costs nothing.
     """
     tokens = expected_tokens(alpha, gamma)
+    remedy = "give v(n), such as `constant`"
+    require(callable(verify_cost), "verify_cost", "a function of the tokens", repr(verify_cost), remedy)
     allowed = "at least 0 and finite"
     require_number(
         lambda cost: 0 <= cost < math.inf, "c", allowed, c, "divide a draft's time by a target pass"

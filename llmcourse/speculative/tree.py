@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
+from numbers import Integral
 from operator import index
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from llmcourse.decoding.errors import require, require_integer
+from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.decoding.source import UncachedLogits
 from llmcourse.model import Decoder
 
@@ -41,7 +42,7 @@ class DraftTree:
     max_nodes: InitVar[int | None] = None
 
     def __post_init__(self, max_nodes: int | None):
-        object.__setattr__(self, "parents", tuple(map(index, self.parents)))
+        object.__setattr__(self, "parents", _indices(self.parents))
         if max_nodes is not None:
             require_integer(0, "max_nodes", max_nodes, "use None for any size")
             allowed = f"of at most {max_nodes} nodes"
@@ -73,8 +74,9 @@ class DraftTree:
         Raises:
             ValueError: no node of the tree.
         """
-        last = len(self) - 1
-        require(ROOT <= node <= last, "node", f"in [-1, {last}]", node, "use -1 for the root")
+        last, remedy = len(self) - 1, "use -1 for the root"
+        allowed, inside = f"an integer in [-1, {last}]", lambda number: ROOT <= number <= last
+        require_number(inside, "node", allowed, node, remedy, kind=Integral)
         nodes: list[int] = []
         while node != ROOT:
             nodes.append(node)
@@ -96,6 +98,14 @@ class DraftTree:
             if parent != ROOT:
                 mask[node] |= mask[parent]
         return mask.to(device)
+
+
+def _indices(parents: object) -> tuple[int, ...]:
+    try:
+        return tuple(map(index, parents))
+    except TypeError as error:
+        remedy = "give the parent of each node, as [-1, 0, 0]; chain(n) has n nodes in a row"
+        raise TypeError(f"parents must be a list of integers, got {parents!r:.40}; {remedy}") from error
 
 
 def chain(gamma: int) -> DraftTree:

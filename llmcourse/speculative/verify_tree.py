@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from llmcourse.decoding.errors import require
 from llmcourse.decoding.sampling import greedy, in_float64, pick
-from llmcourse.speculative.arguments import check_shapes, check_values
+from llmcourse.speculative.arguments import check_shapes, check_values, require_tensor
 from llmcourse.speculative.tree import ROOT, DraftTree
 from llmcourse.speculative.verify import accepts, residual
 
@@ -66,14 +66,17 @@ def walk(
     Raises:
         ValueError: shapes that do not fit one another, or a tree of another size.
     """
+    require_tensor("p", p)
+    require_tensor("drafts", drafts, whole=True)
     require(drafts.dim() == 2, "drafts", "of shape (B, N)", tuple(drafts.shape), "give a token for each node")
     batch, num_nodes = drafts.shape
     wanted, remedy = (batch, num_nodes + 1), "stack the target's after the text and after each node"
-    good = p.dim() == 3 and tuple(p.shape[:2]) == wanted
+    good = p.dim() == 3 and tuple(p.shape[:2]) == wanted and p.shape[2] > 0
     require(good, "p", f"of shape {wanted} and V", tuple(p.shape), remedy)
     require(not p.isnan().any(), "p", "no NaN", "one or more", "check the target's logits")
     _check_size(tree, num_nodes)
     if num_drafts is not None:
+        require_tensor("num_drafts", num_drafts, whole=True)
         found, remedy = tuple(num_drafts.shape), "count the nodes of each row"
         require(found == (batch,), "num_drafts", f"of shape ({batch},)", found, remedy)
         inside = bool(((num_drafts >= 0) & (num_drafts <= num_nodes)).all())
@@ -144,4 +147,5 @@ def verify_tree(
 
 def _check_size(tree: DraftTree, num_nodes: int) -> None:
     remedy = "pass the tree in which they were proposed"
+    require(isinstance(tree, DraftTree), "tree", "a DraftTree", type(tree).__name__, remedy)
     require(len(tree) == num_nodes, "tree", f"of {num_nodes} nodes as drafts are", len(tree), remedy)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llmcourse.figures import kernel_bars
 from llmcourse.kernels.flash_attention import flash_attention_reference
-from tests.interpreted import ROOT, check_passes
+from tests.interpreted import QUICKLY, ROOT, check_passes
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -42,7 +42,7 @@ def side_by_side(attention):
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
 def test_rows_are_checked_timed_and_recorded():
-    check_passes("--noconftest", "tests/benchmarks/rows_of_attention.py")
+    check_passes("--noconftest", *QUICKLY, "tests/benchmarks/rows_of_attention.py")
 
 
 def test_figures_have_the_names_that_are_drawn(flash_rows, cache_rows):

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+import re
 
-from llmcourse.speculative import AdaptiveLength, DraftLength, FixedLength, Tally, best_draft_length
+import numpy as np
+import pytest
+import torch
+
+from llmcourse.speculative import (
+    AdaptiveLength,
+    DraftLength,
+    FixedLength,
+    LookupDrafter,
+    Speculation,
+    Tally,
+    best_draft_length,
+    generate,
+)
+from llmcourse.speculative.draft_length import as_policy, choose_gamma
+from tests.serving.test_paged_runner import tiny
 
 
 def after(policy: DraftLength, steps: list[tuple[int, int]]) -> Tally:
@@ -91,7 +107,18 @@ def test_both_are_policies():
             lambda: AdaptiveLength(0.5, prior=0.4),
             "prior must be large enough for drafts of cost 0.5 to pay, got 0.4",
         ),
-        (lambda: AdaptiveLength(0.1, prior_weight=0.0), "prior_weight must be above 0, got 0.0; use 1.0"),
+        (
+            lambda: AdaptiveLength(0.1, prior_weight=0.0),
+            "prior_weight must be above 0 and finite, got 0.0; use 1.0",
+        ),
+        (
+            lambda: AdaptiveLength(0.1, prior_weight=math.inf),
+            "prior_weight must be above 0 and finite, got inf",
+        ),
+        (
+            lambda: AdaptiveLength(0.1, prior_weight=math.nan),
+            "prior_weight must be above 0 and finite, got nan",
+        ),
         (lambda: AdaptiveLength(0.1, keep=1.0), r"keep must be in \(0, 1\), got 1.0; use 0.9"),
         (lambda: Tally().after(2, 3), r"num_accepted must be in \[0, 2\], got 3; do not count the target's"),
         (lambda: Tally().after(-1, 0), "num_drafts must be an integer of at least 0, got -1"),
@@ -100,3 +127,50 @@ def test_both_are_policies():
 def test_arguments_out_of_range_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ---- policies that anybody may have written
+
+
+class Asks:
+    """Asks for what it is told to, whatever the room."""
+
+    def __init__(self, gamma, longest=8):
+        self.asked, self.longest = gamma, longest
+
+    def gamma(self, tally, room):
+        return self.asked
+
+    def observe(self, tally, num_drafts, num_accepted):
+        return tally
+
+
+@pytest.mark.parametrize("gamma", ["2", 2.0, True, None, math.nan, -1, 6, 9, torch.tensor(2)])
+def test_a_policy_that_asks_for_what_cannot_be_is_refused(gamma):
+    message = rf"gamma must be an integer in \[0, 5\], got {re.escape(repr(gamma))}; clamp it to the room"
+    with pytest.raises(ValueError, match=message):
+        choose_gamma(Asks(gamma), Tally(), 6)
+    with pytest.raises(ValueError, match=r"gamma must be an integer in \[0, \d\], got"):
+        speculated(Asks(gamma))
+    assert speculated(Asks(np.int64(0))) == speculated(FixedLength(2))
+
+
+def speculated(policy: DraftLength) -> list[int]:
+    model = tiny()
+    return generate(model, [[1, 2]], drafter=LookupDrafter(100), draft_length=policy, max_new_tokens=6)[
+        0
+    ].tokens
+
+
+@pytest.mark.parametrize("longest", ["8", 8.0, None, True, -1])
+def test_a_policy_whose_longest_is_no_number_of_drafts_is_refused(longest):
+    message = f"longest of draft_length must be an integer of at least 0, got {longest!r}; say how many"
+    for use in (as_policy, speculated, lambda policy: Speculation(LookupDrafter(9), policy)):
+        with pytest.raises(ValueError, match=message):
+            use(Asks(1, longest))
+
+
+def test_a_class_is_no_policy():
+    with pytest.raises(ValueError, match=r"draft_length must be γ or a policy, got the class .*; call it"):
+        as_policy(AdaptiveLength)
+    assert as_policy(3) == FixedLength(3) and as_policy(policy := Asks(1)) is policy

@@ -353,7 +353,7 @@ def test_a_policy_that_asks_for_more_than_the_room_is_refused(model):
         def gamma(self, tally, room):
             return self.length
 
-    with pytest.raises(ValueError, match=r"gamma must be in \[0, 2\], got 4; clamp it to the room"):
+    with pytest.raises(ValueError, match=r"gamma must be an integer in \[0, 2\], got 4; clamp it"):
         generate(model, [[1]], drafter=LookupDrafter(VOCAB), draft_length=Greedy(4), max_new_tokens=4)
 
 

@@ -8,11 +8,21 @@ import pytest
 import torch
 
 from llmcourse.decoding import SamplingParams
-from llmcourse.serving import Request, RequestState
+from llmcourse.serving import (
+    BlockPool,
+    ChunkedPrefill,
+    Engine,
+    PagedCache,
+    PagedRunner,
+    Request,
+    RequestState,
+    Scheduler,
+)
 from llmcourse.serving.speculation import Speculation as Asked
 from llmcourse.speculative import (
     AdaptiveLength,
     EarlyLayersDrafter,
+    FixedLength,
     LookupDrafter,
     ModelDrafter,
     Speculation,
@@ -138,6 +148,49 @@ def test_the_option_keeps_its_drafter_as_it_is():
 def test_no_draft_length_is_refused(length):
     with pytest.raises(ValueError, match="length must be an integer of at least 1"):
         Speculation(LookupDrafter(9), length)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("nonsense", "device must be one that PyTorch knows, got 'nonsense'; use 'cpu'"),
+        ("meta", "device must be one that this machine has, got 'meta'; use 'cpu'"),
+        ("cuda:99", "device must be one that this machine has, got 'cuda:99'; use 'cpu'"),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused(device, message):
+    with pytest.raises(ValueError, match=message):
+        Speculation(LookupDrafter(9), device=device)
+
+
+@pytest.mark.parametrize("length", [64, 10**12])
+def test_drafts_as_long_as_the_context_are_refused_before_their_request_is_in_line(length):
+    model = tiny()
+    cache = PagedCache(model, 60, 4)
+    serving = Engine(Scheduler(BlockPool(60, 4), ChunkedPrefill()), PagedRunner(model, cache))
+    fine = serving.add(Request("fine", [1, 2], 9, speculation=Speculation(LookupDrafter(VOCAB), 63)))
+    with pytest.raises(
+        ValueError, match=f"draft_length must be below the context of 64, got {length}; a step"
+    ):
+        serving.add(Request("ill", [1, 2], 9, speculation=Speculation(LookupDrafter(VOCAB), length)))
+    list(serving.stream())
+    assert fine.generated == alone(model, fine.request)
+
+
+class Eager(FixedLength):
+    """Asks for more than there is room for."""
+
+    def gamma(self, tally, room):
+        return room
+
+
+def test_a_policy_that_asks_for_too_much_fails_its_request_alone():
+    model = tiny()
+    ill = Request("ill", [1, 2], 9, speculation=Speculation(LookupDrafter(VOCAB), Eager(60)))
+    fine = Request("fine", [1, 2], 9, speculation=Speculation(LookupDrafter(VOCAB)))
+    failed, answered = serve(model, [ill, fine])
+    assert failed.finish_reason == "error" and "gamma must be an integer in [0, " in str(failed.error)
+    assert answered.generated == alone(model, fine)
 
 
 def test_no_drafter_is_refused():

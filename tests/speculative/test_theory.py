@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -53,6 +54,25 @@ def test_acceptance():
     assert acceptance(p, q).tolist() == pytest.approx([0.5, 0.0])
     assert acceptance(p, p).tolist() == [1.0, 1.0]
     torch.testing.assert_close(acceptance(p, q), 1 - (p - q).abs().sum(-1) / 2)
+
+
+P = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "message"),
+    [
+        (P - 1, P, "p's probabilities at [0] must be at least 0, got -0.5; pass probabilities, not logits"),
+        (P, P + 1, "q's sum at [0] must be 1 within 0.001, got 3; take the softmax"),
+        (P, P * torch.tensor([[1.0], [math.nan]]), "q's probabilities at [1] must be at least 0, got nan"),
+        (P[0] * 2, P[0], "p's sum must be 1 within 0.001, got 2"),
+        (P[:, :0], P[:, :0], "p's sum at [0] must be 1 within 0.001, got 0"),
+    ],
+)
+def test_acceptance_of_what_is_no_distribution_is_refused(p, q, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        acceptance(p, q)
+    assert acceptance(P[:0], P[:0]).tolist() == []
 
 
 def test_speed_up_by_hand():

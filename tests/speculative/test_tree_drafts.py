@@ -103,7 +103,7 @@ def test_trees_of_the_wrong_size_are_refused():
     with pytest.raises(ValueError, match="gamma must be an integer of at least 0, got -1; use 0"):
         chain(-1)
     for node in (-2, 6):
-        with pytest.raises(ValueError, match=rf"node must be in \[-1, 5\], got {node}; use -1"):
+        with pytest.raises(ValueError, match=rf"node must be an integer in \[-1, 5\], got {node}; use -1"):
             BRANCHING.path(node)
 
 

@@ -34,14 +34,18 @@ class ServedModel:
         """What the argument `speculation` asks for.
 
         Raises:
-            ApiError: of a kind that there is not.
+            ApiError: of a kind that there is not, or drafts as long as the context.
         """
         if asked is None:
             return None
         if asked["kind"] not in self.drafters:
             kinds = ", ".join(map(repr, self.drafters)) or "none here"
             refuse("speculation", f"of a kind that is served ({kinds})", asked["kind"], "leave it out")
-        return self.drafters[asked["kind"]](asked.get("draft_length", DRAFT_LENGTH))
+        length = asked.get("draft_length", DRAFT_LENGTH)
+        if length >= self.max_length:
+            allowed = f"of a draft_length below the context of {self.max_length}"
+            refuse("speculation", allowed, length, "a step cannot bring more than a whole text")
+        return self.drafters[asked["kind"]](length)
 
 
 def split_prompts(prompt: object) -> list[str] | list[list[int]]:

@@ -124,7 +124,7 @@ class SpeculativeEngine:
         allowed = f"in [{least}, {self.max_length}]"
         require(least <= capacity <= self.max_length, "capacity", allowed, capacity, remedy)
         self._prepare(len(prompts), capacity)
-        self.choice = self._choice_for(temperature, seed)
+        self.choice = self._choice_for(temperature, int(seed))
         self._reports.clear()
         self._lengths = [len(prompt) + 1 for prompt in prompts]  # of the texts, as far as they were collected
         for state in self._states:
@@ -291,8 +291,10 @@ class SpeculativeEngine:
         self.capacity = capacity
 
     def _check_draws(self, temperature: float, seed: int) -> None:
-        warm = lambda value: 0 <= value < float("inf")  # noqa: E731
-        require_number(warm, "temperature", "at least 0 and finite", temperature, "0 is greedy")
+        coldest = torch.finfo(torch.float32).tiny
+        warm = lambda value: value == 0 or coldest <= value < float("inf")  # noqa: E731
+        allowed = f"0, or at least {coldest:.2g} and finite"
+        require_number(warm, "temperature", allowed, temperature, "0 is greedy")
         require_integer(0, "seed", seed, "any whole number will do")
         require(seed < 2**63, "seed", "below 2^63", seed, "any smaller one will do")
 

@@ -624,7 +624,16 @@ def test_a_fork_server_that_hangs_is_replaced(nursery, monkeypatch):
         assert worker.call("f", {"x": 1}, {}, 10.0).value == 2
 
 
+@pytest.fixture
+def control_c():
+    """Python's own answer to it: a shell that starts tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @everywhere
+@pytest.mark.usefixtures("control_c")
 def test_control_c_ends_the_question_at_once(nursery):
     with pytest.raises(KeyboardInterrupt), nursery.worker(["def f():\n    while True: pass"]) as worker:
         worker.load(10.0)

@@ -1,5 +1,7 @@
 """From a checkpoint to an engine; and the whole of it against decoding without a server."""
 
+from dataclasses import replace
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -9,6 +11,7 @@ from llmcourse.roofline import DoesNotFit
 from llmcourse.serving.http import build as build_module
 from llmcourse.serving.http.app import create_app
 from llmcourse.serving.http.build import POLICIES, ServiceSettings, build
+from llmcourse.serving.http.errors import ApiError
 from llmcourse.serving.http.fields import MAX_DRAFT_LENGTH
 from llmcourse.speculative import LookupDrafter, Speculation
 
@@ -52,6 +55,12 @@ def test_a_client_may_ask_for_speculation_and_gets_the_same_text(settings, tempe
     assert refused.status_code == 400 and refused.json()["error"]["message"] == (
         "speculation must be of a kind that is served ('lookup'), got 'oracle'; leave it out"
     )
+    short = replace(served, max_length=9)
+    assert short.speculation({"kind": "lookup", "draft_length": 8}).longest == 8
+    with pytest.raises(
+        ApiError, match="speculation must be of a draft_length below the context of 9, got 9; a"
+    ):
+        short.speculation({"kind": "lookup", "draft_length": 9})
     assert [served.speculation(option).draft_length.longest for option in options[1:]] == [4, 9]
 
 

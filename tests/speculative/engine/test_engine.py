@@ -223,7 +223,7 @@ def test_what_cannot_speculate_is_refused(model, settings, message):
         ),
         (
             lambda engine: engine.start([[1]], 9, temperature=-1.0),
-            "temperature must be at least 0 and finite",
+            "temperature must be 0, or at least 1.2e-38 and finite",
         ),
         (lambda engine: engine.start([[1]], 9, seed=2**63), r"seed must be below 2\^63"),
         (lambda engine: engine.start([[1]], 0), "capacity must be an integer of at least 1, got 0"),
