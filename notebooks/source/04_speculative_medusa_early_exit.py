@@ -74,7 +74,8 @@ for name, (model, _) in family.items():
 # over one token of each drafter, in the same unit. (What a GPU has made of eight tokens is told in 4.9.)
 
 # %%
-MY_GUESS, ids = 8, torch.tensor([encode(prompts.PROSE[11])], device=device)
+MY_GUESS = 8  # tokens
+ids = torch.tensor([encode(prompts.PROSE[11])], device=device)
 fast = {name: pretrained.load(name, device=device).model for name in names}  # fp32: for all that is timed
 paper = {n: roofline.predict_step(LLAMA_3_8B, Step.chunk(1, n, 1024), h200).time_s for n in range(1, 257)}
 most = max(n for n, time_s in paper.items() if time_s <= 1.05 * paper[1])
@@ -553,7 +554,7 @@ for kind, (_, test) in study.ledgers.items():
     for budget in (40, 60, 80):
         tried = choose(study, CascadeInputs(judge=kind, budget=budget))
         best = speculative.oracle(test, tried.cost)
-        print(f"  {budget} %: {rule(tried.policy, names)} Held out {tried.found.quality:.1%} are right,")
+        print(f"  budget {budget} %: {rule(tried.policy, names)} Held out {tried.found.quality:.1%} are right,")
         print(f"      test {tried.quality:.1%}, by an oracle {best:.1%}; {against_mixing(tried)}")
 
 # %%
