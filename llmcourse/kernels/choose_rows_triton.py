@@ -8,15 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from llmcourse.kernels.choose_rows import BROKEN
+from llmcourse.kernels.tokens_triton import gumbel
 
 CHUNK = 4096  # logits that one program looks at; twice as many take twice the registers
-
-
-@triton.jit
-def _noise(seed, position, token):
-    """Gumbel's, of these tokens: a stream of random numbers for every seed and position."""
-    uniform = tl.maximum(tl.rand(seed * 2654435761 + position, token), 1e-10)
-    return -tl.log(-tl.log(uniform))
 
 
 @triton.jit
@@ -37,7 +31,7 @@ def _best_of_chunk_kernel(
     scores = tl.load(logits_ptr + row * vocab_size + token, mask=real, other=float("-inf")).to(tl.float32)
     temperature = tl.load(temperatures_ptr + row)
     if temperature > 0:
-        noise = _noise(tl.load(seeds_ptr + row), tl.load(positions_ptr + row), token)
+        noise = gumbel(tl.load(seeds_ptr + row) * 2654435761 + tl.load(positions_ptr + row), token)
         scores = tl.where(real, scores / temperature + noise, float("-inf"))
     # NaN is neither above nor below another number and may be lost among them; infinity is found.
     scores = tl.where(scores != scores, float("inf"), scores)

@@ -64,6 +64,11 @@ def embed_window(
     return out
 
 
+def drafts_of(text: Int[Tensor, "B S"], positions: Int[Tensor, " B"], gamma: int) -> Int[Tensor, "B G"]:
+    """The last γ tokens of each row up to its position."""
+    return text.gather(1, positions[:, None] + torch.arange(1 - gamma, 1, device=text.device))
+
+
 def accept_greedy(
     logits: Float[Tensor, "B T V"], drafts: Int[Tensor, "B G"]
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
@@ -112,8 +117,8 @@ def settle_greedy_reference(
     report: Int[Tensor, "B N"],
 ) -> None:
     """`accept_greedy` of the T − 1 drafts that end at the positions, then `settle`."""
-    slots = positions[:, None] + torch.arange(2 - logits.shape[1], 1, device=text.device)
-    settle(*accept_greedy(logits, text.gather(1, slots)), text, positions, last, report)
+    drafts = drafts_of(text, positions, logits.shape[1] - 1)
+    settle(*accept_greedy(logits, drafts), text, positions, last, report)
 
 
 def settle_greedy(

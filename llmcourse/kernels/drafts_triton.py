@@ -75,15 +75,33 @@ def _settle_greedy_kernel(
     best = tl.sum(tl.where(chunks[None, :] == winner[:, None], candidates, 0), axis=1).to(tl.int64)
 
     begin = tl.load(positions_ptr + row) - (T - 1)
+    drafts = tl.load(text_ptr + row * stride + begin + 1 + t, mask=t < T - 1, other=-1)
+    accepted = tl.min(tl.where((best == drafts) & (t < T - 1), BLOCK_T, t), axis=0)
+    token = tl.sum(tl.where(t == accepted, best, 0), axis=0)
+    settle_row(token, accepted, begin, row, text_ptr, positions_ptr, report_ptr, stride, last, T, BLOCK_T)
+
+
+@triton.jit
+def settle_row(
+    token,
+    accepted,
+    begin,
+    row,
+    text_ptr,
+    positions_ptr,
+    report_ptr,
+    stride,
+    last,
+    T: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):
+    """`settle` of one row, whose last certain token is at `begin`: appends the token behind its drafts."""
+    t = tl.arange(0, BLOCK_T)
     slots = text_ptr + row * stride + begin + 1 + t  # of the drafts, and of a token behind them
-    drafts = tl.load(slots, mask=t < T - 1, other=-1)
-    fallen = tl.where((best == drafts) & (t < T - 1), BLOCK_T, t)
-    accepted = tl.min(fallen, axis=0)
-    gained = tl.where(t < accepted, drafts, best)
-    tl.store(slots, gained, mask=t == accepted)
-    others = tl.load(slots, mask=(t > accepted) & (t < T), other=0)
+    told = tl.where(t == accepted, token, tl.load(slots, mask=t < T, other=0))
+    tl.store(slots, told, mask=t == accepted)
     tl.store(report_ptr + row * (T + 1), accepted.to(tl.int64) + 1)
-    tl.store(report_ptr + row * (T + 1) + 1 + t, tl.where(t > accepted, others, gained), mask=t < T)
+    tl.store(report_ptr + row * (T + 1) + 1 + t, told, mask=t < T)
     tl.store(positions_ptr + row, tl.minimum(begin + accepted + 1, last))
 
 

@@ -7,7 +7,7 @@ add the distribution up:
 
     argmax over x of  log max(0, p(x) − q(x)) + g(x)
 
-All chance comes from the seed, the row and the position, apart from that of the drafts.
+All chance comes from the seed, the row and the position, by numbers that no draft was drawn with.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmcourse.kernels.arguments import check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
-from llmcourse.kernels.drafts import settle
+from llmcourse.kernels.drafts import drafts_of, settle
 from llmcourse.kernels.tokens import CHUNK, Choice, check_text
 
 # Added to log p where p ≤ q. Such a token never beats one where p > q; but if there is none, as rounding may
@@ -26,13 +26,13 @@ from llmcourse.kernels.tokens import CHUNK, Choice, check_text
 NO_EXCESS = -1000.0
 
 
-class Verdicts:
-    """Memory for the kernel, to be used again by every step.
+class VerdictMemory:
+    """Memory for the kernels, to be used again by every step.
 
     Attributes:
         sums: `(B, T, chunks, 4)`, of each chunk of the vocabulary: the target's largest logit and the sum of
-            exp(logit − largest), then the drafter's.
-        log_sums: `(B, 2)`, log Σ exp of both sides where the text goes on.
+            exp((logit − largest) / temperature), then the drafter's.
+        normalizers: `(B, 4)`, the same of the whole vocabulary where the text goes on, the sums by their log.
         num_accepted: `(B,)`.
         arrivals: `(B,)`, how many chunks have been added up; zero between launches.
     """
@@ -40,7 +40,7 @@ class Verdicts:
     def __init__(self, batch_size: int, num_tokens: int, vocab_size: int, device):
         chunks = -(-vocab_size // CHUNK)
         self.sums = torch.empty(batch_size, num_tokens, chunks, 4, dtype=torch.float32, device=device)
-        self.log_sums = torch.empty(batch_size, 2, dtype=torch.float32, device=device)
+        self.normalizers = torch.empty(batch_size, 4, dtype=torch.float32, device=device)
         self.num_accepted = torch.empty(batch_size, dtype=torch.int32, device=device)
         self.arrivals = torch.zeros(batch_size, dtype=torch.int32, device=device)
 
@@ -51,8 +51,8 @@ class Verdicts:
         held = (*self.sums.shape[:3], self.sums.device)
         if held != needed:
             raise ValueError(
-                f"verdicts must be for (batch_size, num_tokens, chunks, device) {needed} of the logits, "
-                f"got {held}; make them for these"
+                f"memory must be for (batch_size, num_tokens, chunks, device) {needed} of the logits, "
+                f"got {held}; make it for these"
             )
 
 
@@ -89,15 +89,14 @@ def settle_drawn_reference(
     choice: Choice,
 ) -> None:
     """`accept_drawn` of the γ drafts that end at the positions, then `settle`."""
-    gamma = draft_logits.shape[1]
-    slots = positions[:, None] + torch.arange(1 - gamma, 1, device=text.device)
+    gamma, drafts = draft_logits.shape[1], drafts_of(text, positions, draft_logits.shape[1])
     p, q = ((side.double() / choice.temperature).softmax(-1) for side in (logits, draft_logits))
     uniform, noise = p.new_empty(len(p), gamma), p.new_empty(len(p), p.shape[-1])
     for row, begin in enumerate((positions - gamma).tolist()):
         generator = torch.Generator(p.device).manual_seed(verdict_seed(choice.seed, row, begin))
         uniform[row].uniform_(generator=generator)
         noise[row].exponential_(generator=generator).log_().neg_()
-    settle(*accept_drawn(p, q, text.gather(1, slots), uniform, noise), text, positions, last, report)
+    settle(*accept_drawn(p, q, drafts, uniform, noise), text, positions, last, report)
 
 
 def verdict_seed(seed: int, row: int, position: int) -> int:
@@ -113,20 +112,20 @@ def settle_drawn(
     last: int,
     report: Int[Tensor, "B N"],
     choice: Choice,
-    verdicts: Verdicts,
+    memory: VerdictMemory,
     *,
     backend: Backend = "auto",
 ) -> None:
     """`settle_drawn_reference` in two launches; the chance is another, its distribution the same.
 
-    Logits that are NaN leave a token of the vocabulary, as in `choose`.
+    With logits that are NaN no draft stands, and the token is one of the vocabulary, as in `choose`.
 
     Args:
         logits: the target's before each draft and after the last.
         draft_logits: what each draft was drawn from, at the same temperature; −inf is probability 0.
         text, positions, last, report: as in `settle`.
         choice: that of the drafts, for B rows: its temperature and seed.
-        verdicts: memory.
+        memory: for logits of this shape.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, a greedy choice, or a backend that
@@ -145,8 +144,8 @@ def settle_drawn(
     if resolve(backend, logits.device, logits.dtype) == "reference":
         return settle_drawn_reference(logits, draft_logits, text, positions, last, report, choice)
     choice.check(batch, vocab_size, logits.device)
-    verdicts.check(logits)
+    memory.check(logits)
     from llmcourse.kernels import drawn_drafts_triton
 
     places = (text, positions, last, report)
-    return drawn_drafts_triton.launch(logits, draft_logits, *places, choice, verdicts)
+    return drawn_drafts_triton.launch(logits, draft_logits, *places, choice, memory)

@@ -36,6 +36,7 @@ def layout_of_x(columns, warps):
 
 @gluon.constexpr_function
 def layout_of_products(width, warps):
+    """Of what the tensor cores add up, `width` numbers for each row of weights."""
     return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[warps, 1], instr_shape=[16, width, 16])
 
 
@@ -55,6 +56,7 @@ def stacked(tile, BLOCKS: gl.constexpr):
 
 @gluon.jit
 def finished(sums, up_sums, GATED: gl.constexpr):
+    """The sums when all products are added; those of the other half where there is one."""
     if GATED:
         sums, up_sums = warpgroup_mma_wait(0, [sums, up_sums])
     else:

@@ -38,10 +38,26 @@ def random_stream(seed, row, position):
 
 
 @triton.jit
-def gumbel(seed, row, position, tokens):
-    """The noise of these tokens."""
-    uniform = tl.maximum(tl.rand(random_stream(seed, row, position), tokens), 1e-10)
-    return -tl.log(-tl.log(uniform))
+def gumbel(stream, counters):
+    """Gumbel's noise, a number for each counter of the stream: −log E, with E = −log(1 − u) exponential.
+
+    It is the large noise that chooses unlikely tokens, and it comes from small E. There fp32 tells uniform
+    numbers apart to 2⁻³¹; near 1, where −log u would take them from, only to 2⁻²⁴. For E ≈ u the logarithm of
+    1 − u would throw that away again, so its series stands in for it.
+    """
+    uniform = tl.maximum(tl.rand(stream, counters), 2.0**-32)
+    series = uniform * (1.0 + uniform * (0.5 + uniform * (1.0 / 3.0)))
+    return -tl.log(tl.where(uniform < 1e-3, series, -tl.log(1.0 - uniform)))
+
+
+@triton.jit
+def best_of_chunks(peaks_ptr, tokens_ptr, row, CHUNKS: tl.constexpr, BLOCK_CHUNKS: tl.constexpr):
+    """The token of the chunk with the largest peak, as other programs have left them."""
+    chunks = tl.arange(0, BLOCK_CHUNKS)
+    peaks = tl.load(
+        peaks_ptr + row * CHUNKS + chunks, mask=chunks < CHUNKS, other=float("-inf"), cache_modifier=".cg"
+    )
+    return tl.load(tokens_ptr + row * CHUNKS + tl.argmax(peaks, axis=0), cache_modifier=".cg").to(tl.int64)
 
 
 @triton.jit
@@ -74,7 +90,7 @@ def _choose_kernel(
         tl.store(kept_ptr + row * kept_stride + tokens, logits, mask=tokens < vocab_size)
     logits = logits.to(tl.float32)
     if SAMPLED:
-        noise = gumbel(tl.load(seed_ptr), row, position, tokens)
+        noise = gumbel(random_stream(tl.load(seed_ptr), row, position), tokens)
         logits = logits * tl.load(inverse_temperature_ptr) + noise
         logits = tl.where(tokens < vocab_size, logits, float("-inf"))
     # NaN is neither above nor below another number, so that among NaN argmax may end on a place of the last
@@ -88,12 +104,7 @@ def _choose_kernel(
     if arrived != CHUNKS - 1:
         return
     tl.store(arrivals_ptr + row, 0)
-    chunks = tl.arange(0, BLOCK_CHUNKS)
-    peaks = tl.load(
-        peaks_ptr + row * CHUNKS + chunks, mask=chunks < CHUNKS, other=float("-inf"), cache_modifier=".cg"
-    )
-    winner = tl.argmax(peaks, axis=0)
-    token = tl.load(tokens_ptr + row * CHUNKS + winner, cache_modifier=".cg")
+    token = best_of_chunks(peaks_ptr, tokens_ptr, row, CHUNKS, BLOCK_CHUNKS)
     tl.store(text_ptr + row * stride + position + 1, token.to(text_ptr.dtype.element_ty))
     tl.store(positions_ptr + row, position + 1)
 

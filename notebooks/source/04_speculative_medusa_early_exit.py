@@ -554,8 +554,9 @@ for kind, (_, test) in study.ledgers.items():
     for budget in (40, 60, 80):
         tried = choose(study, CascadeInputs(judge=kind, budget=budget))
         best = speculative.oracle(test, tried.cost)
-        print(f"  budget {budget} %: {rule(tried.policy, names)} Held out {tried.found.quality:.1%} are right,")
-        print(f"      test {tried.quality:.1%}, by an oracle {best:.1%}; {against_mixing(tried)}")
+        held_out, mixing = tried.found.quality, against_mixing(tried)
+        print(f"  budget {budget} %: {rule(tried.policy, names)}")
+        print(f"      right: {held_out:.1%} held out, {tried.quality:.1%} test, {best:.1%} oracle; {mixing}")
 
 # %%
 explorer

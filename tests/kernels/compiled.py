@@ -25,7 +25,7 @@ from llmcourse.kernels import backend
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
 from llmcourse.kernels.drafts import settle_greedy
-from llmcourse.kernels.drawn_drafts import Verdicts, settle_drawn
+from llmcourse.kernels.drawn_drafts import VerdictMemory, settle_drawn
 from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, best_flash_tile
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention
@@ -118,7 +118,8 @@ def compiled_step(name: str, dtype: torch.dtype, capability: int) -> list[Compil
         KernelStep(state, KernelSettings(splits=SPLITS))(state)
         for temperature in (0.0, 1.0):
             choice = Choice(1, config.vocab_size, "meta", temperature=temperature)
-            choose(state.logits, state.text, state.positions, choice, backend="triton")
+            keep = torch.empty_like(state.logits) if temperature else None
+            choose(state.logits, state.text, state.positions, choice, keep=keep, backend="triton")
     return found
 
 
@@ -134,7 +135,10 @@ def compiled_window(name: str, dtype: torch.dtype, num_tokens: int, capability: 
         report = torch.empty(1, num_tokens + 1, dtype=torch.long)
         places = (state.text, state.positions, CAPACITY, report)
         settle_greedy(logits, *places, Choice(num_tokens, vocab_size, "meta"), backend="triton")
-        chance = (Choice(1, vocab_size, "meta", temperature=1.0), Verdicts(1, num_tokens, vocab_size, "meta"))
+        chance = (
+            Choice(1, vocab_size, "meta", temperature=1.0),
+            VerdictMemory(1, num_tokens, vocab_size, "meta"),
+        )
         draft_logits = logits.new_empty(1, num_tokens - 1, vocab_size)
         settle_drawn(logits, draft_logits, *places, *chance, backend="triton")
     return found

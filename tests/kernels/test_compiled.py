@@ -137,7 +137,7 @@ def test_kernels_start_early_from_hopper_on_only(kernels, job):
     found = kernels[job]
     early = dict(zip(names_of(found), (kernel.has_pdl for kernel in found), strict=True))
     late = {"choose", "best_of_chunk", "best_of_row", "rotate_and_store", "paged_attention"}
-    late |= {"settle_greedy", "judge", "go_on"}
+    late |= {"settle_greedy", "verify", "next_token"}
     assert early == {name: job[-1] >= 90 and name not in late for name in early}
 
 
@@ -159,7 +159,7 @@ def test_a_window_launches_as_many_as_a_step(kernels):
             matmul = hopper if job[-1] >= 90 else "matmul"
             assert names_of(kernels[job]) == [
                 "embed_window", matmul, "append_attention", matmul, matmul, matmul, matmul,
-                "settle_greedy", "judge", "go_on",
+                "settle_greedy", "verify", "next_token",
             ]  # fmt: skip
             assert not any(kernel.serialized for kernel in kernels[job])
 

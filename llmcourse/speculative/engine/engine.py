@@ -23,7 +23,7 @@ from llmcourse.kernels.append_attention import MOST_QUERIES
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.drafts import settle_greedy
-from llmcourse.kernels.drawn_drafts import Verdicts, settle_drawn
+from llmcourse.kernels.drawn_drafts import VerdictMemory, settle_drawn
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
 from llmcourse.speculative.draft_length import Tally
@@ -54,7 +54,8 @@ class SpeculativeEngine:
 
     That is so for the logits that the pass over γ + 1 tokens gives. They are those of a pass over one up to
     rounding: in 16 bits, where two tokens are as good as equally likely, `DecodeEngine` may take the other.
-    Nobody looks for broken logits, as that would hold up the device: NaN counts as infinite, as in `choose`.
+    Nobody looks for broken logits, as that would hold up the device: with NaN a text goes on somehow, in the
+    vocabulary.
 
     Args:
         target: whose text is written; its projections become views of fused matrices, and the drafter's too.
@@ -258,7 +259,7 @@ class SpeculativeEngine:
         state, logits, last = self._state, self._window.logits, self.capacity - 1
         places = (state.text, state.positions, last, self._report)
         if self.choice.sampled:
-            chance = (self.choice, self._verdicts)
+            chance = (self.choice, self._memory)
             settle_drawn(logits, self._drafting.kept, *places, *chance, backend=self.backend)
         else:
             settle_greedy(logits, *places, self._likeliest, backend=self.backend)
@@ -287,7 +288,7 @@ class SpeculativeEngine:
         self._window = Window(self._state, gamma + 1, backend=self.backend, settings=self.settings)
         self._report = self._state.text.new_zeros(batch_size, gamma + 2)
         self._likeliest = Choice(batch_size * (gamma + 1), self.vocab_size, self.device)
-        self._verdicts = Verdicts(batch_size, gamma + 1, self.vocab_size, self.device)
+        self._memory = VerdictMemory(batch_size, gamma + 1, self.vocab_size, self.device)
         self.capacity = capacity
 
     def _check_draws(self, temperature: float, seed: int) -> None:

@@ -162,7 +162,7 @@ def test_what_is_timed_alone_moves_nothing_on(model, expected):
         assert [text[: len(row)] for text, row in zip(wanted, first, strict=True)] == first
 
 
-def always_accepts(logits, draft_logits, text, positions, last, report, choice, verdicts, *, backend):
+def always_accepts(logits, draft_logits, text, positions, last, report, choice, memory, *, backend):
     count = torch.full((len(text),), draft_logits.shape[1])
     bonus = (logits[:, -1] / choice.temperature).softmax(-1).multinomial(1)[:, 0]
     settle(count, bonus, text, positions, last, report)
