@@ -553,10 +553,9 @@ for kind, (_, test) in study.ledgers.items():
     print(f"{kind}: of draft's answers {low:.0%} score below 0.1, {high:.0%} from 0.7 on")
     for budget in (40, 60, 80):
         tried = choose(study, CascadeInputs(judge=kind, budget=budget))
-        best = speculative.oracle(test, tried.cost)
-        held_out, mixing = tried.found.quality, against_mixing(tried)
+        held_out, best = tried.found.quality, speculative.oracle(test, tried.cost)
         print(f"  budget {budget} %: {rule(tried.policy, names)}")
-        print(f"      right: {held_out:.1%} held out, {tried.quality:.1%} test, {best:.1%} oracle; {mixing}")
+        print(f"      right: {held_out:.1%} held out, {tried.quality:.1%} test, {best:.1%} oracle;", against_mixing(tried))
 
 # %%
 explorer
