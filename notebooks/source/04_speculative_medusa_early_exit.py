@@ -334,12 +334,12 @@ from llmcourse.figures.growth import Curve
 
 gammas, curves = (1, 2, 3, 4, 6), []
 for domain in ("code", "verse"):
-    runs = {gamma: steps_of(domain, ModelDrafter(fast["draft"]), gamma) for gamma in gammas}
-    alpha, one_s = measured.tally(runs[4]).rate, token_s(domain)
+    runs = {n: (steps_of(domain, ModelDrafter(fast["draft"]), n), token_s(domain)) for n in gammas}
+    alpha, c = measured.tally(runs[4][0]).rate, measured.draft_cost(*runs[4])
     says = [speculative.speed_up(alpha, gamma, v_and_c["draft"], v_and_c.get) for gamma in gammas]
-    clock = [measured.measured_speed_up(runs[gamma], one_s) for gamma in gammas]
+    clock = [measured.measured_speed_up(*runs[gamma]) for gamma in gammas]
     curves += [Curve(domain, gammas, clock), Curve(f"{domain}, predicted", gammas, says, "predicted", domain)]
-    c, v = measured.draft_cost(runs[4], one_s), measured.verify_cost(runs[4], one_s)
+    v = measured.verify_cost(*runs[4])
     inside = f"c = {c:.2f}, v(5) = {v(5):.2f}, theory {speculative.speed_up(alpha, 4, c, v):.2f}"
     best = gammas[clock.index(max(clock))]
     print(f"{domain}: α = {alpha:.2f}, fastest γ = {best}; with γ = 4 {inside}, clock {clock[3]:.2f}")
@@ -554,8 +554,8 @@ for kind, (_, test) in study.ledgers.items():
     for budget in (40, 60, 80):
         tried = choose(study, CascadeInputs(judge=kind, budget=budget))
         held_out, best = tried.found.quality, speculative.oracle(test, tried.cost)
-        print(f"  budget {budget} %: {rule(tried.policy, names)}")
-        print(f"      right: {held_out:.1%} held out, {tried.quality:.1%} test, {best:.1%} oracle;", against_mixing(tried))
+        right = f"right {held_out:.1%} held out, {tried.quality:.1%} test, {best:.1%} oracle"
+        print(f"  budget {budget} %: {rule(tried.policy, names)}\n      {right}; {against_mixing(tried)}")
 
 # %%
 explorer
