@@ -14,6 +14,12 @@ CHUNK = 4096  # logits that one program looks at; twice as many take twice the r
 
 
 @triton.jit
+def request_stream(seed, position):
+    """The seed of random numbers that a request uses at this position alone, whatever it is batched with."""
+    return seed * 2654435761 + position
+
+
+@triton.jit
 def _best_of_chunk_kernel(
     logits_ptr,
     temperatures_ptr,
@@ -31,7 +37,7 @@ def _best_of_chunk_kernel(
     scores = tl.load(logits_ptr + row * vocab_size + token, mask=real, other=float("-inf")).to(tl.float32)
     temperature = tl.load(temperatures_ptr + row)
     if temperature > 0:
-        noise = gumbel(tl.load(seeds_ptr + row) * 2654435761 + tl.load(positions_ptr + row), token)
+        noise = gumbel(request_stream(tl.load(seeds_ptr + row), tl.load(positions_ptr + row)), token)
         scores = tl.where(real, scores / temperature + noise, float("-inf"))
     # NaN is neither above nor below another number and may be lost among them; infinity is found.
     scores = tl.where(scores != scores, float("inf"), scores)

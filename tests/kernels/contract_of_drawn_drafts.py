@@ -16,12 +16,8 @@ from llmcourse.kernels.drawn_drafts import VerdictMemory, accept_drawn, settle_d
 from llmcourse.kernels.drawn_drafts_triton import ACCEPTANCE, NEXT_TOKEN
 from llmcourse.kernels.tokens import CHUNK, Choice, choose
 from llmcourse.kernels.tokens_triton import gumbel, random_stream
-from llmcourse.speculative import LookupDrafter
 from llmcourse.speculative.verify import residual, verify_drafts
-from tests.chi_square import p_value
 from tests.kernels.contract import DEVICE, seeded  # noqa: F401
-from tests.speculative.engine.test_engine import FALSE_ALARM_RATE, SMALL, law, sampled
-from tests.speculative.tiny import near, tiny_decoder
 
 VOCAB = 2 * CHUNK + 900  # three chunks: no power of two
 LAST, SEED, TEMPERATURE = 40, 5, 0.7
@@ -193,16 +189,6 @@ def test_what_is_broken_leaves_a_token_of_the_vocabulary(broken):
     if broken == "drafter":  # then the token is the target's own
         _, noise = chance(begin, VOCAB)
         assert torch.equal(report[:, 1], ((logits[:, 0] / TEMPERATURE).log_softmax(-1) + noise).argmax(-1))
-
-
-@pytest.mark.skipif(DEVICE.type == "cpu", reason="thousands of texts take the interpreter hours")
-@pytest.mark.parametrize("drafter", ["model", "lookup"])
-def test_texts_that_the_engine_samples_follow_the_law_of_the_target(drafter):
-    model = tiny_decoder(vocab_size=SMALL)
-    wanted = law(model, TEMPERATURE)
-    drafting = LookupDrafter(SMALL) if drafter == "lookup" else near(model, 0.08).to(DEVICE)
-    found = sampled(model.to(DEVICE), TEMPERATURE, drafting)
-    assert p_value(found, wanted) > FALSE_ALARM_RATE
 
 
 @pytest.mark.parametrize("backend", ["triton", "reference"])

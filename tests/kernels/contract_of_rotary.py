@@ -13,11 +13,12 @@ import triton.language as tl
 from scipy.stats import chi2
 
 from llmcourse.kernels.choose_rows import BROKEN, choose_rows, choose_rows_reference
-from llmcourse.kernels.choose_rows_triton import CHUNK, _noise
+from llmcourse.kernels.choose_rows_triton import CHUNK, request_stream
 from llmcourse.kernels.decode_attention import HeadNorm
 from llmcourse.kernels.rms_norm import rms_norm, rms_norm_reference
 from llmcourse.kernels.rotary import rotate_and_store, rotate_and_store_reference
 from llmcourse.kernels.swiglu import swiglu, swiglu_reference
+from llmcourse.kernels.tokens_triton import gumbel
 from tests.kernels.contract import DEVICE, DTYPES, PDL, check, random, seeded  # noqa: F401
 
 SHAPES = {"one head": (1, 1, 2), "GQA, no power of two": (6, 3, 24), "Qwen3-0.6B": (16, 8, 128)}
@@ -164,7 +165,8 @@ def test_tokens_that_are_ruled_out_break_nothing(backend):
 def _noise_kernel(out_ptr, seeds_ptr, positions_ptr, tokens_ptr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
     which = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
     column = tl.arange(0, TOKENS)[None, :]
-    noise = _noise(tl.load(seeds_ptr + which), tl.load(positions_ptr + which), tl.load(tokens_ptr + column))
+    stream = request_stream(tl.load(seeds_ptr + which), tl.load(positions_ptr + which))
+    noise = gumbel(stream, tl.load(tokens_ptr + column))
     tl.store(out_ptr + which * TOKENS + column, noise)
 
 

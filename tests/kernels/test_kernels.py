@@ -70,6 +70,11 @@ def test_rings_that_go_round_keep_their_contract():
     check_passes("--noconftest", Path(__file__).with_name("contract_of_rings.py"), switches={})
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="thousands of texts take the interpreter hours")
+def test_texts_sampled_on_a_gpu_keep_their_contract():
+    check_passes("--noconftest", Path(__file__).with_name("contract_of_sampled_texts.py"), switches={})
+
+
 CPU = torch.device("cpu")
 
 
