@@ -16,6 +16,11 @@ from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.tokens import Choice, check_text
 
 
+def last_tokens(text: Int[Tensor, "B S"], positions: Int[Tensor, " B"], count: int) -> Int[Tensor, "B T"]:
+    """So many tokens of each row, the last of them where it stands."""
+    return text.gather(1, positions[:, None] + torch.arange(1 - count, 1, device=text.device))
+
+
 def embed_window_reference(
     text: Int[Tensor, "B S"],
     positions: Int[Tensor, " B"],
@@ -23,8 +28,7 @@ def embed_window_reference(
     tokens: Int[Tensor, "B T"],
 ) -> Float[Tensor, "B_T C"]:
     """The table's rows for the T tokens of each row up to `text[b, p]`; notes the tokens."""
-    slots = positions[:, None] + torch.arange(1 - tokens.shape[1], 1, device=text.device)
-    tokens.copy_(text.gather(1, slots))
+    tokens.copy_(last_tokens(text, positions, tokens.shape[1]))
     return table[tokens.flatten()]
 
 
@@ -64,11 +68,6 @@ def embed_window(
     return out
 
 
-def drafts_of(text: Int[Tensor, "B S"], positions: Int[Tensor, " B"], gamma: int) -> Int[Tensor, "B G"]:
-    """The last γ tokens of each row up to its position."""
-    return text.gather(1, positions[:, None] + torch.arange(1 - gamma, 1, device=text.device))
-
-
 def accept_greedy(
     logits: Float[Tensor, "B T V"], drafts: Int[Tensor, "B G"]
 ) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
@@ -77,7 +76,13 @@ def accept_greedy(
     Args:
         logits: the target's before each draft, and after the last: T = G + 1.
     """
-    best = logits.argmax(-1)  # (B, G + 1)
+    return accept_certain(logits.argmax(-1), drafts)
+
+
+def accept_certain(
+    best: Int[Tensor, "B T"], drafts: Int[Tensor, "B G"]
+) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    """How many drafts are the target's own tokens, counted from the first, and its token after them."""
     num_accepted = (best[:, :-1] == drafts).int().cumprod(-1).sum(-1)
     return num_accepted, best.gather(1, num_accepted[:, None])[:, 0]
 
@@ -117,7 +122,7 @@ def settle_greedy_reference(
     report: Int[Tensor, "B N"],
 ) -> None:
     """`accept_greedy` of the T − 1 drafts that end at the positions, then `settle`."""
-    drafts = drafts_of(text, positions, logits.shape[1] - 1)
+    drafts = last_tokens(text, positions, logits.shape[1] - 1)
     settle(*accept_greedy(logits, drafts), text, positions, last, report)
 
 

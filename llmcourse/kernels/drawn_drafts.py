@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmcourse.kernels.arguments import check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
-from llmcourse.kernels.drafts import drafts_of, settle
+from llmcourse.kernels.drafts import last_tokens, settle
 from llmcourse.kernels.tokens import CHUNK, Choice, check_text
 
 # Added to log p where p ≤ q. Such a token never beats one where p > q; but if there is none, as rounding may
@@ -89,7 +89,8 @@ def settle_drawn_reference(
     choice: Choice,
 ) -> None:
     """`accept_drawn` of the γ drafts that end at the positions, then `settle`."""
-    gamma, drafts = draft_logits.shape[1], drafts_of(text, positions, draft_logits.shape[1])
+    gamma = draft_logits.shape[1]
+    drafts = last_tokens(text, positions, gamma)
     p, q = ((side.double() / choice.temperature).softmax(-1) for side in (logits, draft_logits))
     uniform, noise = p.new_empty(len(p), gamma), p.new_empty(len(p), p.shape[-1])
     for row, begin in enumerate((positions - gamma).tolist()):

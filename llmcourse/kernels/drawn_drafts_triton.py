@@ -127,7 +127,7 @@ def _next_token_kernel(
     BLOCK_CHUNKS: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     COUNTER: tl.constexpr,
-    WITHOUT_EXCESS: tl.constexpr,
+    NO_EXCESS: tl.constexpr,
 ):
     """Grid (B, chunks): the best of each chunk under noise; the program of a row that is last appends it."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -143,7 +143,7 @@ def _next_token_kernel(
     log_q = (draft.to(tl.float32) - tl.load(normalizers + 2)) * inverse_temperature
     log_q -= tl.where(fell, tl.load(normalizers + 3), 0.0)  # behind the last draft q is 0
     excess = tl.exp(log_p) - tl.exp(log_q)
-    scores = tl.where(excess > 0.0, tl.log(tl.where(excess > 0.0, excess, 1.0)), log_p + WITHOUT_EXCESS)
+    scores = tl.where(excess > 0.0, tl.log(tl.where(excess > 0.0, excess, 1.0)), log_p + NO_EXCESS)
     scores += gumbel(random_stream(tl.load(seed_ptr), row, begin + accepted), COUNTER + tokens)
     scores = tl.where(scores != scores, float("inf"), scores)  # see `tokens_triton`
     scores = tl.where(held, scores, float("-inf"))
@@ -209,6 +209,6 @@ def launch(
         text.stride(0),
         last,
         COUNTER=NEXT_TOKEN,
-        WITHOUT_EXCESS=NO_EXCESS,
+        NO_EXCESS=NO_EXCESS,
         **sizes,
     )

@@ -174,7 +174,8 @@ class _Batch:
         else:
             for number, row in enumerate(self.rows):
                 if row.active:
-                    asked[number] = self._gamma(self.tallies[number], row.limit - len(row.tokens))
+                    room = row.limit - len(row.tokens)
+                    asked[number] = choose_gamma(self.policy, self.tallies[number], room)
             draft = self.drafter.draft(self.history, asked, processors, generator)
         return checked(draft, asked, self.target.vocab_size, self.rows, index)
 
@@ -197,9 +198,6 @@ class _Batch:
             self.target.rollback([width - count for count in gained])
         if index > 0:
             self.drafter.accept([max(0, count - 1) for count in gained])
-
-    def _gamma(self, tally: Tally, room: int) -> int:
-        return choose_gamma(self.policy, tally, room)
 
 
 def _push(

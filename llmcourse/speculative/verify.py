@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.sampling import in_float64, pick
+from llmcourse.kernels.drafts import accept_certain
 from llmcourse.speculative.arguments import check_shapes, check_values
 
 
@@ -104,9 +105,7 @@ def verify_certain(
         drafts, num_drafts: as there.
     """
     ours = torch.arange(drafts.shape[1], device=drafts.device) < num_drafts[:, None]  # (B, G)
-    stands = (drafts == best[:, :-1]) & ours
-    num_accepted = stands.int().cumprod(-1).sum(-1)
-    return Verdict(num_accepted, best.gather(1, num_accepted[:, None])[:, 0])
+    return Verdict(*accept_certain(best, drafts.masked_fill(~ours, -1)))  # which is no token
 
 
 def accepts(
