@@ -3,9 +3,9 @@
 In one process, and in turns: whether greedy texts of both engines are the same, in fp32 on many prompts;
 the speed-up over `DecodeEngine` by domain, greedy and sampled, for the draft length that was fastest on other
 prompts, and for larger batches; and on a GPU what verifying 8 tokens takes beside a step of one token, with
-Llama-3-8B's shapes and random weights in bfloat16.
+Llama-3-8B's shapes and random weights in bfloat16; and the same pass over 8 tokens of several texts.
 
-    python benchmarks/speculative.py [--target base] [--drafter draft] [--parts parity,speed,verify]
+    python benchmarks/speculative.py [--target base] [--drafter draft] [--parts parity,speed,verify,texts]
 
 A target trained for the purpose is named by its folder. Lines go to benchmarks/results/<device>.jsonl; times
 of all draft lengths, and of verifying by other settings of the kernels, to its folder `raw`.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.decoding.engine.window import Window
+from llmcourse.kernels.linear import AnyTile, best_linear_tile
 from llmcourse.kernels.tiles import few_rows_tile, ring_rule
 from llmcourse.model import Decoder
 from llmcourse.speculative import Tally, theory
@@ -42,6 +43,7 @@ DOMAINS = {
 TOKENS = 256  # that are written and timed
 PARITY_TOKENS, PARITY_BATCH = 64, 8
 VERIFIED, ROUNDS, QUEUED = 8, 5, 20
+TEXTS, FEW_LAYERS = (1, 2, 3, 4, 8, 16, 32), 4  # verified at once, by a model of a few large layers
 SHAPES = ((6144, 4096, False), (4096, 4096, False), (14336, 4096, True), (4096, 14336, False))
 SETTINGS = {
     "default": KernelSettings(),
@@ -103,7 +105,7 @@ def main() -> None:
     )
     parser.add_argument("--target", default="base")
     parser.add_argument("--drafter", default="draft")
-    parser.add_argument("--parts", default="parity,speed,verify")
+    parser.add_argument("--parts", default="parity,speed,verify,texts")
     parser.add_argument("--prompts", type=int, default=1000, help="of parity")
     parser.add_argument("--gammas", default="1,2,3,4,5,6,8")
     parser.add_argument("--batches", default="8,32", help="of code; may be empty")
@@ -118,6 +120,8 @@ def main() -> None:
         report_speed(names, gammas, batches, device)
     if "verify" in parts and device.type == "cuda":
         report_verify(device)
+    if "texts" in parts and device.type == "cuda":
+        report_texts(device)
 
 
 def load(names: Sequence[str], device: torch.device, dtype: torch.dtype) -> tuple[list[Decoder], Callable]:
@@ -279,10 +283,8 @@ def report_verify(device: torch.device) -> None:
     with torch.no_grad():
         prefill(state, random_prompts(model, 1))
         state.positions.fill_(PROMPT + NEW // 2)
-        runs = {"one token": recorded(step_of(state), device)}
-        for name, settings in SETTINGS.items():
-            window = Window(state, VERIFIED, backend="triton", settings=settings)
-            runs[name] = recorded(window.read, device)
+        steps = ways_to_read(state, SETTINGS)
+        runs = {name: recorded(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():
@@ -308,9 +310,48 @@ def report_verify(device: torch.device) -> None:
     )
 
 
-def step_of(state: StepState) -> Callable[[], None]:
+def report_texts(device: torch.device) -> None:
+    """The pass over eight tokens of each of several texts, beside a step of one token each."""
+    model = random_model("llama3_8b", num_layers=FEW_LAYERS)
+    for batch in TEXTS:
+        state = StepState(model, batch, PROMPT + NEW, torch.Tensor.contiguous)
+        with torch.no_grad():
+            prefill(state, random_prompts(model, batch))
+            state.positions.fill_(PROMPT + NEW // 2)
+            ways = {
+                "default": KernelSettings(),
+                "PyTorch's products": KernelSettings(few_rows=False),
+                "our kernel's": KernelSettings(tiles=our_tiles(state, batch * VERIFIED)),
+            }
+            steps = ways_to_read(state, ways)
+            runs = {name: recorded(step, device) for name, step in steps.items()}
+        times = {name: timing.measure(run, device=device, warmup=3, repeats=20) for name, run in runs.items()}
+        one_ms = times.pop("one token").median_s * 1e3
+        for name, found in times.items():
+            ms = rounded(found.median_s * 1e3)
+            record_raw("verify8", device, settings=name, texts=batch, step_ms=rounded(one_ms), verify_ms=ms)
+            print(f"{batch} texts, {name}: {ms} ms for eight tokens, {one_ms:.3f} for one")
+
+
+def our_tiles(state: StepState, num_rows: int) -> dict[tuple[int, int, bool], AnyTile]:
+    """For every matrix, as the kernel of ours would cut it for so many rows."""
+    layer, head = state.layers[0], state.model.lm_head.weight.data
+    matrices = [(layer.qkv, False), (layer.output, False), (layer.gate_up, True), (layer.down, False)]
+    found = {}
+    for weight, gated in [*matrices, (head, False)]:
+        x = weight.new_empty(num_rows, weight.shape[1])
+        tile = best_linear_tile(x, weight, gated, "triton")
+        found[weight.shape[0] // (1 + gated), weight.shape[1], gated] = tile
+    return found
+
+
+def ways_to_read(state: StepState, settings: Mapping[str, KernelSettings]) -> dict[str, Callable[[], None]]:
+    """One token a row, and eight in a window of each setting; they hold the memory that they work on."""
     step = KernelStep(state, KernelSettings())
-    return lambda: step(state)
+    windows = {
+        name: Window(state, VERIFIED, backend="triton", settings=one) for name, one in settings.items()
+    }
+    return {"one token": lambda: step(state)} | {name: window.read for name, window in windows.items()}
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

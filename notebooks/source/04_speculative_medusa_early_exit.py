@@ -437,14 +437,13 @@ print("\n".join(map(recorded.told, rows)) or "What verifying costs there is not 
 # Not $\alpha$, which belongs to two models and a text. An engine shortens drafts and verification, but the plain
 # token as well, and $c$ and $v$ are counted in plain tokens, so that they need not get smaller. Against a slow loop
 # anything is fast, so a speed-up says nothing without the decoder that it was measured over. And a recorded bar is
-# to be read beside its mark: where both agree, $\alpha$, $c$ and $v$ are the whole story of its height. Where they
-# do not, something takes time that is in none of them: to judge drafts that were *drawn* needs softmax and sums
-# over the vocabulary, beside the passes; a batch is done when the slowest of its rows is. And theory with $v = 1$,
-# as the paper has it, promises more than any of these rows: a pass over several tokens of a model of this size
-# costs more than one over a single token. The prompts are of the kinds of text that both models were trained on, so
-# they agree more often than they would on a stranger's. (Models are named by their size and by the script that
-# trained them. Printed last is a pass over eight tokens of Llama-3-8B's shape, where reading the weights is what
-# takes the time: 1 would be eight tokens for the price of one.)
+# to be read beside its mark: where both agree, $\alpha$, $c$ and $v$ are the whole story of its height. Batches have
+# no mark, since theory knows one text: a batch is done when the slowest of its rows is, and several tokens of every
+# row are not read for the price of one. And theory with $v = 1$, as the paper has it, promises a little more than any
+# of these rows, since a pass over several tokens costs a little more than one over a single token. The prompts are
+# of the kinds of text that both models were trained on, so they agree more often than they would on a stranger's.
+# (Models are named by their size and by the script that trained them. Printed last is a pass over eight tokens of
+# Llama-3-8B's shape, where reading the weights is what takes the time: 1 would be eight tokens for the price of one.)
 #
 # "The same tokens" has a limit, too. A pass over several tokens and one over a single one add up in different orders, and in
 # 16 bits two tokens that are as good as equally likely may change places. In float32, as above, the texts were the same.
@@ -454,7 +453,7 @@ print("\n".join(map(recorded.told, rows)) or "What verifying costs there is not 
 # **Batches.** The arithmetic that speculation fills is idle only while few texts are decoded. *Predict*: from which
 # batch on is Llama-3-8B on an H200 slower with four drafts than without, if each costs a tenth of a pass, and
 # stands four times in five, or half of the time? Does it matter how long the texts are? (These are the roofline's
-# figures; batches on a real GPU stand in the last rows of 4.9, and lose far earlier. The roofline knows nothing of
+# figures; batches on a real GPU stand in the last rows of 4.9, and gain far less. The roofline knows nothing of
 # launches, of the slowest row, or of a $\gamma$ that was chosen for a single text.)
 #
 # **Temperature.** "High temperature, low acceptance": is that so? Both sides are flattened. *Predict* for the three

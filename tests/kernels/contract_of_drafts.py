@@ -109,13 +109,13 @@ def test_logits_that_are_nan_still_choose_a_token():
 
 
 def test_what_does_not_fit_is_refused():
-    logits, text, report = torch.zeros(2, 3, 5), texts(2, 9, 5).cpu(), torch.zeros(2, 4, dtype=torch.long)
-    positions, choice = torch.tensor([4, 5]), Choice(6, 5, "cpu")
+    logits, text, positions = torch.zeros(2, 3, 5, device=DEVICE), texts(2, 9, 5), at(4, 5)
+    report, choice = torch.zeros(2, 4, dtype=torch.long, device=DEVICE), Choice(6, 5, DEVICE)
     for change, message in (
         ({"report": report[:, :3]}, r"report must have shape \(2, 4\)"),
         ({"positions": positions[:1]}, r"positions must have shape \(2,\)"),
         ({"logits": logits[0]}, "logits must have 3 dimensions"),
-        ({"choice": Choice(2, 5, "cpu"), "backend": "triton"}, "choice must be for"),
+        ({"choice": Choice(2, 5, DEVICE), "backend": "triton"}, "choice must be for"),
     ):
         given = {
             "logits": logits,
@@ -127,7 +127,8 @@ def test_what_does_not_fit_is_refused():
         }
         with pytest.raises(ValueError, match=message):
             settle_greedy(**given | change)
-    table, tokens = torch.zeros(5, 4), torch.zeros(2, 3, dtype=torch.long)
+    table = torch.zeros(5, 4, device=DEVICE)
+    tokens = torch.zeros(2, 3, dtype=torch.long, device=DEVICE)
     with pytest.raises(ValueError, match=r"positions must have shape \(2,\)"):
         embed_window(text, positions[:1], table, tokens)
     assert torch.equal(

@@ -206,21 +206,23 @@ def test_logits_are_kept_where_drafts_are_drawn(backend):
 
 
 def test_what_does_not_fit_is_refused():
-    logits, text, report = torch.zeros(2, 3, 5), torch.zeros(2, 9, dtype=torch.long), torch.zeros(2, 4).long()
-    choice, memory = Choice(2, 5, "cpu", temperature=1.0), VerdictMemory(2, 3, 5, "cpu")
+    logits = torch.zeros(2, 3, 5, device=DEVICE)
+    text, report = (torch.zeros(2, width, dtype=torch.long, device=DEVICE) for width in (9, 4))
+    positions = torch.tensor([4, 5], device=DEVICE)
+    choice, memory = Choice(2, 5, DEVICE, temperature=1.0), VerdictMemory(2, 3, 5, DEVICE)
     for change, message in (
         ({"draft_logits": logits}, r"draft_logits must have shape \(2, 2, 5\)"),
         ({"report": report[:, :3]}, r"report must have shape \(2, 4\)"),
-        ({"positions": torch.tensor([4])}, r"positions must have shape \(2,\)"),
-        ({"choice": Choice(2, 5, "cpu")}, "choice must have a temperature above 0"),
-        ({"choice": Choice(6, 5, "cpu", temperature=1.0), "backend": "triton"}, "choice must be for"),
-        ({"memory": VerdictMemory(2, 2, 5, "cpu"), "backend": "triton"}, "memory must be for"),
+        ({"positions": positions[:1]}, r"positions must have shape \(2,\)"),
+        ({"choice": Choice(2, 5, DEVICE)}, "choice must have a temperature above 0"),
+        ({"choice": Choice(6, 5, DEVICE, temperature=1.0), "backend": "triton"}, "choice must be for"),
+        ({"memory": VerdictMemory(2, 2, 5, DEVICE), "backend": "triton"}, "memory must be for"),
     ):
         given = {
             "logits": logits,
             "draft_logits": logits[:, :2].contiguous(),
             "text": text,
-            "positions": torch.tensor([4, 5]),
+            "positions": positions,
             "last": 8,
             "report": report,
             "choice": choice,
@@ -228,7 +230,7 @@ def test_what_does_not_fit_is_refused():
         }
         with pytest.raises(ValueError, match=message):
             settle_drawn(**given | change)
-    positions = torch.tensor([1, 1])
+    positions = torch.tensor([1, 1], device=DEVICE)
     for keep in (logits[:, 0, :4], torch.zeros(5, 2).T, logits[:, 0].double()):
         with pytest.raises(ValueError, match="keep must"):
-            choose(logits[:, 0], text, positions, Choice(2, 5, "cpu"), keep=keep)
+            choose(logits[:, 0], text, positions, Choice(2, 5, DEVICE), keep=keep)

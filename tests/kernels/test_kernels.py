@@ -12,6 +12,7 @@ import torch
 from llmcourse.costs.models import MODELS
 from llmcourse.costs.shapes import ModelShapes
 from llmcourse.decoding.engine.step import KernelSettings
+from llmcourse.decoding.engine.window import _WindowStep
 from llmcourse.kernels.backend import resolve
 from llmcourse.kernels.decode_attention import MOST_SPLITS, STAGED_KEYS, Workspace, num_splits
 from llmcourse.kernels.linear import best_linear_tile, linear
@@ -180,6 +181,19 @@ def test_batches_are_streamed_where_that_was_measured_and_windows_everywhere(hop
         assert found == (streamed if shape in FEW_ROWS else few_rows_tile(8, outputs, gated))
         assert not isinstance(best_linear_tile(meta(9, inputs), weight, gated, "triton"), Strip | Ring)
     assert {*MATRICES} - {*FEW_ROWS}
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+def test_a_window_over_many_rows_leaves_products_to_pytorch(hopper):
+    """The kernel for few rows reads the weights anew for every 64, and for 256 took 4.7 times as long."""
+    step = object.__new__(_WindowStep)  # without its memory
+    step.settings = KernelSettings()
+    for outputs, inputs, gated in MATRICES:
+        tiles = {
+            rows: step._tile(meta(rows, inputs), meta(outputs * (1 + gated), inputs), gated)
+            for rows in (2, 16, 256)
+        }
+        assert [rows for rows, tile in tiles.items() if tile is None] == [256]
 
 
 def test_a_workspace_and_a_choice_check_their_numbers():

@@ -13,7 +13,8 @@ def recorded(
     """A function that does what `step` does, by replaying its kernels.
 
     Args:
-        step: works on memory of fixed address, and asks nothing of the device.
+        step: works on memory of fixed address, and asks nothing of the device. The caller keeps the owner of
+            that memory as long as it replays: the recording itself holds addresses alone.
         keep: tensors that get their contents back after the runs that recording takes.
         pool: memory that recordings share of which no two run at once; memory of its own if None.
     """

@@ -20,6 +20,8 @@ from llmcourse.kernels.drafts import embed_window, embed_window_reference
 from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear_reference
 from llmcourse.kernels.tiles import AttentionTile
 
+MOST_WINDOW_ROWS = 16  # B · T, up to which our kernel multiplies any matrix
+
 
 class Window:
     """Memory of fixed address for T tokens a row, and the pass over them.
@@ -108,8 +110,12 @@ class _WindowStep(KernelStep):
         return append_tile(state.cache.keys[0], state.model.config.num_heads, self.window.tokens.shape[1])
 
     def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> AnyTile | None:
-        """Ours for any matrix: PyTorch's product of a few rows has three launches more around it."""
+        """Ours for any matrix while the rows are few: PyTorch's product has three launches more around it.
+
+        With more rows the matrices are cut as in a step of as many texts, most of them by PyTorch: our kernel
+        would read the weights once for every 64 rows.
+        """
         chosen = self.settings.tiles.get((weight.shape[0] // (1 + gated), x.shape[1], gated))
         if chosen or not self.settings.few_rows:
             return chosen
-        return best_linear_tile(x, weight, gated, "triton")
+        return best_linear_tile(x, weight, gated, "triton" if len(x) <= MOST_WINDOW_ROWS else "auto")
