@@ -25,6 +25,7 @@ LAYERS = (
     ("pretrained",),
     ("decoding",),
     ("speculative", "serving", "quantization", "distillation"),
+    ("early_exit", "blockwise"),
     ("training",),
     ("figures",),
     ("grading",),
