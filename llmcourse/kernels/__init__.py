@@ -9,7 +9,7 @@ linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few
 tiles             how the kernels cut their matrices and caches: what was measured to be best
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores
 decode_attention  RoPE, cache write and attention of one new token a row
-append_attention  the same of several new tokens a row, as drafts are verified
+append_attention  the same of several new tokens a row, as drafts are verified; in a tree by `tree_mask`
 flash_attention   attention of many queries at once, by tiles, and its gradients; `flash_attention_varlen`
                   of sequences that lie packed, `flash_arguments` says what both refuse; on Hopper
                   `flash_attention_gluon` and `flash_backward_gluon` compute plain calls
@@ -19,7 +19,8 @@ online_softmax    the step that the kernels of attention have in common
 paged_attention   attention over a cache in blocks, for requests with one new token or many
 paged_decode      the same with RoPE and cache write, where every request has one new token
 tokens            embedding lookup, greedy choice and sampling, all on the device
-drafts            the same of a window of tokens, and which of them stand; `drawn_drafts` if they were drawn
+drafts            the same of a window of tokens, and which of them stand; `drawn_drafts` if they were drawn,
+                  `draft_trees` if they branch
 
 Nothing here is needed on a machine without Triton: the references run everywhere. Triton is
 imported here and nowhere else in the package.

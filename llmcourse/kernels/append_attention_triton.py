@@ -1,7 +1,8 @@
-"""The kernel of `append_attention`: grid (B · Hkv, splits)."""
+"""The kernel of `append_attention`: grid (B · Hkv · blocks of queries, splits)."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -16,7 +17,8 @@ from llmcourse.kernels.decode_attention_triton import (
 )
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.online_softmax_triton import join
-from llmcourse.kernels.tiles import AttentionTile
+from llmcourse.kernels.tiles import MOST_QUERIES, AttentionTile
+from llmcourse.kernels.tree_mask import TreeMask
 
 
 @triton.jit
@@ -61,6 +63,8 @@ def _append_attention_kernel(
     width,
     eps,
     scale,
+    sees_ptr,
+    depths_ptr,
     T: tl.constexpr,
     H: tl.constexpr,
     HKV: tl.constexpr,
@@ -69,15 +73,17 @@ def _append_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    BLOCKS: tl.constexpr,
     SPLITS: tl.constexpr,
     NORM: tl.constexpr,
+    TREE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     G: tl.constexpr = H // HKV
-    row, kv_head, split = tl.program_id(0) // HKV, tl.program_id(0) % HKV, tl.program_id(1)
-    begin = tl.load(positions_ptr + row).to(tl.int32) - (
-        T - 1
-    )  # the first new token, behind so many old ones
+    group, block, split = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS, tl.program_id(1)
+    row, kv_head = group // HKV, group % HKV
+    last_new = tl.load(positions_ptr + row).to(tl.int32)
+    begin = last_new - (T - 1)  # the first new token, behind so many old ones
     span, active = shares(begin, BLOCK_S)
     start_next(PDL)
     if split >= active:
@@ -94,13 +100,14 @@ def _append_attention_kernel(
     v = tl.load(values_ptr + at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
     wait_for_input(PDL)
 
-    m = tl.arange(0, BLOCK_M)
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
     t = tl.minimum(m // G, T - 1)  # the token of each query; rows of the tile that are none take any
+    stands = begin + (tl.load(depths_ptr + t).to(tl.int32) if TREE else t)
     tokens = qkv_ptr + row.to(tl.int64) * T * (H + 2 * HKV) * D
     q_heads = tokens + (t * (H + 2 * HKV) + kv_head * G + m % G)[:, None] * D
     real = m < T * G
     q = _turned(
-        q_heads, q_norm_ptr, cos_ptr, sin_ptr, (begin + t)[:, None], real, eps, D, BLOCK_M, BLOCK_D, NORM
+        q_heads, q_norm_ptr, cos_ptr, sin_ptr, stands[:, None], real, eps, D, BLOCK_M, BLOCK_D, NORM
     ).to(qkv_ptr.dtype.element_ty)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     weight = tl.zeros((BLOCK_M,), tl.float32)
@@ -113,24 +120,30 @@ def _append_attention_kernel(
         v = tl.load(values_ptr + at, mask=inside[:, None] & (d < D)[None, :], other=0.0)
         peak, weight, mixed = absorb(q, k, v, inside, peak, weight, mixed, scale)
 
-    if split == 0:  # always active: it stores the new tokens, and lets them join
-        new = tl.arange(0, BLOCK_T)
-        k_heads = tokens + (tl.minimum(new, T - 1) * (H + 2 * HKV) + H + kv_head)[:, None] * D
-        where = (begin + tl.minimum(new, T - 1))[:, None]
-        k_new = _turned(
-            k_heads, k_norm_ptr, cos_ptr, sin_ptr, where, new < T, eps, D, BLOCK_T, BLOCK_D, NORM
-        ).to(keys_ptr.dtype.element_ty)
-        kept = (new < T)[:, None] & (d < D)[None, :]
-        v_new = tl.load(k_heads + HKV * D + d[None, :], mask=kept, other=0.0)
-        slots = (cache_row + begin + new)[:, None] * D + d[None, :]
-        tl.store(keys_ptr + slots, k_new, mask=kept)
-        tl.store(values_ptr + slots, v_new, mask=kept)
-        scores = tl.dot(q, k_new.T, input_precision="ieee") * scale  # (BLOCK_M, BLOCK_T)
-        scores = tl.where(new[None, :] <= t[:, None], scores, float("-inf"))
-        peak, weight, fade, share = join(scores, peak, weight)
-        mixed = tl.dot(share.to(v_new.dtype), v_new, mixed * fade[:, None], input_precision="ieee")
+    if split == 0:  # always active: here the new tokens join, which the first block stores
+        for start in range(0, T, BLOCK_T):
+            new = start + tl.arange(0, BLOCK_T)
+            held = tl.minimum(new, T - 1)
+            k_heads = tokens + (held * (H + 2 * HKV) + H + kv_head)[:, None] * D
+            where = begin + (tl.load(depths_ptr + held).to(tl.int32) if TREE else held)
+            k_new = _turned(
+                k_heads, k_norm_ptr, cos_ptr, sin_ptr, where[:, None], new < T, eps, D, BLOCK_T, BLOCK_D, NORM
+            ).to(keys_ptr.dtype.element_ty)
+            kept = (new < T)[:, None] & (d < D)[None, :]
+            v_new = tl.load(k_heads + HKV * D + d[None, :], mask=kept, other=0.0)
+            slots = (cache_row + begin + new)[:, None] * D + d[None, :]
+            tl.store(keys_ptr + slots, k_new, mask=kept & (block == 0))
+            tl.store(values_ptr + slots, v_new, mask=kept & (block == 0))
+            scores = tl.dot(q, k_new.T, input_precision="ieee") * scale  # (BLOCK_M, BLOCK_T)
+            if TREE:
+                pairs = sees_ptr + t[:, None] * T + new[None, :]
+                seen = tl.load(pairs, mask=(new < T)[None, :], other=0) != 0
+            else:
+                seen = new[None, :] <= t[:, None]
+            scores = tl.where(seen, scores, float("-inf"))
+            peak, weight, fade, share = join(scores, peak, weight)
+            mixed = tl.dot(share.to(v_new.dtype), v_new, mixed * fade[:, None], input_precision="ieee")
 
-    group = row * HKV + kv_head
     outputs = out_ptr + row.to(tl.int64) * T * H * D + kv_head * G * D
     if active == 1:
         heads = outputs + (t * H + m % G)[:, None] * D + d[None, :]
@@ -143,14 +156,15 @@ def _append_attention_kernel(
         part_at = mixed_ptr + part[:, None].to(tl.int64) * D + d[None, :]
         tl.store(part_at, mixed, mask=real[:, None] & (d < D)[None, :])
         tl.debug_barrier()  # all threads have stored before one of them says so
-        if tl.atomic_add(arrivals_ptr + group, 1, sem="acq_rel") == active - 1:
-            tl.store(arrivals_ptr + group, 0)
+        if tl.atomic_add(arrivals_ptr + tl.program_id(0), 1, sem="acq_rel") == active - 1:
+            tl.store(arrivals_ptr + tl.program_id(0), 0)
             _combine(
                 outputs,
                 peaks_ptr,
                 weights_ptr,
                 mixed_ptr,
                 group,
+                block * BLOCK_M,
                 active,
                 T,
                 H,
@@ -169,6 +183,7 @@ def _combine(
     weights_ptr,
     mixed_ptr,
     group,
+    first,
     active,
     T: tl.constexpr,
     H: tl.constexpr,
@@ -178,10 +193,10 @@ def _combine(
     BLOCK_M: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """The output of a key head's queries, of what their splits left; as many at once as registers hold."""
+    """The output of a block of queries, of what their splits left; as many at once as registers hold."""
     WIDTH: tl.constexpr = max(1, min(BLOCK_M, 16384 // (SPLITS * BLOCK_D)))
     splits, d = tl.arange(0, SPLITS), tl.arange(0, BLOCK_D)
-    for start in range(0, T * G, WIDTH):
+    for start in range(first, first + BLOCK_M, WIDTH):
         m = start + tl.arange(0, WIDTH)
         parts = (group * T * G + m).to(tl.int64)[:, None] * SPLITS + splits[None, :]  # (WIDTH, SPLITS)
         held = (m < T * G)[:, None] & (splits < active)[None, :]
@@ -200,17 +215,29 @@ def _combine(
 
 
 def launch(
-    grid: tuple[int, int], arguments: tuple, constants: dict, num_tokens: int, tile: AttentionTile, pdl: bool
+    grid: tuple[int, int],
+    arguments: tuple,
+    constants: dict,
+    num_tokens: int,
+    tree: TreeMask | None,
+    tile: AttentionTile,
+    pdl: bool,
 ) -> None:
     """With what `decode_attention` tells its kernels, but a program a row of the cache, not of `qkv`."""
     queries = num_tokens * constants["H"] // constants["HKV"]
-    _append_attention_kernel[(grid[0] // num_tokens, grid[1])](
+    block = min(MOST_QUERIES, max(16, triton.next_power_of_2(queries)))
+    blocks = triton.cdiv(queries, block)
+    chain = arguments[3], arguments[3]  # of a chain never read
+    _append_attention_kernel[(grid[0] // num_tokens * blocks, grid[1])](
         *arguments,
+        *(chain if tree is None else (tree.sees.view(torch.uint8), tree.depths)),
         **constants,
         T=num_tokens,
         BLOCK_D=max(16, triton.next_power_of_2(constants["D"])),
-        BLOCK_M=max(16, triton.next_power_of_2(queries)),
-        BLOCK_T=max(16, triton.next_power_of_2(num_tokens)),
+        BLOCK_M=block,
+        BLOCK_T=16 if num_tokens <= 16 else 32,
+        BLOCKS=blocks,
+        TREE=tree is not None,
         num_warps=tile.warps,
         **options(pdl),
     )

@@ -154,6 +154,7 @@ class FlashTile:
             raise ValueError(f"stages must be at least 1, got {self.stages}; 1 keeps one tile in flight")
 
 
+MOST_QUERIES = 64  # of a key head, that one program of `append_attention` holds in registers
 STAGED_HEAD_DIMS = (64, 128, 256)
 STRIP_COLUMNS = 1024  # of a row in one piece of shared memory
 SPARE_BYTES = 8 * 1024  # of shared memory, for all that a program holds beside its tiles

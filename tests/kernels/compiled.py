@@ -22,8 +22,10 @@ from llmcourse.costs.models import MODELS
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.decoding.engine.window import Window
 from llmcourse.kernels import backend
+from llmcourse.kernels.append_attention import append_attention
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
+from llmcourse.kernels.draft_trees import PathMemory, keep_path, settle_tree
 from llmcourse.kernels.drafts import settle_greedy
 from llmcourse.kernels.drawn_drafts import VerdictMemory, settle_drawn
 from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, best_flash_tile
@@ -32,6 +34,7 @@ from llmcourse.kernels.paged_attention import paged_attention
 from llmcourse.kernels.paged_decode import paged_decode_attention
 from llmcourse.kernels.tiles import FlashTile, Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
+from llmcourse.kernels.tree_mask import TreeMask
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.paged_decoder import PagedDecoder
@@ -141,6 +144,31 @@ def compiled_window(name: str, dtype: torch.dtype, num_tokens: int, capability: 
         )
         draft_logits = logits.new_empty(1, num_tokens - 1, vocab_size)
         settle_drawn(logits, draft_logits, *places, *chance, backend="triton")
+    return found
+
+
+def compiled_tree(name: str, num_tokens: int, capability: int) -> list[Compiled]:
+    """Attention of a tree of drafts, the verdict on it, and the path's way through a known model's cache."""
+    c, dtype = MODELS[name], torch.bfloat16
+    sees = torch.ones(num_tokens, num_tokens, dtype=torch.bool).tril()
+    tree, last = TreeMask(sees), 400
+    with recorded(capability) as found, torch.device("meta"):
+        memory = PathMemory.of(1, tree)
+        memory = PathMemory(*(part.to("meta") for part in dataclasses.astuple(memory)))
+        tree.sees, tree.depths = tree.sees.to("meta"), tree.depths.to("meta")
+        qkv = torch.empty(num_tokens, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, dtype=dtype)
+        keys, values = (
+            torch.empty(2, 1, c.num_kv_heads, CAPACITY, c.head_dim, dtype=dtype) for _ in range(2)
+        )
+        cos, sin = (torch.empty(CAPACITY, c.head_dim // 2, dtype=dtype) for _ in range(2))
+        positions, text = torch.zeros(1, dtype=torch.long), torch.zeros(1, CAPACITY, dtype=torch.long)
+        norm = HeadNorm(*(torch.empty(c.head_dim, dtype=dtype) for _ in range(2)), 1e-6)
+        workspace = Workspace(num_tokens, c.num_heads, c.num_kv_heads, c.head_dim, 8, keys.device)
+        places = (positions, cos, sin, norm if c.qk_norm else None, tree)
+        append_attention(qkv, keys[0], values[0], *places, workspace=workspace, backend="triton", pdl=True)
+        logits, choice = torch.empty(1, num_tokens, c.vocab_size), Choice(num_tokens, c.vocab_size, "meta")
+        settle_tree(logits, text, positions, last, tree, memory, choice, backend="triton")
+        keep_path(keys, values, memory, backend="triton")
     return found
 
 

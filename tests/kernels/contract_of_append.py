@@ -12,6 +12,7 @@ from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.kernels.append_attention import append_attention, append_attention_reference
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention_reference
 from llmcourse.kernels.tiles import AttentionTile, Tile
+from llmcourse.kernels.tree_mask import TreeMask
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.speculative.engine import SpeculativeEngine
 from tests.kernels.contract import DEVICE, DTYPES, PDL, check, random, seeded  # noqa: F401
@@ -24,7 +25,23 @@ WINDOWS = {
     "nine, odd sizes": (6, 2, 24, 100, 9, [91, 17, 16]),
     "at a tile's edge": (8, 2, 128, 80, 8, [64]),
     "more queries than a tile of sixteen": (7, 1, 64, 140, 5, [127, 129, 0]),
+    "more than a program holds": (8, 1, 16, 150, 37, [100, 3]),
 }
+# The parent of each token behind the root, for as many tokens as a window above has
+TREES = {
+    "two of ragged rows": [0],
+    "nine, odd sizes": [0, 0, 0, 1, 1, 2, 4, 4],
+    "at a tile's edge": [0, 1, 2, 0, 4, 5, 6],
+    "more queries than a tile of sixteen": [0, 0, 1, 1],
+    "more than a program holds": [0, 0, 0, *(token // 3 for token in range(4, 37))],
+}
+
+
+def tree_mask(parents: list[int]) -> TreeMask:
+    sees = torch.eye(len(parents) + 1, dtype=torch.bool)
+    for token, parent in enumerate(parents, start=1):
+        sees[token] |= sees[parent]
+    return TreeMask(sees.to(DEVICE))
 
 
 def given(window: str, dtype: torch.dtype, has_norm: bool) -> dict:
@@ -44,17 +61,21 @@ def given(window: str, dtype: torch.dtype, has_norm: bool) -> dict:
 
 def copied(inputs: dict, dtype: torch.dtype) -> dict:
     """With memory of its own, in this dtype."""
-    norm = inputs["norm"]
-    new = {name: x.to(dtype, copy=True) for name, x in inputs.items() if name not in ("norm", "positions")}
+    norm, same = inputs["norm"], {name: inputs[name] for name in ("positions", "tree") if name in inputs}
+    new = {name: x.to(dtype, copy=True) for name, x in inputs.items() if name not in ("norm", *same)}
     own = norm and HeadNorm(norm.q.to(dtype), norm.k.to(dtype), norm.eps)
-    return new | {"norm": own, "positions": inputs["positions"]}
+    return new | same | {"norm": own}
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(
+    ("window", "branches"), [*((name, False) for name in WINDOWS), *((name, True) for name in TREES)]
+)
 @pytest.mark.parametrize(("has_norm", "dtype", "pdl"), list(itertools.product((False, True), DTYPES, PDL)))
-def test_append_attention(window, has_norm, dtype, pdl):
+def test_append_attention(window, has_norm, dtype, pdl, branches):
     heads, kv_heads, size, _, tokens, where = WINDOWS[window]
     inputs = given(window, dtype, has_norm)
+    if branches:
+        inputs["tree"] = tree_mask(TREES[window])
     expected = copied(inputs, torch.float64)
     truth = append_attention_reference(**expected)
     theirs = append_attention_reference(**copied(inputs, dtype))
@@ -101,6 +122,38 @@ def test_the_reference_is_a_token_after_the_other(window):
     torch.testing.assert_close(inputs["values"], stepped["values"])
 
 
+@pytest.mark.parametrize("window", TREES)
+def test_each_path_of_a_tree_is_a_chain_of_its_own(window):
+    """With keys and values of the path alone, one behind the other, its last token gets the same output."""
+    *_, tokens, where = WINDOWS[window]
+    inputs = copied(given(window, torch.float32, True), torch.float64)
+    mask = tree_mask(TREES[window])
+    old = copied(inputs, torch.float64)
+    found = append_attention_reference(**inputs, tree=mask).view(len(where), tokens, -1)
+    for token in range(tokens):
+        path = mask.sees[token].nonzero()[:, 0]
+        alone = copied(old, torch.float64)
+        alone["qkv"] = alone["qkv"].view(len(where), tokens, -1)[:, path].flatten(0, 1)
+        alone["positions"] = alone["positions"] - tokens + len(path)
+        wanted = append_attention_reference(**alone).view(len(where), len(path), -1)
+        torch.testing.assert_close(found[:, token], wanted[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1, 0], [0, 1]], "token 1, which does not see the root"),
+        ([[1, 1], [1, 1]], "token 0, which sees a later one"),
+        ([[1, 0], [1, 0]], "token 1, which does not see itself"),
+        ([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1]], "token 3, which sees other tokens than"),
+        ([[1, 0]], "a square of truth values"),
+    ],
+)
+def test_what_is_no_tree_is_refused(rows, message):
+    with pytest.raises(ValueError, match=message):
+        TreeMask(torch.tensor(rows, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("prompts", [[[5] * 20], [[1, 2], [9] * 20]])
 def test_an_engine_of_kernels_speculates_as_one_of_references_does(prompts):
     """One layer, grouped heads with norms; alone, and two rows that accept different lengths."""
@@ -123,7 +176,8 @@ def test_an_engine_of_kernels_speculates_as_one_of_references_does(prompts):
         ({"qkv": torch.zeros(3, 128)}, "the same number of tokens for each of the cache's 2 rows, got 3"),
         ({"qkv": torch.zeros(0, 128)}, "the same number of tokens for each of the cache's 2 rows, got 0"),
         ({"qkv": torch.zeros(4, 100)}, r"qkv must hold \(H \+ 2 · 2\) · 16 columns.*got 100"),
-        ({"qkv": torch.zeros(260, 128)}, "at most 64 queries for a key head, got 260; pass fewer tokens"),
+        ({"qkv": torch.zeros(260, 128)}, "qkv must have at most 64 tokens a row, got 130; pass fewer"),
+        ({"tree": tree_mask([0, 0])}, "tree must be of 2 tokens on cpu, as qkv has for each row, got 3"),
         ({"positions": torch.tensor([0, 63])}, r"positions must be in \[1, 63\].*got \[0, 63\]"),
         ({"positions": torch.tensor([1, 64])}, r"positions must be in \[1, 63\].*got \[1, 64\]"),
         ({"values": torch.zeros(2, 2, 60, 16)}, "values must have shape"),

@@ -22,6 +22,7 @@ from tests.kernels.compiled import (
     compiled_simple,
     compiled_staged,
     compiled_step,
+    compiled_tree,
     compiled_unaligned,
     compiled_varlen,
     compiled_window,
@@ -46,6 +47,10 @@ JOBS = [
     (compiled_window, "Qwen3-0.6B", BF16, 8, 90),
     (compiled_window, "Llama-3-8B", BF16, 2, 90),
     (compiled_rows, FP16, 89),  # where shared memory is least
+]
+TREES = [
+    *[(compiled_tree, "Llama-3-8B", 64, gpu) for gpu in SHARED_BYTES],
+    (compiled_tree, "Qwen3-0.6B", 20, 90),
 ]
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 9, 17, 64)]
 STAGED = [(compiled_staged, head_dim, gpu) for head_dim in (64, 128, 256) for gpu in SHARED_BYTES]
@@ -77,7 +82,7 @@ BIAS_JOBS = [
     (compiled_bias, 128, "full", BF16, 4096, 90),
 ]
 READABLE_JOBS = [*FLASH_JOBS, *SIMPLE_JOBS, *VARLEN_JOBS, *BIAS_JOBS]
-ALL = [*JOBS, *FEW_ROWS, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
+ALL = [*JOBS, *TREES, *FEW_ROWS, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
 # Of a thread, and not a loss: an address that is stored once by a program and loaded once a tile of queries.
 KEPT_BYTES = {("_warp_specialized_forward_kernel", 128, True): 8}  # by head size and causality
 TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step
@@ -162,6 +167,12 @@ def test_a_window_launches_as_many_as_a_step(kernels):
                 "settle_greedy", "verify", "next_token",
             ]  # fmt: skip
             assert not any(kernel.serialized for kernel in kernels[job])
+
+
+def test_a_tree_takes_three_launches_beside_its_products(kernels):
+    for job in TREES:
+        assert names_of(kernels[job]) == ["append_attention", "settle_tree", "keep_path"]
+        assert kernels[job][0].has_pdl == (job[-1] >= 90)
 
 
 def test_a_served_step_launches_what_it_says(kernels):

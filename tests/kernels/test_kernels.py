@@ -49,6 +49,7 @@ CONTRACT = [
         "contract_of_rotary.py",
         "contract_of_append.py",
         "contract_of_drafts.py",
+        "contract_of_draft_trees.py",
         "contract_of_drawn_drafts.py",
         "contract_of_serving.py",
         "contract_of_flash_attention.py",

@@ -131,8 +131,9 @@ class KernelStep:
         self.inner = x.new_empty(rows, c.intermediate_size)
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
         self.attention = settings.attention or self._attention_tile(state)
+        programs = self._num_programs(state)
         splits = settings.splits or num_splits(
-            batch, c.num_kv_heads, state.capacity, self.attention, processors
+            programs, c.num_kv_heads, state.capacity, self.attention, processors
         )
         self.workspace = Workspace(rows, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
 
@@ -174,6 +175,10 @@ class KernelStep:
     def _attention_tile(self, state: StepState) -> AttentionTile:
         strips = isinstance(self._tile(self.hidden, state.layers[0].qkv, gated=False), Strip)
         return best_attention_tile(state.cache.keys[0], state.model.config.num_heads, staged=strips)
+
+    def _num_programs(self, state: StepState) -> int:
+        """Of attention, for each key head and split."""
+        return state.batch_size
 
     def _linear(self, x: Tensor, weight: Tensor, out: Tensor, **parts) -> None:
         tile = self._tile(x, weight, parts.get("gated", False))

@@ -1,5 +1,8 @@
 """Several tokens of each row in one pass, the last of them where the row stands: to the logits after each.
 
+They follow one another, or branch: in a tree they lie one behind the other all the same, but each sees its
+own ancestors alone.
+
 What verifies drafts: the weights are read once for all T tokens, so that where reading them is what takes
 time the pass costs little more than a step of one token. Positions stay where they are: how many of the
 tokens become text is decided afterwards, and keys and values of the others are overwritten by what follows.
@@ -13,12 +16,18 @@ import torch
 from torch import Tensor
 
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
-from llmcourse.kernels.append_attention import append_attention, append_attention_reference, append_tile
+from llmcourse.kernels.append_attention import (
+    append_attention,
+    append_attention_reference,
+    append_tile,
+    query_blocks,
+)
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import HeadNorm
 from llmcourse.kernels.drafts import embed_window, embed_window_reference
 from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear_reference
 from llmcourse.kernels.tiles import AttentionTile
+from llmcourse.kernels.tree_mask import TreeMask
 
 MOST_WINDOW_ROWS = 16  # B · T, up to which our kernel multiplies any matrix
 
@@ -29,6 +38,7 @@ class Window:
     Args:
         state: text, positions and cache; each position must be at least T − 1.
         num_tokens: T.
+        tree: which of them each one sees; None for a chain.
         backend, settings: as in `DecodeEngine`; tiles of `settings` are for B · T rows here.
 
     Attributes:
@@ -40,12 +50,13 @@ class Window:
         self,
         state: StepState,
         num_tokens: int,
+        tree: TreeMask | None = None,
         *,
         backend: Backend = "auto",
         settings: KernelSettings | None = None,
     ):
         batch, device = state.batch_size, state.text.device
-        self.state = state
+        self.state, self.tree = state, tree
         self.tokens = torch.zeros(batch, num_tokens, dtype=torch.long, device=device)
         shape = (batch, num_tokens, state.logits.shape[1])
         self.logits = torch.zeros(shape, dtype=state.logits.dtype, device=device)
@@ -67,7 +78,7 @@ class Window:
             qkv = linear_reference(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
             layer = (state.cache.keys[index], state.cache.values[index])
             places = (state.positions, state.cos, state.sin)
-            mixed = append_attention_reference(qkv, *layer, *places, w.head_norm)
+            mixed = append_attention_reference(qkv, *layer, *places, w.head_norm, self.tree)
             x = linear_reference(mixed, w.output, bias=w.output_bias, residual=x)
             inner = linear_reference(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
             x = linear_reference(inner, w.down, residual=x)
@@ -96,6 +107,7 @@ class _WindowStep(KernelStep):
             state.cos,
             state.sin,
             norm,
+            self.window.tree,
             workspace=self.workspace,
             out=self.mixed,
             backend="triton",
@@ -108,6 +120,10 @@ class _WindowStep(KernelStep):
 
     def _attention_tile(self, state: StepState) -> AttentionTile:
         return append_tile(state.cache.keys[0], state.model.config.num_heads, self.window.tokens.shape[1])
+
+    def _num_programs(self, state: StepState) -> int:
+        config, num_tokens = state.model.config, self.window.tokens.shape[1]
+        return state.batch_size * query_blocks(num_tokens, config.num_heads, config.num_kv_heads)
 
     def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> AnyTile | None:
         """Ours for any matrix while the rows are few: PyTorch's product has three launches more around it.

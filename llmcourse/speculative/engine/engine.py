@@ -19,7 +19,7 @@ from llmcourse.decoding.engine.step import KernelSettings, StepState, check_room
 from llmcourse.decoding.engine.window import Window
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.decoding.source import CachedLogits, check_prompts, check_request
-from llmcourse.kernels.append_attention import MOST_QUERIES
+from llmcourse.kernels.append_attention import MOST_TOKENS
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.drafts import settle_greedy
@@ -88,7 +88,9 @@ class SpeculativeEngine:
         self.target, self.drafter, self.draft_length = target, drafter, draft_length
         self.backend = resolve(backend, target.device, target.dtype)
         if self.backend == "triton":
-            _check_queries(target, draft_length)
+            longest, remedy = MOST_TOKENS - 1, "draft less, or take the reference"
+            allowed = f"at most {longest} for the attention's kernel"
+            require(draft_length <= longest, "draft_length", allowed, draft_length, remedy)
         self.settings, self.drafter_settings = settings, drafter_settings
         self.graph = graph and self.backend == "triton" and target.device.type == "cuda"
         self.device, self.vocab_size = target.device, target.config.vocab_size
@@ -331,13 +333,6 @@ def _check_drafter(target: Decoder, drafter: Decoder | LookupDrafter) -> None:
     wanted, found = ((model.device, model.dtype) for model in (target, drafter))
     remedy = "load both alike"
     require(wanted == found, "drafter", f"on the target's device, in its dtype {wanted}", found, remedy)
-
-
-def _check_queries(target: Decoder, draft_length: int) -> None:
-    config = target.config
-    longest = MOST_QUERIES * config.num_kv_heads // config.num_heads - 1
-    allowed, remedy = f"at most {longest} for this model's attention", "draft less, or take the reference"
-    require(draft_length <= longest, "draft_length", allowed, draft_length, remedy)
 
 
 def _ended(tokens: list[int], most: int, ends: frozenset[int]) -> bool:

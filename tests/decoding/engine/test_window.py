@@ -6,7 +6,9 @@ import torch
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import StepState
 from llmcourse.decoding.engine.window import Window
+from llmcourse.kernels.tree_mask import TreeMask
 from llmcourse.model import Decoder, DecoderConfig
+from llmcourse.speculative.tree import DraftTree, read_tree
 
 SWITCHES = {
     "grouped heads": {},
@@ -57,3 +59,18 @@ def test_tokens_that_are_read_anew_replace_those_before():
         state.text[0, 3:6] = torch.tensor(drafts)
         window.read()
     torch.testing.assert_close(window.logits[0], model(torch.tensor([[1, 2, 3, 60, 61, 62]]))[0, 3:])
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_logits_of_a_tree_are_those_of_each_path_alone(switches):
+    model, tree = tiny(**SWITCHES[switches]), DraftTree([-1, -1, 0, 0, 1, 4])
+    state = StepState(model, 3, 20)
+    prefill(state, PROMPTS)
+    nodes = torch.randint(0, 100, (3, len(tree)))
+    state.text.scatter_(1, state.positions[:, None] + 1 + torch.arange(len(tree)), nodes)
+    state.positions += len(tree)
+    sees = torch.ones(len(tree) + 1, len(tree) + 1, dtype=torch.bool).tril()
+    sees[1:, 1:] = tree.ancestors()
+    window = Window(state, len(tree) + 1, TreeMask(sees))
+    window.read()
+    torch.testing.assert_close(window.logits, read_tree(model, PROMPTS, nodes, tree))

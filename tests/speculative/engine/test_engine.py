@@ -264,9 +264,9 @@ def test_a_text_too_short_to_time_verifying_is_refused(model):
 def test_more_drafts_than_attention_takes_are_refused_before_memory_is_made(model):
     with (
         mock.patch.object(engine_module, "resolve", lambda *_: "triton"),
-        pytest.raises(ValueError, match="draft_length must be at most 31 for this model's attention, got 32"),
+        pytest.raises(ValueError, match="draft_length must be at most 63 for the attention's kernel, got 64"),
     ):
-        SpeculativeEngine(model, model, draft_length=32)
+        SpeculativeEngine(model, model, draft_length=64)
 
 
 def test_what_is_no_model_is_refused(model):
