@@ -4,10 +4,14 @@ Slot s of row b holds the key and value of the token at position s of sequence b
 position p may therefore see exactly the slots s <= p, however ragged the batch is: padding
 and rejected tokens leave values in slots that no query reaches before they are overwritten.
 That is also why rolling back is only a change of `lengths`.
+
+Tokens that branch, several ways in which a text may go on, are the exception: they lie side by side behind
+the text, each sees its own way alone (`reserve`), and the way that is kept is moved together (`keep`).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from operator import index
@@ -92,30 +96,52 @@ class KVCache:
     def device(self) -> torch.device:
         return self.keys.device
 
-    def reserve(self, num_tokens: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T S"] | None]:
+    def reserve(
+        self, num_tokens: int, sees: Bool[Tensor, "T T"] | None = None
+    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T S"] | None]:
         """Makes room for `num_tokens` more in every row, before a forward pass.
 
+        Args:
+            sees: which of the new tokens each of them may see, beside all that the row holds; None for
+                those before it and itself.
+
         Returns:
-            the positions of the new tokens, and which of the slots each of them may see; None
-            for the latter where all rows are equally long, so that causality says it all.
+            the slots of the new tokens, and which slots each of them may see; None for the latter where
+            all rows are equally long and `sees` is None, so that causality says it all.
 
         Raises:
-            ValueError: the cache would overflow, or `num_tokens` is below 1; nothing is changed.
+            ValueError: the cache would overflow, `num_tokens` is below 1, or `sees` is not as wide;
+                nothing is changed.
         """
         if num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {num_tokens}; leave out empty pieces")
+        if sees is not None and tuple(sees.shape) != (num_tokens, num_tokens):
+            raise ValueError(
+                f"sees must be of shape {(num_tokens, num_tokens)}, got {tuple(sees.shape)}; "
+                "say of each new token which of the new ones it sees"
+            )
         needed = self.extent + num_tokens
         if needed > self.capacity:
             raise ValueError(
                 f"the cache holds {self.capacity} tokens a row, {needed} are needed; "
                 "create it with a larger capacity or ask for fewer new tokens"
             )
-        positions = self.lengths[:, None] + torch.arange(num_tokens, device=self.lengths.device)
-        self.lengths = self.lengths + num_tokens
+        held = self.lengths
+        slots = held[:, None] + torch.arange(num_tokens, device=held.device)
+        self.lengths = held + num_tokens
         self.extent = needed
+        if sees is not None:
+            return slots, self._visible(held, sees)
         if not self.ragged:
-            return positions, None
-        return positions, torch.arange(self.extent, device=self.lengths.device) <= positions[..., None]
+            return slots, None
+        return slots, torch.arange(self.extent, device=held.device) <= slots[..., None]
+
+    def _visible(self, held: Int[Tensor, " B"], sees: Bool[Tensor, "T T"]) -> Bool[Tensor, "B T S"]:
+        """All slots that a row held, and of the new ones behind them what `sees` says."""
+        behind = torch.arange(self.extent, device=held.device) - held[:, None]  # (B, S)
+        new = (behind >= 0) & (behind < len(sees))
+        among_new = sees.to(held.device)[:, behind.clamp(0, len(sees) - 1)].transpose(0, 1)  # (B, T, S)
+        return (behind < 0)[:, None] | (among_new & new[:, None])
 
     def write(
         self,
@@ -159,6 +185,45 @@ class KVCache:
         held = self.lengths.tolist()
         counts = _one_a_row("n", [n] * len(held) if isinstance(n, int) else n, held)
         self._set_lengths([old - count for old, count in zip(held, counts, strict=True)])
+
+    def keep(self, num_last: int, kept: Sequence[Sequence[int]]) -> None:
+        """Of the last `num_last` tokens of each row keeps some, moved together; the others are forgotten.
+
+        A token's key was turned to its position, so those kept must be a way through the branches: the
+        first, the second, … behind the text.
+
+        Args:
+            kept: for each row, increasing numbers in [0, num_last).
+
+        Raises:
+            ValueError: more tokens than a row holds, numbers that do not increase or are out of their
+                range, or not one list a row; nothing is changed.
+        """
+        held = self.lengths.tolist()
+        counts = _one_a_row("num_last", [num_last] * len(held), held)
+        if len(kept) != len(held):
+            raise ValueError(f"kept must have {len(held)} entries, one a row, got {len(kept)}; give all rows")
+        for row, numbers in enumerate(kept):
+            if any(b <= a for a, b in itertools.pairwise((-1, *numbers, num_last))):
+                raise ValueError(
+                    f"kept[{row}] must increase within [0, {num_last - 1}], got {list(numbers)}; "
+                    "number the last tokens from 0 and give those of one path"
+                )
+        bases = [length - count for length, count in zip(held, counts, strict=True)]
+        width = max(map(len, kept))
+        if any(list(numbers) != list(range(len(numbers))) for numbers in kept):
+            # Rows that keep fewer move what follows onto itself: slots that are forgotten below.
+            padded = [[*numbers, *range(len(numbers), width)] for numbers in kept]
+            self._move(torch.tensor(padded), torch.tensor(bases))
+        self._set_lengths([base + len(numbers) for base, numbers in zip(bases, kept, strict=True)])
+
+    def _move(self, numbers: Int[Tensor, "B K"], bases: Int[Tensor, " B"]) -> None:
+        """Slot `bases[b] + i` of row b takes over what is in slot `bases[b] + numbers[b, i]`."""
+        rows = torch.arange(len(bases))[:, None].to(self.device)
+        source = (bases[:, None] + numbers).to(self.device)
+        target = (bases[:, None] + torch.arange(numbers.shape[1])).to(self.device)
+        for held in (self.keys, self.values):
+            held[:, rows, :, target] = held[:, rows, :, source]
 
     def reorder(self, rows: Int[Tensor, " B"]) -> None:
         """Row i becomes a copy of row `rows[i]`: how beam search moves hypotheses.

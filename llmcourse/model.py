@@ -152,10 +152,22 @@ class Context(NamedTuple):
     """What all layers of one forward pass share."""
 
     rope: Rope
-    positions: Int[Tensor, "B T"]
+    slots: Int[Tensor, "B T"]  # of the cache
     mask: Bool[Tensor, "B T S"] | None  # None: causal
     cache: KVCache | None
     attention: Attention
+
+
+class Branches(NamedTuple):
+    """New tokens that do not simply follow one another, as those of a tree of drafts.
+
+    Attributes:
+        offsets: how far behind the text each of them stands, from 0.
+        sees: which of the new tokens each of them sees, beside the whole text.
+    """
+
+    offsets: Int[Tensor, " T"]
+    sees: Bool[Tensor, "T T"]
 
 
 class SelfAttention(nn.Module):
@@ -183,9 +195,19 @@ class SelfAttention(nn.Module):
         v = heads(self.v_proj(x)).transpose(1, 2)
         q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
         if context.cache is not None:
-            k, v = context.cache.write(layer, k, v, context.positions)  # (B, Hkv, S, D)
+            k, v = context.cache.write(layer, k, v, context.slots)  # (B, Hkv, S, D)
         mixed = context.attention(q, k, v, context.mask)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+def _check_branches(branches: Branches, cache: KVCache | None, length: int) -> None:
+    if cache is None:
+        raise ValueError("cache must be given with branches, got None; read the text into one first")
+    if tuple(branches.offsets.shape) != (length,):
+        raise ValueError(
+            f"offsets must have {length} entries, one a token, got shape {tuple(branches.offsets.shape)}; "
+            "say of each new token how far behind the text it stands"
+        )
 
 
 class SwiGLU(nn.Module):
@@ -273,28 +295,37 @@ class Decoder(nn.Module):
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def hidden_states(
-        self, token_ids: Int[Tensor, "B T"], cache: KVCache | None = None
+        self,
+        token_ids: Int[Tensor, "B T"],
+        cache: KVCache | None = None,
+        branches: Branches | None = None,
     ) -> Float[Tensor, "B T C"]:
         """The last layer's normalised hidden states.
 
         Args:
             token_ids: the new tokens; with a cache they continue what it holds, without one
                 they are the whole text.
+            branches: where the new tokens stand and what they see of each other; None where each follows
+                the one before it. The text behind which they stand is in the cache.
 
         Raises:
             ValueError: no tokens, ids outside of the vocabulary (on a GPU this is a device assertion:
                 a check would stall every step), more or fewer rows than the cache has, a cache of
-                another model, or one that would overflow; the cache is left as it was.
+                another model, or one that would overflow, branches without a cache or of another number
+                of tokens; the cache is left as it was.
         """
         batch, length = self._check_tokens(token_ids)
         if cache is not None:
             self._check_cache(cache, batch)
+        if branches is not None:
+            _check_branches(branches, cache, length)
         x = self._embed(token_ids)
         if cache is None:
-            positions, mask = torch.arange(length, device=token_ids.device).expand(batch, length), None
+            slots, mask = torch.arange(length, device=token_ids.device).expand(batch, length), None
         else:
-            positions, mask = cache.reserve(length)
-        context = Context(Rope.of_pairs(*self.rope(positions)), positions, mask, cache, self.attention)
+            slots, mask = cache.reserve(length, None if branches is None else branches.sees)
+        positions = slots if branches is None else slots[:, :1] + branches.offsets.to(slots.device)
+        context = Context(Rope.of_pairs(*self.rope(positions)), slots, mask, cache, self.attention)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, index, context)
         return self.model.norm(x)

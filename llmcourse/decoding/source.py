@@ -68,12 +68,18 @@ class _ModelLogits:
     def _logits_at_ends(
         self, texts: Sequence[Sequence[int]], cache: KVCache | None = None
     ) -> Float[Tensor, "B V"]:
-        """Runs right-padded texts; only the last hidden state of each row meets the vocabulary."""
+        """Only the last hidden state of each row meets the vocabulary."""
+        return self.model.lm_head(self._hidden_at_ends(texts, cache))
+
+    def _hidden_at_ends(
+        self, texts: Sequence[Sequence[int]], cache: KVCache | None = None
+    ) -> Float[Tensor, "B C"]:
+        """Runs right-padded texts."""
         lengths = [len(text) for text in texts]
         padded = [[*text, *[0] * (max(lengths) - len(text))] for text in texts]
         hidden = self.model.hidden_states(torch.tensor(padded, device=self.device), cache)  # (B, T, C)
         ends = torch.tensor(lengths, device=self.device) - 1
-        return self.model.lm_head(hidden[torch.arange(len(texts), device=self.device), ends])
+        return hidden[torch.arange(len(texts), device=self.device), ends]
 
 
 class CachedLogits(_ModelLogits):

@@ -1,0 +1,69 @@
+"""Medusa: heads on the backbone guess the tokens after the next, and a tree of guesses is read in one pass.
+
+heads       from the last hidden state to guesses for the second, third, … next token
+stored      heads on disk, and the hash that ties them to their backbone
+candidates  which guesses are tried together: full and sparse trees
+search      the tree for a budget of nodes, from how often each guess is right
+drafting    the tokens of a tree's nodes: the likeliest of each head, or drawn from it
+reading     tree attention: all nodes in one pass, and the accepted path kept in the cache
+typical     typical acceptance, which is lossy, and how much it changes
+judged      a step's verdict on a batch, in which rows fail alone
+loop        propose, read, choose a path, repeat: `stream` and `generate` as in decoding
+steps       what a step leaves to be looked at, and what many of them gained
+"""
+
+from llmcourse.speculative.medusa.candidates import MedusaTree, full, sparse
+from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
+from llmcourse.speculative.medusa.loop import generate, stream
+from llmcourse.speculative.medusa.reading import TreeTarget, layout
+from llmcourse.speculative.medusa.search import (
+    expected_tokens,
+    observed_tokens,
+    rank_accuracies,
+    search,
+    true_ranks,
+)
+from llmcourse.speculative.medusa.steps import (
+    MedusaStep,
+    accepted_nodes,
+    measured_speed_up,
+    tokens_per_step,
+)
+from llmcourse.speculative.medusa.stored import embedded_heads, fingerprint, load_heads, save_heads
+from llmcourse.speculative.medusa.typical import (
+    TypicalAcceptance,
+    first_token_law,
+    mean_log_probability,
+    total_variation,
+    typical_walk,
+)
+
+__all__ = [
+    "HeadsConfig",
+    "MedusaHeads",
+    "MedusaStep",
+    "MedusaTree",
+    "TreeTarget",
+    "TypicalAcceptance",
+    "accepted_nodes",
+    "embedded_heads",
+    "expected_tokens",
+    "fingerprint",
+    "first_token_law",
+    "full",
+    "generate",
+    "layout",
+    "load_heads",
+    "mean_log_probability",
+    "measured_speed_up",
+    "observed_tokens",
+    "rank_accuracies",
+    "save_heads",
+    "search",
+    "sparse",
+    "stream",
+    "tokens_per_step",
+    "total_variation",
+    "true_ranks",
+    "typical_walk",
+]
