@@ -44,6 +44,7 @@ class Window:
     Attributes:
         tokens: `(B, T)`, what was read.
         logits: `(B, T, V)`, after each of them.
+        hidden: `(B · T, C)`, before the final norm.
     """
 
     def __init__(
@@ -62,7 +63,11 @@ class Window:
         self.logits = torch.zeros(shape, dtype=state.logits.dtype, device=device)
         self._pass: Callable[[StepState], None] = self._reference
         if resolve(backend, device, state.model.dtype) == "triton":
-            self._pass = _WindowStep(self, settings or KernelSettings())
+            step = _WindowStep(self, settings or KernelSettings())
+            self._pass, self.hidden = step, step.hidden
+        else:
+            table = state.model.model.embed_tokens.weight
+            self.hidden = table.new_zeros(batch * num_tokens, table.shape[1])
 
     @torch.no_grad()
     def read(self) -> None:
@@ -82,6 +87,7 @@ class Window:
             x = linear_reference(mixed, w.output, bias=w.output_bias, residual=x)
             inner = linear_reference(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
             x = linear_reference(inner, w.down, residual=x)
+        self.hidden.copy_(x)
         norm = model.model.norm.weight
         logits = linear_reference(x, model.lm_head.weight, norm=norm, eps=state.eps)
         self.logits.copy_(logits.view_as(self.logits))

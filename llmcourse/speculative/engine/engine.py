@@ -8,17 +8,16 @@ classes run with the kernels' references.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
-from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState, check_room
 from llmcourse.decoding.engine.window import Window
 from llmcourse.decoding.errors import require, require_integer, require_number
-from llmcourse.decoding.source import CachedLogits, check_prompts, check_request
+from llmcourse.decoding.source import CachedLogits, check_prompts
 from llmcourse.kernels.append_attention import MOST_TOKENS
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
@@ -26,30 +25,14 @@ from llmcourse.kernels.drafts import settle_greedy
 from llmcourse.kernels.drawn_drafts import VerdictMemory, settle_drawn
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
-from llmcourse.speculative.draft_length import Tally
 from llmcourse.speculative.engine.drafting import Drafting
 from llmcourse.speculative.engine.lookups import Lookups
-from llmcourse.speculative.engine.reports import Reports
+from llmcourse.speculative.engine.stepping import SteppingEngine
 from llmcourse.speculative.lookup import LookupDrafter
 from llmcourse.speculative.vocabulary import check_sizes
 
 
-@dataclass
-class Speculated:
-    """What the engine wrote, and what it took.
-
-    Attributes:
-        tokens: of each row, without its prompt.
-        num_steps: of speculation; the first token comes from reading the prompt.
-        tally: drafts that stood and that fell, of rows that were still being written.
-    """
-
-    tokens: list[list[int]]
-    num_steps: int = 0
-    tally: Tally = field(default_factory=Tally)
-
-
-class SpeculativeEngine:
+class SpeculativeEngine(SteppingEngine):
     """Writes what the target writes: the same tokens if greedy, otherwise texts of the same distribution.
 
     That is so for the logits that the pass over γ + 1 tokens gives. They are those of a pass over one up to
@@ -85,22 +68,19 @@ class SpeculativeEngine:
         require_integer(1, "draft_length", draft_length, "decode without a drafter to draft nothing")
         self.models = [target] if isinstance(drafter, LookupDrafter) else [target, drafter]
         _check_drafter(target, drafter)
-        self.target, self.drafter, self.draft_length = target, drafter, draft_length
+        self.drafter, self.draft_length = drafter, draft_length
         self.backend = resolve(backend, target.device, target.dtype)
         if self.backend == "triton":
             longest, remedy = MOST_TOKENS - 1, "draft less, or take the reference"
             allowed = f"at most {longest} for the attention's kernel"
             require(draft_length <= longest, "draft_length", allowed, draft_length, remedy)
         self.settings, self.drafter_settings = settings, drafter_settings
-        self.graph = graph and self.backend == "triton" and target.device.type == "cuda"
-        self.device, self.vocab_size = target.device, target.config.vocab_size
-        self.max_length = min(model.config.max_position_embeddings for model in self.models)
-        shorter, allowed = draft_length < self.max_length, f"below the context of {self.max_length}"
+        max_length = min(model.config.max_position_embeddings for model in self.models)
+        shorter, allowed = draft_length < max_length, f"below the context of {max_length}"
         remedy = "a step cannot bring more than a whole text"
         require(shorter, "draft_length", allowed, draft_length, remedy)
-        self.capacity = 0
-        self._recordings: dict[object, Callable[[], None]] = {}
-        self._reports = Reports(self.device)
+        recorded = graph and self.backend == "triton" and target.device.type == "cuda"
+        super().__init__(target, draft_length, max_length, graph=recorded)
 
     @torch.no_grad()
     def start(
@@ -121,11 +101,7 @@ class SpeculativeEngine:
         """
         check_prompts(prompts, CachedLogits(self.target))
         self._check_draws(temperature, seed)
-        require_integer(1, "capacity", capacity, "add up prompt and new tokens")
-        least = max(map(len, prompts)) + 1
-        remedy = "add up prompt and new tokens, and mind both contexts"
-        allowed = f"in [{least}, {self.max_length}]"
-        require(least <= capacity <= self.max_length, "capacity", allowed, capacity, remedy)
+        self._check_capacity(prompts, capacity)
         self._prepare(len(prompts), capacity)
         self.choice = self._choice_for(temperature, int(seed))
         self._reports.clear()
@@ -136,90 +112,6 @@ class SpeculativeEngine:
         first = self._state.text.gather(1, self._state.positions[:, None])[:, 0].tolist()
         self._drafting.start(prompts, first)
         return first
-
-    def step(self) -> list[list[int]]:
-        """Drafts, verifies and settles; the tokens that each row gained, between 1 and γ + 1.
-
-        Rows that have reached the capacity go on in place: leave their tokens unread.
-
-        Raises:
-            ValueError: no prompt was read yet.
-        """
-        self.launch()
-        return self.collect()
-
-    @torch.no_grad()
-    def launch(self) -> None:
-        """Puts a step into the device's queue, behind those whose tokens were not collected yet.
-
-        Raises:
-            ValueError: no prompt was read yet, or drafts are looked up and a step is under way.
-        """
-        self._require_started("step")
-        if self._drafting.on_host:
-            known, remedy = len(self._reports) == 0, "collect it first: the text must be known to look up"
-            require(known, "launch", "called with no step under way", len(self._reports), remedy)
-            self._drafting.draft(self.choice)
-            self._run("settle", self._settle)
-        else:
-            self._run("step", self._whole)
-        self._reports.send(self._report)
-
-    def launch_ahead(self, num_tokens: int) -> None:
-        """Has two steps under way if so many tokens cannot be written in one of them, otherwise one.
-
-        With drafts that are looked up there is never more than one.
-        """
-        ahead = num_tokens > self.draft_length + 1 and not self._drafting.on_host
-        wanted = 2 if ahead else 1
-        while len(self._reports) < wanted:
-            self.launch()
-
-    def collect(self) -> list[list[int]]:
-        """The tokens that each row gained in the first of the steps that were launched.
-
-        Raises:
-            ValueError: none was.
-        """
-        require(len(self._reports) > 0, "collect", "called after launch", "no step under way", "call launch")
-        gained = [row[1 : 1 + row[0]] for row in self._reports.receive()]
-        self._lengths = [length + len(new) for length, new in zip(self._lengths, gained, strict=True)]
-        self._drafting.extend(gained)
-        return gained
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        seed: int = 0,
-        eos_token_ids: Sequence[int] = (),
-    ) -> Speculated:
-        """Writes each text to its end: so many tokens, or an end token, which is kept.
-
-        Raises:
-            TypeError, ValueError: as `start` and `check_request`, or more tokens than a context leaves.
-        """
-        ends = check_request(CachedLogits(self.target), prompts, max_new_tokens, eos_token_ids)
-        longest = max(map(len, prompts))
-        room = self.max_length - longest
-        fits, remedy = max_new_tokens <= room, "ask for fewer, or shorten the prompt"
-        require(fits, "max_new_tokens", f"at most the {room} that the context leaves", max_new_tokens, remedy)
-        capacity = longest + max_new_tokens
-        first = self.start(prompts, capacity, temperature=temperature, seed=seed)
-        written = Speculated([[token] for token in first])
-        while any(active := [not _ended(row, max_new_tokens, ends) for row in written.tokens]):
-            most = max(max_new_tokens - len(row) for row in written.tokens)
-            self.launch_ahead(most)
-            gained = self.collect()
-            written.num_steps += 1
-            for row, new in enumerate(gained):
-                if active[row]:
-                    written.tally = written.tally.after(self.draft_length, len(new) - 1)
-                    _extend(written.tokens[row], new, max_new_tokens, ends)
-        self._reports.clear()
-        return written
 
     @torch.no_grad()
     def draft(self) -> None:
@@ -245,8 +137,27 @@ class SpeculativeEngine:
         require(shortest > self.draft_length, "verify", allowed, shortest, "take a step or two before")
         self._run("verify", self._window.read)
 
-    def _require_started(self, name: str) -> None:
-        require(self.capacity > 0, name, "called after start", "an engine without prompts", "call start")
+    @property
+    def _one_at_a_time(self) -> bool:
+        return self._drafting.on_host
+
+    @property
+    def _report(self) -> Tensor:
+        return self._told
+
+    def _kept_by_recording(self) -> tuple[object, list[Tensor]]:
+        return self.choice.sampled, [self._state.text, self._state.positions]
+
+    def _launch(self) -> None:
+        if self._drafting.on_host:
+            self._drafting.draft(self.choice)
+            self._run("settle", self._settle)
+        else:
+            self._run("step", self._whole)
+
+    def _collected(self, gained: list[list[int]]) -> None:
+        super()._collected(gained)
+        self._drafting.extend(gained)
 
     def _draft_in_place(self) -> None:
         self._drafting.draft(self.choice)
@@ -259,7 +170,7 @@ class SpeculativeEngine:
     def _settle(self) -> None:
         self._window.read()
         state, logits, last = self._state, self._window.logits, self.capacity - 1
-        places = (state.text, state.positions, last, self._report)
+        places = (state.text, state.positions, last, self._told)
         if self.choice.sampled:
             chance = (self.choice, self._memory)
             settle_drawn(logits, self._drafting.kept, *places, *chance, backend=self.backend)
@@ -288,7 +199,7 @@ class SpeculativeEngine:
             ahead.text, ahead.positions = self._state.text, self._state.positions
             self._drafting = Drafting(ahead, gamma, backend=self.backend, settings=self.drafter_settings)
         self._window = Window(self._state, gamma + 1, backend=self.backend, settings=self.settings)
-        self._report = self._state.text.new_zeros(batch_size, gamma + 2)
+        self._told = self._state.text.new_zeros(batch_size, gamma + 2)
         self._likeliest = Choice(batch_size * (gamma + 1), self.vocab_size, self.device)
         self._memory = VerdictMemory(batch_size, gamma + 1, self.vocab_size, self.device)
         self.capacity = capacity
@@ -308,16 +219,6 @@ class SpeculativeEngine:
         self._choices[sampled].draw_with(temperature, seed)
         return self._choices[sampled]
 
-    def _run(self, name: str, work: Callable[[], None]) -> None:
-        """Does the work: from its recording where graphs are used."""
-        if not self.graph:
-            return work()
-        key = (name, self.choice.sampled)
-        if key not in self._recordings:
-            keep = [self._state.text, self._state.positions]
-            self._recordings[key] = recorded(work, self.device, keep)
-        return self._recordings[key]()
-
 
 def _check_drafter(target: Decoder, drafter: Decoder | LookupDrafter) -> None:
     for name, model in (("target", target), ("drafter", drafter)):
@@ -333,15 +234,3 @@ def _check_drafter(target: Decoder, drafter: Decoder | LookupDrafter) -> None:
     wanted, found = ((model.device, model.dtype) for model in (target, drafter))
     remedy = "load both alike"
     require(wanted == found, "drafter", f"on the target's device, in its dtype {wanted}", found, remedy)
-
-
-def _ended(tokens: list[int], most: int, ends: frozenset[int]) -> bool:
-    return len(tokens) >= most or tokens[-1] in ends
-
-
-def _extend(tokens: list[int], new: list[int], most: int, ends: frozenset[int]) -> None:
-    """Appends the new tokens up to the first that ends the text."""
-    for token in new:
-        if _ended(tokens, most, ends):
-            break
-        tokens.append(token)

@@ -1,0 +1,206 @@
+"""Medusa behind static memory: a step of heads, tree and verdict is one recorded graph.
+
+It holds the heads' guesses from the hidden state that the last step left, one pass of the backbone over the
+tree, the verdict, and the path's way to its place in text and cache (Cai et al. 2024, section 2.1). Greedy
+alone: the text is that of greedy decoding. `loop` is the same with all its kinds of verdict, step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llmcourse.decoding.engine.prefill import prefill
+from llmcourse.decoding.engine.step import KernelSettings, StepState, check_room
+from llmcourse.decoding.engine.window import Window
+from llmcourse.decoding.errors import require
+from llmcourse.decoding.source import CachedLogits, check_prompts
+from llmcourse.kernels.append_attention import MOST_TOKENS
+from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.blas import lay_out
+from llmcourse.kernels.draft_trees import PathMemory, keep_path, settle_tree
+from llmcourse.kernels.tokens import Choice, choose
+from llmcourse.kernels.tree_mask import TreeMask
+from llmcourse.model import Decoder
+from llmcourse.speculative.engine.stepping import SteppingEngine
+from llmcourse.speculative.medusa.candidates import MedusaTree
+from llmcourse.speculative.medusa.heads import MedusaHeads, check_fits
+
+
+class MedusaEngine(SteppingEngine):
+    """Writes what greedy decoding of the backbone writes, several tokens a step.
+
+    That is so for the logits that the pass over a tree gives; see `SpeculativeEngine` on their rounding.
+
+    Args:
+        model: the backbone; its projections become views of fused matrices.
+        heads: trained on it, on its device and in its dtype.
+        tree: which of the heads' guesses are tried together; with the root at most 64 tokens for kernels.
+        backend, graph: as in `DecodeEngine`.
+        settings: of the backbone's kernels; tiles are for B · (N + 1) rows.
+
+    Raises:
+        TypeError, ValueError: heads that do not fit the backbone, a tree that they cannot fill, that is empty
+            or too large, or a backend that cannot run.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        heads: MedusaHeads,
+        tree: MedusaTree,
+        *,
+        backend: Backend = "auto",
+        settings: KernelSettings | None = None,
+        graph: bool = True,
+    ):
+        check_fits(heads, model)
+        tree.check(heads.config)
+        require(len(tree) > 0, "tree", "of one node or more", 0, "decode without heads to draft nothing")
+        wanted, found = ((one.device, next(one.parameters()).dtype) for one in (model, heads))
+        require(
+            wanted == found, "heads", f"on the backbone's device, in its dtype {wanted}", found, "move them"
+        )
+        self.backend = resolve(backend, model.device, model.dtype)
+        if self.backend == "triton":
+            most, remedy = MOST_TOKENS - 1, "prune the tree, or take the reference"
+            allowed = f"of at most {most} nodes for the attention's kernel"
+            require(len(tree) <= most, "tree", allowed, len(tree), remedy)
+        self.heads, self.tree, self.settings = heads, tree, settings
+        recorded = graph and self.backend == "triton" and model.device.type == "cuda"
+        super().__init__(model, tree.depth, model.config.max_position_embeddings, graph=recorded)
+        self._guesses = Guesses(model, heads, tree)
+        self._mask = tree_mask(tree, model.device)
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> list[int]:
+        """Reads the prompts; returns the first token of each text.
+
+        Memory and recordings are kept from the last start where batch and capacity still fit.
+
+        Args:
+            capacity: tokens to make room for in each row, its prompt included.
+
+        Raises:
+            TypeError, ValueError: prompts that `check_prompts` refuses, or a capacity that does not hold
+                them and one token more, or outgrows the model's context.
+            DoesNotFit: the memory that is free does not hold the cache.
+        """
+        check_prompts(prompts, CachedLogits(self.target))
+        self._check_capacity(prompts, capacity)
+        self._prepare(len(prompts), capacity)
+        self._reports.clear()
+        self._lengths = [len(prompt) + 1 for prompt in prompts]
+        self._hidden.copy_(prefill(self._state, prompts))
+        state = self._state
+        choose(state.logits, state.text, state.positions, self._first, backend=self.backend)
+        return state.text.gather(1, state.positions[:, None])[:, 0].tolist()
+
+    @torch.no_grad()
+    def draft(self) -> None:
+        """The heads' part of a step alone, to be timed: it moves nothing on.
+
+        Raises:
+            ValueError: no prompt was read yet.
+        """
+        self._require_started("draft")
+        self._run("draft", self._draft_in_place)
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """The backbone's pass over as many tokens as root and tree, to be timed: it moves nothing on.
+
+        Raises:
+            ValueError: no prompt was read yet, or a text is shorter than that.
+        """
+        self._require_started("verify")
+        shortest, allowed = min(self._lengths), "called when each text has more tokens than the tree"
+        require(shortest > len(self.tree), "verify", allowed, shortest, "take a few steps before")
+        self._run("verify", self._window.read)
+
+    @property
+    def _report(self) -> Tensor:
+        return self._memory.report
+
+    def _kept_by_recording(self) -> tuple[object, list[Tensor]]:
+        return None, [self._state.text, self._state.positions, self._hidden]
+
+    def _launch(self) -> None:
+        self._run("step", self._whole)
+
+    def _draft_in_place(self) -> None:
+        nodes = self._guesses.nodes(self._hidden)
+        slots = self._state.positions[:, None] + torch.arange(1, nodes.shape[1] + 1, device=self.device)
+        self._state.text.scatter_(1, slots, nodes)
+
+    def _whole(self) -> None:
+        state, memory = self._state, self._memory
+        self._draft_in_place()
+        state.positions += len(self.tree)
+        self._window.read()
+        places = (state.text, state.positions, self.capacity - 1, self._mask, memory)
+        settle_tree(self._window.logits, *places, self._likeliest, backend=self.backend)
+        keep_path(state.cache.keys, state.cache.values, memory, backend=self.backend)
+        end = memory.sources.gather(1, memory.report[:, :1] - 1) - memory.sources[:, :1]  # (B, 1), a node
+        hidden = self._window.hidden.view(*self._window.tokens.shape, -1)  # (B, T, C)
+        last = hidden.gather(1, end[..., None].expand(-1, -1, hidden.shape[2]))[:, 0]
+        self._hidden.copy_(self.target.model.norm(last))
+
+    def _prepare(self, batch_size: int, capacity: int) -> None:
+        if self.capacity >= capacity and self._state.batch_size == batch_size:
+            return
+        # The old cache, and the recordings that hold on to it, go before a new one is made.
+        self._recordings.clear()
+        self._state, self._window = None, None
+        self.capacity = 0
+        num_tokens = len(self.tree) + 1
+        slots = capacity + num_tokens  # a tree behind the last token of a text
+        check_room(self.target, batch_size, slots)
+        layout = torch.Tensor.contiguous if self.backend == "triton" else lay_out
+        self._state = StepState(self.target, batch_size, slots, layout)
+        settings = {"backend": self.backend, "settings": self.settings}
+        self._window = Window(self._state, num_tokens, self._mask, **settings)
+        self._memory = PathMemory.of(batch_size, self._mask)
+        self._first = Choice(batch_size, self.vocab_size, self.device)
+        self._likeliest = Choice(batch_size * num_tokens, self.vocab_size, self.device)
+        self._hidden = self._window.hidden.new_zeros(batch_size, self.target.config.hidden_size)
+        self.capacity = capacity
+
+
+class Guesses:
+    """The heads side by side: one product for all of them where `MedusaHeads` goes through one by one."""
+
+    def __init__(self, model: Decoder, heads: MedusaHeads, tree: MedusaTree):
+        self._head, self._widest = model.lm_head, tree.widest
+        blocks = zip(
+            *heads.heads[: tree.depth], strict=True
+        )  # the first block of each head, then the second, …
+        self._blocks = [_side_by_side([block.linear for block in level]) for level in blocks]
+        self._depths = torch.tensor([len(choice) - 1 for choice in tree.choices], device=model.device)
+        self._ranks = torch.tensor([choice[-1] for choice in tree.choices], device=model.device)
+
+    def nodes(self, hidden: Float[Tensor, "B C"]) -> Int[Tensor, "B N"]:
+        """The token at each node of the tree."""
+        x = hidden.expand(len(self._blocks[0][0]), -1, -1)  # (K, B, C)
+        for weights, biases in self._blocks:
+            x = x + F.silu(torch.baddbmm(biases, x, weights))
+        best = self._head(x).topk(self._widest, dim=-1).indices  # (K, B, widest)
+        return best[self._depths, :, self._ranks].T
+
+
+def _side_by_side(layers: Sequence[nn.Linear]) -> tuple[Float[Tensor, "K C C"], Float[Tensor, "K 1 C"]]:
+    """Weights, transposed for a product from the left, and biases."""
+    return torch.stack([layer.weight.T for layer in layers]), torch.stack([layer.bias for layer in layers])[
+        :, None
+    ]
+
+
+def tree_mask(tree: MedusaTree, device: torch.device) -> TreeMask:
+    """What each token of the pass sees: the root first, then the nodes."""
+    sees = torch.ones(len(tree) + 1, len(tree) + 1, dtype=torch.bool).tril()
+    sees[1:, 1:] = tree.tree.ancestors()
+    return TreeMask(sees.to(device))
