@@ -173,8 +173,8 @@ class _Batch:
 
     @torch.no_grad()
     def draft(self, index: int, processors: Sequence[Processor], generator: Randomness | None) -> Draft:
-        """The tree's tokens for each row; nothing in the first step."""
-        if index == 0:
+        """The tree's tokens for each row; nothing in the first step, or where the tree has no nodes."""
+        if index == 0 or not len(self.tree):
             none = self.history.tokens[:, :0]
             return Draft(none, torch.zeros_like(self.history.lengths), None, chain(0))
         logits = self.heads.logits(self.target.model, self.hidden, self.tree.depth)
