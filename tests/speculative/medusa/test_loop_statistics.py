@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llmcourse.decoding import SamplingParams
-from llmcourse.speculative import point_masses, verify_tree
+from llmcourse.speculative import verify_tree
 from llmcourse.speculative.medusa import MedusaTree, TypicalAcceptance, drafting, full, generate, judged, loop
 from tests.chi_square import holm, p_value
 from tests.speculative.medusa.tiny import tiny_heads
@@ -67,9 +67,9 @@ def test_every_tree_and_way_leaves_the_law_as_it_is(model):
     assert holm(found).min() > FALSE_ALARM_RATE
 
 
-def q_of_ranks(p, q, drafts, uniform, tree, counts, *, trusted=True):
-    """Drafts that were drawn, judged as if they had been certain."""
-    return verify_tree(p, point_masses(drafts, p.shape[-1]), drafts, uniform, tree, counts, trusted=True)
+def by_the_text_alone(p, *arguments, **settings):
+    """Every node judged by what the target said after the text."""
+    return verify_tree(p[:, :1].expand_as(p), *arguments, **settings)
 
 
 def processed_alike(logits, drafts, tree, history, processors=()):
@@ -81,8 +81,8 @@ def processed_alike(logits, drafts, tree, history, processors=()):
 def test_planted_bugs_are_rejected(model):
     plain = SETTINGS["plain"]
     expected = law(model, plain)
-    with mock.patch.object(judged, "verify_tree", q_of_ranks):
-        assert p_value(sampled(model, "drawn", full([2, 2]), plain, 0), expected) < FALSE_ALARM_RATE
+    with mock.patch.object(judged, "verify_tree", by_the_text_alone):
+        assert p_value(sampled(model, "ranked", full([5, 5]), plain, 0), expected) < FALSE_ALARM_RATE
     real = drafting.drawn
 
     def stale(tree, logits, history, processors, points):
