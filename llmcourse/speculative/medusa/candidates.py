@@ -87,6 +87,14 @@ class MedusaTree:
         last, remedy = config.vocab_size - 1, "a head has no more tokens than the vocabulary"
         require(self.widest <= last + 1, "ranks", f"in [0, {last}]", self.widest - 1, remedy)
 
+    def check_logits(self, logits: Tensor) -> None:
+        """`check`, by what the heads said; raises ValueError also for another shape than (B, K, V)."""
+        require_tensor("logits", logits)
+        shape = tuple(logits.shape)
+        good = logits.dim() == 3 and min(shape[1:]) > 0
+        require(good, "logits", "of shape (B, K, V)", shape, "stack what each head says")
+        self.check(HeadsConfig(shape[1], 1, 1, shape[2]))
+
     def tokens(self, logits: Float[Tensor, "B K V"]) -> Int[Tensor, "B N"]:
         """The token at each node: of head d, at depth d, the one of the node's last rank.
 
@@ -96,12 +104,9 @@ class MedusaTree:
         Raises:
             ValueError: fewer heads than the tree is deep, or a vocabulary of fewer tokens than its ranks.
         """
-        require_tensor("logits", logits)
-        shape = tuple(logits.shape)
-        require(logits.dim() == 3, "logits", "of shape (B, K, V)", shape, "stack what each head says")
-        self.check(HeadsConfig(max(1, shape[1]), 1, 1, shape[2]))
+        self.check_logits(logits)
         if not len(self):
-            return torch.empty(shape[0], 0, dtype=torch.long, device=logits.device)
+            return torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
         best = logits[:, : self.depth].topk(self.widest, dim=-1).indices  # (B, depth, widest)
         heads = torch.tensor([len(choice) - 1 for choice in self.choices], device=logits.device)
         ranks = torch.tensor([choice[-1] for choice in self.choices], device=logits.device)

@@ -45,7 +45,7 @@ def drawn(
             above one: heads do not either.
         points: numbers in [0, 1), one for each node.
     """
-    tree.tokens(logits[:, :, :1].expand_as(logits))  # refuses what does not fit
+    tree.check_logits(logits)
     heads = [widen(apply(processors, widen(head), history)).softmax(-1) for head in logits.unbind(1)]
     tokens: list[Tensor] = []
     q: list[Tensor] = []

@@ -137,7 +137,7 @@ def _run(
         if not any(active):
             continue
         tokens, texts = _push(batch.rows, judged, eos_token_ids)
-        batch.settle(index, raw.shape[1], judged, active, tokens)
+        batch.settle(index, raw.shape[1], judged, tokens)
         yield MedusaStep(
             index=index,
             tree=batch.tree if index else None,
@@ -173,8 +173,8 @@ class _Batch:
 
     @torch.no_grad()
     def draft(self, index: int, processors: Sequence[Processor], generator: Randomness | None) -> Draft:
-        """The tree's tokens for each row; nothing in the first step."""
-        if index == 0:
+        """The tree's tokens for each row; nothing in the first step, or where the tree has no nodes."""
+        if index == 0 or not len(self.tree):
             none = self.history.tokens[:, :0]
             return Draft(none, torch.zeros_like(self.history.lengths), None, chain(0))
         logits = self.heads.logits(self.target.model, self.hidden, self.tree.depth)
@@ -196,16 +196,17 @@ class _Batch:
             self.read_states = self.target.read_branches(tokens, self.branches)
         return self.target.model.lm_head(self.read_states)
 
-    def settle(
-        self, index: int, width: int, judged: JudgedTree, active: list[bool], tokens: list[list[int]]
-    ) -> None:
-        """Appends what was gained; the cache keeps the paths, and the heads' next states are chosen."""
+    def settle(self, index: int, width: int, judged: JudgedTree, tokens: list[list[int]]) -> None:
+        """Appends what was gained; the cache keeps the paths, and the heads' next states are chosen.
+
+        Of a row that has ended, maybe in the middle of its path, it keeps nothing more: there is no room.
+        """
         gained = [len(new) for new in tokens]
         padded = [[*new, *[0] * (max(gained) - len(new))] for new in tokens]
         self.history.extend(torch.tensor(padded, device=self.target.device), gained)
         if index > 0:
-            paths = zip(judged.paths, active, strict=True)
-            self.target.keep(width, [path if took_part else None for path, took_part in paths])
+            paths = zip(judged.paths, self.rows, strict=True)
+            self.target.keep(width, [path if row.active else None for path, row in paths])
         ends = torch.tensor([path[-1] + 1 if path else 0 for path in judged.paths], device=self.target.device)
         self.hidden = self.read_states[torch.arange(len(ends), device=ends.device), ends]
 

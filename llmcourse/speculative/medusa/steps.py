@@ -63,7 +63,7 @@ def accepted_nodes(steps: Sequence[MedusaStep]) -> Counter[Choice]:
     return found
 
 
-def measured_speed_up(steps: Sequence[MedusaStep], token_s: float) -> float:
+def measured_speed_up(steps: Sequence[MedusaStep], token_s: int | float) -> float:
     """How many times faster than decoding: the tokens that each row gained, by what they would have taken.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llmcourse.decoding.errors import require_integer
 from llmcourse.model import Decoder
 from llmcourse.pretrained import CHECKPOINTS, STORED_DTYPES, CheckpointError
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads, check_fits, shapes_of
@@ -66,7 +68,9 @@ def save_heads(heads: MedusaHeads, model: Decoder, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = heads.state_dict()
     state = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in state.items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    new = folder / f"{WEIGHTS}.new"  # renamed when whole; the old file may be mapped into memory somewhere
+    save_file(state, new, metadata={"format": "pt"})
+    os.replace(new, folder / WEIGHTS)
     config = {"format": FORMAT} | {name: getattr(heads.config, name) for name in SIZES}
     config |= {"backbone": fingerprint(model)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -112,7 +116,9 @@ def _read_config(path: Path) -> tuple[HeadsConfig, str]:
     if not isinstance(backbone, str):
         raise CheckpointError(f"backbone in {path} must be a hash, got {backbone!r}; train the heads again")
     try:
-        config = HeadsConfig(**{name: raw.get(name) for name in SIZES})
+        for name in SIZES:
+            require_integer(1, name, raw.get(name), "train the heads again")
+        config = HeadsConfig(**{name: raw[name] for name in SIZES})
     except ValueError as error:
         raise CheckpointError(f"{error} (in {path})") from error
     if config.num_heads * config.num_blocks * 2 > MOST_TENSORS:

@@ -1,0 +1,204 @@
+"""`python -m llmcourse.training.medusa`: text files and a backbone in, Medusa's heads out.
+
+python -m llmcourse.training.medusa --model base --text prose=prose.txt --blocks poetry=poems.txt \\
+    --python code=installed --out heads
+
+Beside the heads it writes how often each of them is right on held-out text (`accuracy.json`). With --joint
+the backbone is trained too (Medusa-2) and written to OUT/backbone. Stop it at any time and start it again
+with the same arguments: it goes on from its last checkpoint. It runs in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmcourse.arguments import Parser
+from llmcourse.hardware import this_machine
+from llmcourse.model import Decoder
+from llmcourse.pretrained import find_checkpoint, load
+from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
+from llmcourse.speculative.medusa.search import rank_accuracies, true_ranks
+from llmcourse.speculative.medusa.stored import fingerprint, load_heads, save_heads
+from llmcourse.training.__main__ import adapted, add_text_options, sources_of
+from llmcourse.training.export import hugging_face_config, write_json, write_weights
+from llmcourse.training.family import Corpus, prepare, work_folder
+from llmcourse.training.heads import HeadsLoss, HeadsRecipe, Jointly, heads_optimizers
+from llmcourse.training.pretrain import train
+from llmcourse.training.recipes import Recipe
+from llmcourse.training.tokenizer import END_OF_TEXT, load_tokenizer
+from llmcourse.training.tokens import Domain
+
+NUM_RANKS = 10  # reported of each head
+MOST_WINDOWS = 256  # of held-out text for each domain
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+def parser() -> Parser:
+    result = Parser(prog="python -m llmcourse.training.medusa", description=__doc__.split("\n")[0])
+    add_text_options(result)
+    result.add_argument("--model", default="base", help="the backbone: an embedded model or a folder")
+    result.add_argument("--out", type=Path, required=True, help="folder for the heads")
+    result.add_argument("--heads", type=int, default=4, help="tokens guessed beyond the next one")
+    result.add_argument("--blocks-per-head", type=int, default=1, help="residual blocks of each head")
+    result.add_argument("--batch-size", type=int, default=64, help="sequences a step")
+    result.add_argument("--length", type=int, default=512, help="tokens a sequence")
+    result.add_argument("--joint", action="store_true", help="train the backbone too (Medusa-2)")
+    return result
+
+
+def run_recipe(options: argparse.Namespace, model: Decoder, recipe: HeadsRecipe) -> Recipe:
+    """Steps, batches and rates; the name holds what else a checkpoint must agree in.
+
+    Raises:
+        ValueError: a number out of its range, a length that leaves the last head nothing to learn.
+    """
+    if options.length <= recipe.num_heads:
+        raise ValueError(
+            f"length must be above the number of heads, {recipe.num_heads}, got {options.length}; "
+            "give longer sequences or fewer heads"
+        )
+    shape = f"{recipe.num_heads}x{recipe.num_blocks}{' joint' if recipe.joint else ''}"
+    return Recipe(
+        name=f"medusa {shape} on {fingerprint(model)[:8]}",
+        model=model.config,
+        steps=4000,
+        batch_size=options.batch_size,
+        sequence_length=options.length,
+        matrix_lr=0.006,
+        other_lr=0.003,
+        weight_decay=0.0,
+        warmup=50,
+    )
+
+
+def prepare_text(corpus: Corpus, tokenizer: Path, work: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Counts and training tokens of each domain, by the backbone's own tokenizer.
+
+    Raises:
+        ValueError: `work` was made with another tokenizer, or from other sources.
+    """
+    mine = work / "tokenizer.json"
+    if mine.is_file() and mine.read_bytes() != tokenizer.read_bytes():
+        raise ValueError(f"{work} was made with another tokenizer; remove it, or use another output folder")
+    shutil.copyfile(tokenizer, mine)
+    counts = prepare(corpus, work)
+    arrays = {name: np.load(work / f"{name}-train.npy").astype(np.int32) for name in counts}
+    return counts, arrays
+
+
+@torch.no_grad()
+def accuracy_report(model: Decoder, heads: MedusaHeads, held_out: dict[str, Tensor], length: int) -> dict:
+    """Of each domain and head, how often the true token is among its k likeliest, k from 1 to 10.
+
+    Args:
+        held_out: tokens of each domain; of at most 256 windows, the first ones.
+    """
+    report = {}
+    for name, tokens in held_out.items():
+        size = min(length, len(tokens))
+        windows = tokens[: len(tokens) // size * size].view(-1, size)[:MOST_WINDOWS].long()
+        ranks = torch.cat([true_ranks(model, heads, group) for group in windows.split(8)])
+        shares = rank_accuracies(ranks, NUM_RANKS).cumsum(-1)
+        top = {f"head_{k}": [round(share, 4) for share in row.tolist()] for k, row in enumerate(shares, 1)}
+        report[name] = {"positions": len(ranks), "top_k": top}
+    return report
+
+
+def train_heads(options: argparse.Namespace, started: float) -> bool:
+    """Prepares, trains, writes; False when the time was up first.
+
+    Raises:
+        ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `family.train_family`.
+    """
+    sources = sources_of(options)
+    corpus = Corpus(sources, options.held_out)
+    recipe = HeadsRecipe(options.heads, options.blocks_per_head, joint=options.joint)
+    this_machine(options.device)  # refuses a device that is not here
+    device = torch.device(options.device)
+    folder = find_checkpoint(options.model)
+    model, _ = load(folder, device=device)
+    run = adapted(run_recipe(options, model, recipe), options, [source.name for source in sources])
+    work = work_folder(options.out)
+    counts, arrays = prepare_text(corpus, folder / "tokenizer.json", work)
+    separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
+    domains = [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
+    heads = MedusaHeads(HeadsConfig.for_model(model, recipe.num_heads, recipe.num_blocks)).to(device)
+    model.requires_grad_(recipe.joint)
+    whole = train(
+        run,
+        domains,
+        Jointly(heads, model) if recipe.joint else heads,
+        heads_optimizers(heads, model, run, recipe),
+        HeadsLoss(model, heads, recipe),
+        work / "heads.pt",
+        device=device,
+        compile_model=device.type == "cuda",
+        time_limit_s=options.minutes * 60 - (time.monotonic() - started),
+    )
+    if whole:
+        write(options.out, model, heads, folder, list(counts), run)
+    return whole
+
+
+def write(out: Path, model: Decoder, heads: MedusaHeads, folder: Path, names: list[str], run: Recipe) -> None:
+    """The heads, their accuracies as stored, and a backbone that was trained with them."""
+    if model.lm_head.weight.requires_grad:  # trained too: from here it is what its files will say
+        model.requires_grad_(False).to(torch.bfloat16).to(torch.float32)
+        write_backbone(model, folder, out / "backbone")
+    save_heads(heads, model, out)
+    stored = load_heads(out, model)
+    paths = {name: out / ".training" / f"{name}-held_out.npy" for name in names}
+    held_out = {
+        name: torch.from_numpy(np.load(path).astype(np.int32)).to(model.device)
+        for name, path in paths.items()
+    }
+    report = accuracy_report(model, stored, held_out, run.sequence_length)
+    trained = {"steps": run.steps, "tokens": run.tokens, "backbone": fingerprint(model)}
+    content = {"trained": trained, "held_out": report}
+    (out / "accuracy.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for name, found in report.items():
+        tops = ", ".join(f"{row[0]:.1%}" for row in found["top_k"].values())
+        print(f"{name}: heads are right at {tops} of {found['positions']:,} positions", flush=True)
+
+
+def write_backbone(model: Decoder, folder: Path, out: Path) -> None:
+    """A backbone in Hugging Face layout, with the tokenizer of the one it was made from."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_weights(model, out)
+    write_json(out / "config.json", hugging_face_config(model.config))
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    for file in out.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs it all; returns 0, 2 after an error, 3 when the time was up, 130 when interrupted."""
+    started = time.monotonic()
+    options = parser().parse_args(argv)
+    again = "start again with the same arguments to go on"
+    try:
+        done = train_heads(options, started)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {again}", file=sys.stderr)
+        return 130
+    if not done:
+        print(f"the time is up; {again}", file=sys.stderr)
+    return 0 if done else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
