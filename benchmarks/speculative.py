@@ -31,9 +31,11 @@ from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.decoding.engine.window import Window
 from llmcourse.kernels.linear import AnyTile, best_linear_tile
 from llmcourse.kernels.tiles import few_rows_tile, ring_rule
+from llmcourse.kernels.tree_mask import TreeMask
 from llmcourse.model import Decoder
 from llmcourse.speculative import Tally, theory
 from llmcourse.speculative.engine import SpeculativeEngine
+from llmcourse.speculative.engine.stepping import SteppingEngine
 
 DOMAINS = {
     "prose": lambda: list(prompts.PROSE),
@@ -67,6 +69,7 @@ class Race:
         plain_s, ours_s: of each prompt or batch, until every row has its tokens.
         token_s: of decoding, a token.
         draft_s, verify_s: of a step's parts, alone.
+        tokens_a_step: that a row gained, the mean.
     """
 
     gamma: int
@@ -77,6 +80,7 @@ class Race:
     draft_s: float
     verify_s: float
     tally: Tally
+    tokens_a_step: float
 
     @property
     def speed_up(self) -> float:
@@ -203,26 +207,32 @@ def report_speed(
 
 
 def race(
-    plain: DecodeEngine, ours: SpeculativeEngine, batches: Sequence[list[list[int]]], temperature: float
+    plain: DecodeEngine, ours: SteppingEngine, batches: Sequence[list[list[int]]], temperature: float
 ) -> Race:
-    """Takes turns, a batch each; the first of them is run once before, to record and to warm up."""
+    """Takes turns, a batch each; the first of them is run once before, to record and to warm up.
+
+    Engines that only decode greedily are not told a temperature.
+    """
     longest = max(len(row) for rows in batches for row in rows)
-    capacity = longest + TOKENS + ours.draft_length + 1
-    plain_s, ours_s, tally = [], [], Tally()
+    capacity = longest + TOKENS + ours.longest_draft + 1
+    plain_s, ours_s, tally, gained = [], [], Tally(), []
     for number, rows in enumerate([batches[0], *batches]):
         plain.start(rows, capacity)
         spent = seconds(lambda: plain.decode(TOKENS, temperature=temperature), plain.device)
-        first = ours.start(rows, capacity, temperature=temperature, seed=number)
+        draws = {"temperature": temperature, "seed": number} if temperature else {}
+        first = ours.start(rows, capacity, **draws)
         written, judged = [1 for _ in first], []
         ours_spent = seconds(lambda w=written, j=judged: write(ours, w, j), plain.device)
         if number:
             plain_s.append(spent)
             ours_s.append(ours_spent)
+            gained += [accepted + 1 for accepted in judged]
             for accepted in judged:
-                tally = tally.after(ours.draft_length, accepted)
+                tally = tally.after(ours.longest_draft, accepted)
     parts = [queued(part, plain.device) for part in (ours.draft, ours.verify)]
     token_s = statistics.median(plain_s) / TOKENS
-    return Race(ours.draft_length, len(batches[0]), plain_s, ours_s, token_s, *parts, tally)
+    mean = statistics.mean(gained)
+    return Race(ours.longest_draft, len(batches[0]), plain_s, ours_s, token_s, *parts, tally, mean)
 
 
 def queued(part: Callable[[], None], device: torch.device) -> float:
@@ -232,7 +242,7 @@ def queued(part: Callable[[], None], device: torch.device) -> float:
     return statistics.median(times) / QUEUED
 
 
-def write(ours: SpeculativeEngine, written: list[int], judged: list[int]) -> None:
+def write(ours: SteppingEngine, written: list[int], judged: list[int]) -> None:
     """Steps until every row has its tokens; keeps how many drafts of each stood until it had."""
     while min(written) < TOKENS + 1:
         ours.launch_ahead(TOKENS + 1 - min(written))
@@ -345,11 +355,17 @@ def our_tiles(state: StepState, num_rows: int) -> dict[tuple[int, int, bool], An
     return found
 
 
-def ways_to_read(state: StepState, settings: Mapping[str, KernelSettings]) -> dict[str, Callable[[], None]]:
-    """One token a row, and eight in a window of each setting; they hold the memory that they work on."""
+def ways_to_read(
+    state: StepState,
+    settings: Mapping[str, KernelSettings],
+    num_tokens: int = VERIFIED,
+    tree: TreeMask | None = None,
+) -> dict[str, Callable[[], None]]:
+    """One token a row, and several in a window of each setting; they hold the memory that they work on."""
     step = KernelStep(state, KernelSettings())
     windows = {
-        name: Window(state, VERIFIED, backend="triton", settings=one) for name, one in settings.items()
+        name: Window(state, num_tokens, tree, backend="triton", settings=one)
+        for name, one in settings.items()
     }
     return {"one token": lambda: step(state)} | {name: window.read for name, window in windows.items()}
 

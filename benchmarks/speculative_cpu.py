@@ -92,7 +92,7 @@ def report(
 def race(plain: DecodeEngine, ours: SpeculativeEngine, texts: list[list[int]], num_tokens: int) -> Race:
     """Greedy, each prompt by one and then by the other; the first is written once before, to warm up."""
     capacity = max(map(len, texts)) + num_tokens
-    plain_s, ours_s, tally = [], [], Tally()
+    plain_s, ours_s, tally, gained = [], [], Tally(), []
     for number, text in enumerate([texts[0], *texts]):
         plain.start([text], capacity)
         begun = perf_counter()
@@ -104,13 +104,15 @@ def race(plain: DecodeEngine, ours: SpeculativeEngine, texts: list[list[int]], n
         if number:
             plain_s.append(spent)
             ours_s.append(ours_spent)
+            gained += [accepted + 1 for accepted in judged]
             for accepted in judged:
                 tally = tally.after(ours.draft_length, accepted)
     plain.start([texts[0]], capacity)
     token = torch.tensor([5])
     parts = {"token": lambda: plain.step(token), "draft": ours.draft, "verify": ours.verify}
     times = timing.measure_in_turns(parts, repeats=min(20, num_tokens - 1))
-    return Race(ours.draft_length, 1, plain_s, ours_s, *(times[name].median_s for name in parts), tally)
+    parts_s, mean = [times[name].median_s for name in parts], statistics.mean(gained)
+    return Race(ours.draft_length, 1, plain_s, ours_s, *parts_s, tally, mean)
 
 
 def written(

@@ -68,7 +68,7 @@ def test_speed_is_recorded_beside_theory(tmp_path):
 
 
 def test_a_race_is_what_its_times_say():
-    race = speculative.Race(3, 1, [0.8, 1.6], [0.4, 0.8], 0.15, 0.06, 0.15, Tally(6, 2))
+    race = speculative.Race(3, 1, [0.8, 1.6], [0.4, 0.8], 0.15, 0.06, 0.15, Tally(6, 2), 3.0)
     assert race.speed_up == 2
     assert race.terms() == pytest.approx({"alpha": 0.75, "c": 0.02 / 0.15, "v": 0.15 / 0.15})
     wanted = (1 + 0.75 + 0.75**2 + 0.75**3) / (3 * 0.02 / 0.15 + 1)
