@@ -19,6 +19,7 @@ speculation    any drafter as an option of a request that is served among others
 judged         a step's verdict on a batch, in which rows fail alone
 numbers        chance for rows that need unequally much of it
 steps          what a step leaves to be looked at
+medusa         heads on the target that guess several tokens, and trees of guesses read in one pass
 measured       acceptance, costs and speed-up of such steps, beside what theory predicts
 
 A cascade of whole models, whose text is not the largest one's:

@@ -6,6 +6,8 @@
     recipes      shapes and hyperparameters of `draft`, `small` and `base`
     optimizer    Muon for matrices, AdamW for the rest, one schedule
     pretrain     the loop: one GPU or several, resumable
+    heads        what Medusa's heads learn, with the backbone kept or trained too
+    medusa       heads for a backbone, as a program of its own: `python -m llmcourse.training.medusa`
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
 

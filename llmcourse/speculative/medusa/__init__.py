@@ -22,6 +22,7 @@ from llmcourse.speculative.medusa.search import (
     rank_accuracies,
     search,
     true_ranks,
+    written_ranks,
 )
 from llmcourse.speculative.medusa.steps import (
     MedusaStep,
@@ -66,4 +67,5 @@ __all__ = [
     "total_variation",
     "true_ranks",
     "typical_walk",
+    "written_ranks",
 ]

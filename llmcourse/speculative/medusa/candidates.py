@@ -122,6 +122,8 @@ def full(widths: Sequence[int], max_nodes: int = MAX_NODES) -> MedusaTree:
     Raises:
         ValueError: no widths, one below 1, or more nodes than allowed; nothing is made then.
     """
+    listed = isinstance(widths, Sequence) and not isinstance(widths, str)
+    require(listed, "widths", "a list", repr(widths), "pass one as [width]")
     require(len(widths) > 0, "widths", "of one head or more", tuple(widths), "give a number for each head")
     for width in widths:
         require_integer(1, "widths", width, "leave out the heads that are not used")

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_integer
+from llmcourse.decoding.loop import generate
 from llmcourse.model import Decoder
 from llmcourse.speculative.arguments import require_tensor
 from llmcourse.speculative.medusa.candidates import MAX_NODES, MedusaTree, likeliest, product_of
@@ -84,15 +85,16 @@ def observed_tokens(tree: MedusaTree, ranks: Int[Tensor, "P K"]) -> float:
 def true_ranks(model: Decoder, heads: MedusaHeads, tokens: Int[Tensor, "B T"]) -> Int[Tensor, "P K"]:
     """At which rank each head has the token that really came, at all positions of texts: 0 is its likeliest.
 
-    Head k at position t is asked for token t + 1 + k, so a text of T tokens has T − K − 1 positions. For
-    greedy decoding the tree should be found on text that the backbone wrote greedily: that is what it will
-    be asked to guess.
+    Head k at position t is asked for token t + 1 + k, so a text of T tokens has T − K − 1 positions.
 
     Raises:
         TypeError, ValueError: heads that do not fit, or texts too short for the last head.
     """
     check_fits(heads, model)
-    num_heads, length = heads.config.num_heads, tokens.shape[1]
+    require_tensor("tokens", tokens, whole=True)
+    shape = tuple(tokens.shape)
+    require(tokens.dim() == 2, "tokens", "of shape (B, T)", shape, "one text alone is torch.tensor([ids])")
+    num_heads, length = heads.config.num_heads, shape[1]
     positions = length - num_heads - 1
     require(positions > 0, "tokens", f"longer than {num_heads + 1}", length, "give longer texts")
     hidden = model.hidden_states(tokens)[:, :positions]  # (B, P, C)
@@ -102,6 +104,29 @@ def true_ranks(model: Decoder, heads: MedusaHeads, tokens: Int[Tensor, "B T"]) -
         true = tokens[:, 1 + number : 1 + number + positions, None]
         ranks.append((logits > logits.gather(-1, true)).sum(-1))
     return torch.stack(ranks, -1).flatten(0, 1)
+
+
+def written_ranks(
+    model: Decoder, heads: MedusaHeads, prompts: Sequence[Sequence[int]], num_tokens: int = 64
+) -> Int[Tensor, "P K"]:
+    """`true_ranks` on what the backbone itself writes greedily: what heads must guess in greedy decoding.
+
+    Args:
+        num_tokens: of each text; texts that end earlier, and too early for the last head, are left out.
+
+    Raises:
+        TypeError, ValueError: as `decoding.generate`, or if all texts are too short.
+    """
+    check_fits(heads, model)
+    found = []
+    for row in generate(model, prompts, max_new_tokens=num_tokens):
+        # The position that gave the first new token, and those after it.
+        if len(row.tokens) > heads.config.num_heads:
+            tokens = torch.tensor([[*row.prompt, *row.tokens]], device=model.device)
+            found.append(true_ranks(model, heads, tokens)[len(row.prompt) - 1 :])
+    remedy = "write more than K tokens behind some prompt"
+    require(len(found) > 0, "texts", "long enough for the last head", "none", remedy)
+    return torch.cat(found)
 
 
 def rank_accuracies(ranks: Int[Tensor, "P K"], num_ranks: int = 10) -> Float[Tensor, "K R"]:

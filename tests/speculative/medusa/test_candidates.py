@@ -18,7 +18,9 @@ from llmcourse.speculative.medusa import (
     rank_accuracies,
     search,
     sparse,
+    stream,
     true_ranks,
+    written_ranks,
 )
 from tests.speculative.medusa.tiny import tiny_heads
 from tests.speculative.tiny import tiny_decoder
@@ -161,6 +163,24 @@ def test_ranks_are_counted_position_by_position():
         hidden = model.hidden_states(tokens[row : row + 1, : position + 1])[0, -1]
         order = heads.logits(model, hidden)[head].argsort(descending=True).tolist()
         assert ranks[row * 3 + position, head] == order.index(tokens[row, position + 2 + head])
+
+
+def test_on_the_backbone_s_own_text_a_greedy_step_gains_what_was_counted():
+    """Ranks at the positions where steps begin decide what `stream` accepts there."""
+    model, prompts = tiny_decoder(), [[1, 2, 3], [4]]
+    heads, tree = tiny_heads(model, 2), full([20, 10])
+    ranks = written_ranks(model, heads, prompts, 12)
+    assert ranks.shape == (2 * (12 - 2), 2)
+    steps = list(stream(model, heads, prompts[:1], tree=tree, max_new_tokens=12))
+    begun = 0  # new tokens before the one that a step reads first
+    for step in steps[1:-2]:
+        path = tree.choices[step.paths[0][-1]] if step.paths[0] else ()
+        own = tuple(ranks[begun].tolist())
+        longest = next((own[:n] for n in (2, 1) if own[:n] in tree.choices), ())
+        assert path == longest
+        begun += len(path) + 1
+    with pytest.raises(ValueError, match="texts must be long enough for the last head, got none"):
+        written_ranks(model, heads, prompts, 2)
 
 
 def test_what_cannot_be_searched_is_refused():
