@@ -216,6 +216,13 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+def _check_shape(name: str, given: Tensor | None, expected: tuple[int, ...]) -> None:
+    if given is not None and tuple(given.shape) != expected:
+        raise ValueError(
+            f"{name} must have shape {expected}, got {tuple(given.shape)}; give it for every new token"
+        )
+
+
 class Backbone(nn.Module):
     """Token ids to the last hidden states; `model.` in a checkpoint's names."""
 
@@ -273,28 +280,41 @@ class Decoder(nn.Module):
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def hidden_states(
-        self, token_ids: Int[Tensor, "B T"], cache: KVCache | None = None
+        self,
+        token_ids: Int[Tensor, "B T"],
+        cache: KVCache | None = None,
+        *,
+        mask: Bool[Tensor, "B T S"] | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T C"]:
         """The last layer's normalised hidden states.
 
         Args:
             token_ids: the new tokens; with a cache they continue what it holds, without one
                 they are the whole text.
+            mask: which of the S keys, those in the cache and the new ones, each token looks at;
+                None is causal.
+            positions: where RoPE has the tokens; None counts on from what the cache holds.
 
         Raises:
             ValueError: no tokens, ids outside of the vocabulary (on a GPU this is a device assertion:
                 a check would stall every step), more or fewer rows than the cache has, a cache of
-                another model, or one that would overflow; the cache is left as it was.
+                another model, or one that would overflow, a mask or positions of another shape; the
+                cache is left as it was.
         """
         batch, length = self._check_tokens(token_ids)
         if cache is not None:
             self._check_cache(cache, batch)
+        held = 0 if cache is None else cache.extent
+        _check_shape("mask", mask, (batch, length, held + length))
+        _check_shape("positions", positions, (batch, length))
         x = self._embed(token_ids)
         if cache is None:
-            positions, mask = torch.arange(length, device=token_ids.device).expand(batch, length), None
+            slots, causal = torch.arange(length, device=token_ids.device).expand(batch, length), None
         else:
-            positions, mask = cache.reserve(length)
-        context = Context(Rope.of_pairs(*self.rope(positions)), positions, mask, cache, self.attention)
+            slots, causal = cache.reserve(length)
+        rope = Rope.of_pairs(*self.rope(slots if positions is None else positions))
+        context = Context(rope, slots, causal if mask is None else mask, cache, self.attention)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, index, context)
         return self.model.norm(x)
