@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from llmcourse.arguments import Parser, parse_path
-from llmcourse.hardware import default_device, this_machine
-from llmcourse.training.family import Corpus, train_family
+from llmcourse.arguments import Parser
+from llmcourse.hardware import this_machine
+from llmcourse.training.family import train_family
+from llmcourse.training.options import add_run_options, add_text_options, read_corpus
 from llmcourse.training.recipes import FAMILY, Recipe
-from llmcourse.training.text import Source
 
 
 def parse_share(value: str) -> tuple[str, float]:
@@ -35,29 +35,15 @@ def parse_share(value: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got {value!r}") from error
 
 
-def minutes(value: str) -> float:
-    number = float(value)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {value}; leave it out for no limit")
-    return number
-
-
 def parser() -> Parser:
     result = Parser(prog="python -m llmcourse.training", description=__doc__.split("\n")[0])
-    named = {"type": parse_path, "action": "append", "default": [], "metavar": "NAME=PATH"}
-    result.add_argument("--text", help="running text: a file (.xz too) or a folder", **named)
-    result.add_argument("--blocks", help="documents between blank lines: poems", **named)
-    result.add_argument("--python", help="Python files; `installed` for this machine's own", **named)
+    add_text_options(result)
     share = {"type": parse_share, "metavar": "NAME=SHARE"}
     result.add_argument("--mix", help="share of a batch, instead of the recipe's", **named | share)
     models = list(FAMILY)
     result.add_argument("--models", nargs="+", default=models, choices=models, help="which to train")
     result.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
-    result.add_argument("--held-out", type=float, default=0.01, help="share of documents for validation")
-    result.add_argument("--steps", type=int, help="instead of the recipe's")
-    limit = {"type": minutes, "default": float("inf")}
-    result.add_argument("--minutes", help="stop after so many; resumes later", **limit)
-    result.add_argument("--device", default=str(default_device()))
+    add_run_options(result)
     return result
 
 
@@ -94,10 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     again = "start again with the same arguments to go on"
     try:
-        kinds = {"text": options.text, "blocks": options.blocks, "python": options.python}
-        sources = [Source(name, kind, path) for kind, pairs in kinds.items() for name, path in pairs]
-        corpus = Corpus(sources, options.held_out)
-        names = [source.name for source in sources]
+        corpus = read_corpus(options)
+        names = [source.name for source in corpus.sources]
         recipes = [adapted(FAMILY[name], options, names) for name in options.models]
         device = start_process(options.device)
         done = train_family(corpus, recipes, options.out, device, options.minutes * 60, started)

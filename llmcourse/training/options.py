@@ -1,0 +1,45 @@
+"""What all training programs ask on their command lines: texts, a share held out, a limit, a device."""
+
+from __future__ import annotations
+
+import argparse
+
+from llmcourse.arguments import Parser, parse_path
+from llmcourse.hardware import default_device
+from llmcourse.training.family import Corpus
+from llmcourse.training.text import KINDS, Source
+
+
+def minutes(value: str) -> float:
+    number = float(value)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {value}; leave it out for no limit")
+    return number
+
+
+def add_text_options(parser: Parser) -> None:
+    """`--text`, `--blocks` and `--python NAME=PATH`, any number of each, and `--held-out`."""
+    named = {"type": parse_path, "action": "append", "default": [], "metavar": "NAME=PATH"}
+    parser.add_argument("--text", help="running text: a file (.xz too) or a folder", **named)
+    parser.add_argument("--blocks", help="documents between blank lines: poems", **named)
+    parser.add_argument("--python", help="Python files; `installed` for this machine's own", **named)
+    parser.add_argument("--held-out", type=float, default=0.01, help="share of documents for validation")
+
+
+def add_run_options(parser: Parser) -> None:
+    """`--steps`, `--minutes` and `--device`."""
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    limit = {"type": minutes, "default": float("inf")}
+    parser.add_argument("--minutes", help="stop after so many; resumes later", **limit)
+    parser.add_argument("--device", default=str(default_device()))
+
+
+def read_corpus(options: argparse.Namespace) -> Corpus:
+    """The sources that the text options name.
+
+    Raises:
+        ValueError: none, two of one name, or a share out of range.
+        FileNotFoundError: there is nothing at a path.
+    """
+    sources = [Source(name, kind, path) for kind in KINDS for name, path in getattr(options, kind)]
+    return Corpus(sources, options.held_out)
