@@ -37,7 +37,8 @@ def block_starts(
     """
     require_integer(1, "length", length, "give rows of one token or more")
     firsts = torch.ones_like(sizes) if firsts is None else firsts
-    require(firsts.shape == sizes.shape, "firsts", "one a row", tuple(firsts.shape), "give one for each size")
+    shape, remedy = tuple(sizes.shape), "give one for each size"
+    require(tuple(firsts.shape) == shape, "firsts", f"of shape {shape}", tuple(firsts.shape), remedy)
     for name, values in (("sizes", sizes), ("firsts", firsts)):
         require(bool((values >= 1).all()), name, "at least 1", values.tolist(), "a block holds a token")
     offsets = torch.arange(length, device=sizes.device) - firsts[:, None]
@@ -74,20 +75,17 @@ def block_mask_by_definition(
 ) -> Bool[Tensor, "B T S"]:
     """The same, pair by pair: the slow truth."""
     rows = zip(positions.tolist(), starts.tolist(), key_positions.tolist(), key_starts.tolist(), strict=True)
-    return torch.tensor(
-        [
-            [[_sees(*query, *key) for key in zip(key_at, key_start, strict=True)] for query in queries]
-            for at, start, key_at, key_start in rows
-            for queries in [list(zip(at, start, strict=True))]
-        ]
-    )
-
-
-def _sees(position: int, start: int, key_position: int, key_start: int) -> bool:
-    if key_start == EMPTY:
-        return False
-    if start == FINISHED:  # causal, and blind for blocks
-        return key_start == FINISHED and key_position <= position
-    if key_start == FINISHED:
-        return key_position < start
-    return key_start == start
+    mask = torch.zeros(*positions.shape, key_positions.shape[1], dtype=torch.bool)
+    for row, (position, start, key_position, key_start) in enumerate(rows):
+        for query, own in enumerate(start):
+            for key, other in enumerate(key_start):
+                if other == EMPTY:
+                    sees = False
+                elif own == FINISHED:  # causal, and blind for blocks
+                    sees = other == FINISHED and key_position[key] <= position[query]
+                elif other == FINISHED:
+                    sees = key_position[key] < own
+                else:
+                    sees = other == own
+                mask[row, query, key] = sees
+    return mask
