@@ -187,7 +187,7 @@ class _Block:
     def guess(self, tokens: Tensor, log_probs: Tensor) -> None:
         """Takes new guesses where places are open."""
         self.tokens = torch.where(self.settled, self.tokens, tokens)
-        self.log_probs = torch.where(self.settled, self.log_probs, log_probs.to(self.log_probs.dtype))
+        self.log_probs = torch.where(self.settled, self.log_probs.to(log_probs.dtype), log_probs)
 
     def settle(self, number: int, passes: int, refinement: Refinement) -> None:
         """Which guesses stand after pass `number`: to be seen by the next one, or for good."""
