@@ -28,6 +28,7 @@ RECIPE = BlockRecipe(
 def fresh() -> BlockDecoder:
     backbone = Decoder(tiny_config(vocab_size=64)).eval()
     init_weights(backbone, 0)
+    backbone.model.embed_tokens.weight.data.mul_(15)  # so that its logits can tell tokens apart
     return BlockDecoder(backbone, AdapterConfig(rank=8, alpha=16, num_masks=4))
 
 
