@@ -38,8 +38,8 @@ def parse_share(value: str) -> tuple[str, float]:
 def parser() -> Parser:
     result = Parser(prog="python -m llmcourse.training", description=__doc__.split("\n")[0])
     add_text_options(result)
-    share = {"type": parse_share, "metavar": "NAME=SHARE"}
-    result.add_argument("--mix", help="share of a batch, instead of the recipe's", **named | share)
+    share = {"type": parse_share, "action": "append", "default": [], "metavar": "NAME=SHARE"}
+    result.add_argument("--mix", help="share of a batch, instead of the recipe's", **share)
     models = list(FAMILY)
     result.add_argument("--models", nargs="+", default=models, choices=models, help="which to train")
     result.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
