@@ -27,8 +27,9 @@ from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState
 from llmcourse.model import Decoder
 from llmcourse.speculative.medusa.candidates import MedusaTree, sparse
-from llmcourse.speculative.medusa.engine import MedusaEngine, tree_mask
+from llmcourse.speculative.medusa.engine import MedusaEngine
 from llmcourse.speculative.medusa.heads import MedusaHeads
+from llmcourse.speculative.medusa.reading import mask_of
 from llmcourse.speculative.medusa.search import rank_accuracies, search, true_ranks
 from llmcourse.speculative.medusa.stored import embedded_heads, load_heads
 
@@ -140,7 +141,7 @@ def report_tree(device: torch.device) -> None:
     with torch.no_grad():
         prefill(state, random_prompts(model, 1))
         state.positions.fill_(PROMPT + NEW // 2)
-        mask = tree_mask(tree, device)
+        mask = mask_of(tree.tree, device)
         steps = speculative.ways_to_read(state, SETTINGS, TREE_TOKENS, mask)
         runs = {name: recorded(step, device) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -6,7 +6,7 @@ and rejected tokens leave values in slots that no query reaches before they are 
 That is also why rolling back is only a change of `lengths`.
 
 Tokens that branch, several ways in which a text may go on, are the exception: they lie side by side behind
-the text, each sees its own way alone (`reserve`), and the way that is kept is moved together (`keep`).
+the text, each sees its own way alone (`visible`), and the way that is kept is moved together (`keep`).
 """
 
 from __future__ import annotations
@@ -96,51 +96,40 @@ class KVCache:
     def device(self) -> torch.device:
         return self.keys.device
 
-    def reserve(
-        self, num_tokens: int, sees: Bool[Tensor, "T T"] | None = None
-    ) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T S"] | None]:
+    def reserve(self, num_tokens: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T S"] | None]:
         """Makes room for `num_tokens` more in every row, before a forward pass.
 
-        Args:
-            sees: which of the new tokens each of them may see, beside all that the row holds; None for
-                those before it and itself.
-
         Returns:
-            the slots of the new tokens, and which slots each of them may see; None for the latter where
-            all rows are equally long and `sees` is None, so that causality says it all.
+            the positions of the new tokens, and which of the slots each of them may see; None
+            for the latter where all rows are equally long, so that causality says it all.
 
         Raises:
-            ValueError: the cache would overflow, `num_tokens` is below 1, or `sees` is not as wide;
-                nothing is changed.
+            ValueError: the cache would overflow, or `num_tokens` is below 1; nothing is changed.
         """
         if num_tokens < 1:
             raise ValueError(f"num_tokens must be at least 1, got {num_tokens}; leave out empty pieces")
-        if sees is not None and tuple(sees.shape) != (num_tokens, num_tokens):
-            raise ValueError(
-                f"sees must be of shape {(num_tokens, num_tokens)}, got {tuple(sees.shape)}; "
-                "say of each new token which of the new ones it sees"
-            )
         needed = self.extent + num_tokens
         if needed > self.capacity:
             raise ValueError(
                 f"the cache holds {self.capacity} tokens a row, {needed} are needed; "
                 "create it with a larger capacity or ask for fewer new tokens"
             )
-        held = self.lengths
-        slots = held[:, None] + torch.arange(num_tokens, device=held.device)
-        self.lengths = held + num_tokens
+        positions = self.lengths[:, None] + torch.arange(num_tokens, device=self.lengths.device)
+        self.lengths = self.lengths + num_tokens
         self.extent = needed
-        if sees is not None:
-            return slots, self._visible(held, sees)
         if not self.ragged:
-            return slots, None
-        return slots, torch.arange(self.extent, device=held.device) <= slots[..., None]
+            return positions, None
+        return positions, torch.arange(self.extent, device=self.lengths.device) <= positions[..., None]
 
-    def _visible(self, held: Int[Tensor, " B"], sees: Bool[Tensor, "T T"]) -> Bool[Tensor, "B T S"]:
-        """All slots that a row held, and of the new ones behind them what `sees` says."""
-        behind = torch.arange(self.extent, device=held.device) - held[:, None]  # (B, S)
+    def visible(self, sees: Bool[Tensor, "T T"]) -> Bool[Tensor, "B T S"]:
+        """A mask for T more tokens: each sees all that its row holds, and of the new ones what `sees` says.
+
+        To be asked for before a forward pass makes room for them; S counts the new slots, too.
+        """
+        slots = torch.arange(self.extent + len(sees), device=self.lengths.device)
+        behind = slots - self.lengths[:, None]  # (B, S)
         new = (behind >= 0) & (behind < len(sees))
-        among_new = sees.to(held.device)[:, behind.clamp(0, len(sees) - 1)].transpose(0, 1)  # (B, T, S)
+        among_new = sees.to(slots.device)[:, behind.clamp(0, len(sees) - 1)].transpose(0, 1)  # (B, T, S)
         return (behind < 0)[:, None] | (among_new & new[:, None])
 
     def write(

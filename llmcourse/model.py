@@ -152,22 +152,10 @@ class Context(NamedTuple):
     """What all layers of one forward pass share."""
 
     rope: Rope
-    slots: Int[Tensor, "B T"]  # of the cache
+    positions: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T S"] | None  # None: causal
     cache: KVCache | None
     attention: Attention
-
-
-class Branches(NamedTuple):
-    """New tokens that do not simply follow one another, as those of a tree of drafts.
-
-    Attributes:
-        offsets: how far behind the text each of them stands, from 0.
-        sees: which of the new tokens each of them sees, beside the whole text.
-    """
-
-    offsets: Int[Tensor, " T"]
-    sees: Bool[Tensor, "T T"]
 
 
 class SelfAttention(nn.Module):
@@ -195,19 +183,9 @@ class SelfAttention(nn.Module):
         v = heads(self.v_proj(x)).transpose(1, 2)
         q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
         if context.cache is not None:
-            k, v = context.cache.write(layer, k, v, context.slots)  # (B, Hkv, S, D)
+            k, v = context.cache.write(layer, k, v, context.positions)  # (B, Hkv, S, D)
         mixed = context.attention(q, k, v, context.mask)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
-
-
-def _check_branches(branches: Branches, cache: KVCache | None, length: int) -> None:
-    if cache is None:
-        raise ValueError("cache must be given with branches, got None; read the text into one first")
-    if tuple(branches.offsets.shape) != (length,):
-        raise ValueError(
-            f"offsets must have {length} entries, one a token, got shape {tuple(branches.offsets.shape)}; "
-            "say of each new token how far behind the text it stands"
-        )
 
 
 class SwiGLU(nn.Module):
@@ -236,6 +214,13 @@ class DecoderLayer(nn.Module):
     def forward(self, x: Float[Tensor, "B T C"], layer: int, context: Context) -> Float[Tensor, "B T C"]:
         x = x + self.self_attn(self.input_layernorm(x), layer, context)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def _check_shape(name: str, given: Tensor | None, expected: tuple[int, ...]) -> None:
+    if given is not None and tuple(given.shape) != expected:
+        raise ValueError(
+            f"{name} must have shape {expected}, got {tuple(given.shape)}; give it for every new token"
+        )
 
 
 class Backbone(nn.Module):
@@ -298,34 +283,38 @@ class Decoder(nn.Module):
         self,
         token_ids: Int[Tensor, "B T"],
         cache: KVCache | None = None,
-        branches: Branches | None = None,
+        *,
+        mask: Bool[Tensor, "B T S"] | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T C"]:
         """The last layer's normalised hidden states.
 
         Args:
             token_ids: the new tokens; with a cache they continue what it holds, without one
                 they are the whole text.
-            branches: where the new tokens stand and what they see of each other; None where each follows
-                the one before it. The text behind which they stand is in the cache.
+            mask: which of the S keys, those in the cache and the new ones, each token looks at;
+                None is causal.
+            positions: where RoPE has the tokens; None counts on from what the cache holds.
 
         Raises:
             ValueError: no tokens, ids outside of the vocabulary (on a GPU this is a device assertion:
                 a check would stall every step), more or fewer rows than the cache has, a cache of
-                another model, or one that would overflow, branches without a cache or of another number
-                of tokens; the cache is left as it was.
+                another model, or one that would overflow, a mask or positions of another shape; the
+                cache is left as it was.
         """
         batch, length = self._check_tokens(token_ids)
         if cache is not None:
             self._check_cache(cache, batch)
-        if branches is not None:
-            _check_branches(branches, cache, length)
+        held = 0 if cache is None else cache.extent
+        _check_shape("mask", mask, (batch, length, held + length))
+        _check_shape("positions", positions, (batch, length))
         x = self._embed(token_ids)
         if cache is None:
-            slots, mask = torch.arange(length, device=token_ids.device).expand(batch, length), None
+            slots, causal = torch.arange(length, device=token_ids.device).expand(batch, length), None
         else:
-            slots, mask = cache.reserve(length, None if branches is None else branches.sees)
-        positions = slots if branches is None else slots[:, :1] + branches.offsets.to(slots.device)
-        context = Context(Rope.of_pairs(*self.rope(positions)), slots, mask, cache, self.attention)
+            slots, causal = cache.reserve(length)
+        rope = Rope.of_pairs(*self.rope(slots if positions is None else positions))
+        context = Context(rope, slots, causal if mask is None else mask, cache, self.attention)
         for index, layer in enumerate(self.model.layers):
             x = layer(x, index, context)
         return self.model.norm(x)

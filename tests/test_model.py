@@ -13,7 +13,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from llmcourse.attention import attention_reference
+from llmcourse.attention import attention_reference, causal_mask
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder, DecoderConfig, Llama3RopeScaling
 from llmcourse.pretrained import load
@@ -350,3 +350,49 @@ class TestBadInput:
         numbers = {key: value for key, value in LLAMA3_ROPE.items() if not key.startswith("rope")}
         with pytest.raises(ValueError, match=message):
             Llama3RopeScaling(**(numbers | change))
+
+
+class TestMaskAndPositions:
+    """A mask and positions may be given: causality and counting on are only what they are by default."""
+
+    @pytest.fixture
+    def tokens(self):
+        return torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6]])
+
+    def test_those_of_plain_text_change_nothing(self, decoder, tokens):
+        mask = causal_mask(4, 4)[None].expand(2, -1, -1)
+        places = torch.arange(4).expand(2, -1)
+        expected = decoder.hidden_states(tokens)
+        torch.testing.assert_close(decoder.hidden_states(tokens, mask=mask, positions=places), expected)
+        shifted = decoder.hidden_states(tokens, positions=places + 3)  # RoPE knows distances alone
+        torch.testing.assert_close(shifted, expected, atol=1e-4, rtol=1e-4)
+        stretched = decoder.hidden_states(tokens, positions=places * 3)
+        assert not torch.isclose(stretched[:, 1:], expected[:, 1:]).all(-1).any()
+
+    def test_a_token_sees_what_the_mask_shows_it(self, decoder, tokens):
+        mask = torch.ones(2, 4, 4, dtype=torch.bool)
+        mask[:, :, 2] = False
+        other = tokens.clone()
+        other[:, 2] += 1
+        seen, unseen = (decoder.hidden_states(t, mask=mask) for t in (tokens, other))
+        assert torch.equal(seen[:, [0, 1, 3]], unseen[:, [0, 1, 3]])
+        other[:, 3] += 1
+        later = decoder.hidden_states(other, mask=mask)
+        assert not torch.isclose(seen[:, :2], later[:, :2]).all(-1).any(), "both ways"
+
+    def test_with_a_cache_the_mask_is_over_what_it_holds_and_what_is_new(self, decoder, tokens):
+        mask = torch.ones(2, 4, 4, dtype=torch.bool).tril()
+        mask[:, 3, 1] = False
+        cache = decoder.new_cache(2, 4)
+        decoder.hidden_states(tokens[:, :2], cache)
+        found = decoder.hidden_states(tokens[:, 2:], cache, mask=mask[:, 2:])
+        torch.testing.assert_close(found, decoder.hidden_states(tokens, mask=mask)[:, 2:])
+
+    def test_other_shapes_are_refused_and_the_cache_is_left_as_it_was(self, decoder, tokens):
+        cache = decoder.new_cache(2, 8)
+        decoder.hidden_states(tokens, cache)
+        wrong = {"mask": torch.ones(2, 4, 4, dtype=torch.bool)}, {"positions": torch.zeros(2, 3).long()}
+        for arguments in wrong:
+            with pytest.raises((ValueError, TypeError), match=next(iter(arguments))):
+                decoder.hidden_states(tokens, cache, **arguments)
+        assert cache.lengths.tolist() == [4, 4]

@@ -181,9 +181,7 @@ def train_family(
     if dist.is_initialized():
         dist.barrier()
     counts = prepare(corpus, work)
-    arrays = {s.name: np.load(work / f"{s.name}-train.npy").astype(np.int32) for s in corpus.sources}
-    separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
-    domains = [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
+    domains = training_domains(corpus, work, device)
     for recipe in recipes:
         begun = time.monotonic()
         model = pretrain(
@@ -201,6 +199,19 @@ def train_family(
         if first:
             finish(recipe, model, corpus, counts, work, out, spent_s)
     return True
+
+
+def training_domains(corpus: Corpus, work: Path, device: torch.device) -> list[Domain]:
+    """What `prepare` left of each source to train on."""
+    arrays = {s.name: np.load(work / f"{s.name}-train.npy").astype(np.int32) for s in corpus.sources}
+    separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
+    return [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
+
+
+def held_out_tokens(source: Source, num_chars: int, work: Path, device: torch.device) -> HeldOut:
+    """What `prepare` left of a source to measure on."""
+    tokens = np.load(work / f"{source.name}-held_out.npy").astype(np.int32)
+    return HeldOut(source.name, torch.from_numpy(tokens).to(device), num_chars)
 
 
 def work_folder(out: Path) -> Path:
@@ -239,9 +250,7 @@ def finish(
     reports = []
     for source in corpus.sources:
         count = counts[source.name]
-        tokens = np.load(work / f"{source.name}-held_out.npy").astype(np.int32)
-        tokens = torch.from_numpy(tokens).to(model.device)
-        held_out = HeldOut(source.name, tokens, count["held_out_chars"])
+        held_out = held_out_tokens(source, count["held_out_chars"], work, model.device)
         loss = evaluate(stored, held_out, length=model.config.max_position_embeddings)
         print(f"{recipe.name} {source.name}: {loss.nats_per_token:.3f} nats per token", end=", ")
         print(f"{loss.bits_per_char:.3f} bits per character", flush=True)

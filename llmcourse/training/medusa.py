@@ -24,14 +24,20 @@ from torch import Tensor
 from llmcourse.arguments import Parser
 from llmcourse.hardware import this_machine
 from llmcourse.model import Decoder
-from llmcourse.pretrained import find_checkpoint, load
+from llmcourse.pretrained import find_checkpoint, fingerprint, load
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from llmcourse.speculative.medusa.search import rank_accuracies, true_ranks
-from llmcourse.speculative.medusa.stored import fingerprint, load_heads, save_heads
-from llmcourse.training.__main__ import adapted, add_text_options, sources_of
+from llmcourse.speculative.medusa.stored import load_heads, save_heads
 from llmcourse.training.export import hugging_face_config, write_json, write_weights
-from llmcourse.training.family import Corpus, prepare, work_folder
+from llmcourse.training.family import prepare, work_folder
 from llmcourse.training.heads import HeadsLoss, HeadsRecipe, Jointly, heads_optimizers
+from llmcourse.training.options import (
+    adapted,
+    add_mix_option,
+    add_run_options,
+    add_text_options,
+    read_corpus,
+)
 from llmcourse.training.pretrain import train
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokenizer import END_OF_TEXT, load_tokenizer
@@ -45,6 +51,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config
 def parser() -> Parser:
     result = Parser(prog="python -m llmcourse.training.medusa", description=__doc__.split("\n")[0])
     add_text_options(result)
+    add_mix_option(result)
     result.add_argument("--model", default="base", help="the backbone: an embedded model or a folder")
     result.add_argument("--out", type=Path, required=True, help="folder for the heads")
     result.add_argument("--heads", type=int, default=4, help="tokens guessed beyond the next one")
@@ -52,6 +59,7 @@ def parser() -> Parser:
     result.add_argument("--batch-size", type=int, default=64, help="sequences a step")
     result.add_argument("--length", type=int, default=512, help="tokens a sequence")
     result.add_argument("--joint", action="store_true", help="train the backbone too (Medusa-2)")
+    add_run_options(result)
     return result
 
 
@@ -119,14 +127,13 @@ def train_heads(options: argparse.Namespace, started: float) -> bool:
     Raises:
         ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `family.train_family`.
     """
-    sources = sources_of(options)
-    corpus = Corpus(sources, options.held_out)
+    corpus = read_corpus(options)
     recipe = HeadsRecipe(options.heads, options.blocks_per_head, joint=options.joint)
     this_machine(options.device)  # refuses a device that is not here
     device = torch.device(options.device)
     folder = find_checkpoint(options.model)
     model, _ = load(folder, device=device)
-    run = adapted(run_recipe(options, model, recipe), options, [source.name for source in sources])
+    run = adapted(run_recipe(options, model, recipe), options, [source.name for source in corpus.sources])
     work = work_folder(options.out)
     counts, arrays = prepare_text(corpus, folder / "tokenizer.json", work)
     separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)

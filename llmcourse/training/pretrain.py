@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
-import threading
 import time
 import zipfile
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from llmcourse.model import Decoder
+from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.optimizer import build_optimizers, set_rates
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokens import Domain, batch
@@ -220,7 +219,7 @@ class _Run:
         started = saved = time.monotonic()
         total = self.recipe.steps
         bar = tqdm(total=total, initial=first, desc=self.recipe.name, disable=self.rank > 0, mininterval=5)
-        with bar, _Interrupts() as interrupts:
+        with bar, Interrupts() as interrupts:
             for index in range(first, total):
                 loss = self.step(index)
                 bar.update()
@@ -273,24 +272,3 @@ class _Run:
         flags = torch.tensor([float(wish) for wish in wishes], device=self.device)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
         return tuple(flag > 0 for flag in flags.tolist())
-
-
-class _Interrupts:
-    """Holds SIGINT and SIGTERM back until a step is complete, so that what is saved is whole."""
-
-    def __init__(self):
-        self.pending = False
-
-    def __enter__(self) -> _Interrupts:
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame) -> None:
-        self.pending = True
-
-    def __exit__(self, *exc) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

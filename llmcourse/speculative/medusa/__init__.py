@@ -15,7 +15,7 @@ steps       what a step leaves to be looked at, and what many of them gained
 from llmcourse.speculative.medusa.candidates import MedusaTree, full, sparse
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from llmcourse.speculative.medusa.loop import generate, stream
-from llmcourse.speculative.medusa.reading import TreeTarget, layout
+from llmcourse.speculative.medusa.reading import TreeTarget, mask_of
 from llmcourse.speculative.medusa.search import (
     expected_tokens,
     observed_tokens,
@@ -30,7 +30,7 @@ from llmcourse.speculative.medusa.steps import (
     measured_speed_up,
     tokens_per_step,
 )
-from llmcourse.speculative.medusa.stored import embedded_heads, fingerprint, load_heads, save_heads
+from llmcourse.speculative.medusa.stored import embedded_heads, load_heads, save_heads
 from llmcourse.speculative.medusa.typical import (
     TypicalAcceptance,
     first_token_law,
@@ -49,12 +49,11 @@ __all__ = [
     "accepted_nodes",
     "embedded_heads",
     "expected_tokens",
-    "fingerprint",
     "first_token_law",
     "full",
     "generate",
-    "layout",
     "load_heads",
+    "mask_of",
     "mean_log_probability",
     "measured_speed_up",
     "observed_tokens",

@@ -24,11 +24,11 @@ from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.draft_trees import PathMemory, keep_path, settle_tree
 from llmcourse.kernels.tokens import Choice, choose
-from llmcourse.kernels.tree_mask import TreeMask
 from llmcourse.model import Decoder
 from llmcourse.speculative.engine.stepping import SteppingEngine
 from llmcourse.speculative.medusa.candidates import MedusaTree
 from llmcourse.speculative.medusa.heads import MedusaHeads, check_fits
+from llmcourse.speculative.medusa.reading import mask_of
 
 
 class MedusaEngine(SteppingEngine):
@@ -74,7 +74,7 @@ class MedusaEngine(SteppingEngine):
         recorded = graph and self.backend == "triton" and model.device.type == "cuda"
         super().__init__(model, tree.depth, model.config.max_position_embeddings, graph=recorded)
         self._guesses = Guesses(model, heads, tree)
-        self._mask = tree_mask(tree, model.device)
+        self._mask = mask_of(tree.tree, model.device)
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> list[int]:
@@ -197,10 +197,3 @@ def _side_by_side(layers: Sequence[nn.Linear]) -> tuple[Float[Tensor, "K C C"], 
     return torch.stack([layer.weight.T for layer in layers]), torch.stack([layer.bias for layer in layers])[
         :, None
     ]
-
-
-def tree_mask(tree: MedusaTree, device: torch.device) -> TreeMask:
-    """What each token of the pass sees: the root first, then the nodes."""
-    sees = torch.ones(len(tree) + 1, len(tree) + 1, dtype=torch.bool).tril()
-    sees[1:, 1:] = tree.tree.ancestors()
-    return TreeMask(sees.to(device))

@@ -33,7 +33,7 @@ from llmcourse.speculative.medusa.candidates import MedusaTree
 from llmcourse.speculative.medusa.drafting import drawn, ranked
 from llmcourse.speculative.medusa.heads import MedusaHeads, check_fits
 from llmcourse.speculative.medusa.judged import JudgedTree, judge_tree
-from llmcourse.speculative.medusa.reading import TreeTarget, layout
+from llmcourse.speculative.medusa.reading import TreeTarget, mask_of
 from llmcourse.speculative.medusa.steps import MedusaStep
 from llmcourse.speculative.medusa.typical import TypicalAcceptance
 from llmcourse.speculative.numbers import uniform_by_row
@@ -169,7 +169,7 @@ class _Batch:
         room = max(row.limit for row in rows)
         self.history = History.from_prompts(self.prompts, room, target.device)
         self.capacity = max(len(row.prompt) + row.limit for row in rows) + len(tree) + 1
-        self.branches = layout(tree.tree, target.device)
+        self.mask = mask_of(tree.tree, target.device)
 
     @torch.no_grad()
     def draft(self, index: int, processors: Sequence[Processor], generator: Randomness | None) -> Draft:
@@ -193,7 +193,7 @@ class _Batch:
         else:
             last = self.history.tokens.gather(1, self.history.lengths[:, None] - 1)
             tokens = torch.cat((last, draft.tokens), 1)
-            self.read_states = self.target.read_branches(tokens, self.branches)
+            self.read_states = self.target.read_tree(tokens, self.mask)
         return self.target.model.lm_head(self.read_states)
 
     def settle(self, index: int, width: int, judged: JudgedTree, tokens: list[list[int]]) -> None:

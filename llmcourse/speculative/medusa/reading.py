@@ -17,17 +17,16 @@ from torch.nn.functional import pad
 
 from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import Processor, apply, widen
-from llmcourse.model import Branches
+from llmcourse.kernels.tree_mask import TreeMask
 from llmcourse.speculative.target import CachedTarget
 from llmcourse.speculative.tree import ROOT, DraftTree
 
 
-def layout(tree: DraftTree, device: torch.device | str = "cpu") -> Branches:
-    """Where the last token of a text and the nodes behind it stand, and what they see: T = N + 1."""
-    offsets = torch.tensor((0, *tree.depths), device=device)
+def mask_of(tree: DraftTree, device: torch.device | str = "cpu") -> TreeMask:
+    """What the last token of a text and the nodes behind it see of each other: T = N + 1."""
     sees = pad(tree.ancestors(), (1, 0, 1, 0))
     sees[:, 0] = True
-    return Branches(offsets, sees.to(device))
+    return TreeMask(sees.to(device))
 
 
 class TreeTarget(CachedTarget):
@@ -42,9 +41,10 @@ class TreeTarget(CachedTarget):
         return hidden
 
     @torch.no_grad()
-    def read_branches(self, tokens: Int[Tensor, "B T"], branches: Branches) -> Float[Tensor, "B T C"]:
+    def read_tree(self, tokens: Int[Tensor, "B T"], mask: TreeMask) -> Float[Tensor, "B T C"]:
         """The hidden state at each row's last token and at each of the nodes behind it."""
-        return self.model.hidden_states(tokens, self.cache, branches)
+        seen, positions = self.cache.visible(mask.sees), self.cache.lengths[:, None] + mask.depths
+        return self.model.hidden_states(tokens, self.cache, mask=seen, positions=positions)
 
     def keep(self, num_read: int, paths: Sequence[Sequence[int] | None]) -> None:
         """Of what was read last keeps each row's last token and the nodes of its accepted path.

@@ -6,7 +6,6 @@ what is stored names its backbone by a hash of its weights, and is refused where
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,14 +17,13 @@ from torch import Tensor
 
 from llmcourse.decoding.errors import require_integer
 from llmcourse.model import Decoder
-from llmcourse.pretrained import CHECKPOINTS, STORED_DTYPES, CheckpointError
+from llmcourse.pretrained import CHECKPOINTS, STORED_DTYPES, CheckpointError, fingerprint
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads, check_fits, shapes_of
 
 FORMAT = "medusa"
 CONFIG, WEIGHTS = "config.json", "heads.safetensors"
 SIZES = ("num_heads", "num_blocks", "hidden_size", "vocab_size")
 MOST_TENSORS = 4096  # a damaged count must not have a million blocks built
-SMALLEST = 2.0**-14  # of fp16: what is smaller is lost there
 
 
 def embedded_heads(name: str = "base") -> Path:
@@ -40,22 +38,6 @@ def embedded_heads(name: str = "base") -> Path:
             f"no Medusa heads for {name!r} in the package; train them: python -m llmcourse.training.medusa"
         )
     return folder
-
-
-def fingerprint(model: Decoder) -> str:
-    """A hash of a decoder's weights: the same in every dtype and layout that it may be loaded in.
-
-    Weights are rounded to bf16, in which checkpoints are stored, and those that fp16 cannot hold count as 0.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue  # the embedding once more
-        rounded = tensor.detach().to(torch.bfloat16).cpu().contiguous()
-        rounded = rounded.masked_fill(rounded.abs() < SMALLEST, 0.0)
-        digest.update(f"{name} {tuple(rounded.shape)}".encode())
-        digest.update(rounded.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save_heads(heads: MedusaHeads, model: Decoder, folder: Path) -> None:

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmcourse.pretrained import CheckpointError
+from llmcourse.pretrained import CheckpointError, fingerprint
 from llmcourse.speculative.medusa import (
     HeadsConfig,
     MedusaHeads,
     embedded_heads,
-    fingerprint,
     load_heads,
     save_heads,
 )

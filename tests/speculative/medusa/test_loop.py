@@ -132,14 +132,14 @@ def test_what_many_steps_gained(model, heads):
 
 def broken(value: float, row: int, column: int):
     """Logits of one row broken at one column of every tree that is read."""
-    read = TreeTarget.read_branches
+    read = TreeTarget.read_tree
 
-    def wrong(self, tokens, branches):
-        hidden = read(self, tokens, branches)
+    def wrong(self, tokens, mask):
+        hidden = read(self, tokens, mask)
         hidden[row, column] = value
         return hidden
 
-    return mock.patch.object(TreeTarget, "read_branches", wrong)
+    return mock.patch.object(TreeTarget, "read_tree", wrong)
 
 
 @pytest.mark.parametrize("sampled", [False, True])

@@ -11,9 +11,8 @@ import torch
 from llmcourse.decoding import History, SamplingParams
 from llmcourse.decoding.processors import apply
 from llmcourse.kv_cache import KVCache
-from llmcourse.model import Branches
 from llmcourse.speculative import DraftTree, chain, read_tree
-from llmcourse.speculative.medusa import TreeTarget, full, layout
+from llmcourse.speculative.medusa import TreeTarget, full, mask_of
 from llmcourse.speculative.medusa.reading import node_logits
 from tests.speculative.test_tree_drafts import random_tree
 from tests.speculative.tiny import CONTEXT, PROMPTS, VOCAB, tiny_decoder
@@ -46,7 +45,7 @@ def started(model, texts, room) -> TreeTarget:
 
 def in_one_pass(target, texts, drafts, tree) -> torch.Tensor:
     last = torch.tensor([[text[-1]] for text in texts])
-    hidden = target.read_branches(torch.cat((last, drafts), 1), layout(tree))
+    hidden = target.read_tree(torch.cat((last, drafts), 1), mask_of(tree))
     return target.model.lm_head(hidden)
 
 
@@ -84,14 +83,14 @@ def test_step_after_step_the_cache_holds_the_accepted_paths(model, seed):
 @pytest.mark.parametrize("bug", ["positions by slot", "all nodes seen", "nothing moved"])
 def test_planted_bugs_are_seen(model, bug):
     tree, texts = TREES["branching"], texts_of_two_tokens()
-    drafts, right = drafts_for(tree, len(texts)), layout(tree)
-    wrong = {
-        "positions by slot": Branches(torch.arange(len(tree) + 1), right.sees),
-        "all nodes seen": Branches(right.offsets, torch.ones_like(right.sees).tril()),
-    }.get(bug, right)
+    drafts, mask = drafts_for(tree, len(texts)), mask_of(tree)
+    if bug == "positions by slot":
+        mask.depths = torch.arange(len(tree) + 1)
+    elif bug == "all nodes seen":
+        mask.sees = torch.ones_like(mask.sees).tril()
     target = started(model, texts, 20)
     last = torch.tensor([[text[-1]] for text in texts])
-    found = model.lm_head(target.read_branches(torch.cat((last, drafts), 1), wrong))
+    found = model.lm_head(target.read_tree(torch.cat((last, drafts), 1), mask))
     off = (found - read_tree(model, texts, drafts, tree)).abs().max()
     if bug != "nothing moved":
         assert off > 1e-3
@@ -141,16 +140,11 @@ def test_what_cannot_be_kept_is_refused(num_last, kept, message):
     assert cache.lengths.tolist() == [5, 5]
 
 
-def test_branches_that_do_not_fit_are_refused(model):
-    branches, tokens = layout(chain(2)), torch.tensor([[1, 2, 3]])
-    with pytest.raises(ValueError, match="cache must be given with branches, got None"):
-        model.hidden_states(tokens, None, branches)
-    cache = model.new_cache(1, 8)
-    with pytest.raises(ValueError, match="offsets must have 2 entries, one a token, got shape"):
-        model.hidden_states(tokens[:, :2], cache, branches)
-    with pytest.raises(ValueError, match=r"sees must be of shape \(3, 3\), got \(2, 2\)"):
-        model.hidden_states(tokens, cache, Branches(branches.offsets, branches.sees[:2, :2]))
-    assert cache.lengths.tolist() == [0]
+def test_a_mask_of_another_tree_is_refused(model):
+    target = started(model, [[1, 2, 3]], 8)
+    with pytest.raises((ValueError, TypeError), match="mask"):
+        target.read_tree(torch.tensor([[3, 4]]), mask_of(chain(2)))
+    assert target.cache.lengths.tolist() == [2]
 
 
 # ---- processors see a node's own path

@@ -1,0 +1,77 @@
+"""What all training programs ask on their command lines: texts and their mix, a limit, a device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llmcourse.arguments import Parser, parse_path
+from llmcourse.hardware import default_device
+from llmcourse.training.family import Corpus
+from llmcourse.training.recipes import Recipe
+from llmcourse.training.text import KINDS, Source
+
+
+def minutes(value: str) -> float:
+    number = float(value)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {value}; leave it out for no limit")
+    return number
+
+
+def add_text_options(parser: Parser) -> None:
+    """`--text`, `--blocks` and `--python NAME=PATH`, any number of each, and `--held-out`."""
+    named = {"type": parse_path, "action": "append", "default": [], "metavar": "NAME=PATH"}
+    parser.add_argument("--text", help="running text: a file (.xz too) or a folder", **named)
+    parser.add_argument("--blocks", help="documents between blank lines: poems", **named)
+    parser.add_argument("--python", help="Python files; `installed` for this machine's own", **named)
+    parser.add_argument("--held-out", type=float, default=0.01, help="share of documents for validation")
+
+
+def parse_share(value: str) -> tuple[str, float]:
+    name, _, share = value.partition("=")
+    try:
+        return name, float(share)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got {value!r}") from error
+
+
+def add_mix_option(parser: Parser) -> None:
+    """`--mix NAME=SHARE`, any number."""
+    named = {"type": parse_share, "action": "append", "default": [], "metavar": "NAME=SHARE"}
+    parser.add_argument("--mix", help="share of a batch, instead of the recipe's", **named)
+
+
+def add_run_options(parser: Parser) -> None:
+    """`--steps`, `--minutes` and `--device`."""
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
+    limit = {"type": minutes, "default": float("inf")}
+    parser.add_argument("--minutes", help="stop after so many; resumes later", **limit)
+    parser.add_argument("--device", default=str(default_device()))
+
+
+def read_corpus(options: argparse.Namespace) -> Corpus:
+    """The sources that the text options name.
+
+    Raises:
+        ValueError: none, two of one name, or a share out of range.
+        FileNotFoundError: there is nothing at a path.
+    """
+    sources = [Source(name, kind, path) for kind in KINDS for name, path in getattr(options, kind)]
+    return Corpus(sources, options.held_out)
+
+
+def adapted(recipe: Recipe, options: argparse.Namespace, domains: Sequence[str]) -> Recipe:
+    """A recipe with the mix and the number of steps that the command line asks for.
+
+    Raises:
+        ValueError: a share for an unknown domain, two for one, or a number out of its range.
+    """
+    mix = dict(options.mix)
+    if unknown := [name for name in mix if name not in domains]:
+        raise ValueError(f"mix must name domains that are given ({', '.join(domains)}), got {unknown[0]!r}")
+    if len(mix) < len(options.mix):
+        raise ValueError(f"mix must name each domain once, got {', '.join(n for n, _ in options.mix)}")
+    steps = recipe.steps if options.steps is None else options.steps
+    return replace(recipe, mix=mix or recipe.mix, steps=steps)
