@@ -6,6 +6,9 @@
     recipes      shapes and hyperparameters of `draft`, `small` and `base`
     optimizer    Muon for matrices, AdamW for the rest, one schedule
     pretrain     the loop: one GPU or several, resumable
+    options      what all training programs ask on their command lines
+    interrupts   signals that wait for the end of a step
+    blocks       adapters that let a frozen model write in blocks; a program of its own
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
 
