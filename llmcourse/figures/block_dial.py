@@ -17,7 +17,7 @@ from llmcourse.figures.fonts import readable
 MEASURES = {
     "nats_per_token": ("loss under the backbone", "nats per token, lower is better"),
     "distinct_2": ("diversity", "share of different pairs of tokens"),
-    "form": ("form", "share of code that parses, of verses that match"),
+    "form": ("form", "code that parses, verses that match"),
 }
 LINES = ("-", (0, (4, 2)), (0, (1.2, 1.6)), (0, (5, 2, 1.2, 2)))  # by number of passes
 
