@@ -28,7 +28,7 @@ from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder
 from llmcourse.pretrained import CheckpointError, fingerprint
 
-CONFIG, WEIGHTS = "config.json", "adapters.safetensors"
+CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"  # config.json would be a whole model's
 KIND = "blockwise adapters"
 
 

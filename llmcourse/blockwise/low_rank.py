@@ -8,8 +8,6 @@ the vocabulary, which no logits can name.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -79,7 +77,7 @@ def graft(backbone: Decoder, rank: int, scale: float, num_masks: int, gate: Gate
     """A decoder of the backbone's own weights, shared, with an adapter on every linear layer and masks."""
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):  # weights of its own would only be thrown away
-        adapted = Decoder(replace(backbone.config), backbone.attention)
+        adapted = Decoder(backbone.config, backbone.attention)
     adapted.model.embed_tokens = MaskEmbedding(backbone.model.embed_tokens, num_masks)
     adapted.model.norm, adapted.lm_head = backbone.model.norm, backbone.lm_head
     for ours, theirs in zip(adapted.model.layers, backbone.model.layers, strict=True):

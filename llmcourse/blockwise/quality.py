@@ -38,7 +38,8 @@ class Quality:
         nats_per_token: of the new tokens under the backbone, each given all before it.
         distinct_2: share of different pairs among those of all texts, in [0, 1].
         form: share of lines that parse or of verses that match, in [0, 1]; None for prose.
-        tokens_per_pass: new tokens a forward pass, mean over rows.
+        tokens_per_pass: new tokens a forward pass, mean over rows; what a block holds past the end of a text
+            does not count.
     """
 
     domain: str

@@ -6,6 +6,7 @@ remask   the first pass guesses the whole block; each further one forgets the le
          them again, fewer each time (Mask-Predict, Ghazvininejad et al. 2019, section 3.1)
 
 The first token of a block is the backbone's own and sees no mask: both settle it in the first pass, for good.
+With one pass or two they are the same: a guess can first be taken back after the second.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@
     cascade_curve           cost against quality of cascades, and what they gain over mixing single models
     cascade_plot            its figure
     cascade_answers         recorded answers as a cascade meets them, stage by stage
+    block_dial              quality against tokens of a forward pass, by block size and passes
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 

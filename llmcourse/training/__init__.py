@@ -6,10 +6,24 @@
     recipes      shapes and hyperparameters of `draft`, `small` and `base`
     optimizer    Muon for matrices, AdamW for the rest, one schedule
     pretrain     the loop: one GPU or several, resumable
-    heads        what Medusa's heads learn, with the backbone kept or trained too
-    medusa       heads for a backbone, as a program of its own: `python -m llmcourse.training.medusa`
+    options      what all training programs ask on their command lines
+    interrupts   signals that wait for the end of a step
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
 
-One command runs it all; `python -m llmcourse.training --help` lists its options.
+What is trained on a member of the family that stays as it is, each by a program of its own:
+
+    medusa       heads that guess further tokens; `heads` is what they learn
+    exits        exit heads on every layer; `exit_loss` is what they learn, and LayerSkip
+    blocks       adapters that let it write in blocks
+
+The small encoder of the table of early exit, by `python -m llmcourse.training.encoder`:
+
+    masked       an encoder that fills in masked tokens
+    exit_texts   its texts, and the tasks made of them
+    paced        trainings that end by their steps or by the clock
+    fine_tune    one method on one task
+    exit_run     all of them, and the table; exit_setting says how large
+
+The family is one command; `python -m llmcourse.training --help` lists its options.
 """
