@@ -17,6 +17,7 @@ from llmcourse.pretrained import (
     CheckpointError,
     embedded_names,
     find_checkpoint,
+    fingerprint,
     load,
     read_config,
 )
@@ -600,3 +601,28 @@ class TestEmbedded:
         )
         loss = torch.nn.functional.cross_entropy(model(ids)[0, :-1], ids[0, 1:])
         assert loss < 7
+
+
+class TestFingerprint:
+    """The same weights have the same one however they were loaded; no others do."""
+
+    def test_the_number_format_does_not_matter(self):
+        found = {fingerprint(load("draft", dtype=dtype).model) for dtype in (torch.float32, torch.bfloat16)}
+        assert len(found) == 1 and len(found.pop()) == 64
+
+    def test_one_number_or_another_model_does(self):
+        model = load("draft").model
+        before = fingerprint(model)
+        assert before not in (fingerprint(load("small").model), fingerprint(load("base").model))
+        weight = model.model.layers[1].mlp.up_proj.weight
+        weight[5, 7] += 0.5
+        assert fingerprint(model) != before
+        weight[5, 7] -= 0.5
+        assert fingerprint(model) == before
+
+    def test_how_matrices_lie_in_memory_does_not(self):
+        model = load("draft").model
+        before, weight = fingerprint(model), model.model.layers[0].mlp.up_proj.weight
+        assert not weight.is_contiguous()
+        weight.data = weight.data.contiguous()
+        assert fingerprint(model) == before
