@@ -3,8 +3,12 @@
 rules       when a layer is sure enough: by entropy, by confidence, by layers that agree
 heads       what reads a layer of a decoder, before the last one
 heads_file  trained heads as files, for one backbone alone
+decoder     decoding that leaves at the first exit which is sure
+skipped     keys and values of the layers that were skipped: handed up, or computed later
+uncached    the slow truth of both
 """
 
+from llmcourse.early_exit.decoder import EarlyExitLogits, EarlyGeneration, generate_early
 from llmcourse.early_exit.heads import ExitHead, ExitHeads, check_exits
 from llmcourse.early_exit.heads_file import load_heads, save_heads
 from llmcourse.early_exit.rules import (
@@ -15,17 +19,22 @@ from llmcourse.early_exit.rules import (
     confidence,
     entropy,
 )
+from llmcourse.early_exit.uncached import UncachedEarlyExitLogits
 
 __all__ = [
     "ConfidenceRule",
+    "EarlyExitLogits",
+    "EarlyGeneration",
     "EntropyRule",
     "ExitHead",
     "ExitHeads",
     "ExitRule",
     "PatienceRule",
+    "UncachedEarlyExitLogits",
     "check_exits",
     "confidence",
     "entropy",
+    "generate_early",
     "load_heads",
     "save_heads",
 ]
