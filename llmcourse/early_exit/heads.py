@@ -82,11 +82,9 @@ class ExitHeads(nn.Module):
         Raises:
             ValueError: there is none.
         """
-        remedy = "after the last layer the model's own head reads" if layer == len(self.layers) + 1 else ""
+        most, remedy = self.layers[-1], "after the last layer the model itself speaks"
         require_integer(1, "an exit", layer, "an exit lies after one layer or more")
-        require(
-            layer in self.layers, "an exit", f"in [1, {self.layers[-1]}]", layer, remedy or "there is none"
-        )
+        require(layer <= most, "an exit", f"at most {most}", layer, remedy)
         return self.heads[layer - 1]
 
     def forward(self, layer: int, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape V"]:

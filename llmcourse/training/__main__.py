@@ -42,22 +42,33 @@ def minutes(value: str) -> float:
     return number
 
 
-def parser() -> Parser:
-    result = Parser(prog="python -m llmcourse.training", description=__doc__.split("\n")[0])
+def add_text_options(result: Parser) -> None:
+    """What to train on and for how long: the same for everything that is trained."""
     named = {"type": parse_path, "action": "append", "default": [], "metavar": "NAME=PATH"}
     result.add_argument("--text", help="running text: a file (.xz too) or a folder", **named)
     result.add_argument("--blocks", help="documents between blank lines: poems", **named)
     result.add_argument("--python", help="Python files; `installed` for this machine's own", **named)
     share = {"type": parse_share, "metavar": "NAME=SHARE"}
     result.add_argument("--mix", help="share of a batch, instead of the recipe's", **named | share)
-    models = list(FAMILY)
-    result.add_argument("--models", nargs="+", default=models, choices=models, help="which to train")
-    result.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
     result.add_argument("--held-out", type=float, default=0.01, help="share of documents for validation")
     result.add_argument("--steps", type=int, help="instead of the recipe's")
     limit = {"type": minutes, "default": float("inf")}
     result.add_argument("--minutes", help="stop after so many; resumes later", **limit)
     result.add_argument("--device", default=str(default_device()))
+
+
+def sources_of(options: argparse.Namespace) -> list[Source]:
+    """The text that the options name; raises ValueError and FileNotFoundError as `Source` does."""
+    kinds = {"text": options.text, "blocks": options.blocks, "python": options.python}
+    return [Source(name, kind, path) for kind, pairs in kinds.items() for name, path in pairs]
+
+
+def parser() -> Parser:
+    result = Parser(prog="python -m llmcourse.training", description=__doc__.split("\n")[0])
+    add_text_options(result)
+    models = list(FAMILY)
+    result.add_argument("--models", nargs="+", default=models, choices=models, help="which to train")
+    result.add_argument("--out", type=Path, required=True, help="folder for the checkpoints")
     return result
 
 
@@ -94,8 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     again = "start again with the same arguments to go on"
     try:
-        kinds = {"text": options.text, "blocks": options.blocks, "python": options.python}
-        sources = [Source(name, kind, path) for kind, pairs in kinds.items() for name, path in pairs]
+        sources = sources_of(options)
         corpus = Corpus(sources, options.held_out)
         names = [source.name for source in sources]
         recipes = [adapted(FAMILY[name], options, names) for name in options.models]

@@ -59,7 +59,7 @@ def init_weights(model: Decoder, seed: int) -> None:
         parameter.data.copy_(values)
 
 
-def save_state(path: Path, model: Decoder, optimizers: list, step: int, recipe: Recipe) -> None:
+def save_state(path: Path, model: nn.Module, optimizers: list, step: int, recipe: Recipe) -> None:
     """Writes a checkpoint beside the old one and renames it, so that none is ever half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
@@ -72,7 +72,7 @@ def save_state(path: Path, model: Decoder, optimizers: list, step: int, recipe: 
     os.replace(path.with_suffix(".new"), path)
 
 
-def load_state(path: Path, model: Decoder, optimizers: list, recipe: Recipe) -> int:
+def load_state(path: Path, model: nn.Module, optimizers: list, recipe: Recipe) -> int:
     """Restores a checkpoint; returns the step to go on from, 0 when there is none.
 
     Raises:
@@ -80,7 +80,7 @@ def load_state(path: Path, model: Decoder, optimizers: list, recipe: Recipe) -> 
     """
     if not path.is_file():
         return 0
-    state, ours = read_state(path, model.device), asdict(recipe)
+    state, ours = read_state(path, next(model.parameters()).device), asdict(recipe)
     if state["recipe"] != ours:
         theirs = state["recipe"]
         changed = [f"{n} was {theirs.get(n)}, is {ours[n]}" for n in ours if theirs.get(n) != ours[n]]
@@ -138,14 +138,46 @@ def pretrain(
             is kept.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step was completed and a checkpoint written.
     """
+    model = Decoder(recipe.model).to(device)
+    init_weights(model, recipe.seed)
+    whole = train(
+        recipe,
+        domains,
+        model,
+        build_optimizers(model, recipe),
+        NextTokenLoss(model),
+        state_path,
+        device=device,
+        compile_model=compile_model,
+        time_limit_s=time_limit_s,
+    )
+    return model if whole else None
+
+
+def train(
+    recipe: Recipe,
+    domains: Sequence[Domain],
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    loss_of: nn.Module,
+    state_path: Path,
+    *,
+    device: torch.device,
+    compile_model: bool = True,
+    time_limit_s: float = float("inf"),
+) -> bool:
+    """The loop of `pretrain` for any module: True at the end of the recipe, False when the time was up.
+
+    Args:
+        model: what is trained, and kept in checkpoints.
+        optimizers: as `build_optimizers` makes them.
+        loss_of: from rows of `sequence_length` + 1 tokens to a loss.
+        state_path, device, compile_model, time_limit_s: as in `pretrain`, as are the errors.
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if recipe.batch_size % world:
         raise ValueError(f"batch_size must be a multiple of the {world} processes, got {recipe.batch_size}")
-    model = Decoder(recipe.model).to(device)
-    init_weights(model, recipe.seed)
-    optimizers = build_optimizers(model, recipe)
     first = load_state(state_path, model, optimizers, recipe)
-    loss_of = NextTokenLoss(model)
     if world > 1:
         device_ids = [device.index] if device.type == "cuda" else None
         loss_of = DistributedDataParallel(loss_of, device_ids=device_ids)
@@ -161,7 +193,7 @@ class _Run:
 
     recipe: Recipe
     domains: Sequence[Domain]
-    model: Decoder
+    model: nn.Module
     optimizers: list[torch.optim.Optimizer]
     loss_of: nn.Module
     state_path: Path
@@ -184,7 +216,7 @@ class _Run:
             optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def to_the_end(self, first: int, time_limit_s: float) -> Decoder | None:
+    def to_the_end(self, first: int, time_limit_s: float) -> bool:
         started = saved = time.monotonic()
         total = self.recipe.steps
         bar = tqdm(total=total, initial=first, desc=self.recipe.name, disable=self.rank > 0, mininterval=5)
@@ -203,9 +235,9 @@ class _Run:
                 if interrupted:
                     raise KeyboardInterrupt
                 if stop:
-                    return None
+                    return False
         self.save(total)
-        return self.model
+        return True
 
     def save(self, step: int) -> None:
         """Writes a checkpoint, unless what it would hold is no longer finite."""

@@ -1,0 +1,220 @@
+"""`python -m llmcourse.training.exits`: text files and a backbone in, exit heads for all its layers out.
+
+python -m llmcourse.training.exits --model base --text prose=prose.txt --blocks poetry=poems.txt \\
+    --python code=installed --out exits
+
+Beside the heads it writes `report.json`: how often each exit is right on held-out text, and how often it says
+what the last layer says. With --layer-dropout the backbone is trained too (LayerSkip) and written to
+OUT/backbone. Stop it at any time and start it again with the same arguments: it goes on from its last
+checkpoint. It runs in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmcourse.arguments import Parser
+from llmcourse.early_exit.heads import ExitHeads
+from llmcourse.early_exit.heads_file import load_heads, save_heads
+from llmcourse.early_exit.readings import read_texts
+from llmcourse.hardware import this_machine
+from llmcourse.model import Decoder
+from llmcourse.pretrained import find_checkpoint, fingerprint, load
+from llmcourse.training.__main__ import adapted, add_text_options, sources_of
+from llmcourse.training.exit_loss import OBJECTIVES, ExitLoss, LayerSkip
+from llmcourse.training.export import hugging_face_config, write_json, write_weights
+from llmcourse.training.family import Corpus, prepare, work_folder
+from llmcourse.training.optimizer import build_optimizers
+from llmcourse.training.pretrain import train
+from llmcourse.training.recipes import Recipe
+from llmcourse.training.tokenizer import END_OF_TEXT, load_tokenizer
+from llmcourse.training.tokens import Domain
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+
+
+def parser() -> Parser:
+    result = Parser(prog="python -m llmcourse.training.exits", description=__doc__.split("\n")[0])
+    add_text_options(result)
+    result.add_argument("--model", default="base", help="the backbone: an embedded model or a folder")
+    result.add_argument("--out", type=Path, required=True, help="folder for the heads")
+    objective = "learn what the last layer says, or the text"
+    result.add_argument("--objective", choices=OBJECTIVES, default="last", help=objective)
+    dropout = "train the backbone too, skipping layers up to so often (LayerSkip)"
+    result.add_argument("--layer-dropout", type=float, help=dropout)
+    result.add_argument("--batch-size", type=int, default=64, help="sequences a step")
+    result.add_argument("--length", type=int, default=512, help="tokens a sequence")
+    windows = "held-out windows of each domain that the report is on"
+    result.add_argument("--windows", type=int, default=64, help=windows)
+    return result
+
+
+def run_recipe(options: argparse.Namespace, model: Decoder, domains: Sequence[str]) -> Recipe:
+    """Steps, batches and rates; the name holds what else a checkpoint must agree in.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    if options.windows < 1:
+        raise ValueError(f"windows must be at least 1, got {options.windows}; there is nothing to report on")
+    joint = options.layer_dropout is not None
+    what = f"layer dropout {options.layer_dropout}" if joint else options.objective
+    recipe = Recipe(
+        name=f"exits, {what}, on {fingerprint(model)[:8]}",
+        model=model.config,
+        steps=2000,
+        batch_size=options.batch_size,
+        sequence_length=options.length,
+        matrix_lr=0.001 if joint else 0.006,  # a backbone that is trained already is only bent
+        other_lr=0.001 if joint else 0.006,
+        weight_decay=0.0,
+        warmup=20,
+    )
+    return adapted(recipe, options, domains)
+
+
+def prepare_text(corpus: Corpus, tokenizer: Path, work: Path) -> dict[str, np.ndarray]:
+    """Training tokens of each domain, by the backbone's own tokenizer.
+
+    Raises:
+        ValueError: `work` was made with another tokenizer, or from other sources.
+    """
+    mine = work / "tokenizer.json"
+    if mine.is_file() and mine.read_bytes() != tokenizer.read_bytes():
+        raise ValueError(f"{work} was made with another tokenizer; remove it, or use another output folder")
+    shutil.copyfile(tokenizer, mine)
+    counts = prepare(corpus, work)
+    return {name: np.load(work / f"{name}-train.npy").astype(np.int32) for name in counts}
+
+
+def train_exits(options: argparse.Namespace, started: float) -> bool:
+    """Prepares, trains, writes; False when the time was up first: what there is by then is written, too.
+
+    Raises:
+        ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `family.train_family`.
+    """
+    sources = sources_of(options)
+    corpus = Corpus(sources, options.held_out)
+    this_machine(options.device)  # refuses a device that is not here
+    device = torch.device(options.device)
+    folder = find_checkpoint(options.model)
+    backbone = load(folder, device=device).model
+    heads = ExitHeads(backbone)
+    recipe = run_recipe(options, backbone, [source.name for source in sources])
+    trained, loss_of = modules(heads, options)
+    work = work_folder(options.out)
+    arrays = prepare_text(corpus, folder / "tokenizer.json", work)
+    separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
+    domains = [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
+    whole = train(
+        recipe,
+        domains,
+        trained,
+        build_optimizers(trained, recipe),
+        loss_of,
+        work / "exits.pt",
+        device=device,
+        compile_model=device.type == "cuda" and options.layer_dropout is None,
+        time_limit_s=options.minutes * 60 - (time.monotonic() - started),
+    )
+    write(heads, folder, options, recipe, list(arrays))
+    return whole
+
+
+def modules(heads: ExitHeads, options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
+    """What is trained and kept in checkpoints, and what gives its loss."""
+    if options.layer_dropout is None:
+        return heads, ExitLoss(heads, options.objective)
+    both = LayerSkip(heads, options.layer_dropout)
+    both.requires_grad_(True)
+    return both, both
+
+
+def write(
+    heads: ExitHeads, folder: Path, options: argparse.Namespace, recipe: Recipe, names: Sequence[str]
+) -> None:
+    """The heads, what they come to as stored, and a backbone that was trained with them."""
+    backbone = heads.backbone.requires_grad_(False)
+    if options.layer_dropout is not None:
+        write_backbone(backbone, folder, options.out / "backbone")
+        backbone.load_state_dict({n: t.to(torch.bfloat16) for n, t in backbone.state_dict().items()})
+    how = {"objective": options.objective} if options.layer_dropout is None else vars_of_dropout(options)
+    notes = how | {"steps": recipe.steps, "tokens_a_step": recipe.batch_size * recipe.sequence_length}
+    save_heads(heads, options.out, notes)
+    paths = {name: options.out / ".training" / f"{name}-held_out.npy" for name in names}
+    held_out = {name: torch.from_numpy(np.load(path).astype(np.int32)) for name, path in paths.items()}
+    report = report_on(load_heads(options.out, backbone), held_out, recipe.sequence_length, options.windows)
+    write_json(options.out / "report.json", report)
+    for name, found in report.items():
+        print(f"{name}: exits agree with the last layer at {found['agreement']} of {found['positions']:,}")
+
+
+def vars_of_dropout(options: argparse.Namespace) -> dict:
+    """What notes say of LayerSkip, whose objective is the text."""
+    return {"objective": "next", "layer_dropout": options.layer_dropout}
+
+
+def report_on(heads: ExitHeads, held_out: dict[str, Tensor], length: int, windows: int) -> dict[str, dict]:
+    """Of each domain and exit, the last layer included: accuracy, agreement with it, and mean entropy.
+
+    Args:
+        held_out: tokens of each domain; their first `windows` windows of `length` tokens are read.
+    """
+    report = {}
+    for name, tokens in held_out.items():
+        readings = read_texts(heads, tokens[: windows * length].split(length))
+        report[name] = {
+            "positions": len(readings.targets),
+            "layers": list(readings.layers),
+            "accuracy": _rounded(readings.accuracy()),
+            "agreement": _rounded(readings.agreement()),
+            "entropy": _rounded(readings.entropy.double().mean(1)),
+        }
+    return report
+
+
+def _rounded(numbers: Tensor) -> list[float]:
+    return [round(number, 4) for number in numbers.tolist()]
+
+
+def write_backbone(backbone: Decoder, folder: Path, out: Path) -> None:
+    """A backbone in Hugging Face layout, with the tokenizer of the one it was made from."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_weights(backbone, out)
+    write_json(out / "config.json", hugging_face_config(backbone.config))
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+    for file in out.iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs it all; returns 0, 2 after an error, 3 when the time was up, 130 when interrupted."""
+    started = time.monotonic()
+    options = parser().parse_args(argv)
+    again = "start again with the same arguments to go on"
+    try:
+        done = train_exits(options, started)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {again}", file=sys.stderr)
+        return 130
+    if not done:
+        print(f"the time is up; {again}", file=sys.stderr)
+    return 0 if done else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
