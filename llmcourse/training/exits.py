@@ -21,11 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from llmcourse.arguments import Parser
 from llmcourse.early_exit.heads import ExitHeads
 from llmcourse.early_exit.heads_file import load_heads, save_heads
 from llmcourse.early_exit.readings import read_texts
+from llmcourse.early_exit.regression import fit_heads
 from llmcourse.hardware import this_machine
 from llmcourse.model import Decoder
 from llmcourse.pretrained import find_checkpoint, fingerprint, load
@@ -37,7 +39,7 @@ from llmcourse.training.optimizer import build_optimizers
 from llmcourse.training.pretrain import train
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokenizer import END_OF_TEXT, load_tokenizer
-from llmcourse.training.tokens import Domain
+from llmcourse.training.tokens import Domain, batch
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
@@ -51,6 +53,8 @@ def parser() -> Parser:
     result.add_argument("--objective", choices=OBJECTIVES, default="last", help=objective)
     dropout = "train the backbone too, skipping layers up to so often (LayerSkip)"
     result.add_argument("--layer-dropout", type=float, help=dropout)
+    fit = "batches to fit the heads to by least squares, where training starts; 0: the model's own head"
+    result.add_argument("--fit", type=int, default=50, help=fit)
     result.add_argument("--batch-size", type=int, default=64, help="sequences a step")
     result.add_argument("--length", type=int, default=512, help="tokens a sequence")
     windows = "held-out windows of each domain that the report is on"
@@ -66,6 +70,8 @@ def run_recipe(options: argparse.Namespace, model: Decoder, domains: Sequence[st
     """
     if options.windows < 1:
         raise ValueError(f"windows must be at least 1, got {options.windows}; there is nothing to report on")
+    if options.fit < 0:
+        raise ValueError(f"fit must be at least 0, got {options.fit}; 0 starts from the model's own head")
     joint = options.layer_dropout is not None
     what = f"layer dropout {options.layer_dropout}" if joint else options.objective
     recipe = Recipe(
@@ -115,6 +121,8 @@ def train_exits(options: argparse.Namespace, started: float) -> bool:
     arrays = prepare_text(corpus, folder / "tokenizer.json", work)
     separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
     domains = [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
+    if options.fit and not (work / "exits.pt").is_file():
+        fit(heads, domains, recipe, options.fit)
     whole = train(
         recipe,
         domains,
@@ -128,6 +136,15 @@ def train_exits(options: argparse.Namespace, started: float) -> bool:
     )
     write(heads, folder, options, recipe, list(arrays))
     return whole
+
+
+def fit(heads: ExitHeads, domains: Sequence[Domain], recipe: Recipe, steps: int) -> None:
+    """Where training starts: least squares over the first batches that it will see."""
+    weights = [recipe.weight(domain.name) for domain in domains]
+    shape = (recipe.batch_size, recipe.sequence_length)
+    progress = tqdm(range(steps), desc="least squares", mininterval=5)
+    rows = (batch(domains, weights, step, *shape, seed=recipe.seed) for step in progress)
+    fit_heads(heads, (ids.to(heads.device) for ids in rows))
 
 
 def modules(heads: ExitHeads, options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
@@ -147,8 +164,12 @@ def write(
     if options.layer_dropout is not None:
         write_backbone(backbone, folder, options.out / "backbone")
         backbone.load_state_dict({n: t.to(torch.bfloat16) for n, t in backbone.state_dict().items()})
-    how = {"objective": options.objective} if options.layer_dropout is None else vars_of_dropout(options)
-    notes = how | {"steps": recipe.steps, "tokens_a_step": recipe.batch_size * recipe.sequence_length}
+    how = {"objective": options.objective} if options.layer_dropout is None else notes_of_layer_skip(options)
+    notes = how | {
+        "fit": options.fit,
+        "steps": recipe.steps,
+        "tokens_a_step": recipe.batch_size * recipe.sequence_length,
+    }
     save_heads(heads, options.out, notes)
     paths = {name: options.out / ".training" / f"{name}-held_out.npy" for name in names}
     held_out = {name: torch.from_numpy(np.load(path).astype(np.int32)) for name, path in paths.items()}
@@ -158,7 +179,7 @@ def write(
         print(f"{name}: exits agree with the last layer at {found['agreement']} of {found['positions']:,}")
 
 
-def vars_of_dropout(options: argparse.Namespace) -> dict:
+def notes_of_layer_skip(options: argparse.Namespace) -> dict:
     """What notes say of LayerSkip, whose objective is the text."""
     return {"objective": "next", "layer_dropout": options.layer_dropout}
 

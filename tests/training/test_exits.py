@@ -20,7 +20,7 @@ from tests.speculative.tiny import tiny_decoder
 from tests.training.tiny import tiny_recipe
 
 ROWS = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]])
-SMALL = ["--steps", "12", "--batch-size", "4", "--length", "32", "--windows", "4"]
+SMALL = ["--steps", "12", "--batch-size", "4", "--length", "32", "--windows", "4", "--fit", "3"]
 
 
 def logits_and_targets(heads):
@@ -168,6 +168,16 @@ def test_layer_dropout_trains_a_backbone_for_its_heads(text_options, tiny_checkp
         load_heads(tmp_path, load(tiny_checkpoint).model)
 
 
+def test_training_starts_where_it_is_told(trained, tmp_path):
+    options, _, _ = trained
+    starts = []
+    for count in ("0", "3"):
+        with mock.patch.object(exits, "train", return_value=True) as run:
+            assert main([*options[:-1], str(tmp_path / count), "--fit", count]) == 0
+        starts.append(run.call_args.args[2].head(1).residual.weight.any().item())
+    assert starts == [False, True]
+
+
 def test_an_interrupt_says_how_to_go_on(trained, capsys):
     options, _, _ = trained
     with mock.patch.object(exits, "train", side_effect=KeyboardInterrupt):
@@ -179,6 +189,7 @@ def test_an_interrupt_says_how_to_go_on(trained, capsys):
     ("message", "changes"),
     [
         ("windows must be at least 1, got 0", ["--windows", "0"]),
+        ("fit must be at least 0, got -1; 0 starts from", ["--fit", "-1"]),
         ("batch_size must be at least 1, got 0", ["--batch-size", "0"]),
         ("sequence_length must be at most the model's context, 64, got 65", ["--length", "65"]),
         ("layer_dropout must be in [0, 1), got 1.0", ["--layer-dropout", "1"]),
