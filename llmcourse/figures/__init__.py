@@ -27,6 +27,7 @@
     cascade_curve           cost against quality of cascades, and what they gain over mixing single models
     cascade_plot            its figure
     cascade_answers         recorded answers as a cascade meets them, stage by stage
+    exit_heat               entropy by layer and token, and where a rule of early exit leaves
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 
