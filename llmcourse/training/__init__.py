@@ -8,6 +8,8 @@
     pretrain     the loop: one GPU or several, resumable
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
+    exit_loss    what exit heads learn from; LayerSkip, which trains the backbone too
+    exits        exit heads for a backbone: `python -m llmcourse.training.exits`
 
 One command runs it all; `python -m llmcourse.training --help` lists its options.
 """
