@@ -174,18 +174,23 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T C"], layer: int, context: Context) -> Float[Tensor, "B T C"]:
         batch, length, _ = x.shape
-
-        def heads(projected):  # (B, T, heads * D) -> (B, T, heads, D)
-            return projected.view(batch, length, -1, self.head_dim)
-
-        q = self.q_norm(heads(self.q_proj(x))).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_norm(heads(self.k_proj(x))).transpose(1, 2)  # (B, Hkv, T, D)
-        v = heads(self.v_proj(x)).transpose(1, 2)
-        q, k = apply_rope(q, context.rope), apply_rope(k, context.rope)
+        q = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)  # (B, H, T, D)
+        q = apply_rope(q, context.rope)
+        k, v = self.keys_values(x, context.rope)
         if context.cache is not None:
             k, v = context.cache.write(layer, k, v, context.positions)  # (B, Hkv, S, D)
         mixed = context.attention(q, k, v, context.mask)
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+    def keys_values(
+        self, x: Float[Tensor, "B T C"], rope: Rope
+    ) -> tuple[Float[Tensor, "B Hkv T D"], Float[Tensor, "B Hkv T D"]]:
+        """The rotated keys and the values of a layer's normalised input: what a cache holds of it."""
+        k = self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2)  # (B, Hkv, T, D)
+        return apply_rope(k, rope), self._heads(self.v_proj(x)).transpose(1, 2)
+
+    def _heads(self, projected: Float[Tensor, "B T N"]) -> Float[Tensor, "B T heads D"]:
+        return projected.view(*projected.shape[:2], -1, self.head_dim)
 
 
 class SwiGLU(nn.Module):
@@ -302,6 +307,20 @@ class Decoder(nn.Module):
                 another model, or one that would overflow, a mask or positions of another shape; the
                 cache is left as it was.
         """
+        x, context = self.begin(token_ids, cache, mask=mask, positions=positions)
+        for index, layer in enumerate(self.model.layers):
+            x = layer(x, index, context)
+        return self.model.norm(x)
+
+    def begin(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        cache: KVCache | None = None,
+        *,
+        mask: Bool[Tensor, "B T S"] | None = None,
+        positions: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T C"], Context]:
+        """What the first layer is given, for those who run the layers one by one; as `hidden_states`."""
         batch, length = self._check_tokens(token_ids)
         if cache is not None:
             self._check_cache(cache, batch)
@@ -314,10 +333,7 @@ class Decoder(nn.Module):
         else:
             slots, causal = cache.reserve(length)
         rope = Rope.of_pairs(*self.rope(slots if positions is None else positions))
-        context = Context(rope, slots, causal if mask is None else mask, cache, self.attention)
-        for index, layer in enumerate(self.model.layers):
-            x = layer(x, index, context)
-        return self.model.norm(x)
+        return x, Context(rope, slots, causal if mask is None else mask, cache, self.attention)
 
     def _check_tokens(self, token_ids: Tensor) -> tuple[int, int]:
         """Rows and tokens of each."""

@@ -28,6 +28,7 @@
     cascade_plot            its figure
     cascade_answers         recorded answers as a cascade meets them, stage by stage
     block_dial              quality against tokens of a forward pass, by block size and passes
+    exit_heat               entropy by layer and token, and where a rule of early exit leaves
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 

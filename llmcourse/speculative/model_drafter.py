@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.history import History
@@ -71,8 +71,10 @@ class ModelDrafter:
             return Draft(history.tokens[:, :0], num_tokens)
         width = max(counts)
         points = None if generator is None else uniform_by_row(generator, counts, width)
-        tokens, q = self._decode(history, width, processors, points)
-        past = torch.arange(width, device=tokens.device) >= num_tokens[:, None]
+        tokens, q, stops = self._decode(history, width, processors, points)
+        if stops is not None:
+            num_tokens = torch.minimum(num_tokens, stops)
+        past = torch.arange(tokens.shape[1], device=tokens.device) >= num_tokens[:, None]
         return Draft(tokens.masked_fill(past, 0), num_tokens, q)
 
     def accept(self, num_accepted: Sequence[int]) -> None:
@@ -80,26 +82,45 @@ class ModelDrafter:
         stood = zip(self._held, self._lengths, num_accepted, strict=True)
         self._cut([min(held, length + count) for held, length, count in stood])
 
+    def goes_on(self, logits: Float[Tensor, "B V"]) -> Bool[Tensor, " B"] | None:
+        """Which rows shall be given a draft from these logits; None: all of them, as always here.
+
+        A drafter that is not always sure says otherwise. It must not depend on what will be drawn, or drafts
+        that stand would be of another distribution than the target's.
+        """
+        return None
+
     def _decode(
         self, history: History, width: int, processors: Sequence[Processor], points: Tensor | None
-    ) -> tuple[Int[Tensor, "B G"], Float[Tensor, "B G V"] | None]:
-        """`width` tokens for each row, and what they were drawn from: None for greedy decoding."""
+    ) -> tuple[Int[Tensor, "B G"], Float[Tensor, "B G V"] | None, Int[Tensor, " B"] | None]:
+        """At most `width` tokens for each row, and what they were drawn from: None for greedy decoding.
+
+        And how many of them a row has before it does not go on: None if nothing was stopped.
+        """
         logits = self.model.lm_head(self._catch_up(history.tokens, self._lengths))
         text = history.select(range(len(logits))) if processors else history  # only they look back
-        tokens, q = [], []
+        tokens, q, stops, on = [], [], None, None
         for position in range(width):
             if position:
                 logits = self.model(tokens[-1][:, None], self.cache)[:, 0]
                 self._held = [held + 1 for held in self._held]
                 if processors:
                     text.append(tokens[-1])
+            more = self.goes_on(widen(logits))
+            if more is not None:
+                on = more if on is None else on & more
+                stops = on.long() if stops is None else stops + on
+                if not on.any():
+                    break
             logits = widen(apply(processors, widen(logits), text))
             if points is None:
                 tokens.append(greedy(logits))
             else:
                 q.append(logits.softmax(-1))
                 tokens.append(pick(q[-1], points[:, position]).to(logits.device))
-        return torch.stack(tokens, 1), torch.stack(q, 1) if q else None
+        if not tokens:
+            return history.tokens[:, :0], None, stops
+        return torch.stack(tokens, 1), torch.stack(q, 1) if q else None, stops
 
     def _catch_up(self, tokens: Int[Tensor, "B S"], lengths: list[int]) -> Float[Tensor, "B C"]:
         """Reads what is new of each row, its last token in any case; the hidden state at the last token.

@@ -27,9 +27,10 @@ from llmcourse.blockwise.adapters import AdapterConfig, BlockDecoder, save_adapt
 from llmcourse.blockwise.denoise import SIZES, denoising_loss, draw_noise, first_pass_loss
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.hardware import this_machine
+from llmcourse.training.backbone import prepare_for
 from llmcourse.training.evaluate import HeldOut
 from llmcourse.training.export import write_json
-from llmcourse.training.family import Corpus, held_out_tokens, prepare, training_domains, work_folder
+from llmcourse.training.family import Corpus, held_out_tokens, work_folder
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.options import add_run_options, add_text_options, read_corpus
 from llmcourse.training.recipes import MIX
@@ -219,9 +220,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(model: BlockDecoder, corpus: Corpus, recipe: BlockRecipe, options) -> Trained:
     """Text to adapters; the report is left out when interrupted."""
     work = work_folder(options.out)
-    _use_tokenizer(pretrained.find_checkpoint(options.backbone) / "tokenizer.json", work / "tokenizer.json")
-    counts = prepare(corpus, work)
-    domains = training_domains(corpus, work, model.device)
+    folder = pretrained.find_checkpoint(options.backbone)
+    counts, domains = prepare_for(folder, corpus, work, model.device)
     recipe = replace(recipe, mix={d.name: recipe.weight(d.name) for d in domains})
     trained = train_adapters(model, domains, recipe, options.minutes * 60)
     (options.out / REPORT).unlink(missing_ok=True)  # of an earlier run
@@ -238,18 +238,6 @@ def _run(model: BlockDecoder, corpus: Corpus, recipe: BlockRecipe, options) -> T
             print(f"{source.name}: nats per token by block size {shown}", flush=True)
         write_json(options.out / REPORT, _report(model, recipe, trained, losses))
     return trained
-
-
-def _use_tokenizer(theirs: Path, ours: Path) -> None:
-    """Puts the backbone's tokenizer where `prepare` looks for one.
-
-    Raises:
-        ValueError: there is another one.
-    """
-    content = theirs.read_bytes()
-    if ours.is_file() and ours.read_bytes() != content:
-        raise ValueError(f"{ours} is not the backbone's tokenizer; use another output folder")
-    ours.write_bytes(content)
 
 
 def _report(model: BlockDecoder, recipe: BlockRecipe, trained: Trained, losses: dict) -> dict:

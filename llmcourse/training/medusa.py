@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -28,8 +27,8 @@ from llmcourse.pretrained import find_checkpoint, fingerprint, load
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from llmcourse.speculative.medusa.search import rank_accuracies, true_ranks
 from llmcourse.speculative.medusa.stored import load_heads, save_heads
-from llmcourse.training.export import hugging_face_config, write_json, write_weights
-from llmcourse.training.family import prepare, work_folder
+from llmcourse.training.backbone import prepare_for, write_backbone
+from llmcourse.training.family import work_folder
 from llmcourse.training.heads import HeadsLoss, HeadsRecipe, Jointly, heads_optimizers
 from llmcourse.training.options import (
     adapted,
@@ -40,12 +39,9 @@ from llmcourse.training.options import (
 )
 from llmcourse.training.pretrain import train
 from llmcourse.training.recipes import Recipe
-from llmcourse.training.tokenizer import END_OF_TEXT, load_tokenizer
-from llmcourse.training.tokens import Domain
 
 NUM_RANKS = 10  # reported of each head
 MOST_WINDOWS = 256  # of held-out text for each domain
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 def parser() -> Parser:
@@ -88,21 +84,6 @@ def run_recipe(options: argparse.Namespace, model: Decoder, recipe: HeadsRecipe)
     )
 
 
-def prepare_text(corpus: Corpus, tokenizer: Path, work: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """Counts and training tokens of each domain, by the backbone's own tokenizer.
-
-    Raises:
-        ValueError: `work` was made with another tokenizer, or from other sources.
-    """
-    mine = work / "tokenizer.json"
-    if mine.is_file() and mine.read_bytes() != tokenizer.read_bytes():
-        raise ValueError(f"{work} was made with another tokenizer; remove it, or use another output folder")
-    shutil.copyfile(tokenizer, mine)
-    counts = prepare(corpus, work)
-    arrays = {name: np.load(work / f"{name}-train.npy").astype(np.int32) for name in counts}
-    return counts, arrays
-
-
 @torch.no_grad()
 def accuracy_report(model: Decoder, heads: MedusaHeads, held_out: dict[str, Tensor], length: int) -> dict:
     """Of each domain and head, how often the true token is among its k likeliest, k from 1 to 10.
@@ -135,9 +116,7 @@ def train_heads(options: argparse.Namespace, started: float) -> bool:
     model, _ = load(folder, device=device)
     run = adapted(run_recipe(options, model, recipe), options, [source.name for source in corpus.sources])
     work = work_folder(options.out)
-    counts, arrays = prepare_text(corpus, folder / "tokenizer.json", work)
-    separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
-    domains = [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
+    counts, domains = prepare_for(folder, corpus, work, device)
     heads = MedusaHeads(HeadsConfig.for_model(model, recipe.num_heads, recipe.num_blocks)).to(device)
     model.requires_grad_(recipe.joint)
     whole = train(
@@ -175,18 +154,6 @@ def write(out: Path, model: Decoder, heads: MedusaHeads, folder: Path, names: li
     for name, found in report.items():
         tops = ", ".join(f"{row[0]:.1%}" for row in found["top_k"].values())
         print(f"{name}: heads are right at {tops} of {found['positions']:,} positions", flush=True)
-
-
-def write_backbone(model: Decoder, folder: Path, out: Path) -> None:
-    """A backbone in Hugging Face layout, with the tokenizer of the one it was made from."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_weights(model, out)
-    write_json(out / "config.json", hugging_face_config(model.config))
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
-    for file in out.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone
 
 
 def main(argv: list[str] | None = None) -> int:
