@@ -188,7 +188,7 @@ class _Run:
         started = saved = time.monotonic()
         total = self.recipe.steps
         bar = tqdm(total=total, initial=first, desc=self.recipe.name, disable=self.rank > 0, mininterval=5)
-        with bar, _Interrupts() as interrupts:
+        with bar, Interrupts() as interrupts:
             for index in range(first, total):
                 loss = self.step(index)
                 bar.update()
@@ -243,13 +243,13 @@ class _Run:
         return tuple(flag > 0 for flag in flags.tolist())
 
 
-class _Interrupts:
+class Interrupts:
     """Holds SIGINT and SIGTERM back until a step is complete, so that what is saved is whole."""
 
     def __init__(self):
         self.pending = False
 
-    def __enter__(self) -> _Interrupts:
+    def __enter__(self) -> Interrupts:
         self._before = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
