@@ -9,5 +9,13 @@
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
 
-One command runs it all; `python -m llmcourse.training --help` lists its options.
+The small encoder of the table of early exit, by `python -m llmcourse.training.encoder`:
+
+    masked       an encoder that fills in masked tokens
+    exit_texts   its texts, and the tasks made of them
+    paced        trainings that end by their steps or by the clock
+    fine_tune    one method on one task
+    exit_run     all of them, and the table; exit_setting says how large
+
+The family is one command; `python -m llmcourse.training --help` lists its options.
 """

@@ -1,4 +1,4 @@
-"""Trainings that end by a number of steps or by the clock, whichever comes first, their rates falling to zero."""
+"""Trainings that end by their steps or by the clock, whichever comes first, the rates falling to zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Early exit in a classifier: the lecture's table, on a small encoder that is pre-trained and fine-tuned here.
+"""Early exit in a classifier: the lecture's table, on a small encoder of our own.
 
 encoder     the family's layers, where every token sees the whole text; `draft`'s embedding table
 tasks       three tasks from real text, split by document

@@ -1,4 +1,4 @@
-"""The lecture's table: each method's score and speed-up on each task, at a threshold tuned for twice the speed.
+"""The lecture's table: score and speed-up of each method on each task, at thresholds for twice the speed.
 
 The score is the share of right answers in percent, as in most columns of the lecture (our classes are as many
 as each other, so no F1 is needed). Two speed-ups stand side by side: layers of the full model over the mean

@@ -1,7 +1,7 @@
 """The first half of the layers of the pre-trained encoder, fine-tuned as if there were no others.
 
-The baseline "BERT-6L" of Zhou et al. 2020 (section 4.2) and Liao et al. 2021: twice as fast for every text, the
-easy and the hard ones.
+The baseline "BERT-6L" of Zhou et al. 2020 (section 4.2) and Liao et al. 2021: twice as fast for every
+text, the easy and the hard ones.
 """
 
 from __future__ import annotations

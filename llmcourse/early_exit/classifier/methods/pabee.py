@@ -1,7 +1,7 @@
 """PABEE: all exits and layers trained together, left when several exits in a row agree.
 
-The loss is Σ_i i L_i / Σ_i i over the exits' cross-entropies L_i (Zhou et al. 2020, section 3.3). At inference
-(section 3.2) a text leaves when its answer has stayed the same for `patience` more exits.
+The loss is Σ_i i L_i / Σ_i i over the exits' cross-entropies L_i (Zhou et al. 2020, section 3.3). At
+inference (section 3.2) a text leaves when its answer has stayed the same for `patience` more exits.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@
     logits_i = 2 λ past + 2 (1 − λ) future
 
 Liao et al. 2021, "A Global Past-Future Early Exit Method for Accelerating Inference of Pre-trained Language
-Models" (NAACL), section 3: a prediction from all the layers' states; those that are not there at inference are
-learned by imitation of those that were there in training, and the exit is taken by entropy. The formulas of
-ŝ, the votes and the gate follow the published implementation. Ours are the weights of the losses: the exits'
-are weighted by depth as in PABEE, and the imitation's, one minus the cosine of true and guessed states, is
-added with weight `IMITATION`. States of earlier layers are read as they are: an exit sends its gradient into
-its own layer's alone, and the guesses theirs into the networks that make them and the state that they start from.
+Models" (NAACL), section 3: a prediction from the states of all layers. Those that are not there at inference
+are learned by imitation of those that were there in training; the exit is taken by entropy. The formulas of
+ŝ, the votes and the gate follow the published implementation. Ours are the weights of the losses: those of
+the exits grow with depth as in PABEE, and the imitation's, one minus the cosine of true and guessed states,
+is added with weight `IMITATION`. States of earlier layers are read as they are: an exit sends its gradient
+into its own layer's alone, and through its guesses into that as well.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class PastFuture(ExitClassifier):
         self.gate = nn.Linear(num_classes, num_classes)
 
     def guesses(self, state: Float[Tensor, "B C"], first: int) -> Float[Tensor, "B F C"]:
-        """Of the states at exits `first`, `first` + 1 and so on (counted from 0), by one at an earlier exit."""
+        """Of the states at exits `first`, `first` + 1, … (counted from 0), by one at an earlier exit."""
         moved = torch.einsum("bc,fcd->bfd", state, self.guess_weight[first:])
         return torch.tanh(moved + self.guess_bias[first:])
 
