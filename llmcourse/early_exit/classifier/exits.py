@@ -95,7 +95,7 @@ class ExitClassifier(nn.Module):
         return torch.stack([self.read(states[:count]) for count in range(1, len(states) + 1)], 1)
 
     @torch.inference_mode()
-    def answer(self, tokens: Int[Tensor, "1 T"], rule: ExitRule | None = None) -> Answer:
+    def answer(self, tokens: Int[Tensor, "B T"], rule: ExitRule | None = None) -> Answer:
         """Runs layer after layer, and leaves at the first exit where the rule says so.
 
         A classifier reads one exit only where it must: without a rule, the last.

@@ -15,7 +15,7 @@ from llmcourse.early_exit.classifier.encoder import Encoder
 from llmcourse.early_exit.classifier.exits import ExitClassifier
 from llmcourse.early_exit.rules import EntropyRule, ExitRule, PatienceRule, entropy
 
-NUM_THRESHOLDS = 200
+NUM_THRESHOLDS = 100
 
 
 @dataclass(frozen=True)
