@@ -4,9 +4,9 @@
         --python code=installed --out FOLDER [--minutes 8]
 
 Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes), times one text at a
-time in fp32, and records a line for each cell, `early_exit_table_<task>_<method>`: the value is the score, the
-peer the full model's. What every exit says of every text of the validation and test sides goes, rounded, to
-`results/raw/exit_table_<device>.json`, so that thresholds can be chosen from it anywhere.
+time in fp32, and records a line for each cell, `early_exit_table_<task>_<method>`: the value is the score,
+the peer the full model's. What every exit says of every text of the validation and test sides goes, rounded,
+to `results/raw/exit_table_<device>.json`, so that thresholds can be chosen from it anywhere.
 """
 
 from __future__ import annotations
