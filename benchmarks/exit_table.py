@@ -5,8 +5,8 @@
 
 Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes), times one text at a
 time in fp32, and records a line for each cell, `early_exit_table_<task>_<method>`: the value is the score,
-the peer the full model's. What every exit says of every text of the validation and test sides goes, rounded,
-to `results/raw/exit_table_<device>.json`, so that thresholds can be chosen from it anywhere.
+the peer the full model's. What every exit says of 500 texts of the validation and of the test side goes,
+rounded, to `results/raw/exit_table_<device>.json`, so that thresholds can be chosen from it anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from record import RESULTS, commit, record, rounded, words
 
 from llmcourse import hardware
-from llmcourse.early_exit.classifier.encoded import exit_logits
+from llmcourse.early_exit.classifier.encoded import Encoded, exit_logits
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE
 from llmcourse.early_exit.classifier.table import Result, as_text, difference, seconds
 from llmcourse.training.encoder import parser, run_of
@@ -30,6 +30,7 @@ from llmcourse.training.exit_run import Run
 TIMED = 100  # texts of each task
 REPEATS = 5
 DIGITS = 2  # of a logit in the raw file
+KEPT = 500  # texts of each side in it
 
 
 def times_of(run: Run, results: Sequence[Result]) -> dict[str, dict[str, float]]:
@@ -88,7 +89,8 @@ def raw(run: Run) -> dict[str, Any]:
     for task in run.tasks:
         sides: dict[str, Any] = {}
         for side in ("validation", "test"):
-            data = run.data[task.name, side]
+            whole = run.data[task.name, side]
+            data = Encoded(whole.tokens[:KEPT], whole.labels[:KEPT], whole.documents[:KEPT])
             sides[side] = {"labels": data.labels.tolist(), "documents": data.documents.tolist()}
             for method in METHODS:
                 logits = exit_logits(run.classifiers[task.name, method.name], data)

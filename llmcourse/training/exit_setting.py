@@ -27,7 +27,7 @@ class Setting:
     length: int = 128
     rows: int = 256
     steps: int = 40_000
-    tuning_steps: int = 2000
+    tuning_steps: int = 1200
     share: float = 0.45
     test_examples: int = 4000
     matrix_lr: float = 0.01

@@ -105,7 +105,8 @@ def _optimizers(encoder: Encoder, setting: Setting) -> list[torch.optim.Optimize
     chosen = {id(p) for p in inner}
     others = [p for p in encoder.parameters() if p.requires_grad and id(p) not in chosen]
     muon = BatchedMuon(inner, lr=setting.matrix_lr, weight_decay=0.1)
-    return [muon, torch.optim.AdamW(others, setting.other_lr, betas=(0.9, 0.95), weight_decay=0.0)]
+    more = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": others[0].is_cuda}
+    return [muon, torch.optim.AdamW(others, setting.other_lr, **more)]
 
 
 def _masked_rows(

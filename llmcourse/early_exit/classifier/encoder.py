@@ -77,6 +77,7 @@ class Encoder(nn.Module):
         self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.register_buffer("rope_frequencies", rope_frequencies(config), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -114,8 +115,7 @@ class Encoder(nn.Module):
         return x, Context(self._rope(positions[:1], x.dtype), positions, mask, None, attend_everywhere)
 
     def _rope(self, positions: Int[Tensor, "1 T"], dtype: torch.dtype) -> Rope:
-        frequencies = rope_frequencies(self.config).to(positions.device)
-        angles = positions[..., None].float() * frequencies
+        angles = positions[..., None].float() * self.rope_frequencies
         return Rope.of_pairs(angles.cos().to(dtype), angles.sin().to(dtype))
 
     def layer(self, index: int, x: Float[Tensor, "B T C"], context: Context) -> Float[Tensor, "B T C"]:

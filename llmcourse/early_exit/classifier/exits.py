@@ -31,10 +31,9 @@ class Pooler(nn.Module):
         super().__init__()
         self.norm = RMSNorm(size, eps)
         self.dense = nn.Linear(size, size)
-        self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, hidden: Float[Tensor, "B T C"]) -> Float[Tensor, "B C"]:
-        return self.dropout(torch.tanh(self.dense(self.norm(hidden[:, 0]))))
+        return torch.tanh(self.dense(self.norm(hidden[:, 0])))
 
 
 class Answer(NamedTuple):
@@ -70,6 +69,7 @@ class ExitClassifier(nn.Module):
         self.encoder, self.num_classes, self.exits = encoder, num_classes, tuple(given)
         c = encoder.config
         self.poolers = nn.ModuleList(Pooler(c.hidden_size, c.rms_norm_eps) for _ in given)
+        self.dropout = nn.Dropout(DROPOUT)  # of states, where they are read
 
     def read(self, states: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B K"]:
         """The logits of an exit.
@@ -133,4 +133,4 @@ class SeparateExits(ExitClassifier):
         self.classifiers = nn.ModuleList(nn.Linear(size, num_classes) for _ in self.exits)
 
     def read(self, states: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B K"]:
-        return self.classifiers[len(states) - 1](states[-1])
+        return self.classifiers[len(states) - 1](self.dropout(states[-1]))

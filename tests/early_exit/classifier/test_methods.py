@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from llmcourse.early_exit.classifier.encoded import exit_logits
-from llmcourse.early_exit.classifier.methods import DEEBERT, FULL, HALF_DEPTH, METHODS, PABEE
+from llmcourse.early_exit.classifier.methods import DEEBERT, FULL, HALF_DEPTH, METHODS, PABEE, PAST_FUTURE
 from llmcourse.early_exit.classifier.methods.half_depth import first_half
 from llmcourse.early_exit.classifier.methods.method import exit_losses, last_exit_loss, weighted_by_depth
 from llmcourse.training.fine_tune import Tuning, fine_tune, start
 from llmcourse.training.paced import Pace
 from tests.early_exit.classifier.tiny import LAYERS, tiny_data, tiny_encoder, tiny_rows
 
-TUNING = Tuning(batch_size=32, lr=3e-3, hidden=0.0)
+TUNING = Tuning(batch_size=32, lr=5e-3, hidden=0.0)
 
 
 def test_losses_by_hand():
@@ -91,10 +91,10 @@ def test_a_seed_is_a_training():
 
 @pytest.fixture(scope="module")
 def trained():
-    encoder, data, found = tiny_encoder(), tiny_data(800), {}
+    encoder, data, found = tiny_encoder(2), tiny_data(800), {}
     for method in METHODS:
         classifier = start(method, encoder, 2, seed=0, previous=found.get(method.after))
-        fine_tune(method, classifier, data, Pace(60), name=method.name, tuning=TUNING)
+        fine_tune(method, classifier, data, Pace(40), name=method.name, tuning=TUNING)
         found[method.name] = classifier
     return found
 
@@ -106,5 +106,5 @@ def test_every_method_learns(trained, method):
     logits = exit_logits(trained[method.name], data)
     right = (logits.argmax(-1) == data.labels[:, None]).double().mean(0)
     assert right[-1] > 0.8, right
-    if method is not DEEBERT and len(right) > 1:  # whose lower layers were not asked
-        assert right[1] > 0.7, right
+    if method in (PABEE, PAST_FUTURE):  # whose lower layers were asked as well
+        assert right[0] > 0.7, right

@@ -60,7 +60,8 @@ class PastFuture(ExitClassifier):
     def votes(self, states: Float[Tensor, "B S C"], first: int) -> Float[Tensor, "B S K2"]:
         """Of states at exits from `first` on."""
         chosen = slice(first, first + states.shape[1])
-        return torch.einsum("bsc,sck->bsk", states, self.vote_weight[chosen]) + self.vote_bias[chosen]
+        weight, bias = self.vote_weight[chosen], self.vote_bias[chosen]
+        return torch.einsum("bsc,sck->bsk", self.dropout(states), weight) + bias
 
     def read(self, states: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B K"]:
         count, classes = len(states), self.num_classes
@@ -83,7 +84,7 @@ class PastFuture(ExitClassifier):
         past = earlier.cumsum(1) - earlier + own
         counts = torch.arange(1, len(self.exits) + 1, device=states.device)
         weight = torch.sigmoid(self.gate(torch.tanh(past[..., classes:] / counts[:, None])))
-        ahead = torch.einsum("bijd,jdk->bijk", guessed, self.vote_weight[..., :classes])
+        ahead = torch.einsum("bijd,jdk->bijk", self.dropout(guessed), self.vote_weight[..., :classes])
         ahead = (ahead + self.vote_bias[:, :classes]) * later(states)[..., None]
         return 2 * weight * past[..., :classes] + 2 * (1 - weight) * ahead.sum(2)
 
