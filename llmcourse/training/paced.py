@@ -38,7 +38,7 @@ class Pace:
         require_integer(1, "steps", self.steps, "train for one step or more")
         require_number(lambda s: s > 0, "seconds", "above 0", self.seconds, "use inf for no limit")
 
-    def progress(self, step: int, elapsed_s: float) -> float:
+    def progress(self, step: int, elapsed_s: int | float) -> float:
         """How much is done: in [0, 1), or at least 1 when it is time to stop."""
         return max(step / self.steps, elapsed_s / self.seconds)
 

@@ -89,7 +89,7 @@ def evaluate(
 
 def seconds(
     classifiers: Mapping[str, tuple[ExitClassifier, ExitRule | None]],
-    texts: Sequence[Int[Tensor, "1 T"]],
+    texts: Sequence[Int[Tensor, "1 _"]],
     *,
     repeats: int = 5,
 ) -> dict[str, float]:

@@ -6,6 +6,7 @@ half_depth   half of the layers, for every text
 deebert      exits on a frozen model, taken by entropy
 pabee        exits and layers trained together, taken by patience
 past_future  exits that read all states so far and guess those to come, taken by entropy
+rows         all of these, in the table's order
 """
 
 from llmcourse.early_exit.classifier.methods.deebert import DEEBERT
@@ -14,7 +15,6 @@ from llmcourse.early_exit.classifier.methods.half_depth import HALF_DEPTH
 from llmcourse.early_exit.classifier.methods.method import Method, Stage
 from llmcourse.early_exit.classifier.methods.pabee import PABEE
 from llmcourse.early_exit.classifier.methods.past_future import PAST_FUTURE
-
-METHODS = (FULL, HALF_DEPTH, DEEBERT, PABEE, PAST_FUTURE)
+from llmcourse.early_exit.classifier.methods.rows import METHODS
 
 __all__ = ["DEEBERT", "FULL", "HALF_DEPTH", "METHODS", "PABEE", "PAST_FUTURE", "Method", "Stage"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -87,15 +88,20 @@ def weighted_by_depth(losses: Float[Tensor, " E"]) -> Float[Tensor, ""]:
 
 
 def entropy_rules(logits: Float[Tensor, "N E K"]) -> list[EntropyRule]:
-    """Thresholds at quantiles of the entropies that were seen before the last exit, and 0.
+    """Thresholds between entropies that were seen before the last exit, at their quantiles; and 0.
+
+    Between, for on one of them the text that it came from would leave or stay by a rounding error.
 
     Raises:
         ValueError: a single exit, where nothing can be chosen.
     """
     require(logits.shape[1] > 1, "exits", "two or more", logits.shape[1], "run all layers")
     seen = entropy(logits[:, :-1]).flatten().double().sort().values
-    places = [round(step * (len(seen) - 1) / NUM_THRESHOLDS) for step in range(NUM_THRESHOLDS + 1)]
-    thresholds = {0.0, *(max(0.0, seen[place].item()) for place in places)}
+    highest = seen.new_tensor([math.log(max(2, logits.shape[2])) + 0.01])
+    edges = torch.cat([seen.new_zeros(1), seen.clamp(min=0), highest])
+    between = (edges[1:] + edges[:-1]) / 2
+    places = [round(step * (len(between) - 1) / NUM_THRESHOLDS) for step in range(NUM_THRESHOLDS + 1)]
+    thresholds = {0.0, *(between[place].item() for place in places)}
     return [EntropyRule(threshold) for threshold in sorted(thresholds)]
 
 
