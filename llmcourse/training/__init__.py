@@ -10,8 +10,6 @@
     interrupts   signals that wait for the end of a step
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
-    exit_loss    what exit heads learn from; LayerSkip, which trains the backbone too
-    exits        exit heads for a backbone: `python -m llmcourse.training.exits`
 
 What is trained on a member of the family that stays as it is, each by a program of its own:
 

@@ -155,4 +155,4 @@ class TestProgram:
         work.mkdir(parents=True)
         (work / "tokenizer.json").write_text("{}")
         assert main(options) == 2
-        assert "is not the backbone's tokenizer" in capsys.readouterr().err
+        assert "was made with another tokenizer" in capsys.readouterr().err

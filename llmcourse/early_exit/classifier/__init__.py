@@ -1,0 +1,12 @@
+"""Early exit in a classifier: the lecture's table, on a small encoder of our own.
+
+encoder     the family's layers, where every token sees the whole text; `draft`'s embedding table
+tasks       three tasks from real text, split by document
+encoded     a side of a task as token rows
+exits       a classifier that reads a state after each layer, and may stop there
+methods     full, half the layers, DeeBERT, PABEE, past and future
+thresholds  the rule that fits a budget of layers
+table       score and both speed-ups, and how sure a difference is
+
+`llmcourse.training.encoder` trains it all.
+"""

@@ -1,0 +1,136 @@
+"""A classifier with exits: after some layers the first token's state is read, and a rule may stop there.
+
+    s_i = tanh(W_i RMSNorm(h_i) + b_i)        the state after layer i (BERT's pooler, one a layer)
+    p_i = softmax(logits of s_i)              what the exit there says
+
+`ExitClassifier` is what all methods have in common; in most of them an exit looks at its own state alone
+(`SeparateExits`), in one also at those before it (`methods.past_future`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llmcourse.decoding.errors import require, require_integer
+from llmcourse.early_exit.classifier.encoder import Encoder
+from llmcourse.early_exit.rules import ExitRule
+from llmcourse.model import RMSNorm
+
+DROPOUT = 0.1
+
+
+class Pooler(nn.Module):
+    """The first token's state after a layer, ready to be read."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.norm = RMSNorm(size, eps)
+        self.dense = nn.Linear(size, size)
+
+    def forward(self, hidden: Float[Tensor, "B T C"]) -> Float[Tensor, "B C"]:
+        return torch.tanh(self.dense(self.norm(hidden[:, 0])))
+
+
+class Answer(NamedTuple):
+    """What came out of the exit that was taken.
+
+    Attributes:
+        layers: how many were run.
+    """
+
+    logits: Float[Tensor, "1 K"]
+    layers: int
+
+
+class ExitClassifier(nn.Module):
+    """An encoder, and exits after some of its layers; a subclass says what they read.
+
+    Args:
+        encoder: becomes a part of it, and is trained with it.
+        num_classes: K, at least 2.
+        exits: after which layers, counted from 1, ascending; the last is the encoder's last.
+
+    Raises:
+        ValueError: one class, or exits that are not as said: one past the last layer, for example.
+    """
+
+    def __init__(self, encoder: Encoder, num_classes: int, exits: Sequence[int]):
+        super().__init__()
+        require_integer(2, "num_classes", num_classes, "there is nothing to tell apart with fewer")
+        depth, given = encoder.config.num_layers, list(exits)
+        ascending = given == sorted(set(given)) and given[:1] > [0] and given[-1:] == [depth]
+        remedy = "count layers from 1"
+        require(ascending, "exits", f"ascending from at least 1 to {depth}, the last layer", given, remedy)
+        self.encoder, self.num_classes, self.exits = encoder, num_classes, tuple(given)
+        c = encoder.config
+        self.poolers = nn.ModuleList(Pooler(c.hidden_size, c.rms_norm_eps) for _ in given)
+        self.dropout = nn.Dropout(DROPOUT)  # of states, where they are read
+
+    def read(self, states: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B K"]:
+        """The logits of an exit.
+
+        Args:
+            states: of all exits so far, this one's last.
+        """
+        raise NotImplementedError
+
+    def states(self, tokens: Int[Tensor, "B T"]) -> list[Float[Tensor, "B C"]]:
+        """The state at every exit."""
+        x, context = self.encoder.start(tokens)
+        found = []
+        for index in range(self.exits[-1]):
+            x = self.encoder.layer(index, x, context)
+            if index + 1 in self.exits:
+                found.append(self.poolers[len(found)](x))
+        return found
+
+    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B E K"]:
+        """The logits of every exit, where nobody leaves."""
+        states = self.states(tokens)
+        return torch.stack([self.read(states[:count]) for count in range(1, len(states) + 1)], 1)
+
+    @torch.inference_mode()
+    def answer(self, tokens: Int[Tensor, "B T"], rule: ExitRule | None = None) -> Answer:
+        """Runs layer after layer, and leaves at the first exit where the rule says so.
+
+        A classifier reads one exit only where it must: without a rule, the last.
+
+        Args:
+            tokens: one text; in a batch everybody would wait for the slowest.
+            rule: None runs all layers.
+
+        Raises:
+            ValueError: more than one text.
+        """
+        require(len(tokens) == 1, "tokens", "one row", len(tokens), "ask about one text at a time")
+        x, context = self.encoder.start(tokens)
+        states: list[Tensor] = []
+        history: list[Tensor] = []
+        for index in range(self.exits[-1]):
+            x = self.encoder.layer(index, x, context)
+            if index + 1 in self.exits:
+                states.append(self.poolers[len(states)](x))
+                last = index + 1 == self.exits[-1]
+                if rule is None and not last:
+                    continue
+                history.append(self.read(states))
+                if last or bool(rule.exits(history)):
+                    break
+        return Answer(history[-1], index + 1)
+
+
+class SeparateExits(ExitClassifier):
+    """Every exit is a linear classifier of its own layer's state."""
+
+    def __init__(self, encoder: Encoder, num_classes: int, exits: Sequence[int]):
+        super().__init__(encoder, num_classes, exits)
+        size = encoder.config.hidden_size
+        self.classifiers = nn.ModuleList(nn.Linear(size, num_classes) for _ in self.exits)
+
+    def read(self, states: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B K"]:
+        return self.classifiers[len(states) - 1](self.dropout(states[-1]))

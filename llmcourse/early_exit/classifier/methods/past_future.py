@@ -1,0 +1,121 @@
+"""Past and future: an exit reads the states of all layers so far, and guesses of those still to come.
+
+    ŝ_j = tanh(V_j s_i + c_j)   for j > i                  one small network a layer imitates its state
+    past = Σ_{j≤i} U_j s_j,   future = Σ_{j>i} U_j ŝ_j     votes for the classes
+    λ = σ(G tanh(mean_{j≤i} T_j s_j))                      how much the past is worth
+    logits_i = 2 λ past + 2 (1 − λ) future
+
+Liao et al. 2021, "A Global Past-Future Early Exit Method for Accelerating Inference of Pre-trained Language
+Models" (NAACL), section 3: a prediction from the states of all layers. Those that are not there at inference
+are learned by imitation of those that were there in training; the exit is taken by entropy. The formulas of
+ŝ, the votes and the gate follow the published implementation. Ours are the weights of the losses: those of
+the exits grow with depth as in PABEE, and the imitation's, one minus the cosine of true and guessed states,
+is added with weight `IMITATION`. States of earlier layers are read as they are: an exit sends its gradient
+into its own layer's alone, and through its guesses into that as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from llmcourse.early_exit.classifier.encoder import Encoder
+from llmcourse.early_exit.classifier.exits import ExitClassifier
+from llmcourse.early_exit.classifier.methods.method import (
+    Method,
+    Stage,
+    entropy_rules,
+    every_layer,
+    exit_losses,
+    learnable,
+    weighted_by_depth,
+)
+
+IMITATION = 0.5
+DEVIATION = 0.02  # of the first weights
+
+
+class PastFuture(ExitClassifier):
+    """Exits after all layers that share their votes, a gate and estimates of the future."""
+
+    def __init__(self, encoder: Encoder, num_classes: int):
+        super().__init__(encoder, num_classes, every_layer(encoder))
+        count, size = len(self.exits), encoder.config.hidden_size
+        self.guess_weight = nn.Parameter(torch.randn(count, size, size) * DEVIATION)
+        self.guess_bias = nn.Parameter(torch.zeros(count, size))
+        # Of each state: votes for the classes, then what the gate looks at.
+        self.vote_weight = nn.Parameter(torch.randn(count, size, 2 * num_classes) * DEVIATION)
+        self.vote_bias = nn.Parameter(torch.zeros(count, 2 * num_classes))
+        self.gate = nn.Linear(num_classes, num_classes)
+
+    def guesses(self, state: Float[Tensor, "B C"], first: int) -> Float[Tensor, "B F C"]:
+        """Of the states at exits `first`, `first` + 1, … (counted from 0), by one at an earlier exit."""
+        moved = torch.einsum("bc,fcd->bfd", state, self.guess_weight[first:])
+        return torch.tanh(moved + self.guess_bias[first:])
+
+    def votes(self, states: Float[Tensor, "B S C"], first: int) -> Float[Tensor, "B S K2"]:
+        """Of states at exits from `first` on."""
+        chosen = slice(first, first + states.shape[1])
+        weight, bias = self.vote_weight[chosen], self.vote_bias[chosen]
+        return torch.einsum("bsc,sck->bsk", self.dropout(states), weight) + bias
+
+    def read(self, states: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B K"]:
+        count, classes = len(states), self.num_classes
+        past = self.votes(torch.stack([*(s.detach() for s in states[:-1]), states[-1]], 1), 0)
+        future = self.votes(self.guesses(states[-1], count), count)
+        weight = torch.sigmoid(self.gate(torch.tanh(past[..., classes:].mean(1))))
+        return 2 * weight * past[..., :classes].sum(1) + 2 * (1 - weight) * future[..., :classes].sum(1)
+
+    def guess_all(self, states: Float[Tensor, "B E C"]) -> Float[Tensor, "B E E C"]:
+        """At i, j the state of exit j as it is guessed at exit i; where j is not later, nobody asks."""
+        moved = torch.einsum("bic,jcd->bijd", states, self.guess_weight)
+        return torch.tanh(moved + self.guess_bias)
+
+    def read_all(
+        self, states: Float[Tensor, "B E C"], guessed: Float[Tensor, "B E E C"]
+    ) -> Float[Tensor, "B E K"]:
+        """What `read` says at every exit, in a few products."""
+        classes = self.num_classes
+        earlier, own = self.votes(states.detach(), 0), self.votes(states, 0)
+        past = earlier.cumsum(1) - earlier + own
+        counts = torch.arange(1, len(self.exits) + 1, device=states.device)
+        weight = torch.sigmoid(self.gate(torch.tanh(past[..., classes:] / counts[:, None])))
+        ahead = torch.einsum("bijd,jdk->bijk", self.dropout(guessed), self.vote_weight[..., :classes])
+        ahead = (ahead + self.vote_bias[:, :classes]) * later(states)[..., None]
+        return 2 * weight * past[..., :classes] + 2 * (1 - weight) * ahead.sum(2)
+
+    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B E K"]:
+        states = torch.stack(self.states(tokens), 1)
+        return self.read_all(states, self.guess_all(states))
+
+
+def later(states: Float[Tensor, "B E C"]) -> Bool[Tensor, "E E"]:
+    """True at i, j where j comes after i."""
+    count = states.shape[1]
+    return torch.ones(count, count, dtype=torch.bool, device=states.device).triu(1)
+
+
+def imitation_loss(states: Float[Tensor, "B E C"], guessed: Float[Tensor, "B E E C"]) -> Float[Tensor, ""]:
+    """Mean of 1 − cos(s_j, ŝ_j) over all guesses of later states at earlier exits; the true ones stay put."""
+    similar = F.cosine_similarity(guessed.float(), states.detach().float()[:, None], dim=-1)
+    ahead = later(states)
+    return ((1 - similar) * ahead).sum() / (len(states) * ahead.sum().clamp(min=1))
+
+
+def past_future_loss(
+    classifier: PastFuture, tokens: Int[Tensor, "B T"], labels: Int[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """Of all exits, and of the guesses."""
+    states = torch.stack(classifier.states(tokens), 1)
+    guessed = classifier.guess_all(states)
+    exits = weighted_by_depth(exit_losses(classifier.read_all(states, guessed), labels))
+    return exits + IMITATION * imitation_loss(states, guessed)
+
+
+PAST_FUTURE = Method(
+    "past_future", "past and future", PastFuture, (Stage(past_future_loss, learnable),), entropy_rules
+)

@@ -1,0 +1,187 @@
+"""The lecture's table: score and speed-up of each method on each task, at thresholds for twice the speed.
+
+The score is the share of right answers in percent, as in most columns of the lecture (our classes are as many
+as each other, so no F1 is needed). Two speed-ups stand side by side: layers of the full model over the mean
+number of layers that run, and seconds over seconds for one text at a time, where the exits, the estimates and
+asking a rule cost what they cost. Thresholds are chosen on validation data; the test's is looked at once.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from llmcourse.decoding.errors import require, require_integer
+from llmcourse.early_exit.classifier.encoded import Encoded, exit_logits
+from llmcourse.early_exit.classifier.exits import ExitClassifier
+from llmcourse.early_exit.classifier.methods import Method
+from llmcourse.early_exit.classifier.thresholds import choose_rule, exits_taken, mean_layers
+from llmcourse.early_exit.rules import ExitRule
+from llmcourse.timing import synchronize
+
+SPEED_UP = 2.0  # that thresholds are tuned for
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method on one task's test side.
+
+    Attributes:
+        rule: that was chosen, None for a method without.
+        depth: layers of the full model.
+        layers: that ran for each text.
+        validation_layers: the mean on the data that the rule was chosen by.
+    """
+
+    task: str
+    method: str
+    rule: ExitRule | None
+    depth: int
+    right: Bool[Tensor, " N"]
+    layers: Int[Tensor, " N"]
+    documents: Int[Tensor, " N"]
+    validation_layers: float
+
+    @property
+    def score(self) -> float:
+        """Percent of right answers."""
+        return 100 * self.right.double().mean().item()
+
+    @property
+    def speed_up(self) -> float:
+        """In layers."""
+        return self.depth / self.layers.double().mean().item()
+
+
+def evaluate(
+    task: str, method: Method, classifier: ExitClassifier, depth: int, validation: Encoded, test: Encoded
+) -> Result:
+    """Chooses a rule on validation data, then answers the test.
+
+    Args:
+        depth: layers of the full model.
+    """
+    rule, exits = None, classifier.exits
+    seen = exit_logits(classifier, validation)
+    if method.rules is not None:
+        rule = choose_rule(method.rules(seen), seen, exits, max(1.0, depth / SPEED_UP))
+    logits = exit_logits(classifier, test)
+    taken = exits_taken(logits, rule)
+    answers = logits[torch.arange(len(logits)), taken].argmax(-1)
+    return Result(
+        task,
+        method.name,
+        rule,
+        depth,
+        answers == test.labels.cpu(),
+        torch.tensor(exits)[taken],
+        test.documents,
+        mean_layers(exits_taken(seen, rule), exits),
+    )
+
+
+def seconds(
+    classifiers: Mapping[str, tuple[ExitClassifier, ExitRule | None]],
+    texts: Sequence[Int[Tensor, "1 _"]],
+    *,
+    repeats: int = 5,
+) -> dict[str, float]:
+    """Seconds a text, one text at a time: the mean over texts of the median over repeats.
+
+    The mean, not the median, for a method that is fast for many and slow for some shows both. Every text is
+    put to all classifiers before the next, so that what slows the machine down slows all of them.
+
+    Args:
+        texts: on the classifiers' device, at least one; they are gone through once before the clock runs.
+        repeats: at least 1.
+
+    Raises:
+        ValueError: no texts or repeats.
+    """
+    require(len(texts) > 0, "texts", "at least one", 0, "time some")
+    require_integer(1, "repeats", repeats, "time each text once or more")
+    times: dict[str, list[float]] = {name: [] for name in classifiers}
+    for warm_up in (True, False):
+        for tokens in texts:
+            for name, (classifier, rule) in classifiers.items():
+                taken = [_seconds(classifier, tokens, rule) for _ in range(1 if warm_up else repeats)]
+                if not warm_up:
+                    times[name].append(statistics.median(taken))
+    return {name: statistics.fmean(found) for name, found in times.items()}
+
+
+def _seconds(classifier: ExitClassifier, tokens: Tensor, rule: ExitRule | None) -> float:
+    synchronize(tokens.device)
+    start = time.perf_counter()
+    classifier.answer(tokens, rule)
+    synchronize(tokens.device)
+    return time.perf_counter() - start
+
+
+def difference(
+    pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """First score minus second, the mean over tasks, and its bootstrapped interval (Efron 1979).
+
+    Documents are drawn with replacement, not examples: those of one document are right or wrong together.
+    Both methods of a pair get the same draws.
+
+    Args:
+        pairs: of each task the results of the two methods; one for a single task, all for the macro average.
+
+    Returns:
+        the difference, and the ends of the interval, in points.
+
+    Raises:
+        ValueError: no pairs, or results of different tasks in one.
+    """
+    require(len(pairs) > 0, "pairs", "at least one", 0, "compare two results")
+    generator = torch.Generator().manual_seed(seed)
+    total, drawn = 0.0, torch.zeros(resamples, dtype=torch.float64)
+    for first, second in pairs:
+        same = first.task == second.task and len(first.right) == len(second.right)
+        require(same, "pairs", "of one task each", f"{first.task}, {second.task}", "compare like with like")
+        gained = first.right.double() - second.right.double()
+        groups = int(first.documents.max()) + 1
+        sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, first.documents, gained)
+        sizes = torch.bincount(first.documents, minlength=groups).double()
+        chosen = torch.randint(groups, (resamples, groups), generator=generator)
+        drawn += sums[chosen].sum(1) / sizes[chosen].sum(1)
+        total += gained.mean().item()
+    ends = torch.quantile(drawn, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
+    low, high = (100 * end / len(pairs) for end in ends.tolist())
+    return 100 * total / len(pairs), low, high
+
+
+def as_text(
+    results: Sequence[Result], times_s: Mapping[str, Mapping[str, float]], methods: Sequence[Method]
+) -> str:
+    """The table in Markdown: a row for each method; in each cell the score, then both speed-ups.
+
+    Args:
+        results: of every method on every task.
+        times_s: seconds a text, by task and method; a task that was not timed shows dashes.
+    """
+    tasks = list(dict.fromkeys(result.task for result in results))
+    found = {(result.method, result.task): result for result in results}
+    columns = [f"{task}: score | layers | seconds" for task in tasks]
+    lines = [
+        "| method | " + " | ".join(columns) + " | macro |",
+        "|---|" + "---|---|---|" * len(tasks) + "---|",
+    ]
+    for method in methods:
+        cells = []
+        for task in tasks:
+            result, timed = found[method.name, task], times_s.get(task, {})
+            faster = f"{timed[methods[0].name] / timed[method.name]:.2f}×" if timed else "–"
+            cells += [f"{result.score:.1f}", f"{result.speed_up:.2f}×", faster]
+        macro = statistics.fmean(found[method.name, task].score for task in tasks)
+        lines.append(f"| {method.title} | " + " | ".join(cells) + f" | {macro:.1f} |")
+    return "\n".join(lines)

@@ -1,0 +1,25 @@
+"""Tasks for a classifier, made of real text: one text or a pair, a class, and a split by document.
+
+task        what a task is, and which side of the split a document belongs to
+pairs       pairs that belong together, and strangers
+docstrings  does this docstring belong to this function: rebuilt offline from any Python
+following   does this paragraph follow that one
+authors     who of four poets wrote these lines
+"""
+
+from llmcourse.early_exit.classifier.tasks.authors import author_task
+from llmcourse.early_exit.classifier.tasks.docstrings import docstring_task
+from llmcourse.early_exit.classifier.tasks.following import following_task
+from llmcourse.early_exit.classifier.tasks.task import SIDES, Example, Side, Task, by_side, side_of
+
+__all__ = [
+    "SIDES",
+    "Example",
+    "Side",
+    "Task",
+    "author_task",
+    "by_side",
+    "docstring_task",
+    "following_task",
+    "side_of",
+]

@@ -1,0 +1,95 @@
+"""`python -m llmcourse.training.encoder`: a small encoder for the table of early exit, from text to table.
+
+    python -m llmcourse.training.encoder --text prose=prose.txt --blocks poetry=poems.txt \\
+        --python code=installed --out FOLDER [--minutes 8]
+
+The encoder learns to fill in masked tokens (`masked`), then every method of `early_exit.classifier` is
+fine-tuned on every task, and the table is printed. The task about docstrings needs no file: the running
+Python's own source is read; running text gives the task about following paragraphs, poems that about their
+authors. Only documents on the training side of the tasks are pre-trained on. (The embedding table is
+`draft`'s, which saw the others too.)
+
+`FOLDER/encoder` is what ships. What is trained is kept, so a run that was stopped goes on with the next
+training when it is started again with the same arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmcourse.arguments import Parser, parse_path
+from llmcourse.early_exit.classifier import table
+from llmcourse.early_exit.classifier.methods import METHODS
+from llmcourse.hardware import default_device, this_machine
+from llmcourse.training.__main__ import minutes
+from llmcourse.training.exit_run import Run
+from llmcourse.training.exit_setting import CPU, Setting
+from llmcourse.training.exit_texts import TASKS
+from llmcourse.training.fine_tune import Tuning
+from llmcourse.training.text import Source
+
+
+def parser() -> Parser:
+    result = Parser(prog="python -m llmcourse.training.encoder", description=__doc__.split("\n")[0])
+    named = {"type": parse_path, "action": "append", "default": [], "metavar": "NAME=PATH"}
+    result.add_argument("--text", help="running text: a file (.xz too) or a folder", **named)
+    result.add_argument("--blocks", help="poems that begin with 《title》author", **named)
+    result.add_argument(
+        "--python", help="more Python than the standard library: a folder, `installed`", **named
+    )
+    result.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of those with text")
+    result.add_argument("--out", type=Path, required=True, help="folder for what is trained")
+    result.add_argument("--minutes", type=minutes, default=math.inf, help="about so many in all")
+    result.add_argument("--share", type=float, help="of the minutes for pre-training")
+    result.add_argument("--layers", type=int, help="of the encoder, an even number")
+    result.add_argument("--steps", type=int, help="of pre-training at most")
+    result.add_argument("--tuning-steps", type=int, help="of each fine-tuning at most")
+    result.add_argument("--seed", type=int, default=0)
+    result.add_argument("--device", default=str(default_device()))
+    return result
+
+
+def run_of(options: argparse.Namespace) -> Run:
+    """The run that a command line asks for; on a CPU a small one.
+
+    Raises:
+        ValueError: an argument out of its range, or a device that is not here.
+    """
+    this_machine(options.device)
+    device = torch.device(options.device)
+    setting: dict[str, Any] = asdict(CPU if device.type == "cpu" else Setting())
+    setting["tuning"] = Tuning(**setting["tuning"])
+    asked = {"num_layers": options.layers, "steps": options.steps, "share": options.share}
+    asked["tuning_steps"] = options.tuning_steps
+    setting |= {name: value for name, value in asked.items() if value is not None}
+    kinds = {"text": options.text, "blocks": options.blocks, "python": options.python}
+    sources = [Source(name, kind, path) for kind, pairs in kinds.items() for name, path in pairs]
+    more = {"seed": options.seed, "limit_s": options.minutes * 60, "tasks": options.tasks}
+    return Run(sources, options.out, Setting(**setting), device=device, **more)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs it all; returns 0, 2 after an error, 130 when interrupted."""
+    options = parser().parse_args(argv)
+    try:
+        run = run_of(options)
+        run.fine_tune_all()
+        print(table.as_text(run.results(), {}, METHODS))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; start again with the same arguments to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The command from text to table, on a few files: what it keeps, what it refuses, how it is interrupted."""
+
+import json
+from unittest import mock
+
+import pytest
+
+from llmcourse.early_exit.classifier.methods import METHODS
+from llmcourse.training import encoder as command
+from llmcourse.training import exit_run, exit_texts
+from llmcourse.training.encoder import main, parser, run_of
+from llmcourse.training.exit_setting import Setting
+from llmcourse.training.fine_tune import Tuning
+
+SMALL = Setting(
+    num_layers=2, length=16, rows=8, steps=2, tuning_steps=2, test_examples=40, tuning=Tuning(batch_size=4)
+)
+
+
+def source(number: int) -> str:
+    head = f'def f_{number}(x):\n    """What number {number} makes of x in the end."""\n'
+    return f"{head}    return x + {number}\n" + "\n".join(f"a_{n} = {number * n}" for n in range(10))
+
+
+@pytest.fixture(autouse=True)
+def few_files():
+    with (
+        mock.patch.object(exit_texts, "standard_library", lambda: {f"{n}.py": source(n) for n in range(60)}),
+        mock.patch.object(command, "CPU", SMALL),
+    ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+def arguments(out, *more):
+    return ["--out", str(out), "--device", "cpu", *more]
+
+
+def test_one_command_makes_the_table_and_a_second_trains_nothing(out, capsys):
+    assert main(arguments(out)) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(METHODS) and "docstring" in table[0]
+    assert (out / "encoder" / "model.safetensors").is_file()
+    with (
+        mock.patch.object(exit_run, "pretrain", side_effect=AssertionError),
+        mock.patch.object(exit_run, "fine_tune", side_effect=AssertionError),
+    ):
+        assert main(arguments(out)) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")] == table
+    assert main(arguments(out, "--seed", "1")) == 2
+    assert "must be of these arguments, got another run's" in capsys.readouterr().err
+
+
+def test_only_the_training_side_is_pre_trained_on(tmp_path):
+    run = run_of(parser().parse_args(arguments(tmp_path)))
+    task = run.tasks[0]
+    seen = set(run.texts.training_side("python"))
+    assert {example.document for example in task.train} <= seen
+    assert not seen & {e.document for side in ("validation", "test") for e in task.side(side)}
+
+
+def test_an_interrupt_keeps_what_is_whole(tmp_path, capsys):
+    whole, calls = exit_run.fine_tune, []
+
+    def interrupted(method, *rest, **more):
+        calls.append(method.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(method, *rest, **more)
+
+    with mock.patch.object(exit_run, "fine_tune", interrupted):
+        assert main(arguments(tmp_path)) == 130
+    assert "start again with the same arguments" in capsys.readouterr().err
+    kept = {path.stem for path in (tmp_path / ".tasks").glob("*.safetensors")}
+    assert kept == {"docstring-full", "docstring-half_depth"}
+    calls.clear()
+    with mock.patch.object(exit_run, "fine_tune", interrupted):
+        main(arguments(tmp_path))
+    assert calls == ["deebert", "pabee", "past_future"]
+
+
+@pytest.mark.parametrize(
+    ("message", "more"),
+    [
+        ("no file or folder 'nowhere.txt'", ["--text", "prose=nowhere.txt"]),
+        ("num_layers must be an integer of at least 1", ["--layers", "0"]),
+        ("num_layers must be even, got 3", ["--layers", "3"]),
+        ("share must be in (0, 1), got 2.0", ["--share", "2"]),
+        ("steps must be an integer of at least 1", ["--steps", "0"]),
+        ("tasks must be one or more that there is text for, got ['author']", ["--tasks", "author"]),
+        ("device must be one that PyTorch knows", ["--device", "abacus"]),
+    ],
+)
+def test_bad_arguments(tmp_path, capsys, message, more):
+    assert main(arguments(tmp_path, *more)) == 2
+    errors = capsys.readouterr().err
+    assert errors.splitlines()[-1].startswith("error: ") and message in errors, errors
+
+
+def test_two_sources_of_a_kind(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text("text", encoding="utf-8")
+    pairs = [part for name in "ab" for part in ("--text", f"{name}={tmp_path / name}")]
+    with pytest.raises(ValueError, match="sources of kind text must be one at most, got 2"):
+        run_of(parser().parse_args(arguments(tmp_path / "out", *pairs)))
+
+
+def test_the_note_says_what_it_was_made_from(out):
+    note = json.loads((out / ".tasks" / "made_from.json").read_text(encoding="utf-8"))
+    assert note["seed"] == 0 and note["setting"]["num_layers"] == 2 and note["sources"] == []
