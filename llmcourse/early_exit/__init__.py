@@ -11,6 +11,7 @@ self_speculation  an exit drafts and all layers verify: nothing is lost
 readings          what every exit says over given texts
 heat_map          a text seen from every exit, and where a rule would leave
 threshold         the fewest layers for a quality, the best quality for a budget
+classifier        the same for an encoder that answers once a text: five methods on three tasks
 """
 
 from llmcourse.early_exit.decoder import EarlyExitLogits, EarlyGeneration, generate_early

@@ -66,7 +66,7 @@ def load_heads(source: str | Path, backbone: Decoder) -> ExitHeads:
         CheckpointError: damaged files, other layers or shapes than the backbone's, or heads of other weights.
     """
     heads = ExitHeads(backbone)
-    folder = CHECKPOINTS / str(source) / "exits" if source in embedded_names() else Path(source)
+    folder = CHECKPOINTS / "heads" / f"exits_{source}" if source in embedded_names() else Path(source)
     if not (folder / "config.json").is_file():
         remedy = "train them with `python -m llmcourse.training.exits`"
         raise FileNotFoundError(f"no exit heads in {folder}: it has no config.json; {remedy}")

@@ -24,26 +24,20 @@ from typing import Any
 
 import torch
 
-from llmcourse.arguments import Parser, parse_path
+from llmcourse.arguments import Parser
 from llmcourse.early_exit.classifier import table
 from llmcourse.early_exit.classifier.methods import METHODS
 from llmcourse.hardware import default_device, this_machine
-from llmcourse.training.__main__ import minutes
 from llmcourse.training.exit_run import Run
 from llmcourse.training.exit_setting import CPU, Setting
 from llmcourse.training.exit_texts import TASKS
 from llmcourse.training.fine_tune import Tuning
-from llmcourse.training.text import Source
+from llmcourse.training.options import add_sources, minutes, sources_of
 
 
 def parser() -> Parser:
     result = Parser(prog="python -m llmcourse.training.encoder", description=__doc__.split("\n")[0])
-    named = {"type": parse_path, "action": "append", "default": [], "metavar": "NAME=PATH"}
-    result.add_argument("--text", help="running text: a file (.xz too) or a folder", **named)
-    result.add_argument("--blocks", help="poems that begin with 《title》author", **named)
-    result.add_argument(
-        "--python", help="more Python than the standard library: a folder, `installed`", **named
-    )
+    add_sources(result)
     result.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of those with text")
     result.add_argument("--out", type=Path, required=True, help="folder for what is trained")
     result.add_argument("--minutes", type=minutes, default=math.inf, help="about so many in all")
@@ -69,10 +63,8 @@ def run_of(options: argparse.Namespace) -> Run:
     asked = {"num_layers": options.layers, "steps": options.steps, "share": options.share}
     asked["tuning_steps"] = options.tuning_steps
     setting |= {name: value for name, value in asked.items() if value is not None}
-    kinds = {"text": options.text, "blocks": options.blocks, "python": options.python}
-    sources = [Source(name, kind, path) for kind, pairs in kinds.items() for name, path in pairs]
     more = {"seed": options.seed, "limit_s": options.minutes * 60, "tasks": options.tasks}
-    return Run(sources, options.out, Setting(**setting), device=device, **more)
+    return Run(sources_of(options), options.out, Setting(**setting), device=device, **more)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,12 +20,17 @@ def minutes(value: str) -> float:
     return number
 
 
-def add_text_options(parser: Parser) -> None:
-    """`--text`, `--blocks` and `--python NAME=PATH`, any number of each, and `--held-out`."""
+def add_sources(parser: Parser) -> None:
+    """`--text`, `--blocks` and `--python NAME=PATH`, any number of each."""
     named = {"type": parse_path, "action": "append", "default": [], "metavar": "NAME=PATH"}
     parser.add_argument("--text", help="running text: a file (.xz too) or a folder", **named)
     parser.add_argument("--blocks", help="documents between blank lines: poems", **named)
     parser.add_argument("--python", help="Python files; `installed` for this machine's own", **named)
+
+
+def add_text_options(parser: Parser) -> None:
+    """`add_sources`, and `--held-out`."""
+    add_sources(parser)
     parser.add_argument("--held-out", type=float, default=0.01, help="share of documents for validation")
 
 
@@ -51,6 +56,11 @@ def add_run_options(parser: Parser) -> None:
     parser.add_argument("--device", default=str(default_device()))
 
 
+def sources_of(options: argparse.Namespace) -> list[Source]:
+    """What `add_sources` asked for; raises ValueError and FileNotFoundError as `Source` does."""
+    return [Source(name, kind, path) for kind in KINDS for name, path in getattr(options, kind)]
+
+
 def read_corpus(options: argparse.Namespace) -> Corpus:
     """The sources that the text options name.
 
@@ -58,8 +68,7 @@ def read_corpus(options: argparse.Namespace) -> Corpus:
         ValueError: none, two of one name, or a share out of range.
         FileNotFoundError: there is nothing at a path.
     """
-    sources = [Source(name, kind, path) for kind in KINDS for name, path in getattr(options, kind)]
-    return Corpus(sources, options.held_out)
+    return Corpus(sources_of(options), options.held_out)
 
 
 def adapted(recipe: Recipe, options: argparse.Namespace, domains: Sequence[str]) -> Recipe:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from llmcourse.model import Decoder
-from llmcourse.pretrained import CheckpointError, load
-from llmcourse.speculative.medusa import HeadsConfig, MedusaHeads, fingerprint, load_heads
+from llmcourse.pretrained import CheckpointError, fingerprint, load
+from llmcourse.speculative.medusa import HeadsConfig, MedusaHeads, load_heads
 from llmcourse.training import medusa
 from llmcourse.training.heads import HeadsLoss, HeadsRecipe, Jointly, heads_optimizers
 from llmcourse.training.medusa import accuracy_report, main
