@@ -12,7 +12,6 @@ Lines go to benchmarks/results/<device>.jsonl; those of all sizes of trees to it
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 
 import speculative
@@ -20,9 +19,8 @@ import torch
 from large_models import NEW, PROMPT, random_model, random_prompts
 from record import record, record_raw, rounded
 
-from llmcourse import hardware, pretrained, timing
+from llmcourse import hardware, pretrained
 from llmcourse.decoding.engine import DecodeEngine
-from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState
 from llmcourse.model import Decoder
@@ -34,7 +32,7 @@ from llmcourse.speculative.medusa.search import rank_accuracies, search, true_ra
 from llmcourse.speculative.medusa.stored import embedded_heads, load_heads
 
 SIZES = (3, 7, 15, 31, 63)  # nodes; with the root a multiple of what kernels take at once
-TREE_TOKENS, ROUNDS = 64, 5
+TREE_TOKENS = 64
 SETTINGS = {"default": KernelSettings(), "PyTorch's products": KernelSettings(few_rows=False)}
 
 
@@ -143,30 +141,8 @@ def report_tree(device: torch.device) -> None:
         state.positions.fill_(PROMPT + NEW // 2)
         mask = mask_of(tree.tree, device)
         steps = speculative.ways_to_read(state, SETTINGS, TREE_TOKENS, mask)
-        runs = {name: recorded(step, device) for name, step in steps.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            times[name] += timing.measure(run, device=device, warmup=2, repeats=10).times_s
-    one = statistics.median(times.pop("one token"))
-    for name, found in times.items():
-        ms = rounded(statistics.median(found) * 1e3)
-        record_raw("tree64", device, settings=name, step_ms=rounded(one * 1e3), tree_ms=ms)
-    ours = timing.Timing(tuple(times["default"]))
-    record(
-        "tree64_llama3_8b",
-        one / ours.median_s,
-        "one-token time over the time of a tree of 64 tokens",
-        limit=1.0,
-        limit_name="reading the weights once",
-        peer="DecodeEngine's step of one token",
-        peer_value=1.0,
-        spread=ours.spread,
-        device=device,
-        step_ms=rounded(one * 1e3),
-        tree_ms=rounded(ours.median_s * 1e3),
-        fastest=min(times, key=lambda name: statistics.median(times[name])),
-    )
+    unit = "one-token time over the time of a tree of 64 tokens"
+    speculative.report_reading("tree64", unit, steps, device)
 
 
 if __name__ == "__main__":

@@ -294,20 +294,32 @@ def report_verify(device: torch.device) -> None:
         prefill(state, random_prompts(model, 1))
         state.positions.fill_(PROMPT + NEW // 2)
         steps = ways_to_read(state, SETTINGS)
-        runs = {name: recorded(step, device) for name, step in steps.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    report_reading("verify8", "one-token time over eight-token time", steps, device)
+
+
+def report_reading(
+    name: str, unit: str, steps: Mapping[str, Callable[[], None]], device: torch.device
+) -> None:
+    """What reading several tokens of Llama-3-8B's shape takes beside one, by every setting, in turns.
+
+    Args:
+        steps: of `ways_to_read`.
+    """
+    with torch.no_grad():
+        runs = {way: recorded(step, device) for way, step in steps.items()}
+    times: dict[str, list[float]] = {way: [] for way in runs}
     for _ in range(ROUNDS):
-        for name, run in runs.items():
-            times[name] += timing.measure(run, device=device, warmup=2, repeats=10).times_s
+        for way, run in runs.items():
+            times[way] += timing.measure(run, device=device, warmup=2, repeats=10).times_s
     one = statistics.median(times.pop("one token"))
-    for name, found in times.items():
+    for way, found in times.items():
         ms = rounded(statistics.median(found) * 1e3)
-        record_raw("verify8", device, settings=name, step_ms=rounded(one * 1e3), verify_ms=ms)
+        record_raw(name, device, settings=way, step_ms=rounded(one * 1e3), verify_ms=ms)
     ours = timing.Timing(tuple(times["default"]))
     record(
-        "verify8_llama3_8b",
+        f"{name}_llama3_8b",
         one / ours.median_s,
-        "one-token time over eight-token time",
+        unit,
         limit=1.0,
         limit_name="reading the weights once",
         peer="DecodeEngine's step of one token",
@@ -316,7 +328,7 @@ def report_verify(device: torch.device) -> None:
         device=device,
         step_ms=rounded(one * 1e3),
         verify_ms=rounded(ours.median_s * 1e3),
-        fastest=min(times, key=lambda name: statistics.median(times[name])),
+        fastest=min(times, key=lambda way: statistics.median(times[way])),
     )
 
 

@@ -35,6 +35,47 @@ def _embed_window_kernel(
 
 
 @triton.jit
+def note_best_of_chunk(
+    logits_ptr,
+    peaks_ptr,
+    tokens_ptr,
+    place,
+    chunk,
+    vocab_size,
+    CHUNKS: tl.constexpr,
+    CHUNK_SIZE: tl.constexpr,
+):
+    """The largest logit of a chunk of the vocabulary, and its token."""
+    tokens = chunk * CHUNK_SIZE + tl.arange(0, CHUNK_SIZE)
+    held = tokens < vocab_size
+    logits = tl.load(logits_ptr + place * vocab_size + tokens, mask=held, other=float("-inf")).to(tl.float32)
+    logits = tl.where(logits != logits, float("inf"), logits)  # see `tokens_triton`
+    tl.store(peaks_ptr + place * CHUNKS + chunk, tl.max(logits, axis=0))
+    tl.store(tokens_ptr + place * CHUNKS + chunk, chunk * CHUNK_SIZE + tl.argmax(logits, axis=0))
+
+
+@triton.jit
+def best_tokens(
+    peaks_ptr,
+    tokens_ptr,
+    row,
+    T: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_CHUNKS: tl.constexpr,
+):
+    """The likeliest token at each of a row's T places, of what was noted for all chunks."""
+    t, chunks = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_CHUNKS)
+    at = (row * T + t)[:, None] * CHUNKS + chunks[None, :]
+    inside = (t < T)[:, None] & (chunks < CHUNKS)[None, :]
+    peaks = tl.load(peaks_ptr + at, mask=inside, other=float("-inf"), cache_modifier=".cg")
+    candidates = tl.load(tokens_ptr + at, mask=inside, other=0, cache_modifier=".cg")
+    winner = tl.argmax(peaks, axis=1)
+    best = tl.sum(tl.where(chunks[None, :] == winner[:, None], candidates, 0), axis=1).to(tl.int64)
+    return best
+
+
+@triton.jit
 def _settle_greedy_kernel(
     logits_ptr,
     text_ptr,
@@ -55,25 +96,14 @@ def _settle_greedy_kernel(
     """Grid (B · T, chunks): the largest logit of each chunk; the program of a row that is last decides."""
     place, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = place // T
-    tokens = chunk * CHUNK_SIZE + tl.arange(0, CHUNK_SIZE)
-    held = tokens < vocab_size
-    logits = tl.load(logits_ptr + place * vocab_size + tokens, mask=held, other=float("-inf")).to(tl.float32)
-    logits = tl.where(logits != logits, float("inf"), logits)  # see `tokens_triton`
-    tl.store(peaks_ptr + place * CHUNKS + chunk, tl.max(logits, axis=0))
-    tl.store(tokens_ptr + place * CHUNKS + chunk, chunk * CHUNK_SIZE + tl.argmax(logits, axis=0))
+    note_best_of_chunk(logits_ptr, peaks_ptr, tokens_ptr, place, chunk, vocab_size, CHUNKS, CHUNK_SIZE)
     tl.debug_barrier()
     if tl.atomic_add(arrivals_ptr + row, 1, sem="acq_rel") != T * CHUNKS - 1:
         return
     tl.store(arrivals_ptr + row, 0)
 
-    t, chunks = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_CHUNKS)
-    at = (row * T + t)[:, None] * CHUNKS + chunks[None, :]
-    inside = (t < T)[:, None] & (chunks < CHUNKS)[None, :]
-    peaks = tl.load(peaks_ptr + at, mask=inside, other=float("-inf"), cache_modifier=".cg")
-    candidates = tl.load(tokens_ptr + at, mask=inside, other=0, cache_modifier=".cg")
-    winner = tl.argmax(peaks, axis=1)
-    best = tl.sum(tl.where(chunks[None, :] == winner[:, None], candidates, 0), axis=1).to(tl.int64)
-
+    t = tl.arange(0, BLOCK_T)
+    best = best_tokens(peaks_ptr, tokens_ptr, row, T, CHUNKS, BLOCK_T, BLOCK_CHUNKS)
     begin = tl.load(positions_ptr + row) - (T - 1)
     drafts = tl.load(text_ptr + row * stride + begin + 1 + t, mask=t < T - 1, other=-1)
     accepted = tl.min(tl.where((best == drafts) & (t < T - 1), BLOCK_T, t), axis=0)

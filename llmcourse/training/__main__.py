@@ -9,6 +9,7 @@ Stop it at any time and start it again with the same arguments: it goes on from 
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from llmcourse.training.options import (
     add_mix_option,
     add_run_options,
     add_text_options,
+    exit_code,
     read_corpus,
 )
 from llmcourse.training.recipes import FAMILY
@@ -53,29 +55,24 @@ def start_process(name: str) -> torch.device:
     return device
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs it all; returns 0, 2 after an error, 3 when the time was up, 130 when interrupted."""
-    started = time.monotonic()
-    options = parser().parse_args(argv)
-    again = "start again with the same arguments to go on"
+def train(options: argparse.Namespace, started: float) -> bool:
+    """Text to checkpoints; False when the time was up first. Raises what `train_family` does."""
     try:
         corpus = read_corpus(options)
         names = [source.name for source in corpus.sources]
         recipes = [adapted(FAMILY[name], options, names) for name in options.models]
         device = start_process(options.device)
-        done = train_family(corpus, recipes, options.out, device, options.minutes * 60, started)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; {again}", file=sys.stderr)
-        return 130
+        return train_family(corpus, recipes, options.out, device, options.minutes * 60, started)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if not done:
-        print(f"the time is up; {again}", file=sys.stderr)
-    return 0 if done else 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs it all; returns `exit_code`'s."""
+    started = time.monotonic()
+    options = parser().parse_args(argv)
+    return exit_code(lambda: train(options, started))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from llmcourse.training.options import (
     add_mix_option,
     add_run_options,
     add_text_options,
+    exit_code,
     read_corpus,
 )
 from llmcourse.training.pretrain import train
@@ -196,21 +197,10 @@ def _rounded(numbers: Tensor) -> list[float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs it all; returns 0, 2 after an error, 3 when the time was up, 130 when interrupted."""
+    """Runs it all; returns `exit_code`'s."""
     started = time.monotonic()
     options = parser().parse_args(argv)
-    again = "start again with the same arguments to go on"
-    try:
-        done = train_exits(options, started)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"interrupted; {again}", file=sys.stderr)
-        return 130
-    if not done:
-        print(f"the time is up; {again}", file=sys.stderr)
-    return 0 if done else 3
+    return exit_code(lambda: train_exits(options, started))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What all training programs ask on their command lines: texts and their mix, a limit, a device."""
+"""What training programs ask on their command lines, texts and limits, and what they answer there."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from llmcourse.arguments import Parser, parse_path
@@ -84,3 +85,26 @@ def adapted(recipe: Recipe, options: argparse.Namespace, domains: Sequence[str])
         raise ValueError(f"mix must name each domain once, got {', '.join(n for n, _ in options.mix)}")
     steps = recipe.steps if options.steps is None else options.steps
     return replace(recipe, mix=mix or recipe.mix, steps=steps)
+
+
+def exit_code(work: Callable[[], bool]) -> int:
+    """Does the work of a program that can be started again: 0 when it is done, and says so otherwise.
+
+    Args:
+        work: returns False when the time was up first; what it raises for a user is told in one line.
+
+    Returns:
+        0, 2 after an error, 3 when the time was up, 130 when interrupted.
+    """
+    again = "start again with the same arguments to go on"
+    try:
+        done = work()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; {again}", file=sys.stderr)
+        return 130
+    if not done:
+        print(f"the time is up; {again}", file=sys.stderr)
+    return 0 if done else 3
