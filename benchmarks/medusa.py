@@ -28,7 +28,7 @@ from llmcourse.speculative.medusa.candidates import MedusaTree, sparse
 from llmcourse.speculative.medusa.engine import MedusaEngine
 from llmcourse.speculative.medusa.heads import MedusaHeads
 from llmcourse.speculative.medusa.reading import mask_of
-from llmcourse.speculative.medusa.search import rank_accuracies, search, true_ranks
+from llmcourse.speculative.medusa.search import rank_accuracies, ranks_behind, search
 from llmcourse.speculative.medusa.stored import embedded_heads, load_heads
 
 SIZES = (3, 7, 15, 31, 63)  # nodes; with the root a multiple of what kernels take at once
@@ -82,12 +82,12 @@ def report_speed(
 
 
 def own_ranks(plain: DecodeEngine, heads: MedusaHeads, texts: Sequence[list[int]]) -> torch.Tensor:
-    """`true_ranks` in what the model writes greedily, which is what its heads will be asked to guess."""
+    """`ranks_behind` prompts of what the model writes greedily, which its heads will be asked to guess."""
     ranks = []
     for text in texts:
         plain.start([text], len(text) + speculative.TOKENS)
-        written = plain.decode(speculative.TOKENS)
-        ranks.append(true_ranks(plain.model, heads, written))
+        written = plain.decode(speculative.TOKENS)[0].tolist()
+        ranks.append(ranks_behind(plain.model, heads, text, written))
     return torch.cat(ranks)
 
 

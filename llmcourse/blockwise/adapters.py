@@ -147,6 +147,7 @@ def load_adapters(backbone: Decoder, folder: Path | str) -> BlockDecoder:
         stored = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged ({error}); fetch it again") from error
+    _check_sizes(config, stored, folder)
     model = BlockDecoder(backbone, config)
     _fill(model.adapters(), stored, folder / WEIGHTS)
     return model.eval().requires_grad_(False)
@@ -167,6 +168,20 @@ def _read_config(path: Path, backbone: str) -> AdapterConfig:
             "load the model that these adapters were trained on"
         )
     return config
+
+
+def _check_sizes(config: AdapterConfig, stored: dict[str, Tensor], folder: Path) -> None:
+    """Before memory is taken for what a damaged number asks for; the shapes are compared afterwards."""
+    ranks = {tensor.shape[0] for name, tensor in stored.items() if name.endswith("lora_A")}
+    masks = {tensor.shape[0] for name, tensor in stored.items() if name.endswith("masks")}
+    if (ranks, masks) != ({config.rank}, {config.num_masks}):
+        raise CheckpointError(
+            f"rank and num_masks in {folder / CONFIG} must be those of {WEIGHTS}, {sorted(ranks)} and "
+            f"{sorted(masks)}, got {config.rank} and {config.num_masks}; is it another one's?"
+        )
+    broken = [name for name, tensor in stored.items() if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"tensor {broken[0]} in {folder / WEIGHTS} holds NaN or infinity; train again")
 
 
 def _fill(adapters: dict[str, nn.Parameter], stored: dict[str, Tensor], path: Path) -> None:

@@ -187,7 +187,7 @@ def parser() -> Parser:
     result.add_argument("--rate", type=float, default=sizes.rate, help="peak learning rate")
     result.add_argument("--rank", type=int, default=defaults.rank, help="of the adapters")
     result.add_argument("--windows", type=int, default=64, help="of held-out text to measure on, a domain")
-    add_run_options(result)
+    add_run_options(result, minutes_are="the rate falls to zero by then")
     return result
 
 
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted before training; nothing was written", file=sys.stderr)
+        print(f"interrupted; {options.out} holds what was written before", file=sys.stderr)
         return 130
     if trained.interrupted:
         print(f"interrupted; {options.out} holds what {trained.steps} steps have taught", file=sys.stderr)
@@ -224,9 +224,12 @@ def _run(model: BlockDecoder, corpus: Corpus, recipe: BlockRecipe, options) -> T
     counts, domains = prepare_for(folder, corpus, work, model.device)
     recipe = replace(recipe, mix={d.name: recipe.weight(d.name) for d in domains})
     trained = train_adapters(model, domains, recipe, options.minutes * 60)
+    if not trained.steps:
+        if trained.interrupted:
+            raise KeyboardInterrupt
+        raise ValueError(f"minutes must be enough for a step, got {options.minutes:g}; nothing was learnt")
     (options.out / REPORT).unlink(missing_ok=True)  # of an earlier run
-    if trained.steps:
-        save_adapters(model, options.out)
+    save_adapters(model, options.out)
     if not trained.interrupted:
         losses = {}
         for source in corpus.sources:

@@ -118,6 +118,7 @@ def train_heads(options: argparse.Namespace, started: float) -> bool:
     run = adapted(run_recipe(options, model, recipe), options, [source.name for source in corpus.sources])
     work = work_folder(options.out)
     counts, domains = prepare_for(folder, corpus, work, device)
+    held_out = held_out_of(work, list(counts), recipe.num_heads, device)
     heads = MedusaHeads(HeadsConfig.for_model(model, recipe.num_heads, recipe.num_blocks)).to(device)
     model.requires_grad_(recipe.joint)
     whole = train(
@@ -132,22 +133,37 @@ def train_heads(options: argparse.Namespace, started: float) -> bool:
         time_limit_s=options.minutes * 60 - (time.monotonic() - started),
     )
     if whole:
-        write(options.out, model, heads, folder, list(counts), run)
+        write(options.out, model, heads, folder, held_out, run)
     return whole
 
 
-def write(out: Path, model: Decoder, heads: MedusaHeads, folder: Path, names: list[str], run: Recipe) -> None:
+def held_out_of(work: Path, names: list[str], num_heads: int, device: torch.device) -> dict[str, Tensor]:
+    """What is kept of each domain to measure on, looked at before there is something to lose.
+
+    Raises:
+        ValueError: too little for the last head.
+    """
+    found = {}
+    for name in names:
+        tokens = np.load(work / f"{name}-held_out.npy").astype(np.int32)
+        if len(tokens) < num_heads + 2:
+            raise ValueError(
+                f"held-out text of {name} must have at least {num_heads + 2} tokens, got {len(tokens)}; "
+                "give more text, or hold out a larger share"
+            )
+        found[name] = torch.from_numpy(tokens).to(device)
+    return found
+
+
+def write(
+    out: Path, model: Decoder, heads: MedusaHeads, folder: Path, held_out: dict[str, Tensor], run: Recipe
+) -> None:
     """The heads, their accuracies as stored, and a backbone that was trained with them."""
     if model.lm_head.weight.requires_grad:  # trained too: from here it is what its files will say
         model.requires_grad_(False).to(torch.bfloat16).to(torch.float32)
         write_backbone(model, folder, out / "backbone")
     save_heads(heads, model, out)
     stored = load_heads(out, model)
-    paths = {name: out / ".training" / f"{name}-held_out.npy" for name in names}
-    held_out = {
-        name: torch.from_numpy(np.load(path).astype(np.int32)).to(model.device)
-        for name, path in paths.items()
-    }
     report = accuracy_report(model, stored, held_out, run.sequence_length)
     trained = {"steps": run.steps, "tokens": run.tokens, "backbone": fingerprint(model)}
     content = {"trained": trained, "held_out": report}

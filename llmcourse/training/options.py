@@ -49,11 +49,15 @@ def add_mix_option(parser: Parser) -> None:
     parser.add_argument("--mix", help="share of a batch, instead of the recipe's", **named)
 
 
-def add_run_options(parser: Parser) -> None:
-    """`--steps`, `--minutes` and `--device`."""
+def add_run_options(parser: Parser, minutes_are: str = "resumes later") -> None:
+    """`--steps`, `--minutes` and `--device`.
+
+    Args:
+        minutes_are: what a limit means beside that training stops there.
+    """
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     limit = {"type": minutes, "default": float("inf")}
-    parser.add_argument("--minutes", help="stop after so many; resumes later", **limit)
+    parser.add_argument("--minutes", help=f"stop after so many; {minutes_are}", **limit)
     parser.add_argument("--device", default=str(default_device()))
 
 

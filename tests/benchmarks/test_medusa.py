@@ -15,6 +15,7 @@ import speculative
 
 from llmcourse.speculative.medusa.candidates import full
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
+from llmcourse.speculative.medusa.search import written_ranks
 from tests.speculative.tiny import tiny_decoder
 
 SMALL = 6  # tokens of a vocabulary, of which a tree can hold every guess
@@ -56,9 +57,8 @@ def test_speed_is_recorded_beside_what_its_parts_promise(model, heads, tmp_path,
 
 
 def test_trees_are_found_on_what_the_model_writes(model, heads):
-    plain, text = medusa.DecodeEngine(model), [1, 2, 3]
-    plain.start([text], 40)
-    written = plain.decode(speculative.TOKENS)
-    ranks = medusa.own_ranks(plain, heads, [text, text])
-    once = medusa.true_ranks(model, heads, written)
-    assert torch.equal(ranks, torch.cat([once, once]))
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    prompts = [[1, 2, 3, 0, 5, 2, 4], [4, 1, 0, 3]]
+    found = medusa.own_ranks(medusa.DecodeEngine(model), heads, prompts)
+    assert torch.equal(found, written_ranks(model, heads, prompts, speculative.TOKENS))

@@ -28,7 +28,8 @@ class Speculated:
     Attributes:
         tokens: of each row, without its prompt.
         num_steps: of speculation; the first token comes from reading the prompt.
-        tally: drafts that stood and that fell, of rows that were still being written.
+        tally: drafts that stood and that fell, of rows that were still being written. Of a tree, those on the
+            path that was taken, and one more that fell where a longer path was there: its rate is no α.
     """
 
     tokens: list[list[int]]
@@ -80,8 +81,9 @@ class SteppingEngine(ABC):
         return False
 
     def _collected(self, gained: list[list[int]]) -> None:
-        """Told what every row gained, in the order of the steps."""
-        self._lengths = [length + len(new) for length, new in zip(self._lengths, gained, strict=True)]
+        """Told what every row gained, in the order of the steps; a row that is full stays where it is."""
+        pairs = zip(self._lengths, gained, strict=True)
+        self._lengths = [min(length + len(new), self.capacity) for length, new in pairs]
 
     def step(self) -> list[list[int]]:
         """Drafts, verifies and settles; the tokens that each row gained, one at least.

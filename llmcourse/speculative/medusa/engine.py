@@ -112,15 +112,13 @@ class MedusaEngine(SteppingEngine):
 
     @torch.no_grad()
     def verify(self) -> None:
-        """The backbone's pass over as many tokens as root and tree, to be timed: it moves nothing on.
+        """The backbone's pass over root and tree, to be timed: it moves nothing on.
 
         Raises:
-            ValueError: no prompt was read yet, or a text is shorter than that.
+            ValueError: no prompt was read yet.
         """
         self._require_started("verify")
-        shortest, allowed = min(self._lengths), "called when each text has more tokens than the tree"
-        require(shortest > len(self.tree), "verify", allowed, shortest, "take a few steps before")
-        self._run("verify", self._window.read)
+        self._run("verify", self._read_in_place)
 
     @property
     def _report(self) -> Tensor:
@@ -136,6 +134,12 @@ class MedusaEngine(SteppingEngine):
         nodes = self._guesses.nodes(self._hidden)
         slots = self._state.positions[:, None] + torch.arange(1, nodes.shape[1] + 1, device=self.device)
         self._state.text.scatter_(1, slots, nodes)
+
+    def _read_in_place(self) -> None:
+        """Behind the text, where keys and values of a tree do no harm."""
+        self._state.positions += len(self.tree)
+        self._window.read()
+        self._state.positions -= len(self.tree)
 
     def _whole(self) -> None:
         state, memory = self._state, self._memory
@@ -172,8 +176,12 @@ class MedusaEngine(SteppingEngine):
 
 
 class Guesses:
-    """The heads side by side: one product for all of them where `MedusaHeads` goes through one by one."""
+    """The heads side by side: one product for all of them where `MedusaHeads` goes through one by one.
 
+    Their weights are copied: what heads learn afterwards does not reach it.
+    """
+
+    @torch.no_grad()
     def __init__(self, model: Decoder, heads: MedusaHeads, tree: MedusaTree):
         self._head, self._widest = model.lm_head, tree.widest
         blocks = zip(

@@ -102,7 +102,10 @@ def true_ranks(model: Decoder, heads: MedusaHeads, tokens: Int[Tensor, "B T"]) -
     for number, head in enumerate(heads.heads, 1):  # one at a time: logits of all would be K times as large
         logits = model.lm_head(head(hidden))
         true = tokens[:, 1 + number : 1 + number + positions, None]
-        ranks.append((logits > logits.gather(-1, true)).sum(-1))
+        own = logits.gather(-1, true)
+        # Of tokens that are equally likely, as in 16 bits many are, one has each rank: the first comes first.
+        before = (logits == own) & (torch.arange(logits.shape[-1], device=true.device) < true)
+        ranks.append(((logits > own) | before).sum(-1))
     return torch.stack(ranks, -1).flatten(0, 1)
 
 
@@ -118,15 +121,24 @@ def written_ranks(
         TypeError, ValueError: as `decoding.generate`, or if all texts are too short.
     """
     check_fits(heads, model)
-    found = []
-    for row in generate(model, prompts, max_new_tokens=num_tokens):
-        # The position that gave the first new token, and those after it.
-        if len(row.tokens) > heads.config.num_heads:
-            tokens = torch.tensor([[*row.prompt, *row.tokens]], device=model.device)
-            found.append(true_ranks(model, heads, tokens)[len(row.prompt) - 1 :])
+    rows = generate(model, prompts, max_new_tokens=num_tokens)
+    long = [row for row in rows if len(row.tokens) > heads.config.num_heads]
+    found = [ranks_behind(model, heads, row.prompt, row.tokens) for row in long]
     remedy = "write more than K tokens behind some prompt"
     require(len(found) > 0, "texts", "long enough for the last head", "none", remedy)
     return torch.cat(found)
+
+
+def ranks_behind(
+    model: Decoder, heads: MedusaHeads, prompt: Sequence[int], written: Sequence[int]
+) -> Int[Tensor, "P K"]:
+    """`true_ranks` in what was written behind a prompt, from the position on that gave the first token of it.
+
+    Raises:
+        TypeError, ValueError: as `true_ranks`.
+    """
+    tokens = torch.tensor([[*prompt, *written]], device=model.device)
+    return true_ranks(model, heads, tokens)[len(prompt) - 1 :]
 
 
 def rank_accuracies(ranks: Int[Tensor, "P K"], num_ranks: int = 10) -> Float[Tensor, "K R"]:

@@ -72,15 +72,24 @@ def test_guesses_are_those_of_the_heads(model, heads):
     assert torch.equal(Guesses(model, heads, tree).nodes(hidden), tree.tokens(heads.logits(model, hidden)))
 
 
-def test_timing_its_parts_moves_nothing_on(model, heads, expected):
-    engine = MedusaEngine(model, heads, TREES["a chain"])
+@pytest.mark.parametrize("name", TREES)
+def test_timing_its_parts_moves_nothing_on(model, heads, expected, name):
+    engine = MedusaEngine(model, heads, TREES[name])
     written = [engine.start(PROMPTS[:1], CONTEXT)[0]]
     while len(written) < NEW:
         engine.draft()
-        if len(PROMPTS[0]) + len(written) > 6:
-            engine.verify()
+        engine.verify()
         written += engine.step()[0]
     assert written[:NEW] == expected[0]
+
+
+def test_a_row_that_is_full_can_be_timed_all_the_same(model, heads):
+    engine = MedusaEngine(model, heads, TREES["every guess"])
+    engine.start([[1, 2, 3]], 5)
+    for _ in range(8):
+        engine.step()
+        engine.verify()
+    assert engine._lengths == [5] and engine._state.positions.tolist() == [4]
 
 
 def test_end_tokens_and_the_end_of_the_context(model, heads, expected):
@@ -108,18 +117,11 @@ def test_what_cannot_be_is_refused(model, heads, monkeypatch):
         engine.step()
     with pytest.raises(ValueError, match=r"capacity must be in \[8, 32\], got 33"):
         engine.start(PROMPTS, CONTEXT + 1)
-    engine.start(PROMPTS, CONTEXT)
-    with pytest.raises(ValueError, match="verify must be called when each text has more tokens than"):
-        MedusaEngine(model, heads, full([6])).__class__.verify(_started(model, heads))
+    with pytest.raises(ValueError, match="verify must be called after start"):
+        engine.verify()
     monkeypatch.setattr("llmcourse.speculative.medusa.engine.check_room", _no_room)
     with pytest.raises(DoesNotFit):
         MedusaEngine(model, heads, full([1])).start(PROMPTS, CONTEXT)
-
-
-def _started(model, heads) -> MedusaEngine:
-    engine = MedusaEngine(model, heads, full([6]))
-    engine.start(PROMPTS, CONTEXT)
-    return engine
 
 
 def _no_room(*_):
