@@ -4,9 +4,9 @@
     p(x_{t+1})      the backbone's own, read at x_t, which sees no mask
     p(x_{t+1+j})    read at the j-th token of the block, j = 1 … n − 1, with adapters on
 
-Each token is predicted one place to its left, as the backbone has learnt to (Gong et al. 2024, section 3.2,
-shift operation; Lin et al. 2024, BiTA, section 3.1, masks on a frozen model). So a block of one needs no mask
-and no adapter: it is autoregressive decoding of the backbone, exactly.
+Each token is predicted one place to its left, as the backbone has learnt to (the shift of Gong et al. 2024;
+Lin et al. 2024, BiTA, section 3.1, masks on a frozen model). So a block of one needs no mask and no adapter:
+it is autoregressive decoding of the backbone, exactly.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class BlockDecoder(nn.Module):
     """A decoder and its adapters. The backbone's weights are shared, and are not trained.
 
     Args:
-        backbone: stays as it is, and usable by itself.
+        backbone: its weights stay as they are, and usable by themselves; from here on they take no gradients.
         seed: for the matrices A; before training the adapters do nothing.
     """
 
@@ -172,13 +172,14 @@ def _read_config(path: Path, backbone: str) -> AdapterConfig:
 
 def _check_sizes(config: AdapterConfig, stored: dict[str, Tensor], folder: Path) -> None:
     """Before memory is taken for what a damaged number asks for; the shapes are compared afterwards."""
-    ranks = {tensor.shape[0] for name, tensor in stored.items() if name.endswith("lora_A")}
-    masks = {tensor.shape[0] for name, tensor in stored.items() if name.endswith("masks")}
-    if (ranks, masks) != ({config.rank}, {config.num_masks}):
-        raise CheckpointError(
-            f"rank and num_masks in {folder / CONFIG} must be those of {WEIGHTS}, {sorted(ranks)} and "
-            f"{sorted(masks)}, got {config.rank} and {config.num_masks}; is it another one's?"
-        )
+    largest = max((size for tensor in stored.values() for size in tensor.shape), default=0)
+    for name in ("rank", "num_masks"):
+        value = getattr(config, name)
+        if value > largest:
+            raise CheckpointError(
+                f"{name} in {folder / CONFIG} must be at most {largest}, the largest size in {WEIGHTS}, got "
+                f"{value}; is it another one's?"
+            )
     broken = [name for name, tensor in stored.items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(f"tensor {broken[0]} in {folder / WEIGHTS} holds NaN or infinity; train again")

@@ -2,8 +2,8 @@
 
     L = − mean log p(x_i | x_<s, y_s … y_e)   over the masked places i of all blocks [s, e] but their first
 
-Each row stands twice in one pass, finished and noisy, as in Block Diffusion (Arriola et al. 2025, section
-4.1, vectorised training): the noisy copy of a block sees the finished text before it, so that all blocks of
+Each row stands twice in one pass, finished and noisy, as in the vectorised training of Block Diffusion
+(Arriola et al. 2025): the noisy copy of a block sees the finished text before it, so that all blocks of
 a row are learnt at once. A block is masked throughout, as a first pass finds it, or by a share that is
 uniform in [0, 1] (Ghazvininejad et al. 2019, section 2.2, of a conditional masked language model). Its first
 place is left out, being the backbone's own: masked where all are, and given elsewhere, as in decoding.

@@ -2,7 +2,7 @@
 
     h = RMSNorm_n(x_n);   logits_n = W_lm (h + M_n h),   M_n = 0 at first
 
-Belrose et al. 2023 ("tuned lens", section 2) put a learnt affine map before the model's last norm and head,
+Belrose et al. 2023 ("tuned lens") put a learnt affine map before the model's last norm and head,
 which are kept, and start it at the identity: so an untrained head reads the layer as the last one is read. So
 it is here, but for one choice: the norm is the head's own, starts as a copy of the model's, and comes first.
 What M sees is then of one scale at every layer and token; nothing is normalised after it, so that it learns

@@ -47,6 +47,22 @@ class Readings:
         enough = len(self.layers) == found[0] >= 2
         require(enough, "layers of readings", "one for each exit, at least two", self.layers, "name them all")
 
+    def only(self, exits: Sequence[int]) -> Readings:
+        """As if there were these exits alone, and the whole model: for a decoder that asks no others.
+
+        Args:
+            exits: some of `layers` but the last.
+
+        Raises:
+            ValueError: no exit, or one that was not read.
+        """
+        known = self.layers[:-1]
+        missing = [layer for layer in exits if layer not in known]
+        require(not missing, "exits", f"of {list(known)}", missing, "read texts with these heads")
+        kept = sorted({self.layers.index(layer) for layer in exits} | {len(self.layers) - 1})
+        rows = (values[kept] for values in (self.entropy, self.confidence, self.favourites))
+        return Readings(tuple(self.layers[number] for number in kept), *rows, self.targets)
+
     def agreement(self) -> Float[Tensor, " E"]:
         """How often each exit's favourite is the whole model's: leaving there would change nothing."""
         return (self.favourites == self.favourites[-1]).double().mean(1)

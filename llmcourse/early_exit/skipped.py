@@ -4,7 +4,7 @@ A token that leaves after layer n has none in the layers above. Two ways out:
 
 propagate   Its hidden state is handed up as it is, x_l = x_n for every l > n, and each skipped layer makes
             key and value of it: two small products instead of a layer (Schuster et al. 2022, "CALM", section
-            3.2, "state propagation"). Lossy: what the layers would have added to x is missing in their keys
+            3.3.1, "state propagation"). Lossy: what the layers would have added to x is missing in their keys
             and values, for all tokens to come. Nothing is ever caught up with.
 recompute   Nothing is written. x_n is kept, and the first later token that goes on to layer n + 1 takes all
             that were left behind along with it (Chen et al. 2023, "EE-LLM", "KV recomputation"). Exact: every

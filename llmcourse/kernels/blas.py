@@ -57,10 +57,10 @@ class Linear(nn.Linear):
 
 def _num_parts(x: Tensor, weight: Tensor) -> int:
     """As many as cores, a power of 2 and at most `MOST_PARTS`; 1 where cutting does not work or pay."""
+    if len(x) > 1 or not _for_blas(weight) or weight.nbytes < LEAST_BYTES:
+        return 1  # decided by shapes alone: `torch.compile` would break off where threads are asked for
     parts = min(MOST_PARTS, 1 << (torch.get_num_threads().bit_length() - 1))
-    cut = weight.shape[0 if weight.is_contiguous() else 1]
-    pays = len(x) == 1 and _for_blas(weight) and weight.nbytes >= LEAST_BYTES
-    return parts if pays and cut % parts == 0 else 1
+    return parts if weight.shape[0 if weight.is_contiguous() else 1] % parts == 0 else 1
 
 
 def _for_blas(weight: Tensor) -> bool:

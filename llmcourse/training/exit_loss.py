@@ -3,17 +3,19 @@
 Backbone frozen, over all exits n and positions:
 
     next     mean −ln p_n(token)                    cross-entropy with the text
-    last     mean KL(p_L ‖ p_n)                     with the last layer (Belrose et al. 2023, section 2)
+    last     mean KL(p_L ‖ p_n)                     with the last layer (Belrose et al. 2023)
 
 LayerSkip (Elhoushi et al. 2024) trains backbone and exits together. Layer l of L, counted from 0, is skipped
-for a whole sequence with chance p_l = D(l) p_max, D(l) = 2^(l / (L−1)) − 1 (sections 3.1 and 4.1); the loss
+for a whole sequence with chance p_l = D(l) p_max, D(l) = 2^(l / (L−1)) − 1 (section 4.1.1); the loss
 is the weighted cross-entropy of all exits, the last layer included:
 
     e(l) = s · l (l+1) / 2 for l < L−1;   e(L−1) = L−1 + s · (L−2)(L−1) / 2
     weights C(t, l) e(l), made to sum to 1
 
-with the rotational curriculum C: at step t every R-th exit is trained, another one each time. There all exits
-share the model's head; here each has its own, which starts as that.
+(section 4.1.2), with the rotational curriculum C: at step t every R-th exit is trained, another one each
+time. There all exits share the model's head, the last layer takes its turn like the others, and e(0) is 0;
+here each exit has a head of its own, which starts as the model's, the last layer is trained at every step,
+and e(0) is e(1).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.early_exit.heads import ExitHeads
@@ -31,6 +34,8 @@ OBJECTIVES = ("last", "next")
 
 class ExitLoss(nn.Module):
     """The mean over all exits; the backbone is read and left alone.
+
+    Logits of one exit at a time are held: they are computed anew for their gradients.
 
     Args:
         objective: "last" or "next".
@@ -46,15 +51,16 @@ class ExitLoss(nn.Module):
             *states, last = (x.flatten(0, 1) for _, x in self.heads.states(rows[:, :-1]))
             backbone = self.heads.backbone
             wanted = backbone.lm_head(backbone.model.norm(last)).float().log_softmax(-1)
-        losses = []
+        tokens, losses = rows[:, 1:].flatten(), []
         for layer, x in enumerate(states, start=1):
-            found = self.heads(layer, x).float()
-            if self.objective == "next":
-                losses.append(F.cross_entropy(found, rows[:, 1:].flatten()))
-            else:
-                found = found.log_softmax(-1)
-                losses.append(F.kl_div(found, wanted, reduction="batchmean", log_target=True))
+            losses.append(checkpoint(self._of_exit, layer, x, wanted, tokens, use_reentrant=False))
         return torch.stack(losses).mean()
+
+    def _of_exit(self, layer: int, x: Tensor, wanted: Tensor, tokens: Tensor) -> Tensor:
+        found = self.heads(layer, x).float()
+        if self.objective == "next":
+            return F.cross_entropy(found, tokens)
+        return F.kl_div(found.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
 
 
 class LayerSkip(nn.Module):

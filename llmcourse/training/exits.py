@@ -80,6 +80,7 @@ def run_recipe(options: argparse.Namespace, model: Decoder, domains: Sequence[st
         raise ValueError(f"fit must be at least 0, got {options.fit}; 0 starts from the model's own head")
     joint = options.layer_dropout is not None
     what = f"layer dropout {options.layer_dropout}" if joint else options.objective
+    what += f", fit {options.fit}"
     recipe = Recipe(
         name=f"exits, {what}, on {fingerprint(model)[:8]}",
         model=model.config,

@@ -102,6 +102,20 @@ class TestFiles:
         with pytest.raises(CheckpointError, match="does not describe blockwise adapters"):
             load_adapters(tiny_decoder(), saved)
 
+    @pytest.mark.parametrize("name", ["rank", "num_masks"])
+    def test_a_damaged_number_takes_no_memory(self, saved, name):
+        config = json.loads((saved / CONFIG).read_text())
+        (saved / CONFIG).write_text(json.dumps(config | {name: 10**12}))
+        with pytest.raises(CheckpointError, match=f"{name} in .* must be at most"):
+            load_adapters(tiny_decoder(), saved)
+
+    def test_weights_that_are_no_numbers_are_refused(self, saved):
+        tensors = load_file(saved / WEIGHTS)
+        tensors["model.embed_tokens.masks"][0, 0] = torch.nan
+        save_file(tensors, saved / WEIGHTS)
+        with pytest.raises(CheckpointError, match=r"masks in .* holds NaN"):
+            load_adapters(tiny_decoder(), saved)
+
     @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
     def test_tensors_that_do_not_fit_are_named(self, saved, change):
         tensors, name = load_file(saved / WEIGHTS), "model.embed_tokens.masks"

@@ -112,11 +112,10 @@ def test_what_is_caught_up_with_counts(heads):
     """Every layer that recomputation runs is counted when it runs: in the end, all but the last."""
     early = generate_early(heads, PROMPTS, RULES[0], skipped="recompute", max_new_tokens=NEW_TOKENS)
     for one in early:
-        lacking = 0
-        for left, run in zip(one.exit_layers[1:], one.layers_run[1:], strict=True):
-            assert run >= left
-            lacking += left - run
-        assert -lacking <= sum(4 - left for left in one.exit_layers)
+        assert all(run >= left for left, run in zip(one.exit_layers, one.layers_run, strict=True))
+        # A token gets as far as it or a later one goes, which takes it along.
+        reached = [max(one.exit_layers[at:]) for at in range(1, len(one.exit_layers))]
+        assert sum(one.layers_run[1:]) == sum(reached)
     assert any(one.layers_run != one.exit_layers for one in early)
     for one in generate_early(heads, PROMPTS, RULES[0], max_new_tokens=NEW_TOKENS):
         assert one.layers_run == one.exit_layers and 1 < one.mean_layers < 4

@@ -126,3 +126,11 @@ def test_other_signals_and_no_text_are_refused(heads, readings):
     with pytest.raises(ValueError, match="readings must be of at least one position, got none"):
         empty = torch.zeros(2, 0)
         Readings((1, 2), empty, empty, empty.long(), torch.zeros(0, dtype=torch.long))
+
+
+def test_readings_of_some_exits_are_those_of_heads_that_have_no_others(heads, readings):
+    some = readings.only([2])
+    assert some.layers == (2, readings.layers[-1])
+    assert torch.equal(some.entropy, readings.entropy[[1, -1]]) and some.targets is readings.targets
+    with pytest.raises(ValueError, match="exits must be of"):
+        readings.only([9])

@@ -8,9 +8,15 @@ from dataclasses import astuple
 import pytest
 import torch
 
+from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.kernels.draft_trees import PathMemory, accept_path, keep_path, settle_tree
+from llmcourse.kernels.tiles import Tile
 from llmcourse.kernels.tokens import Choice
 from llmcourse.kernels.tree_mask import TreeMask
+from llmcourse.model import Decoder, DecoderConfig
+from llmcourse.speculative.medusa.candidates import full
+from llmcourse.speculative.medusa.engine import MedusaEngine
+from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from llmcourse.speculative.tree import DraftTree
 from llmcourse.speculative.verify_tree import walk
 from tests.kernels.contract import DEVICE, seeded  # noqa: F401
@@ -106,6 +112,26 @@ def test_keep_path(dtype, size):
         found = [cache.clone() for cache in (keys, values)]
         keep_path(*found, memory, backend=backend)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("prompts", [[[5] * 9], [[1, 2], [3, 4, 1, 0, 2]]])
+def test_an_engine_of_kernels_takes_the_steps_of_one_of_references(prompts):
+    """One layer and a tree of every guess of a small vocabulary, so that paths differ from step to step."""
+    config = DecoderConfig(6, 32, 48, 1, 4, 2, 16, 64, qk_norm=True)
+    model = Decoder(config).requires_grad_(False)
+    heads = MedusaHeads(HeadsConfig.for_model(model, 2)).requires_grad_(False)
+    for parameter in (*model.parameters(), *heads.parameters()):
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.8)
+    model, heads = model.to(DEVICE), heads.to(DEVICE)
+    matrices = ((128, 32, False), (32, 64, False), (48, 32, True), (32, 48, False), (6, 32, False))
+    settings = KernelSettings(tiles={shape: Tile(64, 32, 4) for shape in matrices}, splits=2)
+    ours, theirs = (
+        MedusaEngine(model, heads, full([3, 2]), backend=backend, settings=settings).generate(prompts, 8)
+        for backend in ("triton", "reference")
+    )
+    assert ours == theirs
+    assert len(set(ours.tokens[0])) > 1 and ours.num_steps < 7
 
 
 def test_what_does_not_fit_is_refused():

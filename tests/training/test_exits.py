@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -19,6 +22,7 @@ from tests.early_exit.tiny import random_heads
 from tests.speculative.tiny import tiny_decoder
 from tests.training.tiny import tiny_recipe
 
+ROOT = Path(__file__).parents[2]
 ROWS = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]])
 SMALL = ["--steps", "12", "--batch-size", "4", "--length", "32", "--windows", "4", "--fit", "3"]
 
@@ -157,7 +161,7 @@ def test_out_of_time_and_on_again_is_one_run(trained, tmp_path, tiny_checkpoint,
 def test_another_objective_in_a_used_folder_is_refused(trained, capsys):
     options, _, _ = trained
     assert main([*options, "--objective", "next"]) == 2
-    assert "was made with another recipe (name was exits, last, on" in capsys.readouterr().err
+    assert "was made with another recipe (name was exits, last, fit 3, on" in capsys.readouterr().err
 
 
 def test_layer_dropout_trains_a_backbone_for_its_heads(text_options, tiny_checkpoint, tmp_path):
@@ -202,3 +206,20 @@ def test_wrong_options_end_with_one_line(text_options, tiny_checkpoint, tmp_path
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors, errors
     assert not (tmp_path / "out").exists()
+
+
+ONE_GRAPH = """
+import torch
+from llmcourse import pretrained
+from llmcourse.early_exit import ExitHeads
+from llmcourse.training.exit_loss import ExitLoss
+
+loss_of, rows = ExitLoss(ExitHeads(pretrained.load("draft").model), "last"), torch.arange(18).view(2, 9)
+found = torch.compile(loss_of, backend="eager", fullgraph=True)(rows)
+assert torch.equal(found, loss_of(rows)), (found, loss_of(rows))
+"""
+
+
+def test_the_loss_compiles_as_one_graph():
+    """In a program of its own, where no test looks at shapes in between."""
+    subprocess.run([sys.executable, "-c", ONE_GRAPH], check=True, cwd=ROOT, timeout=300)

@@ -9,10 +9,12 @@ reading     tree attention: all nodes in one pass, and the accepted path kept in
 typical     typical acceptance, which is lossy, and how much it changes
 judged      a step's verdict on a batch, in which rows fail alone
 loop        propose, read, choose a path, repeat: `stream` and `generate` as in decoding
+engine      the same over static memory, greedy: on a GPU a step is one recorded graph
 steps       what a step leaves to be looked at, and what many of them gained
 """
 
 from llmcourse.speculative.medusa.candidates import MedusaTree, full, sparse
+from llmcourse.speculative.medusa.engine import MedusaEngine
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from llmcourse.speculative.medusa.loop import generate, stream
 from llmcourse.speculative.medusa.reading import TreeTarget, mask_of
@@ -41,6 +43,7 @@ from llmcourse.speculative.medusa.typical import (
 
 __all__ = [
     "HeadsConfig",
+    "MedusaEngine",
     "MedusaHeads",
     "MedusaStep",
     "MedusaTree",

@@ -5,8 +5,8 @@ drawn    the r-th node below a parent is the r-th draw from the head, without re
          tokens of elder siblings are taken out, and the rest is renormalised
 
 Both keep a text's distribution under `verify_tree`, which only asks that q be what was drawn from, and that
-it depend on no later node. (Medusa proposes the ranked; drawing is SpecInfer's, Miao et al. 2024, section
-4.3, and is accepted more often where the temperature is high.)
+it depend on no later node. (Medusa proposes the ranked. Trees of tokens that are drawn are SpecInfer's, Miao
+et al. 2024, section 4.3; without replacement Jeon et al. 2024, "Recursive Speculative Decoding".)
 """
 
 from __future__ import annotations
