@@ -3,9 +3,10 @@
     h_k = h + SiLU(W_k h + b_k);   logits_k = h_k W_lmᵀ      (Cai et al. 2024, section 2.1.1)
 
 h is the backbone's last hidden state after its final norm, as its own lm_head reads it; head k, from 1 on,
-guesses the token k + 1 places behind it. (b_k is of the paper's code.) W_k and b_k begin at zero, so that an untrained head says what the
-backbone says. The paper gives each head an output matrix of its own. Here all use the backbone's: one of
-their own would be vocabulary × hidden numbers, for `base` 3.9 million a head where W_k has 0.1 million.
+guesses the token k + 1 places behind it. W_k and b_k, which only the paper's code has, begin at zero, so that
+an untrained head says what the backbone says. The paper gives each head an output matrix of its own. Here all
+use the backbone's: one of their own would be vocabulary × hidden numbers, for `base` 3.9 million a head where
+W_k has 0.1 million.
 """
 
 from __future__ import annotations
