@@ -324,8 +324,9 @@ class Decoder(nn.Module):
         batch, length = self._check_tokens(token_ids)
         if cache is not None:
             self._check_cache(cache, batch)
-        held = 0 if cache is None else cache.extent
-        _check_shape("mask", mask, (batch, length, held + length))
+        if mask is not None:
+            held = 0 if cache is None else cache.extent
+            _check_shape("mask", mask, (batch, length, held + length))
         _check_shape("positions", positions, (batch, length))
         x = self._embed(token_ids)
         if cache is None:
