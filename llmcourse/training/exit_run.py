@@ -92,9 +92,9 @@ class Run:
         """The pre-trained encoder, as it ships: in bfloat16, read back from its file."""
         folder = self.out / ENCODER
         if not (folder / "config.json").is_file():
+            documents = self.texts.training_side(self.seed)
             share = self.limit_s * self.setting.share
             pace = Pace(self.setting.steps, min(share, self.left_s))
-            documents = {kind: self.texts.training_side(kind) for kind in self.texts.documents}
             more = {"seed": self.seed, "compiled": self.compiled}
             save_encoder(pretrain(documents, self.setting, pace, self.device, **more), folder)
         embeddings = pretrained.load("draft").model.model.embed_tokens.weight

@@ -6,11 +6,13 @@ from unittest import mock
 import pytest
 
 from llmcourse.early_exit.classifier.methods import METHODS
+from llmcourse.early_exit.classifier.tasks import side_of
 from llmcourse.training import encoder as command
 from llmcourse.training import exit_run, exit_texts
 from llmcourse.training.encoder import main, parser, run_of
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.fine_tune import Tuning
+from llmcourse.training.text import Source
 
 SMALL = Setting(
     num_layers=2, length=16, rows=8, steps=2, tuning_steps=2, test_examples=40, tuning=Tuning(batch_size=4)
@@ -57,10 +59,49 @@ def test_one_command_makes_the_table_and_a_second_trains_nothing(out, capsys):
 
 def test_only_the_training_side_is_pre_trained_on(tmp_path):
     run = run_of(parser().parse_args(arguments(tmp_path)))
-    task = run.tasks[0]
-    seen = set(run.texts.training_side("python"))
-    assert {example.document for example in task.train} <= seen
-    assert not seen & {e.document for side in ("validation", "test") for e in task.side(side)}
+    task, files = run.tasks[0], {f"{n}.py": source(n) for n in range(60)}
+    seen = set(run.texts.training_side(0)["python"])
+    assert {files[example.document] for example in task.train} <= seen
+    assert not seen & {files[e.document] for side in ("validation", "test") for e in task.side(side)}
+
+
+class TestPackages:
+    """A folder of Python beside the standard library."""
+
+    @pytest.fixture
+    def asked(self):
+        """A file that is tested on."""
+        return next(n for n in range(60) if side_of(f"{n}.py") == "test")
+
+    def pre_trained(self, folder, path, text):
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        texts = exit_texts.Texts([Source("code", "python", str(folder))])
+        return text in texts.training_side(0)["python"]
+
+    def free(self, name):
+        """A path on the training side."""
+        return next(path for n in range(99) if side_of(path := f"lib{n}/{name}") == "train")
+
+    def test_files_are_split_by_their_paths(self, tmp_path):
+        text = "x = 1\n" * 60
+        assert self.pre_trained(tmp_path, self.free("a.py"), text)
+        held_out = next(path for n in range(99) if side_of(path := f"lib{n}/b.py") != "train")
+        assert not self.pre_trained(tmp_path, held_out, text + "# b\n")
+
+    @pytest.mark.parametrize("kept", ["all", "docstring", "code", "neither"])
+    def test_copies_of_what_is_held_out_are_left_out(self, tmp_path, asked, kept):
+        copy = source(asked)
+        if kept in ("docstring", "neither"):
+            copy = copy.replace(f"return x + {asked}", "return x - 1")
+        if kept == "code":
+            copy = copy.replace(f'    """What number {asked} makes of x in the end."""\n', "")
+        if kept == "neither":
+            copy = copy.replace("makes of x", "makes of y")
+        copy = "class Vendored:\n" + "\n".join(f"    {line}" for line in copy.splitlines())
+        copy += "\n# from the standard library" * 4
+        assert self.pre_trained(tmp_path, self.free("vendored.py"), copy) == (kept == "neither")
 
 
 def test_an_interrupt_keeps_what_is_whole(tmp_path, capsys):
