@@ -3,14 +3,16 @@
     python benchmarks/exit_table.py --text prose=prose.txt --blocks poetry=poems.txt \\
         --python code=installed --out FOLDER [--minutes 8]
 
-Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes), times one text at a
-time in fp32, and records a line for each cell, `early_exit_table_<task>_<method>`: the value is the score,
-the peer the full model's. What every exit says of 500 texts of the validation and of the test side goes,
-rounded, to `results/raw/exit_table_<device>.json`, so that thresholds can be chosen from it anywhere.
+Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes), and records a line
+for each cell, `early_exit_table_<task>_<method>`: the value is the score, the peer the full model's. What
+every exit says of 500 texts of the validation and of the test side goes, rounded, to
+`results/raw/exit_table_<device>.json`, so that thresholds can be chosen from it anywhere. Then it times one
+text at a time in fp32, and records the speed-ups as `early_exit_speed_<task>_<method>`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -26,6 +28,7 @@ from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE
 from llmcourse.early_exit.classifier.table import Result, as_text, difference, seconds
 from llmcourse.training.encoder import parser, run_of
 from llmcourse.training.exit_run import Run
+from llmcourse.training.options import exit_code
 
 TIMED = 100  # texts of each task
 REPEATS = 5
@@ -44,10 +47,11 @@ def times_of(run: Run, results: Sequence[Result]) -> dict[str, dict[str, float]]
     return found
 
 
-def record_cells(run: Run, results: Sequence[Result], times_s: dict[str, dict[str, float]]) -> None:
+def record_cells(run: Run, results: Sequence[Result]) -> None:
+    """Scores. Intervals of differences cover the sampling of test documents only: a cell has one seed."""
+    overlap = run.word_overlap()
     full = {result.task: result for result in results if result.method == FULL.name}
     for result in results:
-        timed = times_s[result.task]
         gap, low, high = difference([(result, full[result.task])])
         record(
             f"early_exit_table_{result.task}_{result.method}",
@@ -57,13 +61,30 @@ def record_cells(run: Run, results: Sequence[Result], times_s: dict[str, dict[st
             peer_value=full[result.task].score,
             device=run.device,
             speed_up_layers=rounded(result.speed_up),
-            speed_up_seconds=rounded(timed[FULL.name] / timed[result.method]),
-            time_s=rounded(timed[result.method]),
             difference=[round(gap, 2), round(low, 2), round(high, 2)],
+            interval_covers="test documents, one seed",
+            steps=result.steps,
+            word_overlap=rounded(overlap.get(result.task)),
             rule=str(result.rule),
             validation_layers=rounded(result.validation_layers),
             examples=len(result.right),
         )
+
+
+def record_times(run: Run, times_s: dict[str, dict[str, float]]) -> None:
+    """Seconds of the full model over those of each method."""
+    for task, timed in times_s.items():
+        for method, time_s in timed.items():
+            record(
+                f"early_exit_speed_{task}_{method}",
+                timed[FULL.name] / time_s,
+                "×",
+                peer="full model",
+                peer_value=1.0,
+                device=run.device,
+                time_s=rounded(time_s),
+                steps=run.steps[task, method],
+            )
 
 
 def record_macro(run: Run, results: Sequence[Result]) -> None:
@@ -80,6 +101,8 @@ def record_macro(run: Run, results: Sequence[Result]) -> None:
             peer_value=peer,
             device=run.device,
             past_future_ahead=[round(gap, 2), round(low, 2), round(high, 2)],
+            interval_covers="test documents, one seed",
+            steps={result.task: result.steps for result in own},
         )
 
 
@@ -100,26 +123,29 @@ def raw(run: Run) -> dict[str, Any]:
     return {"depth": run.setting.num_layers, "scale": 10**-DIGITS, "exits": exits, "tasks": tasks}
 
 
-def main() -> int:
-    options = parser().parse_args()
-    try:
-        run = run_of(options)
-        run.fine_tune_all()
-    except KeyboardInterrupt:
-        print("interrupted; start again with the same arguments to go on", file=sys.stderr)
-        return 130
+def measure(options: argparse.Namespace) -> bool:
+    """Trains, records what was answered, and only then times the answers; True, for it is always done."""
+    run = run_of(options)
+    run.fine_tune_all()
     results = run.results()
-    times_s = times_of(run, results)
-    record_cells(run, results, times_s)
+    record_cells(run, results)
     record_macro(run, results)
     device = hardware.this_machine(run.device).name
     content = {"device": device, "commit": commit(), "torch": torch.__version__, **raw(run)}
     path = RESULTS / "raw" / f"exit_table_{words(device, '_')}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-    print(as_text(results, times_s, METHODS))
     print(f"{path.stat().st_size / 1024:.0f} KiB in {path.name}")
-    return 0
+    times_s = times_of(run, results)
+    record_times(run, times_s)
+    print(as_text(results, times_s, METHODS, run.word_overlap()))
+    return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measures; returns `exit_code`'s."""
+    options = parser().parse_args(argv)
+    return exit_code(lambda: measure(options))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """One run of the table of early exit: pre-training, every method on every task, the results.
 
 What is trained is kept in the output folder, each piece when it is whole; a second run goes on with the next.
+All methods are fine-tuned for the same number of steps. With a limit of time it is decided once, before the
+first of them, by timing some steps of the dearest method; a second run keeps to it whatever its own limit.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llmcourse import pretrained
@@ -21,17 +24,21 @@ from llmcourse.early_exit.classifier import table
 from llmcourse.early_exit.classifier.encoded import Encoded, encode
 from llmcourse.early_exit.classifier.encoder import Encoder, load_encoder, save_encoder
 from llmcourse.early_exit.classifier.exits import ExitClassifier
-from llmcourse.early_exit.classifier.methods import METHODS, Method
+from llmcourse.early_exit.classifier.methods import METHODS, PAST_FUTURE, Method
+from llmcourse.early_exit.classifier.overlap import word_overlap_score
 from llmcourse.early_exit.classifier.tasks import SIDES, Side, Task
 from llmcourse.hardware import default_device
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.exit_texts import TASKS, Texts
 from llmcourse.training.fine_tune import fine_tune, start
 from llmcourse.training.masked import pretrain
-from llmcourse.training.paced import Pace
+from llmcourse.training.paced import LEAST_STEPS, Pace
 from llmcourse.training.text import Source
 
 ENCODER, WORK = "encoder", ".tasks"
+DEAREST = PAST_FUTURE  # its exits guess all states to come
+TIMED_STEPS = 10
+ANSWERING = 0.2  # of the time for fine-tuning is kept back for the answers
 
 
 class Run:
@@ -68,6 +75,7 @@ class Run:
         require(bool(self.tasks), "tasks", "one or more that there is text for", list(tasks), remedy)
         self.data: dict[tuple[str, Side], Encoded] = {}
         self.classifiers: dict[tuple[str, str], ExitClassifier] = {}
+        self.steps: dict[tuple[str, str], int] = {}
 
     def _claim(self, sources: Sequence[Source]) -> None:
         note = self.out / WORK / "made_from.json"
@@ -92,9 +100,9 @@ class Run:
         """The pre-trained encoder, as it ships: in bfloat16, read back from its file."""
         folder = self.out / ENCODER
         if not (folder / "config.json").is_file():
+            documents = self.texts.training_side(self.seed)
             share = self.limit_s * self.setting.share
             pace = Pace(self.setting.steps, min(share, self.left_s))
-            documents = {kind: self.texts.training_side(kind) for kind in self.texts.documents}
             more = {"seed": self.seed, "compiled": self.compiled}
             save_encoder(pretrain(documents, self.setting, pace, self.device, **more), folder)
         embeddings = pretrained.load("draft").model.model.embed_tokens.weight
@@ -114,36 +122,93 @@ class Run:
         """Every method on every task; what an earlier run has trained is read."""
         encoder = self.encoder()
         self.prepare()
-        pairs = [(task, method) for task in self.tasks for method in METHODS]
-        for number, (task, method) in enumerate(pairs):
+        asked = self.tuning_steps(encoder)
+        for task, method in ((task, method) for task in self.tasks for method in METHODS):
             previous = self.classifiers.get((task.name, method.after))
             classes, path = len(task.classes), self.out / WORK / f"{task.name}-{method.name}.safetensors"
             if not path.is_file():
-                pace = Pace(self.setting.tuning_steps, self.left_s / (len(pairs) - number))
-                self._fine_tune(
-                    task, method, start(method, encoder, classes, self.seed, previous), pace, path
-                )
+                fresh = start(method, encoder, classes, self.seed, previous)
+                self._fine_tune(task, method, fresh, asked, path)
             plain = start(method, encoder, classes, self.seed, previous)  # nothing of it is compiled
             plain.load_state_dict(load_file(path))
             self.classifiers[task.name, method.name] = plain.eval()
+            self.steps[task.name, method.name] = steps_of(path)
+
+    def tuning_steps(self, encoder: Encoder) -> int:
+        """How many steps each stage of every fine-tuning gets; noted, so that it is decided once.
+
+        Raises:
+            ValueError: there is time for fewer than `LEAST_STEPS`.
+        """
+        note = self.out / WORK / "tuning_steps.json"
+        if note.is_file():
+            return json.loads(note.read_text(encoding="utf-8"))
+        steps = self.setting.tuning_steps
+        if math.isfinite(self.limit_s):
+            step_s = self._step_seconds(encoder)
+            stages = len(self.tasks) * sum(len(method.stages) for method in METHODS)
+            there_is_time_for = int(self.left_s * (1 - ANSWERING) / stages / step_s)
+            least, remedy = min(LEAST_STEPS, steps), "give more minutes, or a smaller share to pre-training"
+            what = f"steps of each fine-tuning, for which {self.left_s:.0f} s are left,"
+            require(there_is_time_for >= least, what, f"at least {least}", there_is_time_for, remedy)
+            steps = min(steps, there_is_time_for)
+        note.write_text(json.dumps(steps), encoding="utf-8")
+        return steps
+
+    def _step_seconds(self, encoder: Encoder) -> float:
+        """A step of the dearest method, after what is compiled was compiled; its result is thrown away."""
+        task = self.tasks[0]
+        classifier = start(DEAREST, encoder, len(task.classes), self.seed)
+        how = {"tuning": self.setting.tuning, "seed": self.seed, "compile_layers": self.compiled}
+        data = self.data[task.name, "train"]
+        timed = fine_tune(DEAREST, classifier, data, TIMED_STEPS, name="timing", **how)
+        return timed.seconds / timed.steps
 
     def _fine_tune(
-        self, task: Task, method: Method, classifier: ExitClassifier, pace: Pace, path: Path
+        self, task: Task, method: Method, classifier: ExitClassifier, asked: int, path: Path
     ) -> None:
         name, began = f"{task.name} {method.name}", time.monotonic()
         how = {"tuning": self.setting.tuning, "seed": self.seed, "compile_layers": self.compiled}
-        steps, loss = fine_tune(method, classifier, self.data[task.name, "train"], pace, name=name, **how)
+        data = self.data[task.name, "train"]
+        steps, loss, _ = fine_tune(method, classifier, data, asked, name=name, **how)
         print(f"{name}: {steps} steps in {time.monotonic() - began:.0f} s, loss {loss:.3f}", flush=True)
         new = path.with_suffix(".new")
-        save_file({key: tensor.cpu().contiguous() for key, tensor in classifier.state_dict().items()}, new)
+        state = {key: tensor.cpu().contiguous() for key, tensor in classifier.state_dict().items()}
+        save_file(state, new, metadata={"steps": str(steps)})
         new.replace(path)
 
     def results(self) -> list[table.Result]:
-        """Of every method on every task: thresholds from validation data, then the test."""
+        """Of every method on every task: thresholds from validation data, then the test.
+
+        Raises:
+            ValueError: methods that were trained for different numbers of steps.
+        """
         found = []
         for task in self.tasks:
             sides = [self.data[task.name, side] for side in ("validation", "test")]
             for method in METHODS:
                 classifier = self.classifiers[task.name, method.name]
-                found.append(table.evaluate(task.name, method, classifier, self.setting.num_layers, *sides))
+                depth, steps = self.setting.num_layers, self.steps[task.name, method.name]
+                found.append(table.evaluate(task.name, method, classifier, depth, *sides, steps=steps))
+        table.require_equal_steps(found)
         return found
+
+    def word_overlap(self) -> dict[str, float]:
+        """What counting shared words reaches on the same examples, in percent, for tasks of pairs.
+
+        It sees whole texts, which the classifiers may see cut.
+        """
+        most = self.setting.test_examples
+        return {task.name: word_overlap_score(task, most) for task in self.tasks if task.is_pair}
+
+
+def steps_of(path: Path) -> int:
+    """Of the training that a file of a classifier holds.
+
+    Raises:
+        ValueError: the file does not say.
+    """
+    with safe_open(path, "pt") as file:
+        steps = (file.metadata() or {}).get("steps")
+    require(steps is not None, str(path), "a classifier with its steps", "one without", "delete it")
+    return int(steps)

@@ -1,13 +1,27 @@
-"""The texts of the table of early exit: what is pre-trained on, and the tasks made of the same files."""
+"""The texts of the table of early exit: what is pre-trained on, and the tasks made of the same files.
+
+Sides are split by document: running text and poems by their text, files of Python by their paths. What is
+held out is also looked for in all other files of Python: packages carry copies of the standard library.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tqdm import tqdm
+
 from llmcourse.decoding.errors import require
-from llmcourse.early_exit.classifier.tasks import Task, author_task, by_side, docstring_task, following_task
+from llmcourse.early_exit.classifier.tasks import (
+    HeldOut,
+    Task,
+    author_task,
+    by_side,
+    docstring_task,
+    following_task,
+    side_of,
+)
 from llmcourse.speculative.tasks import standard_library
-from llmcourse.training.text import Source, shorten
+from llmcourse.training.text import PATTERNS, Source, files_in, shorten
 
 TASKS = ("docstring", "following", "author")
 
@@ -26,19 +40,50 @@ class Texts:
             require(
                 kinds.count(kind) <= 1, f"sources of kind {kind}", "one at most", kinds.count(kind), remedy
             )
-        self.documents: dict[str, list[str]] = {"python": list(standard_library().values())}
+        self.library = standard_library()
+        self.documents: dict[str, list[str]] = {}
+        self.python: list[tuple[str, str]] = list(self.library.items())
         for source in sources:
-            self.documents.setdefault(source.kind, []).extend(source.documents())
+            if source.kind == "python":
+                self.python.extend(named(source))
+            else:
+                self.documents[source.kind] = source.documents()
 
     def tasks(self, seed: int) -> list[Task]:
         """Those that there is text for."""
-        made = [docstring_task(standard_library(), seed=seed)]
+        made = [docstring_task(self.library, seed=seed)]
         if "text" in self.documents:
             made.append(following_task(self.documents["text"], seed=seed))
         if "blocks" in self.documents:
             made.append(author_task(self.documents["blocks"], seed=seed))
         return made
 
-    def training_side(self, kind: str) -> list[str]:
-        documents = by_side(self.documents[kind])["train"]
-        return shorten(documents) if kind == "text" else documents
+    def training_side(self, seed: int) -> dict[str, list[str]]:
+        """What may be pre-trained on, by kind.
+
+        Args:
+            seed: of the tasks.
+        """
+        found = {"python": training_python(self.python, HeldOut.of(docstring_task(self.library, seed=seed)))}
+        for kind, documents in self.documents.items():
+            own = by_side(documents)["train"]
+            found[kind] = shorten(own) if kind == "text" else own
+        return found
+
+
+def named(source: Source) -> list[tuple[str, str]]:
+    """The documents of a Python source with their paths below its root, every path that leads to one."""
+    documents, found = set(source.documents()), []
+    for root in source.roots:
+        for file in files_in([root], PATTERNS["python"]):
+            text = file.read_text(encoding="utf-8", errors="replace").expandtabs(4)
+            if text in documents:
+                found.append((file.name if file == root else file.relative_to(root).as_posix(), text))
+    return found
+
+
+def training_python(files: Sequence[tuple[str, str]], held_out: HeldOut) -> list[str]:
+    """The texts, each once, whose paths are all on the training side, and that hold nothing held out."""
+    elsewhere = {text for name, text in files if side_of(name) != "train"}
+    documents = [text for text in dict.fromkeys(text for _, text in files) if text not in elsewhere]
+    return [text for text in tqdm(documents, desc="copies", unit="file") if not held_out.is_in(text)]

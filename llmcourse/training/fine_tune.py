@@ -15,7 +15,7 @@ from llmcourse.early_exit.classifier.encoded import Encoded
 from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, Encoder
 from llmcourse.early_exit.classifier.exits import ExitClassifier
 from llmcourse.early_exit.classifier.methods import Method
-from llmcourse.training.paced import Pace, train
+from llmcourse.training.paced import Pace, Trained, random_devices, train
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Tuning:
         batch_size: texts a step.
         lr: AdamW's peak rate.
         hidden: share of the tokens that are masked in training, so that no text is learned by heart.
-        epochs: at most so many passes over the data, whatever the pace.
+        epochs: at most so many passes over the data, however many steps are asked for.
     """
 
     batch_size: int = 64
@@ -34,6 +34,10 @@ class Tuning:
     weight_decay: float = 0.05
     hidden: float = 0.1
     epochs: int = 20
+
+    def most_steps(self, data: Encoded) -> int:
+        """At least 1."""
+        return max(1, self.epochs * len(data) // self.batch_size)
 
 
 def batches(
@@ -67,7 +71,7 @@ def start(
     Raises:
         ValueError: that is missing.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=random_devices(encoder.device)):
         torch.manual_seed(seed)
         own = copy.deepcopy(encoder).to("cpu")
         classifier = method.build(own, num_classes).to(encoder.device)
@@ -82,23 +86,25 @@ def fine_tune(
     method: Method,
     classifier: ExitClassifier,
     data: Encoded,
-    pace: Pace,
+    steps: int,
     *,
     name: str,
     tuning: Tuning | None = None,
     seed: int = 0,
     compile_layers: bool = False,
-) -> tuple[int, float]:
+) -> Trained:
     """Trains a classifier in place, and leaves it ready to answer.
+
+    By steps alone, never by the clock: methods whose steps take longer get as many.
 
     Args:
         data: on the classifier's device.
-        pace: of each stage.
+        steps: of each stage; no more than `Tuning.epochs` allows.
         name: of the bar.
         compile_layers: with `torch.compile`, layer by layer: they share one program.
 
     Returns:
-        steps and mean loss of the last stage's end.
+        the last stage's end.
 
     Raises:
         FloatingPointError, KeyboardInterrupt: as `paced.train`.
@@ -107,10 +113,9 @@ def fine_tune(
     if compile_layers:
         for layer in classifier.encoder.layers:
             layer.compile()
-    most = max(1, tuning.epochs * len(data) // tuning.batch_size)
-    pace = Pace(min(pace.steps, most), pace.seconds)
+    pace = Pace(min(steps, tuning.most_steps(data)))
     classifier.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=random_devices(device)):
         torch.manual_seed(seed)  # of dropout
         for stage in method.stages:
             drawn = batches(data, tuning, torch.Generator(device).manual_seed(seed))

@@ -2,7 +2,8 @@
 
 Of every row 15 % of the tokens are asked for; of those 80 % are replaced by the mask, 10 % by a random token,
 and 10 % stay as they are (Devlin et al. 2019, section 3.1). The number is the same in every row, so that all
-shapes are fixed; which tokens they are is drawn anew at every step, on the device.
+shapes are fixed; which tokens they are is drawn anew at every step, on the device. Special tokens are no
+words: they are not drawn, and where a row holds too few others they are neither hidden nor asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from llmcourse.training.tokenizer import load_tokenizer
 from llmcourse.training.tokens import Domain, batch, encode_documents
 
 ASKED, MASKED, REPLACED = 0.15, 0.8, 0.1
+NOBODY = -100  # in place of a token that is not asked for
 MIX = {"text": 0.4, "blocks": 0.25, "python": 0.35}  # share of a batch, by kind of text
 
 
@@ -35,23 +37,28 @@ def hide(
         generator: on the device of the rows.
     """
     draw = torch.rand(rows.shape, generator=generator, device=rows.device)
+    draw = torch.where(rows < NUM_SPECIAL, -1.0, draw)
     places = draw.topk(max(1, round(ASKED * rows.shape[1])), dim=1).indices
     kind = torch.rand(places.shape, generator=generator, device=rows.device)
     size = (NUM_SPECIAL, vocab_size)
     others = torch.randint(*size, places.shape, generator=generator, device=rows.device)
-    shown = torch.where(kind < MASKED, MASK, rows.gather(1, places))
+    own = rows.gather(1, places)
+    shown = torch.where(kind < MASKED, MASK, own)
     shown = torch.where((kind >= MASKED) & (kind < MASKED + REPLACED), others, shown)
+    shown = torch.where(own < NUM_SPECIAL, own, shown)
     return rows.scatter(1, places, shown), places
 
 
 def masked_loss(
     encoder: Encoder, hidden: Int[Tensor, "B T"], places: Int[Tensor, "B M"], rows: Int[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the tokens that are asked for."""
+    """Mean cross-entropy of the tokens that are asked for, special ones left out."""
     states = encoder(hidden)
     chosen = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
     logits = encoder.token_logits(chosen).float()
-    return F.cross_entropy(logits.flatten(0, 1), rows.gather(1, places).flatten())
+    asked = rows.gather(1, places).flatten().long()
+    asked = torch.where(asked < NUM_SPECIAL, NOBODY, asked)
+    return F.cross_entropy(logits.flatten(0, 1), asked, ignore_index=NOBODY)
 
 
 def pretrain(
@@ -84,7 +91,7 @@ def pretrain(
             layer.compile()
     rows = _masked_rows(domains, setting, shape.vocab_size, device, seed)
     loss_of = lambda hidden, places, whole: masked_loss(encoder, hidden, places, whole)  # noqa: E731
-    steps, loss = train("pre-training", loss_of, rows, _optimizers(encoder, setting), pace, device)
+    steps, loss, _ = train("pre-training", loss_of, rows, _optimizers(encoder, setting), pace, device)
     seen = steps * setting.rows * setting.length
     print(f"pre-training: {steps} steps, {seen / 1e6:.1f} M tokens, loss {loss:.3f}", flush=True)
     return encoder

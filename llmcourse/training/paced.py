@@ -1,4 +1,7 @@
-"""Trainings that end by their steps or by the clock, whichever comes first, the rates falling to zero."""
+"""Trainings that end by their steps or by the clock, whichever comes first, the rates falling to zero.
+
+The clock starts after a pass that is thrown away, for the first one may compile.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,21 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llmcourse.decoding.errors import require_integer, require_number
+from llmcourse.decoding.errors import require, require_integer, require_number
+from llmcourse.timing import synchronize
 from llmcourse.training.interrupts import Interrupts
 
 CHECK_EVERY = 25  # steps: looking at the loss makes the host wait, and so keeps it close to the device
 WARM_UP = 0.05  # of a training
 MAX_NORM = 1.0
+LEAST_STEPS = round(1 / WARM_UP)  # that the clock may leave: fewer end before the rate has risen
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,20 @@ class Pace:
         return max(step / self.steps, elapsed_s / self.seconds)
 
 
+class Trained(NamedTuple):
+    """What a training came to.
+
+    Attributes:
+        steps: that were made.
+        loss: the mean of the last ones.
+        seconds: without the pass before the clock.
+    """
+
+    steps: int
+    loss: float
+    seconds: float
+
+
 def share_of_rate(progress: float) -> float:
     """Linear up to the peak, then linear to zero."""
     return min((progress + 1e-3) / WARM_UP, (1 - progress) / (1 - WARM_UP))
@@ -55,7 +76,7 @@ def train(
     optimizers: Sequence[torch.optim.Optimizer],
     pace: Pace,
     device: torch.device,
-) -> tuple[int, float]:
+) -> Trained:
     """Steps over batches until the pace says so.
 
     Args:
@@ -63,19 +84,20 @@ def train(
         batches: endless.
         optimizers: with the peak rates set.
 
-    Returns:
-        how many steps were made, and the mean loss of the last ones.
-
     Raises:
+        ValueError: the clock left fewer than `LEAST_STEPS` steps.
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step was completed.
     """
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     weights = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    batches = iter(batches)
+    first = next(batches)
+    warm_up(loss_of, first, optimizers, device)
     started, recent, step, done = time.monotonic(), [], 0, 0.0
     bar = tqdm(total=pace.steps, desc=name, mininterval=5, leave=False)
     with bar, Interrupts() as interrupts:
-        for batch in batches:
+        for batch in chain([first], batches):
             _set_rates(optimizers, peaks, share_of_rate(done))
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss = loss_of(*batch)
@@ -93,7 +115,36 @@ def train(
             done = pace.progress(step, time.monotonic() - started)
             if done >= 1:
                 break
-    return step, _mean(name, step, recent)
+    enough = step >= min(LEAST_STEPS, pace.steps)
+    what, remedy = f"steps of {name} in {pace.seconds:.0f} s", "give more time"
+    require(enough, what, f"at least {LEAST_STEPS}", step, remedy)
+    return Trained(step, _mean(name, step, recent), time.monotonic() - started)
+
+
+def warm_up(
+    loss_of: Callable[..., Tensor],
+    batch: Sequence[Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    device: torch.device,
+) -> None:
+    """One pass without gradients and one with them, both thrown away: all that is compiled is compiled here.
+
+    Weights, and what is drawn at random later, stay as they are.
+    """
+    with torch.random.fork_rng(devices=random_devices(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.no_grad():
+                loss_of(*batch)
+            loss = loss_of(*batch)
+        loss.backward()
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    synchronize(device)
+
+
+def random_devices(device: torch.device) -> list[torch.device]:
+    """The devices beside the CPU whose random state must be kept: `torch.manual_seed` reseeds them too."""
+    return [device] if device.type == "cuda" else []
 
 
 def _set_rates(optimizers, peaks: list[list[float]], share: float) -> None:

@@ -1,16 +1,21 @@
 """The command from text to table, on a few files: what it keeps, what it refuses, how it is interrupted."""
 
 import json
+import shutil
 from unittest import mock
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from llmcourse.early_exit.classifier.methods import METHODS
+from llmcourse.early_exit.classifier.methods import METHODS, PAST_FUTURE
+from llmcourse.early_exit.classifier.tasks import side_of
 from llmcourse.training import encoder as command
 from llmcourse.training import exit_run, exit_texts
 from llmcourse.training.encoder import main, parser, run_of
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.fine_tune import Tuning
+from llmcourse.training.paced import Trained
+from llmcourse.training.text import Source
 
 SMALL = Setting(
     num_layers=2, length=16, rows=8, steps=2, tuning_steps=2, test_examples=40, tuning=Tuning(batch_size=4)
@@ -43,7 +48,7 @@ def arguments(out, *more):
 def test_one_command_makes_the_table_and_a_second_trains_nothing(out, capsys):
     assert main(arguments(out)) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(METHODS) and "docstring" in table[0]
+    assert len(table) == 3 + len(METHODS) and "docstring" in table[0]
     assert (out / "encoder" / "model.safetensors").is_file()
     with (
         mock.patch.object(exit_run, "pretrain", side_effect=AssertionError),
@@ -57,10 +62,49 @@ def test_one_command_makes_the_table_and_a_second_trains_nothing(out, capsys):
 
 def test_only_the_training_side_is_pre_trained_on(tmp_path):
     run = run_of(parser().parse_args(arguments(tmp_path)))
-    task = run.tasks[0]
-    seen = set(run.texts.training_side("python"))
-    assert {example.document for example in task.train} <= seen
-    assert not seen & {e.document for side in ("validation", "test") for e in task.side(side)}
+    task, files = run.tasks[0], {f"{n}.py": source(n) for n in range(60)}
+    seen = set(run.texts.training_side(0)["python"])
+    assert {files[example.document] for example in task.train} <= seen
+    assert not seen & {files[e.document] for side in ("validation", "test") for e in task.side(side)}
+
+
+class TestPackages:
+    """A folder of Python beside the standard library."""
+
+    @pytest.fixture
+    def asked(self):
+        """A file that is tested on."""
+        return next(n for n in range(60) if side_of(f"{n}.py") == "test")
+
+    def pre_trained(self, folder, path, text):
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        texts = exit_texts.Texts([Source("code", "python", str(folder))])
+        return text in texts.training_side(0)["python"]
+
+    def free(self, name):
+        """A path on the training side."""
+        return next(path for n in range(99) if side_of(path := f"lib{n}/{name}") == "train")
+
+    def test_files_are_split_by_their_paths(self, tmp_path):
+        text = "x = 1\n" * 60
+        assert self.pre_trained(tmp_path, self.free("a.py"), text)
+        held_out = next(path for n in range(99) if side_of(path := f"lib{n}/b.py") != "train")
+        assert not self.pre_trained(tmp_path, held_out, text + "# b\n")
+
+    @pytest.mark.parametrize("kept", ["all", "docstring", "code", "neither"])
+    def test_copies_of_what_is_held_out_are_left_out(self, tmp_path, asked, kept):
+        copy = source(asked)
+        if kept in ("docstring", "neither"):
+            copy = copy.replace(f"return x + {asked}", "return x - 1")
+        if kept == "code":
+            copy = copy.replace(f'    """What number {asked} makes of x in the end."""\n', "")
+        if kept == "neither":
+            copy = copy.replace("makes of x", "makes of y")
+        copy = "class Vendored:\n" + "\n".join(f"    {line}" for line in copy.splitlines())
+        copy += "\n# from the standard library" * 4
+        assert self.pre_trained(tmp_path, self.free("vendored.py"), copy) == (kept == "neither")
 
 
 def test_an_interrupt_keeps_what_is_whole(tmp_path, capsys):
@@ -81,6 +125,57 @@ def test_an_interrupt_keeps_what_is_whole(tmp_path, capsys):
     with mock.patch.object(exit_run, "fine_tune", interrupted):
         main(arguments(tmp_path))
     assert calls == ["deebert", "pabee", "past_future"]
+
+
+class TestSteps:
+    """All methods get as many; the clock decides beforehand how many."""
+
+    def steps(self, out, monkeypatch, step_s, *more):
+        monkeypatch.setattr(exit_run.Run, "_step_seconds", lambda *_: step_s)
+        found = []
+        whole = exit_run.fine_tune
+
+        def noted(method, classifier, data, steps, **how):
+            found.append(steps)
+            return whole(method, classifier, data, 1, **how)
+
+        with mock.patch.object(exit_run, "fine_tune", noted):
+            code = main(arguments(out, "--tuning-steps", "300", *more))
+        return code, found
+
+    def test_without_a_limit_they_are_the_settings(self, tmp_path, monkeypatch):
+        assert self.steps(tmp_path, monkeypatch, 1e9) == (0, [300] * 5)
+
+    def test_a_limit_gives_all_methods_the_same_and_a_second_run_keeps_to_it(self, tmp_path, monkeypatch):
+        code, found = self.steps(tmp_path, monkeypatch, 1.0, "--minutes", "20")
+        assert code == 0 and found == [found[0]] * 5
+        assert 150 < found[0] <= 1200 * (1 - exit_run.ANSWERING) / 5  # one stage each
+        (tmp_path / ".tasks" / "docstring-pabee.safetensors").unlink()
+        assert self.steps(tmp_path, monkeypatch, 1.0, "--minutes", "3") == (0, found[:1])
+
+    def test_too_little_time(self, tmp_path, monkeypatch, capsys):
+        code, found = self.steps(tmp_path, monkeypatch, 1.0, "--minutes", "1")
+        assert code == 2 and found == []
+        errors = capsys.readouterr().err
+        assert "must be at least 20, got" in errors and "give more minutes" in errors
+
+    def test_steps_are_timed_after_compiling(self, tmp_path):
+        run = run_of(parser().parse_args(arguments(tmp_path)))
+        run.prepare()
+        with mock.patch.object(exit_run, "fine_tune", return_value=Trained(10, 1.0, 5.0)) as timed:
+            assert run._step_seconds(run.encoder()) == 0.5
+        assert timed.call_args.args[0] is PAST_FUTURE
+
+    def test_a_table_of_unequal_steps_is_refused(self, out, tmp_path, capsys):
+        other = tmp_path / "out"
+        shutil.copytree(out, other)
+        path = other / ".tasks" / "docstring-pabee.safetensors"
+        save_file(load_file(path), path, metadata={"steps": "3"})
+        assert main(arguments(other)) == 2
+        assert "steps of all methods on docstring must be the same, got {'full': 2" in capsys.readouterr().err
+        save_file(load_file(path), path)
+        assert main(arguments(other)) == 2
+        assert "must be a classifier with its steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from unittest import mock
 import pytest
 import torch
 
-from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL
+from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, START
 from llmcourse.training import paced
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.fine_tune import Tuning, batches
 from llmcourse.training.masked import hide, masked_loss
-from llmcourse.training.paced import Pace, share_of_rate, train
+from llmcourse.training.paced import LEAST_STEPS, Pace, random_devices, share_of_rate, train
 from tests.early_exit.classifier.tiny import VOCAB, tiny_data, tiny_encoder
 
 
@@ -33,6 +33,26 @@ def test_what_is_hidden(rows):
     assert abs(masked - 2400) < 110 and abs(same - 300) < 85
     others = hidden[asked & (hidden != MASK) & (hidden != rows)]
     assert others.min() >= NUM_SPECIAL and others.max() < 2000
+
+
+def test_special_tokens_are_never_hidden_nor_asked_for(rows):
+    """In rows where half of the tokens are special, and in some where all but two are."""
+    generator = torch.Generator().manual_seed(2)
+    special = torch.rand(rows.shape, generator=generator) < 0.5
+    special[:20, 2:] = True
+    rows = torch.where(special, torch.randint(NUM_SPECIAL, rows.shape, generator=generator), rows)
+    hidden, places = hide(rows, 2000, generator)
+    assert torch.equal(hidden[special], rows[special])
+    asked = torch.zeros_like(special).scatter(1, places, True)
+    assert (asked & ~special).sum(1)[20:].eq(6).all() and (asked | special)[:20, :2].all()
+    assert (hidden != rows)[:20, :2].any()
+
+
+def test_a_special_token_adds_nothing_to_the_loss():
+    encoder = tiny_encoder()
+    rows = torch.tensor([[START, 9, 10, 11], [START, START, 12, 13]])
+    with_special = masked_loss(encoder, rows, torch.tensor([[1, 0], [2, 1]]), rows)
+    torch.testing.assert_close(with_special, masked_loss(encoder, rows, torch.tensor([[1], [2]]), rows))
 
 
 def test_other_places_at_every_step(rows):
@@ -62,13 +82,18 @@ def test_fine_tuning_sees_every_text_once_an_epoch_and_hides_some_tokens():
 
 
 class TestPace:
-    def run(self, pace, losses=None, **patches):
+    def run(self, pace, losses=None, slow_start=None):
         weight = torch.nn.Parameter(torch.ones(2))
-        self.rates = []
+        self.rates, self.passes = [], 0
         optimizer = torch.optim.SGD([weight], lr=0.5)
         given = iter(losses or [])
 
         def loss_of(x):
+            self.passes += 1
+            if self.passes <= 2:  # before the clock
+                if slow_start:
+                    slow_start()
+                return weight.sum() * x
             self.rates.append(optimizer.param_groups[0]["lr"])
             return weight.sum() * x * next(given, 1.0)
 
@@ -77,7 +102,7 @@ class TestPace:
         )
 
     def test_it_ends_by_steps_with_a_rate_near_zero(self):
-        steps, _ = self.run(Pace(40))
+        steps, _, _ = self.run(Pace(40))
         assert steps == 40 and len(self.rates) == 40
         assert max(self.rates) <= 0.5 and self.rates[0] < 0.05 and self.rates[-1] < 0.02
         assert self.rates.index(max(self.rates)) == 2
@@ -85,8 +110,46 @@ class TestPace:
     def test_it_ends_by_the_clock(self):
         times = iter(range(1000))
         with mock.patch.object(paced.time, "monotonic", lambda: next(times)):
-            steps, _ = self.run(Pace(1000, 10.0))
-        assert steps == 10 and self.rates[-1] < 0.1
+            steps, _, seconds = self.run(Pace(1000, 40.0))
+        assert steps == 40 and self.rates[-1] < 0.1 and seconds == 41
+
+    def test_compiling_is_not_on_the_clock(self):
+        clock = [0.0]
+
+        def compiling():
+            clock[0] += 1000
+
+        def monotonic():
+            clock[0] += 1
+            return clock[0]
+
+        with mock.patch.object(paced.time, "monotonic", monotonic):
+            steps, _, _ = self.run(Pace(1000, 40.0), slow_start=compiling)
+        assert steps == 40 and clock[0] > 2000
+
+    def test_a_training_that_ends_before_the_rate_has_risen(self):
+        times = iter(range(1000))
+        allowed = f"steps of t in 10 s must be at least {LEAST_STEPS}, got 10; give more time"
+        with (
+            mock.patch.object(paced.time, "monotonic", lambda: next(times)),
+            pytest.raises(ValueError, match=allowed),
+        ):
+            self.run(Pace(1000, 10.0))
+
+    def test_the_pass_before_the_clock_changes_nothing(self):
+        """The gradients are gone, and the same numbers are drawn after it."""
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        weight = torch.nn.Parameter(torch.ones(4))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        loss_of = lambda x: torch.nn.functional.dropout(weight * x, 0.5).sum()  # noqa: E731
+        paced.warm_up(loss_of, (torch.ones(4),), [optimizer], torch.device("cpu"))
+        assert weight.grad is None and torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(weight, torch.ones(4))
+
+    def test_the_random_state_that_is_kept(self):
+        assert random_devices(torch.device("cuda", 0)) == [torch.device("cuda", 0)]
+        assert random_devices(torch.device("cpu")) == []
 
     def test_rates_stay_in_range(self):
         shares = [share_of_rate(progress / 100) for progress in range(100)]

@@ -6,6 +6,7 @@ encoded     a side of a task as token rows
 exits       a classifier that reads a state after each layer, and may stop there
 methods     full, half the layers, DeeBERT, PABEE, past and future
 thresholds  the rule that fits a budget of layers
+overlap     what counting the words that two texts share reaches
 table       score and both speed-ups, and how sure a difference is
 
 `llmcourse.training.encoder` trains it all.

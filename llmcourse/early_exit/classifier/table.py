@@ -4,6 +4,7 @@ The score is the share of right answers in percent, as in most columns of the le
 as each other, so no F1 is needed). Two speed-ups stand side by side: layers of the full model over the mean
 number of layers that run, and seconds over seconds for one text at a time, where the exits, the estimates and
 asking a rule cost what they cost. Thresholds are chosen on validation data; the test's is looked at once.
+Methods are compared after equally many steps of training; a table where they differ is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llmcourse.decoding.errors import require, require_integer
 from llmcourse.early_exit.classifier.encoded import Encoded, exit_logits
 from llmcourse.early_exit.classifier.exits import ExitClassifier
 from llmcourse.early_exit.classifier.methods import Method
-from llmcourse.early_exit.classifier.thresholds import choose_rule, exits_taken, mean_layers
+from llmcourse.early_exit.classifier.thresholds import Rule, exits_taken, mean_layers, rule_of
 from llmcourse.early_exit.rules import ExitRule
 from llmcourse.timing import synchronize
 
@@ -38,16 +39,18 @@ class Result:
         depth: layers of the full model.
         layers: that ran for each text.
         validation_layers: the mean on the data that the rule was chosen by.
+        steps: that each stage of the method's training had.
     """
 
     task: str
     method: str
-    rule: ExitRule | None
+    rule: Rule | None
     depth: int
     right: Bool[Tensor, " N"]
     layers: Int[Tensor, " N"]
     documents: Int[Tensor, " N"]
     validation_layers: float
+    steps: int
 
     @property
     def score(self) -> float:
@@ -61,17 +64,25 @@ class Result:
 
 
 def evaluate(
-    task: str, method: Method, classifier: ExitClassifier, depth: int, validation: Encoded, test: Encoded
+    task: str,
+    method: Method,
+    classifier: ExitClassifier,
+    depth: int,
+    validation: Encoded,
+    test: Encoded,
+    *,
+    steps: int,
 ) -> Result:
     """Chooses a rule on validation data, then answers the test.
 
     Args:
         depth: layers of the full model.
+        steps: that the classifier was trained.
     """
     rule, exits = None, classifier.exits
     seen = exit_logits(classifier, validation)
     if method.rules is not None:
-        rule = choose_rule(method.rules(seen), seen, exits, max(1.0, depth / SPEED_UP))
+        rule = method.choose(method.rules(seen), seen, exits, max(1.0, depth / SPEED_UP))
     logits = exit_logits(classifier, test)
     taken = exits_taken(logits, rule)
     answers = logits[torch.arange(len(logits)), taken].argmax(-1)
@@ -84,11 +95,24 @@ def evaluate(
         torch.tensor(exits)[taken],
         test.documents,
         mean_layers(exits_taken(seen, rule), exits),
+        steps,
     )
 
 
+def require_equal_steps(results: Sequence[Result]) -> None:
+    """Refuses to compare methods that were not trained equally long.
+
+    Raises:
+        ValueError: two results of one task after different numbers of steps.
+    """
+    for task in dict.fromkeys(result.task for result in results):
+        steps = {result.method: result.steps for result in results if result.task == task}
+        what, remedy = f"steps of all methods on {task}", "fine-tune them again in another folder"
+        require(len(set(steps.values())) == 1, what, "the same", steps, remedy)
+
+
 def seconds(
-    classifiers: Mapping[str, tuple[ExitClassifier, ExitRule | None]],
+    classifiers: Mapping[str, tuple[ExitClassifier, Rule | None]],
     texts: Sequence[Int[Tensor, "1 _"]],
     *,
     repeats: int = 5,
@@ -99,7 +123,8 @@ def seconds(
     put to all classifiers before the next, so that what slows the machine down slows all of them.
 
     Args:
-        texts: on the classifiers' device, at least one; they are gone through once before the clock runs.
+        texts: the first ones of a side, at least one, on the classifiers' device; they are gone through once
+            before the clock runs.
         repeats: at least 1.
 
     Raises:
@@ -109,9 +134,10 @@ def seconds(
     require_integer(1, "repeats", repeats, "time each text once or more")
     times: dict[str, list[float]] = {name: [] for name in classifiers}
     for warm_up in (True, False):
-        for tokens in texts:
+        for number, tokens in enumerate(texts):
             for name, (classifier, rule) in classifiers.items():
-                taken = [_seconds(classifier, tokens, rule) for _ in range(1 if warm_up else repeats)]
+                own = rule_of(rule, number)
+                taken = [_seconds(classifier, tokens, own) for _ in range(1 if warm_up else repeats)]
                 if not warm_up:
                     times[name].append(statistics.median(taken))
     return {name: statistics.fmean(found) for name, found in times.items()}
@@ -131,7 +157,8 @@ def difference(
     """First score minus second, the mean over tasks, and its bootstrapped interval (Efron 1979).
 
     Documents are drawn with replacement, not examples: those of one document are right or wrong together.
-    Both methods of a pair get the same draws.
+    Both methods of a pair get the same draws. The interval covers the sampling of test documents only: every
+    cell is one training with one seed, and another seed would move the score as well.
 
     Args:
         pairs: of each task the results of the two methods; one for a single task, all for the macro average.
@@ -161,14 +188,24 @@ def difference(
 
 
 def as_text(
-    results: Sequence[Result], times_s: Mapping[str, Mapping[str, float]], methods: Sequence[Method]
+    results: Sequence[Result],
+    times_s: Mapping[str, Mapping[str, float]],
+    methods: Sequence[Method],
+    word_overlap: Mapping[str, float] | None = None,
 ) -> str:
     """The table in Markdown: a row for each method; in each cell the score, then both speed-ups.
+
+    Below it stands what the numbers do not cover.
 
     Args:
         results: of every method on every task.
         times_s: seconds a text, by task and method; a task that was not timed shows dashes.
+        word_overlap: what counting words reaches, in percent, by task; see `overlap`.
+
+    Raises:
+        ValueError: as `require_equal_steps`.
     """
+    require_equal_steps(results)
     tasks = list(dict.fromkeys(result.task for result in results))
     found = {(result.method, result.task): result for result in results}
     columns = [f"{task}: score | layers | seconds" for task in tasks]
@@ -184,4 +221,15 @@ def as_text(
             cells += [f"{result.score:.1f}", f"{result.speed_up:.2f}×", faster]
         macro = statistics.fmean(found[method.name, task].score for task in tasks)
         lines.append(f"| {method.title} | " + " | ".join(cells) + f" | {macro:.1f} |")
-    return "\n".join(lines)
+    if word_overlap:
+        scores = [f"{word_overlap[task]:.1f}" if task in word_overlap else "–" for task in tasks]
+        lines.append("| shared words, one threshold | " + " | – | – | ".join(scores) + " | – | – | – |")
+    return "\n".join([*lines, "", _note(results, tasks)])
+
+
+def _note(results: Sequence[Result], tasks: Sequence[str]) -> str:
+    steps = ", ".join(f"{task} {next(r.steps for r in results if r.task == task)}" for task in tasks)
+    return (
+        f"Steps of each stage of training: {steps}. One training with one seed a cell: intervals "
+        "of differences cover the sampling of test documents only."
+    )

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from llmcourse.early_exit.classifier.exits import SeparateExits
 from llmcourse.early_exit.classifier.methods import METHODS, PAST_FUTURE
-from llmcourse.early_exit.classifier.methods.past_future import PastFuture, imitation_loss
+from llmcourse.early_exit.classifier.methods.past_future import PastFuture, imitation_loss, past_future_loss
 from llmcourse.early_exit.classifier.thresholds import exits_taken
 from llmcourse.early_exit.rules import EntropyRule, PatienceRule, entropy
 from tests.early_exit.classifier.tiny import LAYERS, SIZE, tiny_encoder, tiny_rows
@@ -113,13 +114,21 @@ class TestPastAndFuture:
 
     def test_imitation_by_its_definition(self, states):
         classifier = untrained(PAST_FUTURE)
-        expected = [
-            1 - torch.cosine_similarity(classifier.guesses(states[:, i], i + 1)[:, j - i - 1], states[:, j])
-            for i in range(LAYERS)
-            for j in range(i + 1, LAYERS)
-        ]
+        of_each = []
+        for i in range(LAYERS - 1):
+            guesses = classifier.guesses(states[:, i], i + 1)
+            of_each.append((1 - torch.cosine_similarity(guesses, states[:, i + 1 :], dim=-1)).mean())
         found = imitation_loss(states, classifier.guess_all(states))
-        torch.testing.assert_close(found, torch.stack(expected).mean())
+        torch.testing.assert_close(found, torch.stack(of_each).mean())
+
+    def test_the_loss_is_exits_and_imitation_half_each(self):
+        classifier, rows, labels = untrained(PAST_FUTURE), tiny_rows(4), torch.tensor([0, 1, 2, 1])
+        states = torch.stack(classifier.states(rows), 1)
+        each = [F.cross_entropy(logits, labels) for logits in classifier(rows).unbind(1)]
+        exits = sum(i * loss for i, loss in enumerate(each, 1)) / sum(range(1, LAYERS + 1))
+        imitation = imitation_loss(states, classifier.guess_all(states))
+        expected = (exits + imitation) / 2
+        torch.testing.assert_close(past_future_loss(classifier, rows, labels), expected)
 
     def test_perfect_imitation_costs_nothing(self, states):
         guessed = states[:, None].expand(-1, LAYERS, -1, -1)

@@ -9,7 +9,6 @@ from llmcourse.early_exit.classifier.methods import DEEBERT, FULL, HALF_DEPTH, M
 from llmcourse.early_exit.classifier.methods.half_depth import first_half
 from llmcourse.early_exit.classifier.methods.method import exit_losses, last_exit_loss, weighted_by_depth
 from llmcourse.training.fine_tune import Tuning, fine_tune, start
-from llmcourse.training.paced import Pace
 from tests.early_exit.classifier.tiny import LAYERS, tiny_data, tiny_encoder, tiny_rows
 
 TUNING = Tuning(batch_size=32, lr=5e-3, hidden=0.0)
@@ -53,7 +52,7 @@ def test_deebert_leaves_the_full_model_as_it_is():
     full.eval()
     classifier = start(DEEBERT, encoder, 2, seed=1, previous=full)
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    fine_tune(DEEBERT, classifier, data, Pace(3), name="deebert", tuning=TUNING)
+    fine_tune(DEEBERT, classifier, data, 3, name="deebert", tuning=TUNING)
     changed = {n for n, tensor in classifier.state_dict().items() if not torch.equal(tensor, before[n])}
     assert {n.rsplit(".", 1)[0].split(".dense")[0].split(".norm")[0] for n in changed} == {
         f"{kind}.{index}" for kind in ("poolers", "classifiers") for index in range(LAYERS - 1)
@@ -72,7 +71,7 @@ def test_training_leaves_the_pre_trained_encoder_alone():
     encoder = tiny_encoder()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     classifier = start(PABEE, encoder, 2, seed=0)
-    fine_tune(PABEE, classifier, tiny_data(64), Pace(2), name="pabee", tuning=TUNING)
+    fine_tune(PABEE, classifier, tiny_data(64), 2, name="pabee", tuning=TUNING)
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
     assert torch.equal(classifier.encoder.embed_tokens.weight, encoder.embed_tokens.weight)
     assert not torch.equal(
@@ -84,7 +83,7 @@ def test_a_seed_is_a_training():
     weights = []
     for seed in (0, 0, 1):
         classifier = start(HALF_DEPTH, tiny_encoder(), 2, seed=seed)
-        fine_tune(HALF_DEPTH, classifier, tiny_data(64), Pace(3), name="half", tuning=TUNING, seed=seed)
+        fine_tune(HALF_DEPTH, classifier, tiny_data(64), 3, name="half", tuning=TUNING, seed=seed)
         weights.append(classifier.classifiers[0].weight.detach())
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
@@ -94,7 +93,7 @@ def trained():
     encoder, data, found = tiny_encoder(2), tiny_data(800), {}
     for method in METHODS:
         classifier = start(method, encoder, 2, seed=0, previous=found.get(method.after))
-        fine_tune(method, classifier, data, Pace(40), name=method.name, tuning=TUNING)
+        fine_tune(method, classifier, data, 40, name=method.name, tuning=TUNING)
         found[method.name] = classifier
     return found
 

@@ -9,19 +9,21 @@ from llmcourse.early_exit.classifier import table
 from llmcourse.early_exit.classifier.encoded import Encoded, encode, exit_logits
 from llmcourse.early_exit.classifier.encoder import PAD, SEPARATOR, START
 from llmcourse.early_exit.classifier.exits import Answer, ExitClassifier
-from llmcourse.early_exit.classifier.methods import DEEBERT, FULL, METHODS
+from llmcourse.early_exit.classifier.methods import DEEBERT, FULL, METHODS, PABEE
 from llmcourse.early_exit.classifier.table import Result, as_text, difference, evaluate, seconds
 from llmcourse.early_exit.classifier.tasks import SIDES, Example, Task
+from llmcourse.early_exit.classifier.thresholds import MixedRule
+from llmcourse.early_exit.rules import PatienceRule
 from llmcourse.tokenizer import Tokenizer
 from tests.early_exit.classifier.tiny import tiny_data, tiny_encoder
 from tests.tiny_tokenizer import tiny_tokenizer_json
 
 
-def result(right, documents=None, method="full", task="t", layers=None) -> Result:
+def result(right, documents=None, method="full", task="t", layers=None, steps=9) -> Result:
     right = torch.as_tensor(right, dtype=torch.bool)
     documents = torch.arange(len(right)) if documents is None else documents
     layers = torch.full((len(right),), 12) if layers is None else layers
-    return Result(task, method, None, 12, right, layers, documents, 12.0)
+    return Result(task, method, None, 12, right, layers, documents, 12.0, steps)
 
 
 def test_score_and_speed_up():
@@ -83,17 +85,19 @@ def classifiers():
 
 def test_the_test_side_chooses_nothing(classifiers):
     classifier, validation = classifiers["deebert"], tiny_data(100)
-    found = [evaluate("t", DEEBERT, classifier, 4, validation, tiny_data(40, seed)) for seed in (1, 2)]
+    found = [
+        evaluate("t", DEEBERT, classifier, 4, validation, tiny_data(40, seed), steps=9) for seed in (1, 2)
+    ]
     assert found[0].rule == found[1].rule and found[0].rule is not None
     assert not torch.equal(found[0].layers, found[1].layers)
     assert abs(found[0].validation_layers - 2) < 0.2
-    other = evaluate("t", DEEBERT, classifier, 4, tiny_data(100, 5), tiny_data(40, 1))
+    other = evaluate("t", DEEBERT, classifier, 4, tiny_data(100, 5), tiny_data(40, 1), steps=9)
     assert other.rule != found[0].rule  # the validation side does
 
 
 def test_scores_are_those_of_the_exits_taken(classifiers):
     classifier, data = classifiers["deebert"], tiny_data(16)
-    found = evaluate("t", DEEBERT, classifier, 4, data, data)
+    found = evaluate("t", DEEBERT, classifier, 4, data, data, steps=9)
     for index, tokens in enumerate(data.texts()):
         answer = classifier.answer(tokens, found.rule)
         assert answer.layers == found.layers[index]
@@ -101,22 +105,33 @@ def test_scores_are_those_of_the_exits_taken(classifiers):
 
 
 def test_a_method_without_rules_runs_everything(classifiers):
-    found = evaluate("t", FULL, classifiers["full"], 4, tiny_data(20), tiny_data(20))
+    found = evaluate("t", FULL, classifiers["full"], 4, tiny_data(20), tiny_data(20), steps=9)
     assert found.rule is None and found.speed_up == 1
 
 
 def test_rows_of_the_table(classifiers):
     found = [
-        evaluate(task, method, classifiers[method.name], 4, tiny_data(40), tiny_data(40))
+        evaluate(task, method, classifiers[method.name], 4, tiny_data(40), tiny_data(40), steps=9)
         for task in ("a", "b")
         for method in METHODS
     ]
     times = {"a": {method.name: 1.0 / (1 + index) for index, method in enumerate(METHODS)}}
-    lines = as_text(found, times, METHODS).splitlines()
-    assert len(lines) == 2 + len(METHODS)
+    *lines, empty, note = as_text(found, times, METHODS, {"b": 61.26}).splitlines()
+    assert len(lines) == 3 + len(METHODS) and not empty
     assert len({line.count("|") for line in lines[1:]}) == 1
+    assert lines[-1] == "| shared words, one threshold | – | – | – | 61.3 | – | – | – |"
+    assert "a 9, b 9" in note and "sampling of test documents only" in note
     assert "| 2.00× | 2.00× |" in lines[3] and lines[3].startswith("| half the layers |")
     assert f"{found[0].score:.1f} | 1.00× | 1.00×" in lines[2] and "| 1.00× | – |" in lines[2]
+
+
+def test_methods_that_were_trained_longer_than_others_are_not_compared():
+    found = [result([1, 0], method=m.name, steps=9 + (m.name == "pabee")) for m in METHODS]
+    with pytest.raises(ValueError, match=r"steps of all methods on t must be the same, got .*'pabee': 10"):
+        as_text(found, {}, METHODS)
+    other = [result([1, 0], method=m.name, task="u", steps=4) for m in METHODS]
+    same = [replace(one, steps=9) for one in found]
+    assert "t 9, u 4" in as_text([*same, *other], {}, METHODS)  # tasks may differ
 
 
 class Sleeper(ExitClassifier):
@@ -141,6 +156,24 @@ def test_seconds_are_means_over_texts(monkeypatch):
         seconds({}, [])
     with pytest.raises(ValueError, match="repeats must be an integer of at least 1"):
         seconds({}, texts, repeats=0)
+
+
+def test_a_mixture_is_asked_text_by_text(classifiers, monkeypatch):
+    asked = []
+    monkeypatch.setattr(table, "_seconds", lambda classifier, tokens, rule: asked.append(rule) or 1.0)
+    mixed = MixedRule(PatienceRule(1), PatienceRule(2), 0.5)
+    seconds({"pabee": (classifiers["pabee"], mixed)}, [torch.zeros(1, 2, dtype=torch.long)] * 20, repeats=1)
+    assert asked == 2 * [mixed.of(number) for number in range(20)]
+
+
+def test_patience_is_mixed_to_meet_the_budget(monkeypatch):
+    """With a budget of 3.1 of 4 layers, that patience alone does not meet."""
+    monkeypatch.setattr(table, "SPEED_UP", 4 / 3.1)
+    torch.manual_seed(0)
+    classifier, data = PABEE.build(tiny_encoder(scale=6), 2).eval(), tiny_data(100)
+    found = evaluate("t", PABEE, classifier, 4, data, data, steps=9)
+    assert isinstance(found.rule, MixedRule) and abs(found.validation_layers - 3.1) <= 0.01
+    assert found.layers.double().mean().item() == pytest.approx(found.validation_layers)
 
 
 def test_seconds_of_a_real_classifier(classifiers):

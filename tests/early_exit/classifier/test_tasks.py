@@ -8,6 +8,7 @@ import pytest
 from llmcourse.early_exit.classifier.tasks import (
     SIDES,
     Example,
+    HeldOut,
     Task,
     author_task,
     by_side,
@@ -126,6 +127,38 @@ def test_functions_lose_their_docstring():
 )
 def test_sources_without_such_functions(text):
     assert functions(text) == []
+
+
+def test_another_version_of_a_file_stays_on_its_side():
+    files = {f"{number}.py": source(number) for number in range(60)}
+    changed = {name: f"# another version\n{text}" for name, text in files.items()}
+    for side in SIDES:
+        found = [{e.document for e in docstring_task(f).side(side)} for f in (files, changed)]
+        assert found[0] == found[1] and all(side_of(name) == side for name in found[0])
+
+
+def test_no_file_has_more_functions_than_others_may():
+    files = {f"{number}.py": source(number) for number in range(60)}
+    long = next(name for name in files if side_of(name) == "test")
+    files[long] = "".join(source(number) for number in range(100, 140))
+    assert len(functions(files[long])) == 80
+    for most in (3, 10):
+        texts = {e.texts[0] for e in docstring_task(files, per_document=most).test if e.document == long}
+        assert len(texts) == most
+    with pytest.raises(ValueError, match="per_document must be an integer of at least 1"):
+        docstring_task(files, per_document=0)
+
+
+@pytest.mark.parametrize("text", ["def f(:", "\0", ""])
+def test_nothing_is_held_in_what_does_not_parse(text):
+    assert not HeldOut(["A docstring that is long."], ["def f():\n    return 1"]).is_in(text + "f return A")
+
+
+def test_a_string_in_a_held_out_function_may_be_written_otherwise():
+    (pair,) = functions('def f(x):\n    """Say it in some way or other."""\n    return x + "it\\tis"\n')
+    held_out = HeldOut(["Another docstring, that is."], [pair[1]])
+    assert held_out.is_in("def f( x ):\n    return (x + 'it\\x09is')\n")
+    assert not held_out.is_in("def f(x):\n    return x - 'it\\tis'\n")
 
 
 def test_neighbours_are_neighbours_and_no_paragraph_is_used_twice():

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from llmcourse.early_exit.classifier.methods.method import entropy_rules, patience_rules
-from llmcourse.early_exit.classifier.thresholds import choose_rule, exits_taken, mean_layers
+from llmcourse.early_exit.classifier.thresholds import (
+    MixedRule,
+    choose_rule,
+    exits_taken,
+    mean_layers,
+    mix_rules,
+    rule_of,
+)
 from llmcourse.early_exit.rules import EntropyRule, PatienceRule
 
 SURE, UNSURE, OTHER = [9.0, 0.0], [0.1, 0.0], [0.0, 0.1]
@@ -48,6 +55,44 @@ def test_no_other_patience_is_nearer(many):
     chosen = choose_rule(patience_rules(many), many, exits, 6)
     means = {p: mean_layers(exits_taken(many, PatienceRule(p)), exits) for p in range(1, 12)}
     assert abs(means[chosen.patience] - 6) == min(abs(mean - 6) for mean in means.values())
+
+
+class TestMixture:
+    @pytest.mark.parametrize("budget", [4.5, 5, 6, 8, 11.5])
+    def test_patience_meets_a_budget_too(self, many, budget):
+        exits = tuple(range(1, 13))
+        rule = mix_rules(patience_rules(many), many, exits, budget)
+        assert abs(mean_layers(exits_taken(many, rule), exits) - budget) <= 11 / 150  # one text
+        assert rule.slow.patience == rule.quick.patience + 1
+
+    def test_each_text_gets_one_of_both(self, many):
+        rule = mix_rules(patience_rules(many), many, range(1, 13), 6)
+        taken = exits_taken(many, rule)
+        for number in range(150):
+            alone = exits_taken(many[number : number + 1], rule_of(rule, number))
+            assert alone[0] == taken[number]
+        assert {rule_of(rule, number) for number in range(150)} == {rule.quick, rule.slow}
+
+    def test_shares(self):
+        """Of 2,000 texts 600 are expected to get the slow rule, deviation 20; five of these are far."""
+        rule = MixedRule(PatienceRule(1), PatienceRule(2), 0.3)
+        slow = [rule_of(rule, number) is rule.slow for number in range(2000)]
+        assert abs(sum(slow) - 600) < 100
+        other = MixedRule(PatienceRule(1), PatienceRule(2), 0.3, seed=1)
+        assert slow != [rule_of(other, number) is other.slow for number in range(2000)]
+        assert rule_of(None, 0) is None and rule_of(EntropyRule(0), 5) == EntropyRule(0)
+
+    def test_a_rule_that_meets_it_or_a_budget_beyond_all_needs_no_mixture(self, many):
+        exits = tuple(range(1, 13))
+        mean = mean_layers(exits_taken(many, PatienceRule(2)), exits)
+        assert mix_rules(patience_rules(many), many, exits, mean) == PatienceRule(2)
+        assert mix_rules(patience_rules(many), many, exits, 1) == PatienceRule(1)
+        assert mix_rules([PatienceRule(1)], many, exits, 9) == PatienceRule(1)
+
+    @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+    def test_what_is_no_share(self, share):
+        with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
+            MixedRule(PatienceRule(1), PatienceRule(2), share)
 
 
 def test_of_two_as_near_the_stricter():

@@ -1,9 +1,9 @@
 """DeeBERT: exits put on a model that was fine-tuned without them, left when their entropy is low.
 
-Two stages (Xin et al. 2020, section 3.2). First everything is trained as if there were one exit, the last.
+Two stages (Xin et al. 2020). First everything is trained as if there were one exit, the last.
 Then all of that is frozen, and the other exits learn to read the states as they are, by the sum of their
 losses. The full model stays as good as it was, and its lower layers were never asked to know the answer. At
-inference (section 3.1) an exit is taken where the entropy of its distribution is below a threshold.
+inference an exit is taken where the entropy of its distribution is below a threshold.
 """
 
 from __future__ import annotations

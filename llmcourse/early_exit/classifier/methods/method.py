@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from llmcourse.decoding.errors import require
 from llmcourse.early_exit.classifier.encoder import Encoder
 from llmcourse.early_exit.classifier.exits import ExitClassifier
+from llmcourse.early_exit.classifier.thresholds import Rule, choose_rule
 from llmcourse.early_exit.rules import EntropyRule, ExitRule, PatienceRule, entropy
 
 NUM_THRESHOLDS = 100
@@ -43,6 +44,7 @@ class Method:
         stages: trainings, one after the other.
         rules: from the logits of all exits on validation data to the rules to choose from; None where
             nothing is chosen: all layers run.
+        choose: one of them, or a mixture, for a budget of layers.
         after: another method whose trained classifier this one starts from, None for a fresh one.
         adopt: takes over what it needs of that: `adopt(own, other)`.
     """
@@ -52,6 +54,7 @@ class Method:
     build: Callable[[Encoder, int], ExitClassifier]
     stages: tuple[Stage, ...]
     rules: Callable[[Tensor], Sequence[ExitRule]] | None = None
+    choose: Callable[[Sequence[ExitRule], Tensor, Sequence[int], float], Rule] = choose_rule
     after: str | None = None
     adopt: Callable[[ExitClassifier, ExitClassifier], None] | None = None
 
@@ -82,7 +85,7 @@ def exit_losses(logits: Float[Tensor, "B E K"], labels: Int[Tensor, " B"]) -> Fl
 
 
 def weighted_by_depth(losses: Float[Tensor, " E"]) -> Float[Tensor, ""]:
-    """Σ_i i L_i / Σ_i i: later exits have more to say (Kaya et al. 2019; Zhou et al. 2020, section 3.3)."""
+    """Σ_i i L_i / Σ_i i: later exits have more to say (Kaya et al. 2019; Zhou et al. 2020)."""
     weights = torch.arange(1, len(losses) + 1, dtype=losses.dtype, device=losses.device)
     return (weights * losses).sum() / weights.sum()
 

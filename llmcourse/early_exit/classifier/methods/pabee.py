@@ -1,7 +1,8 @@
 """PABEE: all exits and layers trained together, left when several exits in a row agree.
 
-The loss is Σ_i i L_i / Σ_i i over the exits' cross-entropies L_i (Zhou et al. 2020, section 3.3). At
-inference (section 3.2) a text leaves when its answer has stayed the same for `patience` more exits.
+The loss is Σ_i i L_i / Σ_i i over the exits' cross-entropies L_i (Zhou et al. 2020). At inference a text
+leaves when its answer has stayed the same for `patience` more exits. Where no patience meets a budget of
+layers, the table lets some texts be more patient than others by one (`thresholds.mix_rules`): that is ours.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from llmcourse.early_exit.classifier.methods.method import (
     patience_rules,
     weighted_by_depth,
 )
+from llmcourse.early_exit.classifier.thresholds import mix_rules
 
 
 def joint_loss(
@@ -28,4 +30,11 @@ def joint_loss(
     return weighted_by_depth(exit_losses(classifier(tokens), labels))
 
 
-PABEE = Method("pabee", "PABEE (patience)", build_deebert, (Stage(joint_loss, learnable),), patience_rules)
+PABEE = Method(
+    "pabee",
+    "PABEE (patience)",
+    build_deebert,
+    (Stage(joint_loss, learnable),),
+    patience_rules,
+    choose=mix_rules,
+)

@@ -7,11 +7,14 @@
 
 Liao et al. 2021, "A Global Past-Future Early Exit Method for Accelerating Inference of Pre-trained Language
 Models" (NAACL), section 3: a prediction from the states of all layers. Those that are not there at inference
-are learned by imitation of those that were there in training; the exit is taken by entropy. The formulas of
-ŝ, the votes and the gate follow the published implementation. Ours are the weights of the losses: those of
-the exits grow with depth as in PABEE, and the imitation's, one minus the cosine of true and guessed states,
-is added with weight `IMITATION`. States of earlier layers are read as they are: an exit sends its gradient
-into its own layer's alone, and through its guesses into that as well.
+are learned by imitation of those that were there in training; the exit is taken by entropy. The
+formulas follow the published code (lancopku/Early-Exit, `model/modeling_bert.py`), that of the loss too:
+
+    L = (Σ_i i L_i / Σ_i i + mean_i mean_{j>i} (1 − cos(s_j, ŝ_j))) / 2
+
+The exits' cross-entropies L_i grow in weight with depth as in PABEE, and the imitation, a mean over the
+guesses of each exit and then over exits, counts as much as all of them. States of earlier layers are read as
+they are: an exit sends its gradient into its own layer's alone, and through its guesses into that as well.
 """
 
 from __future__ import annotations
@@ -35,7 +38,6 @@ from llmcourse.early_exit.classifier.methods.method import (
     weighted_by_depth,
 )
 
-IMITATION = 0.5
 DEVIATION = 0.02  # of the first weights
 
 
@@ -100,20 +102,21 @@ def later(states: Float[Tensor, "B E C"]) -> Bool[Tensor, "E E"]:
 
 
 def imitation_loss(states: Float[Tensor, "B E C"], guessed: Float[Tensor, "B E E C"]) -> Float[Tensor, ""]:
-    """Mean of 1 − cos(s_j, ŝ_j) over all guesses of later states at earlier exits; the true ones stay put."""
+    """The mean of 1 − cos(s_j, ŝ_j) over later states, then over exits that guess; the true ones stay put."""
     similar = F.cosine_similarity(guessed.float(), states.detach().float()[:, None], dim=-1)
     ahead = later(states)
-    return ((1 - similar) * ahead).sum() / (len(states) * ahead.sum().clamp(min=1))
+    of_each = ((1 - similar) * ahead).mean(0).sum(1) / ahead.sum(1).clamp(min=1)
+    return of_each.sum() / max(1, len(of_each) - 1)  # the last has nothing to guess
 
 
 def past_future_loss(
     classifier: PastFuture, tokens: Int[Tensor, "B T"], labels: Int[Tensor, " B"]
 ) -> Float[Tensor, ""]:
-    """Of all exits, and of the guesses."""
+    """Of all exits and of the guesses, half each."""
     states = torch.stack(classifier.states(tokens), 1)
     guessed = classifier.guess_all(states)
     exits = weighted_by_depth(exit_losses(classifier.read_all(states, guessed), labels))
-    return exits + IMITATION * imitation_loss(states, guessed)
+    return (exits + imitation_loss(states, guessed)) / 2
 
 
 PAST_FUTURE = Method(

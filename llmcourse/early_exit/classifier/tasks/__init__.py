@@ -3,11 +3,13 @@
 task        what a task is, and which side of the split a document belongs to
 pairs       pairs that belong together, and strangers
 docstrings  does this docstring belong to this function: rebuilt offline from any Python
+copies      files that hold what is asked about
 following   does this paragraph follow that one
 authors     who of four poets wrote these lines
 """
 
 from llmcourse.early_exit.classifier.tasks.authors import author_task
+from llmcourse.early_exit.classifier.tasks.copies import HeldOut
 from llmcourse.early_exit.classifier.tasks.docstrings import docstring_task
 from llmcourse.early_exit.classifier.tasks.following import following_task
 from llmcourse.early_exit.classifier.tasks.task import SIDES, Example, Side, Task, by_side, side_of
@@ -15,6 +17,7 @@ from llmcourse.early_exit.classifier.tasks.task import SIDES, Example, Side, Tas
 __all__ = [
     "SIDES",
     "Example",
+    "HeldOut",
     "Side",
     "Task",
     "author_task",

@@ -6,9 +6,11 @@ The function is shown without its docstring, as `ast.unparse` writes it; a wrong
 from __future__ import annotations
 
 import ast
+import random
 import warnings
 from collections.abc import Mapping
 
+from llmcourse.decoding.errors import require_integer
 from llmcourse.early_exit.classifier.tasks.pairs import Pair, pair_task
 from llmcourse.early_exit.classifier.tasks.task import Task
 
@@ -16,16 +18,20 @@ MIN_CHARS = 24  # of a docstring: shorter ones say nothing
 MAX_CHARS = 1200  # of either text: longer ones are cut anyway
 
 
-def functions(source: str) -> list[tuple[str, str]]:
-    """Docstring and code of every function that has both; none of what does not parse."""
+def parsed(source: str) -> ast.Module:
+    """The tree of a file; an empty one of what does not parse."""
     try:
         with warnings.catch_warnings():  # Python remarks on odd escapes
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+            return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
+        return ast.Module([], [])
+
+
+def functions(source: str) -> list[tuple[str, str]]:
+    """Docstring and code of every function that has both; none of what does not parse."""
     found = []
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring and len(docstring) >= MIN_CHARS and len(node.body) > 1:
@@ -34,14 +40,29 @@ def functions(source: str) -> list[tuple[str, str]]:
     return found
 
 
-def docstring_task(files: Mapping[str, str], *, rounds: int = 4, seed: int = 0) -> Task:
-    """The task over files of Python, by their names.
+def some_functions(name: str, source: str, count: int) -> list[tuple[str, str]]:
+    """At most `count` of a file, the same ones whatever other files there are."""
+    found = functions(source)
+    draw = random.Random(name)
+    return [found[place] for place in sorted(draw.sample(range(len(found)), min(count, len(found))))]
+
+
+def docstring_task(
+    files: Mapping[str, str], *, per_document: int = 24, rounds: int = 4, seed: int = 0
+) -> Task:
+    """The task over files of Python; a file's name decides on its side, so it stays there in other versions.
 
     Args:
-        files: such as `speculative.tasks.standard_library()`.
+        files: their text by their paths in a folder, such as `speculative.tasks.standard_library()`.
+        per_document: functions of one file at most, at least 1: turtle.py alone would be a quarter of a side.
 
     Raises:
-        ValueError: as `pair_task`.
+        ValueError: a number that is no integer or too small; and as `pair_task`.
     """
-    pairs = [Pair(source, *pair) for source in files.values() for pair in functions(source)]
+    require_integer(1, "per_document", per_document, "take one function of each file or more")
+    pairs = [
+        Pair(name, *pair)
+        for name, source in files.items()
+        for pair in some_functions(name, source, per_document)
+    ]
     return pair_task("docstring", pairs, rounds=rounds, seed=seed)

@@ -19,7 +19,7 @@ CLASSES = ("strangers", "belong together")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts of a document that belong together."""
+    """Two texts that belong together, and their document as in `Example`."""
 
     document: str
     first: str

@@ -19,7 +19,8 @@ class Example:
     """One or two texts and their class.
 
     Attributes:
-        document: the whole text that they come from (of a pair the first); it decides on the side.
+        document: what they come from (of a pair the first), and what decides on the side: the whole text, or
+            for a file of Python its path.
         texts: one, or a pair.
         label: index of the class.
     """
@@ -76,7 +77,12 @@ class Task:
 
 
 def side_of(document: str) -> Side:
-    """Where a document belongs: a matter of its text alone, so it stays there when others are added."""
+    """Where a document belongs: a matter of itself alone, so it stays there when others are added.
+
+    Args:
+        document: its text; for a file of Python its path below its root, as `importlib/metadata/__init__.py`,
+            for every version of Python changes its text.
+    """
     digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
     share = int.from_bytes(digest, "big") / 2**64
     return "test" if share < HELD_OUT else "validation" if share < 2 * HELD_OUT else "train"
