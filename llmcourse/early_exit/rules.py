@@ -1,6 +1,6 @@
 """When a layer is sure enough to answer: three rules over the distributions of the layers so far.
 
-entropy     the distribution of the last layer is narrow (DeeBERT, Xin et al. 2020, section 3.2)
+entropy     the distribution of the last layer is narrow (DeeBERT, Xin et al. 2020)
 confidence  its likeliest answer is likely enough (a softmax response; CALM, Schuster et al. 2022, section
             3.5, takes how far it is ahead of the second)
 patience    its answer has been the likeliest for several layers (PABEE, Zhou et al. 2020)
