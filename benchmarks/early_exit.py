@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import speculative
 import torch
-from record import record, record_raw, rounded
+from record import record_raw, rounded
 
 from llmcourse import hardware, pretrained
 from llmcourse.decoding.engine import DecodeEngine
@@ -68,26 +68,13 @@ def report_speed(
             speed_ups[layer, gamma] = found.speed_up
         best = max(speed_ups, key=lambda pair: speed_ups[pair])
         others = [[text] for number, text in enumerate(texts) if number % 4]
-        report(domain, speculative.race(plain, engines[best], others, 0.0), best[0], name, plain.device)
+        final = speculative.race(plain, engines[best], others, 0.0)
+        row = described(final, best[0], name)
+        speculative.report(f"early_exit_{domain}_b1", final, plain.device, row)
 
 
 def described(found: speculative.Race, layer: int, name: str) -> dict[str, object]:
     return {"layer": layer} | speculative.described(found, [name, f"its first {layer} layers"])
-
-
-def report(domain: str, found: speculative.Race, layer: int, name: str, device: torch.device) -> None:
-    record(
-        f"early_exit_{domain}_b1",
-        found.speed_up,
-        "speed-up",
-        limit=found.predicted(),
-        limit_name="theory from the α, c and v measured here",
-        peer="DecodeEngine",
-        peer_value=1.0,
-        spread=found.spread,
-        device=device,
-        **described(found, layer, name),
-    )
 
 
 if __name__ == "__main__":

@@ -199,11 +199,13 @@ def report_speed(
                 note(kind, one, device, names)
             gamma = max(tried, key=lambda one: one.speed_up).gamma
             others = [[text] for number, text in enumerate(texts) if number % 4]
-            report(kind, race(plain, ours[gamma], others, temperature), device, names)
+            final = race(plain, ours[gamma], others, temperature)
+            report(f"speculative_{kind}", final, device, described(final, names))
             if domain == "code" and not temperature:
                 for batch in batches:
                     rows = (texts * batch)[:batch]
-                    report(f"code_b{batch}", race(plain, ours[gamma], [rows] * 3, 0.0), device, names)
+                    found = race(plain, ours[gamma], [rows] * 3, 0.0)
+                    report(f"speculative_code_b{batch}", found, device, described(found, names))
 
 
 def race(
@@ -252,9 +254,10 @@ def write(ours: SteppingEngine, written: list[int], judged: list[int]) -> None:
             written[row] += len(new)
 
 
-def report(kind: str, found: Race, device: torch.device, names: Sequence[str]) -> None:
+def report(name: str, found: Race, device: torch.device, row: Mapping[str, object]) -> None:
+    """A race beside what theory says of it; `row` is what else a reader should know."""
     record(
-        f"speculative_{kind}",
+        name,
         found.speed_up,
         "speed-up",
         limit=found.predicted() if found.num_rows == 1 else None,
@@ -263,7 +266,7 @@ def report(kind: str, found: Race, device: torch.device, names: Sequence[str]) -
         peer_value=1.0,
         spread=found.spread,
         device=device,
-        **described(found, names),
+        **row,
     )
 
 

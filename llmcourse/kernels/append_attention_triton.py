@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from llmcourse.kernels.append_attention import query_blocks
 from llmcourse.kernels.decode_attention_triton import (
     absorb,
     angles,
@@ -226,7 +227,7 @@ def launch(
     """With what `decode_attention` tells its kernels, but a program a row of the cache, not of `qkv`."""
     queries = num_tokens * constants["H"] // constants["HKV"]
     block = min(MOST_QUERIES, max(16, triton.next_power_of_2(queries)))
-    blocks = triton.cdiv(queries, block)
+    blocks = query_blocks(num_tokens, constants["H"], constants["HKV"])
     chain = arguments[3], arguments[3]  # of a chain never read
     _append_attention_kernel[(grid[0] // num_tokens * blocks, grid[1])](
         *arguments,

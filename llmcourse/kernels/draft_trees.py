@@ -56,9 +56,7 @@ def accept_path(
             length the first is taken.
     """
     places = torch.arange(len(tree), device=best.device)
-    parents = ((tree.sees & (places != places[:, None])) * (places + 1)).argmax(
-        -1
-    )  # the last it sees; root: 0
+    parents = (tree.sees.tril(-1) * places).amax(-1)  # the last token before it that it sees
     follows = nodes == best[:, parents]
     follows[:, 0] = True
     stands = (follows[:, None] | ~tree.sees).all(-1)  # (B, T): the whole path does

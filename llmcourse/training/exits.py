@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -33,7 +32,7 @@ from llmcourse.pretrained import find_checkpoint, fingerprint, load
 from llmcourse.training.backbone import prepare_for, write_backbone
 from llmcourse.training.exit_loss import OBJECTIVES, ExitLoss, LayerSkip
 from llmcourse.training.export import write_json
-from llmcourse.training.family import work_folder
+from llmcourse.training.family import held_out_ids, work_folder
 from llmcourse.training.optimizer import build_optimizers
 from llmcourse.training.options import (
     adapted,
@@ -161,8 +160,7 @@ def write(
         "tokens_a_step": recipe.batch_size * recipe.sequence_length,
     }
     save_heads(heads, options.out, notes)
-    paths = {name: options.out / ".training" / f"{name}-held_out.npy" for name in names}
-    held_out = {name: torch.from_numpy(np.load(path).astype(np.int32)) for name, path in paths.items()}
+    held_out = {name: held_out_ids(name, work_folder(options.out)) for name in names}
     report = report_on(load_heads(options.out, backbone), held_out, recipe.sequence_length, options.windows)
     write_json(options.out / "report.json", report)
     for name, found in report.items():

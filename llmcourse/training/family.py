@@ -210,8 +210,12 @@ def training_domains(corpus: Corpus, work: Path, device: torch.device) -> list[D
 
 def held_out_tokens(source: Source, num_chars: int, work: Path, device: torch.device) -> HeldOut:
     """What `prepare` left of a source to measure on."""
-    tokens = np.load(work / f"{source.name}-held_out.npy").astype(np.int32)
-    return HeldOut(source.name, torch.from_numpy(tokens).to(device), num_chars)
+    return HeldOut(source.name, held_out_ids(source.name, work).to(device), num_chars)
+
+
+def held_out_ids(name: str, work: Path) -> torch.Tensor:
+    """The tokens of a domain that `prepare` kept out of training."""
+    return torch.from_numpy(np.load(work / f"{name}-held_out.npy").astype(np.int32))
 
 
 def work_folder(out: Path) -> Path:

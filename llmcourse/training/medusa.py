@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from llmcourse.speculative.medusa.search import rank_accuracies, true_ranks
 from llmcourse.speculative.medusa.stored import load_heads, save_heads
 from llmcourse.training.backbone import prepare_for, write_backbone
-from llmcourse.training.family import work_folder
+from llmcourse.training.family import held_out_ids, work_folder
 from llmcourse.training.heads import HeadsLoss, HeadsRecipe, Jointly, heads_optimizers
 from llmcourse.training.options import (
     adapted,
@@ -145,13 +144,13 @@ def held_out_of(work: Path, names: list[str], num_heads: int, device: torch.devi
     """
     found = {}
     for name in names:
-        tokens = np.load(work / f"{name}-held_out.npy").astype(np.int32)
+        tokens = held_out_ids(name, work)
         if len(tokens) < num_heads + 2:
             raise ValueError(
                 f"held-out text of {name} must have at least {num_heads + 2} tokens, got {len(tokens)}; "
                 "give more text, or hold out a larger share"
             )
-        found[name] = torch.from_numpy(tokens).to(device)
+        found[name] = tokens.to(device)
     return found
 
 

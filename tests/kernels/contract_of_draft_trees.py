@@ -17,6 +17,7 @@ from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.speculative.medusa.candidates import full
 from llmcourse.speculative.medusa.engine import MedusaEngine
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
+from llmcourse.speculative.medusa.reading import mask_of
 from llmcourse.speculative.tree import DraftTree
 from llmcourse.speculative.verify_tree import walk
 from tests.kernels.contract import DEVICE, seeded  # noqa: F401
@@ -31,12 +32,8 @@ TREES = {
 }
 
 
-def mask_of(parents: list[int]) -> TreeMask:
-    """With the root before the nodes."""
-    tree = DraftTree(parents)
-    sees = torch.ones(len(tree) + 1, len(tree) + 1, dtype=torch.bool).tril()
-    sees[1:, 1:] = tree.ancestors()
-    return TreeMask(sees.to(DEVICE))
+def mask_of_parents(parents: list[int]) -> TreeMask:
+    return mask_of(DraftTree(parents), DEVICE)
 
 
 def drafted(parents: list[int], logits: torch.Tensor) -> torch.Tensor:
@@ -64,7 +61,7 @@ def settled(
 @pytest.mark.parametrize("name", TREES)
 def test_settle_tree(name, size):
     """Both backends alike, and as the walk of the readable rule; one row is at the end of its memory."""
-    parents, tree = TREES[name], mask_of(TREES[name])
+    parents, tree = TREES[name], mask_of_parents(TREES[name])
     num_tokens, lengths = len(tree), set()
     for _ in range(8):
         logits = torch.randn(3, num_tokens, size, device=DEVICE)
@@ -92,7 +89,7 @@ def test_settle_tree(name, size):
 
 
 def test_the_first_of_equally_long_paths_is_taken():
-    tree = mask_of([-1, -1])
+    tree = mask_of_parents([-1, -1])
     best, nodes = torch.tensor([[5, 6, 7]], device=DEVICE), torch.tensor([[1, 5, 5]], device=DEVICE)
     assert [found.tolist() for found in accept_path(best, nodes, tree)] == [[1], [6]]
 
@@ -102,7 +99,7 @@ def test_the_first_of_equally_long_paths_is_taken():
 def test_keep_path(dtype, size):
     """What lies elsewhere is left alone, also where a path's slots overlap with those that it moves to."""
     keys, values = (torch.randn(2, 3, 2, 30, size, device=DEVICE).to(dtype) for _ in range(2))
-    memory = PathMemory.of(3, mask_of(TREES["branches"]))
+    memory = PathMemory.of(3, mask_of_parents(TREES["branches"]))
     memory.report[:, 0] = torch.tensor([4, 1, 3])
     memory.sources.copy_(torch.tensor([[5, 6, 8, 10], [9, 0, 0, 0], [0, 2, 7, 29]]))
     wanted = [cache.clone() for cache in (keys, values)]
@@ -135,7 +132,7 @@ def test_an_engine_of_kernels_takes_the_steps_of_one_of_references(prompts):
 
 
 def test_what_does_not_fit_is_refused():
-    tree = mask_of([-1, 0])
+    tree = mask_of_parents([-1, 0])
     text, positions = torch.zeros(2, 9, dtype=torch.long, device=DEVICE), torch.tensor([3, 3], device=DEVICE)
     given = {
         "logits": torch.zeros(2, 3, 5, device=DEVICE),
@@ -147,7 +144,7 @@ def test_what_does_not_fit_is_refused():
         "choice": Choice(6, 5, DEVICE),
     }
     for change, message in (
-        ({"tree": mask_of([-1])}, "tree must be of 3 tokens as logits are, got 2"),
+        ({"tree": mask_of_parents([-1])}, "tree must be of 3 tokens as logits are, got 2"),
         ({"memory": PathMemory.of(3, tree)}, r"memory.report must have shape \(2, 4\)"),
         ({"choice": Choice(2, 5, DEVICE), "backend": "triton"}, "choice must be for"),
     ):

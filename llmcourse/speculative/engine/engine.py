@@ -69,8 +69,8 @@ class SpeculativeEngine(SteppingEngine):
         self.models = [target] if isinstance(drafter, LookupDrafter) else [target, drafter]
         _check_drafter(target, drafter)
         self.drafter, self.draft_length = drafter, draft_length
-        self.backend = resolve(backend, target.device, target.dtype)
-        if self.backend == "triton":
+        backend = resolve(backend, target.device, target.dtype)
+        if backend == "triton":
             longest, remedy = MOST_TOKENS - 1, "draft less, or take the reference"
             allowed = f"at most {longest} for the attention's kernel"
             require(draft_length <= longest, "draft_length", allowed, draft_length, remedy)
@@ -79,8 +79,7 @@ class SpeculativeEngine(SteppingEngine):
         shorter, allowed = draft_length < max_length, f"below the context of {max_length}"
         remedy = "a step cannot bring more than a whole text"
         require(shorter, "draft_length", allowed, draft_length, remedy)
-        recorded = graph and self.backend == "triton" and target.device.type == "cuda"
-        super().__init__(target, draft_length, max_length, graph=recorded)
+        super().__init__(target, draft_length, max_length, backend=backend, graph=graph)
 
     @torch.no_grad()
     def start(

@@ -16,6 +16,7 @@ from torch import Tensor
 from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.source import CachedLogits, check_request
+from llmcourse.kernels.backend import Backend
 from llmcourse.model import Decoder
 from llmcourse.speculative.draft_length import Tally
 from llmcourse.speculative.engine.reports import Reports
@@ -44,16 +45,20 @@ class SteppingEngine(ABC):
         target: whose text is written.
         longest_draft: tokens that can stand in a step, at most; the target's own joins them.
         max_length: tokens of a text.
-        graph: whether steps are recorded and replayed.
+        backend: that `resolve` has chosen.
+        graph: whether kernels on a GPU are recorded and replayed.
 
     Attributes:
         capacity: tokens that each row has room for; 0 before the first prompts were read.
     """
 
-    def __init__(self, target: Decoder, longest_draft: int, max_length: int, *, graph: bool):
+    def __init__(
+        self, target: Decoder, longest_draft: int, max_length: int, *, backend: Backend, graph: bool
+    ):
         self.target, self.longest_draft, self.max_length = target, longest_draft, max_length
         self.device, self.vocab_size = target.device, target.config.vocab_size
-        self.graph = graph
+        self.backend = backend
+        self.graph = graph and self.backend == "triton" and self.device.type == "cuda"
         self.capacity = 0
         self._recordings: dict[object, Callable[[], None]] = {}
         self._reports = Reports(self.device)

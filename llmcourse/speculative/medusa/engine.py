@@ -65,14 +65,14 @@ class MedusaEngine(SteppingEngine):
         require(
             wanted == found, "heads", f"on the backbone's device, in its dtype {wanted}", found, "move them"
         )
-        self.backend = resolve(backend, model.device, model.dtype)
-        if self.backend == "triton":
+        backend = resolve(backend, model.device, model.dtype)
+        if backend == "triton":
             most, remedy = MOST_TOKENS - 1, "prune the tree, or take the reference"
             allowed = f"of at most {most} nodes for the attention's kernel"
             require(len(tree) <= most, "tree", allowed, len(tree), remedy)
         self.heads, self.tree, self.settings = heads, tree, settings
-        recorded = graph and self.backend == "triton" and model.device.type == "cuda"
-        super().__init__(model, tree.depth, model.config.max_position_embeddings, graph=recorded)
+        context = model.config.max_position_embeddings
+        super().__init__(model, tree.depth, context, backend=backend, graph=graph)
         self._guesses = Guesses(model, heads, tree)
         self._mask = mask_of(tree.tree, model.device)
 

@@ -6,8 +6,8 @@ import torch
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import StepState
 from llmcourse.decoding.engine.window import Window
-from llmcourse.kernels.tree_mask import TreeMask
 from llmcourse.model import Decoder, DecoderConfig
+from llmcourse.speculative.medusa.reading import mask_of
 from llmcourse.speculative.tree import DraftTree, read_tree
 
 SWITCHES = {
@@ -69,8 +69,6 @@ def test_logits_of_a_tree_are_those_of_each_path_alone(switches):
     nodes = torch.randint(0, 100, (3, len(tree)))
     state.text.scatter_(1, state.positions[:, None] + 1 + torch.arange(len(tree)), nodes)
     state.positions += len(tree)
-    sees = torch.ones(len(tree) + 1, len(tree) + 1, dtype=torch.bool).tril()
-    sees[1:, 1:] = tree.ancestors()
-    window = Window(state, len(tree) + 1, TreeMask(sees))
+    window = Window(state, len(tree) + 1, mask_of(tree))
     window.read()
     torch.testing.assert_close(window.logits, read_tree(model, PROMPTS, nodes, tree))
