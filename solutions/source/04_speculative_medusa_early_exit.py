@@ -693,31 +693,30 @@ for seed in (4711, 4712, 4713):
 # guessing at once costs: how many pairs of neighbours in the new tokens occur in the library at all. *Predict*: and
 # in blocks of eight, guessed in a single pass?
 
-# %% name="04-gaps" tags=["demo"]
+# %% name="04-counts" tags=["demo"]
 import itertools
 
 FAR, MASK = 8, -1
-near = {}  # what stood at a distance from a token, and how often
+near = {}  # by a token and a distance, below 0 for places before it: what stood there, and how often
 for distance in range(1, FAR + 1):
     for one, other in zip(library, library[distance:], strict=False):
-        for token, there, step in ((one, other, distance), (other, one, -distance)):
-            seen = near.setdefault((token, step), {})
+        for known, there, step in ((one, other, distance), (other, one, -distance)):
+            seen = near.setdefault((known, step), {})
             seen[there] = seen.get(there, 0) + 1
 
 
+# %% name="04-gaps" tags=["demo"]
 def fill(text, block):
     """For each place of a block, logarithms of counts, of what is known on both of its sides."""
-    read = [*text[-FAR:], *block]
-    rows = torch.full((len(block), tokenizer.vocab_size), 0.0)
-    for row, place in enumerate(range(len(read) - len(block), len(read))):
-        for way in (1, -1):
-            known = (d for d in range(1, FAR + 1) if 0 <= place - way * d < len(read))
-            found = next((d for d in known if read[place - way * d] != MASK), None)
-            if found:
-                counts = torch.full_like(rows[row], 0.01)
-                seen = near.get((read[place - way * found], way * found), {})
-                counts[list(seen)] += torch.tensor(list(seen.values()), dtype=counts.dtype)
-                rows[row] += (counts / counts.sum()).log()
+    read = dict(enumerate([*text[-FAR:], *block]))
+    rows = torch.zeros(len(block), tokenizer.vocab_size)
+    for row, place in zip(rows, list(read)[-len(block) :], strict=True):
+        for steps in (range(1, FAR + 1), range(-1, -FAR - 1, -1)):
+            step = next((step for step in steps if read.get(place - step, MASK) != MASK), None)
+            seen = near.get((read.get(place - (step or 0)), step), {})  # empty where nothing near is known
+            counts = torch.full_like(row, 0.01)
+            counts[list(seen)] += torch.tensor(list(seen.values()), dtype=row.dtype)
+            row += (counts / counts.sum()).log()
     return rows
 
 
