@@ -34,8 +34,7 @@ Write `exit_threshold(entropies, favourites, thresholds, budget)`.
   $N$ tokens, in nats.
 - `favourites`: `int64` tensor of shape `(E, N)`: the likeliest token of each exit.
 - `thresholds`: a list of floats, those to choose from, in any order.
-- `budget`: a number, the most that the **mean** number of layers a token may be; the first layer is number
-  1.
+- `budget`: a number, the largest **mean** number of layers a token; one that leaves at the first took 1.
 - returns `(threshold, mean_layers, agreement)`: of the thresholds that keep to the budget the one with the
   highest agreement, the share of tokens whose answer is the whole model's; and both figures. Among equal
   agreements take the fewest layers, and if these are equal too the lowest threshold.
@@ -88,6 +87,7 @@ HINTS_AT = {
         "Several thresholds agree equally often: the one with fewer layers is asked for, and if these "
         "are equal the lowest."
     ),
+    "thresholds that do the same": "Where agreement and layers are equal, the lowest threshold is asked for.",
     "thresholds in any order": "The thresholds need not rise: look at all of them.",
     "more than can be saved": "If no threshold keeps to the budget, raise a ValueError.",
 }
@@ -158,6 +158,11 @@ def cases(rng: random.Random) -> list[Case]:
         """Rising, none of them an entropy."""
         return sorted((2 * part + 1) / (2 * FINE) for part in rng.sample(range(6, 2 * FINE), GRID))
 
+    def in_pairs(entropies):
+        """No entropy lies between the two of a pair."""
+        lower = between(entropies)
+        return sorted((*lower, *(threshold + 1 / (8 * FINE) for threshold in lower)))
+
     def shuffled(entropies):
         return rng.sample(between(entropies), GRID)
 
@@ -206,6 +211,10 @@ def cases(rng: random.Random) -> list[Case]:
         able = within(found, budget)
         return len(able) >= 2 and able[0][1] == budget and able[0][0] < able[1][0]
 
+    def paired(found, budget):
+        able = within(found, budget)
+        return len(able) >= 4 and able[0] == able[1] and able[1][0] < able[2][0]
+
     def several(found, budget):
         able = within(found, budget)
         return len(able) >= 3 and able[0][0] == able[1][0] and able[0][1] < able[1][1]
@@ -215,6 +224,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("exactly the budget", at_the_edge, (_below_budget,), exact=True),
         case("an entropy that is a threshold", single, (_or_equal,), grid=entropies_too),
         case("as good, for fewer layers", several, (_highest_first,)),
+        case("thresholds that do the same", paired, (_highest_of_equals,), grid=in_pairs),
         case("thresholds in any order", single, (_down_to_the_budget,), grid=shuffled),
         case("more than can be saved", raises=ValueError),
     ]
@@ -297,6 +307,9 @@ _other_way = Choose(left=_above)
 _or_equal = Choose(left=_at_most)
 _below_budget = Choose(able=lambda layers, budget: layers < budget)
 _highest_first = Choose(order=lambda threshold, layers, agreement, budget: (-agreement, -layers, threshold))
+_highest_of_equals = Choose(
+    order=lambda threshold, layers, agreement, budget: (-agreement, layers, -threshold)
+)
 _ignores_budget = Choose(able=lambda layers, budget: True)
 
 
@@ -353,6 +366,7 @@ EXERCISE = Exercise(
         Mutant("wants less than the budget", _below_budget, "exactly the budget"),
         Mutant("leaves at equality", _or_equal, "an entropy that is a threshold"),
         Mutant("takes more layers for the same", _highest_first, "as good, for fewer layers"),
+        Mutant("takes the highest of equal thresholds", _highest_of_equals, "thresholds that do the same"),
         Mutant("takes the thresholds for sorted", _down_to_the_budget, "thresholds in any order"),
         Mutant("takes all layers for want of a threshold", _all_layers_instead, "more than can be saved"),
         Mutant("writes into its input", _in_place, NoMutation().name),
