@@ -23,8 +23,8 @@ ASKS = r"""
 A model that was trained to fill gaps can guess several tokens at once, only less well than one by one: no
 guess knows the others. **Block decoding** has a dial for that. The text grows block by block, each of $n$
 tokens and in $T$ passes; more passes let later guesses see earlier ones. With $n = 1$ it is autoregressive
-decoding, with all of the text as one block it is non-autoregressive (chapter 4 on decoding in blocks; Chang
-et al. 2022, section 3.2).
+decoding, with all of the text as one block it is non-autoregressive (chapter 4,
+*One dial from autoregressive to non-autoregressive*; Chang et al. 2022, section 3.2).
 
 > 1. a block begins as $n$ masks;<br>
 > 2. in pass $t = 1, \dots, T$ the model reads the text and the block and guesses every place:<br>

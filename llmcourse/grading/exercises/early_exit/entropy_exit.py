@@ -22,8 +22,8 @@ MARGIN = 0.02  # nats between an entropy and the threshold
 
 ASKS = r"""
 Not every token needs all layers. Give each layer an exit, a head that says what it thinks so far, and stop
-where that is sure: where the **entropy** of its distribution is low (DeeBERT, Xin et al. 2020; chapter 4 on
-early exit),
+where that is sure: where the **entropy** of its distribution is low (DeeBERT, Xin et al. 2020; chapter 4,
+*Early exit*),
 
 $$H = -\sum_x p(x) \ln p(x), \qquad p = \mathrm{softmax}(\text{logits}),$$
 

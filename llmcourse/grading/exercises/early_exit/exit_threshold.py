@@ -26,7 +26,7 @@ Which threshold? Say that a token may cost so many layers on average: the **budg
 over held-out text, and every exit's entropy and favourite written down. From these **readings** one sees
 what each threshold would have come to, without running anything again: a token leaves at the first layer
 whose entropy is **less** than the threshold, or else at the last, and what it answers there agrees with the
-whole model, that is with the favourite of the last layer, or does not. (Chapter 4 on early exit.)
+whole model, that is with the favourite of the last layer, or does not. (Chapter 4, *Early exit*.)
 
 Write `exit_threshold(entropies, favourites, thresholds, budget)`.
 

@@ -22,8 +22,8 @@ Layers = list[int]  # favourites of a row, layer by layer
 
 ASKS = r"""
 An exit that is sure may be surely wrong. **Patience** asks for agreement instead: leave when the favourite,
-the likeliest answer, has been **confirmed** by so many exits in a row (PABEE, Zhou et al. 2020; chapter 4
-on early exit). A count goes up by 1 at each layer whose favourite is that of the layer before, and starts
+the likeliest answer, has been **confirmed** by so many exits in a row (PABEE, Zhou et al. 2020; chapter 4,
+*Early exit*). A count goes up by 1 at each layer whose favourite is that of the layer before, and starts
 again from 0 at each layer whose favourite is another. A row leaves at the first layer at which its count
 reaches the patience.
 

@@ -25,7 +25,7 @@ The target has read the text and, in the same pass, all nodes of a tree of draft
 down from the text: of the nodes that follow it, the one **stands** that holds the target's likeliest token
 there; of that node's children, again the one that holds the target's likeliest token after it; and so on,
 until none does. What the target would have written there comes last, for nothing: the **bonus** token. So
-the text is the one that the target alone writes greedily (chapter 4 on Medusa).
+the text is the one that the target alone writes greedily (chapter 4, *Three verdicts, and the clock*).
 
 All keys of the pass are in the cache now. Those of nodes off the path have to go: nobody wrote these
 tokens.
