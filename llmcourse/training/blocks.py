@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from llmcourse import pretrained
 from llmcourse.arguments import Parser
-from llmcourse.blockwise.adapters import AdapterConfig, BlockDecoder, save_adapters
+from llmcourse.blockwise.adapters import AdapterConfig, BlockDecoder
 from llmcourse.blockwise.denoise import SIZES, denoising_loss, draw_noise, first_pass_loss
+from llmcourse.blockwise.stored import save_adapters
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.hardware import this_machine
 from llmcourse.training.backbone import prepare_for
@@ -229,7 +230,7 @@ def _run(model: BlockDecoder, corpus: Corpus, recipe: BlockRecipe, options) -> T
             raise KeyboardInterrupt
         raise ValueError(f"minutes must be enough for a step, got {options.minutes:g}; nothing was learnt")
     (options.out / REPORT).unlink(missing_ok=True)  # of an earlier run
-    save_adapters(model, options.out)
+    save_adapters(model, options.out, asdict(recipe) | {"steps": trained.steps})
     if not trained.interrupted:
         losses = {}
         for source in corpus.sources:

@@ -111,7 +111,7 @@ class TestProgram:
     def test_text_becomes_adapters_and_a_report(self, options, tiny_checkpoint, tmp_path):
         assert main(options) == 0
         backbone = pretrained.load(tiny_checkpoint).model
-        model = load_adapters(backbone, tmp_path / "out")
+        model = load_adapters(tmp_path / "out", backbone)
         assert model.adapter_config == AdapterConfig(rank=2, alpha=4)
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         assert report["backbone"] == pretrained.fingerprint(backbone) and report["steps"] == 4
@@ -127,7 +127,7 @@ class TestProgram:
         with interrupted_at(1):
             assert main(options) == 130
         assert "holds what 2 steps have taught" in capsys.readouterr().err
-        load_adapters(pretrained.load(tiny_checkpoint).model, tmp_path / "out")
+        load_adapters(tmp_path / "out", pretrained.load(tiny_checkpoint).model)
         assert not (tmp_path / "out" / "report.json").exists()
 
     @pytest.mark.parametrize(
