@@ -32,6 +32,7 @@ from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, b
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention
 from llmcourse.kernels.paged_decode import paged_decode_attention
+from llmcourse.kernels.split_rings import SPLIT_RINGS, SplitRing
 from llmcourse.kernels.tiles import FlashTile, Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.kernels.tree_mask import TreeMask
@@ -196,6 +197,21 @@ def compiled_few_rows(num_rows: int) -> list[Compiled]:
             weight = torch.empty(outputs * (1 + gated), inputs, dtype=dtype)
             x, norm = torch.empty(num_rows, inputs, dtype=dtype), torch.empty(inputs, dtype=dtype)
             linear(x, weight, norm=norm, gated=gated, backend="triton")
+    return found
+
+
+def compiled_split_rings(num_rows: int) -> list[Compiled]:
+    """The same for dozens of rows, by programs that share columns; and what no matrix there has, together."""
+    dtype, shared_and_gated = torch.bfloat16, {(512, 1024, True): SplitRing(64, 128, 3, 3, 4, warps=4)}
+    with recorded(90) as found, torch.device("meta"):
+        for (outputs, inputs, gated), ring in (SPLIT_RINGS | shared_and_gated).items():
+            weight = torch.empty(outputs * (1 + gated), inputs, dtype=dtype)
+            x, norm = torch.empty(num_rows, inputs, dtype=dtype), torch.empty(inputs, dtype=dtype)
+            residual = torch.empty(num_rows, outputs, dtype=dtype)
+            last = outputs == MODELS["Llama-3-8B"].hidden_size  # of its half of a layer
+            parts = {} if last else {"norm": norm}
+            parts |= {"residual": residual} if last or inputs == 1024 else {}
+            linear(x, weight, gated=gated, backend="triton", pdl=True, tile=ring, **parts)
     return found
 
 
