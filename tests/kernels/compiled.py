@@ -200,18 +200,18 @@ def compiled_few_rows(num_rows: int) -> list[Compiled]:
     return found
 
 
-def compiled_split_rings(num_rows: int) -> list[Compiled]:
-    """The same for dozens of rows, by programs that share columns; and what no matrix there has, together."""
-    dtype, shared_and_gated = torch.bfloat16, {(512, 1024, True): SplitRing(64, 128, 3, 3, 4, warps=4)}
-    with recorded(90) as found, torch.device("meta"):
-        for (outputs, inputs, gated), ring in (SPLIT_RINGS | shared_and_gated).items():
-            weight = torch.empty(outputs * (1 + gated), inputs, dtype=dtype)
-            x, norm = torch.empty(num_rows, inputs, dtype=dtype), torch.empty(inputs, dtype=dtype)
-            residual = torch.empty(num_rows, outputs, dtype=dtype)
-            last = outputs == MODELS["Llama-3-8B"].hidden_size  # of its half of a layer
-            parts = {} if last else {"norm": norm}
-            parts |= {"residual": residual} if last or inputs == 1024 else {}
-            linear(x, weight, gated=gated, backend="triton", pdl=True, tile=ring, **parts)
+def compiled_split_rings(num_tokens: int) -> list[Compiled]:
+    """A pass over dozens of tokens by programs that share columns; and what no matrix there has, together."""
+    shapes, dtype = dataclasses.asdict(MODELS["Llama-3-8B"]) | {"num_layers": 1}, torch.bfloat16
+    config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
+    with recorded(90) as found, torch.device("meta"), torch.no_grad():
+        state = StepState(Decoder(config).to(dtype), 1, CAPACITY)
+        settings = KernelSettings(splits=16, tiles=dict(SPLIT_RINGS))
+        Window(state, num_tokens, backend="triton", settings=settings).read()
+        x, weight = torch.empty(num_tokens, 1024, dtype=dtype), torch.empty(1024, 1024, dtype=dtype)
+        norm, residual = torch.empty(1024, dtype=dtype), torch.empty(num_tokens, 512, dtype=dtype)
+        given = {"backend": "triton", "pdl": True, "tile": SplitRing(64, 64, 5, 4, splits=2, warps=4)}
+        linear(x, weight, norm=norm, residual=residual, gated=True, **given)
     return found
 
 
