@@ -13,7 +13,7 @@ all K numbers of a row: the squares of a slice are left beside its sums.
 
 Gains are multiplied into the tile of x where it lies, so that it needs no second place; they come from memory
 two steps ahead. x has a ring of its own: it comes from the cache, so fewer tiles under way are enough.
-(PTX ISA, `cp.async.bulk.tensor` and `wgmma`; Osama et al. 2023, Stream-K, section 3, on splitting sums.)
+(PTX ISA, `cp.async.bulk.tensor` and `wgmma`; Osama et al. 2023, Stream-K, where this is "fixed-split".)
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _added(
     return added
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["num_rows"])
 def _split_ring_kernel(
     x,
     norm_ptr,
