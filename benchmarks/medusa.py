@@ -23,6 +23,7 @@ from llmcourse import hardware, pretrained
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState
+from llmcourse.kernels.split_rings import SPLIT_RINGS
 from llmcourse.model import Decoder
 from llmcourse.speculative.medusa.candidates import MedusaTree, sparse
 from llmcourse.speculative.medusa.engine import MedusaEngine
@@ -33,7 +34,11 @@ from llmcourse.speculative.medusa.stored import load_heads
 
 SIZES = (3, 7, 15, 31, 63)  # nodes; with the root a multiple of what kernels take at once
 TREE_TOKENS = 64
-SETTINGS = {"default": KernelSettings(), "PyTorch's products": KernelSettings(few_rows=False)}
+SETTINGS = {
+    "default": KernelSettings(),
+    "PyTorch's products": KernelSettings(few_rows=False),
+    "programs share columns": KernelSettings(tiles=dict(SPLIT_RINGS)),
+}
 
 
 def main() -> None:
