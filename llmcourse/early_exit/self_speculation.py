@@ -29,7 +29,7 @@ class ExitDrafter(EarlyLayersDrafter):
         layer: after how many layers it drafts.
         sure: drafting goes on while this rule would leave, asked about this one exit's distribution before a
             token is chosen from it; None never stops.
-        shared: as in `EarlyLayersDrafter`: `SharedLayersTarget` of this drafter verifies with the other layers.
+        shared: as in `EarlyLayersDrafter`: a `SharedLayersTarget` verifies with the other layers alone.
 
     Raises:
         TypeError: what are no heads, or no rule.

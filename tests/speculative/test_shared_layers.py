@@ -128,7 +128,8 @@ def test_steps_without_drafts(model, plain):
             target, PROMPTS, drafter=target.drafter, draft_length=policy, max_new_tokens=NEW, eos_token_ids=()
         )
     )
-    assert [sum((step.tokens[row] for step in steps), []) for row in range(len(PROMPTS))] == plain
+    rows = range(len(PROMPTS))
+    assert [[token for step in steps for token in step.tokens[row]] for row in rows] == plain
     widths = {max(map(len, step.drafts)) for step in steps[1:-1]}
     assert 0 in widths and max(widths) > 0
 
