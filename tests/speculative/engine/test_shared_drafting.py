@@ -20,10 +20,8 @@ from tests.speculative.engine.test_engine import (
     SMALL,
     law,
 )
-from tests.speculative.test_shared_layers import alike
-from tests.speculative.tiny import CONTEXT, PROMPTS, near, tiny_decoder
-
-NEW = 12
+from tests.speculative.test_shared_layers import NEW, PROMPTS, alike
+from tests.speculative.tiny import CONTEXT, near, tiny_decoder
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def engine(model, layers: int = 2, gamma: int = 3, **settings) -> SpeculativeEng
     )
 
 
-@pytest.mark.parametrize(("layers", "gamma"), [(1, 1), (2, 3), (3, 7)])
+@pytest.mark.parametrize(("layers", "gamma"), [(1, 1), (2, 5)])
 def test_greedy_writes_what_decoding_writes(model, expected, layers, gamma):
     ours = engine(model, layers, gamma)
     assert ours.generate(PROMPTS, NEW).tokens == expected
@@ -122,7 +120,7 @@ def test_planted_bugs_change_text_and_law(model, expected, bug):
     ("drafter", "found"),
     [
         (near, "layers of its own"),
-        (lambda model: model, "4 layers"),
+        (lambda model: model, "3 layers"),
         (lambda model: LookupDrafter(40), "a LookupDrafter"),
     ],
 )
@@ -141,4 +139,4 @@ def test_a_window_that_begins_later_reads_no_layer_before(model):
     ours._window.hidden.zero_()
     ours._window.read()
     changed = (ours._state.cache.keys != keys).flatten(1).any(1)
-    assert torch.equal(changed, torch.tensor([False, False, True, True]))
+    assert torch.equal(changed, torch.tensor([False, False, True]))
