@@ -23,7 +23,7 @@ from record import record, record_raw, rounded
 from llmcourse import hardware, pretrained, prompts
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.early_exit.heads import ExitHeads
-from llmcourse.early_exit.heads_file import load_heads
+from llmcourse.early_exit.stored import load_heads
 from llmcourse.model import Decoder
 from llmcourse.speculative import theory
 from llmcourse.speculative.engine import SpeculativeEngine
