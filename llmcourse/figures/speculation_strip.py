@@ -87,12 +87,14 @@ def text_so_far(trace: SpeculationTrace, at: int | None = None) -> SpeculationSt
         marked += [(draft.word, "proposed") for draft in step.drafts[: phase.drafted]]
     else:
         marked += _marked(step, with_own=phase.kind == "target")
-    return SpeculationStrip((Line(trace.prompt, _pieces(marked)),))
+    return SpeculationStrip((Line(trace.prompt, marked_pieces(marked)),))
 
 
 def line_by_step(trace: SpeculationTrace) -> SpeculationStrip:
     """A line for each step, as in the lecture: the text before it, and what it made of its drafts."""
-    lines = [Line(trace.text(number), _pieces(_marked(step))) for number, step in enumerate(trace.steps)]
+    lines = [
+        Line(trace.text(number), marked_pieces(_marked(step))) for number, step in enumerate(trace.steps)
+    ]
     return SpeculationStrip(tuple(lines))
 
 
@@ -111,7 +113,7 @@ def _marked(step: TracedStep, with_own: bool = True) -> list[tuple[TracedToken, 
     return marked + ([(step.own, "own")] if with_own and step.own is not None else [])
 
 
-def _pieces(marked: Sequence[tuple[TracedToken, Mark]]) -> tuple[Piece, ...]:
+def marked_pieces(marked: Sequence[tuple[TracedToken, Mark]]) -> tuple[Piece, ...]:
     """A piece for each token; one that leaves a character unfinished waits for the token that completes it.
 
     A fallen draft has no such token, nor has the last one of all: they show as bytes.
