@@ -15,7 +15,7 @@ from llmcourse.speculative.medusa import MedusaTree, generate, sparse, stream
 from tests.speculative.medusa.tiny import tiny_heads
 
 PROMPT = "Once upon a time"
-TREE = sparse(3, 4)
+TREE = sparse(2, 2)  # five nodes
 
 
 @pytest.fixture(scope="module")
@@ -28,36 +28,43 @@ def heads(base):
     return tiny_heads(base[0])
 
 
-@pytest.fixture(scope="module", params=[0, 1.0])
+@pytest.fixture(scope="module", params=["greedy", "sampled"])
 def settings(request):
-    if not request.param:
-        return lambda: {}
+    if request.param == "greedy":
+        return dict
     sampled = SamplingParams(temperature=1.0)
     return lambda: {"params": sampled, "generator": torch.Generator().manual_seed(3)}
 
 
-def taken(base, heads, settings, tree=TREE, length=16):
-    return record_candidates(*_first(base, heads), PROMPT, tree=tree, max_new_tokens=length, **settings())
-
-
-def _first(base, heads):
+def taken(base, heads, settings, tree=TREE, length=8):
     model, tokenizer = base
-    return model, heads, tokenizer
+    limits = {"tree": tree, "max_new_tokens": length}
+    return record_candidates(model, heads, tokenizer, PROMPT, **limits, **settings())
 
 
-def test_the_text_is_the_loops(base, heads, settings):
+@pytest.fixture(scope="module")
+def trace(base, heads, settings):
+    return taken(base, heads, settings)
+
+
+@pytest.fixture(scope="module")
+def always_right(base, heads):
+    """A tree of every token, which cannot miss: two tokens a step, and of the last step one."""
+    wide = MedusaTree([(rank,) for rank in range(300)])
+    return taken(base, heads, dict, wide, 6)
+
+
+def test_the_text_is_the_loops(base, heads, settings, trace):
     model, tokenizer = base
-    trace = taken(base, heads, settings)
-    limits = {"tree": TREE, "max_new_tokens": 16}
+    limits = {"tree": TREE, "max_new_tokens": 8}
     (written,) = generate(model, heads, [tokenizer.encode_prompt(PROMPT)], **limits, **settings())
     assert [word.token for step in trace.steps for word in step.gained] == written.tokens
-    assert trace.num_tokens(len(trace.steps) - 1) == len(written.tokens) == 16
+    assert trace.num_tokens(len(trace.steps) - 1) == len(written.tokens) == 8
 
 
-def test_nodes_are_the_steps_own(base, heads, settings):
+def test_nodes_are_the_steps_own(base, heads, settings, trace):
     model, tokenizer = base
-    trace = taken(base, heads, settings)
-    limits = {"tree": TREE, "max_new_tokens": 16}
+    limits = {"tree": TREE, "max_new_tokens": 8}
     steps = list(stream(model, heads, [tokenizer.encode_prompt(PROMPT)], **limits, **settings()))
     assert len(steps) == len(trace.steps) and trace.steps[0].nodes == ()
     for step, shown in zip(steps[1:], trace.steps[1:], strict=True):
@@ -67,10 +74,10 @@ def test_nodes_are_the_steps_own(base, heads, settings):
         assert [number for number, node in enumerate(shown.nodes) if node.stands] == list(stood)
 
 
-def test_q_is_what_the_heads_say_of_the_text_so_far(base, heads, settings):
+def test_q_is_what_the_heads_say_of_the_text_so_far(base, heads, trace):
     """By hand: the state that gave the last token, found by reading that text alone."""
     model, tokenizer = base
-    trace, text = taken(base, heads, settings), tokenizer.encode_prompt(PROMPT)
+    text = tokenizer.encode_prompt(PROMPT)
     for step in trace.steps:
         if step.nodes:
             hidden = model.hidden_states(torch.tensor([text[:-1]]))[0, -1]
@@ -81,35 +88,26 @@ def test_q_is_what_the_heads_say_of_the_text_so_far(base, heads, settings):
         text += [word.token for word in step.gained]
 
 
-def test_some_branches_stand_and_are_marked(base, heads):
-    """Of 60 tokens by heads like these, about one in ten is accepted; a tree of every token must hit."""
-    model, _ = base
-    wide = MedusaTree([(rank,) for rank in range(300)])
-    trace = taken(base, heads, dict, tree=wide, length=7)
-    assert [len(step.accepted) for step in trace.steps] == [0, 1, 1, 1]
-    assert all(step.own is not None for step in trace.steps)
-    strip = candidate_text(trace)
-    marks = [piece.mark for piece in strip.lines[0].pieces]
-    assert set(marks) == {"own", "accepted"}
-    assert "{+" in repr(candidate_text(trace, 0)) and candidate_text(trace, 0).lines[0].before == PROMPT
+def test_branches_that_stand_are_marked(always_right):
+    assert [len(step.accepted) for step in always_right.steps] == [0, 1, 1, 1]
+    assert [sum(node.stands for node in step.nodes) for step in always_right.steps] == [0, 1, 1, 1]
+    (line,) = candidate_text(always_right).lines
+    assert {piece.mark for piece in line.pieces} == {"own", "accepted"}
+    first = candidate_text(always_right, 0)
+    assert "{+" in repr(first) and first.lines[0].before == PROMPT and len(first.lines[0].pieces) == 1
 
 
-def test_a_text_that_ends_on_its_branch_has_no_token_of_its_own(base, heads):
-    wide = MedusaTree([(rank,) for rank in range(300)])
-    trace = taken(base, heads, dict, tree=wide, length=6)  # 1 + 2 + 2, and half a step
-    assert trace.steps[-1].own is None and len(trace.steps[-1].accepted) == 1
-    assert sum(node.stands for node in trace.steps[-1].nodes) == 1
+def test_a_text_that_ends_on_its_branch_has_no_token_of_its_own(always_right):
+    assert [step.own is None for step in always_right.steps] == [False, False, False, True]
 
 
-def test_rates_leave_the_prompt_out(base, heads):
-    wide = MedusaTree([(rank,) for rank in range(300)])
-    assert taken(base, heads, dict, tree=wide, length=7).rates == (None, 2.0, 2.0, 2.0)
+def test_rates_leave_the_prompt_out(always_right):
+    assert always_right.rates == (None, 2.0, 2.0, 2.0)
 
 
-def test_a_step_that_is_not_there_is_refused(base, heads):
-    trace = taken(base, heads, dict, length=3)
+def test_a_step_that_is_not_there_is_refused(always_right):
     with pytest.raises(ValueError, match=r"at must be in \[0, \d\], got 9; \d is the last step"):
-        candidate_text(trace, 9)
+        candidate_text(always_right, 9)
 
 
 def test_two_texts_at_once_are_refused(base, heads):

@@ -127,7 +127,7 @@ class CandidateTreeViewer(v.PromptView):
         chosen(accepts, dict.fromkeys((LOSSLESS, TYPICAL)), "accepts")
         self.accepts = v.dropdown("accepts", [LOSSLESS, TYPICAL], accepts, "280px")
         what = "of the backbone; 0 is greedy, 1 its own"
-        self.temperature = v.float_slider("temperature", temperature, 0.0, 2.0, 0.1, what)
+        self.temperature = v.float_slider("temperature", float(temperature), 0.0, 2.0, 0.1, what)
         for control in (self.prompt, self.tree, self.accepts, self.temperature):
             control.observe(lambda _: self.refresh(), "value")
 

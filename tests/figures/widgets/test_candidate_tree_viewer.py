@@ -17,7 +17,7 @@ from tests.figures.widgets.described import described
 from tests.speculative.medusa.tiny import tiny_heads
 
 PROMPT = "Once upon a time"
-TREES = {"wide": full([20]), "sparse": sparse(3, 4)}
+TREES = {"wide": full([6]), "sparse": sparse(2, 2)}
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +27,21 @@ def heads(models):
 
 @pytest.fixture
 def viewer(models, heads):
-    return CandidateTreeViewer(*models["base"], heads, PROMPT, trees=TREES, max_new_tokens=10)
+    return CandidateTreeViewer(*models["base"], heads, PROMPT, trees=TREES, max_new_tokens=6)
 
 
 def test_it_starts_at_the_longest_branch(viewer):
     assert viewer.message == ""
-    assert viewer.inputs == CandidateInputs(PROMPT, "wide", max_new_tokens=10)
+    assert viewer.inputs == CandidateInputs(PROMPT, "wide", max_new_tokens=6)
     assert viewer.step.value == longest_branch(viewer.trace)
     assert viewer.step.max == viewer.play.max == len(viewer.trace.steps) - 1
-    assert viewer.picture.alt.startswith("Medusa on base, wide, after “Once upon a time”, step")
+    assert viewer.picture.alt.startswith("Medusa on base, wide, after “…ce upon a time”, step")
 
 
 def test_without_temperature_the_text_is_greedy(viewer, models):
     model, tokenizer = models["base"]
     tokens, expected = tokenizer.encode_prompt(PROMPT), []
-    for _ in range(10):
+    for _ in range(6):
         expected.append(int(model(torch.tensor([tokens + expected]))[0, -1].argmax()))
     assert [word.token for step in viewer.trace.steps for word in step.gained] == expected
 
@@ -81,7 +81,7 @@ def test_each_control_makes_another_trace(viewer, control, value):
 def test_typical_acceptance_takes_more(models, heads):
     """At a high temperature nearly every token passes its bar, and a lossless draw seldom hits a draft."""
     viewer = CandidateTreeViewer(
-        *models["base"], heads, PROMPT, trees=full([3, 1, 1]), temperature=2.0, max_new_tokens=24
+        *models["base"], heads, PROMPT, trees=full([2]), temperature=2.0, max_new_tokens=10
     )
     lossless = len(viewer.trace.steps)
     viewer.accepts.value = TYPICAL
@@ -89,7 +89,7 @@ def test_typical_acceptance_takes_more(models, heads):
 
 
 def test_a_trace_is_a_function_of_its_inputs(models, heads):
-    given = dict(trees=TREES, temperature=1.0, max_new_tokens=10)
+    given = dict(trees=TREES, temperature=1.0, max_new_tokens=3)
     one, two = (CandidateTreeViewer(*models["base"], heads, PROMPT, **given) for _ in range(2))
     other = CandidateTreeViewer(*models["base"], heads, PROMPT, seed=1, **given)
     assert one.trace == two.trace != other.trace
@@ -98,7 +98,7 @@ def test_a_trace_is_a_function_of_its_inputs(models, heads):
 def test_the_text_stands_below_in_its_colours(viewer):
     viewer.step.value = viewer.step.max
     assert "{+" in repr(candidate_text(viewer.trace))
-    assert "the target's own" in viewer._text.value or "the backbone" in viewer._text.value
+    assert "accepted draft" in viewer._text.value and "the target's own" in viewer._text.value
 
 
 def test_one_tree_alone_and_the_usual_one(models, heads):
@@ -119,16 +119,12 @@ def test_a_bad_prompt_is_explained_not_raised(viewer, prompt, words):
 def test_what_does_not_fit_is_refused(models, heads):
     model, tokenizer = models["base"]
     make = lambda *args, **more: CandidateTreeViewer(model, tokenizer, *args, **more)  # noqa: E731
-    with pytest.raises(TypeError, match="heads must be a MedusaHeads, got str"):
-        make("heads")
     with pytest.raises(ValueError, match="hidden_size of the heads must be the backbone's 32, got 8"):
         make(MedusaHeads(HeadsConfig(3, 1, 8, 300)))
     with pytest.raises(ValueError, match="depth of the tree must be at most 3, the number of heads, got 4"):
         make(heads, trees=full([1, 1, 1, 1]))
     with pytest.raises(ValueError, match="trees must name at least 1 tree"):
         make(heads, trees={})
-    with pytest.raises(TypeError, match="tree 'a' must be a MedusaTree, got list"):
-        make(heads, trees={"a": [(0,)]})
     with pytest.raises(ValueError, match="tree must be of 1 to 40 branches"):
         make(heads, trees=MedusaTree([(rank,) for rank in range(41)]))
     with pytest.raises(ValueError, match="tree must be one of wide, sparse, got 'deep'"):
@@ -139,5 +135,5 @@ def test_what_does_not_fit_is_refused(models, heads):
 
 def test_every_control_has_a_name(viewer):
     found = described(viewer)
-    assert len(found) >= 8 and all(widget.description for widget in found)
+    assert len(found) == 7 and all(widget.description for widget in found)
     assert {LOSSLESS, TYPICAL} == set(viewer.accepts.options)
