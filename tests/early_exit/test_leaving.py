@@ -26,9 +26,10 @@ def read():
 
 def rules(readings):
     """Never, always, and at thresholds that split the exits."""
-    halves = readings.entropy.median().item(), readings.confidence.median().item()
-    yield from (EntropyRule(0), EntropyRule(halves[0]), EntropyRule(100.0))
-    yield from (ConfidenceRule(1), ConfidenceRule(halves[1]), ConfidenceRule(0))
+    yield from (EntropyRule(0), EntropyRule(100.0), ConfidenceRule(1), ConfidenceRule(0))
+    for share in (0.02, 0.1, 0.2, 0.5):
+        yield EntropyRule(readings.entropy.quantile(share).item())
+        yield ConfidenceRule(readings.confidence.quantile(1 - share).item())
     yield from (PatienceRule(1), PatienceRule(2), PatienceRule(3))
 
 
@@ -66,7 +67,7 @@ def test_other_rules_and_other_texts_are_refused(read):
         def exits(self, history):
             return torch.ones(len(history[-1]), dtype=torch.bool)
 
-    with pytest.raises(TypeError, match="rule must be an EntropyRule, .* got Always; use heat"):
+    with pytest.raises(TypeError, match=r"rule must be an EntropyRule, .* got Always; use heat"):
         exit_layers(readings, Always())
     with pytest.raises(ValueError, match="token_ids must be of 16 tokens, got 17; give the tokens"):
         heat_of(readings, TEXT, EntropyRule(1.0))

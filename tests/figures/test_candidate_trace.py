@@ -1,4 +1,4 @@
-"""A Medusa text taken apart: it is the loop's text, the accepted branch is the loop's, q is what heads said."""
+"""A Medusa text taken apart: the text and the accepted branch are the loop's, q is what the heads said."""
 
 import pytest
 import torch

@@ -104,7 +104,9 @@ def test_none_stands_and_counts():
 
 @pytest.mark.parametrize("tree", [full([41]), full([2] * 5 + [1]), MedusaTree([])])
 def test_what_cannot_be_read_is_refused(tree):
-    with pytest.raises(ValueError, match="tree must be of 1 to 40 branches, at most 5 deep, .* show another"):
+    with pytest.raises(
+        ValueError, match=r"tree must be of 1 to 40 branches, at most 5 deep, .* show another"
+    ):
         CandidatePlot(tree)
 
 

@@ -104,13 +104,13 @@ class BlockPlayer(v.PromptView):
         most = self.max_new_tokens
         self.step = v.int_slider("forward pass", most, 1, most, "how far the text is written")
         self.step.layout.width = "420px"
-        self.play = Play(min=1, max=most, interval=600, show_repeat=False, description="play")
+        self.play = Play(min=0, max=most, interval=600, show_repeat=False, description="play")
         self.back = v.button("Back", "one pass back", "step-backward")
         self.forward = v.button("Step", "one pass on", "step-forward", "primary")
         self.back.on_click(lambda _: self.go(-1))
         self.forward.on_click(lambda _: self.go(1))
         self.step.observe(lambda _: self.refresh(), "value")
-        self.play.observe(lambda change: setattr(self.step, "value", change["new"]), "value")
+        self.play.observe(lambda change: self._follow(change["new"]), "value")
 
     @property
     def dial(self) -> Dial:
@@ -134,7 +134,7 @@ class BlockPlayer(v.PromptView):
                 return
             last = len(fillings[self.dial].states)
             self.step.max = self.play.max = last
-            self.step.value = last
+            self.step.value, self.play.value = last, 0  # playing begins with an empty text
         finally:
             self._setting = False
         self.refresh()
@@ -153,6 +153,11 @@ class BlockPlayer(v.PromptView):
         title = f"{self.ready.name} with adapters, after “{v.end_of(prompt, 26)}”"
         picture = self.plot.update(fillings, self.dial, at, tokenizer.label, title)
         self.show(picture, filling_html(self.filling, at, prompt, tokenizer.encode_prompt(prompt), tokenizer))
+
+    def _follow(self, at: int) -> None:
+        """Shows what the play control has come to; at 0, where it rests, nothing."""
+        if at and not self._setting:
+            self.step.value = at
 
     def _offer_passes(self) -> None:
         """At most one pass a token of a block: fewer choices for a smaller one."""

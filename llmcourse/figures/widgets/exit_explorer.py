@@ -36,15 +36,15 @@ class ExitInputs:
     """What the line depends on, besides the text.
 
     Attributes:
-        rule: which of the next three is looked at.
+        rule: which of the next three is looked at, by its name.
         entropy: in nats: what is narrower leaves.
         confidence: in [0, 1]: what is likelier leaves.
         patience: how often a favourite must be confirmed.
     """
 
-    rule: Signal = "entropy"
-    entropy: float = 1.5
-    confidence: float = 0.6
+    rule: str = "entropy"
+    entropy: int | float = 1.5
+    confidence: int | float = 0.6
     patience: int = 1
 
     def make_rule(self) -> ExitRule:
@@ -178,11 +178,11 @@ class ExitExplorer(v.PromptView):
 
     def _make_controls(self, start: ExitInputs) -> None:
         self.rule = v.dropdown("leave by", list(SIGNALS), start.rule, "200px")
-        most = math.ceil(math.log(self.heads.backbone.config.vocab_size))
+        most = max(math.ceil(math.log(self.heads.backbone.config.vocab_size)), float(start.entropy))
         what = "nats; a token leaves where its next one's distribution is narrower; 0 never"
-        self.entropy = v.float_slider("entropy below", start.entropy, 0.0, most, 0.05, what)
+        self.entropy = v.float_slider("entropy below", float(start.entropy), 0.0, float(most), 0.05, what)
         what = "a token leaves where its favourite is likelier; 1 never"
-        self.confidence = v.float_slider("confidence above", start.confidence, 0.0, 1.0, 0.01, what)
+        self.confidence = v.float_slider("confidence above", float(start.confidence), 0.0, 1.0, 0.01, what)
         what = "a token leaves once so many further exits have confirmed its favourite"
         exits = len(self.heads.layers)
         self.patience = v.int_slider("patience", start.patience, 1, max(exits, start.patience), what)

@@ -1,5 +1,7 @@
 """The explorer of early exit, driven by setting the values that a reader's mouse and keys would set."""
 
+import re
+
 import pytest
 import torch
 
@@ -81,8 +83,6 @@ def test_a_text_alone(heads, models):
     ("prompt", "words"), [("", "The prompt is empty"), ("z" * 57, r"takes 1 to 54 before the 6.*shorten it")]
 )
 def test_a_bad_text_is_explained_not_raised(explorer, prompt, words):
-    import re
-
     explorer.prompt.value = prompt
     assert re.search(words, explorer.message) and explorer.heat is None
     explorer.prompt.value = PROMPT
