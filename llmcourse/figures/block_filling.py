@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from llmcourse.blockwise import BlockDecoder, BlockPass, Refinement, loss_per_token, stream
 from llmcourse.decoding.errors import require, require_integer
+from llmcourse.decoding.metrics import distinct_n
 from llmcourse.decoding.rows import Generation
 from llmcourse.figures.speculation_trace import added_words
 from llmcourse.tokenizer import Tokenizer
@@ -62,6 +63,11 @@ class Filling:
     @property
     def tokens_per_pass(self) -> float:
         return self.length / len(self.states)
+
+    @property
+    def distinct_2(self) -> float:
+        """Share of different pairs of tokens in the text: where it is low, so may the loss be."""
+        return distinct_n([self.states[-1].tokens], 2)
 
     @property
     def kind(self) -> str:

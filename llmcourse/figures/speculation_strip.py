@@ -98,14 +98,20 @@ def line_by_step(trace: SpeculationTrace) -> SpeculationStrip:
     return SpeculationStrip(tuple(lines))
 
 
-def strip_html(strip: SpeculationStrip, legend: bool = True, font: bool = True) -> str:
+def strip_html(
+    strip: SpeculationStrip,
+    legend: bool = True,
+    font: bool = True,
+    keys: Sequence[Mark] = ("accepted", "rejected", "own"),
+) -> str:
     """Self-contained HTML: nothing of the text is taken for markup.
 
     Args:
+        keys: marks that the legend explains whether or not the text has them; others where it has.
         font: whether to bring the Chinese characters along, for machines without a Chinese font.
     """
     body = "".join(f"<div>{_line_html(line)}</div>" for line in strip.lines)
-    return framed_html(body + (_legend_html(strip) if legend else ""), repr(strip) if font else "")
+    return framed_html(body + (_legend_html(strip, keys) if legend else ""), repr(strip) if font else "")
 
 
 def _marked(step: TracedStep, with_own: bool = True) -> list[tuple[TracedToken, Mark]]:
@@ -144,11 +150,11 @@ def _piece_html(piece: Piece) -> str:
     return boxed_html(text, NAMES[piece.mark], style, tag="del")
 
 
-def _legend_html(strip: SpeculationStrip) -> str:
+def _legend_html(strip: SpeculationStrip, always: Sequence[Mark]) -> str:
     shown = {piece.mark for line in strip.lines for piece in line.pieces}
     keys = " ".join(
         f'<span style="{STYLES[mark]};border-radius:3px;padding:1px 6px;margin-right:8px">{name}</span>'
         for mark, name in NAMES.items()
-        if mark != "proposed" or mark in shown
+        if mark in always or mark in shown
     )
     return keys_html(keys)

@@ -72,7 +72,7 @@ def test_the_axis_follows_another_text():
 
 def test_it_is_told_in_words():
     assert in_words(SEMI, 2) == (
-        "semi-autoregressive: blocks of 2, 1 pass each · 2 forward passes, 2 tokens a pass · loss 2.50. "
+        "semi-autoregressive: blocks of 2, 1 pass each · 2 forward passes, 2 tokens a pass · loss 2.50, distinct-2 1.00. "
         "Pass 2 writes 2 tokens of block 2; 4 of 4 stand."
     )
     assert in_words(AR, 1).startswith("autoregressive: a token at a time · 4 forward passes, 1 token a pass")
@@ -86,3 +86,9 @@ def test_what_is_not_there_is_refused():
         plot_filling(FILLINGS, (2, 1), 3, LABELS.get)
     with pytest.raises(ValueError, match="fillings must be of 8 tokens, got 4"):
         FillingPlot(8).update(FILLINGS, (2, 1), 1, LABELS.get)
+
+
+def test_a_text_that_repeats_itself_says_so():
+    plot = FillingPlot(4)
+    alt = plot.update(FILLINGS, (4, 1), 1, LABELS.get).alt
+    assert plot._here_name.get_text() == "◯ 4.00, distinct-2 0.33" and "distinct-2 0.33" in alt

@@ -170,7 +170,7 @@ class CandidateTreeViewer(v.PromptView):
         self.step.max = self.play.max = last  # a shorter trace takes the slider along, which refreshes
         self.back.disabled, self.forward.disabled = at == 0, at == last
         title = f"Medusa on {self.ready.name}, {inputs.tree}, after “{v.end_of(inputs.prompt, 16)}”"
-        words = strip_html(candidate_text(self.trace, at), font=False)
+        words = strip_html(candidate_text(self.trace, at), font=False, keys=("accepted", "own"))
         self.show(self.plots[inputs.tree].update(self.trace, at, title), words)
 
 

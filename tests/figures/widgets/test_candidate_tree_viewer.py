@@ -99,6 +99,7 @@ def test_the_text_stands_below_in_its_colours(viewer):
     viewer.step.value = viewer.step.max
     assert "{+" in repr(candidate_text(viewer.trace))
     assert "accepted draft" in viewer._text.value and "the target's own" in viewer._text.value
+    assert "rejected" not in viewer._text.value
 
 
 def test_one_tree_alone_and_the_usual_one(models, heads):
