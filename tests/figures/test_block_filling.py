@@ -122,9 +122,11 @@ def test_a_character_of_several_tokens_shows_once_it_is_whole(model, prompt):
 
 
 def test_the_strip_marks_what_is_new_and_what_is_open(fillings, model, prompt):
-    text = filling_html(fillings[6, 2], 1, "Once <b>", prompt, model[1])
-    key, new = 1, STYLES["new"]
-    assert text.count(OPEN) == 3 + key and text.count(new) == 3 + key
-    assert "Once &lt;b&gt;" in text and "<b>" not in text
-    done = filling_html(fillings[6, 2], 2, "Once", prompt, model[1])
-    assert done.count(OPEN) == key and done.count(new) == 3 + key
+    filling, key = fillings[6, 2], 1
+    for at, still_open in ((1, 3), (2, 0)):
+        text = filling_html(filling, at, "Once <b>", prompt, model[1])
+        state = filling.check(at)
+        words = words_of(state, prompt, model[1])
+        shown = sum(bool(words[place]) for place in state.new)  # parts of characters may add nothing
+        assert text.count(OPEN) == still_open + key and text.count(STYLES["new"]) == shown + key > key
+        assert "Once &lt;b&gt;" in text and "<b>" not in text

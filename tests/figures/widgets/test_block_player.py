@@ -118,3 +118,10 @@ def test_settings_that_are_none_are_refused(blocks, models, settings, message):
 def test_every_control_has_a_name(player):
     found = described(player)
     assert len(found) == 7 and all(widget.description for widget in found)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("slider", ["step", "block_size"])
+def test_a_slider_is_answered_within_100_ms(kernel_seconds, slider):
+    model = "BlockDecoder(pretrained.load('base')[0]), pretrained.load('base')[1]"
+    assert kernel_seconds(f"BlockPlayer({model}, block_size=1, passes=1, max_new_tokens=16)", slider) < 0.080

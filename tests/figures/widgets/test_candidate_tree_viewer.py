@@ -138,3 +138,10 @@ def test_every_control_has_a_name(viewer):
     found = described(viewer)
     assert len(found) == 7 and all(widget.description for widget in found)
     assert {LOSSLESS, TYPICAL} == set(viewer.accepts.options)
+
+
+@pytest.mark.alone
+def test_a_slider_is_answered_within_110_ms(kernel_seconds):
+    """With 44 candidates, each of which may have another label; small trees take a third of that."""
+    heads = "MedusaHeads(HeadsConfig.for_model(pretrained.load('base')[0])).eval().requires_grad_(False)"
+    assert kernel_seconds(f"CandidateTreeViewer(*pretrained.load('base'), {heads})", "step") < 0.090

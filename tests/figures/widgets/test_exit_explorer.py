@@ -114,3 +114,9 @@ def test_every_control_has_a_name(explorer):
     found = described(explorer)
     assert len(found) == 6 and all(widget.description for widget in found)
     assert rule_in_words(ExitInputs(rule="patience")) == "patience of 1"
+
+
+@pytest.mark.alone
+def test_a_slider_is_answered_within_100_ms(kernel_seconds):
+    heads = "ExitHeads(pretrained.load('base')[0]).requires_grad_(False)"
+    assert kernel_seconds(f"ExitExplorer({heads}, pretrained.load('base')[1])", "entropy") < 0.080
