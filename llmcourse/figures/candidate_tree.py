@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.text import Text
 
 from llmcourse.figures import style as look
-from llmcourse.figures.candidate_trace import CandidateStep, CandidateTrace
+from llmcourse.figures.candidate_trace import CandidateStep, CandidateTrace, TracedNode
 from llmcourse.figures.fonts import readable
 from llmcourse.figures.speculation_strip import ACCEPTED, ACCEPTED_EDGE, OWN
 from llmcourse.speculative.medusa import MedusaTree
@@ -164,35 +165,30 @@ class CandidatePlot:
         return self.figure
 
     def _draw_tree(self, step: CandidateStep) -> None:
-        width, height = self.box
-        letters = max(3, int((width - 0.48) / 0.083))
-        lines, thick, colors = [], [], []
-        plain, fills, stood = [], [], []
-        for node, parent in enumerate(self.tree.tree.parents):
-            one = step.nodes[node] if step.nodes else None
-            label, number = self._labels[node], self._numbers[node]
-            label.set_text(readable(look.shorten(one.label, letters)) if one else "")
-            number.set_text(f"{one.p:.0%}" if one and one.p >= LEAST_SHOWN else "")
-            if one is None:
-                continue
-            weight, ink = ("bold", look.INK) if one.stands else ("normal", look.MUTED)
-            ink = look.INK if one.p >= 0.05 else ink
-            label.set(fontweight=weight, color=ink)
-            number.set(fontweight=weight, color=ink)
+        nodes = step.nodes or (None,) * len(self.tree)
+        for one, label, number in zip(nodes, self._labels, self._numbers, strict=True):
+            self._write(one, label, number)
+        lines, boxes, stood = [], [], []
+        for node, one in enumerate(step.nodes):
             left, middle = self._place(node)
-            lines.append(self._line(parent, left, middle))
-            thick.append(0.4 + (THICKEST - 0.4) * one.q)
-            colors.append(ACCEPTED_EDGE if one.stands else look.LINE)
-            box = _box(left, middle, width, height)
-            if one.stands:
-                stood.append(box)
-            else:
-                plain.append(box)
-                fills.append(FILL(one.p))
+            lines.append(self._line(self.tree.tree.parents[node], left, middle))
+            (stood if one.stands else boxes).append(_box(left, middle, *self.box))
+        thick = [0.4 + (THICKEST - 0.4) * one.q for one in step.nodes]
+        colors = [ACCEPTED_EDGE if one.stands else look.LINE for one in step.nodes]
         self._lines.set(segments=lines, linewidths=thick, colors=colors)
-        self._plain.set_verts(plain)
-        self._plain.set_facecolors(fills)
+        self._plain.set_verts(boxes)
+        self._plain.set_facecolors([FILL(one.p) for one in step.nodes if not one.stands])
         self._stood.set_verts(stood)
+
+    def _write(self, one: TracedNode | None, label: Text, number: Text) -> None:
+        """A node's token and the backbone's probability of it; nothing where there is no node."""
+        letters = max(3, int((self.box[0] - 0.48) / 0.083))
+        label.set_text(readable(look.shorten(one.label, letters)) if one else "")
+        number.set_text(f"{one.p:.0%}" if one and one.p >= LEAST_SHOWN else "")
+        if one:
+            ink = look.INK if one.stands or one.p >= 0.05 else look.MUTED
+            for text in (label, number):
+                text.set(fontweight="bold" if one.stands else "normal", color=ink)
 
     def _line(self, parent: int, left: float, middle: float) -> np.ndarray:
         """From a parent's right edge to a node's left one, level at both ends."""
@@ -214,7 +210,8 @@ class CandidatePlot:
         self._gain_boxes.set_verts(boxes[:own_at])
         self._own_box.set_verts(boxes[own_at:])
         room = len(gained) <= self.tree.depth and step.own is not None
-        self._own_name.set(text="◂ bonus" if room else "", x=self._left(len(gained) + 1) - 0.18)
+        name = "◂ bonus" if step.accepted else "◂ the backbone's own"
+        self._own_name.set(text=name if room else "", x=self._left(len(gained) + 1) - 0.18)
 
 
 def plot_candidates(trace: CandidateTrace, at: int, title: str = "") -> look.Picture:
@@ -266,7 +263,7 @@ def in_words(trace: CandidateTrace, at: int) -> str:
     return " ".join([*words, f"So far {', '.join(counted(trace, at))}."])
 
 
-def _told(node) -> str:
+def _told(node: TracedNode) -> str:
     return f"{node.label}, head {look.percent(node.q)}, backbone {look.percent(node.p)}"
 
 
