@@ -43,7 +43,7 @@ class ExitInputs:
     """
 
     rule: str = "entropy"
-    entropy: int | float = 1.5
+    entropy: int | float = 3.0
     confidence: int | float = 0.6
     patience: int = 1
 
@@ -217,7 +217,7 @@ class ExitExplorer(v.PromptView):
 
 
 def rule_in_words(inputs: ExitInputs) -> str:
-    """`entropy below 1.50 nats`."""
+    """`entropy below 3.00 nats`."""
     return {
         "entropy": f"entropy below {inputs.entropy:.2f} nats",
         "confidence": f"confidence above {inputs.confidence:.0%}",

@@ -34,7 +34,7 @@ def test_it_reads_the_text_and_what_the_whole_model_adds(explorer, heads, models
         tokens.append(int(heads.backbone(torch.tensor([tokens]))[0, -1].argmax()))
     assert explorer.message == "" and explorer.heat.tokens == tuple(tokens[:-1])
     assert explorer.inputs == ExitInputs()
-    assert "leaves by entropy below 1.50 nats" in explorer.picture.alt
+    assert "leaves by entropy below 3.00 nats" in explorer.picture.alt
 
 
 @pytest.mark.parametrize(
