@@ -10,6 +10,7 @@ uncached          the slow truth of both
 self_speculation  an exit drafts and all layers verify: nothing is lost
 readings          what every exit says over given texts
 heat_map          a text seen from every exit, and where a rule would leave
+leaving           where a rule leaves, from what was read: thresholds move without another pass
 threshold         the fewest layers for a quality, the best quality for a budget
 classifier        the same for an encoder that answers once a text: five methods on three tasks
 """
@@ -17,6 +18,7 @@ classifier        the same for an encoder that answers once a text: five methods
 from llmcourse.early_exit.decoder import EarlyExitLogits, EarlyGeneration, generate_early
 from llmcourse.early_exit.heads import ExitHead, ExitHeads, check_exits
 from llmcourse.early_exit.heat_map import Heat, heat
+from llmcourse.early_exit.leaving import exit_layers, heat_of
 from llmcourse.early_exit.readings import Readings, read_texts
 from llmcourse.early_exit.regression import fit_heads
 from llmcourse.early_exit.rules import (
@@ -52,10 +54,12 @@ __all__ = [
     "confidence",
     "curve",
     "entropy",
+    "exit_layers",
     "fewest_layers",
     "fit_heads",
     "generate_early",
     "heat",
+    "heat_of",
     "load_heads",
     "most_agreement",
     "read_texts",

@@ -87,23 +87,31 @@ def text_so_far(trace: SpeculationTrace, at: int | None = None) -> SpeculationSt
         marked += [(draft.word, "proposed") for draft in step.drafts[: phase.drafted]]
     else:
         marked += _marked(step, with_own=phase.kind == "target")
-    return SpeculationStrip((Line(trace.prompt, _pieces(marked)),))
+    return SpeculationStrip((Line(trace.prompt, marked_pieces(marked)),))
 
 
 def line_by_step(trace: SpeculationTrace) -> SpeculationStrip:
     """A line for each step, as in the lecture: the text before it, and what it made of its drafts."""
-    lines = [Line(trace.text(number), _pieces(_marked(step))) for number, step in enumerate(trace.steps)]
+    lines = [
+        Line(trace.text(number), marked_pieces(_marked(step))) for number, step in enumerate(trace.steps)
+    ]
     return SpeculationStrip(tuple(lines))
 
 
-def strip_html(strip: SpeculationStrip, legend: bool = True, font: bool = True) -> str:
+def strip_html(
+    strip: SpeculationStrip,
+    legend: bool = True,
+    font: bool = True,
+    keys: Sequence[Mark] = ("accepted", "rejected", "own"),
+) -> str:
     """Self-contained HTML: nothing of the text is taken for markup.
 
     Args:
+        keys: marks that the legend explains whether or not the text has them; others where it has.
         font: whether to bring the Chinese characters along, for machines without a Chinese font.
     """
     body = "".join(f"<div>{_line_html(line)}</div>" for line in strip.lines)
-    return framed_html(body + (_legend_html(strip) if legend else ""), repr(strip) if font else "")
+    return framed_html(body + (_legend_html(strip, keys) if legend else ""), repr(strip) if font else "")
 
 
 def _marked(step: TracedStep, with_own: bool = True) -> list[tuple[TracedToken, Mark]]:
@@ -111,7 +119,7 @@ def _marked(step: TracedStep, with_own: bool = True) -> list[tuple[TracedToken, 
     return marked + ([(step.own, "own")] if with_own and step.own is not None else [])
 
 
-def _pieces(marked: Sequence[tuple[TracedToken, Mark]]) -> tuple[Piece, ...]:
+def marked_pieces(marked: Sequence[tuple[TracedToken, Mark]]) -> tuple[Piece, ...]:
     """A piece for each token; one that leaves a character unfinished waits for the token that completes it.
 
     A fallen draft has no such token, nor has the last one of all: they show as bytes.
@@ -142,11 +150,11 @@ def _piece_html(piece: Piece) -> str:
     return boxed_html(text, NAMES[piece.mark], style, tag="del")
 
 
-def _legend_html(strip: SpeculationStrip) -> str:
+def _legend_html(strip: SpeculationStrip, always: Sequence[Mark]) -> str:
     shown = {piece.mark for line in strip.lines for piece in line.pieces}
     keys = " ".join(
         f'<span style="{STYLES[mark]};border-radius:3px;padding:1px 6px;margin-right:8px">{name}</span>'
         for mark, name in NAMES.items()
-        if mark != "proposed" or mark in shown
+        if mark in always or mark in shown
     )
     return keys_html(keys)

@@ -219,14 +219,14 @@ def _traced(
     step: SpeculativeStep, written: list[int], decode: Decode, label: Callable[[int], str], rows: int
 ) -> TracedStep:
     drafts, tokens, stood = step.drafts[0], step.tokens[0], step.num_accepted[0]
-    words = _words(written, drafts, decode, label)
+    words = added_words(written, drafts, decode, label)
     fates = [_fate(place, stood, len(tokens)) for place in range(len(drafts))]
     traced = zip(words, step.p_drafts[0], step.q_drafts[0], fates, strict=True)
     own = step.next_tokens[0] if len(tokens) > stood else None  # else the text ended among the drafts
     fallen = step.rejected(0) if own is not None else None
     wanted = [token for token in (fallen, own) if token is not None]
     candidates, others = _candidates(step.p, step.q, wanted, label, rows)
-    own_words = [] if own is None else _words([*written, *drafts[:stood]], [own], decode, label)
+    own_words = [] if own is None else added_words([*written, *drafts[:stood]], [own], decode, label)
     return TracedStep(
         drafts=tuple(TracedDraft(*draft) for draft in traced),
         own=own_words[0] if own_words else None,
@@ -241,7 +241,7 @@ def _fate(place: int, stood: int, gained: int) -> Fate:
     return "rejected" if place == stood < gained else "dropped"
 
 
-def _words(
+def added_words(
     before: Sequence[int], tokens: Sequence[int], decode: Decode, label: Callable[[int], str]
 ) -> list[TracedToken]:
     """What each token adds to the text, whole characters only."""

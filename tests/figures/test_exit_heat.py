@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmcourse.early_exit.heat_map import Heat
-from llmcourse.figures.exit_heat import plot_heat
+from llmcourse.figures.exit_heat import HeatPlot, plot_heat
 
 ENTROPY = torch.tensor([[2.0, 1.0, 3.0], [1.0, 0.1, 2.5], [0.5, 0.1, 2.0]])
 FAVOURITES = torch.tensor([[1, 2, 3], [1, 2, 4], [1, 2, 4]])
@@ -40,3 +40,13 @@ def test_long_texts_have_no_labels():
 def test_labels_for_other_tokens_are_refused():
     with pytest.raises(ValueError, match="labels must be 3, one a token, got 2; label every token"):
         plot_heat(small(), ["a", "b"])
+
+
+def test_the_line_moves_and_marks_what_differs():
+    plot = HeatPlot(small(), ["a", "b", "c"])
+    assert plot.update(small((1, 1, 1))).alt.endswith("66.7% of the tokens.")
+    assert plot._wrong.get_xydata().tolist() == [[2, 0]]  # the third token's favourite is 3, and 4 in the end
+    assert plot._line.get_data().values.tolist() == [0.5, 0.5, 0.5]
+    picture = plot.update(small((3, 3, 3)), "All layers")
+    assert plot._wrong.get_xydata().tolist() == [] and "All layers" in picture.alt
+    assert plot._not_run.get_data().baseline.tolist() == [2.5, 2.5, 2.5]

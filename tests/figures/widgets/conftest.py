@@ -25,12 +25,18 @@ def models(tiny_checkpoint):
 ROOT = Path(__file__).parents[3]
 ANSWERS = """
 import json, sys, time
-from llmcourse.figures.widgets import BatchingTimeline, CascadeExplorer, MemoryCalculator
-from llmcourse.figures.widgets import RooflineExplorer, TilePlayer, TracePlayer
+from llmcourse import pretrained
+from llmcourse.blockwise import BlockDecoder
+from llmcourse.early_exit import ExitHeads
+from llmcourse.figures.widgets import *
+from llmcourse.speculative.medusa import HeadsConfig, MedusaHeads
 from tests.usual_speed import slowness_of_drawing
 view = eval(sys.argv[1])
 slider, times = getattr(view, sys.argv[2]), []
-values = getattr(slider, "options", None) or [("", n) for n in range(slider.max)[4:16]]
+values = getattr(slider, "options", None)
+if values is None and isinstance(slider.max, float):
+    values = [("", slider.max * n / 12) for n in range(12)]
+values = values or [("", n) for n in range(slider.max)[4:16]]
 for _ in range(4):
     for _, value in values:
         start = time.thread_time()

@@ -1,21 +1,29 @@
 """What all views share: a picture for saved notebooks, and one thread at a time."""
 
+import copy
 import threading
 
 import pytest
 
+from llmcourse.blockwise import BlockDecoder
 from llmcourse.figures.widgets import (
     BatchingTimeline,
     BeamTreeViewer,
+    BlockPlayer,
+    CandidateTreeViewer,
     CascadeExplorer,
     ContrastViewer,
+    ExitExplorer,
     MemoryCalculator,
     RooflineExplorer,
     SamplingExplorer,
     TilePlayer,
     TracePlayer,
 )
+from llmcourse.speculative.medusa import full
+from tests.early_exit.tiny import random_heads
 from tests.figures.answered_tasks import task
+from tests.speculative.medusa.tiny import tiny_heads
 
 PROMPT = "Once upon a time"
 
@@ -24,8 +32,23 @@ OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer, TracePlayer)
 OF_MACHINES = (MemoryCalculator, RooflineExplorer)
 
 
-@pytest.fixture(params=[*OF_MODELS, *OF_MACHINES, TilePlayer, BatchingTimeline, CascadeExplorer])
+OF_HEADS = {
+    BlockPlayer: lambda model, tokenizer: BlockPlayer(
+        BlockDecoder(copy.deepcopy(model)), tokenizer, PROMPT, block_size=2, passes=1, max_new_tokens=2
+    ),
+    CandidateTreeViewer: lambda model, tokenizer: CandidateTreeViewer(
+        model, tokenizer, tiny_heads(model), PROMPT, trees=full([2]), max_new_tokens=2
+    ),
+    ExitExplorer: lambda model, tokenizer: ExitExplorer(
+        random_heads(model), tokenizer, PROMPT, max_new_tokens=2
+    ),
+}
+
+
+@pytest.fixture(params=[*OF_MODELS, *OF_MACHINES, *OF_HEADS, TilePlayer, BatchingTimeline, CascadeExplorer])
 def view(request, models):
+    if request.param in OF_HEADS:
+        return OF_HEADS[request.param](*models["base"])
     if request.param is CascadeExplorer:
         return request.param({"code": task()})
     if request.param in OF_MODELS:

@@ -1,0 +1,180 @@
+"""The dial from autoregressive to non-autoregressive: block size, passes a block, a text that fills in."""
+
+from __future__ import annotations
+
+from ipywidgets import Play
+
+from llmcourse.blockwise import REFINEMENTS, BlockDecoder, Refinement
+from llmcourse.decoding import DecodingError
+from llmcourse.figures.block_filling import Dial, Filling, all_dials, fill_all, powers_of_two
+from llmcourse.figures.filling_plot import FillingPlot
+from llmcourse.figures.filling_strip import filling_html
+from llmcourse.figures.widgets import view as v
+from llmcourse.figures.widgets.machines import chosen
+from llmcourse.figures.widgets.models import NextLogits, ReadyModel
+from llmcourse.tokenizer import Tokenizer
+
+Fillings = dict[Dial, Filling]
+
+
+def fill_text(
+    ready: ReadyModel, model: BlockDecoder, prompt: str, max_new_tokens: int, refinement: Refinement
+) -> Fillings:
+    """A text under every setting of the dial.
+
+    Raises:
+        ValueError: the prompt is empty, or leaves too little room; the message is for the reader of a view.
+        DecodingError: broken logits.
+    """
+    tokens, most = ready.read_prompt(prompt), ready.next_logits.max_length - max_new_tokens
+    if len(tokens) > most:
+        raise ValueError(
+            f"The prompt has {len(tokens):,} tokens, and with {max_new_tokens} new ones {ready.name} reads "
+            f"at most {most:,}: shorten the prompt."
+        )
+    return fill_all(model, tokens, max_new_tokens=max_new_tokens, refinement=refinement)
+
+
+class BlockPlayer(v.PromptView):
+    """Both dials, and a play control over the passes.
+
+    All settings are written when a prompt is first shown, some seconds for `base`, and remembered: sliders
+    never wait for the model.
+
+    Args:
+        model: a backbone with adapters, as `load_adapters` returns it, with its tokenizer.
+        prompt, block_size, passes, refinement: what it starts with; sizes and passes are powers of two, or
+            the whole length.
+        max_new_tokens: how long the text is; all settings together may take 1,000 forward passes.
+        name: of the model, for titles.
+
+    Raises:
+        TypeError: no block decoder.
+        ValueError: a text that costs too much, or no such setting.
+    """
+
+    name = "Block player"
+
+    def __init__(
+        self,
+        model: BlockDecoder,
+        tokenizer: Tokenizer,
+        prompt: str = v.EXAMPLES[0],
+        *,
+        block_size: int = 8,
+        passes: int = 2,
+        refinement: Refinement = "unmask",
+        max_new_tokens: int = 32,
+        name: str = "base",
+    ):
+        if not isinstance(model, BlockDecoder):
+            raise TypeError(
+                f"model must be a BlockDecoder, got {type(model).__name__}; load adapters with load_adapters"
+            )
+        self.dials = all_dials(max_new_tokens)
+        if (block_size, passes) not in self.dials:
+            raise ValueError(
+                f"block_size and passes must be one of the settings of the dial, {list(self.dials)}, got "
+                f"{(block_size, passes)}; use powers of two, or the whole length"
+            )
+        super().__init__(prompt)
+        backbone = model.backbone
+        self.model, self.ready = model, ReadyModel(name, backbone, tokenizer, NextLogits(backbone))
+        self.max_new_tokens, self._setting = max_new_tokens, False
+        self.texts: dict[tuple[str, str], Fillings] = {}
+        self.filling: Filling | None = None
+        self.plot = FillingPlot(max_new_tokens)
+        self._make_dials(block_size, passes, chosen(refinement, dict.fromkeys(REFINEMENTS), "refinement"))
+        self._make_steps()
+        steps = v.row(self.step, self.play, self.back, self.forward)
+        self._assemble(v.row(self.block_size, self.passes, self.refinement), steps)
+        self.refresh_setting()
+
+    def _make_dials(self, block_size: int, passes: int, refinement: Refinement) -> None:
+        sizes = powers_of_two(self.max_new_tokens)
+        what = "tokens that are guessed at once; 1 is autoregressive, the whole length non-autoregressive"
+        self.block_size = v.choice_slider("block size", sizes, block_size, what)
+        what = "over a block; each settles its share, the surest first"
+        self.passes = v.choice_slider("passes a block", powers_of_two(block_size), passes, what)
+        self.refinement = v.dropdown("refinement", list(REFINEMENTS), refinement, "200px")
+        for control in (self.prompt, self.block_size, self.passes, self.refinement):
+            control.observe(lambda _: self.refresh_setting(), "value")
+
+    def _make_steps(self) -> None:
+        most = self.max_new_tokens
+        self.step = v.int_slider("forward pass", most, 1, most, "how far the text is written")
+        self.step.layout.width = "420px"
+        self.play = Play(min=0, max=most, interval=600, show_repeat=False, description="play")
+        self.back = v.button("Back", "one pass back", "step-backward")
+        self.forward = v.button("Step", "one pass on", "step-forward", "primary")
+        self.back.on_click(lambda _: self.go(-1))
+        self.forward.on_click(lambda _: self.go(1))
+        self.step.observe(lambda _: self.refresh(), "value")
+        self.play.observe(lambda change: self._follow(change["new"]), "value")
+
+    @property
+    def dial(self) -> Dial:
+        return self.block_size.value, self.passes.value
+
+    @v.alone
+    def go(self, passes: int) -> None:
+        """So many passes on, or back; not past either end."""
+        self.step.value += passes
+
+    @v.alone
+    def refresh_setting(self) -> None:
+        """Shows another setting, or another text, at its end."""
+        if self._setting:
+            return
+        self._setting = True  # what follows sets controls, which would each refresh
+        try:
+            self._offer_passes()
+            fillings = self._find_text()
+            if fillings is None:
+                return
+            last = len(fillings[self.dial].states)
+            self.step.max = self.play.max = last
+            self.step.value, self.play.value = last, 0  # playing begins with an empty text
+        finally:
+            self._setting = False
+        self.refresh()
+
+    @v.alone
+    def refresh(self) -> None:
+        """Shows the pass that the controls ask for."""
+        if self._setting:
+            return
+        fillings = self._find_text()
+        if fillings is None:
+            return
+        self.filling, at = fillings[self.dial], self.step.value
+        self.back.disabled, self.forward.disabled = at == 1, at == self.step.max
+        prompt, tokenizer = self.prompt.value, self.ready.tokenizer
+        title = f"{self.ready.name} with adapters, after “{v.end_of(prompt, 26)}”"
+        picture = self.plot.update(fillings, self.dial, at, tokenizer.label, title)
+        self.show(picture, filling_html(self.filling, at, prompt, tokenizer.encode_prompt(prompt), tokenizer))
+
+    def _follow(self, at: int) -> None:
+        """Shows what the play control has come to; at 0, where it rests, nothing."""
+        if at and not self._setting:
+            self.step.value = at
+
+    def _offer_passes(self) -> None:
+        """At most one pass a token of a block: fewer choices for a smaller one."""
+        wanted, offered = self.passes.value, powers_of_two(self.block_size.value)
+        if tuple(self.passes.options) != tuple((f"{one:,}", one) for one in offered):
+            self.passes.options = [(f"{one:,}", one) for one in offered]
+            self.passes.value = max(one for one in offered if one <= wanted)
+
+    def _find_text(self) -> Fillings | None:
+        """The text under all settings, written when first asked for; None where it cannot be."""
+        key = (self.prompt.value, self.refinement.value)
+        if key not in self.texts:
+            self.note(f"Writing this text with {len(self.dials)} settings …")
+            try:
+                self.texts[key] = fill_text(self.ready, self.model, key[0], self.max_new_tokens, key[1])
+            except (ValueError, DecodingError) as error:
+                self.filling = None
+                self.complain(str(error))
+                return None
+        return self.texts[key]

@@ -1,0 +1,44 @@
+"""What is of the wrong kind is refused by name, also where nothing checks annotations: outside of tests."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+PROGRAM = """
+from llmcourse.early_exit import ExitHeads
+from llmcourse.figures.widgets import BlockPlayer, CandidateTreeViewer, ExitExplorer
+from llmcourse.model import Decoder, DecoderConfig
+from llmcourse.speculative.medusa import HeadsConfig, MedusaHeads, full
+
+model = Decoder(DecoderConfig(12, 8, 8, 2, 1, 1, 8, 16)).eval()
+heads = MedusaHeads(HeadsConfig.for_model(model, 2))
+CALLS = {
+    "heads": lambda: CandidateTreeViewer(model, None, model),
+    "model": lambda: CandidateTreeViewer(heads, None, heads),
+    "tree": lambda: CandidateTreeViewer(model, None, heads, trees={"a": [(0,)]}),
+    "one tree": lambda: CandidateTreeViewer(model, None, heads, trees=full([2]).tree),
+    "blocks": lambda: BlockPlayer(model, None),
+    "exits": lambda: ExitExplorer(model, None),
+}
+for name, call in CALLS.items():
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        print(f"{name}: {error}")
+"""
+EXPECTED = {
+    "heads": "heads must be a MedusaHeads, got Decoder; take those that load_heads returns",
+    "model": "model must be a Decoder, got MedusaHeads; take what pretrained.load returns",
+    "tree": "tree 'a' must be a MedusaTree, got list; make one with full or sparse",
+    "one tree": "tree 'given' must be a MedusaTree, got DraftTree; make one with full or sparse",
+    "blocks": "model must be a BlockDecoder, got Decoder; load adapters with load_adapters",
+    "exits": "heads must be ExitHeads, got Decoder; take those of early_exit.load_heads",
+}
+
+
+def test_what_is_of_the_wrong_kind_is_refused_by_name():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{name}: {message}" for name, message in EXPECTED.items()], (
+        done.stderr
+    )
