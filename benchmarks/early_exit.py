@@ -20,7 +20,7 @@ from record import record_raw, rounded
 from llmcourse import hardware, pretrained
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.early_exit.heads import ExitHeads
-from llmcourse.early_exit.heads_file import load_heads
+from llmcourse.early_exit.stored import load_heads
 from llmcourse.speculative.engine import SpeculativeEngine
 
 GAMMAS = (1, 2, 3, 5)

@@ -1,7 +1,8 @@
 """What `few_rows_variants.py` tries: of which models, and how each of their matrices may be cut.
 
 Rings and strips about as large as shared memory lets two programs on a multiprocessor have; those for one
-token of the target also as `Tile`, which the kernel in Triton takes.
+token of the target also as `Tile`, which the kernel in Triton takes. For dozens of rows some leave room for
+nobody else: more bytes are then under way, but nothing of the next kernel.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from large_models import CONFIGS
 from train_target import TARGET
 
 from llmcourse.kernels.linear import AnyTile
+from llmcourse.kernels.split_rings import SplitRing
 from llmcourse.kernels.tiles import Ring, Strip, Tile
 from llmcourse.model import DecoderConfig
 
@@ -21,6 +23,10 @@ Shape = tuple[int, int, bool]  # outputs, inputs, gated
 
 def rings(*numbers: tuple[int, ...]) -> tuple[Ring, ...]:
     return tuple(Ring(*one) for one in numbers)
+
+
+def shared(*numbers: tuple[int, ...]) -> tuple[SplitRing, ...]:
+    return tuple(SplitRing(*one) for one in numbers)
 
 
 def strips(*numbers: tuple[int, int], tensor_cores: bool = True) -> tuple[Strip, ...]:
@@ -55,6 +61,28 @@ CHAINS: dict[Shape, tuple[Ring, ...]] = {
     ),
 }  # fmt: skip
 
+SHARED_CHAINS: dict[Shape, tuple[SplitRing, ...]] = {
+    (6144, 4096, False): shared(
+        (128, 64, 5, 4, 2), (128, 64, 5, 3, 2), (128, 64, 5, 4, 3), (128, 64, 5, 4, 4), (128, 128, 5, 3, 2),
+        (64, 64, 9, 5, 1, 4),
+    ),
+    (4096, 4096, False): shared(
+        (128, 64, 5, 4, 4), (128, 64, 5, 4, 2), (128, 64, 5, 4, 8), (128, 128, 5, 3, 4), (64, 64, 9, 5, 2, 4),
+        (64, 64, 9, 5, 1, 4),
+    ),
+    (14336, 4096, True): shared(
+        (128, 64, 6, 3), (128, 64, 3, 2), (128, 128, 2, 3), (64, 64, 5, 4, 1, 4), (64, 128, 2, 3, 1, 4),
+    ),
+    (4096, 14336, False): shared(
+        (128, 64, 5, 4, 4), (128, 64, 5, 3, 4), (128, 64, 5, 4, 8), (128, 128, 5, 3, 4), (256, 64, 3, 2, 8),
+        (256, 64, 5, 3, 8), (64, 64, 9, 5, 2, 4),
+    ),
+    (128256, 4096, False): shared(
+        (128, 64, 5, 4), (128, 64, 5, 3), (128, 128, 2, 3), (128, 128, 5, 3), (256, 64, 3, 2),
+        (256, 64, 6, 3),
+    ),
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -80,6 +108,12 @@ LLAMA = Pass(  # its candidates come of the chains
     "8 tokens, 8 layers and head of llama3_8b",
     "ms", replace(CONFIGS["llama3_8b"], num_layers=8), 8, 228, 328, {},
 )  # fmt: skip
+DOZENS = {  # the same for more tokens: as many as a tree of drafts has, and half of them
+    f"rows{tokens}": replace(
+        LLAMA, what=f"{tokens} tokens, 8 layers and head of llama3_8b", num_tokens=tokens
+    )
+    for tokens in (64, 32)
+}
 PASSES = {
     "qwen3_0.6b": Pass(
         "7 tokens, 20 layers of the shape of qwen3_0.6b, head of 12,288",

@@ -1,5 +1,7 @@
 """How a few rows of input are multiplied fastest on this GPU: the measurements behind `tiles.FEW_ROWS`.
 
+And how dozens of rows are: those behind `split_rings.SPLIT_RINGS`.
+
 Two kinds of them, each recorded as a CUDA graph, in bfloat16 with random weights:
 
     a chain    of one matrix of Llama-3-8B, eight copies one after the other (two of the head), for eight rows
@@ -11,7 +13,11 @@ Alone a matrix has nothing but itself to follow, in a pass also attention and ot
 the chain which rings are worth one. The parts are Llama-3-8B (chain, then pass), the shape of Qwen3-0.6B, the
 target of `train_target.py`, and one token of that, of which three entries of `tiles.MEASURED` are.
 
-    python benchmarks/few_rows_variants.py [--parts llama3_8b,qwen3_0.6b,target,one]
+For dozens of rows, parts rows64 and rows32, the matrices are Llama-3-8B's, again by chain, then pass. What is
+timed is compared with fp32 first; beside it stand PyTorch's product alone, which has no norm and no residual,
+PyTorch's operations, the memory's datasheet, and the pass over one token. Each part takes two minutes.
+
+    python benchmarks/few_rows_variants.py [--parts llama3_8b,qwen3_0.6b,target,one,rows64,rows32]
 
 Lines go to benchmarks/results/raw/few_rows_variants_<device>.jsonl, at once.
 """
@@ -24,7 +30,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 
 import torch
-from few_rows_candidates import CHAINS, LLAMA, PASSES, Pass, Shape
+import torch.nn.functional as F
+from few_rows_candidates import CHAINS, DOZENS, LLAMA, PASSES, SHARED_CHAINS, Pass, Shape
 from large_models import random_decoder, random_prompts
 from record import record_raw
 from torch import Tensor
@@ -34,23 +41,27 @@ from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.decoding.engine.window import Window
-from llmcourse.kernels.linear import AnyTile, linear
+from llmcourse.kernels.linear import AnyTile, linear, linear_reference
+from llmcourse.kernels.split_rings import SplitMemory, SplitRing
 from llmcourse.kernels.tiles import Ring
 
 Tiles = Mapping[Shape, AnyTile]
 CHAIN_ROWS = 8
 RUNNERS_UP = 3  # of a chain, that a pass tries beside its fastest
 DECIMALS = {"gbps": 0, "ms": 4, "us": 2}
+PARTS = ("llama3_8b", *PASSES, *DOZENS)
+LIMIT_GBPS = 4800  # of an H200's memory, by its datasheet
+WORST = 2.0  # error over that of PyTorch's operations, in the same dtype
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--parts", default=",".join(["llama3_8b", *PASSES]))
+    parser.add_argument("--parts", default=",".join(PARTS))
     parts = parser.parse_args().parts.split(",")
-    if unknown := [part for part in parts if part not in ("llama3_8b", *PASSES)]:
-        parser.error(f"--parts must be of llama3_8b, {', '.join(PASSES)}, got {unknown[0]!r}; leave it out")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts must be of {', '.join(PARTS)}, got {unknown[0]!r}; leave it out")
     device = hopper()
     with torch.no_grad():
         for part in parts:
@@ -59,6 +70,8 @@ def main() -> None:
                 torch.cuda.empty_cache()
                 start, others = of_chains(speeds)
                 report_pass(replace(LLAMA, candidates=others), device, start)
+            elif part in DOZENS:
+                report_dozens(DOZENS[part], device)
             else:
                 report_pass(PASSES[part], device)
 
@@ -88,6 +101,81 @@ def report_chain(shape: Shape, device: torch.device) -> dict[Ring, float]:
     return {ring: gbps(CHAIN_ROWS, ring) for ring in CHAINS[shape]}
 
 
+def report_dozens(case: Pass, device: torch.device) -> None:
+    """Chains, and a pass by the fastest of each, with what stands beside it; names rings that are wrong."""
+    speeds = {shape: report_shared(shape, case.num_tokens, device) for shape in SHARED_CHAINS}
+    torch.cuda.empty_cache()
+    report_beside(case, device)
+    torch.cuda.empty_cache()
+    start, others = of_chains({shape: found for shape, found in speeds.items() if found})
+    report_pass(replace(case, candidates=others), device, start)
+    wrong = [(shape, ring) for shape, found in speeds.items() for ring in {*SHARED_CHAINS[shape]} - {*found}]
+    if wrong:
+        raise SystemExit(f"further from fp32 than {WORST} times PyTorch's operations are: {wrong}")
+
+
+def report_shared(shape: Shape, rows: int, device: torch.device) -> dict[SplitRing, float]:
+    """GB/s by each ring whose product is right."""
+    outputs, _, gated = shape
+    weights = [weight_of(shape, device) for _ in range(2 if outputs > 100_000 else 8)]
+    x, parts = inputs_of(weights[0], rows, gated)
+    truth = linear_reference(x.float(), weights[0].float(), **in_fp32(parts))
+    theirs = error(linear_reference(x, weights[0], **parts), truth)
+    what, found = f"a chain of one matrix, rows={rows}", {}
+
+    def gbps(run: Callable[[], None]) -> float:
+        return sum(weight.nbytes for weight in weights) / seconds(run, device) / 1e9
+
+    product = gbps(lambda: in_turn(weights, lambda weight: F.linear(x, weight)))
+    operations = gbps(lambda: in_turn(weights, lambda weight: linear_reference(x, weight, **parts)))
+    note(f"{what}, PyTorch's product alone", shape, None, device, gbps=product)
+    note(f"{what}, PyTorch's operations", shape, None, device, gbps=operations)
+    for ring in SHARED_CHAINS[shape]:
+        ours = error(linear(x, weights[0], backend="triton", pdl=True, tile=ring, **parts), truth) / theirs
+        speed = gbps(chain(weights, rows, gated, ring))
+        beside = {"limit_gbps": LIMIT_GBPS, "peer_gbps": round(product), "error_over_peers": round(ours, 3)}
+        note(what, shape, ring, device, gbps=speed, **beside)
+        if ours <= WORST:  # not where it is NaN
+            found[ring] = speed
+    return found
+
+
+def in_turn(weights: Sequence[Tensor], product: Callable[[Tensor], object]) -> None:
+    for weight in weights:
+        product(weight)
+
+
+def inputs_of(weight: Tensor, rows: int, gated: bool) -> tuple[Tensor, dict[str, object]]:
+    """Random x, and what goes with the product in the model: a norm, or a residual."""
+    outputs, inputs = weight.shape[0] // (1 + gated), weight.shape[1]
+    random = lambda *size: torch.randn(size, device=weight.device).to(torch.bfloat16)  # noqa: E731
+    x, last = random(rows, inputs), outputs == LLAMA.config.hidden_size  # of its half of a layer
+    parts = {"residual": random(rows, outputs)} if last else {"norm": random(inputs).abs()}
+    return x, parts | {"gated": gated}
+
+
+def in_fp32(parts: Mapping[str, object]) -> dict[str, object]:
+    return {name: part.float() if isinstance(part, Tensor) else part for name, part in parts.items()}
+
+
+def error(found: Tensor, truth: Tensor) -> float:
+    return ((found.float() - truth).norm() / truth.norm()).item()
+
+
+def report_beside(case: Pass, device: torch.device) -> None:
+    """The pass over one token, and over all of the case by default and by PyTorch's products."""
+    state, library = state_of(case), KernelSettings(few_rows=False)
+    ways = {
+        f"{case.what}, only one of them": run_of(replace(case, num_tokens=1), state, {}),
+        f"{case.what}, by default": run_of(case, state, {}),
+        f"{case.what}, PyTorch's products": Window(
+            state, case.num_tokens, backend="triton", settings=library
+        ).read,
+    }
+    for what, run in ways.items():
+        write(what, {"tile": None, "ms": round(seconds(run, device) * 1e3, DECIMALS["ms"])}, device)
+
+
 def weight_of(shape: Shape, device: torch.device) -> Tensor:
     outputs, inputs, gated = shape
     return (torch.randn(outputs * (1 + gated), inputs, device=device) * inputs**-0.5).to(torch.bfloat16)
@@ -95,20 +183,20 @@ def weight_of(shape: Shape, device: torch.device) -> Tensor:
 
 def chain(weights: Sequence[Tensor], rows: int, gated: bool, tile: AnyTile | None) -> Callable[[], None]:
     """A product with each of the matrices, with what goes with it in the model: a norm, or a residual."""
-    outputs, inputs = weights[0].shape[0] // (1 + gated), weights[0].shape[1]
-    random = lambda *size: torch.randn(size, device=weights[0].device).to(torch.bfloat16)  # noqa: E731
-    x, out = random(rows, inputs), random(rows, outputs)
-    last = outputs == LLAMA.config.hidden_size  # of its half of a layer
-    parts = {"residual": random(rows, outputs)} if last else {"norm": random(inputs).abs()}
+    outputs = weights[0].shape[0] // (1 + gated)
+    x, parts = inputs_of(weights[0], rows, gated)
+    given = {"out": x.new_empty(rows, outputs), "backend": "triton", "pdl": True, "tile": tile}
+    if isinstance(tile, SplitRing):
+        given["split_memory"] = SplitMemory.of([tile.needs(rows, outputs, gated)], x.device)
 
     def run() -> None:
         for weight in weights:
-            linear(x, weight, out=out, gated=gated, backend="triton", pdl=True, tile=tile, **parts)
+            linear(x, weight, **given, **parts)
 
     return run
 
 
-def of_chains(speeds: Mapping[Shape, Mapping[Ring, float]]) -> tuple[Tiles, dict[Shape, list[Ring]]]:
+def of_chains(speeds: Mapping[Shape, Mapping[AnyTile, float]]) -> tuple[Tiles, dict[Shape, list[AnyTile]]]:
     """The fastest ring of each chain, and the next that a pass shall try in its place."""
     ranked = {shape: sorted(found, key=found.get, reverse=True) for shape, found in speeds.items()}
     first = {shape: found[0] for shape, found in ranked.items()}
@@ -117,9 +205,7 @@ def of_chains(speeds: Mapping[Shape, Mapping[Ring, float]]) -> tuple[Tiles, dict
 
 def report_pass(case: Pass, device: torch.device, start: Tiles | None = None) -> Tiles:
     """What a pass was fastest with; `start` is what it begins with, where that is not the default."""
-    state = StepState(random_decoder(case.config), 1, case.capacity, Tensor.contiguous)
-    prefill(state, random_prompts(state.model, 1))
-    state.positions.fill_(case.position)
+    state = state_of(case)
     scale = {"ms": 1e3, "us": 1e6}[case.unit]
 
     def tried(shape: Shape, tile: AnyTile, taken_s: float) -> None:
@@ -130,6 +216,14 @@ def report_pass(case: Pass, device: torch.device, start: Tiles | None = None) ->
     best, least_s = search(case.candidates, time_s, tried, start or {})
     print(f"{case.what}: {least_s * scale:.4g} {case.unit} with {best}", flush=True)
     return best
+
+
+def state_of(case: Pass) -> StepState:
+    """In the midst of a text."""
+    state = StepState(random_decoder(case.config), 1, case.capacity, Tensor.contiguous)
+    prefill(state, random_prompts(state.model, 1))
+    state.positions.fill_(case.position)
+    return state
 
 
 def run_of(case: Pass, state: StepState, chosen: Tiles) -> Callable[[], None]:
@@ -163,12 +257,16 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
 
 
 def note(what: str, shape: Shape, tile: AnyTile | None, device: torch.device, **figure: float) -> None:
-    """A row of the file, of one figure in its unit."""
+    """A row of the file: a figure in its unit, and what stands beside it."""
     outputs, inputs, gated = shape
-    (unit, value), versions = *figure.items(), hardware.fingerprint(device)
+    (unit, value), *beside = figure.items()
     row = {"outputs": outputs, "inputs": inputs, "gated": gated, "tile": written(tile)}
-    row[unit] = round(value, DECIMALS[unit] or None)
+    write(what, row | {unit: round(value, DECIMALS[unit] or None), **dict(beside)}, device)
+
+
+def write(what: str, row: Mapping[str, object], device: torch.device) -> None:
     print(what, row, flush=True)
+    versions = hardware.fingerprint(device)
     name, date = versions.pop("device"), datetime.date.today().isoformat()
     record_raw("few_rows_variants", device, what=what, **row, device=name, versions=versions, date=date)
 

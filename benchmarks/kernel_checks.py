@@ -25,6 +25,7 @@ from llmcourse.kernels.decode_attention import (
     decode_attention_reference,
 )
 from llmcourse.kernels.linear import AnyTile, linear, linear_reference
+from llmcourse.kernels.split_rings import SPLIT_RINGS
 from llmcourse.kernels.tiles import FEW_ROWS, STRIPS, AttentionTile, Ring, Strip, attention_tile
 from llmcourse.kernels.tokens import Choice, choose, choose_reference, embed, embed_reference
 from llmcourse.model import Decoder, DecoderConfig
@@ -270,6 +271,7 @@ CHECKS: list[tuple[Callable, tuple]] = [
         for inputs in (1000, 2048)
         for gated in (False, True)
     ],
+    *[(check_tile, (*shape, tile, batch)) for shape, tile in SPLIT_RINGS.items() for batch in (17, 32, 64)],
     *[(check_linear, (b, 28672, 1024, True, True)) for b in (2, 16, 17, 64)],
     *[(check_linear, (b, 32768, 1024, False, True)) for b in (2, 33)],
     (check_tokens, ()),

@@ -23,17 +23,22 @@ from llmcourse import hardware, pretrained
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState
+from llmcourse.kernels.split_rings import SPLIT_RINGS
 from llmcourse.model import Decoder
 from llmcourse.speculative.medusa.candidates import MedusaTree, sparse
 from llmcourse.speculative.medusa.engine import MedusaEngine
 from llmcourse.speculative.medusa.heads import MedusaHeads
 from llmcourse.speculative.medusa.reading import mask_of
 from llmcourse.speculative.medusa.search import rank_accuracies, ranks_behind, search
-from llmcourse.speculative.medusa.stored import embedded_heads, load_heads
+from llmcourse.speculative.medusa.stored import load_heads
 
 SIZES = (3, 7, 15, 31, 63)  # nodes; with the root a multiple of what kernels take at once
 TREE_TOKENS = 64
-SETTINGS = {"default": KernelSettings(), "PyTorch's products": KernelSettings(few_rows=False)}
+SETTINGS = {
+    "default": KernelSettings(),
+    "PyTorch's products": KernelSettings(few_rows=False),
+    "programs share columns": KernelSettings(tiles=dict(SPLIT_RINGS)),
+}
 
 
 def main() -> None:
@@ -58,7 +63,7 @@ def load(name: str, heads: str | None, device: torch.device) -> tuple[Decoder, M
     """The backbone, its heads, and how a text becomes tokens: each begins as documents did in training."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, tokenizer = pretrained.load(name, device=device, dtype=dtype)
-    found = load_heads(heads or embedded_heads(name), model)
+    found = load_heads(heads or name, model)
     return model, found, lambda text: tokenizer.encode("<|endoftext|>" + text)
 
 

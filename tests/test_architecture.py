@@ -23,6 +23,7 @@ LAYERS = (
     ("tokenizer",),
     ("prompts",),
     ("pretrained",),
+    ("add_ons",),
     ("decoding",),
     ("speculative", "serving", "quantization", "distillation"),
     ("early_exit", "blockwise"),

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from llmcourse import add_ons
 from tests.test_tree import tree_files
 from tools import lock
 
@@ -149,6 +150,11 @@ def test_a_wheel_holds_everything_of_the_package(tmp_path):
     for path in [*package, Path("pyproject.toml"), Path("LICENSE")]:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, tmp_path / path)
+    for name in (add_ons.CONFIG, add_ons.WEIGHTS):  # of a model that may have none so far
+        planted = add_ons.EMBEDDED.relative_to(ROOT) / "kind_model" / name
+        (tmp_path / planted).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / planted).touch()
+        package.append(planted)
     code = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout

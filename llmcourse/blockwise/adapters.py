@@ -11,25 +11,17 @@ it is autoregressive decoding of the backbone, exactly.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llmcourse.blockwise.low_rank import Gate, graft
 from llmcourse.decoding.errors import require_integer, require_number
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder
-from llmcourse.pretrained import CheckpointError, fingerprint
-
-CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"  # config.json would be a whole model's
-KIND = "blockwise adapters"
 
 
 @dataclass(frozen=True)
@@ -113,87 +105,3 @@ class BlockDecoder(nn.Module):
 
     def logits(self, hidden: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape V"]:
         return self.backbone.lm_head(hidden)
-
-
-def save_adapters(model: BlockDecoder, folder: Path | str) -> None:
-    """Writes bfloat16 weights and a config that names the backbone by its fingerprint."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in model.adapters().items()}
-    content = {"kind": KIND, "backbone": fingerprint(model.backbone), **asdict(model.adapter_config)}
-    new = folder / f"{WEIGHTS}.new"  # renamed once it is whole
-    save_file(tensors, new, metadata={"format": "pt"})
-    new.chmod(0o644)  # safetensors writes for its owner alone
-    new.replace(folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def load_adapters(backbone: Decoder, folder: Path | str) -> BlockDecoder:
-    """A backbone with the adapters that were trained on it, on its device and in its dtype.
-
-    Raises:
-        FileNotFoundError: no such folder, or one without adapters.
-        CheckpointError: a damaged file, adapters of something else or of another backbone, or tensors that
-            are missing, unknown or of another shape.
-    """
-    folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"no {name} in {folder}; train one with python -m llmcourse.training.blocks"
-            )
-    config = _read_config(folder / CONFIG, fingerprint(backbone))
-    try:
-        stored = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged ({error}); fetch it again") from error
-    _check_sizes(config, stored, folder)
-    model = BlockDecoder(backbone, config)
-    _fill(model.adapters(), stored, folder / WEIGHTS)
-    return model.eval().requires_grad_(False)
-
-
-def _read_config(path: Path, backbone: str) -> AdapterConfig:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["kind"] != KIND:
-            raise ValueError(f"its kind is {content['kind']!r}")
-        config = AdapterConfig(**{name: content[name] for name in ("rank", "alpha", "num_masks")})
-        theirs = content["backbone"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not describe {KIND} ({error}); fetch it again") from error
-    if theirs != backbone:
-        raise CheckpointError(
-            f"backbone must have the fingerprint {str(theirs)[:12]}… of {path}, got {backbone[:12]}…; "
-            "load the model that these adapters were trained on"
-        )
-    return config
-
-
-def _check_sizes(config: AdapterConfig, stored: dict[str, Tensor], folder: Path) -> None:
-    """Before memory is taken for what a damaged number asks for; the shapes are compared afterwards."""
-    largest = max((size for tensor in stored.values() for size in tensor.shape), default=0)
-    for name in ("rank", "num_masks"):
-        value = getattr(config, name)
-        if value > largest:
-            raise CheckpointError(
-                f"{name} in {folder / CONFIG} must be at most {largest}, the largest size in {WEIGHTS}, got "
-                f"{value}; is it another one's?"
-            )
-    broken = [name for name, tensor in stored.items() if not tensor.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"tensor {broken[0]} in {folder / WEIGHTS} holds NaN or infinity; train again")
-
-
-def _fill(adapters: dict[str, nn.Parameter], stored: dict[str, Tensor], path: Path) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in adapters.items()}
-    wrong = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
-    if wrong:
-        name = wrong[0]
-        raise CheckpointError(
-            f"tensor {name} in {path} must have shape {expected.get(name)}, got {shapes.get(name)} "
-            f"({len(wrong)} do not fit in all); is its {CONFIG} another one's?"
-        )
-    for name, parameter in adapters.items():
-        parameter.data.copy_(stored[name])

@@ -100,7 +100,7 @@ def stream(
     if not isinstance(source, BlockSource):
         raise TypeError(
             f"model must be a BlockDecoder, got {type(model).__name__}; "
-            "load adapters onto a model with load_adapters(model, folder)"
+            "load adapters onto a model with load_adapters(folder, model)"
         )
     backbone = CachedLogits(source.model.backbone)
     rows, eos = start_rows(backbone, prompts, tokenizer, max_new_tokens, eos_token_ids, stop)

@@ -17,6 +17,7 @@ from llmcourse.model import Decoder
 
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
+ADAPTED = (("self_attn", ATTENTION_LINEARS), ("mlp", MLP_LINEARS))
 
 
 class Gate:
@@ -85,8 +86,20 @@ def graft(backbone: Decoder, rank: int, scale: float, num_masks: int, gate: Gate
         ours.post_attention_layernorm = theirs.post_attention_layernorm
         for name in ("q_norm", "k_norm"):
             setattr(ours.self_attn, name, getattr(theirs.self_attn, name))
-        for part, names in (("self_attn", ATTENTION_LINEARS), ("mlp", MLP_LINEARS)):
+        for part, names in ADAPTED:
             for name in names:
                 base = getattr(getattr(theirs, part), name)
                 setattr(getattr(ours, part), name, LowRankLinear(base, rank, scale, gate, generator))
     return adapted.train(backbone.training)
+
+
+def shapes_of(backbone: Decoder, rank: int, num_masks: int) -> dict[str, tuple[int, ...]]:
+    """The tensors that `graft` would add, by name, known before any memory is taken for them."""
+    shapes = {"model.embed_tokens.masks": (num_masks, backbone.config.hidden_size)}
+    for index, layer in enumerate(backbone.model.layers):
+        for part, names in ADAPTED:
+            for name in names:
+                outputs, inputs = getattr(getattr(layer, part), name).weight.shape
+                place = f"model.layers.{index}.{part}.{name}"
+                shapes |= {f"{place}.lora_A": (rank, inputs), f"{place}.lora_B": (outputs, rank)}
+    return shapes

@@ -3,7 +3,7 @@
 rules             when a layer is sure enough: by entropy, by confidence, by layers that agree
 heads             what reads a layer of a decoder, before the last one
 regression        heads without training: least squares between layers
-heads_file        trained heads as files, for one backbone alone
+stored            trained heads as files, for one backbone alone
 decoder           decoding that leaves at the first exit which is sure
 skipped           keys and values of the layers that were skipped: handed up, or computed later
 uncached          the slow truth of both
@@ -16,7 +16,6 @@ classifier        the same for an encoder that answers once a text: five methods
 
 from llmcourse.early_exit.decoder import EarlyExitLogits, EarlyGeneration, generate_early
 from llmcourse.early_exit.heads import ExitHead, ExitHeads, check_exits
-from llmcourse.early_exit.heads_file import load_heads, save_heads
 from llmcourse.early_exit.heat_map import Heat, heat
 from llmcourse.early_exit.readings import Readings, read_texts
 from llmcourse.early_exit.regression import fit_heads
@@ -29,10 +28,12 @@ from llmcourse.early_exit.rules import (
     entropy,
 )
 from llmcourse.early_exit.self_speculation import ExitDrafter
+from llmcourse.early_exit.stored import EXIT_HEADS, load_heads, save_heads
 from llmcourse.early_exit.threshold import Choice, Curve, curve, fewest_layers, most_agreement
 from llmcourse.early_exit.uncached import UncachedEarlyExitLogits
 
 __all__ = [
+    "EXIT_HEADS",
     "Choice",
     "ConfidenceRule",
     "Curve",

@@ -18,6 +18,15 @@ from torch import Tensor
 from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import product
+from llmcourse.kernels.split_rings import (
+    LEAST_SPLIT_ROWS,
+    MOST_CHOSEN_ROWS,
+    MOST_SPLIT_ROWS,
+    SPLIT_RINGS,
+    SplitMemory,
+    SplitRing,
+    split_ring,
+)
 from llmcourse.kernels.tiles import (
     FEW_ROWS,
     FEW_ROWS_BYTES,
@@ -33,7 +42,13 @@ from llmcourse.kernels.tiles import (
     streamed_tile,
 )
 
-AnyTile = Tile | Strip | Ring
+AnyTile = Tile | Strip | Ring | SplitRing
+GluonTile = Strip | Ring | SplitRing
+ROWS_OF = {
+    Strip: (1, MOST_RING_ROWS),
+    Ring: (2, MOST_RING_ROWS),
+    SplitRing: (LEAST_SPLIT_ROWS, MOST_SPLIT_ROWS),
+}
 
 
 def linear_reference(
@@ -69,6 +84,7 @@ def linear(
     backend: Backend = "auto",
     pdl: bool = False,
     tile: AnyTile | None = None,
+    split_memory: SplitMemory | None = None,
 ) -> Float[Tensor, "B N"]:
     """RMSNorm, matrix, bias, SwiGLU and residual, whichever of them are given.
 
@@ -83,8 +99,9 @@ def linear(
         pdl: launch before the previous kernel has ended; it must be one that takes part (see `launch`).
             Without effect before Hopper.
         tile: how the kernel cuts the matrix; None takes the measured or the default shape. A `Strip` is for
-            up to 16 rows of input and a `Ring` for 2 to 16, both in bfloat16 on Hopper; for one row a `Strip`
-            also runs on what came later.
+            up to 16 rows of input, a `Ring` for 2 to 16 and a `SplitRing` for 17 to 64, all in bfloat16 on
+            Hopper; for one row a `Strip` also runs on what came later.
+        split_memory: for a `SplitRing` whose programs share columns; None makes it, which a loop should not.
 
     Raises:
         ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
@@ -100,7 +117,7 @@ def linear(
     if out is None:
         out = x.new_empty(x.shape[0], num_outputs)
     arguments = (x, weight, norm, eps, bias, residual, gated, out, tile, pdl)
-    if isinstance(tile, Strip | Ring) and (obstacle := _gluon_obstacle(tile, x, weight, gated)):
+    if isinstance(tile, GluonTile) and (obstacle := _gluon_obstacle(tile, x, weight, gated)):
         raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
     if isinstance(tile, Strip):
         from llmcourse.kernels import linear_gluon, linear_rows_strip_gluon
@@ -111,6 +128,13 @@ def linear(
         from llmcourse.kernels import linear_rows_gluon
 
         linear_rows_gluon.launch(*arguments)
+        return out
+    if isinstance(tile, SplitRing):
+        from llmcourse.kernels import linear_split_gluon
+
+        if split_memory is not None:
+            split_memory.check(tile.needs(x.shape[0], num_outputs, gated), x.device)
+        linear_split_gluon.launch(*arguments, split_memory)
         return out
     from llmcourse.kernels import linear_triton
 
@@ -127,7 +151,8 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
     Up to eight rows in bfloat16 on Hopper are streamed, by a `Ring` or a `Strip`. That was measured in passes
     over several tokens, in which every kernel starts before its predecessor has ended: these ask for
     "triton", and have any matrix streamed. "auto" is a batch of rows too, without early starts, and takes
-    such tiles only for the matrices in `tiles.FEW_ROWS`.
+    such tiles only for the matrices in `tiles.FEW_ROWS`. A `SplitRing` is taken in the same way for up to
+    `split_rings.MOST_CHOSEN_ROWS`.
 
     Otherwise "auto" leaves several rows to PyTorch's operations, which are taken to be faster, except in 16
     bits on a GPU of as much shared memory as Hopper (see `tiles.few_rows_tile`; measured in bfloat16 on an
@@ -149,6 +174,11 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
         streamed = streamed_tile(num_rows, num_outputs, num_inputs, gated)
         if not _gluon_obstacle(streamed, x, weight, gated):
             return streamed
+    known = (num_outputs, num_inputs, gated) in SPLIT_RINGS
+    if LEAST_SPLIT_ROWS <= num_rows <= MOST_CHOSEN_ROWS and (known or backend == "triton"):
+        split = split_ring(num_outputs, num_inputs, gated)
+        if not _gluon_obstacle(split, x, weight, gated):
+            return split
     if x.element_size() == 2 and shared_bytes() >= FEW_ROWS_BYTES:
         tile = few_rows_tile(num_rows, num_outputs, gated)
         if tile is not None:
@@ -156,13 +186,13 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
     return matmul_tile(num_outputs, num_inputs, gated, x.element_size()) if backend == "triton" else None
 
 
-def _gluon_obstacle(tile: Strip | Ring, x: Tensor, weight: Tensor, gated: bool) -> str | None:
+def _gluon_obstacle(tile: GluonTile, x: Tensor, weight: Tensor, gated: bool) -> str | None:
     """Why no kernel in Gluon can run with such a tile, or None."""
     from llmcourse.kernels.capabilities import runs_gluon, runs_wgmma, shared_bytes
 
-    least = 2 if isinstance(tile, Ring) else 1
-    if not least <= x.shape[0] <= MOST_RING_ROWS or x.dtype != torch.bfloat16 or x.shape[1] % 8:
-        takes = f"{least} to {MOST_RING_ROWS} rows, a multiple of 8 numbers each, in bfloat16"
+    least, most = ROWS_OF[type(tile)]
+    if not least <= x.shape[0] <= most or x.dtype != torch.bfloat16 or x.shape[1] % 8:
+        takes = f"{least} to {most} rows, a multiple of 8 numbers each, in bfloat16"
         return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes {takes}"
     if x.shape[0] > 1 and (obstacle := _several_rows_obstacle(tile)):
         return f"for {x.shape[0]} rows: {obstacle}"
@@ -176,7 +206,7 @@ def _gluon_obstacle(tile: Strip | Ring, x: Tensor, weight: Tensor, gated: bool) 
     return f"with {held} bytes for a program, which has room for {room}" if held > room else None
 
 
-def _several_rows_obstacle(tile: Strip | Ring) -> str | None:
+def _several_rows_obstacle(tile: GluonTile) -> str | None:
     """What in the tile's numbers only one row of input can do with, or None.
 
     With eight warps at most the tensor cores never get more than 256 columns at a time, which is their limit:

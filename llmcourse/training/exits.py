@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from llmcourse.arguments import Parser
 from llmcourse.early_exit.heads import ExitHeads
-from llmcourse.early_exit.heads_file import load_heads, save_heads
 from llmcourse.early_exit.readings import read_texts
 from llmcourse.early_exit.regression import fit_heads
+from llmcourse.early_exit.stored import load_heads, save_heads
 from llmcourse.hardware import this_machine
 from llmcourse.model import Decoder
 from llmcourse.pretrained import find_checkpoint, fingerprint, load

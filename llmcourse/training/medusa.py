@@ -158,13 +158,13 @@ def write(
     out: Path, model: Decoder, heads: MedusaHeads, folder: Path, held_out: dict[str, Tensor], run: Recipe
 ) -> None:
     """The heads, their accuracies as stored, and a backbone that was trained with them."""
-    if model.lm_head.weight.requires_grad:  # trained too: from here it is what its files will say
+    joint = model.lm_head.weight.requires_grad
+    if joint:  # trained too: from here it is what its files will say
         model.requires_grad_(False).to(torch.bfloat16).to(torch.float32)
         write_backbone(model, folder, out / "backbone")
-    save_heads(heads, model, out)
-    stored = load_heads(out, model)
-    report = accuracy_report(model, stored, held_out, run.sequence_length)
     trained = {"steps": run.steps, "tokens": run.tokens, "backbone": fingerprint(model)}
+    save_heads(heads, model, out, {"joint": joint, "steps": run.steps, "tokens": run.tokens})
+    report = accuracy_report(model, load_heads(out, model), held_out, run.sequence_length)
     content = {"trained": trained, "held_out": report}
     (out / "accuracy.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for name, found in report.items():

@@ -1,6 +1,7 @@
 """Trainings that end by their steps or by the clock, whichever comes first, the rates falling to zero.
 
-The clock starts after a pass that is thrown away, for the first one may compile.
+The clock starts after a pass that is thrown away, for the first one may compile. Where a checkpoint is kept,
+a run that was interrupted goes on as if it had never stopped, and the clock with it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import NamedTuple
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from tqdm import tqdm
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.timing import synchronize
 from llmcourse.training.interrupts import Interrupts
+from llmcourse.training.pretrain import SAVE_EVERY_S, load_state, save_state
 
 CHECK_EVERY = 25  # steps: looking at the loss makes the host wait, and so keeps it close to the device
 WARM_UP = 0.05  # of a training
@@ -55,7 +58,7 @@ class Trained(NamedTuple):
 
     Attributes:
         steps: that were made.
-        loss: the mean of the last ones.
+        loss: the mean of the last ones; NaN where a run that goes on had ended already.
         seconds: without the pass before the clock.
     """
 
@@ -69,6 +72,41 @@ def share_of_rate(progress: float) -> float:
     return min((progress + 1e-3) / WARM_UP, (1 - progress) / (1 - WARM_UP))
 
 
+class Checkpoint(nn.Module):
+    """What a training keeps in a file, every minute and at its end, to go on from.
+
+    Args:
+        path: of the file.
+        trained: its weights are kept.
+        run: a dataclass that says which training it is; the file of another one is refused.
+    """
+
+    def __init__(self, path: Path, trained: nn.Module, run: Any):
+        super().__init__()
+        self.path, self.trained, self.run = path, trained, run
+        self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
+
+    def load(self, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, float]:
+        """The steps that were made and the seconds that they took; 0 and 0 where there is no file.
+
+        Raises:
+            ValueError: the file is damaged, or of another run.
+        """
+        step = load_state(self.path, self, list(optimizers), self.run)
+        return step, self.seconds.item()
+
+    def save(self, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float) -> None:
+        """Replaces the file.
+
+        Raises:
+            FloatingPointError: the weights are no longer finite; the file is left as it was.
+        """
+        if not all(torch.isfinite(weight).all() for weight in self.trained.parameters()):
+            raise FloatingPointError(f"step {step}: the weights are not finite; lower the learning rate")
+        self.seconds.fill_(seconds)
+        save_state(self.path, self, list(optimizers), step, self.run)
+
+
 def train(
     name: str,
     loss_of: Callable[..., Tensor],
@@ -76,49 +114,67 @@ def train(
     optimizers: Sequence[torch.optim.Optimizer],
     pace: Pace,
     device: torch.device,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Steps over batches until the pace says so.
 
     Args:
         loss_of: of what a batch holds.
-        batches: endless.
+        batches: endless; the same ones at every start, of which those that were seen are passed over.
         optimizers: with the peak rates set.
+        checkpoint: where to go on; None starts anew, and keeps nothing.
 
     Raises:
-        ValueError: the clock left fewer than `LEAST_STEPS` steps.
-        FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: SIGINT or SIGTERM came; the step was completed.
+        ValueError: the clock left fewer than `LEAST_STEPS` steps; a checkpoint is damaged, or of another run.
+        FloatingPointError: the loss, or a weight that would be kept, is no longer finite.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the step was completed, and is in the checkpoint.
     """
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    weights = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    batches = iter(batches)
+    step, before_s = checkpoint.load(optimizers) if checkpoint else (0, 0.0)
+    done, recent = pace.progress(step, before_s), []
+    if done >= 1:
+        return Trained(step, math.nan, before_s)
+    batches = islice(batches, step, None)
     first = next(batches)
     warm_up(loss_of, first, optimizers, device)
-    started, recent, step, done = time.monotonic(), [], 0, 0.0
-    bar = tqdm(total=pace.steps, desc=name, mininterval=5, leave=False)
+    saved = time.monotonic()
+    started = saved - before_s
+    bar = tqdm(total=pace.steps, initial=step, desc=name, mininterval=5, leave=False)
     with bar, Interrupts() as interrupts:
         for batch in chain([first], batches):
             _set_rates(optimizers, peaks, share_of_rate(done))
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = loss_of(*batch)
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, MAX_NORM)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            recent, step = [*recent[1 - CHECK_EVERY :], loss.detach()], step + 1
+            loss = _update(loss_of, batch, optimizers, device)
+            recent, step = [*recent[1 - CHECK_EVERY :], loss], step + 1
             bar.update()
-            if step % CHECK_EVERY == 0:
+            now = time.monotonic()
+            done = pace.progress(step, now - started)
+            stop = done >= 1 or interrupts.pending
+            if stop or step % CHECK_EVERY == 0:
                 bar.set_postfix(loss=f"{_mean(name, step, recent):.3f}")
+            if checkpoint and (stop or now - saved > SAVE_EVERY_S):
+                checkpoint.save(optimizers, step, now - started)
+                saved = now
             if interrupts.pending:
                 raise KeyboardInterrupt
-            done = pace.progress(step, time.monotonic() - started)
-            if done >= 1:
+            if stop:
                 break
     enough = step >= min(LEAST_STEPS, pace.steps)
     what, remedy = f"steps of {name} in {pace.seconds:.0f} s", "give more time"
     require(enough, what, f"at least {LEAST_STEPS}", step, remedy)
     return Trained(step, _mean(name, step, recent), time.monotonic() - started)
+
+
+def _update(loss_of: Callable[..., Tensor], batch: Sequence[Tensor], optimizers, device) -> Tensor:
+    """One step; returns the loss, on the device."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        loss = loss_of(*batch)
+    loss.backward()
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], MAX_NORM)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
 
 
 def warm_up(

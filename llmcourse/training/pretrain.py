@@ -58,8 +58,12 @@ def init_weights(model: Decoder, seed: int) -> None:
         parameter.data.copy_(values)
 
 
-def save_state(path: Path, model: nn.Module, optimizers: list, step: int, recipe: Recipe) -> None:
-    """Writes a checkpoint beside the old one and renames it, so that none is ever half-written."""
+def save_state(path: Path, model: nn.Module, optimizers: list, step: int, recipe: Any) -> None:
+    """Writes a checkpoint beside the old one and renames it, so that none is ever half-written.
+
+    Args:
+        recipe: a dataclass of numbers and text, by which a checkpoint of another run is told.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "model": model.state_dict(),
@@ -71,7 +75,7 @@ def save_state(path: Path, model: nn.Module, optimizers: list, step: int, recipe
     os.replace(path.with_suffix(".new"), path)
 
 
-def load_state(path: Path, model: nn.Module, optimizers: list, recipe: Recipe) -> int:
+def load_state(path: Path, model: nn.Module, optimizers: list, recipe: Any) -> int:
     """Restores a checkpoint; returns the step to go on from, 0 when there is none.
 
     Raises:

@@ -11,12 +11,14 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import few_rows_variants as variants
 import record
-from few_rows_candidates import CHAINS, LLAMA, PASSES
+from few_rows_candidates import CHAINS, DOZENS, LLAMA, PASSES, SHARED_CHAINS
 
+from llmcourse.kernels.linear import linear_reference
+from llmcourse.kernels.split_rings import SPLIT_RINGS, SplitRing
 from llmcourse.kernels.tiles import SPARE_BYTES, Ring, Strip, Tile
 
 CPU = torch.device("cpu")
-KINDS = {"Ring": Ring, "Strip": Strip, "Tile": Tile}
+KINDS = {"Ring": Ring, "SplitRing": SplitRing, "Strip": Strip, "Tile": Tile}
 ROOM = 227 * 1024 - SPARE_BYTES  # of a program on Hopper
 
 
@@ -74,7 +76,13 @@ def test_the_recorded_run_tried_these_rings_of_a_chain_and_a_pass_the_next_after
 
 
 @pytest.mark.parametrize(
-    "case", [*PASSES.values(), variants.replace(LLAMA, candidates=CHAINS)], ids=lambda c: c.what
+    "case",
+    [
+        *PASSES.values(),
+        variants.replace(LLAMA, candidates=CHAINS),
+        *(variants.replace(case, candidates=SHARED_CHAINS) for case in DOZENS.values()),
+    ],
+    ids=lambda c: c.what,
 )
 def test_every_candidate_fits_a_program_and_no_pass_is_beyond_its_cache(case):
     for (_, inputs, gated), its_tiles in case.candidates.items():
@@ -137,7 +145,7 @@ class Standing:
     """Of a state, what a pass sets."""
 
     def __init__(self, model, batch_size, capacity, layout):
-        self.model, self.positions = model, torch.zeros(batch_size)
+        self.model, self.positions, self.read = model, torch.zeros(batch_size), None
 
 
 def like_those_recorded(found: list[dict], what: str) -> None:
@@ -145,6 +153,57 @@ def like_those_recorded(found: list[dict], what: str) -> None:
     assert {tuple(row) for row in found} == {tuple(row) for row in wanted}, "the fields, in their order"
     assert {row["what"] for row in found} == {row["what"] for row in wanted}
     assert {tuple(row["versions"]) for row in found} == {tuple(row["versions"]) for row in wanted}
+
+
+SMALL = (80, 64, True)
+
+
+@pytest.fixture
+def by_references(monkeypatch):
+    """What a ring is to multiply the reference does; by one of them, wrongly."""
+    right, wrong = SplitRing(128, 64, 2, 2), SplitRing(128, 64, 3, 2)
+    monkeypatch.setattr(variants, "SHARED_CHAINS", {SMALL: (right, wrong)})
+
+    def linear(x, weight, *, tile, backend, pdl, split_memory=None, out=None, **parts):
+        assert backend == "triton" and pdl
+        return linear_reference(x, weight, **parts) * (1 if tile == right else 1.1)
+
+    monkeypatch.setattr(variants, "linear", linear)
+    return right
+
+
+@pytest.mark.parametrize("part", DOZENS)
+def test_dozens_of_rows_are_compared_with_fp32_and_stand_beside_pytorch(without_a_gpu, by_references, part):
+    speeds = variants.report_shared(SMALL, DOZENS[part].num_tokens, CPU)
+    product, operations, right, wrong = without_a_gpu()
+    assert list(speeds) == [by_references], "the other is not to be chosen, as fast as it may be"
+    assert product["tile"] is operations["tile"] is None
+    assert right["tile"] == ["SplitRing", 128, 64, 2, 2, 1, 8]
+    assert right["gbps"] == round(8 * 160 * 64 * 2 / 1.23456e-3 / 1e9) == right["peer_gbps"]
+    assert right["error_over_peers"] == 1 and wrong["error_over_peers"] > 2 and right["limit_gbps"] == 4800
+    assert {row["what"].split("rows=")[1][:2] for row in without_a_gpu()} == {part[-2:]}
+
+
+def test_a_pass_over_dozens_of_tokens_names_what_is_wrong(without_a_gpu, by_references, monkeypatch):
+    passes = []
+    monkeypatch.setattr(variants, "report_pass", lambda case, device, start: passes.append((case, start)))
+    monkeypatch.setattr(variants, "state_of", lambda case: None)
+    monkeypatch.setattr(variants, "run_of", lambda *_: None)
+    monkeypatch.setattr(variants, "Window", lambda *_, **__: Standing(None, 1, 1, None))
+    with pytest.raises(SystemExit, match=r"further from fp32 than 2.0 times .*SplitRing\(rows=128"):
+        variants.report_dozens(DOZENS["rows64"], CPU)
+    (case, start), beside = passes[0], without_a_gpu()[-3:]
+    assert start == {SMALL: by_references} and case.num_tokens == 64 and case.candidates == {SMALL: []}
+    assert [row["what"].split(", ")[-1] for row in beside] == [
+        "only one of them", "by default", "PyTorch's products",
+    ]  # fmt: skip
+    assert all(row["ms"] == 1.2346 and row["tile"] is None for row in beside)
+
+
+def test_the_table_of_dozens_is_among_what_is_tried():
+    assert {shape: ring in SHARED_CHAINS[shape] for shape, ring in SPLIT_RINGS.items()} == dict.fromkeys(
+        SHARED_CHAINS, True
+    )
 
 
 def test_a_chain_multiplies_by_every_matrix():
@@ -168,4 +227,7 @@ def test_without_a_gpu_it_says_so_and_an_unknown_part_is_refused(monkeypatch, ca
     monkeypatch.setattr(sys, "argv", ["few_rows_variants.py", "--parts", "one,two"])
     with pytest.raises(SystemExit):
         variants.main()
-    assert "--parts must be of llama3_8b, qwen3_0.6b, target, one, got 'two'" in capsys.readouterr().err
+    assert (
+        "--parts must be of llama3_8b, qwen3_0.6b, target, one, rows64, rows32, got 'two'"
+        in capsys.readouterr().err
+    )

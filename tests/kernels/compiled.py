@@ -32,6 +32,7 @@ from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, b
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention
 from llmcourse.kernels.paged_decode import paged_decode_attention
+from llmcourse.kernels.split_rings import SPLIT_RINGS, SplitRing
 from llmcourse.kernels.tiles import FlashTile, Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.kernels.tree_mask import TreeMask
@@ -196,6 +197,21 @@ def compiled_few_rows(num_rows: int) -> list[Compiled]:
             weight = torch.empty(outputs * (1 + gated), inputs, dtype=dtype)
             x, norm = torch.empty(num_rows, inputs, dtype=dtype), torch.empty(inputs, dtype=dtype)
             linear(x, weight, norm=norm, gated=gated, backend="triton")
+    return found
+
+
+def compiled_split_rings(num_tokens: int) -> list[Compiled]:
+    """A pass over dozens of tokens by programs that share columns; and what no matrix there has, together."""
+    shapes, dtype = dataclasses.asdict(MODELS["Llama-3-8B"]) | {"num_layers": 1}, torch.bfloat16
+    config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
+    with recorded(90) as found, torch.device("meta"), torch.no_grad():
+        state = StepState(Decoder(config).to(dtype), 1, CAPACITY)
+        settings = KernelSettings(splits=16, tiles=dict(SPLIT_RINGS))
+        Window(state, num_tokens, backend="triton", settings=settings).read()
+        x, weight = torch.empty(num_tokens, 1024, dtype=dtype), torch.empty(1024, 1024, dtype=dtype)
+        norm, residual = torch.empty(1024, dtype=dtype), torch.empty(num_tokens, 512, dtype=dtype)
+        given = {"backend": "triton", "pdl": True, "tile": SplitRing(64, 64, 5, 4, splits=2, warps=4)}
+        linear(x, weight, norm=norm, residual=residual, gated=True, **given)
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 if platform.system() != "Linux":
     pytest.skip("Triton is made for Linux only", allow_module_level=True)
 
+from llmcourse.kernels.split_rings import LEAST_SPLIT_ROWS, MOST_CHOSEN_ROWS
 from llmcourse.kernels.tiles import Tile
 from tests.kernels.compiled import (
     Compiled,
@@ -20,6 +21,7 @@ from tests.kernels.compiled import (
     compiled_paged_step,
     compiled_rows,
     compiled_simple,
+    compiled_split_rings,
     compiled_staged,
     compiled_step,
     compiled_tree,
@@ -53,6 +55,7 @@ TREES = [
     (compiled_tree, "Qwen3-0.6B", 20, 90),
 ]
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 9, 17, 64)]
+SPLIT = [(compiled_split_rings, num_rows) for num_rows in (24, 64)]
 STAGED = [(compiled_staged, head_dim, gpu) for head_dim in (64, 128, 256) for gpu in SHARED_BYTES]
 FLASH_JOBS = [
     *[(compiled_flash, size, "causal", BF16, gpu) for size in (64, 128) for gpu in (80, 89)],
@@ -82,7 +85,7 @@ BIAS_JOBS = [
     (compiled_bias, 128, "full", BF16, 4096, 90),
 ]
 READABLE_JOBS = [*FLASH_JOBS, *SIMPLE_JOBS, *VARLEN_JOBS, *BIAS_JOBS]
-ALL = [*JOBS, *TREES, *FEW_ROWS, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
+ALL = [*JOBS, *TREES, *FEW_ROWS, *SPLIT, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
 # Of a thread, and not a loss: an address that is stored once by a program and loaded once a tile of queries.
 KEPT_BYTES = {("_warp_specialized_forward_kernel", 128, True): 8}  # by head size and causality
 TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step
@@ -123,12 +126,38 @@ def test_several_rows_and_staged_attention_compile_what_they_say(kernels):
         if job[1] == 2:
             assert {kernel.kernel for kernel in kernels[job]} == {"_ring_kernel"}
             continue
+        if LEAST_SPLIT_ROWS <= job[1] <= MOST_CHOSEN_ROWS:
+            assert {kernel.kernel for kernel in kernels[job]} == {"_split_ring_kernel"}
+            continue
         assert {kernel.kernel for kernel in kernels[job]} == {"_matmul_kernel"}
         widest = max(kernel.constants["BLOCK_K"] * kernel.constants["STAGES"] for kernel in kernels[job])
         assert widest == (768 if job[1] <= 32 else 512), "the tiles that were measured"
     for job in STAGED:
         assert [kernel.kernel for kernel in kernels[job]] == ["_staged_attention_kernel"] * 2
         assert all(kernel.has_pdl == (job[-1] >= 90) for kernel in kernels[job])
+
+
+def test_programs_that_share_columns_fit_by_twos_and_multiply_without_waiting(kernels):
+    """With what the driver adds to each; but a program of gate and up has a multiprocessor of its own."""
+    ring = "split_ring"
+    for job in SPLIT:
+        assert names_of(kernels[job]) == [
+            "embed_window",
+            ring,
+            "append_attention",
+            ring,
+            ring,
+            ring,
+            ring,
+            ring,
+        ]
+        found = [kernel for kernel in kernels[job] if kernel.kernel == "_split_ring_kernel"]
+        assert all(kernel.has_pdl and not kernel.serialized for kernel in found)
+        by_twos = [k for k in found if not k.constants["GATED"] or k.constants["SPLITS"] > 1]
+        assert len(by_twos) == len(found) - 1 == 5
+        for kernel in by_twos:
+            assert 2 * (kernel.shared_bytes + 1024) <= 228 * 1024
+            assert 2 * 32 * kernel.constants["num_warps"] * kernel.registers <= 65536
 
 
 def test_a_kernel_that_spills_is_seen(kernels):

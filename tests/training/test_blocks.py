@@ -1,27 +1,30 @@
-"""Adapters are trained: they learn, the backbone does not, and a run can be limited or interrupted."""
+"""Adapters are trained: they learn, the backbone does not, and a stopped run goes on."""
 
 import json
 import math
 import os
 import signal
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 
 from llmcourse import pretrained
-from llmcourse.blockwise import AdapterConfig, BlockDecoder, first_pass_loss, load_adapters
+from llmcourse.blockwise import AdapterConfig, BlockDecoder, denoising_loss, first_pass_loss, load_adapters
 from llmcourse.model import Decoder
 from llmcourse.training import blocks
 from llmcourse.training.blocks import BlockRecipe, held_out_losses, main, train_adapters
 from llmcourse.training.evaluate import HeldOut
+from llmcourse.training.paced import LEAST_STEPS, Checkpoint
 from llmcourse.training.pretrain import init_weights
 from llmcourse.training.tokens import Domain
 from tests.training.tiny import tiny_config
 
 PATTERN = Domain("pattern", (torch.arange(4000) % 7 * 5 + 3).int())
 RECIPE = BlockRecipe(
-    steps=60, batch_size=8, sequence_length=24, rate=0.02, warmup=5, sizes=(2, 4, 8), mix={"pattern": 1.0}
+    steps=60, batch_size=8, sequence_length=24, rate=0.02, sizes=(2, 4, 8), mix={"pattern": 1.0}
 )
 
 
@@ -37,7 +40,7 @@ def test_a_pattern_is_learnt_and_the_backbone_stays():
     before = pretrained.fingerprint(model.backbone)
     first = first_pass_loss(model, rows, 4).item()
     trained = train_adapters(model, [PATTERN], RECIPE)
-    assert trained.steps == 60 and not trained.interrupted
+    assert trained.steps == 60
     assert first_pass_loss(model, rows, 4).item() < first - 1
     assert pretrained.fingerprint(model.backbone) == before
 
@@ -53,30 +56,86 @@ def test_a_seed_gives_the_same_adapters():
 
 
 def test_a_time_limit_ends_a_run():
-    trained = train_adapters(fresh(), [PATTERN], RECIPE, limit_s=0.05)
-    assert trained.steps < 60 and not trained.interrupted
-
-
-def test_an_interrupt_waits_for_the_end_of_a_step():
-    with interrupted_at(2):
-        trained = train_adapters(fresh(), [PATTERN], RECIPE)
-    assert trained.steps == 3 and trained.interrupted
+    steps = train_adapters(fresh(), [PATTERN], replace(RECIPE, steps=10**9), limit_s=3).steps
+    assert LEAST_STEPS <= steps < 10**9
+    with pytest.raises(ValueError, match="steps of blocks in 0 s must be at least 20, got 1; give more time"):
+        train_adapters(fresh(), [PATTERN], RECIPE, limit_s=1e-9)
 
 
 def interrupted_at(step: int):
+    """A signal in the middle of a step, counted from where this run starts: two passes come before."""
     whole, calls = blocks.denoising_loss, iter(range(10**6))
 
     def loss(*arguments):
-        if next(calls) == step:
+        if next(calls) == step + 2:
             os.kill(os.getpid(), signal.SIGINT)
         return whole(*arguments)
 
     return mock.patch.object(blocks, "denoising_loss", loss)
 
 
+class TestGoingOn:
+    RECIPE = replace(RECIPE, steps=6)
+
+    def test_an_interrupted_run_ends_as_one_that_was_not(self, tmp_path):
+        whole, halves, path = fresh(), fresh(), tmp_path / "blocks.pt"
+        train_adapters(whole, [PATTERN], self.RECIPE)
+        with interrupted_at(2), pytest.raises(KeyboardInterrupt):
+            train_adapters(halves, [PATTERN], self.RECIPE, state_path=path)
+        untrained = fresh()
+        trained = train_adapters(untrained, [PATTERN], self.RECIPE, state_path=path)
+        assert trained.steps == 6
+        for name, adapter in whole.adapters().items():
+            assert torch.equal(untrained.adapters()[name], adapter)
+            assert not torch.equal(halves.adapters()[name], adapter)
+
+    def test_a_run_that_has_ended_is_not_trained_further(self, tmp_path):
+        first, path = fresh(), tmp_path / "blocks.pt"
+        train_adapters(first, [PATTERN], self.RECIPE, state_path=path)
+        again = fresh()
+        with mock.patch.object(blocks, "denoising_loss", side_effect=AssertionError):
+            trained = train_adapters(again, [PATTERN], self.RECIPE, state_path=path)
+        assert trained.steps == 6 and math.isnan(trained.loss)
+        assert all(torch.equal(again.adapters()[name], p) for name, p in first.adapters().items())
+
+    def test_the_clock_goes_on_too(self, tmp_path):
+        path = tmp_path / "blocks.pt"
+        with interrupted_at(2), pytest.raises(KeyboardInterrupt):
+            train_adapters(fresh(), [PATTERN], self.RECIPE, state_path=path)
+        state = torch.load(path)
+        assert state["step"] == 3 and state["model"]["seconds"] > 0
+        state["model"]["seconds"].fill_(1000)  # more than a test takes
+        torch.save(state, path)
+        limited = train_adapters(fresh(), [PATTERN], self.RECIPE, limit_s=1000, state_path=path)
+        assert (limited.steps, limited.seconds) == (3, 1000)
+        assert train_adapters(fresh(), [PATTERN], self.RECIPE, state_path=path).seconds > 1000
+
+    def test_another_run_is_refused(self, tmp_path):
+        path = tmp_path / "blocks.pt"
+        train_adapters(fresh(), [PATTERN], self.RECIPE, state_path=path)
+        smaller = BlockDecoder(fresh().backbone, AdapterConfig(rank=4, alpha=8, num_masks=4))
+        with pytest.raises(ValueError, match=r"made with another recipe \(adapters was .*'rank': 8"):
+            train_adapters(smaller, [PATTERN], self.RECIPE, state_path=path)
+
+    def test_weights_that_are_no_numbers_are_not_kept(self, tmp_path):
+        model = fresh()
+        checkpoint = Checkpoint(tmp_path / "x.pt", nn.ParameterList(model.adapters().values()), RECIPE)
+        checkpoint.trained[0].data.fill_(math.nan)
+        with pytest.raises(
+            FloatingPointError, match="step 3: the weights are not finite; lower the learning"
+        ):
+            checkpoint.save([], 3, 1.0)
+        assert not (tmp_path / "x.pt").exists()
+
+
 def test_a_loss_that_is_no_number_ends_the_run():
-    broken = mock.patch.object(blocks, "_step", return_value=torch.tensor(math.nan))
-    with broken, pytest.raises(FloatingPointError, match="step 0: the loss is nan; lower the rate"):
+    def broken(model, rows, noise):
+        return denoising_loss(model, rows, noise) * math.nan
+
+    with (
+        mock.patch.object(blocks, "denoising_loss", broken),
+        pytest.raises(FloatingPointError, match="blocks, step 25: the loss is nan; lower the learning rate"),
+    ):
         train_adapters(fresh(), [PATTERN], RECIPE)
 
 
@@ -94,7 +153,7 @@ def test_held_out_loss_is_the_mean_over_windows():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("sequence_length", 1), ("rate", 0.0), ("rate", math.inf), ("sizes", ()), ("warmup", 0)],
+    [("steps", 0), ("sequence_length", 1), ("rate", 0.0), ("rate", math.inf), ("sizes", ())],
 )
 def test_recipes_that_cannot_be_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
@@ -111,7 +170,7 @@ class TestProgram:
     def test_text_becomes_adapters_and_a_report(self, options, tiny_checkpoint, tmp_path):
         assert main(options) == 0
         backbone = pretrained.load(tiny_checkpoint).model
-        model = load_adapters(backbone, tmp_path / "out")
+        model = load_adapters(tmp_path / "out", backbone)
         assert model.adapter_config == AdapterConfig(rank=2, alpha=4)
         report = json.loads((tmp_path / "out" / "report.json").read_text())
         assert report["backbone"] == pretrained.fingerprint(backbone) and report["steps"] == 4
@@ -121,14 +180,15 @@ class TestProgram:
             "code": sizes,
         }
 
-    def test_interrupted_it_keeps_what_was_learnt_and_says_so(
-        self, options, tiny_checkpoint, tmp_path, capsys
-    ):
+    def test_interrupted_it_goes_on(self, options, tmp_path, capsys):
+        out, whole = tmp_path / "out", tmp_path / "whole"
         with interrupted_at(1):
             assert main(options) == 130
-        assert "holds what 2 steps have taught" in capsys.readouterr().err
-        load_adapters(pretrained.load(tiny_checkpoint).model, tmp_path / "out")
-        assert not (tmp_path / "out" / "report.json").exists()
+        assert capsys.readouterr().err.endswith("interrupted; start again with the same arguments to go on\n")
+        assert not (out / "add_on.json").exists()
+        assert main(options) == 0 and main([*options, "--out", str(whole)]) == 0
+        assert (out / "add_on.safetensors").read_bytes() == (whole / "add_on.safetensors").read_bytes()
+        assert (out / "report.json").exists()
 
     @pytest.mark.parametrize(
         ("message", "changed"),

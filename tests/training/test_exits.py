@@ -155,7 +155,7 @@ def test_out_of_time_and_on_again_is_one_run(trained, tmp_path, tiny_checkpoint,
     assert main([*again, "--minutes", "1e-9"]) == 3
     assert capsys.readouterr().err.endswith("the time is up; start again with the same arguments to go on\n")
     assert main(again) == 0
-    assert (tmp_path / "heads.safetensors").read_bytes() == (out / "heads.safetensors").read_bytes()
+    assert (tmp_path / "add_on.safetensors").read_bytes() == (out / "add_on.safetensors").read_bytes()
 
 
 def test_another_objective_in_a_used_folder_is_refused(trained, capsys):
@@ -168,7 +168,7 @@ def test_layer_dropout_trains_a_backbone_for_its_heads(text_options, tiny_checkp
     options = [*text_options, *SMALL, "--device", "cpu", "--layer-dropout", "0.2"]
     assert main([*options, "--model", str(tiny_checkpoint), "--out", str(tmp_path)]) == 0
     load_heads(tmp_path, load(tmp_path / "backbone").model)
-    with pytest.raises(CheckpointError, match="backbone of the heads"):
+    with pytest.raises(CheckpointError, match="backbone of exit heads"):
         load_heads(tmp_path, load(tiny_checkpoint).model)
 
 

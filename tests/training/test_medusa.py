@@ -131,7 +131,7 @@ def test_from_text_to_heads_in_two_starts(tiny_checkpoint, text_options, tmp_pat
     arguments = [*text_options, "--model", str(tiny_checkpoint), *SMALL, "--out", str(out)]
     assert main([*arguments, "--minutes", "1e-9"]) == 3
     assert "the time is up; start again with the same arguments to go on" in capsys.readouterr().err
-    assert not (out / "config.json").exists()
+    assert not (out / "add_on.json").exists()
     with mock.patch.object(medusa, "train", side_effect=KeyboardInterrupt):
         assert main(arguments) == 130
     assert main(arguments) == 0
@@ -153,7 +153,7 @@ def test_joint_training_writes_its_own_backbone(tiny_checkpoint, text_options, t
     before, _ = load(tiny_checkpoint)
     after, _ = load(out / "backbone")
     load_heads(out, after)
-    with pytest.raises(CheckpointError, match="must be those of this backbone"):
+    with pytest.raises(CheckpointError, match="backbone of Medusa heads"):
         load_heads(out, before)
 
 

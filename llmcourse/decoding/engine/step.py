@@ -22,6 +22,7 @@ from llmcourse.kernels.decode_attention import (
     num_splits,
 )
 from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear, linear_reference
+from llmcourse.kernels.split_rings import SplitMemory, SplitRing
 from llmcourse.kernels.tiles import AttentionTile, Strip
 from llmcourse.kernels.tokens import embed, embed_reference
 from llmcourse.model import Decoder
@@ -136,6 +137,7 @@ class KernelStep:
             programs, c.num_kv_heads, state.capacity, self.attention, processors
         )
         self.workspace = Workspace(rows, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
+        self.split_memory = self._split_memory(state)
 
     def __call__(self, state: StepState) -> None:
         self._embed(state)
@@ -185,7 +187,23 @@ class KernelStep:
         if tile is None:
             out.copy_(linear_reference(x, weight, **parts))
         else:
-            linear(x, weight, out=out, backend="triton", pdl=self.pdl, tile=tile, **parts)
+            given = {"pdl": self.pdl, "tile": tile, "split_memory": self.split_memory}
+            linear(x, weight, out=out, backend="triton", **given, **parts)
+
+    def _split_memory(self, state: StepState) -> SplitMemory | None:
+        """Of the matrices whose columns are shared by programs: one after the other, they use the same."""
+        w, head = state.layers[0], state.model.lm_head.weight.data
+        matrices = [
+            (self.hidden, w.qkv, False),
+            (self.mixed, w.output, False),
+            (self.between, w.gate_up, True),
+        ]
+        needs = []
+        for x, weight, gated in [*matrices, (self.inner, w.down, False), (self.hidden, head, False)]:
+            tile = self._tile(x, weight, gated)
+            if isinstance(tile, SplitRing):
+                needs.append(tile.needs(len(x), weight.shape[0] // (1 + gated), gated))
+        return SplitMemory.of(needs, self.hidden.device) if needs else None
 
     def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> AnyTile | None:
         if len(x) == 1:

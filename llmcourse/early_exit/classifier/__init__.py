@@ -8,6 +8,7 @@ methods     full, half the layers, DeeBERT, PABEE, past and future
 thresholds  the rule that fits a budget of layers
 overlap     what counting the words that two texts share reaches
 table       score and both speed-ups, and how sure a difference is
+recorded    what the exits said, read back: any speed can be tried
 
 `llmcourse.training.encoder` trains it all.
 """

@@ -1,7 +1,7 @@
 """Medusa: heads on the backbone guess the tokens after the next, and a tree of guesses is read in one pass.
 
 heads       from the last hidden state to guesses for the second, third, … next token
-stored      heads on disk, and the hash that ties them to their backbone
+stored      heads as files, for one backbone alone
 candidates  which guesses are tried together: full and sparse trees
 search      the tree for a budget of nodes, from how often each guess is right
 drafting    the tokens of a tree's nodes: the likeliest of each head, or drawn from it
@@ -32,7 +32,7 @@ from llmcourse.speculative.medusa.steps import (
     measured_speed_up,
     tokens_per_step,
 )
-from llmcourse.speculative.medusa.stored import embedded_heads, load_heads, save_heads
+from llmcourse.speculative.medusa.stored import MEDUSA_HEADS, load_heads, save_heads
 from llmcourse.speculative.medusa.typical import (
     TypicalAcceptance,
     first_token_law,
@@ -42,6 +42,7 @@ from llmcourse.speculative.medusa.typical import (
 )
 
 __all__ = [
+    "MEDUSA_HEADS",
     "HeadsConfig",
     "MedusaEngine",
     "MedusaHeads",
@@ -50,7 +51,6 @@ __all__ = [
     "TreeTarget",
     "TypicalAcceptance",
     "accepted_nodes",
-    "embedded_heads",
     "expected_tokens",
     "first_token_law",
     "full",

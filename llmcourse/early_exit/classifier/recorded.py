@@ -1,0 +1,114 @@
+"""What every exit said of every text, as a benchmark recorded it: speed against score, without a classifier.
+
+Logits are all that a rule asks for, so any threshold can be tried on them at once, on any machine. Rules are
+chosen on the validation side; what they come to is read from the test side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.decoding.errors import require_number
+from llmcourse.early_exit.classifier.methods import METHODS, Method
+from llmcourse.early_exit.classifier.thresholds import Rule, exits_taken, mean_layers
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One method's exits on one task.
+
+    Attributes:
+        depth: layers of the full model.
+        exits: after which layers they are.
+        validation, test: logits of N texts at E exits.
+    """
+
+    task: str
+    method: Method
+    depth: int
+    exits: tuple[int, ...]
+    validation: Float[Tensor, "N E K"]
+    test: Float[Tensor, "N E K"]
+    labels: Int[Tensor, " N"]  # of the test side
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a rule comes to on the test side.
+
+    Attributes:
+        score: percent of right answers.
+        speed_up: layers of the full model over the mean of those that run.
+    """
+
+    rule: Rule | None
+    score: float
+    speed_up: float
+
+
+def read_recorded(path: Path) -> list[Recorded]:
+    """All tasks and methods of a file that the table's benchmark wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is another file's, or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [_one(content, task, method) for task in content["tasks"] for method in METHODS]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} holds no exits of the table ({error!r}); record it again") from error
+
+
+def _one(content: dict[str, Any], task: str, method: Method) -> Recorded:
+    sides = content["tasks"][task]
+    validation, test = (
+        torch.tensor(sides[side][method.name], dtype=torch.float32) * content["scale"]
+        for side in ("validation", "test")
+    )
+    exits, labels = tuple(content["exits"][method.name]), torch.tensor(sides["test"]["labels"])
+    if validation.shape[1:] != test.shape[1:] or test.shape[:2] != (len(labels), len(exits)):
+        raise ValueError(f"{method.name} on {task} has {tuple(test.shape)} logits")
+    return Recorded(task, method, content["depth"], exits, validation, test, labels)
+
+
+def reached(recorded: Recorded, rule: Rule | None) -> Reached:
+    """Answers the test with a rule; None runs all layers."""
+    taken = exits_taken(recorded.test, rule)
+    answers = recorded.test[torch.arange(len(taken)), taken].argmax(-1)
+    score = 100 * (answers == recorded.labels).double().mean().item()
+    return Reached(rule, score, recorded.depth / mean_layers(taken, recorded.exits))
+
+
+def at_speed(recorded: Recorded, speed_up: int | float) -> Reached:
+    """The rule whose mean of layers on validation data is nearest to what a speed-up allows, on the test.
+
+    Args:
+        speed_up: in layers, from 1 to the depth.
+
+    Raises:
+        ValueError: a speed-up out of its range.
+    """
+    inside = lambda x: 1 <= x <= recorded.depth  # noqa: E731
+    require_number(inside, "speed_up", f"in [1, {recorded.depth}]", speed_up, "2 runs half of the layers")
+    method, seen = recorded.method, recorded.validation
+    if method.rules is None:
+        return reached(recorded, None)
+    budget = min(recorded.depth / speed_up, recorded.exits[-1])
+    return reached(recorded, method.choose(method.rules(seen), seen, recorded.exits, budget))
+
+
+def trade_off(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reached]:
+    """What is reached at each speed-up, in ascending order; one point for a method without a choice."""
+    if recorded.method.rules is None:
+        return [reached(recorded, None)]
+    found = {at_speed(recorded, speed_up) for speed_up in speed_ups}
+    return sorted(found, key=lambda point: (point.speed_up, -point.score))

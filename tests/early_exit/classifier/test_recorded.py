@@ -1,0 +1,102 @@
+"""What was recorded of the exits: read as it was written, rules from one side, scores from the other."""
+
+import json
+
+import pytest
+import torch
+
+from llmcourse.early_exit.classifier.methods import FULL, METHODS, PABEE
+from llmcourse.early_exit.classifier.recorded import at_speed, reached, read_recorded, trade_off
+from llmcourse.early_exit.rules import EntropyRule
+from tests.early_exit.classifier.written_exits import DEPTH, EXITS, content
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "exits.json"
+    file.write_text(json.dumps(content()), encoding="utf-8")
+    return file
+
+
+def of(path, name, task="first"):
+    return next(r for r in read_recorded(path) if (r.task, r.method.name) == (task, name))
+
+
+def test_all_methods_of_all_tasks(path):
+    found = [(r.task, r.method.name) for r in read_recorded(path)]
+    assert found == [(task, m.name) for task in ("first", "second") for m in METHODS]
+    deebert = of(path, "deebert")
+    assert deebert.test.shape == (60, DEPTH, 2) and deebert.exits == EXITS["deebert"]
+    numbers = content()["tasks"]["first"]["test"]["deebert"][3][1]
+    assert deebert.test[3, 1].tolist() == pytest.approx([n / 100 for n in numbers])
+
+
+def test_all_layers_are_the_last_exit(path):
+    full = of(path, FULL.name)
+    right = full.test[:, -1].argmax(-1) == full.labels
+    assert reached(full, None).score == pytest.approx(100 * right.double().mean().item())
+    assert reached(full, None).speed_up == 1
+    assert reached(of(path, "half_depth"), None).speed_up == 2
+
+
+def test_a_rule_comes_from_validation_alone(path):
+    deebert = of(path, "deebert")
+    chosen = at_speed(deebert, 2)
+    other = of(path, "deebert")
+    other.test.neg_()
+    assert at_speed(other, 2).rule == chosen.rule
+    assert at_speed(other, 2).score != chosen.score
+
+
+def test_what_leaves_at_once_runs_one_layer(path):
+    assert reached(of(path, "deebert"), EntropyRule(10)).speed_up == DEPTH
+
+
+@pytest.mark.parametrize("name", ["deebert", "pabee", "past_future"])
+def test_faster_ones_come_later(path, name):
+    points = trade_off(of(path, name), [1, 1.5, 2, 3])
+    assert len(points) > 1
+    assert [p.speed_up for p in points] == sorted(p.speed_up for p in points)
+
+
+def test_where_nothing_is_chosen_there_is_a_point(path):
+    assert len(trade_off(of(path, FULL.name), [1, 2, 3])) == 1
+
+
+@pytest.mark.parametrize("speed_up", [0, 0.5, -1, DEPTH + 1, float("nan")])
+def test_no_such_speed(path, speed_up):
+    with pytest.raises(ValueError, match=rf"speed_up must be in \[1, {DEPTH}\]"):
+        at_speed(of(path, PABEE.name), speed_up)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c.pop("tasks"),
+        lambda c: c.update(tasks=7),
+        lambda c: c["tasks"]["first"]["test"].pop("pabee"),
+        lambda c: c["tasks"]["first"]["test"]["labels"].pop(),
+        lambda c: c["tasks"]["first"]["validation"]["pabee"][0].pop(),
+        lambda c: c["exits"].update(pabee=[1]),
+    ],
+)
+def test_another_file_is_refused(tmp_path, damage):
+    broken = content()
+    damage(broken)
+    file = tmp_path / "broken.json"
+    file.write_text(json.dumps(broken), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken\.json holds no exits of the table"):
+        read_recorded(file)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_recorded(tmp_path / "none.json")
+
+
+def test_logits_are_those_of_the_rule(path):
+    deebert = of(path, "deebert")
+    sure = torch.full_like(deebert.test, -9.0)
+    sure[:, 1, 0] = 9.0
+    deebert.test.copy_(sure)
+    assert reached(deebert, EntropyRule(0.1)).speed_up == DEPTH / 2
