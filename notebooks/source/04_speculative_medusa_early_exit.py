@@ -824,10 +824,11 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["code"][0])
 # %% [markdown]
 # From left to right quality is paid for speed. The loss rises with the block, for what a block's tokens do not know of
 # each other is lost; the share of different pairs falls, for places that know nothing of each other all guess the same
-# frequent token. Form breaks first: one mark in the wrong place, and a verse is too long; one bracket that nobody
-# closes, and a program does not parse. (Six texts of 32 tokens: a step in that panel may be one poem.) Further passes
-# move a point to the left: points above one another bring equally many tokens a pass, and there you see whether these
-# adapters gain more from a second look at a long block than from a shorter block.
+# frequent token. Form breaks soon: one mark in the wrong place, and a verse is too long; one bracket that nobody
+# closes, and a program does not parse. (Six texts of 32 tokens: a step in that panel may be one poem; and whoever
+# writes the same again and again can keep a form, too.) Further passes move a point to the left: points above one
+# another bring equally many tokens a pass, and there you see whether these adapters gain more from a second look at a
+# long block than from a shorter block.
 #
 # The pictures of the slide have no price on them: this is the price. And tokens a pass are not the speed, as a pass
 # over a block costs $v(n)$. If the same guesses are *verified* instead of kept, they are drafts, and nothing is lost at
@@ -909,9 +910,9 @@ print("times as fast: all exits asked {:.2f}, one asked {:.2f}; drafting early {
 # read by the first layers twice here: LayerSkip shares their cache with the verification, ours does not.)
 #
 # And by the clock? A third of the layers is not a third of the time. An exit multiplies by the whole vocabulary, in
-# `base` the weights of several layers; asked after every layer, it costs more than what is skipped. Fewer exits, or
-# larger layers, turn that around: in Llama-3-8B an exit is as large as two or three of thirty-two layers. Count layers
-# *and* seconds.
+# `base` the weights of several layers; asked after every layer, it costs about what is skipped, or more. Fewer exits,
+# or larger layers, turn that around: in Llama-3-8B an exit is as large as two or three of thirty-two layers. Count
+# layers *and* seconds.
 #
 # ## 4.17 What goes wrong
 #
