@@ -910,9 +910,9 @@ print("times as fast: all exits asked {:.2f}, one asked {:.2f}; drafting early {
 # read by the first layers twice here: LayerSkip shares their cache with the verification, ours does not.)
 #
 # And by the clock? A third of the layers is not a third of the time. An exit multiplies by the whole vocabulary, in
-# `base` the weights of several layers; asked after every layer, it costs about what is skipped, or more. Fewer exits,
-# or larger layers, turn that around: in Llama-3-8B an exit is as large as two or three of thirty-two layers. Count
-# layers *and* seconds.
+# `base` the weights of several layers; asked after every layer, it costs about what is skipped, or more. Fewer exits
+# cost less; and where layers are larger, the balance is another one: in Llama-3-8B an exit is as large as two or three
+# of its thirty-two layers. Count layers *and* seconds.
 #
 # ## 4.17 What goes wrong
 #
