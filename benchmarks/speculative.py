@@ -147,14 +147,7 @@ def report_parity(names: Sequence[str], num_prompts: int, device: torch.device) 
     (target, drafter), encode = load(names, device, torch.float32)
     plain, ours = DecodeEngine(target), SpeculativeEngine(target, drafter)
     texts = varied(plain, [encode(text) for text in prompts.one_hundred()], num_prompts)
-    capacity = max(map(len, texts)) + PARITY_TOKENS
-    different = []
-    for begin in range(0, len(texts), PARITY_BATCH):
-        rows = texts[begin : begin + PARITY_BATCH]
-        plain.start(rows, capacity)
-        wanted = plain.decode(PARITY_TOKENS).tolist()
-        found = ours.generate(rows, PARITY_TOKENS).tokens
-        different += [begin + row for row in range(len(rows)) if found[row] != wanted[row]]
+    different = differing(plain, ours, texts)
     record(
         "speculative_parity",
         1 - len(different) / len(texts),
@@ -168,6 +161,18 @@ def report_parity(names: Sequence[str], num_prompts: int, device: torch.device) 
         target=names[0],
         drafter=names[1],
     )
+
+
+def differing(plain: DecodeEngine, ours: SteppingEngine, texts: list[list[int]]) -> list[int]:
+    """Which prompts the engines do not continue alike, greedily."""
+    capacity, different = max(map(len, texts)) + PARITY_TOKENS, []
+    for begin in range(0, len(texts), PARITY_BATCH):
+        rows = texts[begin : begin + PARITY_BATCH]
+        plain.start(rows, capacity)
+        wanted = plain.decode(PARITY_TOKENS).tolist()
+        found = ours.generate(rows, PARITY_TOKENS).tokens
+        different += [begin + row for row in range(len(rows)) if found[row] != wanted[row]]
+    return different
 
 
 def varied(engine: DecodeEngine, openings: list[list[int]], count: int) -> list[list[int]]:

@@ -11,6 +11,7 @@ the text, each sees its own way alone (`visible`), and the way that is kept is m
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Sequence
@@ -213,6 +214,22 @@ class KVCache:
         target = (bases[:, None] + torch.arange(numbers.shape[1])).to(self.device)
         for held in (self.keys, self.values):
             held[:, rows, :, target] = held[:, rows, :, source]
+
+    def first_layers(self, num_layers: int) -> KVCache:
+        """The same memory as a cache of the first layers alone, which counts what it holds by itself.
+
+        So they may run ahead of the others. Neither side may be reordered afterwards.
+
+        Raises:
+            ValueError: more layers than there are, or none.
+        """
+        if not 1 <= num_layers <= self.num_layers:
+            raise ValueError(
+                f"num_layers must be in [1, {self.num_layers}], got {num_layers}; the cache has no others"
+            )
+        part = copy.copy(self)  # `lengths` is replaced when it changes, never written to
+        part.keys, part.values = self.keys[:num_layers], self.values[:num_layers]
+        return part
 
     def reorder(self, rows: Int[Tensor, " B"]) -> None:
         """Row i becomes a copy of row `rows[i]`: how beam search moves hypotheses.

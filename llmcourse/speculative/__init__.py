@@ -10,6 +10,7 @@ drafter        what proposes drafts, behind one interface
 lookup         a drafter without a model: what followed the last tokens before
 model_drafter  a smaller model as a drafter
 early_layers   the target's own first layers as a drafter
+shared_layers  the same with one cache: verification begins behind the layers that drafted
 vocabulary     whether draft and target mean the same by a token
 draft_length   how many to ask for: fixed, or by the acceptance seen
 target         what is asked of a target: to read several tokens at once, and to take some back
@@ -49,6 +50,7 @@ from llmcourse.speculative.ledger import Ledger, Outcome, Policy, apply_policy
 from llmcourse.speculative.lookup import LookupDrafter, look_up
 from llmcourse.speculative.loop import generate, stream
 from llmcourse.speculative.model_drafter import ModelDrafter
+from llmcourse.speculative.shared_layers import SharedLayersTarget
 from llmcourse.speculative.speculation import Speculation
 from llmcourse.speculative.steps import SpeculativeStep
 from llmcourse.speculative.target import CachedTarget, Target, UncachedTarget, as_target
@@ -86,6 +88,7 @@ __all__ = [
     "Outcome",
     "Point",
     "Policy",
+    "SharedLayersTarget",
     "Speculation",
     "SpeculativeStep",
     "Stage",

@@ -8,26 +8,34 @@ less with itself; another one, trained to read those layers, may take its place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from llmcourse.decoding.errors import require, require_integer
+from llmcourse.decoding.history import History
+from llmcourse.decoding.processors import Processor
+from llmcourse.decoding.sampling import Randomness
+from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder, RMSNorm
+from llmcourse.speculative.drafter import Draft
 from llmcourse.speculative.model_drafter import ModelDrafter, require_decoder
 
 
 class EarlyLayersDrafter(ModelDrafter):
     """A `ModelDrafter` by a target's first layers: it takes no memory but a cache of those layers.
 
-    What that cache holds is also in the target's. LayerSkip shares it, and verifies with the other layers
-    alone; here the target need not know who drafts.
+    What that cache holds is also in the target's. Shared, it is that one, and what the last of these layers
+    gives is kept for the drafts: `SharedLayersTarget` verifies with the other layers alone.
 
     Args:
         target: the model whose layers are used.
         num_layers: how many, in [1, layers of the target).
         norm, lm_head: instead of the target's own, as in `first_layers`.
+        shared: whether a `SharedLayersTarget` of this drafter verifies; no other target can then.
 
     Raises:
         ValueError: more layers than may be, or none.
@@ -39,9 +47,58 @@ class EarlyLayersDrafter(ModelDrafter):
         num_layers: int,
         *,
         norm: RMSNorm | None = None,
-        lm_head: nn.Linear | None = None,
+        lm_head: nn.Module | None = None,
+        shared: bool = False,
     ):
         super().__init__(first_layers(target, num_layers, norm=norm, lm_head=lm_head))
+        self.target, self.shared = target, shared
+        self._states: list[Tensor] = []  # (B, T, C) each, of tokens that the other layers have yet to read
+
+    def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> None:
+        if not self.shared:
+            return super().start(prompts, capacity)
+        self.cache = None  # until the target, which reads the prompts, shares its own
+
+    def share(self, cache: KVCache) -> None:
+        """Goes on behind the prompts that the target's cache holds."""
+        self.cache, self._held = cache.first_layers(len(self.model.model.layers)), cache.lengths.tolist()
+        self._states.clear()
+
+    def draft(
+        self,
+        history: History,
+        num_drafts: Sequence[int],
+        processors: Sequence[Processor] = (),
+        generator: Randomness | None = None,
+    ) -> Draft:
+        remedy = "decode with SharedLayersTarget(drafter) as the target, or leave out shared"
+        require(self.cache is not None, "draft", "called when a target shares its cache", "none", remedy)
+        return super().draft(history, num_drafts, processors, generator)
+
+    def read_on(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
+        """What the last of these layers gives for the text's last token and the drafts.
+
+        Most of it is there from drafting; only what was not read yet is: the last draft, as a rule.
+        """
+        done = sum(states.shape[1] for states in self._states)
+        if done < tokens.shape[1]:
+            self._cut([length - 1 + done for length in self._lengths])
+            self._read(tokens[:, done:])
+            self._held = [length - 1 + tokens.shape[1] for length in self._lengths]
+        return torch.cat(self._states, 1)[:, : tokens.shape[1]]
+
+    def accept(self, num_accepted: Sequence[int]) -> None:
+        super().accept(num_accepted)
+        self._states.clear()
+
+    def _read(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
+        if not self.shared:
+            return super()._read(tokens)
+        x, context = self.model.begin(tokens, self.cache)
+        for index, layer in enumerate(self.model.model.layers):
+            x = layer(x, index, context)
+        self._states.append(x)
+        return self.model.model.norm(x)
 
 
 def first_layers(

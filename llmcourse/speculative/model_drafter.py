@@ -102,7 +102,7 @@ class ModelDrafter:
         tokens, q, stops, on = [], [], None, None
         for position in range(width):
             if position:
-                logits = self.model(tokens[-1][:, None], self.cache)[:, 0]
+                logits = self.model.lm_head(self._read(tokens[-1][:, None]))[:, 0]
                 self._held = [held + 1 for held in self._held]
                 if processors:
                     text.append(tokens[-1])
@@ -134,11 +134,15 @@ class ModelDrafter:
         slots = torch.tensor(starts, device=tokens.device)[:, None] + torch.arange(
             width, device=tokens.device
         )
-        hidden = self.model.hidden_states(tokens.gather(1, slots), self.cache)  # (B, width, C)
+        hidden = self._read(tokens.gather(1, slots))  # (B, width, C)
         self._held = [start + width for start in starts]
         self._cut(lengths)  # texts shorter than `width` were padded after all
         ends = torch.tensor(lengths, device=tokens.device) - 1 - slots[:, 0]
         return hidden[torch.arange(len(lengths), device=tokens.device), ends]
+
+    def _read(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
+        """The normalised hidden states of tokens behind what the cache holds."""
+        return self.model.hidden_states(tokens, self.cache)
 
     def _cut(self, lengths: list[int]) -> None:
         if lengths != self._held:

@@ -8,8 +8,9 @@ import torch
 from llmcourse.decoding import generate
 from llmcourse.decoding.history import History
 from llmcourse.early_exit import ConfidenceRule, EntropyRule, ExitDrafter, PatienceRule
-from llmcourse.speculative import ModelDrafter
+from llmcourse.speculative import ModelDrafter, SharedLayersTarget
 from llmcourse.speculative import generate as speculate
+from llmcourse.speculative.engine import SpeculativeEngine
 from tests.early_exit.tiny import PROMPTS, random_heads
 from tests.speculative.tiny import tiny_decoder
 
@@ -32,6 +33,21 @@ def test_the_text_is_the_models_own(heads, plain, layer, sure):
     drafter = ExitDrafter(heads, layer, sure)
     texts = speculate(heads.backbone, PROMPTS, drafter=drafter, draft_length=3, max_new_tokens=NEW_TOKENS)
     assert [g.tokens for g in texts] == plain
+
+
+@pytest.mark.parametrize("sure", [None, SURE[1]])
+def test_the_text_is_the_models_own_where_the_cache_is_shared(heads, plain, sure):
+    """The exit's own head drafts, and stops where it is not sure: the other layers then read less."""
+    drafter = ExitDrafter(heads, 2, sure, shared=True)
+    target = SharedLayersTarget(drafter)
+    texts = speculate(target, PROMPTS, drafter=drafter, draft_length=3, max_new_tokens=NEW_TOKENS)
+    assert [g.tokens for g in texts] == plain
+
+
+def test_a_trained_exit_drafts_in_the_engine_with_its_cache_shared(heads, plain):
+    settings = {"draft_length": 3, "shared_cache": True}
+    engine = SpeculativeEngine(heads.backbone, heads.folded(2), **settings)
+    assert engine.generate(PROMPTS, NEW_TOKENS).tokens == plain
 
 
 def drafts(heads, sure, processors=(), generator=None):

@@ -59,7 +59,7 @@ class DecodeEngine:
         self.eos_token_ids = model.config.eos_token_ids
         self.extent = 0  # tokens of the longest row
         self._state: StepState | None = None
-        self._step: Callable[[StepState], None] = reference_step
+        self._step: Callable[[StepState], object] = reference_step
         self._recordings: dict[object, Callable[[], None]] = {}
         self._choices: dict[bool, Choice] = {}  # greedy, and drawn
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from llmcourse.costs import Precision, weight_bytes
@@ -25,6 +26,7 @@ from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear, linear_r
 from llmcourse.kernels.split_rings import SplitMemory, SplitRing
 from llmcourse.kernels.tiles import AttentionTile, Strip
 from llmcourse.kernels.tokens import embed, embed_reference
+from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder
 from llmcourse.roofline import check_fits
 
@@ -60,14 +62,22 @@ class StepState:
 
     Args:
         layout: of the matrices; `Tensor.contiguous` for kernels, which read rows.
+        cache: of this model and these sizes, instead of a new one.
     """
 
-    def __init__(self, model: Decoder, batch_size: int, capacity: int, layout: Layout = lay_out):
+    def __init__(
+        self,
+        model: Decoder,
+        batch_size: int,
+        capacity: int,
+        layout: Layout = lay_out,
+        cache: KVCache | None = None,
+    ):
         config, device, dtype = model.config, model.device, model.dtype
         self.model = model
         self.layers: list[LayerWeights] = fuse_layers(model, layout)
         self.eps = config.rms_norm_eps
-        self.cache = model.new_cache(batch_size, capacity)
+        self.cache = model.new_cache(batch_size, capacity) if cache is None else cache
         self.text = torch.zeros(batch_size, capacity, dtype=torch.long, device=device)
         self.positions = torch.zeros(batch_size, dtype=torch.long, device=device)
         cos, sin = model.rope(torch.arange(capacity, device=device)[None])
@@ -96,8 +106,20 @@ def check_room(model: Decoder, batch_size: int, capacity: int) -> None:
     check_fits(model.config, batch_size, capacity, free and free + held, precision)
 
 
-def reference_step(state: StepState) -> None:
-    """The definition: fused matrices and a cache of fixed size, otherwise the model's own operations."""
+def reference_step(state: StepState) -> Float[Tensor, "B C"]:
+    """The definition: fused matrices and a cache of fixed size, otherwise the model's own operations.
+
+    Returns:
+        what the last layer gives, before the norm.
+    """
+    model, x = state.model, reference_layers(state)
+    norm = model.model.norm.weight
+    state.logits.copy_(linear_reference(x, model.lm_head.weight, norm=norm, eps=state.eps))
+    return x
+
+
+def reference_layers(state: StepState) -> Float[Tensor, "B C"]:
+    """`reference_step` without the head: keys, values, and what it returns."""
     model, positions = state.model, state.positions
     x = embed_reference(state.text, positions, model.model.embed_tokens.weight)
     place = Place.of(positions, state.cos, state.sin)
@@ -107,8 +129,7 @@ def reference_step(state: StepState) -> None:
         x = linear_reference(mixed, w.output, bias=w.output_bias, residual=x)
         inner = linear_reference(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
         x = linear_reference(inner, w.down, residual=x)
-    norm = model.model.norm.weight
-    state.logits.copy_(linear_reference(x, model.lm_head.weight, norm=norm, eps=state.eps))
+    return x
 
 
 class KernelStep:
@@ -118,12 +139,16 @@ class KernelStep:
 
     Args:
         num_tokens: of each row; more than one for a `window` alone.
+        first_layer: where the pass begins, with what `hidden` holds; 0 begins with the tokens.
+
+    Attributes:
+        hidden: `(rows, C)`, what the last layer gives; another tensor may take its place between passes.
     """
 
-    def __init__(self, state: StepState, settings: KernelSettings, num_tokens: int = 1):
+    def __init__(self, state: StepState, settings: KernelSettings, num_tokens: int = 1, first_layer: int = 0):
         c, x = state.model.config, state.model.model.embed_tokens.weight
         batch, rows, width = state.batch_size, state.batch_size * num_tokens, c.num_heads * c.head_dim
-        self.settings = settings
+        self.settings, self.first_layer = settings, first_layer
         self.pdl = batch == 1 if settings.pdl is None else settings.pdl
         self.hidden = x.new_empty(rows, c.hidden_size)
         self.between = x.new_empty(rows, c.hidden_size)  # after attention, before the MLP
@@ -140,16 +165,22 @@ class KernelStep:
         self.split_memory = self._split_memory(state)
 
     def __call__(self, state: StepState) -> None:
-        self._embed(state)
-        for index, w in enumerate(state.layers):
+        self.layers(state)
+        model = state.model
+        head, norm = model.lm_head.weight.data, model.model.norm.weight.data
+        self._linear(self.hidden, head, self._logits(state), norm=norm, eps=state.eps)
+
+    def layers(self, state: StepState) -> None:
+        """All but the head: keys, values, and `hidden`."""
+        if self.first_layer == 0:
+            self._embed(state)
+        for index in range(self.first_layer, len(state.layers)):
+            w = state.layers[index]
             self._linear(self.hidden, w.qkv, self.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
             self._attend(state, index, w.head_norm)
             self._linear(self.mixed, w.output, self.between, bias=w.output_bias, residual=self.hidden)
             self._linear(self.between, w.gate_up, self.inner, norm=w.mlp_norm, eps=state.eps, gated=True)
             self._linear(self.inner, w.down, self.hidden, residual=self.between)
-        model = state.model
-        head, norm = model.lm_head.weight.data, model.model.norm.weight.data
-        self._linear(self.hidden, head, self._logits(state), norm=norm, eps=state.eps)
 
     def _embed(self, state: StepState) -> None:
         table = state.model.model.embed_tokens.weight

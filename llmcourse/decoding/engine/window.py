@@ -39,6 +39,8 @@ class Window:
         state: text, positions and cache; each position must be at least T − 1.
         num_tokens: T.
         tree: which of them each one sees; None for a chain.
+        first_layer: where the pass begins. Beyond 0, the layers before have read these tokens already, and
+            what they gave lies in `hidden`, which the pass overwrites; `tokens` is not written.
         backend, settings: as in `DecodeEngine`; tiles of `settings` are for B · T rows here.
 
     Attributes:
@@ -53,11 +55,12 @@ class Window:
         num_tokens: int,
         tree: TreeMask | None = None,
         *,
+        first_layer: int = 0,
         backend: Backend = "auto",
         settings: KernelSettings | None = None,
     ):
         batch, device = state.batch_size, state.text.device
-        self.state, self.tree = state, tree
+        self.state, self.tree, self.first_layer = state, tree, first_layer
         self.tokens = torch.zeros(batch, num_tokens, dtype=torch.long, device=device)
         shape = (batch, num_tokens, state.logits.shape[1])
         self.logits = torch.zeros(shape, dtype=state.logits.dtype, device=device)
@@ -77,9 +80,11 @@ class Window:
     def _reference(self, state: StepState) -> None:
         """The definition, as `reference_step` is of a step of one token."""
         model = state.model
-        table = model.model.embed_tokens.weight
-        x = embed_window_reference(state.text, state.positions, table, self.tokens)  # (B · T, C)
-        for index, w in enumerate(state.layers):
+        x, table = self.hidden, model.model.embed_tokens.weight  # (B · T, C)
+        if self.first_layer == 0:
+            x = embed_window_reference(state.text, state.positions, table, self.tokens)
+        for index in range(self.first_layer, len(state.layers)):
+            w = state.layers[index]
             qkv = linear_reference(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
             layer = (state.cache.keys[index], state.cache.values[index])
             places = (state.positions, state.cos, state.sin)
@@ -98,7 +103,7 @@ class _WindowStep(KernelStep):
 
     def __init__(self, window: Window, settings: KernelSettings):
         self.window = window
-        super().__init__(window.state, settings, window.tokens.shape[1])
+        super().__init__(window.state, settings, window.tokens.shape[1], window.first_layer)
 
     def _embed(self, state: StepState) -> None:
         table, settings = state.model.model.embed_tokens.weight, {"backend": "triton", "pdl": self.pdl}

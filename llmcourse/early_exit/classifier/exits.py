@@ -47,6 +47,25 @@ class Answer(NamedTuple):
     layers: int
 
 
+class Reading:
+    """The exits of one pass as they are come to: `ExitClassifier.read` of the states so far.
+
+    A classifier whose exits look at earlier states may keep here what it made of them.
+    """
+
+    def __init__(self, classifier: ExitClassifier):
+        self.classifier = classifier
+        self.states: list[Tensor] = []
+
+    def add(self, state: Float[Tensor, "B C"]) -> None:
+        """The state at the next exit, which need not be asked."""
+        self.states.append(state)
+
+    def logits(self) -> Float[Tensor, "B K"]:
+        """Of the last exit that was come to."""
+        return self.classifier.read(self.states)
+
+
 class ExitClassifier(nn.Module):
     """An encoder, and exits after some of its layers; a subclass says what they read.
 
@@ -79,6 +98,10 @@ class ExitClassifier(nn.Module):
         """
         raise NotImplementedError
 
+    def reading(self) -> Reading:
+        """What reads the exits of one pass, one after the other."""
+        return Reading(self)
+
     def states(self, tokens: Int[Tensor, "B T"]) -> list[Float[Tensor, "B C"]]:
         """The state at every exit."""
         x, context = self.encoder.start(tokens)
@@ -109,16 +132,16 @@ class ExitClassifier(nn.Module):
         """
         require(len(tokens) == 1, "tokens", "one row", len(tokens), "ask about one text at a time")
         x, context = self.encoder.start(tokens)
-        states: list[Tensor] = []
+        reading, poolers = self.reading(), iter(self.poolers)
         history: list[Tensor] = []
         for index in range(self.exits[-1]):
             x = self.encoder.layer(index, x, context)
             if index + 1 in self.exits:
-                states.append(self.poolers[len(states)](x))
+                reading.add(next(poolers)(x))
                 last = index + 1 == self.exits[-1]
                 if rule is None and not last:
                     continue
-                history.append(self.read(states))
+                history.append(reading.logits())
                 if last or bool(rule.exits(history)):
                     break
         return Answer(history[-1], index + 1)

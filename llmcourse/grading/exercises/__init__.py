@@ -6,5 +6,6 @@ inputs                       how cases are drawn: nothing in them turns on round
 decoding/                    lab 1
 roofline/, kv_cache/         lab 2
 flash_attention/, serving/   lab 3
-speculative/                 lab 4
+speculative/, medusa/        lab 4
+early_exit/, blockwise/
 """

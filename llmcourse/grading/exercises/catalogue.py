@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from llmcourse.grading.exercise import Exercise
+from llmcourse.grading.exercises.blockwise import block_decoding
 from llmcourse.grading.exercises.decoding import (
     beam_search,
     contrastive,
@@ -16,6 +17,11 @@ from llmcourse.grading.exercises.decoding import (
     softmax,
     top_k,
     top_p,
+)
+from llmcourse.grading.exercises.early_exit import (
+    entropy_exit,
+    exit_threshold,
+    patience_exit,
 )
 from llmcourse.grading.exercises.flash_attention import (
     causal_tile,
@@ -33,6 +39,10 @@ from llmcourse.grading.exercises.kv_cache import (
 )
 from llmcourse.grading.exercises.kv_cache import (
     find_the_bug as cache_bug,
+)
+from llmcourse.grading.exercises.medusa import (
+    medusa_candidates,
+    walk_tree,
 )
 from llmcourse.grading.exercises.roofline import (
     largest_batch,
@@ -105,6 +115,12 @@ LABS = {
         look_up.EXERCISE,
         speculative_loop.EXERCISE,
         cascade_threshold.EXERCISE,
+        medusa_candidates.EXERCISE,
+        walk_tree.EXERCISE,
+        entropy_exit.EXERCISE,
+        patience_exit.EXERCISE,
+        exit_threshold.EXERCISE,
+        block_decoding.EXERCISE,
     ),
 }
 

@@ -46,7 +46,7 @@ class Drafting:
         self.backend = resolve(backend, state.text.device, state.model.dtype)
         self.kept: Float[Tensor, "B G V"] = state.logits.new_zeros(batch, gamma, vocab_size)
         self.catch_up = Window(state, 2, backend=self.backend, settings=settings)
-        self._step: Callable[[StepState], None] = reference_step
+        self._step: Callable[[StepState], object] = reference_step
         if self.backend == "triton":
             self._step = KernelStep(state, settings or KernelSettings())
 

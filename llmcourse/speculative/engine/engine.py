@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState, check_room
+from llmcourse.decoding.engine.weights import Layout
 from llmcourse.decoding.engine.window import Window
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.decoding.source import CachedLogits, check_prompts
@@ -27,6 +28,7 @@ from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
 from llmcourse.speculative.engine.drafting import Drafting
 from llmcourse.speculative.engine.lookups import Lookups
+from llmcourse.speculative.engine.shared_drafting import SharedDrafting
 from llmcourse.speculative.engine.stepping import SteppingEngine
 from llmcourse.speculative.lookup import LookupDrafter
 from llmcourse.speculative.vocabulary import check_sizes
@@ -48,10 +50,13 @@ class SpeculativeEngine(SteppingEngine):
             is kept for them, and are thrown away: nothing is clamped on the device.
         backend, graph: as in `DecodeEngine`.
         settings, drafter_settings: of the kernels of each model; tiles are for γ + 1 tokens of the target.
+        shared_cache: whether a drafter of the target's first layers works in the target's cache, and
+            verification begins behind these layers, as `shared_layers` explains.
 
     Raises:
         TypeError, ValueError: γ below 1 or more than attention takes, vocabularies, devices or dtypes that
-            differ, or a backend that cannot run.
+            differ, a cache shared with a drafter that is not the target's first layers, or a backend that
+            cannot run.
     """
 
     def __init__(
@@ -63,12 +68,15 @@ class SpeculativeEngine(SteppingEngine):
         backend: Backend = "auto",
         settings: KernelSettings | None = None,
         drafter_settings: KernelSettings | None = None,
+        shared_cache: bool = False,
         graph: bool = True,
     ):
         require_integer(1, "draft_length", draft_length, "decode without a drafter to draft nothing")
         self.models = [target] if isinstance(drafter, LookupDrafter) else [target, drafter]
         _check_drafter(target, drafter)
-        self.drafter, self.draft_length = drafter, draft_length
+        if shared_cache:
+            _check_first_layers(target, drafter)
+        self.drafter, self.draft_length, self.shared_cache = drafter, draft_length, shared_cache
         backend = resolve(backend, target.device, target.dtype)
         if backend == "triton":
             longest, remedy = MOST_TOKENS - 1, "draft less, or take the reference"
@@ -128,13 +136,15 @@ class SpeculativeEngine(SteppingEngine):
     def verify(self) -> None:
         """The target's pass over the last γ + 1 tokens of each text, to be timed: it moves nothing on.
 
+        With a shared cache it is over places behind the text, as what it reads is not the text's.
+
         Raises:
             ValueError: no prompt was read yet, or a text has no more than γ tokens.
         """
         self._require_started("verify")
         shortest, allowed = min(self._lengths), "called when each text has more than γ tokens"
         require(shortest > self.draft_length, "verify", allowed, shortest, "take a step or two before")
-        self._run("verify", self._window.read)
+        self._run("verify", self._verify_in_place)
 
     @property
     def _one_at_a_time(self) -> bool:
@@ -162,6 +172,12 @@ class SpeculativeEngine(SteppingEngine):
         self._drafting.draft(self.choice)
         self._state.positions -= self.draft_length
 
+    def _verify_in_place(self) -> None:
+        ahead = self.draft_length if self.shared_cache else 0
+        self._state.positions += ahead
+        self._window.read()
+        self._state.positions -= ahead
+
     def _whole(self) -> None:
         self._drafting.draft(self.choice)
         self._settle()
@@ -186,22 +202,35 @@ class SpeculativeEngine(SteppingEngine):
         self.capacity = 0
         gamma = self.draft_length
         slots = capacity + gamma + 1  # drafts behind the last token of a text, and the target's own
-        for model in self.models:
+        reading = self.models[:1] if self.shared_cache else self.models  # the prompts
+        for model in reading:
             check_room(model, batch_size, slots)
         layout = torch.Tensor.contiguous if self.backend == "triton" else lay_out
-        self._states = [StepState(model, batch_size, slots, layout) for model in self.models]
+        self._states = [StepState(model, batch_size, slots, layout) for model in reading]
         self._state = self._states[0]
-        if isinstance(self.drafter, LookupDrafter):
-            self._drafting = Lookups(self._state, gamma, self.drafter)
-        else:
-            ahead = self._states[1]
-            ahead.text, ahead.positions = self._state.text, self._state.positions
-            self._drafting = Drafting(ahead, gamma, backend=self.backend, settings=self.drafter_settings)
-        self._window = Window(self._state, gamma + 1, backend=self.backend, settings=self.settings)
+        first = self.drafter.config.num_layers if self.shared_cache else 0
+        settings = {"backend": self.backend, "settings": self.settings}
+        self._window = Window(self._state, gamma + 1, first_layer=first, **settings)
+        self._drafting = self._drafting_in(slots, layout)
         self._told = self._state.text.new_zeros(batch_size, gamma + 2)
         self._likeliest = Choice(batch_size * (gamma + 1), self.vocab_size, self.device)
         self._memory = VerdictMemory(batch_size, gamma + 1, self.vocab_size, self.device)
         self.capacity = capacity
+
+    def _drafting_in(self, slots: int, layout: Layout) -> Drafting | SharedDrafting | Lookups:
+        state, gamma = self._state, self.draft_length
+        if isinstance(self.drafter, LookupDrafter):
+            return Lookups(state, gamma, self.drafter)
+        settings = {"backend": self.backend, "settings": self.drafter_settings}
+        if self.shared_cache:
+            part = state.cache.first_layers(self.drafter.config.num_layers)
+            ahead = StepState(self.drafter, state.batch_size, slots, layout, part)
+        else:
+            ahead = self._states[1]
+        ahead.text, ahead.positions = state.text, state.positions
+        if self.shared_cache:
+            return SharedDrafting(ahead, self._window, **settings)
+        return Drafting(ahead, gamma, **settings)
 
     def _check_draws(self, temperature: float, seed: int) -> None:
         coldest = torch.finfo(torch.float32).tiny
@@ -233,3 +262,17 @@ def _check_drafter(target: Decoder, drafter: Decoder | LookupDrafter) -> None:
     wanted, found = ((model.device, model.dtype) for model in (target, drafter))
     remedy = "load both alike"
     require(wanted == found, "drafter", f"on the target's device, in its dtype {wanted}", found, remedy)
+
+
+def _check_first_layers(target: Decoder, drafter: Decoder | LookupDrafter) -> None:
+    """Refuses to share a cache with other layers: their keys and values are not the target's."""
+    remedy = "pass first_layers(target, n), or share no cache"
+    if isinstance(drafter, LookupDrafter):
+        require(False, "drafter", "the target's first layers", "a LookupDrafter", remedy)
+    layers, own = drafter.model.layers, target.model.layers
+    shared = all(mine is its for mine, its in zip(layers, own, strict=False))
+    embedded = drafter.model.embed_tokens is target.model.embed_tokens
+    fewer = len(layers) < len(own)
+    found = f"{len(layers)} layers" if shared and embedded else "layers of its own"
+    allowed = f"the target's own first layers, fewer than its {len(own)}"
+    require(shared and embedded and fewer, "drafter", allowed, found, remedy)

@@ -112,6 +112,24 @@ class TestPastAndFuture:
         classifier.guess_weight.data.normal_()
         assert (classifier.read(states[:, :1].unbind(1)) - early).abs().max() > 1e-3
 
+    @pytest.mark.parametrize("asked", [(0, 1, 2, 3), (1, 3), (3,), (2, 2)])
+    def test_votes_that_are_kept_are_those_that_are_cast_anew(self, states, asked, monkeypatch):
+        """Whichever exits are asked; and every state that was come to casts its votes once."""
+        classifier, reading, cast = untrained(PAST_FUTURE), untrained(PAST_FUTURE).reading(), []
+        found, votes = [], reading.classifier.votes
+        monkeypatch.setattr(
+            reading.classifier,
+            "votes",
+            lambda given, first: cast.append(len(given[0])) or votes(given, first),
+        )
+        for index in range(LAYERS):
+            reading.add(states[:, index])
+            found += [reading.logits() for exit_ in asked if exit_ == index]
+        wanted = [classifier.read(states[:, : exit_ + 1].unbind(1)) for exit_ in asked]
+        torch.testing.assert_close(torch.stack(found), torch.stack(wanted))
+        guessed = sum(LAYERS - 1 - exit_ for exit_ in asked)
+        assert sum(cast) - guessed == asked[-1] + 1
+
     def test_imitation_by_its_definition(self, states):
         classifier = untrained(PAST_FUTURE)
         of_each = []

@@ -15,9 +15,11 @@ from functools import cache
 
 import jaxtyping
 import torch
+from torch.nn.functional import pad
 
-from llmcourse import attention, costs, decoding, roofline, serving, speculative
+from llmcourse import attention, costs, decoding, early_exit, roofline, serving, speculative
 from llmcourse.attention import RunningSoftmax, SlowMemory, sdpa
+from llmcourse.blockwise.refinement import most_confident, settled_after
 from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
@@ -25,6 +27,7 @@ from llmcourse.grading.exercises.flash_attention import triton_softmax
 from llmcourse.grading.question import arguments_of, counted
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Rope, apply_rope
+from llmcourse.speculative.medusa import MedusaTree
 
 
 @contextmanager
@@ -463,6 +466,81 @@ def cascade_threshold(held_out, test, large_cost, quality):
     return good[-1], outcome(test, good[-1]).quality, outcome(test, good[-1]).cost
 
 
+def medusa_candidates(logits, choices, length):
+    """The package's tree, its tokens and its mask."""
+    tree = MedusaTree(choices)
+    below = tree.tree.ancestors()
+    text = torch.ones(len(tree), length, dtype=torch.bool)
+    positions = torch.tensor(tree.tree.depths) + length - 1
+    return (
+        tree.tokens(logits[None])[0],
+        torch.tensor(tree.tree.parents),
+        positions,
+        torch.cat((text, below), 1),
+    )
+
+
+def walk_tree(logits, tokens, parents, length):
+    """The package's verdict."""
+    tree = speculative.DraftTree(parents.tolist())
+    verdict = speculative.walk(logits[None], tokens[None], tree)
+    path = list(tree.path(int(verdict.last_nodes)))
+    return path, int(verdict.next_tokens), [*range(length), *(length + node for node in path)]
+
+
+def leaves(rule, history):
+    """The first exit, from 0, at which the package's rule lets each row go, else the last; its favourite."""
+    left = torch.full((len(history[0]),), len(history) - 1)
+    for number in range(len(history) - 2, -1, -1):
+        left[rule.exits(history[: number + 1])] = number
+    return left, torch.stack([logits.argmax(-1) for logits in history]).gather(0, left[None])[0]
+
+
+def entropy_exit(exit_logits, num_layers, threshold):
+    history = [exit_logits(number)[None] for number in range(1, num_layers + 1)]
+    left, answers = leaves(early_exit.EntropyRule(threshold), history)
+    return int(left) + 1, int(answers)
+
+
+def patience_exit(logits, patience):
+    left, answers = leaves(early_exit.PatienceRule(patience), list(logits))
+    return left + 1, answers
+
+
+def exit_threshold(entropies, favourites, thresholds, budget):
+    """The package's staircase over all thresholds: of each that is given, the step on which it is."""
+    layers = tuple(range(1, len(entropies) + 1))
+    readings = early_exit.Readings(layers, entropies, torch.zeros_like(entropies), favourites, favourites[-1])
+    stairs, found = early_exit.curve(readings, "entropy"), []
+    ends = stairs.thresholds.double()  # of each step, the highest threshold on it; but of the first it is 0
+    ends[0] = entropies[:-1].min()
+    for threshold in thresholds:
+        step = int(torch.bucketize(threshold, ends).clamp(max=len(ends) - 1))
+        figures = -stairs.agreement[step].item(), stairs.mean_layers[step].item()
+        found += [(*figures, threshold)] if figures[1] <= budget + 1e-12 else []
+    if not found:
+        raise ValueError("none keeps to the budget")
+    agreement, mean_layers, threshold = min(found)
+    return threshold, mean_layers, -agreement
+
+
+def block_decoding(logits_of, prompt, block_size, passes, max_new_tokens, mask):
+    """By the package's choice of what stands, with a place in front that does: it always keeps the first."""
+    new = []
+    while len(new) < max_new_tokens:
+        size = min(block_size, max_new_tokens - len(new))
+        tokens, settled = torch.full((size,), mask), torch.zeros(1, size + 1, dtype=torch.bool)
+        settled[0, 0] = True
+        for number in range(1, min(passes, size) + 1):
+            confidence, guesses = logits_of([*prompt, *new], tokens.tolist()).softmax(-1).max(-1)
+            count = 1 + settled_after(size, number, min(passes, size))
+            before = settled
+            settled = most_confident(pad(confidence[None], (1, 0)), settled, count)
+            tokens = torch.where((settled & ~before)[0, 1:], guesses, tokens)
+        new += tokens.tolist()
+    return new
+
+
 OTHER_ROADS = {
     "01.softmax": softmax,
     "01.greedy_loop": greedy_loop,
@@ -500,6 +578,12 @@ OTHER_ROADS = {
     "04.look_up": look_up,
     "04.speculative_loop": speculative_loop,
     "04.cascade_threshold": cascade_threshold,
+    "04.medusa_candidates": medusa_candidates,
+    "04.walk_tree": walk_tree,
+    "04.entropy_exit": entropy_exit,
+    "04.patience_exit": patience_exit,
+    "04.exit_threshold": exit_threshold,
+    "04.block_decoding": block_decoding,
 }
 
 

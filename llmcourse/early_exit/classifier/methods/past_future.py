@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llmcourse.early_exit.classifier.encoder import Encoder
-from llmcourse.early_exit.classifier.exits import ExitClassifier
+from llmcourse.early_exit.classifier.exits import ExitClassifier, Reading
 from llmcourse.early_exit.classifier.methods.method import (
     Method,
     Stage,
@@ -66,11 +66,20 @@ class PastFuture(ExitClassifier):
         return torch.einsum("bsc,sck->bsk", self.dropout(states), weight) + bias
 
     def read(self, states: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B K"]:
-        count, classes = len(states), self.num_classes
         past = self.votes(torch.stack([*(s.detach() for s in states[:-1]), states[-1]], 1), 0)
-        future = self.votes(self.guesses(states[-1], count), count)
-        weight = torch.sigmoid(self.gate(torch.tanh(past[..., classes:].mean(1))))
-        return 2 * weight * past[..., :classes].sum(1) + 2 * (1 - weight) * future[..., :classes].sum(1)
+        return self.weigh(past.sum(1), states[-1], len(states))
+
+    def weigh(
+        self, past: Float[Tensor, "B K2"], state: Float[Tensor, "B C"], count: int
+    ) -> Float[Tensor, "B K"]:
+        """Past and future together: from the sum of all votes so far, and the last of `count` states."""
+        classes = self.num_classes
+        future = self.votes(self.guesses(state, count), count)[..., :classes].sum(1)
+        weight = torch.sigmoid(self.gate(torch.tanh(past[..., classes:] / count)))
+        return 2 * weight * past[..., :classes] + 2 * (1 - weight) * future
+
+    def reading(self) -> KeptVotes:
+        return KeptVotes(self)
 
     def guess_all(self, states: Float[Tensor, "B E C"]) -> Float[Tensor, "B E E C"]:
         """At i, j the state of exit j as it is guessed at exit i; where j is not later, nobody asks."""
@@ -93,6 +102,23 @@ class PastFuture(ExitClassifier):
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B E K"]:
         states = torch.stack(self.states(tokens), 1)
         return self.read_all(states, self.guess_all(states))
+
+
+class KeptVotes(Reading):
+    """Votes are cast once: an exit adds those of the states since the last that was asked."""
+
+    def __init__(self, classifier: PastFuture):
+        super().__init__(classifier)
+        self._past: Tensor | None = None
+        self._counted = 0
+
+    def logits(self) -> Float[Tensor, "B K"]:
+        new = self.states[self._counted :]
+        if new:
+            votes = self.classifier.votes(torch.stack(new, 1), self._counted).sum(1)
+            self._past = votes if self._past is None else self._past + votes
+            self._counted = len(self.states)
+        return self.classifier.weigh(self._past, self.states[-1], self._counted)
 
 
 def later(states: Float[Tensor, "B E C"]) -> Bool[Tensor, "E E"]:

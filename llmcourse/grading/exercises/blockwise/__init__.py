@@ -1,0 +1,4 @@
+"""The exercises of lab 4 about text in blocks, a module each, named as the exercise is.
+
+block_decoding   a block of masks, filled in a number of passes, the surest guesses first
+"""

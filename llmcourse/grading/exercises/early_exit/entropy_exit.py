@@ -1,0 +1,323 @@
+"""04.entropy_exit: leave at the first layer whose distribution is narrow, and run no further one."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llmcourse.grading.compare import Exact, Parts
+from llmcourse.grading.exercise import Case, Exercise, Mutant, Oracle
+from llmcourse.grading.exercises.early_exit import drawn as exits
+from llmcourse.grading.exercises.speculative import drawn
+from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
+from llmcourse.grading.rules import OracleCalls
+
+MARGIN = 0.02  # nats between an entropy and the threshold
+
+ASKS = r"""
+Not every token needs all layers. Give each layer an exit, a head that says what it thinks so far, and stop
+where that is sure: where the **entropy** of its distribution is low (DeeBERT, Xin et al. 2020; chapter 4,
+*Early exit*),
+
+$$H = -\sum_x p(x) \ln p(x), \qquad p = \mathrm{softmax}(\text{logits}),$$
+
+in nats, with $0 \ln 0 = 0$. The layers behind that exit are not run at all, which is what is gained.
+
+Write `entropy_exit(exit_logits, num_layers, threshold)`.
+
+- `exit_logits`: a function. `exit_logits(n)` runs layer `n`, the first being 1, and returns what its exit
+  says, a `float32` tensor of shape `(V,)`. A logit may be `-inf`: that answer is impossible.
+- `num_layers`: how many layers there are, at least 1. The last one is the model's own: whoever gets there
+  answers there, sure or not.
+- `threshold`: in nats, at least 0.
+- returns `(layer, answer)`, two ints: the first layer whose entropy is **less** than the threshold, else
+  the last; and the likeliest answer there, the first of several that are as likely.
+
+Each layer is run once, in order, and none behind the exit.
+
+```python
+>>> said = [torch.tensor([1.0, 0.0, 0.9]), torch.tensor([0.0, 4.0, 0.0]), torch.tensor([9.0, 0.0, 0.0])]
+>>> def exit_logits(n):
+...     print("runs layer", n)
+...     return said[n - 1]
+>>> entropy_exit(exit_logits, 3, threshold=0.3)         # the entropies are 1.03, 0.18 and 0.0025
+runs layer 1
+runs layer 2
+(2, 1)
+```
+"""
+
+HINTS = (
+    "A loop over the layers from 1 on, that ends as soon as one is sure. After the loop, the logits that "
+    "were read last are those that answer.",
+    "log_p = logits.log_softmax(-1); the entropy is -(log_p.exp() * log_p).sum(). Where log_p is -inf, "
+    "0 * -inf is NaN: replace these terms by 0.",
+    "terms = torch.where(log_p == -math.inf, 0.0, log_p.exp() * log_p). Leave if -terms.sum() < "
+    "threshold, or if n == num_layers; the answer is int(logits.argmax()).",
+)
+
+BITS = (
+    "These are bits: log2 gives numbers that are 1.44 times as large. The threshold is in nats, as the "
+    "natural logarithm gives them."
+)
+FIRST = (
+    "It leaves at the first layer, which knows least. Either it compares the other way round, or the "
+    "entropy has lost its minus sign: then it is negative, and below any threshold."
+)
+SHARE = "The entropy is not divided by its largest value ln V here: the threshold is in nats."
+LATE = "It leaves a layer after the one that was sure. The layer whose entropy is below answers itself."
+FROM_0 = "The first layer is number 1: exit_logits(1) is what it says, and 1 the least that can be returned."
+LAST_ANSWER = "That is what the last layer would have answered. The answer is that of the exit."
+SUREST = "That is the surest of all layers. The first that is sure enough ends it: no later one is run."
+HINTS_AT = {
+    "never sure": "Where no layer is sure, the last one answers.",
+    "a threshold of 0": (
+        "Less, not equal: nothing is below 0, so that a threshold of 0 runs all layers, also where one is "
+        "certain."
+    ),
+    "impossible answers": (
+        "A logit of -inf has p = 0, and 0 times its logarithm, -inf, is NaN. In the entropy such a term "
+        "counts 0."
+    ),
+    "two favourites": "Of several as likely answers take the first, as argmax does.",
+    "layers run": (
+        "A layer was run for nothing, or twice. Stop the loop at the exit, and keep what a layer said "
+        "instead of asking again."
+    ),
+}
+
+
+def entropy_exit(exit_logits: Callable, num_layers: int, threshold: float | int) -> tuple[int, int]:
+    """Layer by layer, until one is sure."""
+    return Leave()(exit_logits, num_layers, threshold)
+
+
+def nats(logits: Tensor) -> Tensor:
+    """The entropy."""
+    log_p = logits.log_softmax(-1)
+    return -torch.where(log_p == -math.inf, 0.0, log_p.exp() * log_p).sum()
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The loop; the fields are what mutants get wrong.
+
+    Args:
+        measure: of the logits.
+        sure: whether a measure is good enough for the threshold.
+        answer: of the logits.
+        shift: layers between the one that is sure and the one that answers.
+        first: the number of the first layer, in what is returned.
+    """
+
+    measure: Callable = nats
+    sure: Callable = lambda measure, threshold: measure < threshold
+    answer: Callable = lambda logits: int(logits.argmax())
+    shift: int = 0
+    first: int = 1
+
+    def __call__(self, exit_logits, num_layers, threshold):
+        leaves = num_layers
+        for number in range(1, num_layers + 1):
+            logits = exit_logits(number)
+            if number < leaves and self.sure(self.measure(logits), threshold):
+                leaves = min(number + self.shift, num_layers)
+            if number >= leaves:
+                return number + self.first - 1, self.answer(logits)
+
+
+@dataclass(frozen=True)
+class Exits:
+    """What each exit says, a fresh copy each time."""
+
+    said: tuple[tuple[float, ...], ...]
+
+    def __call__(self, layer: object) -> Float[Tensor, " V"]:
+        """The logits after a layer.
+
+        Raises:
+            TypeError: the number is no int.
+            ValueError: there is no such layer.
+        """
+        if type(layer) is not int:
+            raise TypeError("exit_logits must be given the number of a layer, an int")
+        if not 1 <= layer <= len(self.said):
+            raise ValueError(f"exit_logits must be given a layer in [1, {len(self.said)}], got {layer}")
+        return torch.tensor(self.said[layer - 1], dtype=torch.float32)
+
+
+def cases(rng: random.Random) -> list[Case]:
+    def case(label, leaves, layers, wrong=(), apart=(), changed=lambda rows: rows, low=None):
+        """Layers of which the one numbered `leaves` is the first that is sure; 0: none is."""
+
+        def draw():
+            while True:
+                threshold = round(rng.uniform(0.5, 0.8), 2) if low is None else low
+                rows = changed(_said(rng, leaves, layers, threshold or 0.6))
+                if all(abs(exits.entropy(row) - threshold) > MARGIN or not threshold for row in rows):
+                    model = Exits(tuple(map(tuple, rows)))
+                    return {"exit_logits": model, "num_layers": layers, "threshold": threshold}
+
+        arguments = drawn.telling(draw, entropy_exit, wrong, apart)
+        shown = Oracle("exit_logits", f"a function; runs one of {layers} layers, and gives logits")
+        oracles = {"exit_logits": arguments["exit_logits"]}
+        return Case({**arguments, "exit_logits": shown}, label, oracles)
+
+    layers = rng.randint(7, 9)
+    leaves = rng.randint(3, layers - 4)
+    certain = rng.randint(2, layers - 1)
+
+    def with_a_certain_one(rows):
+        peak = rows[certain - 1].index(max(rows[certain - 1]))
+        rows[certain - 1] = [3.0 if token == peak else -math.inf for token in range(len(rows[0]))]
+        return rows
+
+    def with_impossible_ones(rows):
+        for row in rows:
+            for place in sorted(range(len(row)), key=row.__getitem__)[:1]:
+                row[place] = -math.inf
+        return rows
+
+    def with_a_tie(rows):
+        first, second = sorted(rng.sample(range(len(rows[0])), 2))
+        rows[leaves - 1] = [6.0 if n in (first, second) else -9.0 - n for n in range(len(rows[0]))]
+        return rows
+
+    return [
+        case("a layer on the way", leaves, layers, apart=TOLD),
+        case("never sure", 0, layers, (_only_if_sure, _the_first)),
+        case("sure at once", 1, layers, (_from_the_second,)),
+        case("a threshold of 0", 0, layers, (_or_equal,), changed=with_a_certain_one, low=0.0),
+        case("impossible answers", leaves, layers, (_not_a_number,), changed=with_impossible_ones),
+        case("two favourites", leaves, layers, (_last_of_equals,), changed=with_a_tie, low=0.75),
+        case("a single layer", 1, 1),
+    ]
+
+
+def _said(rng: random.Random, leaves: int, layers: int, threshold: float) -> list[list[float]]:
+    """Logits of which each layer has another favourite.
+
+    Layers behind the exit are surer and less sure in turn; the first of all layers knows next to nothing.
+    """
+    vocab = layers + rng.randint(2, 3)
+    favourites, rows = rng.sample(range(vocab), layers), []
+    for number, favourite in enumerate(favourites, 1):
+        behind = number - leaves
+        if number == leaves:
+            target = rng.uniform(0.75, 0.9) * threshold
+        elif leaves and behind > 0 and behind % 2 == 0:
+            target = (rng.uniform(0.4, 0.6) if behind == 2 else rng.uniform(0.2, 0.3)) * threshold
+        elif number == 1:
+            target = min(1.1 * threshold, 0.9) * math.log(vocab)
+        else:
+            target = rng.uniform(1.2, 1.9) * threshold
+        rows.append(exits.of_entropy(rng, vocab, favourite, target).tolist())
+    return rows
+
+
+_bits = Leave(measure=lambda logits: nats(logits) / math.log(2))
+_other_way = Leave(sure=lambda measure, threshold: measure > threshold)
+_no_sign = Leave(measure=lambda logits: -nats(logits))
+_share = Leave(measure=lambda logits: nats(logits) / math.log(len(logits)))
+_late = Leave(shift=1)
+_from_0 = Leave(first=0)
+_or_equal = Leave(sure=lambda measure, threshold: measure <= threshold)
+_not_a_number = Leave(measure=lambda logits: -(logits.softmax(-1) * logits.softmax(-1).log()).sum())
+_last_of_equals = Leave(answer=lambda logits: len(logits) - 1 - int(logits.flip(0).argmax()))
+
+
+def _all_of(exit_logits, num_layers):
+    return [exit_logits(number) for number in range(1, num_layers + 1)]
+
+
+def _last_answer(exit_logits, num_layers, threshold):
+    rows = _all_of(exit_logits, num_layers)
+    layer, _ = entropy_exit(lambda number: rows[number - 1], num_layers, threshold)
+    return layer, int(rows[-1].argmax())
+
+
+def _surest(exit_logits, num_layers, threshold):
+    found = [float(nats(logits)) for logits in _all_of(exit_logits, num_layers)]
+    layer = found.index(min(found)) + 1
+    return layer, int(exit_logits(layer).argmax())
+
+
+def _the_first(exit_logits, num_layers, threshold):
+    """The first layer for want of a sure one."""
+    said = [exit_logits(1)]
+    while len(said) < num_layers and not nats(said[-1]) < threshold:
+        said.append(exit_logits(len(said) + 1))
+    layer = len(said) if nats(said[-1]) < threshold else 1
+    return layer, int(said[layer - 1].argmax())
+
+
+def _only_if_sure(exit_logits, num_layers, threshold):
+    for number in range(1, num_layers + 1):
+        logits = exit_logits(number)
+        if nats(logits) < threshold:
+            return number, int(logits.argmax())
+    return None
+
+
+def _from_the_second(exit_logits, num_layers, threshold):
+    exit_logits(1)
+    for number in range(2, num_layers + 1):
+        logits = exit_logits(number)
+        if nats(logits) < threshold or number == num_layers:
+            return number, int(logits.argmax())
+    return 1, int(exit_logits(1).argmax())
+
+
+def _runs_all(exit_logits, num_layers, threshold):
+    rows = _all_of(exit_logits, num_layers)
+    return entropy_exit(lambda number: rows[number - 1], num_layers, threshold)
+
+
+def _asks_again(exit_logits, num_layers, threshold):
+    layer, _ = entropy_exit(exit_logits, num_layers, threshold)
+    return layer, int(exit_logits(layer).argmax())
+
+
+TOLD = (_bits, _other_way, _share, _late, _from_0, _last_answer, _surest)
+RUN = OracleCalls("exit_logits", name="layers run")
+
+EXERCISE = Exercise(
+    name="04.entropy_exit",
+    function="entropy_exit",
+    title="Leave when it is sure",
+    points=6,
+    minutes=10,
+    level=2,
+    asks=ASKS,
+    signature="entropy_exit(exit_logits, num_layers, threshold)",
+    cases=cases,
+    reference=entropy_exit,
+    comparison=Parts({"layer": Exact(), "answer": Exact()}),
+    rules=(RUN, OWN_WORK),
+    hints=HINTS,
+    hints_at=HINTS_AT,
+    mutants=(
+        Mutant("counts bits", _bits, "a layer on the way", BITS),
+        Mutant("compares the other way", _other_way, "a layer on the way", FIRST),
+        Mutant("forgets the sign", _no_sign, "a layer on the way", FIRST),
+        Mutant("divides by the largest entropy", _share, "a layer on the way", SHARE),
+        Mutant("leaves a layer late", _late, "a layer on the way", LATE),
+        Mutant("counts layers from 0", _from_0, "a layer on the way", FROM_0),
+        Mutant("answers as the last layer", _last_answer, "a layer on the way", LAST_ANSWER),
+        Mutant("takes the surest layer", _surest, "a layer on the way", SUREST),
+        Mutant("answers only where it is sure", _only_if_sure, "never sure"),
+        Mutant("takes the first layer for want of a sure one", _the_first, "never sure"),
+        Mutant("does not ask the first layer", _from_the_second, "sure at once"),
+        Mutant("leaves at equality", _or_equal, "a threshold of 0"),
+        Mutant("multiplies 0 by infinity", _not_a_number, "impossible answers"),
+        Mutant("takes the last of two favourites", _last_of_equals, "two favourites"),
+        Mutant("runs all layers", _runs_all, RUN.name),
+        Mutant("runs the last layer twice", _asks_again, RUN.name),
+    ),
+)

@@ -1,0 +1,374 @@
+"""04.exit_threshold: the best threshold for a budget of layers, from held-out readings."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.grading.compare import Near, Parts
+from llmcourse.grading.exercise import Case, Exercise, Mutant
+from llmcourse.grading.exercises.speculative import drawn
+from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
+from llmcourse.grading.rules import NoMutation
+
+LAYERS, TOKENS, GRID = 6, 16, 8  # shares of 16 are exact in float32 too
+VOCAB, SWAPPED, AGREES = 20, 0.5, 0.3
+FINE = 64  # parts of a nat: entropies and thresholds are exact too
+
+ASKS = r"""
+Which threshold? Say that a token may cost so many layers on average: the **budget**. All layers were run
+over held-out text, and every exit's entropy and favourite written down. From these **readings** one sees
+what each threshold would have come to, without running anything again: a token leaves at the first layer
+whose entropy is **less** than the threshold, or else at the last, and what it answers there agrees with the
+whole model, that is with the favourite of the last layer, or does not. (Chapter 4, *Early exit*.)
+
+Write `exit_threshold(entropies, favourites, thresholds, budget)`.
+
+- `entropies`: `float32` tensor of shape `(E, N)`: the entropy of the exit of each of $E$ layers at each of
+  $N$ tokens, in nats.
+- `favourites`: `int64` tensor of shape `(E, N)`: the likeliest token of each exit.
+- `thresholds`: a list of floats, those to choose from, in any order.
+- `budget`: a number, the largest **mean** number of layers a token; one that leaves at the first took 1.
+- returns `(threshold, mean_layers, agreement)`: of the thresholds that keep to the budget the one with the
+  highest agreement, the share of tokens whose answer is the whole model's; and both figures. Among equal
+  agreements take the fewest layers, and if these are equal too the lowest threshold.
+
+A higher threshold never takes more layers; agreement may go up and down. Raise a `ValueError` where none
+keeps to the budget.
+
+```python
+>>> entropies = torch.tensor([[0.9, 2.0, 0.3], [0.2, 1.0, 0.5], [0.1, 0.1, 0.1]])       # three layers
+>>> favourites = torch.tensor([[5, 6, 7], [4, 8, 7], [4, 8, 7]])
+>>> threshold, layers, agreement = exit_threshold(entropies, favourites, [0.1, 0.4, 1.0, 1.5], budget=2.5)
+>>> threshold, round(layers, 2), agreement
+(0.4, 2.0, 1.0)
+```
+"""
+
+HINTS = (
+    "Write a function first that says what a threshold comes to on the readings: the layer at which each "
+    "token leaves, from that the mean number of layers and the agreement.",
+    "sure = entropies < threshold; sure[-1] = True: at the last layer everything leaves. The first True "
+    "of each column is sure.int().argmax(0), counted from 0.",
+    "answers = favourites.gather(0, left[None])[0]; agreement = (answers == "
+    "favourites[-1]).double().mean(). Of the thresholds with mean layers <= budget take min(..., "
+    "key=lambda found: (-agreement, layers, threshold)).",
+)
+
+OVER = (
+    "That takes more layers than the budget allows. The mean number of layers is at most the budget; of "
+    "what is on that side the best is asked for."
+)
+FEWEST = (
+    "That saves most layers. As many as the budget allows may be spent: take the highest agreement for them."
+)
+NEAREST = (
+    "That spends most of the budget. Agreement need not grow with layers: of all thresholds within the "
+    "budget take the one that agrees best."
+)
+FROM_0 = "Layers are counted from 1 here: a token that leaves at the first exit took one."
+OF_THE_EARLY = (
+    "The agreement is a share of all tokens. Those that run all layers agree for certain, and count too."
+)
+OTHER_WAY = "Sure is what has a low entropy: a token leaves where it is less than the threshold."
+NEIGHBOUR = "Agreement is with the whole model, the last layer; not with the next layer."
+HINTS_AT = {
+    "exactly the budget": "At most the budget: a threshold that takes exactly so many layers keeps to it.",
+    "an entropy that is a threshold": (
+        "An entropy that equals the threshold is not less than it: the token goes on to the next layer."
+    ),
+    "as good, for fewer layers": (
+        "Several thresholds agree equally often: the one with fewer layers is asked for, and if these "
+        "are equal the lowest."
+    ),
+    "thresholds that do the same": "Where agreement and layers are equal, the lowest threshold is asked for.",
+    "thresholds in any order": "The thresholds need not rise: look at all of them.",
+    "more than can be saved": "If no threshold keeps to the budget, raise a ValueError.",
+}
+
+
+def exit_threshold(
+    entropies: Float[Tensor, "E N"],
+    favourites: Int[Tensor, "E N"],
+    thresholds: list[float],
+    budget: float | int,
+) -> tuple[float, float, float]:
+    """All thresholds tried on the readings, and the best within the budget."""
+    return Choose()(entropies, favourites, thresholds, budget)
+
+
+def first_sure(entropies: Tensor, threshold: float) -> Tensor:
+    """The layer at which each token leaves, from 0."""
+    sure = entropies < threshold
+    sure[-1] = True
+    return sure.int().argmax(0)
+
+
+def with_the_last(answers: Tensor, favourites: Tensor, left: Tensor) -> float:
+    """How often an answer is the whole model's."""
+    return (answers == favourites[-1]).double().mean().item()
+
+
+def best(threshold: float, layers: float, agreement: float, budget: float | int) -> tuple[float, ...]:
+    """What is least for the threshold that is asked for."""
+    return -agreement, layers, threshold
+
+
+@dataclass(frozen=True)
+class Choose:
+    """The choice; the fields are what mutants get wrong.
+
+    Args:
+        left: the layer at which each token leaves, from 0.
+        agree: how often the answers are the whole model's.
+        first: the number of the first layer.
+        able: whether so many layers keep to the budget.
+        order: the least of it is chosen.
+        given: those of the thresholds that are looked at.
+    """
+
+    left: Callable = first_sure
+    agree: Callable = with_the_last
+    first: int = 1
+    able: Callable = lambda layers, budget: layers <= budget
+    order: Callable = best
+    given: Callable = list
+
+    def __call__(self, entropies, favourites, thresholds, budget):
+        found = []
+        for threshold in self.given(thresholds):
+            left = self.left(entropies, threshold)
+            answers = favourites.gather(0, left[None])[0]
+            layers = left.double().mean().item() + self.first
+            found.append((threshold, layers, self.agree(answers, favourites, left)))
+        able = [each for each in found if self.able(each[1], budget)]
+        if not able:
+            raise ValueError("no threshold keeps to the budget")
+        return min(able, key=lambda each: self.order(*each, budget))
+
+
+def cases(rng: random.Random) -> list[Case]:
+    def between(entropies):
+        """Rising, none of them an entropy."""
+        return sorted((2 * part + 1) / (2 * FINE) for part in rng.sample(range(6, 2 * FINE), GRID))
+
+    def in_pairs(entropies):
+        """No entropy lies between the two of a pair."""
+        lower = between(entropies)
+        return sorted((*lower, *(threshold + 1 / (8 * FINE) for threshold in lower)))
+
+    def shuffled(entropies):
+        return rng.sample(between(entropies), GRID)
+
+    def entropies_too(entropies):
+        before = sorted({entropy for token in entropies for entropy in token[:-1]})
+        return sorted({*between(entropies)[:3], *rng.sample(before, GRID - 3)})
+
+    def case(label, fits=None, wrong=(), apart=(), grid=between, exact=False, raises=None):
+        """Readings that fit: by what each threshold comes to, and the budget.
+
+        Args:
+            grid: the thresholds, from the entropies.
+            exact: whether the budget is met exactly by some threshold; else it is between two means.
+        """
+
+        def draw():
+            while True:
+                entropies, favourites = _readings(rng)
+                thresholds = grid(entropies)
+                found = [_figures(entropies, favourites, threshold) for threshold in thresholds]
+                budget = _budget(rng, sorted({layers for layers, _ in found}), exact, raises)
+                if budget is not None and (fits is None or fits(found, budget)):
+                    return {
+                        "entropies": torch.tensor(entropies, dtype=torch.float32).T.contiguous(),
+                        "favourites": torch.tensor(favourites).T.contiguous(),
+                        "thresholds": thresholds,
+                        "budget": budget,
+                    }
+
+        arguments = draw() if raises else drawn.telling(draw, exit_threshold, wrong, apart)
+        return Case(arguments, label, raises=raises)
+
+    def by_layers(pair):
+        return pair[1]
+
+    def within(found, budget):
+        return sorted((-agreement, layers) for layers, agreement in found if layers <= budget)
+
+    def single(found, budget):
+        """One is best, and is neither the slowest nor the fastest within the budget."""
+        able = within(found, budget)
+        inside = len(able) >= 3 and min(able[1:], key=by_layers)[1] < able[0][1] < max(able, key=by_layers)[1]
+        return inside and able[0][0] < able[1][0]
+
+    def at_the_edge(found, budget):
+        able = within(found, budget)
+        return len(able) >= 2 and able[0][1] == budget and able[0][0] < able[1][0]
+
+    def paired(found, budget):
+        able = within(found, budget)
+        return len(able) >= 4 and able[0] == able[1] and able[1][0] < able[2][0]
+
+    def several(found, budget):
+        able = within(found, budget)
+        return len(able) >= 3 and able[0][0] == able[1][0] and able[0][1] < able[1][1]
+
+    return [
+        case("a budget", single, (_surest,), TOLD),
+        case("exactly the budget", at_the_edge, (_below_budget,), exact=True),
+        case("an entropy that is a threshold", single, (_or_equal,), grid=entropies_too),
+        case("as good, for fewer layers", several, (_highest_first,)),
+        case("thresholds that do the same", paired, (_highest_of_equals,), grid=in_pairs),
+        case("thresholds in any order", single, (_down_to_the_budget,), grid=shuffled),
+        case("more than can be saved", raises=ValueError),
+    ]
+
+
+def _readings(rng: random.Random) -> tuple[list[list[float]], list[list[int]]]:
+    """Entropies and favourites of each token, layer by layer.
+
+    Entropies mostly fall, and favourites mostly become the whole model's, at some layer; some do before, and
+    change once more.
+    """
+    entropies, favourites = [], []
+    for _ in range(TOKENS):
+        parts = sorted((rng.randrange(2, 2 * FINE) for _ in range(LAYERS)), reverse=True)
+        if rng.random() < SWAPPED:
+            one, other = rng.sample(range(LAYERS), 2)
+            parts[one], parts[other] = parts[other], parts[one]
+        last, settled = rng.randrange(VOCAB), rng.randrange(LAYERS)
+        right = [n >= settled or rng.random() < AGREES for n in range(LAYERS - 1)]
+        entropies.append([part / FINE for part in parts])
+        favourites.append([*(last if agrees else rng.randrange(VOCAB) for agrees in right), last])
+    return entropies, favourites
+
+
+def _figures(
+    entropies: list[list[float]], favourites: list[list[int]], threshold: float
+) -> tuple[float, float]:
+    """Mean layers and agreement at a threshold."""
+    left = [next((n for n, h in enumerate(token[:-1]) if h < threshold), LAYERS - 1) for token in entropies]
+    agree = [token[n] == token[-1] for token, n in zip(favourites, left, strict=True)]
+    return sum(left) / TOKENS + 1, sum(agree) / TOKENS
+
+
+def _budget(rng: random.Random, means: list[float], exact: bool, none_fits: type | None) -> float | None:
+    """A budget; None where these means leave no room for one."""
+    if len(means) < 4:
+        return None
+    if none_fits:
+        return means[0] - 1 / TOKENS if means[0] > 1 else None
+    place = rng.randrange(len(means) // 2, len(means) - 1)
+    return means[place] if exact else (means[place] + means[place + 1]) / 2
+
+
+def _surest_of_all(entropies, threshold):
+    """The layer of the lowest entropy, if that is low enough."""
+    low = entropies.min(0)
+    return torch.where(low.values < threshold, low.indices, len(entropies) - 1)
+
+
+def _above(entropies, threshold):
+    sure = entropies > threshold
+    sure[-1] = True
+    return sure.int().argmax(0)
+
+
+def _at_most(entropies, threshold):
+    sure = entropies <= threshold
+    sure[-1] = True
+    return sure.int().argmax(0)
+
+
+def _of_the_early_ones(answers, favourites, left):
+    early = left < len(favourites) - 1
+    return (answers == favourites[-1])[early].double().mean().item() if early.any() else 0.0
+
+
+def _with_the_next(answers, favourites, left):
+    following = favourites.gather(0, (left + 1).clamp(max=len(favourites) - 1)[None])[0]
+    return (answers == following).double().mean().item()
+
+
+_over = Choose(able=lambda layers, budget: layers >= budget)
+_fewest = Choose(order=lambda threshold, layers, agreement, budget: (layers, threshold))
+_nearest = Choose(order=lambda threshold, layers, agreement, budget: (-layers, threshold))
+_from_0 = Choose(first=0)
+_of_the_early = Choose(agree=_of_the_early_ones)
+_neighbour = Choose(agree=_with_the_next)
+_surest = Choose(left=_surest_of_all)
+_other_way = Choose(left=_above)
+_or_equal = Choose(left=_at_most)
+_below_budget = Choose(able=lambda layers, budget: layers < budget)
+_highest_first = Choose(order=lambda threshold, layers, agreement, budget: (-agreement, -layers, threshold))
+_highest_of_equals = Choose(
+    order=lambda threshold, layers, agreement, budget: (-agreement, layers, -threshold)
+)
+_ignores_budget = Choose(able=lambda layers, budget: True)
+
+
+def _down_to_the_budget(entropies, favourites, thresholds, budget):
+    """From the last threshold back to the first that takes too many layers."""
+    able = []
+    for threshold in reversed(thresholds):
+        if first_sure(entropies, threshold).double().mean() + 1 > budget:
+            break
+        able.append(threshold)
+    return exit_threshold(entropies, favourites, able, budget)
+
+
+def _all_layers_instead(entropies, favourites, thresholds, budget):
+    try:
+        return exit_threshold(entropies, favourites, thresholds, budget)
+    except ValueError:
+        return min(thresholds), float(len(entropies)), 1.0
+
+
+def _in_place(entropies, favourites, thresholds, budget):
+    found = exit_threshold(entropies, favourites, thresholds, budget)
+    entropies[-1] = -math.inf  # so that everything leaves there
+    return found
+
+
+TOLD = (_ignores_budget, _fewest, _nearest, _from_0, _of_the_early, _neighbour, _other_way)
+
+EXERCISE = Exercise(
+    name="04.exit_threshold",
+    function="exit_threshold",
+    title="A threshold for a budget",
+    points=8,
+    minutes=20,
+    level=4,
+    asks=ASKS,
+    signature="exit_threshold(entropies, favourites, thresholds, budget)",
+    cases=cases,
+    reference=exit_threshold,
+    comparison=Parts({"threshold": Near(), "mean_layers": Near(), "agreement": Near()}),
+    rules=(NoMutation(), OWN_WORK),
+    hints=HINTS,
+    hints_at=HINTS_AT,
+    mutants=(
+        Mutant("is on the wrong side of the budget", _over, "a budget", OVER),
+        Mutant("saves as many layers as it can", _fewest, "a budget", FEWEST),
+        Mutant("spends as much as it may", _nearest, "a budget", NEAREST),
+        Mutant("counts layers from 0", _from_0, "a budget", FROM_0),
+        Mutant("asks only those that left early", _of_the_early, "a budget", OF_THE_EARLY),
+        Mutant("compares with the next layer", _neighbour, "a budget", NEIGHBOUR),
+        Mutant("leaves at the surest layer", _surest, "a budget"),
+        Mutant("leaves where the entropy is high", _other_way, "a budget", OTHER_WAY),
+        Mutant("looks at agreement alone", _ignores_budget, "a budget", OVER),
+        Mutant("wants less than the budget", _below_budget, "exactly the budget"),
+        Mutant("leaves at equality", _or_equal, "an entropy that is a threshold"),
+        Mutant("takes more layers for the same", _highest_first, "as good, for fewer layers"),
+        Mutant("takes the highest of equal thresholds", _highest_of_equals, "thresholds that do the same"),
+        Mutant("takes the thresholds for sorted", _down_to_the_budget, "thresholds in any order"),
+        Mutant("takes all layers for want of a threshold", _all_layers_instead, "more than can be saved"),
+        Mutant("writes into its input", _in_place, NoMutation().name),
+    ),
+)

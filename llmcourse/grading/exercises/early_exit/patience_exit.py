@@ -1,0 +1,305 @@
+"""04.patience_exit: leave when the favourite has been confirmed often enough in a row."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.grading.compare import Close, Parts
+from llmcourse.grading.exercise import Case, Exercise, Mutant
+from llmcourse.grading.exercises.early_exit import drawn as exits
+from llmcourse.grading.exercises.speculative import drawn
+from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
+from llmcourse.grading.rules import NoMutation
+
+Layers = list[int]  # favourites of a row, layer by layer
+
+ASKS = r"""
+An exit that is sure may be surely wrong. **Patience** asks for agreement instead: leave when the favourite,
+the likeliest answer, has been **confirmed** by so many exits in a row (PABEE, Zhou et al. 2020; chapter 4,
+*Early exit*). A count goes up by 1 at each layer whose favourite is that of the layer before, and starts
+again from 0 at each layer whose favourite is another. A row leaves at the first layer at which its count
+reaches the patience.
+
+Write `patience_exit(logits, patience)`.
+
+- `logits`: `float32` tensor of shape `(E, B, V)`: what the exit of each of $E$ layers says of each row, the
+  last layer's being the model's own.
+- `patience`: an int, at least 1.
+- returns `(layers, answers)`, two `int64` tensors of shape `(B,)`: the layer at which each row leaves, the
+  first being 1, and the favourite there. Rows that are never confirmed so often leave at the last layer,
+  $E$.
+
+Each row leaves by itself. Of several as likely answers the first is the favourite.
+
+```python
+>>> favourites = torch.tensor([[2, 0], [2, 1], [1, 1], [1, 1], [1, 0]])       # five layers, two rows
+>>> logits = torch.nn.functional.one_hot(favourites, 3).float()
+>>> patience_exit(logits, patience=2)
+(tensor([5, 4]), tensor([1, 1]))
+```
+"""
+
+HINTS = (
+    "The favourites are a tensor of shape (E, B). Walk down the layers with a count for each row; a row that "
+    "has left is to keep its layer and its answer.",
+    "same = favourites[n] == favourites[n - 1]; count = torch.where(same, count + 1, 0): what was counted "
+    "before a change is gone.",
+    "Begin with layers = torch.full((B,), E) and walk from n = 1 on. Where count >= patience and "
+    "layers == E, the row leaves at n + 1. The answers: favourites.gather(0, layers[None] - 1)[0].",
+)
+
+LATE = (
+    "It leaves a layer late. The layer that brings the count to the patience is the exit: at least, not more."
+)
+EARLY = (
+    "That is a layer early. The first of equal favourites confirms nothing: with patience 2 it takes three "
+    "layers of one mind. And the first layer is number 1, not 0."
+)
+ALL_ALIKE = (
+    "All layers so far had to agree here. The streak may begin anywhere: only the last layers have to be of "
+    "one mind."
+)
+LAST_ANSWER = "That is what the last layer would have answered. The answer is the favourite at the exit."
+LEAVES_LAST = (
+    "That is the end of the last streak, or of all: the **first** layer at which the count reaches the "
+    "patience is where the row leaves, whatever comes later."
+)
+HINTS_AT = {
+    "a streak that breaks": (
+        "A favourite that changes takes the count back to 0, also if it changes back later: confirmed is "
+        "what is confirmed in a row."
+    ),
+    "several rows": "Each row has a count, an exit and an answer of its own.",
+    "more patience than layers": "With E layers nothing is confirmed more than E - 1 times: all leave at E.",
+    "a change in the last layer": "Whoever gets to the last layer leaves there, with the answer of that one.",
+    "two favourites": (
+        "Two answers are exactly as likely in a layer: the first is its favourite there, as argmax has "
+        "it. So it confirms the layer before, or does not."
+    ),
+}
+
+
+def patience_exit(
+    logits: Float[Tensor, "E B V"], patience: int
+) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"]]:
+    """Row by row, up to the layer that confirms it often enough."""
+    return Leave()(logits, patience)
+
+
+def first(logits: Tensor) -> Tensor:
+    """The favourites, `(E, B)`."""
+    return logits.argmax(-1)
+
+
+def in_a_row(row: Layers) -> Layers:
+    """The count after each layer."""
+    counts = [0]
+    for before, favourite in pairwise(row):
+        counts.append(counts[-1] + 1 if favourite == before else 0)
+    return counts
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Every row by itself; the fields are what mutants get wrong.
+
+    Args:
+        favourites: of each layer.
+        counts: after each layer of a row.
+        enough: whether a count is.
+        which: of the layers at which it is, numbered from 0.
+        answer: of a row's favourites, by the layer at which it leaves.
+        number: of that layer.
+    """
+
+    favourites: Callable = first
+    counts: Callable = in_a_row
+    enough: Callable = lambda count, patience: count >= patience
+    which: Callable = min
+    answer: Callable = lambda row, layer: row[layer]
+    number: Callable = lambda layer: layer + 1
+
+    def __call__(self, logits, patience):
+        layers, answers = [], []
+        for row in self.favourites(logits).T.tolist():
+            there = [n for n, count in enumerate(self.counts(row)) if self.enough(count, patience)]
+            layer = self.which(there) if there else len(row) - 1
+            layers.append(self.number(layer))
+            answers.append(self.answer(row, layer))
+        return torch.tensor(layers), torch.tensor(answers)
+
+
+def cases(rng: random.Random) -> list[Case]:
+    vocab = rng.randint(7, 9)
+
+    def case(label, rows, patience, wrong=(), apart=(), changed=None):
+        """Rows of favourites, each a function that draws one."""
+
+        def draw():
+            favourites = [row() for row in rows]
+            layers = zip(*favourites, strict=True)
+            said = [[exits.favouring(rng, vocab, token) for token in layer] for layer in layers]
+            if changed:
+                changed(said, favourites)
+            return {"logits": torch.tensor(said, dtype=torch.float32), "patience": patience}
+
+        return Case(drawn.telling(draw, patience_exit, wrong, apart), label)
+
+    def runs(*lengths):
+        """Favourites in runs of these lengths, no two neighbours alike."""
+
+        def draw():
+            row = []
+            for length in lengths:
+                row += [rng.choice([token for token in range(vocab) if row[-1:] != [token]])] * length
+            return row
+
+        return draw
+
+    def back(*lengths):
+        """Runs of two favourites in turn."""
+
+        def draw():
+            two = rng.sample(range(vocab), 2)
+            return [two[n % 2] for n, length in enumerate(lengths) for _ in range(length)]
+
+        return draw
+
+    def tied(said, favourites):
+        """In the layer behind a change, the answer before it is as likely again, and stands in front."""
+        (row,) = favourites
+        low, high = sorted((row[1], row[2]))
+        for layer in (2, 3, 4):
+            values = [-float(token) for token in range(vocab)]
+            values[low] = values[high] = 5.0
+            said[layer][0] = values
+
+    return [
+        case("a streak", [runs(1, 6, 1, 2)], 3, apart=TOLD),
+        case("a streak that breaks", [back(3, 3, 1, 4, 2)], 3, (_never_reset, _votes, _takes_back_one)),
+        case("several rows", [runs(2, 4, 3), runs(1, 1, 1, 3, 3), runs(4, 5)], 2, (_shared, _all_or_none)),
+        case("more patience than layers", [runs(3, 2), runs(5)], rng.randint(5, 7), (_first_for_want,)),
+        case("a change in the last layer", [runs(2, 2, 2, 1), runs(1, 3, 2, 1)], 3, (_never_the_last,)),
+        case("two favourites", [runs(1, 1, 4, 1)], 2, (_last_of_equals,), changed=tied),
+        case("a patience of 1", [runs(1, 1, 2, 2), runs(2, 3, 1)], 1),
+    ]
+
+
+def _counts_all(row):
+    """How often a favourite was that of the layer before, in all."""
+    counts = [0]
+    for before, favourite in pairwise(row):
+        counts.append(counts[-1] + (favourite == before))
+    return counts
+
+
+def _counts_votes(row):
+    """How many layers before had the favourite, in a row or not."""
+    return [row[:n].count(favourite) for n, favourite in enumerate(row)]
+
+
+def _counts_from_the_first(row):
+    return [n if len(set(row[: n + 1])) == 1 else 0 for n in range(len(row))]
+
+
+def _counts_down(row):
+    """The count goes down by one at a change, instead of back to 0."""
+    counts = [0]
+    for n in range(1, len(row)):
+        alike = row[n] == row[n - 1]
+        counts.append(counts[-1] + 1 if alike else max(0, counts[-1] - 1))
+    return counts
+
+
+_late = Leave(enough=lambda count, patience: count > patience)
+_early = Leave(enough=lambda count, patience: count >= patience - 1)
+_all_alike = Leave(counts=_counts_from_the_first)
+_last_answer = Leave(answer=lambda row, layer: row[-1])
+_from_0 = Leave(number=lambda layer: layer)
+_leaves_last = Leave(which=max)
+_never_reset = Leave(counts=_counts_all)
+_votes = Leave(counts=_counts_votes)
+_takes_back_one = Leave(counts=_counts_down)
+_last_of_equals = Leave(favourites=lambda logits: logits.shape[-1] - 1 - logits.flip(-1).argmax(-1))
+
+
+def _shared(logits, patience):
+    """One count for all rows: up where all agree."""
+    favourites, count = logits.argmax(-1), 0
+    for n in range(1, len(favourites)):
+        count = count + 1 if torch.equal(favourites[n], favourites[n - 1]) else 0
+        if count >= patience:
+            break
+    return torch.full((logits.shape[1],), n + 1), favourites[n].clone()
+
+
+def _all_or_none(logits, patience):
+    """All rows wait for the last one."""
+    layers, _ = patience_exit(logits, patience)
+    layers = layers.max().expand(len(layers)).clone()
+    return layers, logits.argmax(-1).gather(0, layers[None] - 1)[0]
+
+
+def _first_for_want(logits, patience):
+    """Layer 1 for want of a layer, as argmax over nothing but False gives it."""
+    layers, answers = patience_exit(logits, patience)
+    if patience < len(logits):
+        return layers, answers
+    return torch.ones_like(layers), logits[0].argmax(-1)
+
+
+def _never_the_last(logits, patience):
+    """The last exit before the end answers for rows that get there."""
+    layers, answers = patience_exit(logits, patience)
+    before = logits[-2].argmax(-1)
+    return layers, torch.where((layers == len(logits)) & (patience < len(logits)), before, answers)
+
+
+def _in_place(logits, patience):
+    found = patience_exit(logits, patience)
+    logits[:, :, 0] = 0
+    return found
+
+
+TOLD = (_late, _early, _all_alike, _last_answer, _leaves_last)
+
+EXERCISE = Exercise(
+    name="04.patience_exit",
+    function="patience_exit",
+    title="Leave when it is confirmed",
+    points=7,
+    minutes=15,
+    level=3,
+    asks=ASKS,
+    signature="patience_exit(logits, patience)",
+    cases=cases,
+    reference=patience_exit,
+    comparison=Parts({"layers": Close(axes=("row",)), "answers": Close(axes=("row",))}),
+    rules=(NoMutation(), OWN_WORK),
+    hints=HINTS,
+    hints_at=HINTS_AT,
+    mutants=(
+        Mutant("leaves a layer late", _late, "a streak", LATE),
+        Mutant("leaves a layer early", _early, "a streak", EARLY),
+        Mutant("wants all layers of one mind", _all_alike, "a streak", ALL_ALIKE),
+        Mutant("answers as the last layer", _last_answer, "a streak", LAST_ANSWER),
+        Mutant("counts layers from 0", _from_0, "a streak", EARLY),
+        Mutant("leaves at the end of a streak", _leaves_last, "a streak", LEAVES_LAST),
+        Mutant("counts without a reset", _never_reset, "a streak that breaks"),
+        Mutant("counts votes", _votes, "a streak that breaks"),
+        Mutant("takes back one for a change", _takes_back_one, "a streak that breaks"),
+        Mutant("has one count for all rows", _shared, "several rows"),
+        Mutant("lets all rows wait for the last", _all_or_none, "several rows"),
+        Mutant("leaves at layer 1 for want of another", _first_for_want, "more patience than layers"),
+        Mutant("answers a layer before the last", _never_the_last, "a change in the last layer"),
+        Mutant("takes the last of two favourites", _last_of_equals, "two favourites"),
+        Mutant("writes into its input", _in_place, NoMutation().name),
+    ),
+)

@@ -1,0 +1,139 @@
+"""What the exercises about early exit are drawn from, and that their mistakes are told by name."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from llmcourse import early_exit
+from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.exercises.early_exit import drawn
+from llmcourse.grading.exercises.early_exit.entropy_exit import MARGIN, Exits
+from llmcourse.grading.exercises.early_exit.exit_threshold import exit_threshold
+from llmcourse.grading.exercises.early_exit.patience_exit import patience_exit
+from llmcourse.grading.in_notebook.call import InProcess
+from llmcourse.grading.question import examine
+from tests.grading.exercises.answers import cases
+
+SEEDS = range(20)
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake", "told"),
+    [
+        ("04.entropy_exit", "counts bits", "1.44 times"),
+        ("04.entropy_exit", "compares the other way", "the other way round"),
+        ("04.entropy_exit", "forgets the sign", "minus sign"),
+        ("04.entropy_exit", "leaves a layer late", "a layer after the one that was sure"),
+        ("04.entropy_exit", "takes the surest layer", "the surest of all"),
+        ("04.patience_exit", "leaves a layer late", "a layer late"),
+        ("04.patience_exit", "leaves a layer early", "a layer early"),
+        ("04.patience_exit", "wants all layers of one mind", "streak may begin anywhere"),
+        ("04.patience_exit", "counts without a reset", "back to 0"),
+        ("04.exit_threshold", "is on the wrong side of the budget", "more layers than the budget allows"),
+        ("04.exit_threshold", "saves as many layers as it can", "saves most layers"),
+        ("04.exit_threshold", "spends as much as it may", "spends most of the budget"),
+        ("04.exit_threshold", "asks only those that left early", "a share of all tokens"),
+        ("04.exit_threshold", "wants less than the budget", "at most the budget"),
+    ],
+)
+def test_a_mistake_is_told_by_name(name, mistake, told):
+    exercise = catalogue.find(name)
+    (found,) = [mutant for mutant in exercise.mutants if mutant.name == mistake]
+    for seed in range(5):
+        verdict = examine(exercise, seed, InProcess(found.function))
+        assert verdict.status == "fail" and verdict.own_hint and not verdict.slip
+        assert told in verdict.hint.lower(), (seed, verdict.hint)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "calls"), [("runs all layers", "expected"), ("runs the last layer twice", "expected")]
+)
+def test_a_layer_that_is_run_for_nothing_is_counted(mistake, calls):
+    exercise = catalogue.find("04.entropy_exit")
+    (found,) = [mutant for mutant in exercise.mutants if mutant.name == mistake]
+    verdict = examine(exercise, 0, InProcess(found.function))
+    assert verdict.reason.startswith("layers run: exit_logits was called") and calls in verdict.reason
+    assert "for nothing" in verdict.hint
+
+
+@pytest.mark.parametrize("nats", [0.05, 0.5, 1.0, 2.0])
+def test_logits_have_the_entropy_and_the_favourite_that_are_asked_for(nats):
+    for seed in SEEDS:
+        logits = drawn.of_entropy(random.Random(seed), 9, 4, nats)
+        assert early_exit.entropy(logits).item() == pytest.approx(nats, abs=1e-4)
+        assert drawn.entropy(logits.tolist()) == pytest.approx(nats, abs=1e-4)
+        assert int(logits.argmax()) == 4
+
+
+def test_no_entropy_is_near_a_threshold():
+    """But where it is 0, exactly, and so is the threshold."""
+    exact = 0
+    for seed in SEEDS:
+        for case in cases("04.entropy_exit", seed):
+            rows = torch.tensor(case.oracles["exit_logits"].said)
+            off = (early_exit.entropy(rows) - case.arguments["threshold"]).abs()
+            assert ((off > MARGIN / 2) | (off == 0)).all()
+            exact += int((off == 0).sum())
+    assert exact == len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "said"),
+    [
+        (0, ValueError, r"a layer in \[1, 2\], got 0"),
+        (3, ValueError, "got 3"),
+        (1.0, TypeError, "an int"),
+        (torch.tensor(1), TypeError, "an int"),
+    ],
+)
+def test_a_layer_that_is_not_there_is_refused(layer, error, said):
+    with pytest.raises(error, match=said):
+        Exits(((0.0, 1.0), (1.0, 0.0)))(layer)
+
+
+def test_what_an_exit_says_cannot_be_changed():
+    exits = Exits(((0.0, 1.0),))
+    exits(1)[0] = math.nan
+    assert exits(1).tolist() == [0.0, 1.0]
+
+
+def test_ties_are_exact_and_decide():
+    """Where two answers are as likely, another favourite would leave at another layer."""
+    for seed in SEEDS:
+        (case,) = [case for case in cases("04.patience_exit", seed) if case.label == "two favourites"]
+        logits, patience = case.arguments.values()
+        best = logits.topk(2).values
+        assert ((best[..., 0] == best[..., 1]).sum(0) == 3).all()
+        turned, _ = patience_exit(logits.flip(-1), patience)
+        assert turned.tolist() != patience_exit(logits, patience)[0].tolist()
+
+
+def test_a_budget_is_exact_in_every_precision():
+    """Shares of 16 tokens, entropies and thresholds in parts of a nat: float32 holds them all."""
+    for seed in SEEDS:
+        for case in cases("04.exit_threshold", seed):
+            numbers = [*case.arguments["thresholds"], case.arguments["budget"]]
+            assert torch.tensor(numbers, dtype=torch.float32).tolist() == numbers
+            if not case.raises:
+                figures = list(exit_threshold(**case.arguments))
+                assert torch.tensor(figures, dtype=torch.float32).tolist() == figures
+
+
+def test_only_one_case_has_an_entropy_that_is_a_threshold():
+    for seed in SEEDS:
+        for case in cases("04.exit_threshold", seed):
+            thresholds = torch.tensor(case.arguments["thresholds"])
+            equal = torch.isin(case.arguments["entropies"], thresholds).any()
+            assert bool(equal) == (case.label == "an entropy that is a threshold")
+
+
+def test_agreement_goes_up_and_down():
+    """So that neither the fewest layers nor the most within a budget are always best."""
+    up_and_down = 0
+    for seed in SEEDS:
+        entropies, favourites, thresholds, _ = cases("04.exit_threshold", seed)[0].arguments.values()
+        shares = [exit_threshold(entropies, favourites, [t], len(entropies))[2] for t in thresholds]
+        up_and_down += shares != sorted(shares, reverse=True)
+    assert up_and_down == len(SEEDS)

@@ -1,0 +1,108 @@
+"""What the exercises about trees are drawn from, and that their mistakes are told by name."""
+
+import random
+
+import pytest
+import torch
+
+from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.exercises.medusa import walk_tree as walking
+from llmcourse.grading.exercises.medusa.medusa_candidates import medusa_candidates
+from llmcourse.grading.exercises.medusa.walk_tree import walk_tree
+from llmcourse.grading.in_notebook.call import InProcess
+from llmcourse.grading.question import examine
+from tests.grading.exercises.answers import cases
+
+SEEDS = range(20)
+
+
+@pytest.mark.parametrize(
+    ("name", "mistake", "told"),
+    [
+        ("04.medusa_candidates", "lets a node see all before it", "not on its path"),
+        ("04.medusa_candidates", "lets a node see all that are less deep", "not on its path"),
+        ("04.medusa_candidates", "counts positions by node", "siblings stand for the same place"),
+        ("04.medusa_candidates", "takes a node's first rank", "**last** rank"),
+        ("04.medusa_candidates", "lets a node see its descendants", "the wrong way round"),
+        ("04.walk_tree", "takes the longest path", "not one that stands"),
+        ("04.walk_tree", "judges a node by its own row", "after its **parent**"),
+        ("04.walk_tree", "looks at tokens, not at parents", "behind another node"),
+        ("04.walk_tree", "reads the bonus token a row early", "at the wrong row"),
+        ("04.walk_tree", "keeps slots in a row", "whatever its depth"),
+        ("04.walk_tree", "keeps a slot for the bonus token", "has not been read"),
+    ],
+)
+def test_a_mistake_is_told_by_name(name, mistake, told):
+    exercise = catalogue.find(name)
+    (found,) = [mutant for mutant in exercise.mutants if mutant.name == mistake]
+    for seed in range(5):
+        verdict = examine(exercise, seed, InProcess(found.function))
+        assert verdict.status == "fail" and verdict.own_hint and not verdict.slip
+        assert told in verdict.hint.lower(), (seed, verdict.hint)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_path_read_alone_sees_what_the_tree_shows_its_last_node(seed):
+    """The columns that a node sees are the text and its path, in order: as a causal mask has them."""
+    for case in cases("04.medusa_candidates", seed):
+        if case.raises:
+            continue
+        _, parents, positions, mask = medusa_candidates(**case.arguments)
+        length = case.arguments["length"]
+        for node in range(len(parents)):
+            path = [node]
+            while parents[path[0]] >= 0:
+                path.insert(0, int(parents[path[0]]))
+            seen = mask[node].nonzero()[:, 0].tolist()
+            assert seen == [*range(length), *(length + other for other in path)]
+            assert positions[path].tolist() == list(range(length, length + len(path)))
+
+
+def test_siblings_hold_different_tokens_and_branches_share_some():
+    shared = 0
+    for seed in SEEDS:
+        for case in cases("04.walk_tree", seed):
+            tokens, parents = (case.arguments[name].tolist() for name in ("tokens", "parents"))
+            pairs = list(zip(tokens, parents, strict=True))
+            assert len(set(pairs)) == len(pairs) and all(parent < n for n, parent in enumerate(parents))
+            shared += len(set(tokens)) < len(tokens)
+    assert shared >= len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("label", "depth"),
+    [
+        ("a branch stands in part", 2),
+        ("nothing stands", 0),
+        ("a whole branch stands", 4),
+        ("right behind one that fell", 1),
+        ("no nodes", 0),
+    ],
+)
+def test_so_many_nodes_stand_as_a_case_wants(label, depth):
+    for seed in SEEDS:
+        (case,) = [case for case in cases("04.walk_tree", seed) if case.label == label]
+        path, bonus, slots = walk_tree(**case.arguments)
+        assert len(path) == depth and len(slots) == case.arguments["length"] + depth
+        last = path[-1] if path else walking.ROOT
+        below = case.arguments["tokens"][case.arguments["parents"] == last].tolist()
+        assert bonus not in below
+        if depth:
+            assert bool(below) == (depth < 4)
+
+
+def test_rows_of_the_target_have_one_peak():
+    for seed in SEEDS:
+        for case in cases("04.walk_tree", seed):
+            best = case.arguments["logits"].topk(2).values
+            assert (best[:, 0] - best[:, 1]).min() > 0.03  # far more than rounding
+
+
+def test_the_tree_that_the_first_exercise_makes_is_one_that_the_second_walks():
+    rng = random.Random(3)
+    logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(3))
+    choices = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 1, 0)]
+    tokens, parents, *_ = medusa_candidates(logits, rng.sample(choices, 6), 4)
+    said = torch.zeros(7, 11)
+    said[0, tokens[0]] = said[1, tokens[3]] = said[4, tokens[5]] = said[6, 2] = 1.0
+    assert walk_tree(said, tokens, parents, 4) == ([0, 3, 5], 2, [0, 1, 2, 3, 4, 7, 9])
