@@ -15,7 +15,9 @@
 # the texts of *other* readers. But what if there is one reader, who would like to see the text sooner? Then the
 # units can be filled with guesses about that reader's own next tokens: cheap ones, checked by the large model,
 # several in one pass. Done right, not one token of the text changes, and that can be proved. From here on a guess
-# is a *draft*, whoever makes it the *drafter*, and the large model the *target*.
+# is a *draft*, whoever makes it the *drafter*, and the large model the *target*. The first half of the chapter has
+# several models work together. The second half has one do with less: heads on it that look further ahead, blocks that
+# are written at once, layers that are skipped; and asks of each whether the text stays what it was.
 #
 # **When you have worked through this chapter you can**
 #
@@ -24,9 +26,13 @@
 # - say for a kind of text and a drafter how often drafts will stand (that is, be accepted), and why,
 # - draft with a smaller model, by lookup, and with the target's own first layers,
 # - name the loads and settings under which speculation is slower than decoding,
-# - build a cascade: train its judge, choose thresholds on held-out questions, and tell a gain from random mixing.
+# - build a cascade: train its judge, choose thresholds on held-out questions, and tell a gain from random mixing,
+# - say how far ahead Medusa's heads see, search a tree of their guesses, and read it in one pass,
+# - name the verdicts on a tree that keep the text, and measure what the one that does not keep it changes,
+# - turn the dial from autoregressive to non-autoregressive, and say what each turn costs,
+# - choose a rule and a threshold of early exit for a budget, and tell layers that are saved from time that is.
 #
-# **Time** about 50 minutes for this part; its cells run in under two minutes.
+# **Time** about 100 minutes of reading and playing; the cells run in under three minutes.
 # **Hardware** any laptop; the speed of large models is predicted, and 4.9 shows what was recorded on a GPU.
 #
 # | symbol | term | 中文 |
@@ -44,6 +50,12 @@
 # | | self-speculation, lookup | 自推测,查找 |
 # | | cascade decoding, judge (a binary classifier), threshold, held out | 级联解码,二分类器,阈值,留出集 |
 # | $\lambda$ | share of questions that a mixture gives to the larger model | 混合比例 |
+# | $K$, $q_k$ | Medusa's heads, and the distribution of the $k$-th | 预测头 |
+# | $N$ | nodes of a candidate tree; tree attention; branch | 候选树,树注意力,分支 |
+# | $a_k(r)$, $E$ | how often rank $r$ of head $k$ is right; tokens a step gains | 预测准确率,每步词元数 |
+# | $\epsilon,\ \delta$ | bar of typical acceptance | 典型接受阈值 |
+# | $n$, $T$ | block size and passes a block: autoregressive, semi-, non-autoregressive | 组大小,迭代次数;自回归,半自回归,非自回归 |
+# | $\hat p_l$, $H$, $\tau$ | what the exit after layer $l$ says, its entropy, a threshold: early exit | 早退机制,熵值,阈值 |
 
 # %% tags=["nbval-check-output"]
 import torch
@@ -226,7 +238,7 @@ for c in (0.02, 0.1, 0.3, 0.6):
 # twelve texts is shown. Which of its words are left to the large model? And how many of the twelve differ from what `base`
 # writes alone?
 #
-# Then play a *sampled* text step by step, in the second cell. At each rejection the bars show $p$, $q$ and the
+# Then play a *sampled* text step by step, in the player below it. At each rejection the bars show $p$, $q$ and the
 # residual that the correction is drawn from. Set the temperature to 0 and see both sides become certain; let `base`
 # draft for itself and see nothing fall; then look for a draft that stands although $p < q$.
 
@@ -243,9 +255,7 @@ traces = [speculation_trace(opening, steps, *read, row=row) for row, opening in 
 alone = [opening + one.text for opening, one in zip(openings, generate(base, **given), strict=True)]
 print(sum(trace.text() != text for trace, text in zip(traces, alone, strict=True)), "of 12 texts differ")
 print(told(traces[3].phases[-1].counts))
-line_by_step(traces[3])
-
-# %%
+display(line_by_step(traces[3]))
 widgets.TracePlayer(family, "Once upon a time there was", target="base", drafter="draft")
 
 # %% [markdown]
@@ -324,7 +334,7 @@ def in_turns(domain, ways, rounds=3):
     """The fastest run of two texts in each way, as its steps; and the time of a token without drafts."""
     texts, best = [[encode(text)] for text in TEXTS[domain][:2]], {}
     for _, (name, way) in product(range(rounds), {"plain": decoding.stream, **ways}.items()):
-        run = [step for text in texts for step in way(fast["base"], text, max_new_tokens=32)]
+        run = [step for text in texts for step in way(fast["base"], prompts=text, max_new_tokens=32)]
         best[name] = min(run, best.get(name, run), key=lambda steps: sum(step.time_s for step in steps))
     times = sorted(step.time_s for step in best.pop("plain"))
     return best, times[len(times) // 2]
@@ -458,29 +468,24 @@ print("\n".join(map(recorded.told, rows)) or "What verifying costs there is not 
 #
 # **Temperature.** "High temperature, low acceptance": is that so? Both sides are flattened. *Predict* for the three
 # domains which way $\alpha$ goes, for a drafter that samples from its $q$, and for one that proposes its favourite, as
-# lookup does. The second cell reads the places of 4.6 again, with other temperatures.
+# lookup does. The last six rows of the cell read the places of 4.6 again, with other temperatures.
 
 # %% tags=["nbval-check-output"]
 print("Llama-3-8B on an H200, γ = 4, c = 0.1: times as fast with α = 0.8, and with α = 0.5")
 for batch in (1, 8, 32, 64, 128, 256):
     row = ""
     for context in (128, 1024, 8192):
-        chunks = {n: Step.chunk(batch, n, context) for n in (1, 5)}
-        times = {n: roofline.predict_step(LLAMA_3_8B, chunk, h200).time_s for n, chunk in chunks.items()}
-        v = {n: time_s / times[1] for n, time_s in times.items()}
-        gains = (f"{speculative.speed_up(alpha, 4, 0.1, v.get):.2f}" for alpha in (0.8, 0.5))
-        row += f"   {context:5,} tokens: v(5) = {v[5]:.2f}, " + ", ".join(gains)
+        one, five = (roofline.predict_step(LLAMA_3_8B, Step.chunk(batch, n, context), h200) for n in (1, 5))
+        v = five.time_s / one.time_s
+        gains = (f"{speculative.speed_up(alpha, 4, 0.1, lambda n, v=v: v):.2f}" for alpha in (0.8, 0.5))
+        row += f"   {context:5,} tokens: v(5) = {v:.2f}, " + ", ".join(gains)
     print(f"batch {batch:3}{row}")
-
-# %% tags=["nbval-check-output"]
 for (domain, sides), way in product(seen.items(), ("sampled", "favourite")):
-    row = []
-    for temperature in (0.3, 0.7, 1.0, 1.5, 2.0):
-        p, q = ((side / temperature).softmax(-1) for side in sides)
-        certain = speculative.point_masses(q.argmax(-1)[:, None], q.shape[-1], q.dtype)[:, 0]
-        beta = speculative.acceptance(p, q if way == "sampled" else certain).mean()
-        row.append(f"{beta:.2f} at {temperature}")
-    print(f"{domain:6}{way:10} " + ", ".join(row))
+    pairs = {t: [(side / t).softmax(-1) for side in sides] for t in (0.3, 0.7, 1.0, 1.5, 2.0)}
+    beta = {t: p.gather(-1, q.argmax(-1, keepdim=True)) for t, (p, q) in pairs.items()}
+    if way == "sampled":
+        beta = {t: speculative.acceptance(*pair) for t, pair in pairs.items()}
+    print(f"{domain:6}{way:10} " + ", ".join(f"{each.mean():.2f} at {t}" for t, each in beta.items()))
 
 # %% [markdown]
 # With the batch $v(n)$ rises towards $n$, as every token then costs its arithmetic, and drafts that fall are
@@ -568,7 +573,348 @@ explorer
 # And the oracle shows how much is left for better judges: already the smallest of these budgets would pay for all
 # that any of the three models knows.
 #
-# ## 4.12 What goes wrong
+# # Part three: heads that look ahead
+#
+# ## 4.12 Medusa: the token after the next
+#
+# A drafting model has to be trained, stored, and run $\gamma$ times a step. Medusa (Cai et al. 2024) has none. From the
+# last hidden state $h_t$ the output matrix $W$ makes the distribution of the next token; $K$ small heads read the same
+# $h_t$, and head $k$ guesses the token $k$ places *behind* the next one:
+#
+# $$h_t^{(k)} = h_t + \mathrm{SiLU}(W_k h_t + b_k), \qquad q_k = \mathrm{softmax}\big(W h_t^{(k)}\big), \qquad k = 1 \dots K .$$
+#
+# The model itself, which is the target here and is called the *backbone*, was frozen while they were trained
+# ("Medusa-1"), so that its own text cannot have changed. $W_k$ and $b_k$ begin at zero: an untrained head says what the
+# backbone says of the *next* token. In the paper every head has an output matrix of its own; ours borrow $W$. The slide
+# has two heads, for the second and the third token (第二个词和第三个词); here there are four, for tokens 2 to 5. All guesses are
+# made at once, without attention and without a cache. But no head is told what the others guessed: head 2 names the
+# third token without knowing the second.
+#
+# *Predict* for the three domains of 4.6 how often a head's favourite is the token that came, for token 2 and for token
+# 5; and whether more often in texts that `base` wrote greedily, or in those that it sampled at temperature 1. (In
+# brackets: how often the token is among the head's four likeliest.) And what share of the weights of a pass do four
+# heads multiply by?
+
+# %%
+from llmcourse.speculative import medusa
+from llmcourse.speculative.medusa.search import ranks_behind
+
+quick = fast["base"]
+heads = medusa.load_heads("base", quick)
+stored, output = sum(weight.numel() for weight in heads.parameters()), base.lm_head.weight.numel()
+shares = (size / base.num_parameters for size in (stored, stored + heads.config.num_heads * output))
+print("the heads store {:.1%} of the weights of base, and multiply by {:.0%}".format(*shares))
+own, found = {}, {}
+for domain, t in product(TEXTS, (0, 1)):
+    own[domain, t] = generate(quick, **settings(domain, t))
+    found[domain, t] = torch.cat([ranks_behind(quick, heads, g.prompt, g.tokens) for g in own[domain, t]])
+    among = medusa.rank_accuracies(found[domain, t], 4).cumsum(-1).tolist()
+    row = ", ".join(f"token {k} {best:4.0%} ({four:4.0%})" for k, (best, *_, four) in enumerate(among, 2))
+    print(f"{domain:6}temperature {t}: {row}")
+
+# %% [markdown]
+# Two things are against a head: the farther it looks, the less is settled by what it has read; and which way the text
+# takes is decided by tokens that it never sees. So guesses mostly get worse with the distance. But where a text keeps
+# time, by the marks of verse or the indentation of code, a later token may be the easier one. No head can foresee a
+# draw, so that sampled texts should be the harder ones; where they are not, they are other texts, and only six of them.
+# And the second to fourth choices are worth something. Why try only one? (As for the weights: a head is small, its
+# product with $W$ is not. In a model whose vocabulary is most of its weights that is no trifle; in Llama-3-8B one head
+# multiplies by less than a tenth of the weights.)
+#
+# ## 4.13 Candidates as a tree
+#
+# Take several guesses of every head, and try their combinations. A *node* is named by ranks: (0,) is the favourite of
+# head 1; (1, 0) that of head 2, behind the second choice of head 1. As heads do not see each other, (0, 0) and (1, 0)
+# hold the same token, behind different ones. A *full* tree takes all combinations of the $w_k$ likeliest tokens of each
+# head: $w_1 + w_1 w_2 + \dots$ nodes. But second choices behind second choices hardly ever come true: a *sparse* tree
+# has only the nodes with $\prod (\text{rank} + 1) \le 4$.
+#
+# **Tree attention** reads all nodes in one pass, written behind the text's last token in any order that has parents
+# before children. A node sees the text, the nodes above it, and itself; its position is its depth, whatever lies beside
+# it. Afterwards the cache keeps the branch that stands. *Predict* on paper the mask of the full tree of two guesses by
+# two heads: seven rows, the last token's first. And how many nodes has a full tree of 4, 2, 2 and 1 guesses? The cell
+# draws the mask, fills the sparse tree with random tokens (a mask must hold for any), reads it in one pass, and then
+# the slow way, every node as a text of its own.
+#
+# **Which nodes?** Let head $k$ have the right token at rank $r$ with frequency $a_k(r)$ on calibration texts. If heads
+# were right or wrong apart from one another, a step would gain, with the backbone's own token,
+#
+# $$E = 1 + \sum_{\text{nodes}} \prod_{k=1}^{\text{depth}} a_k(r_k) ,$$
+#
+# for of all branches one is true, and each of its nodes that is in the tree is a token gained. So adding the node with
+# the largest product, again and again, gives the best tree of each size. The second cell searches so, on other openings
+# than those of 4.12, and then counts on the texts of 4.12. *Predict* the order of the three trees, all as large as the
+# full one. Then follow a text in the viewer: which candidates were tried, and which branch stood?
+
+# %% tags=["nbval-check-output"]
+trees = {"full": medusa.full((4, 2, 2, 1)), "sparse": medusa.sparse(num_heads=4, width=4)}
+for name, tree in trees.items():
+    print(f"{name}: {len(tree)} nodes, {len(tree.tree.paths)} branches")
+small = medusa.full((2, 2))
+mask = medusa.mask_of(small.tree)
+for name, sees, depth in zip(("last token", *small.choices), mask.sees.tolist(), mask.depths, strict=True):
+    print(f"{name!s:11}" + " ".join("■" if seen_by else "·" for seen_by in sees) + f"   position + {depth}")
+tree, text, target = trees["sparse"].tree, encode(TEXTS["code"][0]), medusa.TreeTarget(base)
+drawn = torch.randint(base.config.vocab_size, (1, len(tree)), generator=torch.Generator().manual_seed(0))
+target.start_hidden([text[:-1]], capacity=len(text) + len(tree))
+written = torch.cat((torch.tensor([text[-1:]]), drawn), 1).to(device)
+at_once = base.lm_head(target.read_tree(written, medusa.mask_of(tree, device)))
+slowly = speculative.read_tree(base, [text], drawn.to(device), tree)
+print("one pass says of each node what its own text says:", torch.allclose(at_once, slowly, atol=1e-9))
+
+# %%
+others = {"prose": prompts.PROSE[6:14], "verse": prompts.VERSE[6:14], "code": prompts.standard_library()[:8]}
+others = [[encode(text) for text in texts] for texts in others.values()]
+calibration = torch.cat([medusa.written_ranks(quick, heads, texts, num_tokens=32) for texts in others])
+shares = medusa.rank_accuracies(calibration)
+trees["searched"] = medusa.search(shares, len(trees["full"]))
+for name, tree in trees.items():
+    counted = (f"{domain} {medusa.observed_tokens(tree, found[domain, 0]):.2f}" for domain in TEXTS)
+    says = f"{medusa.expected_tokens(tree, shares):.2f} tokens a step expected"
+    print(f"{name:9}{says}, {medusa.observed_tokens(tree, calibration):.2f} counted; on 4.12:", *counted)
+tree = medusa.search(shares, 15)
+print("the best 15:", *tree.choices)
+widgets.CandidateTreeViewer(
+    quick, tokenizer, heads, TEXTS["code"][0], trees={"searched": tree, "full": small}
+)
+
+# %% [markdown]
+# One pass over 45 tokens says what 45 texts say. The search goes deep where a head is often right, and wide where it is
+# not; the full tree spends most of its nodes on combinations that never come. *Expected* takes heads to err apart from
+# one another, *counted* does not: it follows every place of the same texts. Heads are right together, where the text is
+# easy, and wrong together, so that the two differ; the order of the nodes is a good one all the same.
+#
+# ## 4.14 Three verdicts, and the clock
+#
+# **Greedy.** The longest branch stands whose nodes are all the backbone's favourite behind their parents. The text is
+# that of greedy decoding.
+#
+# **Lossless.** At each node try the children in turn, against what is left of the target's distribution there. With
+# $r_0 = p$, child $x_i \sim q_i$ stands with probability $\min(1, r_{i-1}(x_i) / q_i(x_i))$; if it falls, it takes its
+# share with it, $r_i \propto \max(0, r_{i-1} - q_i)$, and the next one is tried (Miao et al. 2024). It is the rule of
+# 4.2, asked again and again, and each round leaves the distribution as it is. A head's likeliest tokens are *certain*
+# drafts, as those of lookup are; or they are *drawn* from the heads, without replacement.
+#
+# **Typical.** A draft stands if it is likely enough: $p(x) > \min(\epsilon, \delta e^{-H(p)})$, and the longest such
+# branch is taken. Where the backbone is sure, the bar is $\epsilon$; where it is not, many tokens pass. What passes is
+# taken *with certainty*, although it has only $p(x)$: so the text has another distribution. How far off? The total
+# variation of a step's first token is $1 - p(x)$ where a draft $x$ was taken, and 0 elsewhere. And the finished texts
+# are read once more: the mean log-probability of their tokens (when sampled as it should be: minus the backbone's mean
+# entropy), and how often they are its favourite, which is how far they *agree* with greedy decoding.
+#
+# *Predict*, for the tree of 15 nodes: which verdict gains most tokens a pass; where `draft` with four drafts in a row
+# stands beside it, on the same prompts; and in which rows the two numbers are those of plain sampling. (Eighteen short
+# texts: two tenths of a nat are chance.)
+#
+# The first cell below is for reading texts again, the second tries the verdicts, the third asks the clock. A step costs
+# a pass over the last token and $N$ nodes, and the heads, which take $h$ passes: $E / (v(N + 1) + h)$ times as fast.
+# $E$ was counted in 4.13, $v$ is the machine's. *Predict* the best size of a tree on this one, and on an H200 by the
+# roofline.
+
+
+# %%
+from itertools import chain
+
+
+def read_again(texts, written):
+    whole = [torch.tensor([[*text, *new]], device=device) for text, new in zip(texts, written, strict=True)]
+    log_p = torch.cat([base(ids)[0, len(text) - 1 : -1] for ids, text in zip(whole, texts, strict=True)])
+    log_p, new = log_p.log_softmax(-1), torch.tensor([*chain(*written)], device=device)[:, None]
+    likely, best = log_p.gather(-1, new).mean().item(), (log_p.argmax(-1) == new[:, 0]).double().mean().item()
+    return f"log-probability {likely:5.2f}, its favourite {best:6.1%}"
+
+
+def gained(steps):
+    """The tokens of each text, and how many the target's passes gained on average, the first one aside."""
+    texts = [[*chain(*rows)] for rows in zip(*(step.tokens for step in steps), strict=True)]
+    return texts, sum(len(text) - 1 for text in texts) / sum(sum(step.active) for step in steps[1:])
+
+
+# %%
+tried = partial(medusa.stream, quick, heads, tree=tree)
+drafts = partial(speculative.stream, quick, drafter=ModelDrafter(fast["draft"]), draft_length=4)
+typical = partial(tried, typical=medusa.TypicalAcceptance())
+ways = {"greedy": (0, tried), "greedy, draft": (0, drafts), "greedy, typical": (0, typical)}
+ways |= {"sampled": (1, partial(tried, tree=medusa.MedusaTree([]))), "lossless": (1, tried)}
+ways |= {"lossless, drawn": (1, partial(tried, drafting="drawn")), "lossless, draft": (1, drafts)}
+given = [encode(text) for text in chain(*TEXTS.values())]
+for name, (t, way) in (ways | {"typical": (1, typical)}).items():
+    runs = [list(way(**settings(domain, t))) for domain in TEXTS]
+    texts, rates = zip(*map(gained, runs), strict=True)
+    row = ", ".join(f"{domain} {rate:.2f}" for domain, rate in zip(TEXTS, rates, strict=True))
+    print(f"{name:16}{row} tokens a pass; {read_again(given, [*chain(*texts)])}")
+rows = chain(*(zip(s.p_drafts, s.paths, s.active, strict=True) for s in chain(*runs) if s.index))
+off = [1 - p[path[0]] if path else 0 for p, path, active in rows if active]
+print(f"typical: the first token of a step is {sum(off) / len(off):.2f} from its law, lossless: 0")
+
+# %%
+shapes = {n: medusa.search(shares, n) for n in (3, 15, 44)}
+wide = torch.tensor([encode(prompts.PROSE[0] * 4)], device=device)
+state = quick.hidden_states(wide)[:, -1]
+runs = {n: partial(quick, wide[:, : n + 1]) for n in (0, *shapes)}
+taken = timing.measure_in_turns(runs | {"h": partial(heads.logits, quick, state)}, device=device)
+v = {key: time.median_s / taken[0].median_s for key, time in taken.items()}
+print(f"Llama-3-8B on an H200, by the roofline: v(45) = {paper[45] / paper[1]:.3f}; here h = {v['h']:.2f}")
+ways = {n: partial(medusa.stream, heads=heads, tree=shape) for n, shape in shapes.items()}
+for domain in ("code", "verse"):
+    runs, one_s = in_turns(domain, ways | {"draft": with_drafts(ModelDrafter(fast["draft"]), 2)}, rounds=2)
+    print(f"{domain}: draft, γ = 2: {measured.measured_speed_up(runs['draft'], one_s):.2f} times as fast")
+    for n, shape in shapes.items():
+        says = medusa.observed_tokens(shape, found[domain, 0]) / (v[n] + v["h"])
+        clock = medusa.measured_speed_up(runs[n], one_s)
+        print(f"    {n:2} nodes: v({n + 1}) = {v[n]:.2f}, predicted {says:.2f}, measured {clock:.2f}")
+
+# %% [markdown]
+# Greedy: every token is the backbone's favourite, whoever guessed. Lossless: the two numbers are those of plain
+# sampling up to chance, and must be, for the law is the same. Of the three verdicts on the tree typical gains most, and
+# pays with the text: what heads like comes too often. Where it samples, the total variation says so, exactly, even if
+# the finished texts look hardly different; with greedy decoding it takes what is *not* the favourite, and from there on
+# the text is another one. The slide says that Medusa does not affect quality (不影响生成质量): with the first two verdicts
+# that is so, exactly; the third, which the paper proposes for speed, is another matter.
+#
+# **Where Medusa loses.** On this machine every node takes time, and $W$ is multiplied by four times a step before
+# anything is read: predicted and measured say for each size what is left. (They count in different tokens: *predicted*
+# in bare passes, *measured* in decoding steps with all their Python, of which a verdict needs more.) On a GPU that
+# waits for its weights dozens of nodes are nearly free, for *one* text: in a batch of $B$ they are $B (N + 1)$ tokens,
+# and the idle arithmetic is used up earlier than by chains of four (4.10). Beside a drafting model: a head knows
+# nothing of the tokens between, a drafter has written them itself, so it gains more tokens a pass where texts are open;
+# but it runs $\gamma$ times, one after another. In sampling, certain drafts lose what 4.10 said they lose. And heads
+# belong to one set of weights: fine-tune the backbone, and they guess for a model that is gone. (They are refused then:
+# they know their backbone by a hash.)
+#
+# # Part four: blocks
+#
+# ## 4.15 One dial from autoregressive to non-autoregressive
+#
+# Heads guess several tokens apart from one another, and the backbone checks. What if nobody checks? The slide has three
+# ways side by side: autoregressive (one token after another), *semi-autoregressive* (组内非自回归,组间自回归: groups in order,
+# tokens inside a group at once) and *non-autoregressive* (all tokens at once). They are one dial. With blocks of $n$
+# tokens
+#
+# $$p(x_1 \dots x_N) \approx \prod_{\text{blocks } b}\ \prod_{i \in b} p(x_i \mid \text{all before } b) ;$$
+#
+# $n = 1$ is the chain rule, exact; $n = N$ is non-autoregressive; what lies between is semi-autoregressive (Wang et al.
+# 2018; Gu et al. 2018). The error is named by the formula: inside a block no token knows another. Where a text may go
+# on with *New York* or *Los Angeles*, it may write *New Angeles*.
+#
+# A second dial mends some of it. In $T$ passes over a block each settles its share, the surest guesses first, and the
+# others are guessed again with those in view (Chang et al. 2022; to take settled ones back as well: Ghazvininejad et
+# al. 2019). A pass brings $n / T$ tokens. Here `base` is frozen; small adapters and embeddings of masks, at work on the
+# tokens of a block alone, have learnt to fill it (as in Lin et al. 2024). A block's first token is `base`'s own, so
+# that $n = 1$ writes the autoregressive text, token for token.
+#
+# *Predict*: which domain loses least by blocks of 2, and of 32? And two ways to two tokens a pass: blocks of 2 in one
+# pass, or of 8 in four. Which is better? Three panels, since no number stands alone: loss under `base` is low for a
+# text that repeats itself, which the share of different pairs gives away; and form is what a program can check, lines
+# of code that parse, and verses as long as their first. Then watch a text fill in.
+
+# %%
+from llmcourse import blockwise
+from llmcourse.figures.block_dial import plot_dial
+
+adapted, qualities = blockwise.load_adapters("base", quick), []
+for domain, passes, size in product(TEXTS, (1, 2, 4), (1, 2, 4, 8, 32)):
+    if passes <= size:
+        dial = {"block_size": size, "passes": passes, "form": None if domain == "prose" else domain}
+        texts = tokenizer, TEXTS[domain], domain
+        qualities.append(blockwise.measure(adapted, *texts, max_new_tokens=32, **dial))
+display(plot_dial(qualities, "Quality against tokens a pass", "32 tokens, greedy; blocks of 1, 2, 4, 8, 32"))
+widgets.BlockPlayer(adapted, tokenizer, TEXTS["code"][0])
+
+# %% [markdown]
+# From left to right quality is paid for speed. The loss rises with the block, for what a block's tokens do not know of
+# each other is lost; the share of different pairs falls, for places that know nothing of each other all guess the same
+# frequent token. Form breaks soon: one mark in the wrong place, and a verse is too long; one bracket that nobody
+# closes, and a program does not parse. (Six texts of 32 tokens: a step in that panel may be one poem; and whoever
+# writes the same again and again can keep a form, too.) Further passes move a point to the left: points above one
+# another bring equally many tokens a pass, and there you see whether these adapters gain more from a second look at a
+# long block than from a shorter block.
+#
+# The pictures of the slide have no price on them: this is the price. And tokens a pass are not the speed, as a pass
+# over a block costs $v(n)$. If the same guesses are *verified* instead of kept, they are drafts, and nothing is lost at
+# all: that separates this part from the one before.
+#
+# # Part five: fewer layers
+#
+# ## 4.16 Early exit
+#
+# All methods so far leave the pass as it is. Must all layers run for a token that is clear after two? In 4.8 the first
+# layers, read by a head that was made for the last one, seldom knew the answer. So give every layer $l$ an exit, a head
+# that was trained for it:
+#
+# $$\hat p_l = \mathrm{softmax}\big(W (I + M_l)\, \mathrm{RMSNorm}_l(x_l)\big) ,$$
+#
+# with $M_l$ learnt and $W$ the model's own (Belrose et al. 2023). A token leaves at the first exit that is sure, by one
+# of three rules:
+#
+# | rule | leaves after layer $l$ if | |
+# |---|---|---|
+# | entropy | $H(\hat p_l) < \tau$ | the slide's (熵值较低,则提前退出); Xin et al. 2020 (DeeBERT) |
+# | confidence | $\max \hat p_l > \tau$ | Schuster et al. 2022 (CALM) |
+# | patience | the favourite has been the same for $\tau$ exits more | Zhou et al. 2020 (PABEE) |
+#
+# **The threshold** follows from a budget. Calibration texts are read once by all layers; then every threshold is a
+# point, of mean layers and of how often the exit's favourite is the whole model's; take the best within the budget.
+# What it is worth is told on other texts, as in 4.11. *Predict*: how often does the exit say what the whole model says,
+# if two thirds of the layers may run on average, and which rule is best? Where in the map will the line lie low? (A
+# column is a token, and says how unsure each exit is of the *next* one.)
+#
+# **What a skipped layer leaves behind.** A token that left after layer 2 has no keys and values above it, and later
+# tokens that go higher look for them. *Propagate*: hand its state up as it is, $x_l = x_2$, and make keys and values of
+# that: two small products a layer, never caught up with, and lossy (Schuster et al. 2022). *Recompute*: keep the state,
+# and let the next token that goes higher take along all that were left behind: every key is what it should be, the
+# layers do run in the end, but for several tokens at a time, which read the weights once (Chen et al. 2023, EE-LLM).
+#
+# **Self-speculation** (Elhoushi et al. 2024) makes it lossless: what leaves early is only a *draft*, all layers verify
+# several at once, and the rule changes sides: an exit that is unsure drafts no further. *Predict* for the second cell:
+# whose text is the whole model's? And how much faster is leaving early by the clock, if a third of the layers is saved?
+
+# %%
+from llmcourse import early_exit
+
+exits, budget = early_exit.load_heads("base", quick), 4  # layers a token, on average
+behind = [[*g.prompt, *g.tokens] for texts in others for g in generate(quick, texts, max_new_tokens=32)]
+chosen_on = early_exit.read_texts(exits, behind)
+told_on = early_exit.read_texts(exits, [[*g.prompt, *g.tokens] for domain in TEXTS for g in own[domain, 0]])
+shown = ", ".join(f"{share:.0%} after {n}" for n, share in enumerate(told_on.agreement().tolist(), 1))
+weights = sum(weight.numel() for weight in base.model.layers[0].parameters())
+print(f"as the whole model: {shown} layers; an exit has the weights of {output / weights:.1f} layers")
+for signal in ("patience", "confidence", "entropy"):
+    best = early_exit.most_agreement(early_exit.curve(chosen_on, signal), budget)
+    told = early_exit.heat_of(told_on, range(len(told_on.targets)), best.rule)
+    says = f"{signal} at {next(iter(vars(best.rule).values())):.2f}: {best.mean_layers:.2f} layers"
+    print(f"{says}, {best.agreement:.0%} the same; on 4.12 {told.mean_layers:.2f}, {told.agreement:.0%}")
+widgets.ExitExplorer(exits, tokenizer, TEXTS["code"][0])
+
+# %%
+for skipped in ("propagate", "recompute"):
+    early = early_exit.generate_early(exits, given, best.rule, skipped=skipped, max_new_tokens=24)
+    ran, new = sum(one.mean_layers for one in early) / len(early), [one.generation.tokens for one in early]
+    print(f"leaving early, {skipped}: {ran:.2f} layers a token; {read_again(given, new)}")
+drafter = partial(early_exit.ExitDrafter, layer=budget, sure=early_exit.ConfidenceRule(0.3))
+new, rate = gained(list(with_drafts(drafter(exits), 4)(quick, given, max_new_tokens=24)))
+print(f"drafting early: {rate:.2f} tokens a pass of all layers; {read_again(given, new)}")
+leaving = {asked: early_exit.EarlyExitLogits(exits, best.rule, exits=asked) for asked in (None, (3,))}
+ways = {name: lambda model, s=source, **how: decoding.stream(s, **how) for name, source in leaving.items()}
+runs, one_s = in_turns("code", ways | {3: with_drafts(drafter(exits), 4)}, rounds=2)
+times = [[step.time_s for step in runs[asked] if step.index] for asked in leaving]
+speeds = [one_s * len(taken) / sum(taken) for taken in times] + [measured.measured_speed_up(runs[3], one_s)]
+print("times as fast: all exits asked {:.2f}, one asked {:.2f}; drafting early {:.2f}".format(*speeds))
+
+# %% [markdown]
+# As long as a text is only *read*, the exits keep about what their threshold promised. But whoever leaves early
+# *writes* another text: from the first token that differs on it goes its own way, and only the reading again tells how
+# good it is. Not every token is the favourite any more, and the log-probability shows by how much less likely they are.
+# *Recompute* repairs the keys, not the choice; the oftener a token goes all the way up, the more layers it runs in the
+# end, though several tokens at a time. Self-speculation writes the whole model's text, all of it. (A drafted token is
+# read by the first layers twice here: LayerSkip shares their cache with the verification, ours does not.)
+#
+# And by the clock? A third of the layers is not a third of the time. An exit multiplies by the whole vocabulary, in
+# `base` the weights of several layers; asked after every layer, it costs about what is skipped, or more. Fewer exits
+# cost less; and where layers are larger, the balance is another one: in Llama-3-8B an exit is as large as two or three
+# of its thirty-two layers. Count layers *and* seconds.
+#
+# ## 4.17 What goes wrong
 #
 # | belief | where it fails | what you saw |
 # |---|---|---|
@@ -583,16 +929,32 @@ explorer
 # | the first layers nearly know the answer | not those of a model that was never trained to | 4.8 |
 # | cascades, too, keep the quality | answers are the small model's; quality can fall, or rise | 4.11 |
 # | a cascade is better than its large model alone, so it is good | compare with mixing at the same cost, on new questions | 4.11 |
+# | heads cost next to nothing | each is a product with the whole vocabulary | 4.12, 4.14 |
+# | the farther a head looks, the worse it guesses | mostly, but not where the text keeps time | 4.12 |
+# | the larger tree is the faster one | every node is read, and the last ones hardly ever stand | 4.13, 4.14 |
+# | Medusa leaves the text as it is | with the greedy and the lossless verdict; not with typical acceptance | 4.14 |
+# | tokens a pass are the speed-up | a pass over $n$ tokens costs $v(n)$, and heads and verdicts cost, too | 4.14, 4.15 |
+# | blocks are free speed | what a block's tokens do not know of each other is lost; verified, it is not | 4.15 |
+# | a low loss is a good text | a text that repeats itself has one, too | 4.15 |
+# | half of the layers take half of the time | asking exits takes time, and so does catching up | 4.16 |
+# | nine tokens in ten agree, so nine tenths of the text are the same | up to the first that differs | 4.16 |
 #
-# **On the slides.** That speculation does not lower the quality (不会降低大模型解码质量) is right, for the rule above and for greedy
-# matching, and for nothing looser. "Usually about two times" (一般带来两倍左右加速) leaves out what it depends on: 4.4 says which
-# $\alpha$ it takes, 4.10 at which load it is gone. And the cascade's slide is silent on quality, which is
-# the very thing that its thresholds trade.
+# **On the slides.** That speculation does not lower the quality (不会降低大模型解码质量) is right, for the rule above and for
+# greedy matching, and for nothing looser. "Usually about two times" (一般带来两倍左右加速) leaves out what it depends on: 4.4
+# says which $\alpha$ it takes, 4.10 at which load it is gone. And the cascade's slide is silent on quality, which is
+# the very thing that its thresholds trade. Of Medusa the same is said (不影响生成质量), and it holds for the first two
+# verdicts of 4.14, not for typical acceptance. Its factor (推理加速) is the paper's, for large models and one text at a
+# time. The three ways of 4.15 are drawn without their price. The slide on early exit (早退机制) shows a table that stays
+# close to the full models at about twice the speed. It is a table of *classifiers*, which answer once a text and have
+# neither a cache nor a vocabulary to multiply by; its scores are lower than the full model's in most columns, by little
+# or by much; and its speed-ups count layers, not seconds.
 #
 # ## Lab
 #
-# [Lab 4](../labs/04_speculative_medusa_early_exit.ipynb) has you build both parts: the acceptance rule and its residual, the loop whose cache is rolled back, expected speed-up,
-# a lookup drafter, the threshold of a cascade. To warm up, here in this notebook:
+# [Lab 4](../labs/04_speculative_medusa_early_exit.ipynb) has you build the parts: the acceptance rule and its residual,
+# the loop whose cache is rolled back, expected speed-up, a lookup drafter, the threshold of a cascade; Medusa's
+# candidates and their mask, the verdict on a tree, the rules of early exit and a threshold for a budget, blocks with
+# refinement. To warm up, here in this notebook:
 #
 # 1. (10 min) Change `q` in 4.2 so that no draft ever falls; then so that all fall. What is $p'$ in each case?
 # 2. (15 min) In 4.3 let the second draft be judged by the distribution of the first place. Which texts come too often?
@@ -600,6 +962,10 @@ explorer
 # 4. (15 min) In 4.11 choose thresholds on a tenth of the held-out questions. `study.ledgers` has the held-out and the test
 #    questions under each judge, `.rows` takes some of them, `speculative.pareto_frontier` finds the policies to choose from, and
 #    `speculative.apply_policy` tries one out. How far do promise and test differ?
+# 5. (10 min) In 4.13 draw the mask of a chain of four and of four siblings. Which of the two is ordinary causal attention?
+# 6. (15 min) In 4.14 raise `delta` and `epsilon` of `TypicalAcceptance` to 1. Predict the total variation first. Why is it not 0?
+# 7. (15 min) In 4.15 let `measure` refine by `"remask"`. In which panel, and for how many passes, can that differ at all?
+# 8. (15 min) In 4.16 keep only one exit: `chosen_on.only([n])` is what would have been read. Which $n$ agrees most within the budget?
 #
 # ## Summary
 #
@@ -608,7 +974,14 @@ explorer
 # - Acceptance $\alpha$, cost $c$ and the price $v$ of verifying decide the speed: measure them, choose $\gamma$, and stop
 #   where the batch is large.
 # - A cascade saves whole calls and does change answers: train its judge, choose on held-out questions, and beat mixing.
+# - Medusa's heads guess ahead at once, and a searched tree of their guesses is read in one pass; greedy and lossless
+#   verdicts keep the text, typical acceptance does not.
+# - Block size and passes are one dial from autoregressive to non-autoregressive, and it is paid in quality.
+# - Early exit saves layers, not as many seconds, and changes the text; as a drafter it changes nothing.
 #
-# **Sources** Leviathan et al. 2023, Chen et al. 2023 (speculative decoding and sampling) · Saxena 2023 (prompt lookup) · Zhang et
-# al. 2024 (Draft & Verify), Elhoushi et al. 2024 (LayerSkip) · Chen, Zaharia and Zou 2023 (FrugalGPT) · Platt 1999
-# (calibration)
+# **Sources** Leviathan et al. 2023, Chen et al. 2023 (speculative decoding and sampling) · Saxena 2023 (prompt lookup)
+# · Zhang et al. 2024 (Draft & Verify), Elhoushi et al. 2024 (LayerSkip) · Chen, Zaharia and Zou 2023 (FrugalGPT) ·
+# Platt 1999 (calibration) · Cai et al. 2024 (Medusa) · Miao et al. 2024 (SpecInfer: trees, and the verdict on them) ·
+# Gu et al. 2018, Wang et al. 2018 (non- and semi-autoregressive decoding) · Chang et al. 2022 (MaskGIT), Ghazvininejad
+# et al. 2019 (Mask-Predict) · Lin et al. 2024 (BiTA) · Belrose et al. 2023 (tuned lens) · Xin et al. 2020 (DeeBERT),
+# Zhou et al. 2020 (PABEE), Schuster et al. 2022 (CALM), Chen et al. 2023 (EE-LLM)
