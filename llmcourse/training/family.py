@@ -149,7 +149,7 @@ def _tokenizer(corpus: Corpus, sides: dict, path: Path) -> Tokenizer:
         for text in sample_documents(sides[source.name][0], TOKENIZER_CHARS[source.kind])
     )
     tokenizer = train_tokenizer(samples, show_progress=True)
-    _write(path, tokenizer.to_str(pretty=True))
+    _write(path, tokenizer.to_str())
     return tokenizer
 
 
