@@ -15,7 +15,7 @@ from llmcourse.blockwise.adapters import AdapterConfig, BlockDecoder
 from llmcourse.blockwise.decode import BlockPass, generate, stream
 from llmcourse.blockwise.denoise import Noise, denoising_loss, draw_noise, first_pass_loss
 from llmcourse.blockwise.masks import EMPTY, FINISHED, block_mask, block_mask_by_definition, block_starts
-from llmcourse.blockwise.quality import Quality, loss_per_token, measure
+from llmcourse.blockwise.quality import Quality, measure
 from llmcourse.blockwise.refinement import REFINEMENTS, Refinement
 from llmcourse.blockwise.source import BlockSource, CachedBlocks, UncachedBlocks
 from llmcourse.blockwise.stored import BLOCK_ADAPTERS, load_adapters, save_adapters
@@ -42,7 +42,6 @@ __all__ = [
     "first_pass_loss",
     "generate",
     "load_adapters",
-    "loss_per_token",
     "measure",
     "save_adapters",
     "stream",

@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 
 from llmcourse.blockwise.adapters import BlockDecoder
 from llmcourse.blockwise.decode import stream
@@ -20,8 +19,8 @@ from llmcourse.blockwise.refinement import Refinement
 from llmcourse.decoding.errors import require
 from llmcourse.decoding.form import parsed_share, regular_share
 from llmcourse.decoding.metrics import distinct_n
+from llmcourse.decoding.reread import reread
 from llmcourse.decoding.rows import Generation
-from llmcourse.model import Decoder
 from llmcourse.tokenizer import Tokenizer
 
 Form = Literal["code", "verse"]
@@ -83,13 +82,14 @@ def measure(
     steps = stream(model, token_ids, tokenizer=tokenizer, **dials, **limits)
     generations, num_passes = _run(steps, len(prompts))
     rates = [len(g.tokens) / count for g, count in zip(generations, num_passes, strict=True)]
+    written = [generation.tokens for generation in generations]
     texts = [prompt + generation.text for prompt, generation in zip(prompts, generations, strict=True)]
     check = {"code": parsed_share, "verse": regular_share, None: None}[form]
     return Quality(
         domain=domain,
         **dials,
-        nats_per_token=loss_per_token(model.backbone, generations),
-        distinct_2=distinct_n([generation.tokens for generation in generations], 2),
+        nats_per_token=-reread(model.backbone, token_ids, written).log_probability,
+        distinct_2=distinct_n(written, 2),
         form=fmean(map(check, texts)) if check else None,
         tokens_per_pass=fmean(rates),
     )
@@ -104,21 +104,3 @@ def _run(steps, num_rows: int) -> tuple[list[Generation], list[int]]:
         except StopIteration as end:
             return end.value, counts
         counts = [count + row for count, row in zip(counts, active, strict=True)]
-
-
-@torch.no_grad()
-def loss_per_token(model: Decoder, generations: Sequence[Generation]) -> float:
-    """Mean −ln p of all new tokens of the texts, each given all before it, in nats.
-
-    Raises:
-        ValueError: there is no new token.
-    """
-    total, count = 0.0, sum(len(generation.tokens) for generation in generations)
-    require(count > 0, "generations", "texts with a new token", "none", "ask for one token or more")
-    for generation in generations:  # one by one: texts differ in length
-        text = torch.tensor([[*generation.prompt, *generation.tokens]], device=model.device)
-        new = len(generation.tokens)
-        if new:
-            hidden = model.hidden_states(text[:, :-1])[0, -new:]
-            total += F.cross_entropy(model.lm_head(hidden).float(), text[0, -new:], reduction="sum").item()
-    return total / count

@@ -9,6 +9,7 @@ source                  where logits come from: a model with a cache or without
 loop, rows, stop_strings, errors     the autoregressive loop and how a text ends
 beam                    beam search, with the tree of what it considered
 contrastive             expert minus amateur
+reread                  what a model thinks of texts that are there
 metrics                 repetition and diversity of what came out
 form                    whether code parses and verse is regular
 engine                  the fast path: static memory, kernels and CUDA graphs on a GPU
@@ -31,6 +32,7 @@ from llmcourse.decoding.metrics import distinct_n, repetition_rate
 from llmcourse.decoding.params import SamplingParams
 from llmcourse.decoding.penalties import FrequencyPenalty, NoRepeatNGram, PresencePenalty, RepetitionPenalty
 from llmcourse.decoding.processors import Processor, Temperature, apply
+from llmcourse.decoding.reread import Reread, reread
 from llmcourse.decoding.rows import Generation
 from llmcourse.decoding.sampling import entropy, greedy, sample
 from llmcourse.decoding.source import CachedLogits, LogitsSource, UncachedLogits, as_source
@@ -57,6 +59,7 @@ __all__ = [
     "PresencePenalty",
     "Processor",
     "RepetitionPenalty",
+    "Reread",
     "SamplingParams",
     "Scope",
     "Step",
@@ -75,6 +78,7 @@ __all__ = [
     "generate",
     "greedy",
     "repetition_rate",
+    "reread",
     "sample",
     "stream",
     "stream_beams",

@@ -10,9 +10,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmcourse.blockwise import BlockDecoder, BlockPass, Refinement, loss_per_token, stream
+from llmcourse.blockwise import BlockDecoder, BlockPass, Refinement, stream
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.metrics import distinct_n
+from llmcourse.decoding.reread import reread
 from llmcourse.decoding.rows import Generation
 from llmcourse.figures.speculation_trace import added_words
 from llmcourse.tokenizer import Tokenizer
@@ -162,7 +163,7 @@ def fill_all(
 
 
 def _loss(model: BlockDecoder, generation: Generation) -> float:
-    return loss_per_token(model.backbone, [generation])
+    return -reread(model.backbone, [generation.prompt], [generation.tokens]).log_probability
 
 
 def _after(state: TextState, step: BlockPass) -> TextState:

@@ -7,7 +7,8 @@ reads its prompt, and is left out of everything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
+from typing import Protocol, runtime_checkable
 
 from llmcourse.decoding.errors import require, require_number
 from llmcourse.speculative.draft_length import Tally
@@ -15,6 +16,32 @@ from llmcourse.speculative.steps import SpeculativeStep
 from llmcourse.speculative.theory import VerifyCost, constant, expected_tokens
 
 Steps = Sequence[SpeculativeStep]
+
+
+@runtime_checkable
+class Gains(Protocol):
+    """What steps of every loop say, Medusa's too."""
+
+    index: int
+    tokens: list[list[int]]
+    active: list[bool]
+
+
+def written(steps: Sequence[Gains]) -> list[list[int]]:
+    """The new tokens of each text."""
+    return [[*chain(*rows)] for rows in zip(*(step.tokens for step in steps), strict=True)]
+
+
+def tokens_per_pass(steps: Sequence[Gains]) -> float:
+    """What a pass of the target brought a row on average, the first pass aside.
+
+    Counts what stayed in the text; `tokens_per_step` also what was accepted behind its end.
+
+    Raises:
+        ValueError: there are no steps but the first.
+    """
+    later = [step for step in steps if step.index > 0]
+    return _mean([len(new) for step in later for new, on in zip(step.tokens, step.active, strict=True) if on])
 
 
 def tally(steps: Steps) -> Tally:

@@ -162,7 +162,7 @@ for row, drink in enumerate(drinks):
 import math
 from collections import Counter
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 
 P = torch.tensor([[2, 1, 1], [0, 3, 1], [1, 1, 2]]) / 4  # a row for each token before
 Q = torch.tensor([[1, 3, 0], [2, 1, 1], [1, 2, 1]]) / 4
@@ -706,29 +706,9 @@ widgets.CandidateTreeViewer(
 # stands beside it, on the same prompts; and in which rows the two numbers are those of plain sampling. (Eighteen short
 # texts: two tenths of a nat are chance.)
 #
-# The first cell below is for reading texts again, the second tries the verdicts, the third asks the clock. A step costs
-# a pass over the last token and $N$ nodes, and the heads, which take $h$ passes: $E / (v(N + 1) + h)$ times as fast.
-# $E$ was counted in 4.13, $v$ is the machine's. *Predict* the best size of a tree on this one, and on an H200 by the
-# roofline.
-
-
-# %%
-from itertools import chain
-
-
-def read_again(texts, written):
-    whole = [torch.tensor([[*text, *new]], device=device) for text, new in zip(texts, written, strict=True)]
-    log_p = torch.cat([base(ids)[0, len(text) - 1 : -1] for ids, text in zip(whole, texts, strict=True)])
-    log_p, new = log_p.log_softmax(-1), torch.tensor([*chain(*written)], device=device)[:, None]
-    likely, best = log_p.gather(-1, new).mean().item(), (log_p.argmax(-1) == new[:, 0]).double().mean().item()
-    return f"log-probability {likely:5.2f}, its favourite {best:6.1%}"
-
-
-def gained(steps):
-    """The tokens of each text, and how many the target's passes gained on average, the first one aside."""
-    texts = [[*chain(*rows)] for rows in zip(*(step.tokens for step in steps), strict=True)]
-    return texts, sum(len(text) - 1 for text in texts) / sum(sum(step.active) for step in steps[1:])
-
+# The first cell tries the verdicts, the second asks the clock. A step costs a pass over the last token and $N$ nodes,
+# and the heads, which take $h$ passes: $E / (v(N + 1) + h)$ times as fast. $E$ was counted in 4.13, $v$ is the
+# machine's. *Predict* the best size of a tree on this one, and on an H200 by the roofline.
 
 # %%
 tried = partial(medusa.stream, quick, heads, tree=tree)
@@ -740,9 +720,9 @@ ways |= {"lossless, drawn": (1, partial(tried, drafting="drawn")), "lossless, dr
 given = [encode(text) for text in chain(*TEXTS.values())]
 for name, (t, way) in (ways | {"typical": (1, typical)}).items():
     runs = [list(way(**settings(domain, t))) for domain in TEXTS]
-    texts, rates = zip(*map(gained, runs), strict=True)
-    row = ", ".join(f"{domain} {rate:.2f}" for domain, rate in zip(TEXTS, rates, strict=True))
-    print(f"{name:16}{row} tokens a pass; {read_again(given, [*chain(*texts)])}")
+    row = ", ".join(f"{d} {measured.tokens_per_pass(run):.2f}" for d, run in zip(TEXTS, runs, strict=True))
+    again = decoding.reread(base, given, [*chain(*map(measured.written, runs))])
+    print(f"{name:16}{row} tokens a pass; {again}")
 rows = chain(*(zip(s.p_drafts, s.paths, s.active, strict=True) for s in chain(*runs) if s.index))
 off = [1 - p[path[0]] if path else 0 for p, path, active in rows if active]
 print(f"typical: the first token of a step is {sum(off) / len(off):.2f} from its law, lossless: 0")
@@ -890,10 +870,11 @@ widgets.ExitExplorer(exits, tokenizer, TEXTS["code"][0])
 for skipped in ("propagate", "recompute"):
     early = early_exit.generate_early(exits, given, best.rule, skipped=skipped, max_new_tokens=24)
     ran, new = sum(one.mean_layers for one in early) / len(early), [one.generation.tokens for one in early]
-    print(f"leaving early, {skipped}: {ran:.2f} layers a token; {read_again(given, new)}")
+    print(f"leaving early, {skipped}: {ran:.2f} layers a token; {decoding.reread(base, given, new)}")
 drafter = partial(early_exit.ExitDrafter, layer=budget, sure=early_exit.ConfidenceRule(0.3))
-new, rate = gained(list(with_drafts(drafter(exits), 4)(quick, given, max_new_tokens=24)))
-print(f"drafting early: {rate:.2f} tokens a pass of all layers; {read_again(given, new)}")
+steps = list(with_drafts(drafter(exits), 4)(quick, given, max_new_tokens=24))
+rate, new = measured.tokens_per_pass(steps), decoding.reread(base, given, measured.written(steps))
+print(f"drafting early: {rate:.2f} tokens a pass of all layers; {new}")
 leaving = {asked: early_exit.EarlyExitLogits(exits, best.rule, exits=asked) for asked in (None, (3,))}
 ways = {name: lambda model, s=source, **how: decoding.stream(s, **how) for name, source in leaving.items()}
 runs, one_s = in_turns("code", ways | {3: with_drafts(drafter(exits), 4)}, rounds=2)
@@ -907,7 +888,9 @@ print("times as fast: all exits asked {:.2f}, one asked {:.2f}; drafting early {
 # good it is. Not every token is the favourite any more, and the log-probability shows by how much less likely they are.
 # *Recompute* repairs the keys, not the choice; the oftener a token goes all the way up, the more layers it runs in the
 # end, though several tokens at a time. Self-speculation writes the whole model's text, all of it. (A drafted token is
-# read by the first layers twice here: LayerSkip shares their cache with the verification, ours does not.)
+# read by the first layers twice here. As in LayerSkip, `shared=True` and `speculative.SharedLayersTarget` let the
+# verification begin behind them. But then the last draft, from which nothing is drafted, passes them alone: where a
+# pass over five tokens takes as long as one over a single token, nothing is gained by it.)
 #
 # And by the clock? A third of the layers is not a third of the time. An exit multiplies by the whole vocabulary, in
 # `base` the weights of several layers; asked after every layer, it costs about what is skipped, or more. Fewer exits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,8 +14,10 @@ from llmcourse.speculative.measured import (
     measured_speed_up,
     predicted_speed_up,
     tally,
+    tokens_per_pass,
     tokens_per_step,
     verify_cost,
+    written,
 )
 
 
@@ -53,6 +57,15 @@ def test_acceptance_counts_what_was_judged():
 
 def test_tokens_a_step_are_those_of_a_row_that_took_part():
     assert tokens_per_step(STEPS) == (3 + 1 + 2 + 3) / 4
+
+
+def test_what_was_cut_off_behind_the_end_is_no_gain():
+    cut = [replace(one, tokens=[one.tokens[0][:2], []]) if one.index == 3 else one for one in STEPS]
+    assert tokens_per_pass(STEPS) == tokens_per_step(STEPS)
+    assert tokens_per_pass(cut) == (3 + 1 + 2 + 2) / 4
+    assert written(cut)[0] == [1, 7, 7, 1, 7, 1, 7, 7]
+    with pytest.raises(ValueError, match="steps must be more than the first one of each text"):
+        tokens_per_pass([PROMPT])
 
 
 def test_costs_are_in_steps_of_decoding():

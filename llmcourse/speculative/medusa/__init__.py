@@ -36,7 +36,6 @@ from llmcourse.speculative.medusa.stored import MEDUSA_HEADS, load_heads, save_h
 from llmcourse.speculative.medusa.typical import (
     TypicalAcceptance,
     first_token_law,
-    mean_log_probability,
     total_variation,
     typical_walk,
 )
@@ -57,7 +56,6 @@ __all__ = [
     "generate",
     "load_heads",
     "mask_of",
-    "mean_log_probability",
     "measured_speed_up",
     "observed_tokens",
     "rank_accuracies",

@@ -8,12 +8,11 @@ it. (Cai et al. 2024, section 2.3.1; Hewitt et al. 2022, section 4, has the bar,
 
 What is drafted and passes is taken with certainty, however much else passes: so what the drafts favour comes
 more often than p says. `first_token_law` computes the law that comes out, `total_variation` its distance
-from p, and `mean_log_probability` what the target thinks of the texts.
+from p, and `decoding.reread` what the target thinks of the texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +22,6 @@ from torch.nn.functional import pad
 
 from llmcourse.decoding.errors import require, require_number
 from llmcourse.decoding.sampling import greedy, pick
-from llmcourse.model import Decoder
 from llmcourse.speculative.arguments import check_distributions, require_tensor
 from llmcourse.speculative.tree import ROOT, DraftTree
 from llmcourse.speculative.verify_tree import TreeVerdict
@@ -135,31 +133,6 @@ def total_variation(p: Float[Tensor, "*B V"], q: Float[Tensor, "*B V"]) -> Float
     remedy = "compare laws over one vocabulary"
     require(p.shape == q.shape, "q", f"of shape {tuple(p.shape)}", tuple(q.shape), remedy)
     return (p - q).abs().sum(-1) / 2
-
-
-@torch.no_grad()
-def mean_log_probability(
-    model: Decoder, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
-) -> float:
-    """What the target itself thinks of texts behind their prompts: nats per token, at temperature 1.
-
-    Sampled losslessly it is minus the target's entropy on average. Typical acceptance comes out above: likely
-    drafts are taken more often than they are likely.
-
-    Raises:
-        ValueError: not one text for each prompt, or no tokens in all.
-    """
-    count, remedy = len(prompts), "pass the tokens of each generation"
-    require(len(texts) == count, "texts", f"{count}, one for each prompt", len(texts), remedy)
-    total, tokens = 0.0, sum(map(len, texts))
-    require(tokens > 0, "texts", "with at least 1 token", 0, "write longer texts")
-    for prompt, text in zip(prompts, texts, strict=True):
-        if text:
-            whole = torch.tensor([[*prompt, *text]], device=model.device)
-            logits = model(whole[:, :-1])[0, len(prompt) - 1 :].double()
-            own = torch.tensor(text, device=model.device)[:, None]
-            total += logits.log_softmax(-1).gather(1, own).sum().item()
-    return total / tokens
 
 
 def _check(p: Tensor, drafts: Tensor, tree: DraftTree) -> None:

@@ -14,14 +14,12 @@ from llmcourse.speculative.medusa import (
     TypicalAcceptance,
     first_token_law,
     full,
-    mean_log_probability,
     total_variation,
     typical_walk,
 )
 from llmcourse.speculative.medusa.drafting import drawn, ranked, without
 from tests.chi_square import holm, p_value
 from tests.speculative.test_tree_drafts import random_tree
-from tests.speculative.tiny import PROMPTS, tiny_decoder
 
 SETTINGS = TypicalAcceptance(epsilon=0.3, delta=0.5)
 
@@ -107,20 +105,6 @@ def test_the_enumerated_law_is_that_of_draws():
     assert p_value(first.numpy(), law.numpy()) > 1e-4
     assert p_value(first.numpy(), p[0].numpy()) < 1e-4, "and it is not the target's"
     assert total_variation(law, p[0]) > 0.02
-
-
-def test_mean_log_probability_is_that_of_the_text():
-    model, texts = tiny_decoder(), [[1, 2], [], [3], [4, 5, 6]]
-    total = 0.0
-    for prompt, text in zip(PROMPTS, texts, strict=True):
-        for position, token in enumerate(text):
-            whole = torch.tensor([[*prompt, *text[:position]]])
-            total += model(whole)[0, -1].log_softmax(-1)[token].item()
-    assert mean_log_probability(model, PROMPTS, texts) == pytest.approx(total / 6, abs=1e-5)
-    with pytest.raises(ValueError, match="texts must be with at least 1 token, got 0"):
-        mean_log_probability(model, PROMPTS, [[]] * 4)
-    with pytest.raises(ValueError, match="texts must be 4, one for each prompt, got 3"):
-        mean_log_probability(model, PROMPTS, texts[:3])
 
 
 @pytest.mark.parametrize("number", [0, -0.1, 1.1, float("nan"), float("inf"), True])
