@@ -615,7 +615,8 @@ for domain, t in product(TEXTS, (0, 1)):
 # %% [markdown]
 # Two things are against a head: the farther it looks, the less is settled by what it has read; and which way the text
 # takes is decided by tokens that it never sees. So guesses mostly get worse with the distance. But where a text keeps
-# time, by the marks of verse or the indentation of code, a later token may be the easier one. No head can foresee a
+# time, as verse does by its marks, a later token is hardly harder: compare its rows with those of prose and code. No
+# head can foresee a
 # draw, so that sampled texts should be the harder ones; where they are not, they are other texts, and only six of them.
 # And the second to fourth choices are worth something. Why try only one? (As for the weights: a head is small, its
 # product with $W$ is not. In a model whose vocabulary is most of its weights that is no trifle; in Llama-3-8B one head
@@ -626,7 +627,7 @@ for domain, t in product(TEXTS, (0, 1)):
 # Take several guesses of every head, and try their combinations. A *node* is named by ranks: (0,) is the favourite of
 # head 1; (1, 0) that of head 2, behind the second choice of head 1. As heads do not see each other, (0, 0) and (1, 0)
 # hold the same token, behind different ones. A *full* tree takes all combinations of the $w_k$ likeliest tokens of each
-# head: $w_1 + w_1 w_2 + \dots$ nodes. But second choices behind second choices hardly ever come true: a *sparse* tree
+# head: $w_1 + w_1 w_2 + \dots$ nodes. But third choices behind second choices hardly ever come true: a *sparse* tree
 # has only the nodes with $\prod (\text{rank} + 1) \le 4$.
 #
 # **Tree attention** reads all nodes in one pass, written behind the text's last token in any order that has parents
@@ -673,16 +674,17 @@ for name, tree in trees.items():
     says = f"{medusa.expected_tokens(tree, shares):.2f} tokens a step expected"
     print(f"{name:9}{says}, {medusa.observed_tokens(tree, calibration):.2f} counted; on 4.12:", *counted)
 tree = medusa.search(shares, 15)
-print("the best 15:", *tree.choices)
+print("the best 15, by depth:", *Counter(map(len, tree.choices)).values(), *tree.choices)
 widgets.CandidateTreeViewer(
-    quick, tokenizer, heads, TEXTS["code"][0], trees={"searched": tree, "full": small}
+    quick, tokenizer, heads, TEXTS["code"][0], trees={"searched": tree, "full, 2 × 2": small}
 )
 
 # %% [markdown]
-# One pass over 45 tokens says what 45 texts say. The search goes deep where a head is often right, and wide where it is
-# not; the full tree spends most of its nodes on combinations that never come. *Expected* takes heads to err apart from
-# one another, *counted* does not: it follows every place of the same texts. Heads are right together, where the text is
-# easy, and wrong together, so that the two differ; the order of the nodes is a good one all the same.
+# One pass over 45 tokens says what 45 texts say. The search goes deep where heads are often right, and wide where they
+# are not: how many nodes it puts at each depth says which heads are worth something. The full tree spends most of its
+# nodes on combinations that never come. *Expected* takes heads to err apart from one another, *counted* does not: it
+# follows every place of the same texts. Heads can be right together, where the text is easy, and wrong together; by
+# how much the two numbers differ says whether that matters here.
 #
 # ## 4.14 Three verdicts, and the clock
 #
@@ -692,11 +694,13 @@ widgets.CandidateTreeViewer(
 # **Lossless.** At each node try the children in turn, against what is left of the target's distribution there. With
 # $r_0 = p$, child $x_i \sim q_i$ stands with probability $\min(1, r_{i-1}(x_i) / q_i(x_i))$; if it falls, it takes its
 # share with it, $r_i \propto \max(0, r_{i-1} - q_i)$, and the next one is tried (Miao et al. 2024). It is the rule of
-# 4.2, asked again and again, and each round leaves the distribution as it is. A head's likeliest tokens are *certain*
-# drafts, as those of lookup are; or they are *drawn* from the heads, without replacement.
+# 4.2, asked again and again, and each round leaves the distribution as it is: what it lets through and
+# what it leaves add up to what it was given, $\min(r, q) + \max(0, r - q) = r$. A head's likeliest tokens are *certain*
+# drafts, as those of lookup are ($q_i$ is 1 at $x_i$); or they are *drawn* from the heads without replacement ($q_i$ is
+# the head's distribution without those drawn before, rescaled).
 #
-# **Typical.** A draft stands if it is likely enough: $p(x) > \min(\epsilon, \delta e^{-H(p)})$, and the longest such
-# branch is taken. Where the backbone is sure, the bar is $\epsilon$; where it is not, many tokens pass. What passes is
+# **Typical.** A draft stands if it is likely enough: $p(x) > \min(\epsilon, \delta e^{-H(p)})$ (here $\epsilon = 0.09$,
+# $\delta = 0.3$), and the longest such branch is taken. Where the backbone is sure, the bar is $\epsilon$; where it is not, many tokens pass. What passes is
 # taken *with certainty*, although it has only $p(x)$: so the text has another distribution. How far off? The total
 # variation of a step's first token is $1 - p(x)$ where a draft $x$ was taken, and 0 elsewhere. And the finished texts
 # are read once more: the mean log-probability of their tokens (when sampled as it should be: minus the backbone's mean
@@ -704,7 +708,7 @@ widgets.CandidateTreeViewer(
 #
 # *Predict*, for the tree of 15 nodes: which verdict gains most tokens a pass; where `draft` with four drafts in a row
 # stands beside it, on the same prompts; and in which rows the two numbers are those of plain sampling. (Eighteen short
-# texts: two tenths of a nat are chance.)
+# texts: two tenths of a nat and several points of favourites are chance.)
 #
 # The first cell tries the verdicts, the second asks the clock. A step costs a pass over the last token and $N$ nodes,
 # and the heads, which take $h$ passes: $E / (v(N + 1) + h)$ times as fast. $E$ was counted in 4.13, $v$ is the
@@ -725,7 +729,7 @@ for name, (t, way) in (ways | {"typical": (1, typical)}).items():
     print(f"{name:16}{row} tokens a pass; {again}")
 rows = chain(*(zip(s.p_drafts, s.paths, s.active, strict=True) for s in chain(*runs) if s.index))
 off = [1 - p[path[0]] if path else 0 for p, path, active in rows if active]
-print(f"typical: the first token of a step is {sum(off) / len(off):.2f} from its law, lossless: 0")
+print(f"typical: the first token of a step is {sum(off) / len(off):.2f} from the target's distribution")
 
 # %%
 shapes = {n: medusa.search(shares, n) for n in (3, 15, 44)}
@@ -746,18 +750,21 @@ for domain in ("code", "verse"):
 
 # %% [markdown]
 # Greedy: every token is the backbone's favourite, whoever guessed. Lossless: the two numbers are those of plain
-# sampling up to chance, and must be, for the law is the same. Of the three verdicts on the tree typical gains most, and
+# sampling up to chance, and must be, for the distribution is the same. (From these two numbers alone nobody could tell
+# typical from the others; so the proof stands above, and the distance is computed.) Of the three verdicts on the tree typical gains most, and
 # pays with the text: what heads like comes too often. Where it samples, the total variation says so, exactly, even if
 # the finished texts look hardly different; with greedy decoding it takes what is *not* the favourite, and from there on
 # the text is another one. The slide says that Medusa does not affect quality (不影响生成质量): with the first two verdicts
 # that is so, exactly; the third, which the paper proposes for speed, is another matter.
 #
 # **Where Medusa loses.** On this machine every node takes time, and $W$ is multiplied by four times a step before
-# anything is read: predicted and measured say for each size what is left. (They count in different tokens: *predicted*
-# in bare passes, *measured* in decoding steps with all their Python, of which a verdict needs more.) On a GPU that
+# anything is read: predicted and measured say for each size what is left; below 1 plain decoding is
+# faster. (They count in different units: *predicted* in bare passes, *measured* in decoding steps with all their Python,
+# of which a plain step has some as well, and a verdict more.) By the roofline 44 nodes cost the H200 a few percent of a
+# pass: there a larger tree is the better one. On a GPU that
 # waits for its weights dozens of nodes are nearly free, for *one* text: in a batch of $B$ they are $B (N + 1)$ tokens,
 # and the idle arithmetic is used up earlier than by chains of four (4.10). Beside a drafting model: a head knows
-# nothing of the tokens between, a drafter has written them itself, so it gains more tokens a pass where texts are open;
+# nothing of the tokens between, a drafter has written them itself, so it gains more tokens a pass;
 # but it runs $\gamma$ times, one after another. In sampling, certain drafts lose what 4.10 said they lose. And heads
 # belong to one set of weights: fine-tune the backbone, and they guess for a model that is gone. (They are refused then:
 # they know their backbone by a hash.)
@@ -771,9 +778,9 @@ for domain in ("code", "verse"):
 # tokens inside a group at once) and *non-autoregressive* (all tokens at once). They are one dial. With blocks of $n$
 # tokens
 #
-# $$p(x_1 \dots x_N) \approx \prod_{\text{blocks } b}\ \prod_{i \in b} p(x_i \mid \text{all before } b) ;$$
+# $$p(x_1 \dots x_L) \approx \prod_{\text{blocks } b}\ \prod_{i \in b} p(x_i \mid \text{all before } b) ;$$
 #
-# $n = 1$ is the chain rule, exact; $n = N$ is non-autoregressive; what lies between is semi-autoregressive (Wang et al.
+# $n = 1$ is the chain rule, exact; $n = L$ is non-autoregressive; what lies between is semi-autoregressive (Wang et al.
 # 2018; Gu et al. 2018). The error is named by the formula: inside a block no token knows another. Where a text may go
 # on with *New York* or *Los Angeles*, it may write *New Angeles*.
 #
@@ -799,16 +806,21 @@ for domain, passes, size in product(TEXTS, (1, 2, 4), (1, 2, 4, 8, 32)):
         texts = tokenizer, TEXTS[domain], domain
         qualities.append(blockwise.measure(adapted, *texts, max_new_tokens=32, **dial))
 display(plot_dial(qualities, "Quality against tokens a pass", "32 tokens, greedy; blocks of 1, 2, 4, 8, 32"))
-widgets.BlockPlayer(adapted, tokenizer, TEXTS["code"][0])
+for domain in TEXTS:
+    two = (q for q in qualities if q.domain == domain and q.block_size == 2 * q.passes)
+    losses = ", ".join(f"blocks of {q.block_size} {q.nats_per_token:.2f} nats" for q in two)
+    print(f"{domain}, two tokens a pass: {losses}")
+widgets.BlockPlayer(adapted, tokenizer, TEXTS["prose"][0])
 
 # %% [markdown]
-# From left to right quality is paid for speed. The loss rises with the block, for what a block's tokens do not know of
-# each other is lost; the share of different pairs falls, for places that know nothing of each other all guess the same
-# frequent token. Form breaks soon: one mark in the wrong place, and a verse is too long; one bracket that nobody
-# closes, and a program does not parse. (Six texts of 32 tokens: a step in that panel may be one poem; and whoever
+# From left to right quality is paid for speed. The loss mostly rises with the block, for what a block's tokens do not
+# know of each other is lost; the share of different pairs mostly falls, for places that know nothing of each other all
+# guess the same frequent token. Form breaks soon: one mark in the wrong place, and a verse is too long; one bracket that
+# nobody closes, and a program does not parse. (But how much is there to break? See what share of `base`'s own lines, at
+# one token a pass, form a program.) (Six texts of 32 tokens: a step in that panel may be one poem; and whoever
 # writes the same again and again can keep a form, too.) Further passes move a point to the left: points above one
-# another bring equally many tokens a pass, and there you see whether these adapters gain more from a second look at a
-# long block than from a shorter block.
+# another bring equally many tokens a pass. The rows below the figure have those of two tokens: there you see whether
+# these adapters gain more from second looks at a long block than from a short one.
 #
 # The pictures of the slide have no price on them: this is the price. And tokens a pass are not the speed, as a pass
 # over a block costs $v(n)$. If the same guesses are *verified* instead of kept, they are drafts, and nothing is lost at
@@ -824,14 +836,14 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["code"][0])
 #
 # $$\hat p_l = \mathrm{softmax}\big(W (I + M_l)\, \mathrm{RMSNorm}_l(x_l)\big) ,$$
 #
-# with $M_l$ learnt and $W$ the model's own (Belrose et al. 2023). A token leaves at the first exit that is sure, by one
+# with $x_l$ what layer $l$ hands on, $M_l$ learnt and $W$ the model's own (Belrose et al. 2023). A token leaves at the first exit that is sure, by one
 # of three rules:
 #
 # | rule | leaves after layer $l$ if | |
 # |---|---|---|
 # | entropy | $H(\hat p_l) < \tau$ | the slide's (熵值较低,则提前退出); Xin et al. 2020 (DeeBERT) |
 # | confidence | $\max \hat p_l > \tau$ | Schuster et al. 2022 (CALM) |
-# | patience | the favourite has been the same for $\tau$ exits more | Zhou et al. 2020 (PABEE) |
+# | patience | the favourite has been confirmed by $\tau$ exits in a row | Zhou et al. 2020 (PABEE) |
 #
 # **The threshold** follows from a budget. Calibration texts are read once by all layers; then every threshold is a
 # point, of mean layers and of how often the exit's favourite is the whole model's; take the best within the budget.
@@ -846,7 +858,7 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["code"][0])
 # layers do run in the end, but for several tokens at a time, which read the weights once (Chen et al. 2023, EE-LLM).
 #
 # **Self-speculation** (Elhoushi et al. 2024) makes it lossless: what leaves early is only a *draft*, all layers verify
-# several at once, and the rule changes sides: an exit that is unsure drafts no further. *Predict* for the second cell:
+# several at once, and the rule now says how long to draft: an exit that is unsure drafts no further. *Predict* for the next cells:
 # whose text is the whole model's? And how much faster is leaving early by the clock, if a third of the layers is saved?
 
 # %%
@@ -875,26 +887,33 @@ drafter = partial(early_exit.ExitDrafter, layer=budget, sure=early_exit.Confiden
 steps = list(with_drafts(drafter(exits), 4)(quick, given, max_new_tokens=24))
 rate, new = measured.tokens_per_pass(steps), decoding.reread(base, given, measured.written(steps))
 print(f"drafting early: {rate:.2f} tokens a pass of all layers; {new}")
-leaving = {asked: early_exit.EarlyExitLogits(exits, best.rule, exits=asked) for asked in (None, (3,))}
+
+# %%
+one = early_exit.most_agreement(early_exit.curve(chosen_on.only([1]), "entropy"), budget)
+leaving = {None: best.rule, (1,): one.rule}
+leaving = {asked: early_exit.EarlyExitLogits(exits, rule, exits=asked) for asked, rule in leaving.items()}
 ways = {name: lambda model, s=source, **how: decoding.stream(s, **how) for name, source in leaving.items()}
 runs, one_s = in_turns("code", ways | {3: with_drafts(drafter(exits), 4)}, rounds=2)
 times = [[step.time_s for step in runs[asked] if step.index] for asked in leaving]
 speeds = [one_s * len(taken) / sum(taken) for taken in times] + [measured.measured_speed_up(runs[3], one_s)]
-print("times as fast: all exits asked {:.2f}, one asked {:.2f}; drafting early {:.2f}".format(*speeds))
+print(f"the first exit alone, with a threshold of its own: {one.agreement:.0%} the same as promised")
+print("times as fast: all exits asked {:.2f}, the first {:.2f}; drafting early {:.2f}".format(*speeds))
 
 # %% [markdown]
-# As long as a text is only *read*, the exits keep about what their threshold promised. But whoever leaves early
-# *writes* another text: from the first token that differs on it goes its own way, and only the reading again tells how
-# good it is. Not every token is the favourite any more, and the log-probability shows by how much less likely they are.
+# Patience has few thresholds, and the best one within the budget may run far fewer layers than it might: compare rules
+# at equal layers, in the explorer's lower panel. As long as a text is only *read*, the exits keep about what their
+# threshold promised. But whoever leaves early *writes* another text: from the first token that differs on it goes its
+# own way, and only the reading again tells how good it is. Not every token is the favourite any more, and the log-probability shows by how much less likely they are.
 # *Recompute* repairs the keys, not the choice; the oftener a token goes all the way up, the more layers it runs in the
 # end, though several tokens at a time. Self-speculation writes the whole model's text, all of it. (A drafted token is
 # read by the first layers twice here. As in LayerSkip, `shared=True` and `speculative.SharedLayersTarget` let the
 # verification begin behind them. But then the last draft, from which nothing is drafted, passes them alone: where a
 # pass over five tokens takes as long as one over a single token, nothing is gained by it.)
 #
-# And by the clock? A third of the layers is not a third of the time. An exit multiplies by the whole vocabulary, in
-# `base` the weights of several layers; asked after every layer, it costs about what is skipped, or more. Fewer exits
-# cost less; and where layers are larger, the balance is another one: in Llama-3-8B an exit is as large as two or three
+# And by the clock? A third of the layers is not a third of the time: what is below 1 is *slower* than the whole model.
+# An exit multiplies by the whole vocabulary, in `base` the weights of several layers; asked after every layer, it costs
+# about what is skipped, or more. A single exit, with a threshold of its own for the same budget, costs less, and need
+# not agree less often; and where layers are larger, the balance is another one: in Llama-3-8B an exit is as large as two or three
 # of its thirty-two layers. Count layers *and* seconds.
 #
 # ## 4.17 What goes wrong
@@ -913,7 +932,7 @@ print("times as fast: all exits asked {:.2f}, one asked {:.2f}; drafting early {
 # | cascades, too, keep the quality | answers are the small model's; quality can fall, or rise | 4.11 |
 # | a cascade is better than its large model alone, so it is good | compare with mixing at the same cost, on new questions | 4.11 |
 # | heads cost next to nothing | each is a product with the whole vocabulary | 4.12, 4.14 |
-# | the farther a head looks, the worse it guesses | mostly, but not where the text keeps time | 4.12 |
+# | the farther a head looks, the worse it guesses | mostly; in verse, which keeps time, hardly | 4.12 |
 # | the larger tree is the faster one | every node is read, and the last ones hardly ever stand | 4.13, 4.14 |
 # | Medusa leaves the text as it is | with the greedy and the lossless verdict; not with typical acceptance | 4.14 |
 # | tokens a pass are the speed-up | a pass over $n$ tokens costs $v(n)$, and heads and verdicts cost, too | 4.14, 4.15 |
@@ -947,8 +966,8 @@ print("times as fast: all exits asked {:.2f}, one asked {:.2f}; drafting early {
 #    `speculative.apply_policy` tries one out. How far do promise and test differ?
 # 5. (10 min) In 4.13 draw the mask of a chain of four and of four siblings. Which of the two is ordinary causal attention?
 # 6. (15 min) In 4.14 raise `delta` and `epsilon` of `TypicalAcceptance` to 1. Predict the total variation first. Why is it not 0?
-# 7. (15 min) In 4.15 let `measure` refine by `"remask"`. In which panel, and for how many passes, can that differ at all?
-# 8. (15 min) In 4.16 keep only one exit: `chosen_on.only([n])` is what would have been read. Which $n$ agrees most within the budget?
+# 7. (15 min) In 4.15 let `measure` refine by `"remask"`. For how many passes can that differ at all?
+# 8. (15 min) In 4.16 keep only one exit: `chosen_on.only([n])` is what would have been read. Which $n$ from 1 to 4 agrees most within the budget?
 #
 # ## Summary
 #
