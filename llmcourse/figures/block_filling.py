@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from llmcourse.blockwise import BlockDecoder, BlockPass, Refinement, loss_per_token, stream
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.metrics import distinct_n
-from llmcourse.decoding.rows import Generation
 from llmcourse.figures.speculation_trace import added_words
 from llmcourse.tokenizer import Tokenizer
 
@@ -146,7 +145,7 @@ def fill(
             (generation,) = end.value
             break
         states.append(state)
-    return Filling(block_size, passes, tuple(states), _loss(model, generation))
+    return Filling(block_size, passes, tuple(states), loss_per_token(model.backbone, [generation]))
 
 
 def fill_all(
@@ -159,10 +158,6 @@ def fill_all(
     """Writes a text with every setting; arguments and errors are those of `fill` and `all_dials`."""
     limits = {"max_new_tokens": max_new_tokens, "refinement": refinement}
     return {dial: fill(model, prompt, dial, **limits) for dial in all_dials(max_new_tokens)}
-
-
-def _loss(model: BlockDecoder, generation: Generation) -> float:
-    return loss_per_token(model.backbone, [generation])
 
 
 def _after(state: TextState, step: BlockPass) -> TextState:
