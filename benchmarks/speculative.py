@@ -169,9 +169,8 @@ def differing(plain: DecodeEngine, ours: SteppingEngine, texts: list[list[int]])
     for begin in range(0, len(texts), PARITY_BATCH):
         rows = texts[begin : begin + PARITY_BATCH]
         plain.start(rows, capacity)
-        wanted = plain.decode(PARITY_TOKENS).tolist()
-        found = ours.generate(rows, PARITY_TOKENS).tokens
-        different += [begin + row for row in range(len(rows)) if found[row] != wanted[row]]
+        both = plain.decode(PARITY_TOKENS).tolist(), ours.generate(rows, PARITY_TOKENS).tokens
+        different += [begin + row for row, (one, other) in enumerate(zip(*both, strict=True)) if one != other]
     return different
 
 
@@ -189,9 +188,8 @@ def varied(engine: DecodeEngine, openings: list[list[int]], count: int) -> list[
 def report_speed(
     names: Sequence[str], gammas: Sequence[int], batches: Sequence[int], device: torch.device
 ) -> None:
-    (target, drafter), encode = load(
-        names, device, torch.bfloat16 if device.type == "cuda" else torch.float32
-    )
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    (target, drafter), encode = load(names, device, dtype)
     names = [label(name, model) for name, model in zip(names, (target, drafter), strict=True)]
     plain = DecodeEngine(target)
     ours = {gamma: SpeculativeEngine(target, drafter, draft_length=gamma) for gamma in gammas}

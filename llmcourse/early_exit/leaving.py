@@ -24,10 +24,14 @@ def exit_layers(readings: Readings, rule: ExitRule) -> Int[Tensor, " N"]:
     Raises:
         TypeError: a rule other than the three of `rules`, which may look at more than was read.
     """
+    return torch.tensor(readings.layers)[exits_taken(readings, rule)]
+
+
+def exits_taken(readings: Readings, rule: ExitRule) -> Int[Tensor, " N"]:
+    """At which of the exits, numbered from 0, each position leaves; raises as `exit_layers`."""
     goes = _lets_go(readings, rule)
     always = torch.ones_like(goes[:1])  # the last layer
-    first = torch.cat((goes, always)).int().argmax(0)
-    return torch.tensor(readings.layers)[first]
+    return torch.cat((goes, always)).int().argmax(0)
 
 
 def heat_of(readings: Readings, token_ids: Sequence[int], rule: ExitRule) -> Heat:

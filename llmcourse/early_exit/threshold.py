@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_number
+from llmcourse.early_exit.leaving import exits_taken
 from llmcourse.early_exit.readings import Readings
 from llmcourse.early_exit.rules import ConfidenceRule, EntropyRule, ExitRule, PatienceRule
 
@@ -140,10 +141,7 @@ def _patience(readings: Readings, layers: Float[Tensor, " L"], agrees: Float[Ten
     count = len(layers) - 1
     means = []
     for patience in range(count, 0, -1):
-        leaves = torch.full((len(readings.targets),), count)
-        for number in range(count - 1, patience - 1, -1):
-            last = readings.favourites[number - patience : number + 1]
-            leaves = torch.where((last == last[-1]).all(0), number, leaves)
+        leaves = exits_taken(readings, PatienceRule(patience))
         means.append([layers[leaves].mean(), agrees.gather(0, leaves[None]).mean()])
     points = torch.tensor(means, dtype=torch.float64).T
     return Curve("patience", torch.arange(count, 0, -1), points[0], points[1])

@@ -96,7 +96,7 @@ def _finish(axes, qualities: Sequence[Quality], measure: str) -> None:
 
 
 def _sentence(qualities: Sequence[Quality], domain: str) -> str:
-    ours = sorted((q for q in qualities if q.domain == domain), key=lambda q: q.tokens_per_pass)
+    ours = sorted((q for q in qualities if q.domain == domain), key=lambda q: (q.block_size, q.passes))
     ends = " and ".join(
         f"{q.nats_per_token:.2f} nats per token at {q.tokens_per_pass:.3g} tokens of a pass"
         for q in (ours[0], ours[-1])

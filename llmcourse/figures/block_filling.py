@@ -14,7 +14,6 @@ from llmcourse.blockwise import BlockDecoder, BlockPass, Refinement, stream
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.metrics import distinct_n
 from llmcourse.decoding.reread import reread
-from llmcourse.decoding.rows import Generation
 from llmcourse.figures.speculation_trace import added_words
 from llmcourse.tokenizer import Tokenizer
 
@@ -147,7 +146,8 @@ def fill(
             (generation,) = end.value
             break
         states.append(state)
-    return Filling(block_size, passes, tuple(states), _loss(model, generation))
+    read = reread(model.backbone, [generation.prompt], [generation.tokens])
+    return Filling(block_size, passes, tuple(states), -read.log_probability)
 
 
 def fill_all(
@@ -160,10 +160,6 @@ def fill_all(
     """Writes a text with every setting; arguments and errors are those of `fill` and `all_dials`."""
     limits = {"max_new_tokens": max_new_tokens, "refinement": refinement}
     return {dial: fill(model, prompt, dial, **limits) for dial in all_dials(max_new_tokens)}
-
-
-def _loss(model: BlockDecoder, generation: Generation) -> float:
-    return -reread(model.backbone, [generation.prompt], [generation.tokens]).log_probability
 
 
 def _after(state: TextState, step: BlockPass) -> TextState:

@@ -243,7 +243,7 @@ def counted(trace: CandidateTrace, at: int) -> tuple[str, ...]:
     trace.check(at)
     count, passes, rate = trace.num_tokens(at), at + 1, trace.rates[at]
     told = (_of(count, "token"), f"in {_of(passes, 'pass', 'passes')}")
-    return told if rate is None else (*told, f"{rate:.2f} a step")
+    return told if rate is None else (*told, f"{rate:.2f} a pass after the first")
 
 
 def _of(count: int, one: str, more: str = "") -> str:

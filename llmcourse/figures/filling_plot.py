@@ -109,7 +109,9 @@ class FillingPlot:
             losses = [(one.tokens_per_pass, one.nats_per_token) for one in fillings.values()]
             self._points.set_data(*zip(*losses, strict=True))
             self._here.set_data([filling.tokens_per_pass], [filling.nats_per_token])
-            self._here_name.set_text(f"◯ {filling.nats_per_token:.2f}, distinct-2 {filling.distinct_2:.2f}")
+            self._here_name.set_text(
+                f"◯ {filling.nats_per_token:.2f}, different pairs {filling.distinct_2:.2f}"
+            )
         self.figure.alt = f"{title}. {in_words(filling, at)}"
         return self.figure
 
@@ -180,7 +182,7 @@ def in_words(filling: Filling, at: int) -> str:
     state = filling.check(at)
     known = sum(token is not None for token in state.tokens)
     did = f"writes {_of(len(state.new), 'token')} of block {state.block + 1}"
-    loss = f"{setting_in_words(filling)}, distinct-2 {filling.distinct_2:.2f}"
+    loss = f"{setting_in_words(filling)}, different pairs {filling.distinct_2:.2f}"
     return f"{loss}. Pass {at} {did}; {known} of {filling.length} stand."
 
 

@@ -62,6 +62,7 @@ class EarlyLayersDrafter(ModelDrafter):
     def share(self, cache: KVCache) -> None:
         """Goes on behind the prompts that the target's cache holds."""
         self.cache, self._held = cache.first_layers(len(self.model.model.layers)), cache.lengths.tolist()
+        self._lengths = []  # of the texts, which the first draft tells
         self._states.clear()
 
     def draft(
@@ -78,8 +79,13 @@ class EarlyLayersDrafter(ModelDrafter):
     def read_on(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         """What the last of these layers gives for the text's last token and the drafts.
 
-        Most of it is there from drafting; only what was not read yet is: the last draft, as a rule.
+        Most of it is there from drafting. What is not is read here: the last draft, as a rule.
+
+        Raises:
+            ValueError: it did not draft for these texts; another drafter did.
         """
+        remedy = "pass this very drafter to the loop, as drafter=target.drafter"
+        require(len(self._lengths) > 0, "read", "called when this drafter has drafted", "no draft", remedy)
         done = sum(states.shape[1] for states in self._states)
         if done < tokens.shape[1]:
             self._cut([length - 1 + done for length in self._lengths])

@@ -133,6 +133,7 @@ def train(
     step, before_s = checkpoint.load(optimizers) if checkpoint else (0, 0.0)
     done, recent = pace.progress(step, before_s), []
     if done >= 1:
+        _require_enough(name, step, pace)  # starting again makes a run that was too short no longer
         return Trained(step, math.nan, before_s)
     batches = islice(batches, step, None)
     first = next(batches)
@@ -158,10 +159,14 @@ def train(
                 raise KeyboardInterrupt
             if stop:
                 break
-    enough = step >= min(LEAST_STEPS, pace.steps)
-    what, remedy = f"steps of {name} in {pace.seconds:.0f} s", "give more time"
-    require(enough, what, f"at least {LEAST_STEPS}", step, remedy)
+    _require_enough(name, step, pace)
     return Trained(step, _mean(name, step, recent), time.monotonic() - started)
+
+
+def _require_enough(name: str, step: int, pace: Pace) -> None:
+    least = min(LEAST_STEPS, pace.steps)
+    what, remedy = f"steps of {name} in {pace.seconds:.0f} s", "give more time"
+    require(step >= least, what, f"at least {least}", step, remedy)
 
 
 def _update(loss_of: Callable[..., Tensor], batch: Sequence[Tensor], optimizers, device) -> Tensor:

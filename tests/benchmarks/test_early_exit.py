@@ -25,8 +25,8 @@ def test_the_fastest_exit_of_other_prompts_is_recorded_beside_theory(tmp_path, m
     monkeypatch.setattr(
         speculative, "DOMAINS", {"code": lambda: ["import a", "def f(x):", "class A", "x = 1"]}
     )
-    monkeypatch.setattr(speculative, "TOKENS", 8)
-    monkeypatch.setattr(speculative, "QUEUED", 2)
+    for name, few in (("TOKENS", 4), ("QUEUED", 1), ("ROUNDS", 1)):
+        monkeypatch.setattr(speculative, name, few)
     heads = ExitHeads(tiny_decoder(num_layers=3, context=64))
     encode = lambda text: [ord(letter) % VOCAB for letter in text]  # noqa: E731
     early_exit.report_speed(heads, encode, "tiny", heads.layers, [2])

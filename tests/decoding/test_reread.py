@@ -30,7 +30,9 @@ def test_greedy_texts_are_favourites_alone():
     assert found.favourites == 1.0
     assert found.log_probability == pytest.approx(sum(promised) / len(promised), rel=1e-5)
     seed = torch.Generator().manual_seed(0)
-    sampled = generate(model, PROMPTS, params=SamplingParams(temperature=2.0), generator=seed, max_new_tokens=8)
+    sampled = generate(
+        model, PROMPTS, params=SamplingParams(temperature=2.0), generator=seed, max_new_tokens=8
+    )
     assert reread(model, PROMPTS, [one.tokens for one in sampled]).favourites < 1
 
 

@@ -209,9 +209,7 @@ def language(program: Sequence[int]) -> types.SimpleNamespace:
 def names_of(program: Sequence[int]) -> dict[str, object]:
     """What the kernel's names mean here."""
     return {
-        **{
-            name: lambda *_: None for name in (*LAYOUTS, "start_next", "wait_for_input", "fence_async_shared")
-        },
+        **{name: lambda *_: None for name in NOTHING},
         "gl": language(program),
         "tl": types.SimpleNamespace(debug_barrier=lambda: None),
         "tma": types.SimpleNamespace(async_copy_global_to_shared=copy),

@@ -206,6 +206,15 @@ def test_a_drafter_that_shares_its_cache_needs_the_target_that_knows(model):
         speculate(model, PROMPTS, drafter=drafter, max_new_tokens=4)
 
 
+def test_another_drafter_than_the_targets_own_is_refused(model):
+    """Also where its own drafted before, for other texts."""
+    target = shared(model)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="read must be called when this drafter has drafted, got no"):
+            speculate(target, PROMPTS, drafter=LookupDrafter(40), max_new_tokens=4)
+        texts(target, PROMPTS[:1], max_new_tokens=3)
+
+
 @pytest.mark.parametrize("layers", [0, LAYERS + 1])
 def test_a_part_of_a_cache_has_its_layers(model, layers):
     with pytest.raises(ValueError, match=rf"num_layers must be in \[1, {LAYERS}\], got {layers}"):

@@ -106,9 +106,16 @@ class TestGoingOn:
         assert state["step"] == 3 and state["model"]["seconds"] > 0
         state["model"]["seconds"].fill_(1000)  # more than a test takes
         torch.save(state, path)
-        limited = train_adapters(fresh(), [PATTERN], self.RECIPE, limit_s=1000, state_path=path)
-        assert (limited.steps, limited.seconds) == (3, 1000)
+        with pytest.raises(ValueError, match="steps of blocks in 1000 s must be at least 6, got 3"):
+            train_adapters(fresh(), [PATTERN], self.RECIPE, limit_s=1000, state_path=path)
         assert train_adapters(fresh(), [PATTERN], self.RECIPE, state_path=path).seconds > 1000
+
+    def test_a_run_that_was_too_short_is_so_at_every_start(self, tmp_path):
+        path, recipe = tmp_path / "blocks.pt", replace(RECIPE, steps=60)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="must be at least 20, got 1; give more time"):
+                train_adapters(fresh(), [PATTERN], recipe, limit_s=1e-9, state_path=path)
+        assert train_adapters(fresh(), [PATTERN], recipe, limit_s=1e6, state_path=path).steps == 60
 
     def test_another_run_is_refused(self, tmp_path):
         path = tmp_path / "blocks.pt"

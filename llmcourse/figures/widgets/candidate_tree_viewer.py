@@ -20,7 +20,7 @@ from llmcourse.speculative.medusa import MedusaHeads, MedusaTree, TypicalAccepta
 from llmcourse.speculative.medusa.heads import check_fits
 from llmcourse.tokenizer import Tokenizer
 
-LOSSLESS, TYPICAL = "what keeps the text's law", "what is likely enough: lossy"
+LOSSLESS, TYPICAL = "what keeps the distribution", "what is likely enough: lossy"
 
 
 @dataclass(frozen=True)

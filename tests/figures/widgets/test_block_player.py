@@ -103,14 +103,12 @@ def test_a_bad_prompt_is_explained_not_raised(player, prompt, words):
         ({"block_size": 0}, r"block_size and passes must be one of the settings .* got \(0, 2\)"),
         ({"block_size": 64}, r"got \(64, 2\); use powers of two, or the whole length"),
         ({"block_size": 2, "passes": 4}, r"got \(2, 4\)"),
-        ({"refinement": "guess"}, "refinement must be"),
+        ({"refinement": "remask", "passes": 3}, r"got \(8, 3\)"),
         ({"max_new_tokens": 1}, "max_new_tokens must be an integer of at least 2, got 1"),
         ({"max_new_tokens": 500}, "all .* settings take at most 1,000 forward passes, got 500, which takes"),
     ],
 )
 def test_settings_that_are_none_are_refused(blocks, models, settings, message):
-    if "refinement" in settings:
-        settings, message = {"refinement": "remask", "passes": 3}, r"got \(8, 3\)"
     with pytest.raises(ValueError, match=message):
         BlockPlayer(blocks, models["base"][1], PROMPT, **settings)
 

@@ -87,6 +87,7 @@ def test_a_block_decides_what_its_places_are_guessed_to_be():
     [
         ([], [8], ValueError, "a text of 1 to"),
         ([1], [], ValueError, "a block of 1 to"),
+        ([1], [8] * 62, ValueError, "a block of 1 to 61 ids, got 62"),
         ([8], [8], ValueError, r"a text of ids in \[0, 8\)"),
         ([1], [9], ValueError, r"a block of ids in \[0, 9\)"),
         (torch.tensor([1]), [8], TypeError, "a text that is a list"),

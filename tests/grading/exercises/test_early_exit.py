@@ -47,14 +47,12 @@ def test_a_mistake_is_told_by_name(name, mistake, told):
         assert told in verdict.hint.lower(), (seed, verdict.hint)
 
 
-@pytest.mark.parametrize(
-    ("mistake", "calls"), [("runs all layers", "expected"), ("runs the last layer twice", "expected")]
-)
-def test_a_layer_that_is_run_for_nothing_is_counted(mistake, calls):
+@pytest.mark.parametrize("mistake", ["runs all layers", "runs the last layer twice"])
+def test_a_layer_that_is_run_for_nothing_is_counted(mistake):
     exercise = catalogue.find("04.entropy_exit")
     (found,) = [mutant for mutant in exercise.mutants if mutant.name == mistake]
     verdict = examine(exercise, 0, InProcess(found.function))
-    assert verdict.reason.startswith("layers run: exit_logits was called") and calls in verdict.reason
+    assert verdict.reason.startswith("layers run: exit_logits was called") and "expected" in verdict.reason
     assert "for nothing" in verdict.hint
 
 

@@ -19,6 +19,8 @@ from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation, OracleCalls
 
+PERCENTS = range(35, 96)  # of confidence: no two places of a block are as sure
+
 ASKS = r"""
 A model that was trained to fill gaps can guess several tokens at once, only less well than one by one: no
 guess knows the others. **Block decoding** has a dial for that. The text grows block by block, each of $n$
@@ -92,7 +94,10 @@ HINTS_AT = {
         "After pass t there are ceil(n·t/T) places filled: rounded up, and counted for the block as a whole, "
         "not for each pass alone."
     ),
-    "a short last block": "The last block has only as many places as there are tokens left to write.",
+    "a short last block": (
+        "The last block has only as many places as there are tokens left to write, and gets at most as many "
+        "passes."
+    ),
     "blocks of one": "A block of one has one place and one pass: the likeliest token behind the text.",
     "no new tokens": "With max_new_tokens = 0 nothing is read.",
     "forward passes": (
@@ -186,17 +191,15 @@ class Filler:
             ValueError: an empty text or block, one that is far too long, or an id that is no token nor, in
                 the block, the mask.
         """
-        self._check(text, "text", self.vocab)
-        self._check(block, "block", self.vocab + 1)
+        self._check(text, "text", self.vocab, LONGEST_TEXT)
+        self._check(block, "block", self.vocab + 1, len(PERCENTS))
         return torch.tensor(_guesses(self, tuple(text), tuple(block)), dtype=torch.float32)
 
-    def _check(self, tokens: object, name: str, end: int) -> None:
+    def _check(self, tokens: object, name: str, end: int, longest: int) -> None:
         if type(tokens) not in (list, tuple) or any(type(token) is not int for token in tokens):
             raise TypeError(f"logits_of must be given a {name} that is a list of token ids, each an int")
-        if not 1 <= len(tokens) <= LONGEST_TEXT:
-            raise ValueError(
-                f"logits_of must be given a {name} of 1 to {LONGEST_TEXT} ids, got {len(tokens)}"
-            )
+        if not 1 <= len(tokens) <= longest:
+            raise ValueError(f"logits_of must be given a {name} of 1 to {longest} ids, got {len(tokens)}")
         if not all(0 <= token < end for token in tokens):
             raise ValueError(f"logits_of must be given a {name} of ids in [0, {end}), got {tokens[:10]}")
 
@@ -205,7 +208,7 @@ class Filler:
 def _guesses(model: Filler, text: tuple[int, ...], block: tuple[int, ...]) -> list[list[float]]:
     rng = random.Random(f"{model.seed} {text} {block}")
     rows = []
-    for percent in rng.sample(range(35, 96), len(block)):
+    for percent in rng.sample(PERCENTS, len(block)):
         favourite, confidence = rng.randrange(model.vocab), percent / 100
         shares = [rng.uniform(0.7, 1.3) for _ in range(model.vocab - 1)]
         rest = iter([(1 - confidence) * share / sum(shares) for share in shares])

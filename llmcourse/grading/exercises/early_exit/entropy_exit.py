@@ -70,7 +70,10 @@ FIRST = (
     "It leaves at the first layer, which knows least. Either it compares the other way round, or the "
     "entropy has lost its minus sign: then it is negative, and below any threshold."
 )
-SHARE = "The entropy is not divided by its largest value ln V here: the threshold is in nats."
+SHARE = (
+    "That is less than the entropy in nats: is something else compared, a share of its largest value ln V, or "
+    "1 - max p?"
+)
 LATE = "It leaves a layer after the one that was sure. The layer whose entropy is below answers itself."
 FROM_0 = "The first layer is number 1: exit_logits(1) is what it says, and 1 the least that can be returned."
 LAST_ANSWER = "That is what the last layer would have answered. The answer is that of the exit."

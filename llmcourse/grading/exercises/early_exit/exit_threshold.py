@@ -79,7 +79,10 @@ OF_THE_EARLY = (
 OTHER_WAY = "Sure is what has a low entropy: a token leaves where it is less than the threshold."
 NEIGHBOUR = "Agreement is with the whole model, the last layer; not with the next layer."
 HINTS_AT = {
-    "exactly the budget": "At most the budget: a threshold that takes exactly so many layers keeps to it.",
+    "exactly the budget": (
+        "At most the budget: a threshold that takes exactly so many layers keeps to it. And a token that is "
+        "never sure leaves at the last layer (argmax over no True at all says the first)."
+    ),
     "an entropy that is a threshold": (
         "An entropy that equals the threshold is not less than it: the token goes on to the next layer."
     ),
