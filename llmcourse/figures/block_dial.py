@@ -96,9 +96,11 @@ def _finish(axes, qualities: Sequence[Quality], measure: str) -> None:
 
 
 def _sentence(qualities: Sequence[Quality], domain: str) -> str:
-    ours = sorted((q for q in qualities if q.domain == domain), key=lambda q: (q.block_size, q.passes))
+    ours = [quality for quality in qualities if quality.domain == domain]
+    first = min(ours, key=lambda q: (q.block_size, q.passes))
+    last = max(ours, key=lambda q: q.tokens_per_pass)
     ends = " and ".join(
         f"{q.nats_per_token:.2f} nats per token at {q.tokens_per_pass:.3g} tokens of a pass"
-        for q in (ours[0], ours[-1])
+        for q in (first, last)
     )
     return f"{domain}: {ends}."

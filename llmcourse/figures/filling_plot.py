@@ -54,7 +54,7 @@ class FillingPlot:
         passes = sorted({1, *(round(count * part / 8) or 1 for part in range(1, 9))})
         self.map.set_yticks([one - 0.5 for one in passes], [str(one) for one in passes], fontsize=9)
         self.map.spines[["top", "right"]].set_visible(True)
-        self.map.set_xlabel("place in the new text", labelpad=4)
+        self.map.set_xlabel("place in the new text (dark: settled by this pass)", labelpad=4)
         self._edges = LineCollection([], colors=look.CUT_EDGE, linewidths=0.8)
         self._line = LineCollection([], colors=look.ACCENT, linewidths=1.8)
         for lines in (self._edges, self._line):

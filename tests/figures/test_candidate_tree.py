@@ -99,7 +99,7 @@ def test_none_stands_and_counts():
     alt = plot_candidates(trace(stands=()), 1).alt
     assert "none stands" in alt and "Accepted" not in alt
     assert counted(trace(), 0) == ("1 token", "in 1 pass")
-    assert counted(trace(), 1) == ("4 tokens", "in 2 passes", "3.00 a step")
+    assert counted(trace(), 1) == ("4 tokens", "in 2 passes", "3.00 a pass after the first")
 
 
 @pytest.mark.parametrize("tree", [full([41]), full([2] * 5 + [1]), MedusaTree([])])

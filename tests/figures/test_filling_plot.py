@@ -73,7 +73,7 @@ def test_the_axis_follows_another_text():
 def test_it_is_told_in_words():
     assert in_words(SEMI, 2) == (
         "semi-autoregressive: blocks of 2, 1 pass each · 2 forward passes, 2 tokens a pass · loss 2.50, "
-        "distinct-2 1.00. Pass 2 writes 2 tokens of block 2; 4 of 4 stand."
+        "different pairs 1.00. Pass 2 writes 2 tokens of block 2; 4 of 4 stand."
     )
     assert in_words(AR, 1).startswith("autoregressive: a token at a time · 4 forward passes, 1 token a pass")
     assert in_words(WHOLE, 1).startswith("non-autoregressive: the whole text as one block, 1 pass ·")
@@ -91,4 +91,4 @@ def test_what_is_not_there_is_refused():
 def test_a_text_that_repeats_itself_says_so():
     plot = FillingPlot(4)
     alt = plot.update(FILLINGS, (4, 1), 1, LABELS.get).alt
-    assert plot._here_name.get_text() == "◯ 4.00, distinct-2 0.33" and "distinct-2 0.33" in alt
+    assert plot._here_name.get_text() == "◯ 4.00, different pairs 0.33" and "different pairs 0.33" in alt

@@ -71,8 +71,8 @@ FIRST = (
     "entropy has lost its minus sign: then it is negative, and below any threshold."
 )
 SHARE = (
-    "That is less than the entropy in nats: is something else compared, a share of its largest value ln V, or "
-    "1 - max p?"
+    "That is less than the entropy in nats: is something else compared, a share of its largest value ln V, "
+    "or 1 - max p?"
 )
 LATE = "It leaves a layer after the one that was sure. The layer whose entropy is below answers itself."
 FROM_0 = "The first layer is number 1: exit_logits(1) is what it says, and 1 the least that can be returned."
