@@ -30,6 +30,8 @@ SEEDS = range(20)
         ("04.walk_tree", "reads the bonus token a row early", "at the wrong row"),
         ("04.walk_tree", "keeps slots in a row", "whatever its depth"),
         ("04.walk_tree", "keeps a slot for the bonus token", "has not been read"),
+        ("04.walk_tree", "takes children for neighbours", "need not be neighbours"),
+        ("04.walk_tree", "stops at the next level", "deeper nodes may come before"),
     ],
 )
 def test_a_mistake_is_told_by_name(name, mistake, told):
@@ -76,6 +78,7 @@ def test_siblings_hold_different_tokens_and_branches_share_some():
         ("nothing stands", 0),
         ("a whole branch stands", 4),
         ("right behind one that fell", 1),
+        ("not level by level", 2),
         ("no nodes", 0),
     ],
 )
@@ -89,6 +92,13 @@ def test_so_many_nodes_stand_as_a_case_wants(label, depth):
         assert bonus not in below
         if depth:
             assert bool(below) == (depth < 4)
+
+
+def test_nodes_come_level_by_level_but_in_one_case():
+    for seed in SEEDS:
+        for case in cases("04.walk_tree", seed):
+            parents = case.arguments["parents"].tolist()
+            assert (parents == sorted(parents)) == (case.label != "not level by level")
 
 
 def test_rows_of_the_target_have_one_peak():
