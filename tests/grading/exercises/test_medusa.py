@@ -60,6 +60,16 @@ def test_a_path_read_alone_sees_what_the_tree_shows_its_last_node(seed):
             assert positions[path].tolist() == list(range(length, length + len(path)))
 
 
+@pytest.mark.parametrize(
+    ("label", "ranks"), [("a node without its parent", 2), ("a deep node without its parent", 3)]
+)
+def test_nodes_of_so_many_ranks_miss_their_parent(label, ranks):
+    for seed in SEEDS:
+        (case,) = [case for case in cases("04.medusa_candidates", seed) if case.label == label]
+        nodes = case.arguments["choices"]
+        assert {len(node) for node in nodes if len(node) > 1 and node[:-1] not in nodes} == {ranks}
+
+
 def test_siblings_hold_different_tokens_and_branches_share_some():
     shared = 0
     for seed in SEEDS:
