@@ -124,7 +124,7 @@ def test_ties_are_exact_and_decide():
 
 
 def test_a_budget_is_exact_in_every_precision():
-    """Shares of 16 tokens, entropies and thresholds in parts of a nat: float32 holds them all."""
+    """Shares of 8, 16 or 32 tokens, entropies and thresholds in parts of a nat: float32 holds them all."""
     for seed in SEEDS:
         for case in cases("04.exit_threshold", seed):
             numbers = [*case.arguments["thresholds"], case.arguments["budget"]]
@@ -132,6 +132,17 @@ def test_a_budget_is_exact_in_every_precision():
             if not case.raises:
                 figures = list(exit_threshold(**case.arguments))
                 assert torch.tensor(figures, dtype=torch.float32).tolist() == figures
+
+
+def test_layers_and_tokens_are_drawn():
+    """In each case by itself, so that no number of them can be written down."""
+    sizes = {}
+    for seed in SEEDS:
+        for case in cases("04.exit_threshold", seed):
+            sizes.setdefault(case.label, set()).add(case.arguments["entropies"].shape)
+    for label, shapes in sizes.items():
+        layers, tokens = map(set, zip(*shapes, strict=True))
+        assert len(layers) >= 3 and len(tokens) >= 2, label
 
 
 def test_only_one_case_has_an_entropy_that_is_a_threshold():
