@@ -91,6 +91,15 @@ def test_a_layer_that_is_not_there_is_refused(layer, error, said):
         Exits(((0.0, 1.0), (1.0, 0.0)))(layer)
 
 
+def test_a_layer_may_be_given_by_its_name():
+    exercise = catalogue.find("04.entropy_exit")
+
+    def by_name(exit_logits, num_layers, threshold):
+        return exercise.reference(lambda number: exit_logits(n=number), num_layers, threshold)
+
+    assert examine(exercise, 0, InProcess(by_name)).passed
+
+
 def test_what_an_exit_says_cannot_be_changed():
     exits = Exits(((0.0, 1.0),))
     exits(1)[0] = math.nan
