@@ -5,12 +5,15 @@ import random
 import pytest
 import torch
 
+from llmcourse.grading.answer import Answer
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.medusa import walk_tree as walking
 from llmcourse.grading.exercises.medusa.medusa_candidates import medusa_candidates
 from llmcourse.grading.exercises.medusa.walk_tree import walk_tree
+from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
+from llmcourse.grading.rules import Evidence
 from tests.grading.exercises.answers import cases
 
 SEEDS = range(20)
@@ -126,3 +129,21 @@ def test_the_tree_that_the_first_exercise_makes_is_one_that_the_second_walks():
     said = torch.zeros(7, 11)
     said[0, tokens[0]] = said[1, tokens[3]] = said[4, tokens[5]] = said[6, 2] = 1.0
     assert walk_tree(said, tokens, parents, 4) == ([0, 3, 5], 2, [0, 1, 2, 3, 4, 7, 9])
+
+
+@pytest.mark.parametrize(
+    ("imported", "used", "told"),
+    [
+        ("from llmcourse.speculative.medusa import MedusaTree", "MedusaTree", "medusa"),
+        ("from llmcourse.figures.candidate_tree import MedusaTree", "MedusaTree", "figures"),
+        ("from llmcourse.figures.widgets import exit_explorer", "exit_explorer.EntropyRule", "figures"),
+        ("from llmcourse.grading.exercises import catalogue", "catalogue.find", "grading"),
+        ("import llmcourse", "llmcourse.grading.exercises.medusa.walk_tree.walk_tree", "grading"),
+        ("from llmcourse.grading import check", "torch.tensor", ""),
+        ("from llmcourse.grading.selfcheck import check", "len", ""),
+    ],
+)
+def test_an_answer_of_the_course_itself_is_not_own_work_on_whatever_road(imported, used, told):
+    source = f"{imported}\n\ndef walk_tree(logits, tokens, parents, length):\n    return {used}(logits)\n"
+    broken = OWN_WORK(Evidence("walk_tree", Answer(), source=source))
+    assert broken == (told and f"uses {told}, which this exercise is about")

@@ -13,10 +13,11 @@ from torch import Tensor
 from llmcourse.grading.compare import Exact, Parts
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises.medusa import drawn as trees
-from llmcourse.grading.exercises.medusa.drawn import ROOT
 from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation
+
+ROOT = -1  # the text, as a parent
 
 ASKS = r"""
 The target has read the text and, in the same pass, all nodes of a tree of drafts. Greedy verification goes
