@@ -28,6 +28,9 @@ def mutant(mistake):
         ("keeps the first guesses", "what the first pass guessed"),
         ("leaves masks", "rounded up"),
         ("writes a whole last block", "tokens left to write"),
+        ("fills a short block one by one", "filled as they are: in t passes"),
+        ("fills a short block in three passes", "the last block is the first one then"),
+        ("needs a full block", "the last block is the first one then"),
     ],
 )
 def test_a_mistake_is_told_by_name(mistake, told):
@@ -75,6 +78,21 @@ def test_no_two_places_are_as_confident_and_logits_do_not_say_which_is_surer(tex
     assert sure.diff().min() > 0.005 and sure.min() > 0.3
     orders = [values.argsort().tolist() for values in (logits.amax(-1), logits.softmax(-1).amax(-1))]
     assert orders[0] != orders[1]
+
+
+def test_the_likeliest_token_is_the_first_choice_and_how_near_the_second_is_varies():
+    first, second = torch.cat([FILLER([1, end], [8] * 6) for end in range(8)]).softmax(-1).topk(2).values.T
+    assert (second < 0.9 * first).all()
+    assert 10 < int((second > 0.7 * torch.minimum(first, 1 - first)).sum()) < 38
+
+
+def test_no_other_measure_of_confidence_has_its_order():
+    p = torch.cat([FILLER([1, end], [8] * 6)[None] for end in range(8)]).softmax(-1)
+    best = p.topk(2).values
+    others = [(p * p.log()).sum(-1), best[..., 0] - best[..., 1], p.square().sum(-1)]
+    others.append(p.log().amax(-1) - p.log().mean(-1))
+    for other in others:
+        assert (other.argsort(-1) != best[..., 0].argsort(-1)).any(-1).float().mean() > 0.5
 
 
 def test_a_block_decides_what_its_places_are_guessed_to_be():

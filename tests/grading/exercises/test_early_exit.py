@@ -91,10 +91,34 @@ def test_a_layer_that_is_not_there_is_refused(layer, error, said):
         Exits(((0.0, 1.0), (1.0, 0.0)))(layer)
 
 
+def test_a_layer_may_be_given_by_its_name():
+    exercise = catalogue.find("04.entropy_exit")
+
+    def by_name(exit_logits, num_layers, threshold):
+        return exercise.reference(lambda number: exit_logits(n=number), num_layers, threshold)
+
+    assert examine(exercise, 0, InProcess(by_name)).passed
+
+
 def test_what_an_exit_says_cannot_be_changed():
     exits = Exits(((0.0, 1.0),))
     exits(1)[0] = math.nan
     assert exits(1).tolist() == [0.0, 1.0]
+
+
+def test_sizes_and_patience_do_not_say_where_a_row_leaves():
+    """Over many seeds, the same sizes come with several answers, in each case that leaves a choice."""
+    left = {}
+    for seed in range(100):
+        for case in cases("04.patience_exit", seed):
+            logits, patience = case.arguments.values()
+            layers, _ = patience_exit(logits, patience)
+            sizes = (len(logits), logits.shape[1], patience)
+            left.setdefault(case.label, {}).setdefault(sizes, set()).add(tuple(layers.tolist()))
+    for label in ("a streak", "a streak that breaks", "several rows", "two favourites", "a patience of 1"):
+        answers = left[label].values()
+        assert len(answers) >= 4 and sum(len(each) > 1 for each in answers) >= len(answers) / 2, label
+    assert all(len(sizes) >= 4 for sizes in left.values())
 
 
 def test_ties_are_exact_and_decide():
@@ -103,13 +127,13 @@ def test_ties_are_exact_and_decide():
         (case,) = [case for case in cases("04.patience_exit", seed) if case.label == "two favourites"]
         logits, patience = case.arguments.values()
         best = logits.topk(2).values
-        assert ((best[..., 0] == best[..., 1]).sum(0) == 3).all()
+        assert ((best[..., 0] == best[..., 1]).sum(0) == patience + 1).all()
         turned, _ = patience_exit(logits.flip(-1), patience)
         assert turned.tolist() != patience_exit(logits, patience)[0].tolist()
 
 
 def test_a_budget_is_exact_in_every_precision():
-    """Shares of 16 tokens, entropies and thresholds in parts of a nat: float32 holds them all."""
+    """Shares of 8, 16 or 32 tokens, entropies and thresholds in parts of a nat: float32 holds them all."""
     for seed in SEEDS:
         for case in cases("04.exit_threshold", seed):
             numbers = [*case.arguments["thresholds"], case.arguments["budget"]]
@@ -117,6 +141,17 @@ def test_a_budget_is_exact_in_every_precision():
             if not case.raises:
                 figures = list(exit_threshold(**case.arguments))
                 assert torch.tensor(figures, dtype=torch.float32).tolist() == figures
+
+
+def test_layers_and_tokens_are_drawn():
+    """In each case by itself, so that no number of them can be written down."""
+    sizes = {}
+    for seed in SEEDS:
+        for case in cases("04.exit_threshold", seed):
+            sizes.setdefault(case.label, set()).add(case.arguments["entropies"].shape)
+    for label, shapes in sizes.items():
+        layers, tokens = map(set, zip(*shapes, strict=True))
+        assert len(layers) >= 3 and len(tokens) >= 2, label
 
 
 def test_only_one_case_has_an_entropy_that_is_a_threshold():

@@ -5,12 +5,15 @@ import random
 import pytest
 import torch
 
+from llmcourse.grading.answer import Answer
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.medusa import walk_tree as walking
 from llmcourse.grading.exercises.medusa.medusa_candidates import medusa_candidates
 from llmcourse.grading.exercises.medusa.walk_tree import walk_tree
+from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
+from llmcourse.grading.rules import Evidence
 from tests.grading.exercises.answers import cases
 
 SEEDS = range(20)
@@ -30,6 +33,8 @@ SEEDS = range(20)
         ("04.walk_tree", "reads the bonus token a row early", "at the wrong row"),
         ("04.walk_tree", "keeps slots in a row", "whatever its depth"),
         ("04.walk_tree", "keeps a slot for the bonus token", "has not been read"),
+        ("04.walk_tree", "takes children for neighbours", "need not be neighbours"),
+        ("04.walk_tree", "stops at the next level", "deeper nodes may come before"),
     ],
 )
 def test_a_mistake_is_told_by_name(name, mistake, told):
@@ -58,6 +63,16 @@ def test_a_path_read_alone_sees_what_the_tree_shows_its_last_node(seed):
             assert positions[path].tolist() == list(range(length, length + len(path)))
 
 
+@pytest.mark.parametrize(
+    ("label", "ranks"), [("a node without its parent", 2), ("a deep node without its parent", 3)]
+)
+def test_nodes_of_so_many_ranks_miss_their_parent(label, ranks):
+    for seed in SEEDS:
+        (case,) = [case for case in cases("04.medusa_candidates", seed) if case.label == label]
+        nodes = case.arguments["choices"]
+        assert {len(node) for node in nodes if len(node) > 1 and node[:-1] not in nodes} == {ranks}
+
+
 def test_siblings_hold_different_tokens_and_branches_share_some():
     shared = 0
     for seed in SEEDS:
@@ -76,6 +91,7 @@ def test_siblings_hold_different_tokens_and_branches_share_some():
         ("nothing stands", 0),
         ("a whole branch stands", 4),
         ("right behind one that fell", 1),
+        ("not level by level", 2),
         ("no nodes", 0),
     ],
 )
@@ -89,6 +105,13 @@ def test_so_many_nodes_stand_as_a_case_wants(label, depth):
         assert bonus not in below
         if depth:
             assert bool(below) == (depth < 4)
+
+
+def test_nodes_come_level_by_level_but_in_one_case():
+    for seed in SEEDS:
+        for case in cases("04.walk_tree", seed):
+            parents = case.arguments["parents"].tolist()
+            assert (parents == sorted(parents)) == (case.label != "not level by level")
 
 
 def test_rows_of_the_target_have_one_peak():
@@ -106,3 +129,21 @@ def test_the_tree_that_the_first_exercise_makes_is_one_that_the_second_walks():
     said = torch.zeros(7, 11)
     said[0, tokens[0]] = said[1, tokens[3]] = said[4, tokens[5]] = said[6, 2] = 1.0
     assert walk_tree(said, tokens, parents, 4) == ([0, 3, 5], 2, [0, 1, 2, 3, 4, 7, 9])
+
+
+@pytest.mark.parametrize(
+    ("imported", "used", "told"),
+    [
+        ("from llmcourse.speculative.medusa import MedusaTree", "MedusaTree", "medusa"),
+        ("from llmcourse.figures.candidate_tree import MedusaTree", "MedusaTree", "figures"),
+        ("from llmcourse.figures.widgets import exit_explorer", "exit_explorer.EntropyRule", "figures"),
+        ("from llmcourse.grading.exercises import catalogue", "catalogue.find", "grading"),
+        ("import llmcourse", "llmcourse.grading.exercises.medusa.walk_tree.walk_tree", "grading"),
+        ("from llmcourse.grading import check", "torch.tensor", ""),
+        ("from llmcourse.grading.selfcheck import check", "len", ""),
+    ],
+)
+def test_an_answer_of_the_course_itself_is_not_own_work_on_whatever_road(imported, used, told):
+    source = f"{imported}\n\ndef walk_tree(logits, tokens, parents, length):\n    return {used}(logits)\n"
+    broken = OWN_WORK(Evidence("walk_tree", Answer(), source=source))
+    assert broken == (told and f"uses {told}, which this exercise is about")

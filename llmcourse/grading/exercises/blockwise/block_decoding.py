@@ -19,7 +19,8 @@ from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation, OracleCalls
 
-PERCENTS = range(35, 96)  # of confidence: no two places of a block are as sure
+PERMILLES = range(330, 696, 6)  # of confidence: no two places of a block are as sure
+SECOND = 0.8  # what a near second choice has of the most that it could
 
 ASKS = r"""
 A model that was trained to fill gaps can guess several tokens at once, only less well than one by one: no
@@ -42,7 +43,8 @@ Write `block_decoding(logits_of, prompt, block_size, passes, max_new_tokens, mas
   `(N, V)`: the logits at each of the $N$ places of the block. `mask` is not one of the $V$ tokens.
 - `prompt`: list of token ids, at least one. `max_new_tokens`: at least 0.
 - `block_size`: at least 1. The last block is what is left, if that is less.
-- `passes`: at least 1 and at most `block_size`. A shorter last block of $n$ tokens gets no more than $n$.
+- `passes`: at least 1 and at most `block_size`. A shorter last block of $n$ tokens gets as
+  many too, but no more than $n$.
 - `mask`: the id of the mask.
 - returns the **new** tokens, a list of exactly `max_new_tokens` ids.
 
@@ -98,6 +100,14 @@ HINTS_AT = {
         "The last block has only as many places as there are tokens left to write, and gets at most as many "
         "passes."
     ),
+    "a last block of more than its passes": (
+        "A last block of n tokens, shorter than the others, is filled as they are: in T passes, or in n if "
+        "that is less, and after pass t it has ceil(n·t/T) places filled."
+    ),
+    "a text shorter than a block": (
+        "All there is to write may be less than a block: the last block is the first one then, and gets T "
+        "passes, or as many as it has places."
+    ),
     "blocks of one": "A block of one has one place and one pass: the likeliest token behind the text.",
     "no new tokens": "With max_new_tokens = 0 nothing is read.",
     "forward passes": (
@@ -140,7 +150,7 @@ class Fill:
         rewrites: whether filled places are written again.
         sees: the text before a block, of the prompt and what is new.
         shortens: whether the last block is what is left.
-        fewer: whether a short block gets fewer passes.
+        turns: passes over a block, by its size, that of a full one, and the passes over that.
         extra: passes over a full block.
     """
 
@@ -150,7 +160,7 @@ class Fill:
     rewrites: bool = False
     sees: Callable = lambda prompt, new: prompt + new
     shortens: bool = True
-    fewer: bool = True
+    turns: Callable = lambda size, full, passes: min(passes, size)
     extra: int = 0
 
     def __call__(self, logits_of, prompt, block_size, passes, max_new_tokens, mask):
@@ -158,7 +168,7 @@ class Fill:
         while len(new) < max_new_tokens:
             size = min(block_size, max_new_tokens - len(new)) if self.shortens else block_size
             text, block = self.sees(list(prompt), new), [mask] * size
-            turns = min(passes, size) if self.fewer else passes
+            turns = self.turns(size, block_size, passes)
             for turn in range(1, turns + 1):
                 self._refine(logits_of(list(text), list(block)), block, self.filled(size, turn, turns), mask)
             for _ in range(self.extra):
@@ -192,7 +202,7 @@ class Filler:
                 the block, the mask.
         """
         self._check(text, "text", self.vocab, LONGEST_TEXT)
-        self._check(block, "block", self.vocab + 1, len(PERCENTS))
+        self._check(block, "block", self.vocab + 1, len(PERMILLES))
         return torch.tensor(_guesses(self, tuple(text), tuple(block)), dtype=torch.float32)
 
     def _check(self, tokens: object, name: str, end: int, longest: int) -> None:
@@ -208,14 +218,26 @@ class Filler:
 def _guesses(model: Filler, text: tuple[int, ...], block: tuple[int, ...]) -> list[list[float]]:
     rng = random.Random(f"{model.seed} {text} {block}")
     rows = []
-    for percent in rng.sample(PERCENTS, len(block)):
-        favourite, confidence = rng.randrange(model.vocab), percent / 100
-        shares = [rng.uniform(0.7, 1.3) for _ in range(model.vocab - 1)]
-        rest = iter([(1 - confidence) * share / sum(shares) for share in shares])
+    for permille in rng.sample(PERMILLES, len(block)):
+        favourite, confidence = rng.randrange(model.vocab), permille / 1000
+        rest = iter(_rest(rng, confidence, model.vocab - 1))
         shift = rng.uniform(-3.0, 3.0)  # which says nothing: a softmax does not see it
         row = [confidence if token == favourite else next(rest) for token in range(model.vocab)]
         rows.append([math.log(p) + shift for p in row])
     return rows
+
+
+def _rest(rng: random.Random, confidence: float, count: int) -> list[float]:
+    """What the other tokens have, all less than the likeliest: much alike, or most of it one's.
+
+    So places are surer than others that have less entropy, or a longer lead over the second choice.
+    """
+    nearest = SECOND * min(confidence, 1 - confidence)
+    second = rng.choice([(1 - confidence) / count, nearest])
+    shares = [rng.uniform(0.7, 1.3) for _ in range(count - 1)]
+    rest = [(1 - confidence - second) * share / sum(shares) for share in shares]
+    rest.insert(rng.randrange(count), second)
+    return rest
 
 
 def cases(rng: random.Random) -> list[Case]:
@@ -235,10 +257,12 @@ def cases(rng: random.Random) -> list[Case]:
 
     size = rng.randint(3, 5)
     return [
-        case("one block", 6, rng.choice([2, 3]), 6, apart=TOLD),
+        case("one block", 6, rng.choice([2, 3]), 6, DOUBTED, TOLD),
         case("several blocks", 4, 2, 12, (_prompt_alone,)),
         case("passes that do not divide the block", 7, 3, 7, (_rounds_down, _leaves_masks)),
         case("a short last block", 6, 3, 8, (_whole_last_block, _cuts_the_last_block)),
+        case("a last block of more than its passes", 6, 3, 6 + rng.randint(4, 5), (_one_a_pass, _in_two)),
+        case("a text shorter than a block", 7, 2, rng.randint(4, 6), (_one_a_pass, _in_three)),
         case("blocks of one", 1, 1, size, (_masks_the_last,)),
         case("the whole text at once", size, 1, size),
         case("no new tokens", size, 2, 0),
@@ -248,13 +272,20 @@ def cases(rng: random.Random) -> list[Case]:
 _least = Fill(first=lambda confidence, place: confidence[place])
 _left_to_right = Fill(first=lambda confidence, place: place)
 _by_logit = Fill(confidence=lambda logits: logits.amax(-1))
+_by_entropy = Fill(confidence=lambda logits: (logits.softmax(-1) * logits.log_softmax(-1)).sum(-1))
+_by_lead = Fill(confidence=lambda logits: -logits.softmax(-1).topk(2).values.diff()[..., 0])
+_by_squares = Fill(confidence=lambda logits: logits.softmax(-1).square().sum(-1))
+_by_height = Fill(confidence=lambda logits: logits.amax(-1) - logits.mean(-1))
 _rewritten = Fill(rewrites=True)
 _one_pass = Fill(filled=lambda size, turn, passes: size)
 _prompt_alone = Fill(sees=lambda prompt, new: prompt)
 _rounds_down = Fill(filled=lambda size, turn, passes: size * turn // passes)
 _leaves_masks = Fill(filled=lambda size, turn, passes: size // passes * turn)
 _whole_last_block = Fill(shortens=False)
-_as_many_passes = Fill(fewer=False)
+_as_many_passes = Fill(turns=lambda size, full, passes: passes)
+_one_a_pass = Fill(turns=lambda size, full, passes: passes if size == full else size)
+_in_two = Fill(turns=lambda size, full, passes: passes if size == full else min(2, size))
+_in_three = Fill(turns=lambda size, full, passes: passes if size == full else min(3, size))
 _once_more = Fill(extra=1)
 
 
@@ -291,6 +322,12 @@ def _at_least_a_block(logits_of, prompt, block_size, passes, max_new_tokens, mas
     return block_decoding(logits_of, prompt, block_size, passes, block_size, mask)
 
 
+def _needs_a_full_block(logits_of, prompt, block_size, passes, max_new_tokens, mask):
+    if 0 < max_new_tokens < block_size:
+        raise ValueError("the text must have a block at least")
+    return block_decoding(logits_of, prompt, block_size, passes, max_new_tokens, mask)
+
+
 def _with_prompt(logits_of, prompt, block_size, passes, max_new_tokens, mask):
     return prompt + block_decoding(logits_of, prompt, block_size, passes, max_new_tokens, mask)
 
@@ -302,6 +339,7 @@ def _grows_the_prompt(logits_of, prompt, block_size, passes, max_new_tokens, mas
 
 
 TOLD = (_least, _left_to_right, _by_logit, _rewritten, _one_pass)
+DOUBTED = (_by_entropy, _by_lead, _by_squares, _by_height)
 PASSES = OracleCalls("logits_of", name="forward passes")
 
 EXERCISE = Exercise(
@@ -323,6 +361,10 @@ EXERCISE = Exercise(
         Mutant("masks the sure guesses again", _least, "one block", LEAST),
         Mutant("fills from left to right", _left_to_right, "one block", LEFT_TO_RIGHT),
         Mutant("compares logits", _by_logit, "one block", BY_LOGIT),
+        Mutant("compares entropies", _by_entropy, "one block"),
+        Mutant("compares leads over the second choice", _by_lead, "one block"),
+        Mutant("compares sums of squares", _by_squares, "one block"),
+        Mutant("compares heights above the mean", _by_height, "one block"),
         Mutant("guesses filled places anew", _rewritten, "one block", REWRITTEN),
         Mutant("fills all in the first pass", _one_pass, "one block", FIRST_GUESSES),
         Mutant("keeps the first guesses", _first_guesses, "one block", FIRST_GUESSES),
@@ -332,6 +374,10 @@ EXERCISE = Exercise(
         Mutant("leaves masks", _leaves_masks, "passes that do not divide the block"),
         Mutant("writes a whole last block", _whole_last_block, "a short last block"),
         Mutant("cuts the last block", _cuts_the_last_block, "a short last block"),
+        Mutant("fills a short block one by one", _one_a_pass, "a last block of more than its passes"),
+        Mutant("fills a short block in two passes", _in_two, "a last block of more than its passes"),
+        Mutant("fills a short block in three passes", _in_three, "a text shorter than a block"),
+        Mutant("needs a full block", _needs_a_full_block, "a text shorter than a block"),
         Mutant("gives a short block all passes", _as_many_passes, PASSES.name),
         Mutant("reads a last token for a block of one", _masks_the_last, "blocks of one"),
         Mutant("always writes a block", _at_least_a_block, "no new tokens"),

@@ -141,18 +141,18 @@ class Exits:
 
     said: tuple[tuple[float, ...], ...]
 
-    def __call__(self, layer: object) -> Float[Tensor, " V"]:
-        """The logits after a layer.
+    def __call__(self, n: object) -> Float[Tensor, " V"]:
+        """The logits after layer n, which is its name for students too.
 
         Raises:
             TypeError: the number is no int.
             ValueError: there is no such layer.
         """
-        if type(layer) is not int:
+        if type(n) is not int:
             raise TypeError("exit_logits must be given the number of a layer, an int")
-        if not 1 <= layer <= len(self.said):
-            raise ValueError(f"exit_logits must be given a layer in [1, {len(self.said)}], got {layer}")
-        return torch.tensor(self.said[layer - 1], dtype=torch.float32)
+        if not 1 <= n <= len(self.said):
+            raise ValueError(f"exit_logits must be given a layer in [1, {len(self.said)}], got {n}")
+        return torch.tensor(self.said[n - 1], dtype=torch.float32)
 
 
 def cases(rng: random.Random) -> list[Case]:

@@ -17,7 +17,8 @@ from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation
 
-LAYERS, TOKENS, GRID = 6, 16, 8  # shares of 16 are exact in float32 too
+GRID = 8
+TOKENS = (8, 16, 32)  # shares of these are exact in float32 too
 VOCAB, SWAPPED, AGREES = 20, 0.5, 0.3
 FINE = 64  # parts of a nat: entropies and thresholds are exact too
 
@@ -183,7 +184,7 @@ def cases(rng: random.Random) -> list[Case]:
 
         def draw():
             while True:
-                entropies, favourites = _readings(rng)
+                entropies, favourites = _readings(rng, rng.randint(4, 8), rng.choice(TOKENS))
                 thresholds = grid(entropies)
                 found = [_figures(entropies, favourites, threshold) for threshold in thresholds]
                 budget = _budget(rng, sorted({layers for layers, _ in found}), exact, raises)
@@ -233,20 +234,20 @@ def cases(rng: random.Random) -> list[Case]:
     ]
 
 
-def _readings(rng: random.Random) -> tuple[list[list[float]], list[list[int]]]:
+def _readings(rng: random.Random, layers: int, tokens: int) -> tuple[list[list[float]], list[list[int]]]:
     """Entropies and favourites of each token, layer by layer.
 
     Entropies mostly fall, and favourites mostly become the whole model's, at some layer; some do before, and
     change once more.
     """
     entropies, favourites = [], []
-    for _ in range(TOKENS):
-        parts = sorted((rng.randrange(2, 2 * FINE) for _ in range(LAYERS)), reverse=True)
+    for _ in range(tokens):
+        parts = sorted((rng.randrange(2, 2 * FINE) for _ in range(layers)), reverse=True)
         if rng.random() < SWAPPED:
-            one, other = rng.sample(range(LAYERS), 2)
+            one, other = rng.sample(range(layers), 2)
             parts[one], parts[other] = parts[other], parts[one]
-        last, settled = rng.randrange(VOCAB), rng.randrange(LAYERS)
-        right = [n >= settled or rng.random() < AGREES for n in range(LAYERS - 1)]
+        last, settled = rng.randrange(VOCAB), rng.randrange(layers)
+        right = [n >= settled or rng.random() < AGREES for n in range(layers - 1)]
         entropies.append([part / FINE for part in parts])
         favourites.append([*(last if agrees else rng.randrange(VOCAB) for agrees in right), last])
     return entropies, favourites
@@ -256,9 +257,10 @@ def _figures(
     entropies: list[list[float]], favourites: list[list[int]], threshold: float
 ) -> tuple[float, float]:
     """Mean layers and agreement at a threshold."""
-    left = [next((n for n, h in enumerate(token[:-1]) if h < threshold), LAYERS - 1) for token in entropies]
+    last = len(entropies[0]) - 1
+    left = [next((n for n, h in enumerate(token[:-1]) if h < threshold), last) for token in entropies]
     agree = [token[n] == token[-1] for token, n in zip(favourites, left, strict=True)]
-    return sum(left) / TOKENS + 1, sum(agree) / TOKENS
+    return sum(left) / len(left) + 1, sum(agree) / len(agree)
 
 
 def _budget(rng: random.Random, means: list[float], exact: bool, none_fits: type | None) -> float | None:
@@ -266,7 +268,7 @@ def _budget(rng: random.Random, means: list[float], exact: bool, none_fits: type
     if len(means) < 4:
         return None
     if none_fits:
-        return means[0] - 1 / TOKENS if means[0] > 1 else None
+        return (means[0] + 1) / 2 if means[0] > 1 else None
     place = rng.randrange(len(means) // 2, len(means) - 1)
     return means[place] if exact else (means[place] + means[place + 1]) / 2
 

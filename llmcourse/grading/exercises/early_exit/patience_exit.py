@@ -79,6 +79,7 @@ HINTS_AT = {
     "several rows": "Each row has a count, an exit and an answer of its own.",
     "more patience than layers": "With E layers nothing is confirmed more than E - 1 times: all leave at E.",
     "a change in the last layer": "Whoever gets to the last layer leaves there, with the answer of that one.",
+    "a single layer": "With one layer there is nothing to confirm: each row leaves at layer 1.",
     "two favourites": (
         "Two answers are exactly as likely in a layer: the first is its favourite there, as argmax has "
         "it. So it confirms the layer before, or does not."
@@ -138,58 +139,104 @@ class Leave:
 
 def cases(rng: random.Random) -> list[Case]:
     vocab = rng.randint(7, 9)
+    drawing = Runs(rng, vocab)
 
-    def case(label, rows, patience, wrong=(), apart=(), changed=None):
-        """Rows of favourites, each a function that draws one."""
+    def case(label, plan, wrong=(), apart=(), changed=lambda said, rows, patience: None):
+        """What is asked for by a plan, a function that draws rows of favourites and a patience."""
 
         def draw():
-            favourites = [row() for row in rows]
-            layers = zip(*favourites, strict=True)
+            rows, patience = plan()
+            layers = zip(*rows, strict=True)
             said = [[exits.favouring(rng, vocab, token) for token in layer] for layer in layers]
-            if changed:
-                changed(said, favourites)
+            changed(said, rows, patience)
             return {"logits": torch.tensor(said, dtype=torch.float32), "patience": patience}
 
         return Case(drawn.telling(draw, patience_exit, wrong, apart), label)
 
-    def runs(*lengths):
-        """Favourites in runs of these lengths, no two neighbours alike."""
-
-        def draw():
-            row = []
-            for length in lengths:
-                row += [rng.choice([token for token in range(vocab) if row[-1:] != [token]])] * length
-            return row
-
-        return draw
-
-    def back(*lengths):
-        """Runs of two favourites in turn."""
-
-        def draw():
-            two = rng.sample(range(vocab), 2)
-            return [two[n % 2] for n, length in enumerate(lengths) for _ in range(length)]
-
-        return draw
-
-    def tied(said, favourites):
-        """In the layer behind a change, the answer before it is as likely again, and stands in front."""
-        (row,) = favourites
-        low, high = sorted((row[1], row[2]))
-        for layer in (2, 3, 4):
+    def tied(said, rows, patience):
+        """In layers behind a change, the answer before it is as likely again, or stands in front."""
+        (row,) = rows
+        change = next(n for n, token in enumerate(row) if token != row[0])
+        low, high = sorted(row[change : change + 2])
+        for layer in range(change + 1, change + 2 + patience):
             values = [-float(token) for token in range(vocab)]
             values[low] = values[high] = 5.0
             said[layer][0] = values
 
     return [
-        case("a streak", [runs(1, 6, 1, 2)], 3, apart=TOLD),
-        case("a streak that breaks", [back(3, 3, 1, 4, 2)], 3, (_never_reset, _votes, _takes_back_one)),
-        case("several rows", [runs(2, 4, 3), runs(1, 1, 1, 3, 3), runs(4, 5)], 2, (_shared, _all_or_none)),
-        case("more patience than layers", [runs(3, 2), runs(5)], rng.randint(5, 7), (_first_for_want,)),
-        case("a change in the last layer", [runs(2, 2, 2, 1), runs(1, 3, 2, 1)], 3, (_never_the_last,)),
-        case("two favourites", [runs(1, 1, 4, 1)], 2, (_last_of_equals,), changed=tied),
-        case("a patience of 1", [runs(1, 1, 2, 2), runs(2, 3, 1)], 1),
+        case("a streak", drawing.a_streak, apart=TOLD),
+        case("a streak that breaks", drawing.a_break, (_never_reset, _votes, _takes_back_one)),
+        case("several rows", drawing.several, (_shared, _all_or_none)),
+        case("more patience than layers", drawing.too_few, (_first_for_want,)),
+        case("a change in the last layer", drawing.a_late_change, (_never_the_last,)),
+        case("two favourites", drawing.one_change, (_last_of_equals,), changed=tied),
+        case("a patience of 1", lambda: (drawing.rows(rng.randint(5, 8), 3), 1)),
+        case("a single layer", lambda: (drawing.rows(1, 1), rng.randint(1, 2))),
     ]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Rows of favourites in runs whose lengths are drawn, and a patience that fits them.
+
+    How many layers and rows there are does not say where a row leaves.
+    """
+
+    rng: random.Random
+    vocab: int
+
+    def a_streak(self):
+        """The first favourite that comes twice in a row; none comes again."""
+        patience = self.rng.randint(2, 4)
+        lengths = [1] * self._up_to(3) + [patience + self.rng.randint(3, 4), self._up_to(2), self._up_to(2)]
+        favourites = self.rng.sample(range(self.vocab), len(lengths))
+        runs = zip(favourites, lengths, strict=True)
+        return [[token for token, length in runs for _ in range(length)]], patience
+
+    def a_break(self):
+        """Two favourites in turn."""
+        patience = self.rng.randint(3, 4)
+        short = [self.rng.randint(2, patience), self.rng.randint(2, patience), self._up_to(2)]
+        lengths = [*short, patience + self._up_to(2), self._up_to(2)]
+        two = self.rng.sample(range(self.vocab), 2)
+        return [[two[n % 2] for n, length in enumerate(lengths) for _ in range(length)]], patience
+
+    def several(self):
+        return self.rows(self.rng.randint(6, 9), 5, end=(2,)), self.rng.randint(2, 3)
+
+    def too_few(self):
+        layers = self.rng.randint(3, 7)
+        return self.rows(layers, layers), layers + self.rng.randint(0, 2)
+
+    def a_late_change(self):
+        """Nothing is confirmed often enough before it."""
+        layers, patience = self.rng.randint(6, 9), self.rng.randint(2, 4)
+        return self.rows(layers - 1, patience, end=(1,)), patience
+
+    def one_change(self):
+        """A row with a favourite of one layer in front of the one that stays."""
+        patience = self.rng.randint(2, 3)
+        return [self._row(self._up_to(2), 1, patience + 2, self._up_to(2))], patience
+
+    def rows(self, layers, longest, end=()):
+        """Two to four rows of so many layers, of runs that are no longer than this, and an end."""
+        return [self._row(*self._lengths(layers, longest), *end) for _ in range(self.rng.randint(2, 4))]
+
+    def _lengths(self, layers, longest):
+        lengths = []
+        while left := layers - sum(lengths):
+            lengths.append(self._up_to(min(longest, left)))
+        return lengths
+
+    def _up_to(self, most):
+        return self.rng.randint(1, most)
+
+    def _row(self, *lengths):
+        """Favourites in runs of these lengths, no two neighbours alike."""
+        row = []
+        for length in lengths:
+            row += [self.rng.choice([token for token in range(self.vocab) if row[-1:] != [token]])] * length
+        return row
 
 
 def _counts_all(row):
@@ -262,6 +309,13 @@ def _never_the_last(logits, patience):
     return layers, torch.where((layers == len(logits)) & (patience < len(logits)), before, answers)
 
 
+def _needs_two_layers(logits, patience):
+    """Takes the layer before the last for one that is there."""
+    before = logits[:-1].argmax(-1)[-1]  # raises without one
+    layers, answers = patience_exit(logits, patience)
+    return layers, torch.where(layers == len(logits) - 1, before, answers)
+
+
 def _in_place(logits, patience):
     found = patience_exit(logits, patience)
     logits[:, :, 0] = 0
@@ -300,6 +354,7 @@ EXERCISE = Exercise(
         Mutant("leaves at layer 1 for want of another", _first_for_want, "more patience than layers"),
         Mutant("answers a layer before the last", _never_the_last, "a change in the last layer"),
         Mutant("takes the last of two favourites", _last_of_equals, "two favourites"),
+        Mutant("needs two layers", _needs_two_layers, "a single layer"),
         Mutant("writes into its input", _in_place, NoMutation().name),
     ),
 )

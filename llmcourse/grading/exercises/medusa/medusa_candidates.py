@@ -100,6 +100,11 @@ HINTS_AT = {
         "ranks are to be looked up, siblings not to be counted."
     ),
     "nodes in any order": "Sort the nodes; places of parents are places in the sorted order.",
+    "a single node": "A tree may have one node: tokens has shape (1,), the mask (1, length + 1).",
+    "a deep node without its parent": (
+        "Every parent has to be there, whatever its depth: (0, 1) where (0, 1, 2) is a node. Look up all, "
+        "and raise a ValueError where one is missing."
+    ),
     "a node without its parent": (
         "Nobody would have written the token that this node follows. Look up every parent, and raise a "
         "ValueError where it is missing."
@@ -133,7 +138,7 @@ class Build:
         position: by the text's length, the node and its place.
         sees: whether a node sees another, each with its place.
         sees_text: what is seen of the text.
-        checks: whether a parent has to be there.
+        checks: whether the parent of a node has to be there.
     """
 
     order: Callable = by_depth
@@ -143,12 +148,12 @@ class Build:
     sees: Callable = lambda node, other, place, other_place: on_path(node, other)
     sees_text: bool = True
     descending: bool = True
-    checks: bool = True
+    checks: Callable = lambda node: len(node) > 1
 
     def __call__(self, logits, choices, length):
         nodes = self.order(choices)
         places = {node: place for place, node in enumerate(nodes)}
-        if self.checks and any(len(node) > 1 and node[:-1] not in places for node in nodes):
+        if any(self.checks(node) and node[:-1] not in places for node in nodes):
             raise ValueError("the parent of a node is missing")
         ranked = logits.argsort(dim=-1, descending=self.descending)
         tokens = torch.stack([ranked[self.head(node), self.rank(node, nodes)] for node in nodes])
@@ -183,9 +188,10 @@ def cases(rng: random.Random) -> list[Case]:
     def shuffled(nodes):
         return rng.sample(nodes, len(nodes))
 
-    def orphaned(nodes):
+    def orphaned(nodes, ranks=1):
+        """Without a node of so many ranks that has children."""
         parents = [node for node in nodes if any(other[:-1] == node for other in nodes)]
-        nodes.remove(rng.choice(parents))
+        nodes.remove(rng.choice([node for node in parents if len(node) == ranks]))
         return nodes
 
     return [
@@ -193,7 +199,9 @@ def cases(rng: random.Random) -> list[Case]:
         case("four levels", 4, wrong=(_parent_alone,)),
         case("ranks left out", 2, gaps, wrong=(_counts_siblings,)),
         case("nodes in any order", 3, shuffled, wrong=(_as_given,)),
+        case("a single node", 1, lambda nodes: [rng.choice(nodes)], wrong=(_squeezed,)),
         case("a node without its parent", 3, orphaned, raises=ValueError),
+        case("a deep node without its parent", 4, lambda nodes: orphaned(nodes, 2), raises=ValueError),
     ]
 
 
@@ -221,7 +229,9 @@ _by_path = Build(order=sorted)
 _least_likely = Build(descending=False)
 _parent_alone = Build(sees=lambda node, other, *places: other in (node, node[:-1]))
 _as_given = Build(order=list)
-_unchecked = Build(checks=False)
+_unchecked = Build(checks=lambda node: False)
+_checks_two_ranks = Build(checks=lambda node: len(node) == 2)
+_checks_above_two_ranks = Build(checks=lambda node: len(node) > 2)
 _counts_siblings = Build(
     rank=lambda node, nodes: sum(other[:-1] == node[:-1] and other < node for other in nodes)
 )
@@ -230,6 +240,11 @@ _counts_siblings = Build(
 def _sorts_in_place(logits, choices, length):
     choices.sort(key=lambda choice: (len(choice), choice))
     return medusa_candidates(logits, choices, length)
+
+
+def _squeezed(logits, choices, length):
+    """Takes away every axis of length 1."""
+    return tuple(part.squeeze() for part in medusa_candidates(logits, choices, length))
 
 
 def _without_an_orphan(logits, choices, length):
@@ -286,6 +301,9 @@ EXERCISE = Exercise(
         Mutant("takes the nodes as given", _as_given, "nodes in any order"),
         Mutant("takes an orphan for a child of the text", _unchecked, "a node without its parent"),
         Mutant("leaves an orphan out", _without_an_orphan, "a node without its parent"),
+        Mutant("looks for no parent of one rank", _checks_above_two_ranks, "a node without its parent"),
+        Mutant("looks for parents of one rank alone", _checks_two_ranks, "a deep node without its parent"),
+        Mutant("drops an axis of one node", _squeezed, "a single node"),
         Mutant("sorts its input", _sorts_in_place, NoMutation().name),
     ),
 )

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from llmcourse.grading.compare import Exact, Parts
 from llmcourse.grading.exercise import Case, Exercise, Mutant
-from llmcourse.grading.exercises import inputs
+from llmcourse.grading.exercises.medusa import drawn as trees
 from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation
 
-ROOT = -1
-VOCAB = 16
+ROOT = -1  # the text, as a parent
 
 ASKS = r"""
 The target has read the text and, in the same pass, all nodes of a tree of drafts. Greedy verification goes
@@ -96,6 +95,10 @@ HINTS_AT = {
     "right behind one that fell": (
         "A node is what the target wants after its parent, but the parent fell: nobody will ever ask."
     ),
+    "not level by level": (
+        "A node comes behind its parent, and no more is said of the order: its children need not be "
+        "neighbours, and deeper nodes may come before them. Look at all nodes."
+    ),
     "no nodes": "Without nodes a pass is an ordinary step: an empty path, one token, the text's slots.",
 }
 
@@ -142,90 +145,36 @@ class Walk:
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, depth, levels=4, wrong=(), apart=(), trap=False):
+    def case(label, depth, levels=4, wrong=(), apart=(), trap=False, ordered=lambda parents: parents):
         """A tree of so many levels in which a path of so many nodes stands.
 
         Args:
             trap: whether some nodes are right behind one that fell.
+            ordered: the parents in another order of the nodes.
         """
 
         def draw():
-            parents = _grown(rng, levels)
-            tokens = _tokens(rng, parents)
-            wanted = _wanted(rng, tokens, parents, depth, trap)
-            logits = torch.stack([_favouring(rng, token) for token in wanted])
+            parents = ordered(trees.grown(rng, levels))
+            tokens = trees.words(rng, parents)
+            wanted = trees.said_along(rng, tokens, parents, depth, trap)
+            logits = torch.stack([trees.favouring(rng, token) for token in wanted])
             arguments = {"logits": logits, "tokens": torch.tensor(tokens, dtype=torch.int64)}
             parents = torch.tensor(parents, dtype=torch.int64)
             return arguments | {"parents": parents, "length": rng.randint(3, 6)}
 
         return Case(drawn.telling(draw, walk_tree, wrong, apart), label)
 
+    def any_order(parents):
+        return trees.in_any_order(rng, parents)
+
     return [
         case("a branch stands in part", 2, wrong=DOUBTED, apart=TOLD),
         case("nothing stands", 0, wrong=(_at_least_one,)),
         case("a whole branch stands", 4, wrong=(_never_a_leaf,)),
         case("right behind one that fell", 1, wrong=(_over_a_fall, _most_matches), trap=True),
+        case("not level by level", 2, wrong=(_in_one_piece, _up_to_the_next_level), ordered=any_order),
         case("no nodes", 0, levels=0),
     ]
-
-
-def _grown(rng: random.Random, levels: int) -> list[int]:
-    """Parents of a tree, level by level; the last node of each level but the deepest has two children."""
-    parents, last = [], [ROOT]
-    for level in range(levels):
-        new = []
-        for node in last:
-            count = 3 if level == 0 else 2 if node == last[-1] else rng.randint(0, 1)
-            new += [node] * count
-        last = range(len(parents), len(parents) + len(new))
-        parents += new
-    return parents
-
-
-def _tokens(rng: random.Random, parents: list[int]) -> list[int]:
-    """A token for each node: none twice below a parent; a few in all, so that branches share them."""
-    few, tokens = rng.sample(range(VOCAB), 6), []
-    for node, parent in enumerate(parents):
-        taken = {tokens[other] for other in range(node) if parents[other] == parent}
-        tokens.append(rng.choice([token for token in few if token not in taken]))
-    return tokens
-
-
-def _wanted(rng: random.Random, tokens: list[int], parents: list[int], depth: int, trap: bool) -> list[int]:
-    """What the target wants after the text and each node, so that a path of so many nodes stands."""
-
-    def below(node):
-        return [child for child, parent in enumerate(parents) if parent == node]
-
-    def no_child(node):
-        held = {tokens[child] for child in below(node)}
-        return rng.choice([token for token in range(VOCAB) if token not in held])
-
-    wanted = [no_child(node) for node in range(ROOT, len(tokens))]
-    for node in range(len(tokens)) if trap else ():
-        if below(node):
-            wanted[node + 1] = tokens[rng.choice(below(node))]
-    node, goal = ROOT, _end(rng, parents, depth)
-    for child in goal:
-        wanted[node + 1], node = tokens[child], child
-    wanted[node + 1] = no_child(node)
-    return wanted
-
-
-def _end(rng: random.Random, parents: list[int], depth: int) -> list[int]:
-    """A path of so many nodes, from the text's child on, that can go on unless it is the longest of all."""
-    paths = [[]]
-    for node, parent in enumerate(parents):
-        paths.append([*next((path for path in paths if path and path[-1] == parent), []), node])
-    deepest = depth == max(map(len, paths))
-    ends = [path for path in paths if len(path) == depth]
-    return rng.choice([path for path in ends if not path or deepest or path[-1] in parents])
-
-
-def _favouring(rng: random.Random, token: int) -> Float[Tensor, " V"]:
-    """Logits with their peak at a token."""
-    low = rng.choice([other for other in range(VOCAB) if other != token])
-    return torch.tensor(inputs.placed(rng, inputs.falling(rng, VOCAB), token, low), dtype=torch.float32)
 
 
 def _from(path, logits, length):
@@ -314,6 +263,26 @@ def _any_parent_of(wanted, node, tokens, parents):
     return [other for other in range(node + 1, len(tokens)) if tokens[other] == wanted]
 
 
+def _in_one_piece_from_the_first(wanted, node, tokens, parents):
+    """Takes the children of a node for neighbours."""
+    first = parents.index(node) if node in parents else 0
+    siblings = range(first, first + parents.count(node))
+    return [child for child in siblings if tokens[child] == wanted]
+
+
+def _of_the_next_level(wanted, node, tokens, parents):
+    """Looks for children up to the first node that is deeper than they are."""
+
+    def depth(other):
+        return 0 if other == ROOT else 1 + depth(parents[other])
+
+    deeper = [other for other in range(node + 1, len(parents)) if depth(other) > depth(node) + 1]
+    end = min(deeper, default=len(parents))
+    return [child for child in children(wanted, node, tokens, parents) if child < end]
+
+
+_in_one_piece = Walk(follows=_in_one_piece_from_the_first)
+_up_to_the_next_level = Walk(follows=_of_the_next_level)
 _any_parent = Walk(follows=_any_parent_of)
 _one_draft = Walk(most=1)
 _bonus_row = Walk(bonus=lambda node, count: max(0, node))
@@ -366,6 +335,8 @@ EXERCISE = Exercise(
         Mutant("stops before a leaf", _never_a_leaf, "a whole branch stands"),
         Mutant("passes over a fall", _over_a_fall, "right behind one that fell"),
         Mutant("counts what is right anywhere", _most_matches, "right behind one that fell"),
+        Mutant("takes children for neighbours", _in_one_piece, "not level by level"),
+        Mutant("stops at the next level", _up_to_the_next_level, "not level by level"),
         Mutant("needs a node", _needs_nodes, "no nodes"),
         Mutant("moves tokens in its input", _cuts_in_place, NoMutation().name),
     ),
