@@ -1,5 +1,7 @@
 """The explorer of early exit, driven by setting the values that a reader's mouse and keys would set."""
 
+import copy
+import math
 import re
 
 import pytest
@@ -87,6 +89,14 @@ def test_a_bad_text_is_explained_not_raised(explorer, prompt, words):
     assert re.search(words, explorer.message) and explorer.heat is None
     explorer.prompt.value = PROMPT
     assert explorer.message == "" and explorer.heat is not None
+
+
+@pytest.mark.parametrize("max_new_tokens", [0, 6])
+def test_an_exit_that_says_nan_is_explained_not_raised(heads, models, max_new_tokens):
+    broken = copy.deepcopy(heads)
+    broken.head(2).norm.weight[0] = math.nan
+    explorer = ExitExplorer(broken, models["base"][1], PROMPT, max_new_tokens=max_new_tokens)
+    assert "logits of the exit after layer 2 must be finite" in explorer.message and explorer.heat is None
 
 
 @pytest.mark.parametrize(
