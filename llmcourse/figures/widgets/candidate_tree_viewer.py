@@ -16,6 +16,7 @@ from llmcourse.figures.widgets import view as v
 from llmcourse.figures.widgets.machines import chosen
 from llmcourse.figures.widgets.models import NextLogits, ReadyModel
 from llmcourse.model import Decoder
+from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.medusa import MedusaHeads, MedusaTree, TypicalAcceptance, sparse
 from llmcourse.speculative.medusa.heads import check_fits
 from llmcourse.tokenizer import Tokenizer
@@ -85,8 +86,8 @@ class CandidateTreeViewer(v.PromptView):
 
     Raises:
         TypeError: no decoder, no heads, or a tree of another kind.
-        ValueError: heads of another backbone's shape, no tree, one that these heads cannot fill or that is
-            too large to be read, or no such name.
+        ValueError: heads of another backbone's shape, device or dtype, no tree, one that these heads cannot
+            fill or that is too large to be read, or no such name.
     """
 
     name = "Candidate tree"
@@ -107,6 +108,7 @@ class CandidateTreeViewer(v.PromptView):
         name: str = "base",
     ):
         check_fits(heads, model)
+        check_place(heads, model)
         super().__init__(prompt)
         self.ready, self.heads = ReadyModel(name, model, tokenizer, NextLogits(model)), heads
         self.max_new_tokens, self.seed = max_new_tokens, seed

@@ -28,6 +28,7 @@ from llmcourse.decoding.processors import Processor
 from llmcourse.decoding.rows import Generation, Row
 from llmcourse.decoding.sampling import Randomness
 from llmcourse.model import Decoder
+from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.drafter import Draft
 from llmcourse.speculative.medusa.candidates import MedusaTree
 from llmcourse.speculative.medusa.drafting import drawn, ranked
@@ -81,6 +82,7 @@ def stream(
         DecodingError: at the end, if a row failed. Broken logits fail a row alone.
     """
     check_fits(heads, model)
+    check_place(heads, model)
     _check_tree(tree, heads, model)
     require(drafting in ("ranked", "drawn"), "drafting", "'ranked' or 'drawn'", repr(drafting), "choose one")
     if typical is not None and not isinstance(typical, TypicalAcceptance):
