@@ -9,6 +9,7 @@ import torch
 from ipywidgets import Play
 
 from llmcourse.decoding import DecodingError, SamplingParams
+from llmcourse.decoding.errors import require_number
 from llmcourse.figures.candidate_trace import CandidateTrace, candidate_text, record_candidates
 from llmcourse.figures.candidate_tree import CandidatePlot
 from llmcourse.figures.speculation_strip import strip_html
@@ -22,6 +23,7 @@ from llmcourse.speculative.medusa.heads import check_fits
 from llmcourse.tokenizer import Tokenizer
 
 LOSSLESS, TYPICAL = "what keeps the distribution", "what is likely enough: lossy"
+HOTTEST = 2.0  # temperature: beyond it a backbone's guesses are noise
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class CandidateTreeViewer(v.PromptView):
     Raises:
         TypeError: no decoder, no heads, or a tree of another kind.
         ValueError: heads of another backbone's shape, device or dtype, no tree, one that these heads cannot
-            fill or that is too large to be read, or no such name.
+            fill or that is too large to be read, no such name, or a temperature outside [0, 2].
     """
 
     name = "Candidate tree"
@@ -109,6 +111,8 @@ class CandidateTreeViewer(v.PromptView):
     ):
         check_fits(heads, model)
         check_place(heads, model)
+        inside, remedy = f"in [0, {HOTTEST:g}]", "use 0 for greedy decoding, 1 for the backbone's own"
+        require_number(lambda t: 0 <= t <= HOTTEST, "temperature", inside, temperature, remedy)
         super().__init__(prompt)
         self.ready, self.heads = ReadyModel(name, model, tokenizer, NextLogits(model)), heads
         self.max_new_tokens, self.seed = max_new_tokens, seed
@@ -129,7 +133,7 @@ class CandidateTreeViewer(v.PromptView):
         chosen(accepts, dict.fromkeys((LOSSLESS, TYPICAL)), "accepts")
         self.accepts = v.dropdown("accepts", [LOSSLESS, TYPICAL], accepts, "280px")
         what = "of the backbone; 0 is greedy, 1 its own"
-        self.temperature = v.float_slider("temperature", float(temperature), 0.0, 2.0, 0.1, what)
+        self.temperature = v.float_slider("temperature", float(temperature), 0.0, HOTTEST, 0.1, what)
         for control in (self.prompt, self.tree, self.accepts, self.temperature):
             control.observe(lambda _: self.refresh(), "value")
 

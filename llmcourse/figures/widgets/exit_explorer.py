@@ -51,11 +51,15 @@ class ExitInputs:
         """The rule.
 
         Raises:
-            ValueError: no such kind, or a threshold out of its range.
+            ValueError: no such kind, or a threshold out of its range: also one that another rule looks at,
+                for each has a control.
         """
-        chosen(self.rule, dict.fromkeys(SIGNALS), "rule")
-        kinds = {"entropy": EntropyRule, "confidence": ConfidenceRule, "patience": PatienceRule}
-        return kinds[self.rule](getattr(self, self.rule))
+        rules = {
+            "entropy": EntropyRule(self.entropy),
+            "confidence": ConfidenceRule(self.confidence),
+            "patience": PatienceRule(self.patience),
+        }
+        return rules[chosen(self.rule, rules, "rule")]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """The viewer of candidate trees, driven by setting the values that a reader's mouse and keys would set."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -134,6 +135,9 @@ def test_what_does_not_fit_is_refused(models, heads):
         make(heads, trees=MedusaTree([(rank,) for rank in range(41)]))
     with pytest.raises(ValueError, match="tree must be one of wide, sparse, got 'deep'"):
         make(heads, trees=TREES, tree="deep")
+    for temperature in (5, -0.1, math.nan, 10**400):
+        with pytest.raises(ValueError, match=r"temperature must be in \[0, 2\], got"):
+            make(heads, temperature=temperature)
     with pytest.raises(ValueError, match="accepts must be one of"):
         make(heads, accepts="all")
 

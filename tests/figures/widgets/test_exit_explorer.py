@@ -106,6 +106,10 @@ def test_an_exit_that_says_nan_is_explained_not_raised(heads, models, max_new_to
         (ExitInputs(entropy=-1.0), "threshold must be at least 0 nats and finite, got -1.0"),
         (ExitInputs(rule="confidence", confidence=1.5), r"threshold must be in \[0, 1\], got 1.5"),
         (ExitInputs(rule="patience", patience=0), "patience must be an integer of at least 1, got 0"),
+        # also of rules that are looked at later, when the reader chooses them
+        (ExitInputs(confidence=9), r"threshold must be in \[0, 1\], got 9"),
+        (ExitInputs(patience=-3), "patience must be an integer of at least 1, got -3"),
+        (ExitInputs(rule="confidence", entropy=math.nan), "threshold must be at least 0 nats and"),
     ],
 )
 def test_rules_that_are_none_are_refused(heads, models, inputs, message):
