@@ -36,6 +36,8 @@ CALLS = {
     "p": lambda: typical_walk([[0.5]], torch.zeros(1, 0).long(), tree.tree, TypicalAcceptance()),
     "load": lambda: load_heads(".", heads),
     "save": lambda: save_heads(model, model, None),
+    "folder": lambda: save_heads(heads, model, None),
+    "notes": lambda: save_heads(heads, model, ".", [1]),
 }
 for name, call in CALLS.items():
     try:
