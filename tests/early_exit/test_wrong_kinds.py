@@ -30,6 +30,7 @@ REFUSED = {
     "EarlyExitLogits(heads, EntropyRule(1), skipped=None)": "skipped must be 'propagate' or 'recompute', got",
     "ExitDrafter(pair.model, 1)": "heads must be ExitHeads, got Decoder; load them with load_heads",
     "ExitDrafter(heads, 1, 0.9)": "rule must be an ExitRule, got float; make one, as EntropyRule(1.0)",
+    "fit_heads(pair.model, [])": "heads must be ExitHeads, got Decoder; load them with",
     "heat(heads, [1], 'entropy')": "rule must be an ExitRule, got str; make one, as EntropyRule(1.0)",
     "load_heads('draft', pair.model)": "no exit heads in ",
 }

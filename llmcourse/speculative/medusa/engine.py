@@ -27,7 +27,7 @@ from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
 from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.engine.stepping import SteppingEngine
-from llmcourse.speculative.medusa.candidates import MedusaTree
+from llmcourse.speculative.medusa.candidates import MedusaTree, require_tree
 from llmcourse.speculative.medusa.heads import MedusaHeads, check_fits
 from llmcourse.speculative.medusa.reading import mask_of
 
@@ -60,6 +60,7 @@ class MedusaEngine(SteppingEngine):
         graph: bool = True,
     ):
         check_fits(heads, model)
+        require_tree(tree)
         tree.check(heads.config)
         require(len(tree) > 0, "tree", "of one node or more", 0, "decode without heads to draft nothing")
         check_place(heads, model)

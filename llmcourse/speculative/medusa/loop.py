@@ -30,7 +30,7 @@ from llmcourse.decoding.sampling import Randomness
 from llmcourse.model import Decoder
 from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.drafter import Draft
-from llmcourse.speculative.medusa.candidates import MedusaTree
+from llmcourse.speculative.medusa.candidates import MedusaTree, require_tree
 from llmcourse.speculative.medusa.drafting import drawn, ranked
 from llmcourse.speculative.medusa.heads import MedusaHeads, check_fits
 from llmcourse.speculative.medusa.judged import JudgedTree, judge_tree
@@ -110,9 +110,7 @@ def generate(
 
 
 def _check_tree(tree: object, heads: MedusaHeads, model: Decoder) -> None:
-    if not isinstance(tree, MedusaTree):
-        found = type(tree).__name__
-        raise TypeError(f"tree must be a MedusaTree, got {found}; make one with full, sparse or search")
+    require_tree(tree)
     tree.check(heads.config)
     most = model.config.max_position_embeddings - 1
     remedy = "a step cannot bring more than a whole text"
