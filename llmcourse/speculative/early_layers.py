@@ -38,7 +38,7 @@ class EarlyLayersDrafter(ModelDrafter):
         shared: whether a `SharedLayersTarget` of this drafter verifies; no other target can then.
 
     Raises:
-        ValueError: more layers than may be, or none.
+        ValueError: more layers than may be, or none; a `shared` that is neither True nor False.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class EarlyLayersDrafter(ModelDrafter):
         lm_head: nn.Module | None = None,
         shared: bool = False,
     ):
+        remedy = "use True with a SharedLayersTarget"
+        require(isinstance(shared, bool), "shared", "True or False", repr(shared), remedy)
         super().__init__(first_layers(target, num_layers, norm=norm, lm_head=lm_head))
         self.target, self.shared = target, shared
         self._states: list[Tensor] = []  # (B, T, C) each, of tokens that the other layers have yet to read
