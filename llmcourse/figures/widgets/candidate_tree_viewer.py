@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from ipywidgets import Play
@@ -23,6 +24,7 @@ from llmcourse.speculative.medusa.heads import check_fits
 from llmcourse.tokenizer import Tokenizer
 
 LOSSLESS, TYPICAL = "what keeps the distribution", "what is likely enough: lossy"
+MOST_NEW_TOKENS = 128
 HOTTEST = 2.0  # temperature: beyond it a backbone's guesses are noise
 
 
@@ -83,13 +85,14 @@ class CandidateTreeViewer(v.PromptView):
         heads: trained on it.
         trees: a tree, trees by name, or None for `sparse(number of heads, 4)`.
         prompt, tree, temperature, accepts, seed: what it starts with.
-        max_new_tokens: how long the text is.
+        max_new_tokens: how long the text is, at most 128.
         name: of the model, for titles.
 
     Raises:
-        TypeError: no decoder, no heads, or a tree of another kind.
+        TypeError: no decoder, no heads, no tokenizer, or a tree of another kind.
         ValueError: heads of another backbone's shape, device or dtype, no tree, one that these heads cannot
-            fill or that is too large to be read, no such name, or a temperature outside [0, 2].
+            fill or that is too large to be read, no such name, a temperature outside [0, 2], or more
+            new tokens than that.
     """
 
     name = "Candidate tree"
@@ -113,10 +116,15 @@ class CandidateTreeViewer(v.PromptView):
         check_place(heads, model)
         inside, remedy = f"in [0, {HOTTEST:g}]", "use 0 for greedy decoding, 1 for the backbone's own"
         require_number(lambda t: 0 <= t <= HOTTEST, "temperature", inside, temperature, remedy)
+        remedy = "a step of each has a picture of its own"
+        in_reach = lambda n: 1 <= n <= MOST_NEW_TOKENS  # noqa: E731
+        allowed = f"an integer in [1, {MOST_NEW_TOKENS}]"
+        require_number(in_reach, "max_new_tokens", allowed, max_new_tokens, remedy, kind=Integral)
+        named = _named(trees, heads)
         super().__init__(prompt)
         self.ready, self.heads = ReadyModel(name, model, tokenizer, NextLogits(model)), heads
         self.max_new_tokens, self.seed = max_new_tokens, seed
-        self.trees = _named(trees, heads)
+        self.trees = named
         self.plots = {one: CandidatePlot(each) for one, each in self.trees.items()}
         self.traces: dict[CandidateInputs, CandidateTrace] = {}
         self.trace: CandidateTrace | None = None
