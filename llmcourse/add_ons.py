@@ -93,17 +93,18 @@ def find(kind: Kind, source: str | Path) -> Path:
         TypeError: neither text nor a path.
         FileNotFoundError: there is none.
     """
-    if not isinstance(source, str | Path):
-        raise TypeError(
-            f"source must be an embedded model or a folder, got {type(source).__name__}; try 'base'"
-        )
+    _require_path("source", source, "an embedded model or a folder", "try 'base'")
     known = str(source) in embedded_names()
     folder = EMBEDDED / f"{kind.name}_{source}" if known else Path(os.path.expanduser(source))
-    if not (folder / CONFIG).is_file():
+    try:
+        found = (folder / CONFIG).is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a zero byte
+        found = False
+    if not found:
         there = ", ".join(embedded(kind)) or "none"
         raise FileNotFoundError(
-            f"no {kind.title} in {folder}: it has no {CONFIG}; embedded models that have them: {there}; "
-            f"{kind.training}"
+            f"no {kind.title} in {folder!s:.400}: it has no {CONFIG}; embedded models that have them: "
+            f"{there}; {kind.training}"
         )
     return folder
 
@@ -123,23 +124,29 @@ def save(
         notes: how it was trained, in JSON values.
 
     Raises:
-        TypeError: no decoder.
-        ValueError: tensors that are not those of such an add-on, or not finite; notes that JSON cannot hold.
+        TypeError: no decoder, or a folder that is neither text nor a path.
+        ValueError: tensors that are not those of such an add-on, or not finite; notes that are no dictionary,
+            or that JSON in UTF-8 cannot hold; a directory that lies where a file is to be written.
     """
     _require_decoder(backbone)
+    _require_path("folder", folder, "text or a path", "name where to write")
     folder = Path(folder)
+    if not (notes is None or isinstance(notes, dict)):
+        raise ValueError(f"notes must be a dictionary, got {notes!r:.40}; give each a name, or leave it out")
     state = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in tensors.items()}
     _check_state(kind, state, kind.shapes(config, backbone))
     content = {"kind": kind.name, "backbone": fingerprint(backbone), "weights": ""}
     content |= {"settings": asdict(config), "notes": notes or {}}
     try:
-        json.dumps(content, allow_nan=False)  # before there is a file
+        json.dumps(content, allow_nan=False, ensure_ascii=False).encode()  # before there is a file
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"notes must hold JSON values, got one that is none ({error}); leave it out"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     new = {name: folder / f"{name}.new" for name in (WEIGHTS, CONFIG)}
+    for path in new.values():
+        _clear(path)
     save_file(state, new[WEIGHTS], metadata={"format": "pt"})
     content["weights"] = _sha256(new[WEIGHTS])
     text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -147,6 +154,13 @@ def save(
     for name, path in new.items():
         path.chmod(0o644)  # safetensors writes for its owner alone
         path.replace(folder / name)  # the old file may be mapped into memory somewhere
+
+
+def _clear(path: Path) -> None:
+    """Removes what a crash left here; of a link the link alone, or what it leads to would be overwritten."""
+    if path.is_dir() and not path.is_symlink():
+        raise ValueError(f"folder must be without a directory {path.name}, got {path}; move it away")
+    path.unlink(missing_ok=True)
 
 
 def describe(kind: Kind, source: str | Path) -> Description:
@@ -193,6 +207,11 @@ def load(kind: Kind[Config], source: str | Path, backbone: Decoder) -> tuple[Con
     with _in(path):
         shapes = kind.shapes(config, backbone)
     return config, _read(kind, folder / WEIGHTS, shapes, backbone)
+
+
+def _require_path(name: str, value: object, allowed: str, remedy: str) -> None:
+    if not isinstance(value, str | Path):
+        raise TypeError(f"{name} must be {allowed}, got {type(value).__name__}; {remedy}")
 
 
 def _require_decoder(backbone: object) -> None:

@@ -295,10 +295,28 @@ class TestSaving:
         case.tensors(broken)[case.a_tensor].data.view(-1)[0] = torch.inf
         with pytest.raises(ValueError, match=f"tensor {case.a_tensor} must be finite in bfloat16"):
             case.save(broken, model, folder)
-        for notes in ({"when": object()}, {"loss": float("nan")}):
+        for notes in ({"when": object()}, {"loss": float("nan")}, {"text": "\ud800"}):
             with pytest.raises(ValueError, match="notes must hold JSON values, got one that is none"):
                 case.save(case.make(model, 7), model, folder, notes)
         assert (folder / WEIGHTS).read_bytes() == before and sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
+
+    def test_a_link_that_lies_in_the_way_is_not_followed(self, case, model, folder, tmp_path):
+        other = tmp_path / "other"
+        other.write_text("kept")
+        for name in (CONFIG, WEIGHTS):
+            (folder / f"{name}.new").symlink_to(other)
+        case.save(case.make(model, 7), model, folder)
+        assert other.read_text() == "kept"
+        assert not any((folder / name).is_symlink() for name in (CONFIG, WEIGHTS))
+        case.load(folder, model)
+
+    def test_a_directory_that_lies_in_the_way_is_named(self, case, model, folder):
+        for name in (WEIGHTS, CONFIG):
+            (folder / f"{name}.new").mkdir()
+            with pytest.raises(ValueError, match=f"folder must be without a directory {name}.new, got"):
+                case.save(case.make(model, 7), model, folder)
+            (folder / f"{name}.new").rmdir()
+        assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
 
     def test_tensors_of_another_shape_are_refused(self, case, model, folder, tmp_path):
         config, tensors = add_ons.load(case.kind, folder, model)
@@ -338,7 +356,7 @@ class TestPlaces:
 
     def test_there_are_none(self, case, model, folder, tmp_path):
         (folder / CONFIG).unlink()
-        for place in (folder, tmp_path / "nowhere", "nobody", folder / WEIGHTS, ""):
+        for place in (folder, tmp_path / "nowhere", "nobody", folder / WEIGHTS, "", "x" * 5000, "a\0b"):
             with pytest.raises(FileNotFoundError, match=f"no {case.kind.title} in .*: it has no add_on.json"):
                 case.load(place, model)
 

@@ -11,7 +11,7 @@ it is autoregressive decoding of the backbone, exactly.
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,8 @@ class AdapterConfig:
 
     def __post_init__(self):
         require_integer(1, "rank", self.rank, "use 16")
-        require_number(lambda a: 0 < a < math.inf, "alpha", "above 0 and finite", self.alpha, "use 2 × rank")
+        finite = lambda a: 0 < a <= sys.float_info.max  # noqa: E731 (an integer may be beyond)
+        require_number(finite, "alpha", "above 0 and finite", self.alpha, "use 2 × rank")
         require_integer(1, "num_masks", self.num_masks, "use 1 for the same mask everywhere")
 
 

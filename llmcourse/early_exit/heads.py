@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.kernels.blas import Linear, lay_out
 from llmcourse.model import Decoder, RMSNorm
+from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.early_layers import first_layers
 from llmcourse.speculative.model_drafter import require_decoder
 
@@ -127,11 +128,13 @@ def check_exits(heads: ExitHeads, exits: Sequence[int] | None) -> tuple[int, ...
 
     Raises:
         TypeError: `heads` are none, or `exits` no sequence.
-        ValueError: no exit, one that is not there, or one named twice.
+        ValueError: heads on another device or in another dtype than their backbone; no exit, one that is not
+            there, or one named twice.
     """
     if not isinstance(heads, ExitHeads):
         remedy = "load them with load_heads, or make untrained ones as ExitHeads(model)"
         raise TypeError(f"heads must be ExitHeads, got {type(heads).__name__}; {remedy}")
+    check_place(heads, heads.backbone)
     if exits is None:
         return heads.layers
     if not isinstance(exits, Sequence):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmcourse.decoding.errors import require
+from llmcourse.decoding.errors import NonFiniteLogitsError, require
 from llmcourse.early_exit.heads import ExitHeads
 from llmcourse.early_exit.rules import confidence, entropy
 
@@ -78,6 +78,7 @@ def read_texts(heads: ExitHeads, texts: Iterable[Sequence[int] | Int[Tensor, " T
 
     Raises:
         ValueError: no text of two tokens or more, one longer than the context, or ids outside the vocabulary.
+        NonFiniteLogitsError: an exit, or the whole model, says NaN or infinity; no rule would leave there.
     """
     parts = []
     context = heads.backbone.config.max_position_embeddings
@@ -93,5 +94,14 @@ def read_texts(heads: ExitHeads, texts: Iterable[Sequence[int] | Int[Tensor, " T
 
 def _read(heads: ExitHeads, ids: Int[Tensor, " T"]) -> tuple[Tensor, Tensor, Tensor]:
     """Entropy, confidence and favourites `(E, T)` of one text; one exit's logits are held at a time."""
-    rows = [(entropy(each), confidence(each), each.argmax(-1)) for (each,) in heads.logits(ids[None])]
+    rows = []
+    for layer, (logits,) in enumerate(heads.logits(ids[None]), start=1):
+        if not logits.isfinite().all():
+            whole = layer == heads.backbone.config.num_layers
+            who = "the whole model" if whole else f"the exit after layer {layer}"
+            raise NonFiniteLogitsError(
+                f"logits of {who} must be finite, got NaN or infinity; its weights are damaged, or overflow "
+                f"in {logits.dtype}"
+            )
+        rows.append((entropy(logits), confidence(logits), logits.argmax(-1)))
     return tuple(torch.stack(column).cpu() for column in zip(*rows, strict=True))

@@ -9,6 +9,7 @@ It makes hidden states alike, not distributions, so that training from here stil
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_number
-from llmcourse.early_exit.heads import ExitHeads
+from llmcourse.early_exit.heads import ExitHeads, check_exits
 
 
 @torch.no_grad()
@@ -28,9 +29,13 @@ def fit_heads(heads: ExitHeads, batches: Iterable[Int[Tensor, "B T"]], ridge: in
         ridge: λ in shares of the mean square of h_n, above 0: without text for it, M stays 0.
 
     Raises:
-        ValueError: no text, or a ridge that is not above 0.
+        TypeError: what are no heads.
+        ValueError: no text, heads of another dtype or device than their backbone, or a ridge that is not
+            above 0 and finite.
     """
-    require_number(lambda r: r > 0, "ridge", "above 0", ridge, "use 0.01")
+    check_exits(heads, None)
+    most = sys.float_info.max
+    require_number(lambda r: 0 < r <= most, "ridge", "above 0 and finite", ridge, "use 0.01")
     norm, size = heads.backbone.model.norm, heads.backbone.config.hidden_size
     shape = (len(heads.layers), size, size)
     squares, misses = (torch.zeros(shape, dtype=torch.float64, device=heads.device) for _ in range(2))

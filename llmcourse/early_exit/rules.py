@@ -12,6 +12,7 @@ speaks of the last layer of a model, where everything exits.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -65,7 +66,8 @@ class EntropyRule:
     def __post_init__(self):
         remedy = "use 0 to run all layers; ln V is the entropy of knowing nothing"
         allowed = "at least 0 nats and finite"
-        require_number(lambda x: 0 <= x < math.inf, "threshold", allowed, self.threshold, remedy)
+        most = sys.float_info.max  # an integer may be beyond, which no entropy can be compared with
+        require_number(lambda x: 0 <= x <= most, "threshold", allowed, self.threshold, remedy)
 
     def exits(self, history: Sequence[Float[Tensor, "B V"]]) -> Bool[Tensor, " B"]:
         return entropy(_last(history)) < self.threshold

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmcourse.decoding.errors import require
 
 TOLERANCE = 1e-3  # of a sum: fp32 keeps it a thousand times better, a softmax in 8 or 11 bits may not
+
+
+def check_place(heads: nn.Module, backbone: nn.Module) -> None:
+    """Raises ValueError unless heads are on their backbone's device and in its dtype."""
+    wanted, found = (_place(one) for one in (backbone, heads))
+    remedy = "move them with heads.to(model.device, model.dtype)"
+    require(wanted == found, "heads", f"on the backbone's device, in its dtype: {wanted}", found, remedy)
+
+
+def _place(module: nn.Module) -> str:
+    weight = next(module.parameters())
+    return f"{weight.device}, {weight.dtype}"
 
 
 def check_shapes(p: Tensor, q: Tensor, drafts: Tensor, uniform: Tensor, num_drafts: Tensor | None) -> None:

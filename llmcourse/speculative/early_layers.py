@@ -38,7 +38,7 @@ class EarlyLayersDrafter(ModelDrafter):
         shared: whether a `SharedLayersTarget` of this drafter verifies; no other target can then.
 
     Raises:
-        ValueError: more layers than may be, or none.
+        ValueError: more layers than may be, or none; a `shared` that is neither True nor False.
     """
 
     def __init__(
@@ -50,19 +50,26 @@ class EarlyLayersDrafter(ModelDrafter):
         lm_head: nn.Module | None = None,
         shared: bool = False,
     ):
+        remedy = "use True with a SharedLayersTarget"
+        require(isinstance(shared, bool), "shared", "True or False", repr(shared), remedy)
         super().__init__(first_layers(target, num_layers, norm=norm, lm_head=lm_head))
         self.target, self.shared = target, shared
         self._states: list[Tensor] = []  # (B, T, C) each, of tokens that the other layers have yet to read
+        self.cache, self._lengths = None, []  # until texts are read
+        self._whole: KVCache | None = None  # the target's, of which this cache is a part
+        self._prompts: list[list[int]] = []
+        self._history: History | None = None  # of the texts in that cache, which no other stream goes on with
 
     def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> None:
         if not self.shared:
             return super().start(prompts, capacity)
         self.cache = None  # until the target, which reads the prompts, shares its own
 
-    def share(self, cache: KVCache) -> None:
-        """Goes on behind the prompts that the target's cache holds."""
+    def share(self, cache: KVCache, prompts: Sequence[Sequence[int]]) -> None:
+        """Goes on behind the prompts, which the target's cache holds."""
         self.cache, self._held = cache.first_layers(len(self.model.model.layers)), cache.lengths.tolist()
-        self._lengths = []  # of the texts, which the first draft tells
+        self._whole, self._prompts = cache, [list(prompt) for prompt in prompts]
+        self._history, self._lengths = None, []  # the first draft tells
         self._states.clear()
 
     def draft(
@@ -72,18 +79,34 @@ class EarlyLayersDrafter(ModelDrafter):
         processors: Sequence[Processor] = (),
         generator: Randomness | None = None,
     ) -> Draft:
-        remedy = "decode with SharedLayersTarget(drafter) as the target, or leave out shared"
-        require(self.cache is not None, "draft", "called when a target shares its cache", "none", remedy)
+        """As `ModelDrafter.draft`.
+
+        Raises:
+            ValueError: no prompt was read, or with a shared cache: it holds other texts by now.
+        """
+        if self.shared:
+            remedy = "decode with SharedLayersTarget(drafter) as the target, or leave out shared"
+            require(self.cache is not None, "draft", "called when a target shares its cache", "none", remedy)
+            self._require_own(history)
+        else:
+            remedy = "call start with the prompts first"
+            require(self.cache is not None, "draft", "called behind prompts", "none", remedy)
         return super().draft(history, num_drafts, processors, generator)
 
-    def read_on(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
+    def read_on(self, tokens: Int[Tensor, "B T"], cache: KVCache | None) -> Float[Tensor, "B T C"]:
         """What the last of these layers gives for the text's last token and the drafts.
 
         Most of it is there from drafting. What is not is read here: the last draft, as a rule.
 
+        Args:
+            cache: the target's; None if it has read nothing.
+
         Raises:
-            ValueError: it did not draft for these texts; another drafter did.
+            ValueError: it shares another cache, or it did not draft for these texts; another drafter did.
         """
+        remedy = "call start with the prompts first, and give each target a drafter of its own"
+        mine = cache is not None and cache is self._whole
+        require(mine, "cache", "the one that this drafter shares", "another or none", remedy)
         remedy = "pass this very drafter to the loop, as drafter=target.drafter"
         require(len(self._lengths) > 0, "read", "called when this drafter has drafted", "no draft", remedy)
         done = sum(states.shape[1] for states in self._states)
@@ -92,6 +115,18 @@ class EarlyLayersDrafter(ModelDrafter):
             self._read(tokens[:, done:])
             self._held = [length - 1 + tokens.shape[1] for length in self._lengths]
         return torch.cat(self._states, 1)[:, : tokens.shape[1]]
+
+    def _require_own(self, history: History) -> None:
+        """Refuses a stream that is older than the texts in the cache: it would read on behind others."""
+        if self._history is None:
+            wanted = [len(prompt) + 1 for prompt in self._prompts]  # with the target's first token
+            if history.lengths.tolist() == wanted:
+                read = zip(history.tokens.tolist(), self._prompts, strict=True)
+                if all(row[: len(prompt)] == prompt for row, prompt in read):
+                    self._history = history
+        allowed, remedy = "of the texts that the target began last", "end one stream before the next begins, "
+        remedy += "or give each a target and a drafter of its own"
+        require(history is self._history, "history", allowed, "another stream's", remedy)
 
     def accept(self, num_accepted: Sequence[int]) -> None:
         super().accept(num_accepted)

@@ -28,6 +28,8 @@ from llmcourse.speculative.target import CachedTarget
 class SharedLayersTarget(CachedTarget):
     """The whole model behind a drafter that is its first layers; each serves only the other.
 
+    Both serve one stream at a time: an older one is refused as soon as a newer has begun.
+
         generate(SharedLayersTarget(drafter), prompts, drafter=drafter)
 
     Args:
@@ -51,16 +53,17 @@ class SharedLayersTarget(CachedTarget):
         )
         super().__init__(drafter.target)
         self.drafter = drafter
+        self.cache = None  # until prompts are read
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> Float[Tensor, "B V"]:
         logits = super().start(prompts, capacity)
-        self.drafter.share(self.cache)
+        self.drafter.share(self.cache, prompts)
         return logits
 
     @torch.no_grad()
     def read(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        x = self.drafter.read_on(tokens)
+        x = self.drafter.read_on(tokens, self.cache)
         _, context = self.model.begin(tokens, self.cache)
         layers = self.model.model.layers
         for index in range(len(self.drafter.model.model.layers), len(layers)):

@@ -61,7 +61,8 @@ def test_only_adapters_are_trained():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("rank", 0), ("rank", 1.5), ("alpha", 0), ("alpha", float("inf")), ("num_masks", 0)]
+    ("name", "value"),
+    [("rank", 0), ("rank", 1.5), ("alpha", 0), ("alpha", float("inf")), ("alpha", 10**400), ("num_masks", 0)],
 )
 def test_sizes_that_are_none_are_refused(name, value):
     with pytest.raises((ValueError, TypeError), match=name):

@@ -1,5 +1,6 @@
 """Decoding with early exit: against the whole text again at every token, and against plain decoding."""
 
+import copy
 from itertools import product
 
 import pytest
@@ -10,9 +11,11 @@ from llmcourse.early_exit import (
     ConfidenceRule,
     EarlyExitLogits,
     EntropyRule,
+    ExitDrafter,
     PatienceRule,
     UncachedEarlyExitLogits,
     generate_early,
+    heat,
     skipped,
 )
 from tests.early_exit.tiny import PROMPTS, random_heads
@@ -147,6 +150,21 @@ def test_beams_move_with_what_was_left_behind(heads, way):
 def test_exits_that_are_not_there_are_refused(heads, exits):
     with pytest.raises(ValueError, match="an exit must be"):
         EarlyExitLogits(heads, RULES[0], exits=exits)
+
+
+HALVES = {
+    "generate_early": lambda heads: generate_early(heads, PROMPTS, RULES[0], max_new_tokens=2),
+    "uncached": lambda heads: UncachedEarlyExitLogits(heads, RULES[0]),
+    "drafter": lambda heads: ExitDrafter(heads, 2),
+    "map": lambda heads: heat(heads, [1, 2], RULES[0]),
+}
+
+
+@pytest.mark.parametrize("call", HALVES)
+def test_heads_of_another_dtype_than_their_backbone_are_refused(heads, call):
+    message = "be on the backbone's device, in its dtype: cpu, torch.float64, got cpu, torch.float16"
+    with pytest.raises(ValueError, match=message):
+        HALVES[call](copy.deepcopy(heads).half())
 
 
 def test_ways_that_are_none_are_refused(heads):

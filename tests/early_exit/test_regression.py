@@ -45,5 +45,8 @@ def test_no_text_and_no_ridge_are_refused():
     heads = ExitHeads(tiny_decoder(num_layers=2))
     with pytest.raises(ValueError, match="batches must be of at least one token, got none"):
         fit_heads(heads, [])
-    with pytest.raises(ValueError, match="ridge must be above 0, got 0"):
+    with pytest.raises(ValueError, match="ridge must be above 0 and finite, got 0"):
         fit_heads(heads, BATCHES, 0)
+    for ridge in (float("inf"), float("nan"), 10**400):
+        with pytest.raises(ValueError, match="ridge must be above 0 and finite, got"):
+            fit_heads(heads, BATCHES, ridge)

@@ -52,7 +52,7 @@ def test_patience_counts_the_exits_that_agree():
     assert PatienceRule(3).exits(agreed).tolist() == [False, False, False]
 
 
-@pytest.mark.parametrize("threshold", [-0.1, math.inf, math.nan, True])
+@pytest.mark.parametrize("threshold", [-0.1, math.inf, math.nan, True, 10**400])
 def test_an_entropy_that_is_none_is_refused(threshold):
     with pytest.raises(ValueError, match="threshold must be at least 0 nats"):
         EntropyRule(threshold)

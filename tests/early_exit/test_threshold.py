@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from llmcourse.decoding.errors import NonFiniteLogitsError
 from llmcourse.early_exit import ConfidenceRule, EntropyRule, ExitHeads, PatienceRule
 from llmcourse.early_exit.readings import Readings, read_texts
 from llmcourse.early_exit.threshold import curve, fewest_layers, most_agreement
@@ -126,6 +127,18 @@ def test_other_signals_and_no_text_are_refused(heads, readings):
     with pytest.raises(ValueError, match="readings must be of at least one position, got none"):
         empty = torch.zeros(2, 0)
         Readings((1, 2), empty, empty, empty.long(), torch.zeros(0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("layer", [1, 3, 4])
+def test_logits_that_are_not_finite_are_refused(value, layer):
+    """Of one exit, which no rule would take, or of the whole model, with which all would agree."""
+    broken = random_heads()
+    norm = broken.backbone.model.norm if layer == 4 else broken.head(layer).norm
+    norm.weight[0] = value
+    who = "the whole model" if layer == 4 else f"the exit after layer {layer}"
+    with pytest.raises(NonFiniteLogitsError, match=f"logits of {who} must be finite, got NaN or infinity; "):
+        read_texts(broken, TEXTS)
 
 
 def test_readings_of_some_exits_are_those_of_heads_that_have_no_others(heads, readings):

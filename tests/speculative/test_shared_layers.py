@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llmcourse.decoding import SamplingParams, generate
+from llmcourse.decoding.history import History
 from llmcourse.speculative import (
     EarlyLayersDrafter,
     LookupDrafter,
@@ -143,7 +144,7 @@ def test_steps_without_drafts(model, plain):
 
 BUGS = {
     "states of the step before": ("accept", lambda drafter, counts: ModelDrafter.accept(drafter, counts)),
-    "states one token late": ("read_on", lambda drafter, tokens: READ_ON(drafter, tokens).roll(1, 1)),
+    "states one token late": ("read_on", lambda drafter, *given: READ_ON(drafter, *given).roll(1, 1)),
 }
 READ_ON = EarlyLayersDrafter.read_on
 
@@ -213,6 +214,67 @@ def test_another_drafter_than_the_targets_own_is_refused(model):
         with pytest.raises(ValueError, match="read must be called when this drafter has drafted, got no"):
             speculate(target, PROMPTS, drafter=LookupDrafter(40), max_new_tokens=4)
         texts(target, PROMPTS[:1], max_new_tokens=3)
+
+
+OTHERS = {
+    "a model": lambda model: ModelDrafter(near(model)),
+    "its own cache": lambda model: EarlyLayersDrafter(model, 2),
+    "shared": lambda model: EarlyLayersDrafter(model, 2, shared=True),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_drafters_are_refused_by_a_target_that_has_decoded(model, other):
+    target = shared(model)
+    texts(target)
+    with pytest.raises(ValueError, match=r"(read|draft) must be called when"):
+        speculate(target, PROMPTS, drafter=OTHERS[other](model), max_new_tokens=4)
+
+
+def begun(target, prompts, steps: int):
+    settings = {"draft_length": 3, "max_new_tokens": NEW, "eos_token_ids": ()}
+    found = stream(target, prompts, drafter=target.drafter, **settings)
+    return found, [next(found) for _ in range(steps)]
+
+
+def joined(steps) -> list[list[int]]:
+    return [[token for step in steps for token in step.tokens[row]] for row in range(len(steps[0].tokens))]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[::-1], [[11] * 9, [10], [3, 4, 5]], PROMPTS[:1]])
+@pytest.mark.parametrize("two_targets", [False, True])
+def test_of_two_streams_the_older_is_refused(model, prompts, two_targets):
+    target = shared(model)
+    older, _ = begun(target, PROMPTS, 2)
+    newer, steps = begun(SharedLayersTarget(target.drafter) if two_targets else target, prompts, 1)
+    with pytest.raises(ValueError, match=r"history must be of the texts that .* began last, got another st"):
+        next(older)
+    wanted = generate(model, prompts, max_new_tokens=NEW, eos_token_ids=())
+    assert joined([*steps, *newer]) == [generation.tokens for generation in wanted]
+
+
+@pytest.mark.parametrize("two_targets", [False, True])
+def test_of_twins_only_one_goes_on(model, plain, two_targets):
+    """Streams that have read the same, and no more, cannot be told apart, and need not be."""
+    target = shared(model)
+    older, steps = begun(target, PROMPTS, 1)
+    newer, _ = begun(SharedLayersTarget(target.drafter) if two_targets else target, PROMPTS, 1)
+    if two_targets:
+        with pytest.raises(ValueError, match="cache must be the one that this drafter shares, got another"):
+            next(older)
+        return
+    steps.append(next(older))
+    with pytest.raises(ValueError, match="history must be of the texts"):
+        next(newer)
+    assert joined([*steps, *older]) == plain
+
+
+def test_nothing_is_drafted_or_read_before_prompts(model):
+    token = torch.tensor([[1]])
+    with pytest.raises(ValueError, match="cache must be the one that this drafter shares, got another or no"):
+        shared(model).read(token)
+    with pytest.raises(ValueError, match="draft must be called behind prompts, got none; call start"):
+        EarlyLayersDrafter(model, 2).draft(History.from_prompts([[1]], 4), [1])
 
 
 @pytest.mark.parametrize("layers", [0, LAYERS + 1])

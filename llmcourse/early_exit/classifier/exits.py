@@ -81,7 +81,13 @@ class ExitClassifier(nn.Module):
     def __init__(self, encoder: Encoder, num_classes: int, exits: Sequence[int]):
         super().__init__()
         require_integer(2, "num_classes", num_classes, "there is nothing to tell apart with fewer")
-        depth, given = encoder.config.num_layers, list(exits)
+        depth = encoder.config.num_layers
+        is_list = isinstance(exits, Sequence) and not isinstance(exits, str)
+        remedy = f"give numbers of layers, as [2, {depth}]"
+        require(is_list, "exits", "a list of numbers of layers", f"{exits!r:.40}", remedy)
+        given = list(exits)
+        for layer in given:
+            require_integer(1, "exits", layer, "count layers from 1")
         ascending = given == sorted(set(given)) and given[:1] > [0] and given[-1:] == [depth]
         remedy = "count layers from 1"
         require(ascending, "exits", f"ascending from at least 1 to {depth}, the last layer", given, remedy)
@@ -128,9 +134,9 @@ class ExitClassifier(nn.Module):
             rule: None runs all layers.
 
         Raises:
-            ValueError: more than one text.
+            ValueError: no integers, more than one text, too long a one, or (on the CPU) ids that are none.
         """
-        require(len(tokens) == 1, "tokens", "one row", len(tokens), "ask about one text at a time")
+        self._check(tokens)
         x, context = self.encoder.start(tokens)
         reading, poolers = self.reading(), iter(self.poolers)
         history: list[Tensor] = []
@@ -145,6 +151,18 @@ class ExitClassifier(nn.Module):
                 if last or bool(rule.exits(history)):
                     break
         return Answer(history[-1], index + 1)
+
+    def _check(self, tokens: object) -> None:
+        """Ids are looked at on the CPU alone: a GPU, which asserts them itself, would be waited for."""
+        found = (tuple(tokens.shape), tokens.dtype) if isinstance(tokens, Tensor) else type(tokens).__name__
+        good = isinstance(tokens, Tensor) and tokens.dim() == 2 and tokens.dtype in (torch.int64, torch.int32)
+        require(good, "tokens", "a tensor of integers of shape (1, T)", found, "encode a text")
+        require(len(tokens) == 1, "tokens", "one row", len(tokens), "ask about one text at a time")
+        if tokens.numel() > 0 and not tokens.is_cuda:
+            low, high = (bound.item() for bound in tokens.aminmax())
+            size = self.encoder.config.vocab_size
+            remedy = "encode with the tokenizer of this encoder"
+            require(low >= 0 and high < size, "tokens", f"in [0, {size - 1}]", f"{low} to {high}", remedy)
 
 
 class SeparateExits(ExitClassifier):

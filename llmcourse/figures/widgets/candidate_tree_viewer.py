@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from ipywidgets import Play
 
 from llmcourse.decoding import DecodingError, SamplingParams
+from llmcourse.decoding.errors import require_number
 from llmcourse.figures.candidate_trace import CandidateTrace, candidate_text, record_candidates
 from llmcourse.figures.candidate_tree import CandidatePlot
 from llmcourse.figures.speculation_strip import strip_html
@@ -16,11 +18,14 @@ from llmcourse.figures.widgets import view as v
 from llmcourse.figures.widgets.machines import chosen
 from llmcourse.figures.widgets.models import NextLogits, ReadyModel
 from llmcourse.model import Decoder
+from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.medusa import MedusaHeads, MedusaTree, TypicalAcceptance, sparse
 from llmcourse.speculative.medusa.heads import check_fits
 from llmcourse.tokenizer import Tokenizer
 
 LOSSLESS, TYPICAL = "what keeps the distribution", "what is likely enough: lossy"
+MOST_NEW_TOKENS = 128
+HOTTEST = 2.0  # temperature: beyond it a backbone's guesses are noise
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,14 @@ class CandidateTreeViewer(v.PromptView):
         heads: trained on it.
         trees: a tree, trees by name, or None for `sparse(number of heads, 4)`.
         prompt, tree, temperature, accepts, seed: what it starts with.
-        max_new_tokens: how long the text is.
+        max_new_tokens: how long the text is, at most 128.
         name: of the model, for titles.
 
     Raises:
-        TypeError: no decoder, no heads, or a tree of another kind.
-        ValueError: heads of another backbone's shape, no tree, one that these heads cannot fill or that is
-            too large to be read, or no such name.
+        TypeError: no decoder, no heads, no tokenizer, or a tree of another kind.
+        ValueError: heads of another backbone's shape, device or dtype, no tree, one that these heads cannot
+            fill or that is too large to be read, no such name, a temperature outside [0, 2], or more
+            new tokens than that.
     """
 
     name = "Candidate tree"
@@ -107,10 +113,18 @@ class CandidateTreeViewer(v.PromptView):
         name: str = "base",
     ):
         check_fits(heads, model)
+        check_place(heads, model)
+        inside, remedy = f"in [0, {HOTTEST:g}]", "use 0 for greedy decoding, 1 for the backbone's own"
+        require_number(lambda t: 0 <= t <= HOTTEST, "temperature", inside, temperature, remedy)
+        remedy = "a step of each has a picture of its own"
+        in_reach = lambda n: 1 <= n <= MOST_NEW_TOKENS  # noqa: E731
+        allowed = f"an integer in [1, {MOST_NEW_TOKENS}]"
+        require_number(in_reach, "max_new_tokens", allowed, max_new_tokens, remedy, kind=Integral)
+        named = _named(trees, heads)
         super().__init__(prompt)
         self.ready, self.heads = ReadyModel(name, model, tokenizer, NextLogits(model)), heads
         self.max_new_tokens, self.seed = max_new_tokens, seed
-        self.trees = _named(trees, heads)
+        self.trees = named
         self.plots = {one: CandidatePlot(each) for one, each in self.trees.items()}
         self.traces: dict[CandidateInputs, CandidateTrace] = {}
         self.trace: CandidateTrace | None = None
@@ -127,7 +141,7 @@ class CandidateTreeViewer(v.PromptView):
         chosen(accepts, dict.fromkeys((LOSSLESS, TYPICAL)), "accepts")
         self.accepts = v.dropdown("accepts", [LOSSLESS, TYPICAL], accepts, "280px")
         what = "of the backbone; 0 is greedy, 1 its own"
-        self.temperature = v.float_slider("temperature", float(temperature), 0.0, 2.0, 0.1, what)
+        self.temperature = v.float_slider("temperature", float(temperature), 0.0, HOTTEST, 0.1, what)
         for control in (self.prompt, self.tree, self.accepts, self.temperature):
             control.observe(lambda _: self.refresh(), "value")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from llmcourse.decoding import DecodingError, generate
+from llmcourse.decoding.errors import require_number
 from llmcourse.early_exit import (
     ConfidenceRule,
     Curve,
@@ -51,11 +53,15 @@ class ExitInputs:
         """The rule.
 
         Raises:
-            ValueError: no such kind, or a threshold out of its range.
+            ValueError: no such kind, or a threshold out of its range: also one that another rule looks at,
+                for each has a control.
         """
-        chosen(self.rule, dict.fromkeys(SIGNALS), "rule")
-        kinds = {"entropy": EntropyRule, "confidence": ConfidenceRule, "patience": PatienceRule}
-        return kinds[self.rule](getattr(self, self.rule))
+        rules = {
+            "entropy": EntropyRule(self.entropy),
+            "confidence": ConfidenceRule(self.confidence),
+            "patience": PatienceRule(self.patience),
+        }
+        return rules[chosen(self.rule, rules, "rule")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +144,7 @@ class ExitExplorer(v.PromptView):
         name: of the model, for titles.
 
     Raises:
-        TypeError: no exit heads.
+        TypeError: no exit heads, or no tokenizer.
         ValueError: a rule or a threshold that is none, or more new tokens than a map takes.
     """
 
@@ -158,11 +164,9 @@ class ExitExplorer(v.PromptView):
             raise TypeError(
                 f"heads must be ExitHeads, got {type(heads).__name__}; take those of early_exit.load_heads"
             )
-        if not 0 <= max_new_tokens < MOST_LABELS - 1:
-            raise ValueError(
-                f"max_new_tokens must be in [0, {MOST_LABELS - 2}], got {max_new_tokens}; a map takes at "
-                f"most {MOST_LABELS} tokens"
-            )
+        most, remedy = MOST_LABELS - 2, f"a map takes at most {MOST_LABELS} tokens"
+        fits = lambda n: 0 <= n <= most  # noqa: E731
+        require_number(fits, "max_new_tokens", f"in [0, {most}]", max_new_tokens, remedy, kind=Integral)
         start = ExitInputs() if inputs is None else inputs
         start.make_rule()  # refuses what is no rule
         super().__init__(prompt)

@@ -63,12 +63,21 @@ class NextLogits:
 
 @dataclass(frozen=True)
 class ReadyModel:
-    """A loaded model with its tokenizer and its remembered logits."""
+    """A loaded model with its tokenizer and its remembered logits.
+
+    Raises:
+        TypeError: no tokenizer.
+    """
 
     name: str
     model: Decoder
     tokenizer: Tokenizer
     next_logits: NextLogits
+
+    def __post_init__(self):
+        if not isinstance(self.tokenizer, Tokenizer):
+            found = type(self.tokenizer).__name__
+            raise TypeError(f"tokenizer must be a Tokenizer, got {found}; take that of pretrained.load")
 
     def read_prompt(self, prompt: str) -> list[int]:
         """The prompt's tokens.

@@ -113,6 +113,13 @@ class MedusaTree:
         return best[:, heads, ranks]
 
 
+def require_tree(tree: object) -> None:
+    """Raises TypeError for what is no tree, such as a list of its nodes."""
+    if not isinstance(tree, MedusaTree):
+        found = type(tree).__name__
+        raise TypeError(f"tree must be a MedusaTree, got {found}; make one with full, sparse or search")
+
+
 def full(widths: Sequence[int], max_nodes: int = MAX_NODES) -> MedusaTree:
     """The Cartesian product of the likeliest tokens of each head: w₁ + w₁w₂ + w₁w₂w₃ + … nodes.
 

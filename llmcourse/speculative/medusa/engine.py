@@ -25,8 +25,9 @@ from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.draft_trees import PathMemory, keep_path, settle_tree
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
+from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.engine.stepping import SteppingEngine
-from llmcourse.speculative.medusa.candidates import MedusaTree
+from llmcourse.speculative.medusa.candidates import MedusaTree, require_tree
 from llmcourse.speculative.medusa.heads import MedusaHeads, check_fits
 from llmcourse.speculative.medusa.reading import mask_of
 
@@ -59,12 +60,10 @@ class MedusaEngine(SteppingEngine):
         graph: bool = True,
     ):
         check_fits(heads, model)
+        require_tree(tree)
         tree.check(heads.config)
         require(len(tree) > 0, "tree", "of one node or more", 0, "decode without heads to draft nothing")
-        wanted, found = ((one.device, next(one.parameters()).dtype) for one in (model, heads))
-        require(
-            wanted == found, "heads", f"on the backbone's device, in its dtype {wanted}", found, "move them"
-        )
+        check_place(heads, model)
         backend = resolve(backend, model.device, model.dtype)
         if backend == "triton":
             most, remedy = MOST_TOKENS - 1, "prune the tree, or take the reference"

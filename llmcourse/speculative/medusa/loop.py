@@ -28,8 +28,9 @@ from llmcourse.decoding.processors import Processor
 from llmcourse.decoding.rows import Generation, Row
 from llmcourse.decoding.sampling import Randomness
 from llmcourse.model import Decoder
+from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.drafter import Draft
-from llmcourse.speculative.medusa.candidates import MedusaTree
+from llmcourse.speculative.medusa.candidates import MedusaTree, require_tree
 from llmcourse.speculative.medusa.drafting import drawn, ranked
 from llmcourse.speculative.medusa.heads import MedusaHeads, check_fits
 from llmcourse.speculative.medusa.judged import JudgedTree, judge_tree
@@ -81,6 +82,7 @@ def stream(
         DecodingError: at the end, if a row failed. Broken logits fail a row alone.
     """
     check_fits(heads, model)
+    check_place(heads, model)
     _check_tree(tree, heads, model)
     require(drafting in ("ranked", "drawn"), "drafting", "'ranked' or 'drawn'", repr(drafting), "choose one")
     if typical is not None and not isinstance(typical, TypicalAcceptance):
@@ -108,9 +110,7 @@ def generate(
 
 
 def _check_tree(tree: object, heads: MedusaHeads, model: Decoder) -> None:
-    if not isinstance(tree, MedusaTree):
-        found = type(tree).__name__
-        raise TypeError(f"tree must be a MedusaTree, got {found}; make one with full, sparse or search")
+    require_tree(tree)
     tree.check(heads.config)
     most = model.config.max_position_embeddings - 1
     remedy = "a step cannot bring more than a whole text"

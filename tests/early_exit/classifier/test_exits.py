@@ -9,7 +9,7 @@ from llmcourse.early_exit.classifier.methods import METHODS, PAST_FUTURE
 from llmcourse.early_exit.classifier.methods.past_future import PastFuture, imitation_loss, past_future_loss
 from llmcourse.early_exit.classifier.thresholds import exits_taken
 from llmcourse.early_exit.rules import EntropyRule, PatienceRule, entropy
-from tests.early_exit.classifier.tiny import LAYERS, SIZE, tiny_encoder, tiny_rows
+from tests.early_exit.classifier.tiny import LAYERS, SIZE, VOCAB, tiny_encoder, tiny_rows
 
 CLASSES = 3
 RULES = ["all", "half", "none", "none but the last", "patient", "impatient"]
@@ -59,7 +59,7 @@ def test_layers_that_nobody_needs_are_not_run():
 
 @pytest.mark.parametrize("exits", [(), (0, 4), (2, 1, 4), (4, 4), (1, 2), (1, 5)])
 def test_exits_that_are_none(exits):
-    with pytest.raises(ValueError, match="exits must be ascending from at least 1 to 4, the last layer"):
+    with pytest.raises(ValueError, match=r"exits must be (ascending from|an integer of) at least 1"):
         SeparateExits(tiny_encoder(), CLASSES, exits)
 
 
@@ -67,6 +67,13 @@ def test_exits_that_are_none(exits):
 def test_classes_that_are_too_few(classes):
     with pytest.raises(ValueError, match="num_classes must be an integer of at least 2"):
         SeparateExits(tiny_encoder(), classes, (4,))
+
+
+@pytest.mark.parametrize("tokens", [[[1, VOCAB]], [[-1, VOCAB - 1]]])
+def test_ids_outside_the_vocabulary_are_refused(tokens):
+    message = rf"tokens must be in \[0, {VOCAB - 1}\], got {min(tokens[0])} to {max(tokens[0])}; encode with"
+    with pytest.raises(ValueError, match=message):
+        untrained(METHODS[0]).answer(torch.tensor(tokens))
 
 
 def test_a_batch_is_refused():

@@ -202,6 +202,10 @@ class TestRefused:
         with pytest.raises(ValueError, match="classes of t must be two or more"):
             self.task(classes=classes)
 
+    def test_two_classes_of_one_name(self):
+        with pytest.raises(ValueError, match=r"classes of t must be named once each, got \['a'\]; call"):
+            self.task(classes=("a", "a"))
+
     @pytest.mark.parametrize("side", SIDES)
     def test_an_empty_side(self, side):
         with pytest.raises(ValueError, match=f"examples of t for {side} must be at least 1, got 0"):

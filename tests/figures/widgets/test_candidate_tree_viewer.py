@@ -1,5 +1,8 @@
 """The viewer of candidate trees, driven by setting the values that a reader's mouse and keys would set."""
 
+import copy
+import math
+
 import pytest
 import torch
 
@@ -122,6 +125,8 @@ def test_what_does_not_fit_is_refused(models, heads):
     make = lambda *args, **more: CandidateTreeViewer(model, tokenizer, *args, **more)  # noqa: E731
     with pytest.raises(ValueError, match="hidden_size of the heads must be the backbone's 32, got 8"):
         make(MedusaHeads(HeadsConfig(3, 1, 8, 300)))
+    with pytest.raises(ValueError, match="heads must be on the backbone's device, in its dtype: cpu,"):
+        make(copy.deepcopy(heads).half())
     with pytest.raises(ValueError, match="depth of the tree must be at most 3, the number of heads, got 4"):
         make(heads, trees=full([1, 1, 1, 1]))
     with pytest.raises(ValueError, match="trees must name at least 1 tree"):
@@ -130,6 +135,9 @@ def test_what_does_not_fit_is_refused(models, heads):
         make(heads, trees=MedusaTree([(rank,) for rank in range(41)]))
     with pytest.raises(ValueError, match="tree must be one of wide, sparse, got 'deep'"):
         make(heads, trees=TREES, tree="deep")
+    for temperature in (5, -0.1, math.nan, 10**400):
+        with pytest.raises(ValueError, match=r"temperature must be in \[0, 2\], got"):
+            make(heads, temperature=temperature)
     with pytest.raises(ValueError, match="accepts must be one of"):
         make(heads, accepts="all")
 

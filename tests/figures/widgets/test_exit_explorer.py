@@ -1,5 +1,7 @@
 """The explorer of early exit, driven by setting the values that a reader's mouse and keys would set."""
 
+import copy
+import math
 import re
 
 import pytest
@@ -89,6 +91,14 @@ def test_a_bad_text_is_explained_not_raised(explorer, prompt, words):
     assert explorer.message == "" and explorer.heat is not None
 
 
+@pytest.mark.parametrize("max_new_tokens", [0, 6])
+def test_an_exit_that_says_nan_is_explained_not_raised(heads, models, max_new_tokens):
+    broken = copy.deepcopy(heads)
+    broken.head(2).norm.weight[0] = math.nan
+    explorer = ExitExplorer(broken, models["base"][1], PROMPT, max_new_tokens=max_new_tokens)
+    assert "logits of the exit after layer 2 must be finite" in explorer.message and explorer.heat is None
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -96,6 +106,10 @@ def test_a_bad_text_is_explained_not_raised(explorer, prompt, words):
         (ExitInputs(entropy=-1.0), "threshold must be at least 0 nats and finite, got -1.0"),
         (ExitInputs(rule="confidence", confidence=1.5), r"threshold must be in \[0, 1\], got 1.5"),
         (ExitInputs(rule="patience", patience=0), "patience must be an integer of at least 1, got 0"),
+        # also of rules that are looked at later, when the reader chooses them
+        (ExitInputs(confidence=9), r"threshold must be in \[0, 1\], got 9"),
+        (ExitInputs(patience=-3), "patience must be an integer of at least 1, got -3"),
+        (ExitInputs(rule="confidence", entropy=math.nan), "threshold must be at least 0 nats and"),
     ],
 )
 def test_rules_that_are_none_are_refused(heads, models, inputs, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from unittest import mock
 
@@ -174,6 +175,8 @@ def test_what_does_not_fit_is_refused(model, heads):
     ):
         with pytest.raises(error, match=message):
             stream(model, heads, PROMPTS, **settings | change)
+    with pytest.raises(ValueError, match="heads must be on the backbone's device, in its dtype: cpu,"):
+        stream(model, copy.deepcopy(heads).half(), PROMPTS, **settings)
     other = MedusaHeads(HeadsConfig(3, 1, 32, VOCAB + 1))
     with pytest.raises(ValueError, match="vocab_size of the heads must be the backbone's 40, got 41"):
         stream(model, other, PROMPTS, **settings)

@@ -30,12 +30,16 @@ CALLS = {
     "heads": lambda: generate(model, model, [[1]], tree=tree),
     "pair": lambda: generate((model, None), heads, [[1]], tree=tree),
     "draft tree": lambda: generate(model, heads, [[1]], tree=tree.tree),
+    "engine": lambda: MedusaEngine(model, heads, [(0,)]),
+    "engine's draft tree": lambda: MedusaEngine(model, heads, tree.tree),
     "drafting": lambda: generate(model, heads, [[1]], tree=tree, drafting="guessed"),
     "a number for typical": lambda: generate(model, heads, [[1]], tree=tree, typical=0.3),
     "text": lambda: generate(model, heads, ["abc"], tree=tree),
     "p": lambda: typical_walk([[0.5]], torch.zeros(1, 0).long(), tree.tree, TypicalAcceptance()),
     "load": lambda: load_heads(".", heads),
     "save": lambda: save_heads(model, model, None),
+    "folder": lambda: save_heads(heads, model, None),
+    "notes": lambda: save_heads(heads, model, ".", [1]),
 }
 for name, call in CALLS.items():
     try:

@@ -39,8 +39,8 @@ class Task:
         first_from_end: of a pair that is too long, the end of the first text is kept.
 
     Raises:
-        ValueError: fewer than two classes, a side without examples or with a class less, a label that
-            is none, or a document that is on two sides.
+        ValueError: fewer than two classes, two of one name, a side without examples or with a class less, a
+            label that is none, or a document that is on two sides.
     """
 
     name: str
@@ -53,6 +53,9 @@ class Task:
     def __post_init__(self):
         count = len(self.classes)
         require(count >= 2, f"classes of {self.name}", "two or more", count, "there is nothing to tell apart")
+        twice = [name for name in dict.fromkeys(self.classes) if self.classes.count(name) > 1]
+        allowed = "named once each"
+        require(not twice, f"classes of {self.name}", allowed, twice, "call each by a name of its own")
         seen: dict[str, Side] = {}
         for side in SIDES:
             examples = self.side(side)
