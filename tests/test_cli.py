@@ -225,7 +225,8 @@ def test_help_answers_without_loading_pytorch():
 def test_text_comes_piece_by_piece_and_ctrl_c_ends_it(tiny_checkpoint):
     options = ["generate", "Once", "--model", str(tiny_checkpoint), "--temperature", "0"]
     stepwise = (  # after each piece it waits for a line from us
-        "import sys; from llmcourse import cli\n"
+        "import signal, sys; from llmcourse import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background shell ignores
         "write = cli.write\n"
         "cli.write = lambda text: (write(text), sys.stdin.readline())\n"
         f"sys.exit(cli.main({options!r}))"
