@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, zip_longest
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from llmcourse.decoding.errors import require, require_number
 from llmcourse.speculative.draft_length import Tally
@@ -27,6 +27,9 @@ class Gains(Protocol):
     active: list[bool]
 
 
+Step = TypeVar("Step", bound=Gains)
+
+
 def written(steps: Sequence[Gains]) -> list[list[int]]:
     """The new tokens of each text."""
     return [[*chain(*rows)] for rows in zip(*(step.tokens for step in steps), strict=True)]
@@ -40,8 +43,8 @@ def tokens_per_pass(steps: Sequence[Gains]) -> float:
     Raises:
         ValueError: there are no steps but the first.
     """
-    later = [step for step in steps if step.index > 0]
-    return _mean([len(new) for step in later for new, on in zip(step.tokens, step.active, strict=True) if on])
+    rows = (row for step in _later(steps) for row in zip(step.tokens, step.active, strict=True))
+    return _mean([len(new) for new, active in rows if active])
 
 
 def tally(steps: Steps) -> Tally:
@@ -139,7 +142,7 @@ def predicted_speed_up(
     return gained / sum(gamma * c + cost(gamma + 1) for gamma in lengths)
 
 
-def _later(steps: Steps) -> list[SpeculativeStep]:
+def _later(steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if step.index > 0]
 
 

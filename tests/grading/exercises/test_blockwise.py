@@ -7,14 +7,10 @@ from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.blockwise.block_decoding import Filler, block_decoding
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
+from tests.grading.exercises.mistakes import assert_told, mutant
 
 EXERCISE = catalogue.find("04.block_decoding")
 FILLER = Filler(5, 8)
-
-
-def mutant(mistake):
-    (found,) = [mutant for mutant in EXERCISE.mutants if mutant.name == mistake]
-    return found
 
 
 @pytest.mark.parametrize(
@@ -34,20 +30,17 @@ def mutant(mistake):
     ],
 )
 def test_a_mistake_is_told_by_name(mistake, told):
-    for seed in range(5):
-        verdict = examine(EXERCISE, seed, InProcess(mutant(mistake).function))
-        assert verdict.status == "fail" and verdict.own_hint and not verdict.slip
-        assert told in verdict.hint.lower(), (seed, verdict.hint)
+    assert_told(EXERCISE, mistake, told)
 
 
 def test_a_full_block_that_is_read_again_is_a_pass_too_many():
-    verdict = examine(EXERCISE, 0, InProcess(mutant("reads a full block once more").function))
+    verdict = examine(EXERCISE, 0, InProcess(mutant(EXERCISE, "reads a full block once more").function))
     assert verdict.reason.startswith("forward passes: logits_of was called")
     assert "not read once more" in verdict.hint
 
 
 def test_a_short_block_with_all_passes_is_right_but_for_its_passes():
-    verdict = examine(EXERCISE, 0, InProcess(mutant("gives a short block all passes").function))
+    verdict = examine(EXERCISE, 0, InProcess(mutant(EXERCISE, "gives a short block all passes").function))
     assert (verdict.check, verdict.case) == ("forward passes", "a short last block")
 
 

@@ -15,6 +15,7 @@ from llmcourse.grading.exercises.early_exit.patience_exit import patience_exit
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
 from tests.grading.exercises.answers import cases
+from tests.grading.exercises.mistakes import assert_told, mutant
 
 SEEDS = range(20)
 
@@ -39,19 +40,13 @@ SEEDS = range(20)
     ],
 )
 def test_a_mistake_is_told_by_name(name, mistake, told):
-    exercise = catalogue.find(name)
-    (found,) = [mutant for mutant in exercise.mutants if mutant.name == mistake]
-    for seed in range(5):
-        verdict = examine(exercise, seed, InProcess(found.function))
-        assert verdict.status == "fail" and verdict.own_hint and not verdict.slip
-        assert told in verdict.hint.lower(), (seed, verdict.hint)
+    assert_told(catalogue.find(name), mistake, told)
 
 
 @pytest.mark.parametrize("mistake", ["runs all layers", "runs the last layer twice"])
 def test_a_layer_that_is_run_for_nothing_is_counted(mistake):
     exercise = catalogue.find("04.entropy_exit")
-    (found,) = [mutant for mutant in exercise.mutants if mutant.name == mistake]
-    verdict = examine(exercise, 0, InProcess(found.function))
+    verdict = examine(exercise, 0, InProcess(mutant(exercise, mistake).function))
     assert verdict.reason.startswith("layers run: exit_logits was called") and "expected" in verdict.reason
     assert "for nothing" in verdict.hint
 

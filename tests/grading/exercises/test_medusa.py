@@ -11,10 +11,9 @@ from llmcourse.grading.exercises.medusa import walk_tree as walking
 from llmcourse.grading.exercises.medusa.medusa_candidates import medusa_candidates
 from llmcourse.grading.exercises.medusa.walk_tree import walk_tree
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
-from llmcourse.grading.in_notebook.call import InProcess
-from llmcourse.grading.question import examine
 from llmcourse.grading.rules import Evidence
 from tests.grading.exercises.answers import cases
+from tests.grading.exercises.mistakes import assert_told
 
 SEEDS = range(20)
 
@@ -38,12 +37,7 @@ SEEDS = range(20)
     ],
 )
 def test_a_mistake_is_told_by_name(name, mistake, told):
-    exercise = catalogue.find(name)
-    (found,) = [mutant for mutant in exercise.mutants if mutant.name == mistake]
-    for seed in range(5):
-        verdict = examine(exercise, seed, InProcess(found.function))
-        assert verdict.status == "fail" and verdict.own_hint and not verdict.slip
-        assert told in verdict.hint.lower(), (seed, verdict.hint)
+    assert_told(catalogue.find(name), mistake, told)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -14,12 +14,9 @@ from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import arguments_of, counted, examine
 from llmcourse.speculative import verify_drafts
 from tests.grading.exercises.answers import cases
+from tests.grading.exercises.mistakes import assert_told, mutant
 
-
-def mutant(name, mistake):
-    exercise = catalogue.find(name)
-    (found,) = [m for m in exercise.mutants if m.name == mistake]
-    return exercise, found
+LOOP = catalogue.find("04.speculative_loop")
 
 
 @pytest.mark.parametrize(
@@ -50,23 +47,19 @@ def mutant(name, mistake):
     ],
 )
 def test_a_mistake_is_told_by_name(name, mistake, told):
-    exercise, found = mutant(name, mistake)
-    for seed in range(5):
-        verdict = examine(exercise, seed, InProcess(found.function))
-        assert verdict.status == "fail" and verdict.own_hint and not verdict.slip
-        assert told in verdict.hint.lower(), (seed, verdict.hint)
+    assert_told(catalogue.find(name), mistake, told)
 
 
 def test_a_prompt_read_by_itself_is_a_pass_too_many():
-    exercise, found = mutant("04.speculative_loop", "reads the prompt by itself")
-    verdict = examine(exercise, 0, InProcess(found.function))
+    found = mutant(LOOP, "reads the prompt by itself")
+    verdict = examine(LOOP, 0, InProcess(found.function))
     assert verdict.reason == "passes of the target: target was called 4 times, expected 3"
     assert "whole prompt" in verdict.hint
 
 
 def test_a_text_read_again_is_refused_by_the_target():
-    exercise, found = mutant("04.speculative_loop", "reads the whole text again")
-    assert "target reads at most" in examine(exercise, 0, InProcess(found.function)).reason
+    found = mutant(LOOP, "reads the whole text again")
+    assert "target reads at most" in examine(LOOP, 0, InProcess(found.function)).reason
 
 
 @pytest.mark.parametrize(
