@@ -63,10 +63,10 @@ CHAINS: dict[Shape, tuple[Ring, ...]] = {
 
 # By arithmetic. A step of 64 columns takes a program of 128 rows 0.2 µs or so, the tensor cores 0.15 of them.
 # Memory needs 0.45 µs for its 16 kB on each of 132 multiprocessors: with 128 programs that is waited for. So
-# there remain the two ends of a kernel of 8 to 30 µs. Before the first step x is on its way for 1 to 2 µs, and
-# where columns are shared the last program has 3 to 4 µs to do; in both the first tiles of the next kernel
-# come, 64 to 80 kB a program, if it finds room. So nearly all leave it that room; they differ in how much of
-# it x has, in 64 or 128 rows, and in how many share.
+# there remain the two ends of a kernel of 8 to 30 µs. Before the first step x is on its way for 1 to 2 µs,
+# and where columns are shared the last program has 3 to 4 µs to do; in both the first tiles of the next
+# kernel come, 64 to 80 kB a program, if it finds room. So nearly all leave it that room; they differ in how
+# much of it x has, in 64 or 128 rows, and in how many share.
 SHARED: dict[Shape, tuple[SplitRing, ...]] = {
     (6144, 4096, False): shared(
         (128, 64, 5, 3, 2), (128, 64, 5, 3, 3), (128, 64, 5, 3, 4), (128, 64, 4, 5, 4), (128, 64, 5, 3, 3, 4),

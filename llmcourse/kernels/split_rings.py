@@ -23,6 +23,7 @@ LEAST_SPLIT_ROWS, MOST_SPLIT_ROWS = 17, 64  # of input, that run
 MOST_CHOSEN_ROWS = 0
 SHARED_BY_TWO = 112 * 1024  # bytes of shared memory, so that two programs fit on a multiprocessor of Hopper
 REGISTERS = 65536  # of a multiprocessor
+MOST_REGISTERS = 168  # of a thread at launch, with which consumers have as many as there can be
 MULTIPROCESSORS = 132  # of an H200, which the rule cuts for
 
 
@@ -83,12 +84,13 @@ class SplitRing:
         return 2 ** (self.steps(num_inputs) - 1).bit_length()
 
     def registers(self, num_inputs: int, gated: bool, norm: bool) -> int:
-        """Of a thread at launch, so that two programs fit if their shared memory does.
+        """Of a thread at launch, so that two programs fit if their shared memory, sums and tiles of x do.
 
         The producer is one of four more warps, which leave theirs to the others.
         """
-        by_twos = self.held_bytes(MOST_SPLIT_ROWS, num_inputs, gated, norm) <= SHARED_BY_TWO
-        return min(255, REGISTERS // (1 + by_twos) // (32 * (self.warps + 4)) // 8 * 8)
+        few_sums = self.rows * (1 + gated) <= 128 and self.columns * self.warps <= 512
+        by_twos = few_sums and self.held_bytes(MOST_SPLIT_ROWS, num_inputs, gated, norm) <= SHARED_BY_TWO
+        return min(MOST_REGISTERS, REGISTERS // (1 + by_twos) // (32 * (self.warps + 4)) // 8 * 8)
 
     def steps(self, num_inputs: int) -> int:
         """Tiles that a program goes through, of a matrix of so many columns."""

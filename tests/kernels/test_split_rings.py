@@ -266,6 +266,26 @@ def test_by_rule_two_programs_fit_and_each_has_enough_to_do(shape):
 
 
 @pytest.mark.parametrize(
+    ("ring", "gated", "programs"),
+    [
+        (SplitRing(128, 64, 5, 3), False, 2),
+        (SplitRing(64, 64, 5, 3, warps=4), True, 2),
+        (SplitRing(64, 128, 2, 2, warps=4), True, 2),
+        (SplitRing(128, 64, 5, 4), False, 1),  # with a norm: 8 KiB are for gains
+        (SplitRing(256, 64, 2, 2), False, 1),  # sums
+        (SplitRing(128, 64, 2, 2), True, 1),
+        (SplitRing(64, 128, 2, 2), False, 1),  # tiles of x
+    ],
+)
+def test_registers_are_for_as_many_programs_as_fit(ring, gated, programs):
+    """The unit in which a warp gets them is eight a thread."""
+    registers, threads = ring.registers(4096, gated, True), 32 * (ring.warps + 4)
+    assert registers % 8 == 0 and registers <= 168
+    assert 65536 // (registers * threads) >= programs
+    assert programs == 2 or registers == 168
+
+
+@pytest.mark.parametrize(
     ("rows", "inputs", "message"),
     [
         (16, 64, "it takes 17 to 64 rows, a multiple of 8 numbers each, in bfloat16"),
