@@ -61,25 +61,32 @@ CHAINS: dict[Shape, tuple[Ring, ...]] = {
     ),
 }  # fmt: skip
 
-SHARED_CHAINS: dict[Shape, tuple[SplitRing, ...]] = {
+# By arithmetic. A step of 64 columns takes a program of 128 rows 0.2 µs or so, the tensor cores 0.15 of them.
+# Memory needs 0.45 µs for its 16 kB on each of 132 multiprocessors: with 128 programs that is waited for. So
+# there remain the two ends of a kernel of 8 to 30 µs. Before the first step x is on its way for 1 to 2 µs,
+# and where columns are shared the last program has 3 to 4 µs to do; in both the first tiles of the next
+# kernel come, 64 to 80 kB a program, if it finds room. So nearly all leave it that room; they differ in how
+# much of it x has, in 64 or 128 rows, and in how many share.
+SHARED: dict[Shape, tuple[SplitRing, ...]] = {
     (6144, 4096, False): shared(
-        (128, 64, 5, 4, 2), (128, 64, 5, 3, 2), (128, 64, 5, 4, 3), (128, 64, 5, 4, 4), (128, 128, 5, 3, 2),
-        (64, 64, 9, 5, 1, 4),
+        (128, 64, 5, 3, 2), (128, 64, 5, 3, 3), (128, 64, 5, 3, 4), (128, 64, 4, 5, 4), (128, 64, 5, 3, 3, 4),
+        (64, 64, 9, 4, 2, 4), (64, 64, 9, 4, 1, 4), (128, 64, 8, 6, 2),
     ),
     (4096, 4096, False): shared(
-        (128, 64, 5, 4, 4), (128, 64, 5, 4, 2), (128, 64, 5, 4, 8), (128, 128, 5, 3, 4), (64, 64, 9, 5, 2, 4),
-        (64, 64, 9, 5, 1, 4),
+        (128, 64, 5, 4, 4), (128, 64, 4, 6, 4), (128, 64, 5, 4, 2), (128, 64, 5, 4, 8), (64, 64, 9, 5, 2, 4),
+        (64, 64, 8, 6, 4, 4), (64, 64, 9, 5, 1, 4), (32, 64, 16, 6, 1, 4),
     ),
     (14336, 4096, True): shared(
-        (128, 64, 6, 3), (128, 64, 3, 2), (128, 128, 2, 3), (64, 64, 5, 4, 1, 4), (64, 128, 2, 3, 1, 4),
+        (64, 64, 5, 3, 1, 4), (64, 64, 4, 5, 1, 4), (64, 64, 5, 3), (64, 64, 4, 5), (64, 128, 2, 2, 1, 4),
+        (128, 64, 5, 3), (32, 64, 9, 4, 1, 4),
     ),
     (4096, 14336, False): shared(
-        (128, 64, 5, 4, 4), (128, 64, 5, 3, 4), (128, 64, 5, 4, 8), (128, 128, 5, 3, 4), (256, 64, 3, 2, 8),
-        (256, 64, 5, 3, 8), (64, 64, 9, 5, 2, 4),
+        (128, 64, 5, 4, 4), (128, 64, 4, 6, 4), (128, 64, 5, 4, 8), (128, 64, 9, 8, 4), (64, 64, 9, 5, 2, 4),
+        (64, 64, 9, 5, 4, 4), (64, 64, 8, 6, 4, 4), (64, 64, 9, 5, 3, 4),
     ),
     (128256, 4096, False): shared(
-        (128, 64, 5, 4), (128, 64, 5, 3), (128, 128, 2, 3), (128, 128, 5, 3), (256, 64, 3, 2),
-        (256, 64, 6, 3),
+        (128, 64, 5, 3), (128, 64, 4, 5), (128, 64, 5, 3, 1, 4), (128, 64, 4, 5, 1, 4), (256, 64, 5, 3),
+        (64, 64, 9, 4, 1, 4), (128, 128, 2, 2, 1, 4),
     ),
 }  # fmt: skip
 

@@ -13,11 +13,13 @@ Alone a matrix has nothing but itself to follow, in a pass also attention and ot
 the chain which rings are worth one. The parts are Llama-3-8B (chain, then pass), the shape of Qwen3-0.6B, the
 target of `train_target.py`, and one token of that, of which three entries of `tiles.MEASURED` are.
 
-For dozens of rows, parts rows64 and rows32, the matrices are Llama-3-8B's, again by chain, then pass. What is
-timed is compared with fp32 first; beside it stand PyTorch's product alone, which has no norm and no residual,
-PyTorch's operations, the memory's datasheet, and the pass over one token. Each part takes two minutes.
+For dozens of rows, parts rows64 and rows32, the matrices are Llama-3-8B's, and the pass comes first: every
+ring in place of the default, one matrix after the other, then again what was fastest of each. Those are timed
+in chains after it. All are compared with fp32 before; beside them stand PyTorch's product alone, which has no
+norm and no residual, PyTorch's operations, the memory's datasheet, and the pass over one token. Each of these
+parts takes two minutes. Part tree is that of `medusa.py`, by what the part before it has found.
 
-    python benchmarks/few_rows_variants.py [--parts llama3_8b,qwen3_0.6b,target,one,rows64,rows32]
+    python benchmarks/few_rows_variants.py [--parts llama3_8b,qwen3_0.6b,target,one,rows64,rows32,tree]
 
 Lines go to benchmarks/results/raw/few_rows_variants_<device>.jsonl, at once.
 """
@@ -29,9 +31,10 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, replace
 
+import medusa
 import torch
 import torch.nn.functional as F
-from few_rows_candidates import CHAINS, DOZENS, LLAMA, PASSES, SHARED_CHAINS, Pass, Shape
+from few_rows_candidates import CHAINS, DOZENS, LLAMA, PASSES, SHARED, Pass, Shape
 from large_models import random_decoder, random_prompts
 from record import record_raw
 from torch import Tensor
@@ -42,14 +45,16 @@ from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
 from llmcourse.decoding.engine.window import Window
 from llmcourse.kernels.linear import AnyTile, linear, linear_reference
-from llmcourse.kernels.split_rings import SplitMemory, SplitRing
+from llmcourse.kernels.split_rings import SPLIT_RINGS, SplitMemory, SplitRing
 from llmcourse.kernels.tiles import Ring
 
 Tiles = Mapping[Shape, AnyTile]
 CHAIN_ROWS = 8
 RUNNERS_UP = 3  # of a chain, that a pass tries beside its fastest
+KEPT = 3  # of a matrix, that are tried again with what is best for the others, and in a chain
 DECIMALS = {"gbps": 0, "ms": 4, "us": 2}
-PARTS = ("llama3_8b", *PASSES, *DOZENS)
+PARTS = ("llama3_8b", *PASSES, *DOZENS, "tree")
+NAMES = ("outputs", "inputs", "gated", "tile")  # in a row of the file
 LIMIT_GBPS = 4800  # of an H200's memory, by its datasheet
 WORST = 2.0  # error over that of PyTorch's operations, in the same dtype
 
@@ -62,7 +67,7 @@ def main() -> None:
     parts = parser.parse_args().parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--parts must be of {', '.join(PARTS)}, got {unknown[0]!r}; leave it out")
-    device = hopper()
+    device, found = hopper(), dict(SPLIT_RINGS)
     with torch.no_grad():
         for part in parts:
             if part == "llama3_8b":
@@ -71,7 +76,10 @@ def main() -> None:
                 start, others = of_chains(speeds)
                 report_pass(replace(LLAMA, candidates=others), device, start)
             elif part in DOZENS:
-                report_dozens(DOZENS[part], device)
+                found = report_dozens(DOZENS[part], device)
+                torch.cuda.empty_cache()
+            elif part == "tree":
+                report_tree(found, device)
             else:
                 report_pass(PASSES[part], device)
 
@@ -101,27 +109,58 @@ def report_chain(shape: Shape, device: torch.device) -> dict[Ring, float]:
     return {ring: gbps(CHAIN_ROWS, ring) for ring in CHAINS[shape]}
 
 
-def report_dozens(case: Pass, device: torch.device) -> None:
-    """Chains, and a pass by the fastest of each, with what stands beside it; names rings that are wrong."""
-    speeds = {shape: report_shared(shape, case.num_tokens, device) for shape in SHARED_CHAINS}
+def report_dozens(case: Pass, device: torch.device) -> Tiles:
+    """The fastest pass, and chains of what was fastest in it; names rings that are wrong in the end."""
+    errors = {shape: errors_of(shape, case.num_tokens, device) for shape in SHARED}
     torch.cuda.empty_cache()
+    right = {shape: [ring for ring, e in found.items() if e <= WORST] for shape, found in errors.items()}
     report_beside(case, device)
+    best, ranked = report_rounds(replace(case, candidates=right), device)
     torch.cuda.empty_cache()
-    start, others = of_chains({shape: found for shape, found in speeds.items() if found})
-    report_pass(replace(case, candidates=others), device, start)
-    wrong = [(shape, ring) for shape, found in speeds.items() for ring in {*SHARED_CHAINS[shape]} - {*found}]
+    for shape, tiles in ranked.items():
+        report_shared(shape, case.num_tokens, [tile for tile in tiles if tile], errors[shape], device)
+    wrong = [(shape, ring) for shape in SHARED for ring in SHARED[shape] if ring not in right[shape]]
     if wrong:
         raise SystemExit(f"further from fp32 than {WORST} times PyTorch's operations are: {wrong}")
+    return best
 
 
-def report_shared(shape: Shape, rows: int, device: torch.device) -> dict[SplitRing, float]:
-    """GB/s by each ring whose product is right."""
+def report_rounds(case: Pass, device: torch.device) -> tuple[Tiles, dict[Shape, list[AnyTile | None]]]:
+    """The fastest pass by all candidates, then again by the fastest of each matrix; None is the default."""
+    taken: dict[Shape, dict[AnyTile | None, float]] = {shape: {} for shape in case.candidates}
+    all_of_them = {shape: [*tiles, None] for shape, tiles in case.candidates.items()}
+    keep = lambda shape, tile, taken_s: taken[shape].__setitem__(tile, taken_s)  # noqa: E731
+    best = report_pass(replace(case, candidates=all_of_them), device, {}, keep)
+    ranked = {shape: sorted(found, key=found.get)[:KEPT] for shape, found in taken.items()}
+    best = report_pass(replace(case, candidates=ranked), device, best)
+    for shape, tile in best.items():
+        write(f"{case.what}, chosen", dict(zip(NAMES, (*shape, written(tile)), strict=True)), device)
+        print(f"    {shape}: {tile},")
+    return best, ranked
+
+
+def errors_of(shape: Shape, rows: int, device: torch.device) -> dict[SplitRing, float]:
+    """Of each ring, over that of PyTorch's operations."""
+    weight = weight_of(shape, device)
+    x, parts = inputs_of(weight, rows, shape[2])
+    truth = linear_reference(x.float(), weight.float(), **in_fp32(parts))
+    theirs = error(linear_reference(x, weight, **parts), truth)
+    ours = lambda ring: linear(x, weight, backend="triton", pdl=True, tile=ring, **parts)  # noqa: E731
+    return {ring: error(ours(ring), truth) / theirs for ring in SHARED[shape]}
+
+
+def report_shared(
+    shape: Shape,
+    rows: int,
+    rings: Sequence[SplitRing],
+    errors: Mapping[SplitRing, float],
+    device: torch.device,
+) -> None:
+    """GB/s by each ring, and by PyTorch."""
     outputs, _, gated = shape
     weights = [weight_of(shape, device) for _ in range(2 if outputs > 100_000 else 8)]
     x, parts = inputs_of(weights[0], rows, gated)
-    truth = linear_reference(x.float(), weights[0].float(), **in_fp32(parts))
-    theirs = error(linear_reference(x, weights[0], **parts), truth)
-    what, found = f"a chain of one matrix, rows={rows}", {}
+    what = f"a chain of one matrix, rows={rows}"
 
     def gbps(run: Callable[[], None]) -> float:
         return sum(weight.nbytes for weight in weights) / seconds(run, device) / 1e9
@@ -130,14 +169,20 @@ def report_shared(shape: Shape, rows: int, device: torch.device) -> dict[SplitRi
     operations = gbps(lambda: in_turn(weights, lambda weight: linear_reference(x, weight, **parts)))
     note(f"{what}, PyTorch's product alone", shape, None, device, gbps=product)
     note(f"{what}, PyTorch's operations", shape, None, device, gbps=operations)
-    for ring in SHARED_CHAINS[shape]:
-        ours = error(linear(x, weights[0], backend="triton", pdl=True, tile=ring, **parts), truth) / theirs
+    for ring in rings:
         speed = gbps(chain(weights, rows, gated, ring))
-        beside = {"limit_gbps": LIMIT_GBPS, "peer_gbps": round(product), "error_over_peers": round(ours, 3)}
+        beside = {
+            "limit_gbps": LIMIT_GBPS,
+            "peer_gbps": round(product),
+            "error_over_peers": round(errors[ring], 3),
+        }
         note(what, shape, ring, device, gbps=speed, **beside)
-        if ours <= WORST:  # not where it is NaN
-            found[ring] = speed
-    return found
+
+
+def report_tree(tiles: Tiles, device: torch.device) -> None:
+    """The headline of `medusa.py` for a tree of 64 tokens, its programs with these tiles."""
+    shared = {"programs share columns": KernelSettings(tiles=dict(tiles))}
+    medusa.report_tree(device, medusa.SETTINGS | shared)
 
 
 def in_turn(weights: Sequence[Tensor], product: Callable[[Tensor], object]) -> None:
@@ -203,14 +248,21 @@ def of_chains(speeds: Mapping[Shape, Mapping[AnyTile, float]]) -> tuple[Tiles, d
     return first, {shape: found[1 : 1 + RUNNERS_UP] for shape, found in ranked.items()}
 
 
-def report_pass(case: Pass, device: torch.device, start: Tiles | None = None) -> Tiles:
-    """What a pass was fastest with; `start` is what it begins with, where that is not the default."""
+def report_pass(
+    case: Pass, device: torch.device, start: Tiles | None = None, keep: Callable | None = None
+) -> Tiles:
+    """What a pass was fastest with; `start` is what it begins with, where that is not the default.
+
+    `keep` is called with each matrix, tile and seconds.
+    """
     state = state_of(case)
     scale = {"ms": 1e3, "us": 1e6}[case.unit]
 
-    def tried(shape: Shape, tile: AnyTile, taken_s: float) -> None:
+    def tried(shape: Shape, tile: AnyTile | None, taken_s: float) -> None:
         figure = {case.unit: taken_s * scale}
         note(f"{case.what}, this matrix changed", shape, tile, device, **figure)
+        if keep:
+            keep(shape, tile, taken_s)
 
     time_s = lambda chosen: seconds(run_of(case, state, chosen), device)  # noqa: E731
     best, least_s = search(case.candidates, time_s, tried, start or {})
@@ -235,16 +287,20 @@ def run_of(case: Pass, state: StepState, chosen: Tiles) -> Callable[[], None]:
 
 
 def search(
-    candidates: Mapping[Shape, Sequence[AnyTile]],
+    candidates: Mapping[Shape, Sequence[AnyTile | None]],
     time_s: Callable[[Tiles], float],
-    tried: Callable[[Shape, AnyTile, float], None],
+    tried: Callable[[Shape, AnyTile | None, float], None],
     start: Tiles,
 ) -> tuple[Tiles, float]:
-    """One matrix after the other, each tile on top of the fastest so far; and the seconds of those kept."""
+    """One matrix after the other, each tile on top of the fastest so far; and the seconds of those kept.
+
+    None, the default, is tried in the same way.
+    """
     best, least_s = start, time_s(start)
     for shape, its_tiles in candidates.items():
         for tile in its_tiles:
-            chosen = {**best, shape: tile}
+            others = {one: its for one, its in best.items() if one != shape}
+            chosen = others | ({shape: tile} if tile else {})
             taken_s = time_s(chosen)
             tried(shape, tile, taken_s)
             if taken_s < least_s:
@@ -258,9 +314,8 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
 
 def note(what: str, shape: Shape, tile: AnyTile | None, device: torch.device, **figure: float) -> None:
     """A row of the file: a figure in its unit, and what stands beside it."""
-    outputs, inputs, gated = shape
     (unit, value), *beside = figure.items()
-    row = {"outputs": outputs, "inputs": inputs, "gated": gated, "tile": written(tile)}
+    row = dict(zip(NAMES, (*shape, written(tile)), strict=True))
     write(what, row | {unit: round(value, DECIMALS[unit] or None), **dict(beside)}, device)
 
 

@@ -12,7 +12,7 @@ Lines go to benchmarks/results/<device>.jsonl; those of all sizes of trees to it
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import speculative
 import torch
@@ -136,7 +136,7 @@ def report(domain: str, found: speculative.Race, tree: MedusaTree, name: str, de
     )
 
 
-def report_tree(device: torch.device) -> None:
+def report_tree(device: torch.device, settings: Mapping[str, KernelSettings] = SETTINGS) -> None:
     """A step of one token over one of 64 in a tree, in the midst of a text; all settings in turns."""
     model = random_model("llama3_8b")
     tree = MedusaTree(sparse(4, 6).choices[: TREE_TOKENS - 1])
@@ -145,7 +145,7 @@ def report_tree(device: torch.device) -> None:
         prefill(state, random_prompts(model, 1))
         state.positions.fill_(PROMPT + NEW // 2)
         mask = mask_of(tree.tree, device)
-        steps = speculative.ways_to_read(state, SETTINGS, TREE_TOKENS, mask)
+        steps = speculative.ways_to_read(state, settings, TREE_TOKENS, mask)
     unit = "one-token time over the time of a tree of 64 tokens"
     speculative.report_reading("tree64", unit, steps, device)
 

@@ -6,7 +6,7 @@ capabilities      what the GPU at hand, and this Triton, can do
 launch            programmatic dependent launch: a kernel starts before its input is there
 linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few rows; on Hopper in bfloat16
                   `linear_gluon` for one, `linear_rows_gluon` and `linear_rows_strip_gluon` for up to eight,
-                  `linear_split_gluon` for dozens, where it is asked for
+                  `linear_split_gluon` for dozens, where it is asked for, with its consumers beside it
 tiles             how the kernels cut their matrices and caches: what was measured to be best; `split_rings`
                   for dozens of rows, by arithmetic
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores

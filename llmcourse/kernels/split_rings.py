@@ -3,8 +3,8 @@
 By arithmetic, for an H200. Memory brings 4.8 TB/s, 36 kB a µs for each of 132 multiprocessors, and a copy is
 under way for about 1 µs: 40 kB of weights for each must have been asked for at any time. Two programs on a
 multiprocessor, one of them of the next kernel, have 112 KiB of shared memory each: five tiles of 128 · 64
-weights and four of 64 · 64 of x. A program alone has 227 KiB. Of x it reads 64 numbers for every 128 of
-weights, which come through the L2 cache beside them.
+weights and four of 64 · 64 of x, or three where a norm has its gains there. A program alone has 227 KiB. Of x
+it reads 64 numbers for every 128 of weights, which come through the L2 cache beside them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import NamedTuple
 import torch
 
 from llmcourse.kernels.arguments import check_power_of_2, is_count
-from llmcourse.kernels.tiles import ring_rows
 
 LEAST_SPLIT_ROWS, MOST_SPLIT_ROWS = 17, 64  # of input, that run
 # Of input, up to which `linear` takes a `SplitRing` by itself: none, as long as none of them is measured. All
 # that run would be 64.
 MOST_CHOSEN_ROWS = 0
 SHARED_BY_TWO = 112 * 1024  # bytes of shared memory, so that two programs fit on a multiprocessor of Hopper
+REGISTERS = 65536  # of a multiprocessor
+MOST_REGISTERS = 168  # of a thread at launch, with which consumers have as many as there can be
 MULTIPROCESSORS = 132  # of an H200, which the rule cuts for
 
 
@@ -38,8 +39,8 @@ class SplitRing:
     """Tiles of a program's rows, which come through shared memory, and how many programs share the columns.
 
     Attributes:
-        rows: of the weights for one program: 64 for each four warps, or a multiple; of both halves each where
-            gate and up are fused.
+        rows: of the weights for one program, a power of two of at least 32; of both halves each where gate
+            and up are fused.
         columns: of a tile, a power of two of at least 64.
         stages: tiles of weights under way at once.
         input_stages: tiles of x under way at once.
@@ -61,7 +62,7 @@ class SplitRing:
         check_power_of_2("columns", self.columns, 64)
         if self.warps not in (4, 8):
             raise ValueError(f"warps must be 4 or 8, which multiply together, got {self.warps}")
-        check_power_of_2("rows", self.rows, 16 * self.warps)
+        check_power_of_2("rows", self.rows, 32)
         if self.rows > 256:
             raise ValueError(f"rows must be at most 256, which is what one copy takes, got {self.rows}")
         for name in ("stages", "input_stages"):
@@ -72,10 +73,24 @@ class SplitRing:
         if not is_count(self.splits):
             raise ValueError(f"splits must be an integer of at least 1, got {self.splits!r}; 1 is for none")
 
-    def held_bytes(self, num_rows: int, num_inputs: int, gated: bool) -> int:
-        """Of shared memory, for so many rows of input; the same for rows of any length."""
+    def held_bytes(self, num_rows: int, num_inputs: int, gated: bool, norm: bool = True) -> int:
+        """Of shared memory, whatever `num_rows` is; with a norm that holds the gains of its columns too."""
         weights = self.stages * self.rows * (1 + gated)
-        return (weights + self.input_stages * ring_rows(num_rows)) * self.columns * 2
+        gains = self.gains(num_inputs) if norm else 0
+        return (weights + self.input_stages * MOST_SPLIT_ROWS + gains) * self.columns * 2
+
+    def gains(self, num_inputs: int) -> int:
+        """Steps that there are gains for in shared memory: a power of two."""
+        return 2 ** (self.steps(num_inputs) - 1).bit_length()
+
+    def registers(self, num_inputs: int, gated: bool, norm: bool) -> int:
+        """Of a thread at launch, so that two programs fit if their shared memory, sums and tiles of x do.
+
+        The producer is one of four more warps, which leave theirs to the others.
+        """
+        few_sums = self.rows * (1 + gated) <= 128 and self.columns * self.warps <= 512
+        by_twos = few_sums and self.held_bytes(MOST_SPLIT_ROWS, num_inputs, gated, norm) <= SHARED_BY_TWO
+        return min(MOST_REGISTERS, REGISTERS // (1 + by_twos) // (32 * (self.warps + 4)) // 8 * 8)
 
     def steps(self, num_inputs: int) -> int:
         """Tiles that a program goes through, of a matrix of so many columns."""
@@ -86,7 +101,7 @@ class SplitRing:
         if self.splits == 1:
             return Needs(0, 0)
         tiles = _up(num_outputs, self.rows)
-        return Needs(tiles, tiles * self.splits * (self.rows * (1 + gated) + 1) * ring_rows(num_rows))
+        return Needs(tiles, tiles * self.splits * (self.rows * (1 + gated) + 1) * MOST_SPLIT_ROWS)
 
 
 class SplitMemory:
@@ -123,11 +138,11 @@ class SplitMemory:
 # For 17 to 64 rows of input, (outputs, inputs, gated) to what arithmetic says for Llama-3-8B on an H200. They
 # are not measured yet: benchmarks/few_rows_variants.py, part rows64, does that.
 SPLIT_RINGS = {
-    (6144, 4096, False): SplitRing(128, 64, 5, 4, splits=2),
+    (6144, 4096, False): SplitRing(128, 64, 5, 3, splits=2),
     (4096, 4096, False): SplitRing(128, 64, 5, 4, splits=4),
-    (14336, 4096, True): SplitRing(128, 64, 6, 3),
+    (14336, 4096, True): SplitRing(64, 64, 5, 3, warps=4),
     (4096, 14336, False): SplitRing(128, 64, 5, 4, splits=4),
-    (128256, 4096, False): SplitRing(128, 64, 5, 4),
+    (128256, 4096, False): SplitRing(128, 64, 5, 3),
 }
 
 

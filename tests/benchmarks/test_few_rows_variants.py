@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import few_rows_variants as variants
 import record
-from few_rows_candidates import CHAINS, DOZENS, LLAMA, PASSES, SHARED_CHAINS
+from few_rows_candidates import CHAINS, DOZENS, LLAMA, PASSES, SHARED
 
 from llmcourse.kernels.linear import linear_reference
 from llmcourse.kernels.split_rings import SPLIT_RINGS, SplitRing
@@ -80,7 +80,7 @@ def test_the_recorded_run_tried_these_rings_of_a_chain_and_a_pass_the_next_after
     [
         *PASSES.values(),
         variants.replace(LLAMA, candidates=CHAINS),
-        *(variants.replace(case, candidates=SHARED_CHAINS) for case in DOZENS.values()),
+        *(variants.replace(case, candidates=SHARED) for case in DOZENS.values()),
     ],
     ids=lambda c: c.what,
 )
@@ -126,7 +126,9 @@ def test_a_chain_writes_rows_like_those_recorded(without_a_gpu, monkeypatch):
     assert [row["tile"] for row in found] == [None, ["Ring", 64, 64, 2, 4], ["Ring", 32, 128, 3, 4]]
     assert [row["what"][-1] for row in found] == ["1", "8", "8"]
     assert list(speeds.values()) == [pytest.approx(8 * 160 * 64 * 2 / 1.23456e-3 / 1e9)] * 2
-    like_those_recorded(found, "a chain of")
+    for rows in (1, 8):
+        what = f"a chain of one matrix, rows={rows}"
+        like_those_recorded([row for row in found if row["what"] == what], what)
 
 
 @pytest.mark.parametrize("part", PASSES)
@@ -162,7 +164,7 @@ SMALL = (80, 64, True)
 def by_references(monkeypatch):
     """What a ring is to multiply the reference does; by one of them, wrongly."""
     right, wrong = SplitRing(128, 64, 2, 2), SplitRing(128, 64, 3, 2)
-    monkeypatch.setattr(variants, "SHARED_CHAINS", {SMALL: (right, wrong)})
+    monkeypatch.setattr(variants, "SHARED", {SMALL: (right, wrong)})
 
     def linear(x, weight, *, tile, backend, pdl, split_memory=None, out=None, **parts):
         assert backend == "triton" and pdl
@@ -174,35 +176,68 @@ def by_references(monkeypatch):
 
 @pytest.mark.parametrize("part", DOZENS)
 def test_dozens_of_rows_are_compared_with_fp32_and_stand_beside_pytorch(without_a_gpu, by_references, part):
-    speeds = variants.report_shared(SMALL, DOZENS[part].num_tokens, CPU)
-    product, operations, right, wrong = without_a_gpu()
-    assert list(speeds) == [by_references], "the other is not to be chosen, as fast as it may be"
+    rows = DOZENS[part].num_tokens
+    errors = variants.errors_of(SMALL, rows, CPU)
+    right, wrong = variants.SHARED[SMALL]
+    assert right == by_references and errors[right] == 1 and errors[wrong] > variants.WORST
+    variants.report_shared(SMALL, rows, [right], errors, CPU)
+    product, operations, row = without_a_gpu()
     assert product["tile"] is operations["tile"] is None
-    assert right["tile"] == ["SplitRing", 128, 64, 2, 2, 1, 8]
-    assert right["gbps"] == round(8 * 160 * 64 * 2 / 1.23456e-3 / 1e9) == right["peer_gbps"]
-    assert right["error_over_peers"] == 1 and wrong["error_over_peers"] > 2 and right["limit_gbps"] == 4800
+    assert row["tile"] == ["SplitRing", 128, 64, 2, 2, 1, 8] and row["error_over_peers"] == 1
+    assert row["gbps"] == round(8 * 160 * 64 * 2 / 1.23456e-3 / 1e9) == row["peer_gbps"]
     assert {row["what"].split("rows=")[1][:2] for row in without_a_gpu()} == {part[-2:]}
 
 
-def test_a_pass_over_dozens_of_tokens_names_what_is_wrong(without_a_gpu, by_references, monkeypatch):
-    passes = []
-    monkeypatch.setattr(variants, "report_pass", lambda case, device, start: passes.append((case, start)))
+@pytest.fixture
+def without_models(monkeypatch):
     monkeypatch.setattr(variants, "state_of", lambda case: None)
-    monkeypatch.setattr(variants, "run_of", lambda *_: None)
+    monkeypatch.setattr(variants, "run_of", lambda case, state, chosen: chosen)
     monkeypatch.setattr(variants, "Window", lambda *_, **__: Standing(None, 1, 1, None))
-    with pytest.raises(SystemExit, match=r"further from fp32 than 2.0 times .*SplitRing\(rows=128"):
+
+
+def test_a_pass_over_dozens_of_tokens_names_what_is_wrong(without_a_gpu, by_references, without_models):
+    with pytest.raises(SystemExit, match=r"further from fp32 than 2.0 times .*stages=3"):
         variants.report_dozens(DOZENS["rows64"], CPU)
-    (case, start), beside = passes[0], without_a_gpu()[-3:]
-    assert start == {SMALL: by_references} and case.num_tokens == 64 and case.candidates == {SMALL: []}
-    assert [row["what"].split(", ")[-1] for row in beside] == [
+    rows = without_a_gpu()
+    assert [row["what"].split(", ")[-1] for row in rows[:3]] == [
         "only one of them", "by default", "PyTorch's products",
     ]  # fmt: skip
-    assert all(row["ms"] == 1.2346 and row["tile"] is None for row in beside)
+    assert all(row["ms"] == 1.2346 and row["tile"] is None for row in rows[:3])
+    right = ["SplitRing", 128, 64, 2, 2, 1, 8]
+    assert [row["tile"] for row in rows[3:7]] == [right, None] * 2, "both rounds, without the wrong one"
+
+
+def test_a_second_round_tries_the_fastest_again_and_what_is_left_is_written(
+    without_a_gpu, without_models, monkeypatch
+):
+    """The ring that loses in the first round wins in the second, with another matrix changed."""
+    one, other = (8, 64, False), (16, 64, True)
+    slow, fast = SplitRing(64, 64, 2, 2), SplitRing(128, 64, 2, 2)
+
+    def time_s(chosen, device):
+        both = chosen.get(one) == slow and chosen.get(other) == fast
+        return (9 + (one in chosen) - 2 * (other in chosen) - 3 * both) / 1e3
+
+    monkeypatch.setattr(variants, "seconds", time_s)
+    case = variants.replace(DOZENS["rows64"], candidates={one: [slow], other: [fast]})
+    best, ranked = variants.report_rounds(case, CPU)
+    assert best == {one: slow, other: fast} and ranked == {one: [None, slow], other: [fast, None]}
+    assert [(shape_of(row), row["tile"]) for row in without_a_gpu() if row["what"].endswith("chosen")] == [
+        (shape, variants.written(tile)) for shape, tile in best.items()
+    ]
+
+
+def test_the_tree_is_timed_by_what_was_found(monkeypatch):
+    found = []
+    monkeypatch.setattr(variants.medusa, "report_tree", lambda device, settings: found.append(settings))
+    variants.report_tree({SMALL: SplitRing(128, 64, 2, 2)}, CPU)
+    assert found[0]["programs share columns"].tiles == {SMALL: SplitRing(128, 64, 2, 2)}
+    assert list(found[0]) == list(variants.medusa.SETTINGS)
 
 
 def test_the_table_of_dozens_is_among_what_is_tried():
-    assert {shape: ring in SHARED_CHAINS[shape] for shape, ring in SPLIT_RINGS.items()} == dict.fromkeys(
-        SHARED_CHAINS, True
+    assert {shape: ring in SHARED[shape] for shape, ring in SPLIT_RINGS.items()} == dict.fromkeys(
+        SHARED, True
     )
 
 
@@ -228,6 +263,6 @@ def test_without_a_gpu_it_says_so_and_an_unknown_part_is_refused(monkeypatch, ca
     with pytest.raises(SystemExit):
         variants.main()
     assert (
-        "--parts must be of llama3_8b, qwen3_0.6b, target, one, rows64, rows32, got 'two'"
+        "--parts must be of llama3_8b, qwen3_0.6b, target, one, rows64, rows32, tree, got 'two'"
         in capsys.readouterr().err
     )

@@ -210,7 +210,7 @@ def compiled_split_rings(num_tokens: int) -> list[Compiled]:
         Window(state, num_tokens, backend="triton", settings=settings).read()
         x, weight = torch.empty(num_tokens, 1024, dtype=dtype), torch.empty(1024, 1024, dtype=dtype)
         norm, residual = torch.empty(1024, dtype=dtype), torch.empty(num_tokens, 512, dtype=dtype)
-        given = {"backend": "triton", "pdl": True, "tile": SplitRing(64, 64, 5, 4, splits=2, warps=4)}
+        given = {"backend": "triton", "pdl": True, "tile": SplitRing(64, 64, 5, 3, splits=2, warps=4)}
         linear(x, weight, norm=norm, residual=residual, gated=True, **given)
     return found
 

@@ -23,6 +23,9 @@ SPLIT = (
     SplitRing(128, 64, 2, 2),
     SplitRing(128, 64, 5, 3, splits=3),
     SplitRing(64, 128, 2, 3, splits=2, warps=4),
+    SplitRing(32, 64, 3, 5, warps=4),
+    SplitRing(64, 64, 4, 3),
+    SplitRing(256, 64, 2, 2, splits=2),
 )
 DOZENS = [  # of rows; outputs and inputs, which fill the last tiles or don't
     (17, 77, 1000),

@@ -4,13 +4,15 @@ Gluon has no interpreter. What is checked so is all that does not lie in the mac
 phases, and the order of sums. Everything is as late as it may be. A copy makes its slot useless at once, and
 brings the numbers when its barrier is waited for; products are taken of what lies there when they are waited
 for. So a slot that is asked for again too early, or read too early, shows as NaN. Layouts, fences and
-barriers among threads are not seen: a program is one thread here.
+barriers among threads are not seen: consumer and producer are one thread each here, of which the producer is
+always as far ahead as barriers let it.
 """
 
 from __future__ import annotations
 
 import inspect
 import itertools
+import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from triton.runtime.jit import JITFunction
 
-LAYOUTS = ("layout_of_x", "layout_of_products", "_layout_of_outputs")
+LAYOUTS = ("_layout_of_products", "_layout_of_gathered", "_layout_of_gains")
 NOTHING = (*LAYOUTS, "start_next", "wait_for_input", "fence_async_shared")  # to be done
 
 
@@ -33,7 +35,7 @@ class Array:
 
     def __init__(self, numbers: Any):
         self.numbers = np.asarray(numbers)
-        self.shape, self.type = self.numbers.shape, types.SimpleNamespace(layout=None)
+        self.shape, self.type, self.dtype = self.numbers.shape, types.SimpleNamespace(layout=None), None
 
     def to(self, dtype: object) -> Array:
         return Array(rounded(self.numbers) if dtype is torch.bfloat16 else self.numbers)
@@ -58,14 +60,14 @@ class Sums(Array):
 
     def __init__(self, numbers: np.ndarray):
         super().__init__(numbers)
-        self.pending: list[tuple[Shared, Shared]] = []
+        self.pending: list[tuple[Array, Shared]] = []
 
 
 class Shared:
     """Shared memory; what it is indexed by is the first axis."""
 
     def __init__(self, numbers: np.ndarray):
-        self.numbers, self.shape = numbers, numbers.shape
+        self.numbers, self.shape, self.dtype = numbers, numbers.shape, None
 
     def index(self, at: int) -> Shared:
         assert 0 <= at < len(self.numbers)
@@ -77,21 +79,75 @@ class Shared:
     def load(self, layout: object) -> Array:
         return Array(self.numbers.copy())
 
-    def store(self, value: Array) -> None:
-        self.numbers[:] = value.numbers
+    def _reinterpret(self, dtype: object, shape: Sequence[int], layout: object) -> Shared:
+        assert tuple(shape) == self.shape
+        return self
+
+
+class Turns:
+    """Who runs: the producer until it waits for what is not there, then the consumer until it arrives."""
+
+    def __init__(self):
+        self.produces, self.may_produce, self.may_consume = False, *map(threading.Semaphore, (0, 0))
+        self.failure: BaseException | None = None
+
+    def to_producer(self) -> None:
+        if self.produces:
+            self.may_produce.release()
+            self.may_consume.acquire()
+        if self.failure:
+            raise self.failure
+
+    def to_consumer(self) -> None:
+        self.may_consume.release()
+        self.may_produce.acquire()
+
+    def run(
+        self, parts: Sequence[tuple[Callable, Sequence]], warps: Sequence[int], registers: object
+    ) -> None:
+        """`gl.warp_specialize`, with one producer."""
+        (consume, given), (produce, its_own) = parts
+        assert len(warps) == 1
+
+        def thread() -> None:
+            self.may_produce.acquire()
+            try:
+                produce(*its_own)
+            except BaseException as failure:
+                self.failure = failure
+            self.produces = False
+            self.may_consume.release()
+
+        other = threading.Thread(target=thread, daemon=True)
+        other.start()
+        self.produces = True
+        self.to_producer()
+        consume(*given)
+        assert not self.produces, "the producer waits for what nobody does"
+        other.join()
 
 
 class Barrier:
     """An `mbarrier`: bytes that are expected, copies that bring them, and phases that have ended."""
 
-    def __init__(self):
-        self.expected, self.copies, self.phases = None, [], 0
+    def __init__(self, turns: Turns):
+        self.turns, self.expected, self.copies, self.phases = turns, None, [], 0
 
     def expect(self, size: int) -> None:
         assert self.expected is None, "asked for again before it was waited for"
         self.expected = size
 
+    def arrive(self, count: int) -> None:
+        assert count == 1 and self.expected is None
+        self.phases += 1
+        self.turns.to_producer()
+
     def wait(self, parity: int) -> None:
+        while self.phases % 2 == parity and self.expected is None:
+            assert threading.current_thread() is not threading.main_thread(), (
+                "waits for what nobody asked for"
+            )
+            self.turns.to_consumer()
         if self.phases % 2 != parity:
             return  # the phase of this parity has ended
         assert sum(size for size, _ in self.copies) == self.expected, "waited for what nobody brings"
@@ -101,8 +157,8 @@ class Barrier:
 
 
 class Barriers:
-    def __init__(self, count: int):
-        self.held, self.shape = [Barrier() for _ in range(count)], (count,)
+    def __init__(self, count: int, turns: Turns):
+        self.held, self.shape = [Barrier(turns) for _ in range(count)], (count,)
 
     def index(self, at: int) -> Barrier:
         return self.held[at]
@@ -150,7 +206,7 @@ def load(pointer: Pointer, mask: Array | None = None, other: float = 0.0, cache_
 
 
 def store(pointer: Pointer, value: Any, mask: Array | None = None) -> None:
-    held = np.ones(pointer.at.shape, bool) if mask is None else mask.numbers
+    held = np.broadcast_to(True if mask is None else mask.numbers, pointer.at.shape)
     pointer.memory[pointer.at[held]] = np.broadcast_to(getattr(value, "numbers", value), held.shape)[held]
 
 
@@ -173,23 +229,33 @@ def copy(tensor: Descriptor, at: Sequence[int], barrier: Barrier, to: Shared, pr
         barrier.copies.append((tensor.block_type.nbytes, lambda: to.numbers.__setitem__(..., tile)))
 
 
-def multiply(a: Shared, b: Shared, sums: Sums, is_async: bool) -> Sums:
-    sums.pending.append((a, b))
-    return sums
+def multiply(a: Array, b: Shared, sums: Array, is_async: bool) -> Sums:
+    found = Sums(sums.numbers)
+    found.pending = [*getattr(sums, "pending", ()), (a, b)]
+    return found
 
 
-def finished(sums: Sums, up_sums: Sums, gated: bool) -> tuple[Sums, Sums]:
+def finished(sums: Array, up_sums: Array, tile_of_x: Array, gated: bool) -> tuple[Array, Array]:
     found = []
     for one in (sums, up_sums):
-        found.append(Sums(sum((a.numbers @ b.numbers for a, b in one.pending), one.numbers)))
+        found.append(Array(sum((a.numbers @ b.numbers for a, b in getattr(one, "pending", ())), one.numbers)))
     return tuple(found)
 
 
-def language(program: Sequence[int]) -> types.SimpleNamespace:
+def weighted(x: Array, gain: Array) -> Array:
+    return Array(rounded(x.numbers * gain.numbers))
+
+
+def allocate(dtype: object, shape: Sequence[int], layout: object, value: Array | None = None) -> Shared:
+    return Shared(np.full(shape, np.nan, np.float32) if value is None else value.numbers)
+
+
+def language(program: Sequence[int], turns: Turns) -> types.SimpleNamespace:
     """What of `gl` the kernel uses, for the program of these numbers."""
     return types.SimpleNamespace(
         program_id=lambda axis: Number(program[axis]),
-        allocate_shared_memory=lambda dtype, shape, layout: Shared(np.full(shape, np.nan, np.float32)),
+        allocate_shared_memory=allocate,
+        warp_specialize=turns.run,
         arange=lambda begin, end, layout: Array(np.arange(begin, end)),
         zeros=lambda shape, dtype, layout: Array(np.zeros(shape, np.float32)),
         load=load,
@@ -201,6 +267,8 @@ def language(program: Sequence[int]) -> types.SimpleNamespace:
         exp=lambda x: Array(np.exp(x.numbers)),
         convert_layout=lambda x, layout: x,
         SliceLayout=lambda axis, layout: None,
+        SwizzledSharedLayout=lambda *_: None,
+        DotOperandLayout=lambda **_: None,
         float32=np.float32,
         int64=np.int64,
     )
@@ -208,16 +276,20 @@ def language(program: Sequence[int]) -> types.SimpleNamespace:
 
 def names_of(program: Sequence[int]) -> dict[str, object]:
     """What the kernel's names mean here."""
+    turns = Turns()
+    waits = {"expect": expect, "wait": Barrier.wait, "arrive": Barrier.arrive, "init": lambda *_, count: None}
     return {
         **{name: lambda *_: None for name in NOTHING},
-        "gl": language(program),
+        "BATCH": 64,
+        "PRODUCER_REGISTERS": 24,
+        "gl": language(program, turns),
         "tl": types.SimpleNamespace(debug_barrier=lambda: None),
         "tma": types.SimpleNamespace(async_copy_global_to_shared=copy),
-        "mbarrier": types.SimpleNamespace(init=lambda *_, count: None, expect=expect, wait=Barrier.wait),
-        "barriers": Barriers,
+        "mbarrier": types.SimpleNamespace(**waits),
+        "barriers": lambda count: Barriers(count, turns),
         "warpgroup_mma": multiply,
-        "warpgroup_mma_init": lambda array: Sums(array.numbers),
-        "finished": finished,
+        "_finished": finished,
+        "_weighted": weighted,
     }
 
 

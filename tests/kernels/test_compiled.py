@@ -138,7 +138,7 @@ def test_several_rows_and_staged_attention_compile_what_they_say(kernels):
 
 
 def test_programs_that_share_columns_fit_by_twos_and_multiply_without_waiting(kernels):
-    """With what the driver adds to each; but a program of gate and up has a multiprocessor of its own."""
+    """With what the driver adds to each, and four warps for the producer, which give registers up later."""
     ring = "split_ring"
     for job in SPLIT:
         assert names_of(kernels[job]) == [
@@ -153,11 +153,9 @@ def test_programs_that_share_columns_fit_by_twos_and_multiply_without_waiting(ke
         ]
         found = [kernel for kernel in kernels[job] if kernel.kernel == "_split_ring_kernel"]
         assert all(kernel.has_pdl and not kernel.serialized for kernel in found)
-        by_twos = [k for k in found if not k.constants["GATED"] or k.constants["SPLITS"] > 1]
-        assert len(by_twos) == len(found) - 1 == 5
-        for kernel in by_twos:
+        for kernel in found:
             assert 2 * (kernel.shared_bytes + 1024) <= 228 * 1024
-            assert 2 * 32 * kernel.constants["num_warps"] * kernel.registers <= 65536
+            assert 2 * 32 * (kernel.constants["num_warps"] + 4) * kernel.registers <= 65536
 
 
 def test_a_kernel_that_spills_is_seen(kernels):
