@@ -123,18 +123,15 @@ DOZENS = {  # the same for more tokens: as many as a tree of drafts has, and hal
 }
 PASSES = {
     "rows16": Pass(
-        "16 tokens, 8 layers and head of llama3_8b", "ms", LLAMA.config, 16, 228, 328,
+        "16 tokens, the wide target of train_target.py",
+        "us", WIDE.model, 16, 300, 512,
         {
             (14336, 4096, True): rings((128, 128, 3, 8), (64, 128, 3, 8), (64, 64, 5)),
             (4096, 14336, False): rings((16, 512, 4), (32, 256, 5, 8), (32, 128, 10)),
             (6144, 4096, False): rings((32, 256, 4, 8), (32, 128, 10), (64, 128, 5, 8)),
             (4096, 4096, False): rings((32, 128, 16), (32, 256, 5, 8), (16, 256, 8)),
-            (128256, 4096, False): rings((128, 128, 3, 8), (64, 128, 5, 8), (64, 128, 6, 8)),
+            (12288, 4096, False): rings((64, 128, 5), (64, 128, 6, 8), (128, 128, 3, 8), (32, 256, 5, 8)),
         },
-    ),
-    "wide16": Pass(
-        "16 tokens, the wide target of train_target.py", "us", WIDE.model, 16, 300, 512,
-        {(12288, 4096, False): rings((64, 128, 5), (64, 128, 6, 8), (128, 128, 3, 8), (32, 256, 5, 8))},
     ),
     "qwen3_0.6b": Pass(
         "7 tokens, 20 layers of the shape of qwen3_0.6b, head of 12,288",

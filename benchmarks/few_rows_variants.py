@@ -11,8 +11,8 @@ Two kinds of them, each recorded as a CUDA graph, in bfloat16 with random weight
 
 Alone a matrix has nothing but itself to follow, in a pass also attention and others; so a pass decides, and
 the chain which rings are worth one. The parts are Llama-3-8B (chain, then pass), the shape of Qwen3-0.6B, the
-target of `train_target.py`, and one token of that, of which three entries of `tiles.MEASURED` are. Parts
-rows16 and wide16 are for twice as many rows as a chain has: a tree of fifteen drafts.
+target of `train_target.py`, and one token of that, of which three entries of `tiles.MEASURED` are. Part
+rows16 is for twice as many rows as a chain has, a tree of fifteen drafts, and the wide target of that script.
 
 For dozens of rows, parts rows64 and rows32, the matrices are Llama-3-8B's, and the pass comes first: every
 ring in place of the default, one matrix after the other, then again what was fastest of each. Those are timed
@@ -20,7 +20,7 @@ in chains after it. All are compared with fp32 before; beside them stand PyTorch
 norm and no residual, PyTorch's operations, the memory's datasheet, and the pass over one token. Each of these
 parts takes two minutes. Part tree is that of `medusa.py`, by what the part before it has found.
 
-    python benchmarks/few_rows_variants.py [--parts llama3_8b,rows16,wide16,qwen3_0.6b,target,one,rows64,rows32,tree]
+    python benchmarks/few_rows_variants.py [--parts llama3_8b,rows16,qwen3_0.6b,target,one,rows64,rows32,tree]
 
 Lines go to benchmarks/results/raw/few_rows_variants_<device>.jsonl, at once.
 """

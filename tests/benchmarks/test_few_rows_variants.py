@@ -263,6 +263,6 @@ def test_without_a_gpu_it_says_so_and_an_unknown_part_is_refused(monkeypatch, ca
     with pytest.raises(SystemExit):
         variants.main()
     assert (
-        "--parts must be of llama3_8b, qwen3_0.6b, target, one, rows64, rows32, tree, got 'two'"
+        "--parts must be of llama3_8b, rows16, qwen3_0.6b, target, one, rows64, rows32, tree, got 'two'"
         in capsys.readouterr().err
     )
