@@ -20,13 +20,13 @@ from llmcourse.decoding.sampling import Randomness
 from llmcourse.figures.speculation_strip import Line, Mark, SpeculationStrip, marked_pieces
 from llmcourse.figures.speculation_trace import TracedToken, added_words
 from llmcourse.model import Decoder
+from llmcourse.speculative.measured import tokens_per_step
 from llmcourse.speculative.medusa import (
     MedusaHeads,
     MedusaStep,
     MedusaTree,
     TypicalAcceptance,
     stream,
-    tokens_per_step,
 )
 from llmcourse.tokenizer import Tokenizer
 

@@ -25,6 +25,9 @@ class Gains(Protocol):
     index: int
     tokens: list[list[int]]
     active: list[bool]
+    time_s: float
+
+    def gained(self) -> list[int]: ...
 
 
 Step = TypeVar("Step", bound=Gains)
@@ -67,16 +70,16 @@ def acceptance_by_position(steps: Steps) -> list[float]:
     return [count / total for count, total in zip_longest(stood, judged, fillvalue=0)]
 
 
-def tokens_per_step(steps: Steps) -> float:
+def tokens_per_step(steps: Sequence[Gains]) -> float:
     """What a row gained in a step on average, the target's own tokens included.
 
     Raises:
         ValueError: there are no steps.
     """
-    return _mean([num_accepted + 1 for _, num_accepted in _outcomes(steps)])
+    return _mean([*chain(*(step.gained() for step in _later(steps)))])
 
 
-def draft_cost(steps: Steps, token_s: float) -> float:
+def draft_cost(steps: Steps, token_s: int | float) -> float:
     """c: the time of one draft for each row, in steps of decoding without speculation.
 
     Args:
@@ -91,7 +94,7 @@ def draft_cost(steps: Steps, token_s: float) -> float:
     return sum(step.draft_s for step in _later(steps)) / num_drafts / token_s
 
 
-def verify_cost(steps: Steps, token_s: float) -> Callable[[int], float]:
+def verify_cost(steps: Steps, token_s: int | float) -> Callable[[int], float]:
     """v(n): the mean time of verifying in a pass over n tokens, in the same unit; for widths that were seen.
 
     Raises:
@@ -110,7 +113,7 @@ def verify_cost(steps: Steps, token_s: float) -> Callable[[int], float]:
     return cost
 
 
-def measured_speed_up(steps: Steps, token_s: float) -> float:
+def measured_speed_up(steps: Sequence[Gains], token_s: int | float) -> float:
     """How many times faster than decoding: the tokens that each row gained, by what they would have taken.
 
     Raises:
@@ -121,7 +124,7 @@ def measured_speed_up(steps: Steps, token_s: float) -> float:
 
 
 def predicted_speed_up(
-    steps: Steps, token_s: float, cost: VerifyCost = constant, alpha: float | None = None
+    steps: Steps, token_s: int | float, cost: VerifyCost = constant, alpha: float | None = None
 ) -> float:
     """What `theory` says for the α, c and draft lengths of these steps.
 
@@ -168,5 +171,5 @@ def _mean(values: Sequence[int | float]) -> float:
     return sum(values) / len(values)
 
 
-def _check_time(token_s: float) -> None:
+def _check_time(token_s: int | float) -> None:
     require_number(lambda s: s > 0, "token_s", "above 0", token_s, "measure a step of decoding, in seconds")

@@ -46,6 +46,10 @@ class SpeculativeStep:
     verify_s: float
     time_s: float
 
+    def gained(self) -> list[int]:
+        """Tokens of each row that took part, the target's own included."""
+        return [num + 1 for num, active in zip(self.num_accepted, self.active, strict=True) if active]
+
     def rejected(self, row: int) -> int | None:
         """The draft that fell, if one did."""
         drafts, count = self.drafts[row], self.num_accepted[row]

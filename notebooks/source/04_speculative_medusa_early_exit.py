@@ -745,7 +745,7 @@ for domain in ("code", "verse"):
     print(f"{domain}: draft, γ = 2: {measured.measured_speed_up(runs['draft'], one_s):.2f} times as fast")
     for n, shape in shapes.items():
         says = medusa.observed_tokens(shape, found[domain, 0]) / (v[n] + v["h"])
-        clock = medusa.measured_speed_up(runs[n], one_s)
+        clock = measured.measured_speed_up(runs[n], one_s)
         print(f"    {n:2} nodes: v({n + 1}) = {v[n]:.2f}, predicted {says:.2f}, measured {clock:.2f}")
 
 # %% [markdown]

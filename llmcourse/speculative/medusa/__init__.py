@@ -10,7 +10,7 @@ typical     typical acceptance, which is lossy, and how much it changes
 judged      a step's verdict on a batch, in which rows fail alone
 loop        propose, read, choose a path, repeat: `stream` and `generate` as in decoding
 engine      the same over static memory, greedy: on a GPU a step is one recorded graph
-steps       what a step leaves to be looked at, and what many of them gained
+steps       what a step leaves to be looked at, and which nodes stood (`measured`: what was gained)
 """
 
 from llmcourse.speculative.medusa.candidates import MedusaTree, full, sparse
@@ -26,12 +26,7 @@ from llmcourse.speculative.medusa.search import (
     true_ranks,
     written_ranks,
 )
-from llmcourse.speculative.medusa.steps import (
-    MedusaStep,
-    accepted_nodes,
-    measured_speed_up,
-    tokens_per_step,
-)
+from llmcourse.speculative.medusa.steps import MedusaStep, accepted_nodes
 from llmcourse.speculative.medusa.stored import MEDUSA_HEADS, load_heads, save_heads
 from llmcourse.speculative.medusa.typical import (
     TypicalAcceptance,
@@ -56,14 +51,12 @@ __all__ = [
     "generate",
     "load_heads",
     "mask_of",
-    "measured_speed_up",
     "observed_tokens",
     "rank_accuracies",
     "save_heads",
     "search",
     "sparse",
     "stream",
-    "tokens_per_step",
     "total_variation",
     "true_ranks",
     "typical_walk",

@@ -1,4 +1,4 @@
-"""What a step of Medusa leaves to be looked at, and what many of them gained."""
+"""What a step of Medusa leaves to be looked at, and which nodes of its tree stood in many of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmcourse.decoding.errors import require, require_number
 from llmcourse.speculative.medusa.candidates import Choice, MedusaTree
 
 
@@ -42,49 +41,19 @@ class MedusaStep:
     verify_s: float
     time_s: float
 
+    def gained(self) -> list[int]:
+        """Tokens of each row that took part, the target's own included."""
+        return [len(path) + 1 for path in self.active_paths()]
 
-def tokens_per_step(steps: Sequence[MedusaStep]) -> float:
-    """What a row gained in a step on average, the target's own token included; the first step is left out.
-
-    Raises:
-        ValueError: there are no steps but the first.
-    """
-    gained = [len(path) + 1 for step in _later(steps) for path in _active_paths(step)]
-    _require_steps(len(gained))
-    return sum(gained) / len(gained)
+    def active_paths(self) -> list[tuple[int, ...]]:
+        """Of the rows that took part."""
+        return [path for path, active in zip(self.paths, self.active, strict=True) if active]
 
 
 def accepted_nodes(steps: Sequence[MedusaStep]) -> Counter[Choice]:
-    """How often each node of the tree stood."""
+    """How often each node of the tree stood; in the first step none is tried."""
     found: Counter[Choice] = Counter()
-    for step in _later(steps):
-        for path in _active_paths(step):
+    for step in steps:
+        for path in step.active_paths():
             found.update(step.tree.choices[node] for node in path)
     return found
-
-
-def measured_speed_up(steps: Sequence[MedusaStep], token_s: int | float) -> float:
-    """How many times faster than decoding: the tokens that each row gained, by what they would have taken.
-
-    Args:
-        token_s: a step of decoding without heads, in seconds; the median `time_s` of `decoding.stream`, say.
-
-    Raises:
-        ValueError: a time that is not above 0, or no steps but the first.
-    """
-    require_number(lambda s: s > 0, "token_s", "above 0", token_s, "measure a step of decoding, in seconds")
-    later = _later(steps)
-    _require_steps(len(later))
-    return tokens_per_step(steps) * token_s * len(later) / sum(step.time_s for step in later)
-
-
-def _later(steps: Sequence[MedusaStep]) -> list[MedusaStep]:
-    return [step for step in steps if step.index > 0]
-
-
-def _active_paths(step: MedusaStep) -> list[tuple[int, ...]]:
-    return [path for path, active in zip(step.paths, step.active, strict=True) if active]
-
-
-def _require_steps(count: int) -> None:
-    require(count > 0, "steps", "more than the first one of each text", "none", "write longer texts")

@@ -11,6 +11,7 @@ import torch
 
 from llmcourse import decoding
 from llmcourse.decoding import DecodingError, SamplingParams
+from llmcourse.speculative.measured import measured_speed_up, tokens_per_step
 from llmcourse.speculative.medusa import (
     HeadsConfig,
     MedusaHeads,
@@ -20,10 +21,8 @@ from llmcourse.speculative.medusa import (
     accepted_nodes,
     full,
     generate,
-    measured_speed_up,
     sparse,
     stream,
-    tokens_per_step,
 )
 from tests.speculative.medusa.tiny import tiny_heads
 from tests.speculative.tiny import CONTEXT, PROMPTS, VOCAB, tiny_decoder
