@@ -109,6 +109,8 @@ class MedusaTree:
     def tokens(self, logits: Float[Tensor, "B K V"]) -> Int[Tensor, "B N"]:
         """The token at each node: of head d, at depth d, the one of the node's last rank.
 
+        Of tokens that are equally likely the lower has the lower rank.
+
         Args:
             logits: what each head says.
 
