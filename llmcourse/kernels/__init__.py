@@ -22,7 +22,8 @@ paged_attention   attention over a cache in blocks, for requests with one new to
 paged_decode      the same with RoPE and cache write, where every request has one new token
 tokens            embedding lookup, greedy choice and sampling, all on the device
 drafts            the same of a window of tokens, and which of them stand; `drawn_drafts` if they were drawn,
-                  `draft_trees` if they branch
+                  `draft_trees` if they branch, `ranked_drafts` where heads guess them, whose blocks
+                  `silu_residual` ends
 
 Nothing here is needed on a machine without Triton: the references run everywhere. Triton is
 imported here and nowhere else in the package.

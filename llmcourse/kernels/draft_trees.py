@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -172,3 +173,47 @@ def keep_path(
     from llmcourse.kernels import draft_trees_triton
 
     return draft_trees_triton.launch_keep(keys, values, memory)
+
+
+def path_end_reference(
+    hidden: Float[Tensor, "B_T C"], memory: PathMemory, norm: Float[Tensor, " C"], eps: float
+) -> Float[Tensor, "B C"]:
+    """RMSNorm of what the pass gave at the last node of each row's path: behind it comes the next tree."""
+    end = memory.sources.gather(1, memory.report[:, :1] - 1) - memory.sources[:, :1]  # (B, 1), a node
+    rows = torch.arange(len(end), device=end.device)
+    return F.rms_norm(hidden.view(len(end), -1, hidden.shape[1])[rows, end[:, 0]], norm.shape, norm, eps)
+
+
+def path_end(
+    hidden: Float[Tensor, "B_T C"],
+    memory: PathMemory,
+    norm: Float[Tensor, " C"],
+    eps: float,
+    *,
+    out: Float[Tensor, "B C"],
+    backend: Backend = "auto",
+) -> None:
+    """`path_end_reference` in one launch, into `out`.
+
+    Args:
+        hidden: after the root and each node, before the final norm.
+        memory: as `settle_tree` has left it.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
+    """
+    check_dims("hidden", hidden, "B T", "C")
+    check_memory("hidden", hidden, hidden)
+    (batch, num_tokens), size = memory.best.shape, hidden.shape[1]
+    remedy = "make memory by PathMemory.of for the rows and the tree that were read"
+    check_tensor("hidden", hidden, (batch * num_tokens, size), hidden, remedy)
+    check_memory("memory.sources", memory.sources, hidden, dtype=torch.long)
+    check_memory("memory.report", memory.report, hidden, dtype=torch.long)
+    check_tensor("norm", norm, (size,), hidden, "pass a weight for each column of hidden")
+    check_tensor("out", out, (batch, size), hidden, "it needs a row for each text")
+    if resolve(backend, hidden.device, hidden.dtype) == "reference":
+        out.copy_(path_end_reference(hidden, memory, norm, eps))
+        return
+    from llmcourse.kernels import draft_trees_triton
+
+    draft_trees_triton.launch_end(hidden, memory, norm, eps, out)

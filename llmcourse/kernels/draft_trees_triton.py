@@ -102,6 +102,32 @@ def _keep_path_kernel(
     tl.store(values_ptr + to, v, mask=moved)
 
 
+@triton.jit
+def _path_end_kernel(
+    hidden_ptr,
+    report_ptr,
+    sources_ptr,
+    norm_ptr,
+    out_ptr,
+    num_tokens,
+    depth,
+    eps,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Grid (B): the row of the path's last node stays in registers between the norm's two uses."""
+    row = tl.program_id(0).to(tl.int64)
+    count = tl.load(report_ptr + row * (depth + 2))
+    sources = sources_ptr + row * (depth + 1)
+    node = tl.load(sources + count - 1) - tl.load(sources)
+    column = tl.arange(0, BLOCK)
+    inside = column < C
+    gain = tl.load(norm_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(hidden_ptr + (row * num_tokens + node) * C + column, mask=inside, other=0.0).to(tl.float32)
+    y = x * (1.0 / tl.sqrt(tl.sum(x * x, axis=0) / C + eps)) * gain
+    tl.store(out_ptr + row * C + column, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
 def launch_settle(
     logits: Tensor,
     text: Tensor,
@@ -153,4 +179,22 @@ def launch_keep(keys: Tensor, values: Tensor, memory: PathMemory) -> None:
         BLOCK=triton.next_power_of_2(depth + 1),
         BLOCK_D=triton.next_power_of_2(head_dim),
         num_warps=4,
+    )
+
+
+def launch_end(hidden: Tensor, memory: PathMemory, norm: Tensor, eps: float, out: Tensor) -> None:
+    batch, size = out.shape
+    block = triton.next_power_of_2(size)
+    _path_end_kernel[(batch,)](
+        hidden,
+        memory.report,
+        memory.sources,
+        norm,
+        out,
+        memory.best.shape[1],
+        memory.sources.shape[1] - 1,
+        eps,
+        C=size,
+        BLOCK=block,
+        num_warps=min(max(block // 512, 1), 8),
     )

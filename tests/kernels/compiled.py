@@ -25,13 +25,14 @@ from llmcourse.kernels import backend
 from llmcourse.kernels.append_attention import append_attention
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
-from llmcourse.kernels.draft_trees import PathMemory, keep_path, settle_tree
+from llmcourse.kernels.draft_trees import PathMemory, keep_path, path_end, settle_tree
 from llmcourse.kernels.drafts import settle_greedy
 from llmcourse.kernels.drawn_drafts import VerdictMemory, settle_drawn
 from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, best_flash_tile
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention
 from llmcourse.kernels.paged_decode import paged_decode_attention
+from llmcourse.kernels.ranked_drafts import MOST_RANKS, Ranking, draft_ranked
 from llmcourse.kernels.split_rings import SPLIT_RINGS, SplitRing
 from llmcourse.kernels.tiles import FlashTile, Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
@@ -40,6 +41,9 @@ from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.paged_decoder import PagedDecoder
 from llmcourse.serving.step_inputs import StepInputs, StepSize
+from llmcourse.speculative.medusa.candidates import MedusaTree, sparse
+from llmcourse.speculative.medusa.guesses import Guesses
+from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 
 CAPACITY = 512
 SPLITS = 64  # the most that the engine takes
@@ -170,6 +174,26 @@ def compiled_tree(name: str, num_tokens: int, capability: int) -> list[Compiled]
         logits, choice = torch.empty(1, num_tokens, c.vocab_size), Choice(num_tokens, c.vocab_size, "meta")
         settle_tree(logits, text, positions, last, tree, memory, choice, backend="triton")
         keep_path(keys, values, memory, backend="triton")
+        hidden, gain = torch.empty(num_tokens, c.hidden_size, dtype=dtype), qkv.new_empty(c.hidden_size)
+        path_end(hidden, memory, gain, 1e-6, out=hidden.new_empty(1, c.hidden_size), backend="triton")
+    return found
+
+
+def compiled_guesses(name: str, dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """What four heads say for one row of a known model, and the drafts of two trees, the second very wide."""
+    shapes = dataclasses.asdict(MODELS[name]) | {"num_layers": 1}
+    config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
+    text, positions = (torch.zeros(size, dtype=torch.long, device="meta") for size in ((1, CAPACITY), 1))
+    with recorded(capability) as found, torch.no_grad():
+        with torch.device("meta"):
+            model = Decoder(config).to(dtype)
+            heads = MedusaHeads(HeadsConfig.for_model(model)).to(dtype)
+            guesses = Guesses(model, heads, 4, backend="triton")
+            logits = guesses.logits(torch.empty(1, config.hidden_size, dtype=dtype))
+        wide = MedusaTree([*((rank,) for rank in range(MOST_RANKS - 3)), (0, 0), (0, 0, 0), (0, 0, 0, 0)])
+        for tree in (sparse(4, 6), wide):
+            ranking = Ranking(1, tree.heads, tree.ranks, config.vocab_size, "meta")
+            draft_ranked(logits, text, positions, ranking, backend="triton", pdl=True)
     return found
 
 

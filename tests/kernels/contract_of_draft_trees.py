@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from llmcourse.decoding.engine.step import KernelSettings
-from llmcourse.kernels.draft_trees import PathMemory, accept_path, keep_path, settle_tree
+from llmcourse.kernels.draft_trees import (
+    PathMemory,
+    accept_path,
+    keep_path,
+    path_end,
+    path_end_reference,
+    settle_tree,
+)
 from llmcourse.kernels.tiles import Tile
 from llmcourse.kernels.tokens import Choice
 from llmcourse.kernels.tree_mask import TreeMask
@@ -20,7 +27,7 @@ from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from llmcourse.speculative.medusa.reading import mask_of
 from llmcourse.speculative.tree import DraftTree
 from llmcourse.speculative.verify_tree import walk
-from tests.kernels.contract import DEVICE, seeded  # noqa: F401
+from tests.kernels.contract import DEVICE, DTYPES, check, random, seeded  # noqa: F401
 
 VOCAB = 5_000  # two chunks
 TREES = {
@@ -111,6 +118,24 @@ def test_keep_path(dtype, size):
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [32, 50])
+def test_path_end(dtype, size):
+    """Of three paths: the root alone, one to the last node, and one that skips others."""
+    tree = mask_of_parents(TREES["branches"])
+    hidden, norm = random(3 * len(tree), size, dtype=dtype), random(size, dtype=dtype)
+    memory = PathMemory.of(3, tree)
+    memory.report[:, 0] = torch.tensor([1, 4, 2])
+    memory.sources.copy_(torch.tensor([[7, 9, 9, 9], [3, 5, 8, 11], [0, 3, 9, 9]]))
+    ends = torch.tensor([0, len(tree) + 8, 2 * len(tree) + 3], device=DEVICE)
+    truth = torch.nn.functional.rms_norm(hidden[ends].double(), (size,), norm.double(), 1e-6)
+    theirs = path_end_reference(hidden, memory, norm, 1e-6)
+    for backend in ("reference", "triton"):
+        out = torch.full((3, size), torch.nan, dtype=dtype, device=DEVICE)
+        path_end(hidden, memory, norm, 1e-6, out=out, backend=backend)
+        check(out, truth, theirs)
+
+
 @pytest.mark.parametrize("prompts", [[[5] * 9], [[1, 2], [3, 4, 1, 0, 2]]])
 def test_an_engine_of_kernels_takes_the_steps_of_one_of_references(prompts):
     """One layer and a tree of every guess of a small vocabulary, so that paths differ from step to step."""
@@ -155,3 +180,12 @@ def test_what_does_not_fit_is_refused():
         keep_path(keys, keys[:, :1], given["memory"])
     with pytest.raises(ValueError, match=r"memory.sources must have shape \(2, 3\)"):
         keep_path(keys, keys.clone(), PathMemory.of(1, tree))
+    hidden, out = torch.zeros(6, 4, device=DEVICE), torch.zeros(2, 4, device=DEVICE)
+    for change, message in (
+        ({"hidden": hidden[:4]}, r"hidden must have shape \(6, 4\), got \(4, 4\)"),
+        ({"norm": out[0, :3]}, r"norm must have shape \(4,\)"),
+        ({"out": out[:1]}, r"out must have shape \(2, 4\)"),
+    ):
+        end = {"hidden": hidden, "memory": given["memory"], "norm": out[0], "eps": 1e-6, "out": out}
+        with pytest.raises(ValueError, match=message):
+            path_end(**end | change)

@@ -17,6 +17,7 @@ from tests.kernels.compiled import (
     compiled_bias,
     compiled_few_rows,
     compiled_flash,
+    compiled_guesses,
     compiled_paged,
     compiled_paged_step,
     compiled_rows,
@@ -54,6 +55,11 @@ TREES = [
     *[(compiled_tree, "Llama-3-8B", 64, gpu) for gpu in SHARED_BYTES],
     (compiled_tree, "Qwen3-0.6B", 20, 90),
 ]
+GUESSES = [
+    *[(compiled_guesses, "Llama-3-8B", BF16, gpu) for gpu in SHARED_BYTES],
+    (compiled_guesses, "base", BF16, 90),
+    (compiled_guesses, "base", FP32, 89),
+]
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 9, 17, 64)]
 SPLIT = [(compiled_split_rings, num_rows) for num_rows in (24, 64)]
 STAGED = [(compiled_staged, head_dim, gpu) for head_dim in (64, 128, 256) for gpu in SHARED_BYTES]
@@ -85,7 +91,7 @@ BIAS_JOBS = [
     (compiled_bias, 128, "full", BF16, 4096, 90),
 ]
 READABLE_JOBS = [*FLASH_JOBS, *SIMPLE_JOBS, *VARLEN_JOBS, *BIAS_JOBS]
-ALL = [*JOBS, *TREES, *FEW_ROWS, *SPLIT, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
+ALL = [*JOBS, *TREES, *GUESSES, *FEW_ROWS, *SPLIT, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
 # Of a thread, and not a loss: an address that is stored once by a program and loaded once a tile of queries.
 KEPT_BYTES = {("_warp_specialized_forward_kernel", 128, True): 8}  # by head size and causality
 TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step
@@ -196,10 +202,20 @@ def test_a_window_launches_as_many_as_a_step(kernels):
             assert not any(kernel.serialized for kernel in kernels[job])
 
 
-def test_a_tree_takes_three_launches_beside_its_products(kernels):
+def test_a_tree_takes_four_launches_beside_its_products(kernels):
     for job in TREES:
-        assert names_of(kernels[job]) == ["append_attention", "settle_tree", "keep_path"]
+        assert names_of(kernels[job]) == ["append_attention", "settle_tree", "keep_path", "path_end"]
         assert kernels[job][0].has_pdl == (job[-1] >= 90)
+
+
+def test_heads_take_four_launches_each_of_which_starts_early(kernels):
+    """The last once more for another tree."""
+    for job in GUESSES:
+        product = {(BF16, "Llama-3-8B"): "ring", (BF16, "base"): "rows_strip"}.get((job[2], job[1]))
+        several = product if job[-1] >= 90 else "matmul"
+        found = kernels[job]
+        assert names_of(found) == ["gemv", "silu_residual", several, "draft_ranked", "draft_ranked"]
+        assert all(kernel.has_pdl == (job[-1] >= 90) for kernel in found)
 
 
 def test_a_served_step_launches_what_it_says(kernels):

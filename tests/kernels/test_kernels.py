@@ -51,6 +51,7 @@ CONTRACT = [
         "contract_of_drafts.py",
         "contract_of_draft_trees.py",
         "contract_of_drawn_drafts.py",
+        "contract_of_ranked_drafts.py",
         "contract_of_shared_drafts.py",
         "contract_of_serving.py",
         "contract_of_flash_attention.py",

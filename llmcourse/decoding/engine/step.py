@@ -56,6 +56,10 @@ class KernelSettings:
         if self.splits is not None:
             check_power_of_2("splits", self.splits)
 
+    def starts_early(self, batch_size: int) -> bool:
+        """`pdl` for so many rows."""
+        return batch_size == 1 if self.pdl is None else self.pdl
+
 
 class StepState:
     """Memory of fixed address and shape for a step: text, positions, cache and activations.
@@ -149,7 +153,7 @@ class KernelStep:
         c, x = state.model.config, state.model.model.embed_tokens.weight
         batch, rows, width = state.batch_size, state.batch_size * num_tokens, c.num_heads * c.head_dim
         self.settings, self.first_layer = settings, first_layer
-        self.pdl = batch == 1 if settings.pdl is None else settings.pdl
+        self.pdl = settings.starts_early(batch)
         self.hidden = x.new_empty(rows, c.hidden_size)
         self.between = x.new_empty(rows, c.hidden_size)  # after attention, before the MLP
         self.qkv = x.new_empty(rows, width + 2 * c.num_kv_heads * c.head_dim)

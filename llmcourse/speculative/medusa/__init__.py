@@ -1,6 +1,7 @@
 """Medusa: heads on the backbone guess the tokens after the next, and a tree of guesses is read in one pass.
 
 heads       from the last hidden state to guesses for the second, third, … next token
+guesses     what all heads say at once, their matrices side by side
 stored      heads as files, for one backbone alone
 candidates  which guesses are tried together: full and sparse trees
 search      the tree for a budget of nodes, from how often each guess is right

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_integer
+from llmcourse.kernels.ranked_drafts import ranked_tokens
 from llmcourse.speculative.arguments import require_tensor
 from llmcourse.speculative.medusa.heads import HeadsConfig, check_depth
 from llmcourse.speculative.tree import ROOT, DraftTree
@@ -69,7 +70,17 @@ class MedusaTree:
     @property
     def widest(self) -> int:
         """How many of a head's likeliest tokens it uses at most."""
-        return max((choice[-1] + 1 for choice in self.choices), default=0)
+        return max(self.ranks, default=-1) + 1
+
+    @property
+    def heads(self) -> list[int]:
+        """Of each node, the head whose guess it is, from 0 on."""
+        return [len(choice) - 1 for choice in self.choices]
+
+    @property
+    def ranks(self) -> list[int]:
+        """Of each node, which of that head's guesses it is, from 0 on."""
+        return [choice[-1] for choice in self.choices]
 
     @cached_property
     def tree(self) -> DraftTree:
@@ -98,6 +109,8 @@ class MedusaTree:
     def tokens(self, logits: Float[Tensor, "B K V"]) -> Int[Tensor, "B N"]:
         """The token at each node: of head d, at depth d, the one of the node's last rank.
 
+        Of tokens that are equally likely the lower has the lower rank.
+
         Args:
             logits: what each head says.
 
@@ -107,10 +120,8 @@ class MedusaTree:
         self.check_logits(logits)
         if not len(self):
             return torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
-        best = logits[:, : self.depth].topk(self.widest, dim=-1).indices  # (B, depth, widest)
-        heads = torch.tensor([len(choice) - 1 for choice in self.choices], device=logits.device)
-        ranks = torch.tensor([choice[-1] for choice in self.choices], device=logits.device)
-        return best[:, heads, ranks]
+        best = ranked_tokens(logits[:, : self.depth], self.widest)  # (B, depth, widest)
+        return best[:, self.heads, self.ranks]
 
 
 def require_tree(tree: object) -> None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState, check_room
@@ -22,12 +20,14 @@ from llmcourse.decoding.source import CachedLogits, check_prompts
 from llmcourse.kernels.append_attention import MOST_TOKENS
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
-from llmcourse.kernels.draft_trees import PathMemory, keep_path, settle_tree
+from llmcourse.kernels.draft_trees import PathMemory, keep_path, path_end, settle_tree
+from llmcourse.kernels.ranked_drafts import Ranking, draft_ranked
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.model import Decoder
 from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.engine.stepping import SteppingEngine
 from llmcourse.speculative.medusa.candidates import MedusaTree, require_tree
+from llmcourse.speculative.medusa.guesses import Guesses
 from llmcourse.speculative.medusa.heads import MedusaHeads, check_fits
 from llmcourse.speculative.medusa.reading import mask_of
 
@@ -72,7 +72,7 @@ class MedusaEngine(SteppingEngine):
         self.heads, self.tree, self.settings = heads, tree, settings
         context = model.config.max_position_embeddings
         super().__init__(model, tree.depth, context, backend=backend, graph=graph)
-        self._guesses = Guesses(model, heads, tree)
+        self._guesses = Guesses(model, heads, tree.depth, backend=backend, settings=settings)
         self._mask = mask_of(tree.tree, model.device)
 
     @torch.no_grad()
@@ -130,9 +130,9 @@ class MedusaEngine(SteppingEngine):
         self._run("step", self._whole)
 
     def _draft_in_place(self) -> None:
-        nodes = self._guesses.nodes(self._hidden)
-        slots = self._state.positions[:, None] + torch.arange(1, nodes.shape[1] + 1, device=self.device)
-        self._state.text.scatter_(1, slots, nodes)
+        state, logits = self._state, self._guesses.logits(self._hidden)
+        given = {"backend": self.backend, "pdl": self._guesses.pdl(len(logits))}
+        draft_ranked(logits, state.text, state.positions, self._ranking, **given)
 
     def _read_in_place(self) -> None:
         """Behind the text, where keys and values of a tree do no harm."""
@@ -148,10 +148,8 @@ class MedusaEngine(SteppingEngine):
         places = (state.text, state.positions, self.capacity - 1, self._mask, memory)
         settle_tree(self._window.logits, *places, self._likeliest, backend=self.backend)
         keep_path(state.cache.keys, state.cache.values, memory, backend=self.backend)
-        end = memory.sources.gather(1, memory.report[:, :1] - 1) - memory.sources[:, :1]  # (B, 1), a node
-        hidden = self._window.hidden.view(*self._window.tokens.shape, -1)  # (B, T, C)
-        last = hidden.gather(1, end[..., None].expand(-1, -1, hidden.shape[2]))[:, 0]
-        self._hidden.copy_(self.target.model.norm(last))
+        norm = self.target.model.norm.weight.data
+        path_end(self._window.hidden, memory, norm, state.eps, out=self._hidden, backend=self.backend)
 
     def _prepare(self, batch_size: int, capacity: int) -> None:
         if self.capacity >= capacity and self._state.batch_size == batch_size:
@@ -168,39 +166,8 @@ class MedusaEngine(SteppingEngine):
         settings = {"backend": self.backend, "settings": self.settings}
         self._window = Window(self._state, num_tokens, self._mask, **settings)
         self._memory = PathMemory.of(batch_size, self._mask)
+        self._ranking = Ranking(batch_size, self.tree.heads, self.tree.ranks, self.vocab_size, self.device)
         self._first = Choice(batch_size, self.vocab_size, self.device)
         self._likeliest = Choice(batch_size * num_tokens, self.vocab_size, self.device)
         self._hidden = self._window.hidden.new_zeros(batch_size, self.target.config.hidden_size)
         self.capacity = capacity
-
-
-class Guesses:
-    """The heads side by side: one product for all of them where `MedusaHeads` goes through one by one.
-
-    Their weights are copied: what heads learn afterwards does not reach it.
-    """
-
-    @torch.no_grad()
-    def __init__(self, model: Decoder, heads: MedusaHeads, tree: MedusaTree):
-        self._head, self._widest = model.lm_head, tree.widest
-        blocks = zip(
-            *heads.heads[: tree.depth], strict=True
-        )  # the first block of each head, then the second, …
-        self._blocks = [_side_by_side([block.linear for block in level]) for level in blocks]
-        self._depths = torch.tensor([len(choice) - 1 for choice in tree.choices], device=model.device)
-        self._ranks = torch.tensor([choice[-1] for choice in tree.choices], device=model.device)
-
-    def nodes(self, hidden: Float[Tensor, "B C"]) -> Int[Tensor, "B N"]:
-        """The token at each node of the tree."""
-        x = hidden.expand(len(self._blocks[0][0]), -1, -1)  # (K, B, C)
-        for weights, biases in self._blocks:
-            x = x + F.silu(torch.baddbmm(biases, x, weights))
-        best = self._head(x).topk(self._widest, dim=-1).indices  # (K, B, widest)
-        return best[self._depths, :, self._ranks].T
-
-
-def _side_by_side(layers: Sequence[nn.Linear]) -> tuple[Float[Tensor, "K C C"], Float[Tensor, "K 1 C"]]:
-    """Weights, transposed for a product from the left, and biases."""
-    return torch.stack([layer.weight.T for layer in layers]), torch.stack([layer.bias for layer in layers])[
-        :, None
-    ]

@@ -201,3 +201,12 @@ def test_what_cannot_be_searched_is_refused():
     with pytest.raises(ValueError, match="tokens must be longer than 4, got 4; give longer texts"):
         true_ranks(tiny_decoder(), tiny_heads(tiny_decoder(), 3), torch.zeros(1, 4, dtype=torch.long))
     assert expected_tokens(full([9]), TABLE) == pytest.approx(1.8)  # ranks past those measured: never right
+
+
+def test_of_equally_likely_tokens_the_lower_comes_first():
+    logits = torch.zeros(1, 2, 200)
+    logits[0, 0, 150], logits[0, 1, 7] = 1, -1
+    tree = MedusaTree([(0,), (1,), (2,), (2, 0), (2, 6), (2, 7)])
+    nodes = dict(zip(tree.choices, tree.tokens(logits)[0].tolist(), strict=True))
+    assert [nodes[rank,] for rank in range(3)] == [150, 0, 1]
+    assert [nodes[2, rank] for rank in (0, 6, 7)] == [0, 6, 8]

@@ -6,7 +6,7 @@ import torch
 from llmcourse.decoding import generate
 from llmcourse.roofline import DoesNotFit
 from llmcourse.speculative.medusa.candidates import MedusaTree, full, sparse
-from llmcourse.speculative.medusa.engine import Guesses, MedusaEngine
+from llmcourse.speculative.medusa.engine import MedusaEngine
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from tests.speculative.tiny import CONTEXT, tiny_decoder
 
@@ -65,11 +65,6 @@ def test_it_accepts_what_the_heads_guess_right(model, heads, expected):
         assert (new[0] == own) and (len(new) == 2) == (guess == own)
         text, accepted = text + new, accepted + len(new) - 1
     assert accepted
-
-
-def test_guesses_are_those_of_the_heads(model, heads):
-    hidden, tree = torch.randn(4, model.config.hidden_size), TREES["several"]
-    assert torch.equal(Guesses(model, heads, tree).nodes(hidden), tree.tokens(heads.logits(model, hidden)))
 
 
 @pytest.mark.parametrize("name", TREES)
