@@ -19,19 +19,20 @@ from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, c
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import product
 from llmcourse.kernels.split_rings import (
+    LEAST_CHOSEN_ROWS,
     LEAST_SPLIT_ROWS,
     MOST_CHOSEN_ROWS,
     MOST_SPLIT_ROWS,
     SPLIT_RINGS,
     SplitMemory,
     SplitRing,
-    split_ring,
 )
 from llmcourse.kernels.tiles import (
     FEW_ROWS,
     FEW_ROWS_BYTES,
     MEASURED_RING_ROWS,
     MOST_RING_ROWS,
+    SIXTEEN_ROWS,
     SPARE_BYTES,
     Ring,
     Strip,
@@ -151,8 +152,8 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
     Up to eight rows in bfloat16 on Hopper are streamed, by a `Ring` or a `Strip`. That was measured in passes
     over several tokens, in which every kernel starts before its predecessor has ended: these ask for
     "triton", and have any matrix streamed. "auto" is a batch of rows too, without early starts, and takes
-    such tiles only for the matrices in `tiles.FEW_ROWS`. A `SplitRing` is taken in the same way for up to
-    `split_rings.MOST_CHOSEN_ROWS`.
+    such tiles only for the matrices in `tiles.FEW_ROWS`. For more rows, up to 64, "triton" has those streamed
+    for which that was measured to be faster (`tiles.SIXTEEN_ROWS`, `split_rings.SPLIT_RINGS`).
 
     Otherwise "auto" leaves several rows to PyTorch's operations, which are taken to be faster, except in 16
     bits on a GPU of as much shared memory as Hopper (see `tiles.few_rows_tile`; measured in bfloat16 on an
@@ -174,16 +175,24 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
         streamed = streamed_tile(num_rows, num_outputs, num_inputs, gated)
         if not _gluon_obstacle(streamed, x, weight, gated):
             return streamed
-    known = (num_outputs, num_inputs, gated) in SPLIT_RINGS
-    if LEAST_SPLIT_ROWS <= num_rows <= MOST_CHOSEN_ROWS and (known or backend == "triton"):
-        split = split_ring(num_outputs, num_inputs, gated)
-        if not _gluon_obstacle(split, x, weight, gated):
-            return split
+    if backend == "triton" and (measured_ring := window_ring(x, weight, gated)):
+        return measured_ring
     if x.element_size() == 2 and shared_bytes() >= FEW_ROWS_BYTES:
         tile = few_rows_tile(num_rows, num_outputs, gated)
         if tile is not None:
             return tile
     return matmul_tile(num_outputs, num_inputs, gated, x.element_size()) if backend == "triton" else None
+
+
+def window_ring(x: Tensor, weight: Tensor, gated: bool) -> Ring | SplitRing | None:
+    """For 9 to 64 rows in a pass over several tokens: what was measured to be faster there, if anything."""
+    num_rows, shape = len(x), (weight.shape[0] // (1 + gated), x.shape[1], gated)
+    ring = None
+    if MEASURED_RING_ROWS < num_rows <= MOST_RING_ROWS:
+        ring = SIXTEEN_ROWS.get(shape)
+    elif LEAST_CHOSEN_ROWS <= num_rows <= MOST_CHOSEN_ROWS:
+        ring = SPLIT_RINGS.get(shape)
+    return None if ring is None or _gluon_obstacle(ring, x, weight, gated) else ring
 
 
 def _gluon_obstacle(tile: GluonTile, x: Tensor, weight: Tensor, gated: bool) -> str | None:

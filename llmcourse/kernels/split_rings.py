@@ -18,13 +18,11 @@ import torch
 from llmcourse.kernels.arguments import check_power_of_2, is_count
 
 LEAST_SPLIT_ROWS, MOST_SPLIT_ROWS = 17, 64  # of input, that run
-# Of input, up to which `linear` takes a `SplitRing` by itself: none, as long as none of them is measured. All
-# that run would be 64.
-MOST_CHOSEN_ROWS = 0
+# Of input, for which `linear` takes a `SplitRing` by itself; for fewer they were not measured.
+LEAST_CHOSEN_ROWS, MOST_CHOSEN_ROWS = 33, 64
 SHARED_BY_TWO = 112 * 1024  # bytes of shared memory, so that two programs fit on a multiprocessor of Hopper
 REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 168  # of a thread at launch, with which consumers have as many as there can be
-MULTIPROCESSORS = 132  # of an H200, which the rule cuts for
 
 
 class Needs(NamedTuple):
@@ -135,31 +133,16 @@ class SplitMemory:
             )
 
 
-# For 17 to 64 rows of input, (outputs, inputs, gated) to what arithmetic says for Llama-3-8B on an H200. They
-# are not measured yet: benchmarks/few_rows_variants.py, part rows64, does that.
+# (outputs, inputs, gated) to what was fastest for 64 rows of input in Llama-3-8B's layers on an H200, each
+# matrix on top of the others' best: the rows "chosen" in
+# benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl.
 SPLIT_RINGS = {
-    (6144, 4096, False): SplitRing(128, 64, 5, 3, splits=2),
-    (4096, 4096, False): SplitRing(128, 64, 5, 4, splits=4),
-    (14336, 4096, True): SplitRing(64, 64, 5, 3, warps=4),
-    (4096, 14336, False): SplitRing(128, 64, 5, 4, splits=4),
-    (128256, 4096, False): SplitRing(128, 64, 5, 3),
+    (6144, 4096, False): SplitRing(64, 64, 9, 4, splits=2, warps=4),
+    (4096, 4096, False): SplitRing(64, 64, 8, 6, splits=4, warps=4),
+    (14336, 4096, True): SplitRing(64, 128, 2, 2, warps=4),
+    (4096, 14336, False): SplitRing(64, 64, 9, 5, splits=4, warps=4),
+    (128256, 4096, False): SplitRing(128, 128, 2, 2, warps=4),
 }
-
-
-def split_ring(num_outputs: int, num_inputs: int, gated: bool) -> SplitRing:
-    """What is in the table for this matrix, or what the rule gives."""
-    return SPLIT_RINGS.get((num_outputs, num_inputs, gated)) or split_rule(num_outputs, num_inputs, gated)
-
-
-def split_rule(num_outputs: int, num_inputs: int, gated: bool) -> SplitRing:
-    """128 rows of weights a program, two programs' room, and a program for each multiprocessor.
-
-    Where there are fewer they share the columns, as long as each has eight tiles or more to go through.
-    """
-    rows = 64 if gated else 128
-    programs, tiles = _up(num_outputs, rows), _up(num_inputs, 64)
-    splits = max(1, min(MULTIPROCESSORS // programs, tiles // 8))
-    return SplitRing(rows, 64, 5, 3, splits, 4 if gated else 8)
 
 
 def _up(number: int, parts: int) -> int:

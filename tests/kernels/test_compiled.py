@@ -10,7 +10,7 @@ import torch
 if platform.system() != "Linux":
     pytest.skip("Triton is made for Linux only", allow_module_level=True)
 
-from llmcourse.kernels.split_rings import LEAST_SPLIT_ROWS, MOST_CHOSEN_ROWS
+from llmcourse.kernels.split_rings import LEAST_CHOSEN_ROWS, MOST_CHOSEN_ROWS
 from llmcourse.kernels.tiles import Tile
 from tests.kernels.compiled import (
     Compiled,
@@ -132,7 +132,7 @@ def test_several_rows_and_staged_attention_compile_what_they_say(kernels):
         if job[1] == 2:
             assert {kernel.kernel for kernel in kernels[job]} == {"_ring_kernel"}
             continue
-        if LEAST_SPLIT_ROWS <= job[1] <= MOST_CHOSEN_ROWS:
+        if LEAST_CHOSEN_ROWS <= job[1] <= MOST_CHOSEN_ROWS:
             assert {kernel.kernel for kernel in kernels[job]} == {"_split_ring_kernel"}
             continue
         assert {kernel.kernel for kernel in kernels[job]} == {"_matmul_kernel"}

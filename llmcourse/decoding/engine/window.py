@@ -25,7 +25,7 @@ from llmcourse.kernels.append_attention import (
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import HeadNorm
 from llmcourse.kernels.drafts import embed_window, embed_window_reference
-from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear_reference
+from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear_reference, window_ring
 from llmcourse.kernels.tiles import AttentionTile
 from llmcourse.kernels.tree_mask import TreeMask
 
@@ -139,10 +139,12 @@ class _WindowStep(KernelStep):
     def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> AnyTile | None:
         """Ours for any matrix while the rows are few: PyTorch's product has three launches more around it.
 
-        With more rows the matrices are cut as in a step of as many texts, most of them by PyTorch: our kernel
-        would read the weights once for every 64 rows.
+        With more rows, where no ring was measured to be faster, the matrices are cut as in a step of as many
+        texts, most of them by PyTorch: our kernel would read the weights once for every 64 rows.
         """
         chosen = self.settings.tiles.get((weight.shape[0] // (1 + gated), x.shape[1], gated))
         if chosen or not self.settings.few_rows:
             return chosen
-        return best_linear_tile(x, weight, gated, "triton" if len(x) <= MOST_WINDOW_ROWS else "auto")
+        if len(x) <= MOST_WINDOW_ROWS:
+            return best_linear_tile(x, weight, gated, "triton")
+        return window_ring(x, weight, gated) or best_linear_tile(x, weight, gated, "auto")
