@@ -10,7 +10,6 @@ import torch
 if platform.system() != "Linux":
     pytest.skip("Triton is made for Linux only", allow_module_level=True)
 
-from llmcourse.kernels.split_rings import LEAST_CHOSEN_ROWS, MOST_CHOSEN_ROWS
 from llmcourse.kernels.tiles import Tile
 from tests.kernels.compiled import (
     Compiled,
@@ -128,16 +127,13 @@ def test_no_kernel_spills_and_each_fits_the_shared_memory(kernels, job):
 
 
 def test_several_rows_and_staged_attention_compile_what_they_say(kernels):
+    expected = {2: {"_ring_kernel"}, 9: {"_ring_kernel", "_matmul_kernel"}, 17: {"_matmul_kernel"}}
+    expected |= {64: {"_split_ring_kernel"}}
     for job in FEW_ROWS:
-        if job[1] == 2:
-            assert {kernel.kernel for kernel in kernels[job]} == {"_ring_kernel"}
-            continue
-        if LEAST_CHOSEN_ROWS <= job[1] <= MOST_CHOSEN_ROWS:
-            assert {kernel.kernel for kernel in kernels[job]} == {"_split_ring_kernel"}
-            continue
-        assert {kernel.kernel for kernel in kernels[job]} == {"_matmul_kernel"}
-        widest = max(kernel.constants["BLOCK_K"] * kernel.constants["STAGES"] for kernel in kernels[job])
-        assert widest == (768 if job[1] <= 32 else 512), "the tiles that were measured"
+        assert {kernel.kernel for kernel in kernels[job]} == expected[job[1]]
+        tiles = [kernel.constants for kernel in kernels[job] if kernel.kernel == "_matmul_kernel"]
+        widest = max((tile["BLOCK_K"] * tile["STAGES"] for tile in tiles), default=768)
+        assert widest == 768, "the tiles that were measured"
     for job in STAGED:
         assert [kernel.kernel for kernel in kernels[job]] == ["_staged_attention_kernel"] * 2
         assert all(kernel.has_pdl == (job[-1] >= 90) for kernel in kernels[job])
