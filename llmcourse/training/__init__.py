@@ -15,7 +15,8 @@ What is trained on a member of the family that stays as it is, each by a program
 
     backbone     what these have in common
     medusa       heads that guess further tokens; `heads` is what they learn
-    exits        exit heads on every layer; `exit_loss` is what they learn, and LayerSkip
+    exits        exit heads on every layer; `exit_loss` is what they learn
+    layer_skip   the same with their backbone: LayerSkip, and a loss for self-speculation
     blocks       adapters that let it write in blocks
 
 The small encoder of the table of early exit, by `python -m llmcourse.training.encoder`:
