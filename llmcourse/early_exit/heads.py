@@ -88,16 +88,6 @@ class ExitHeads(nn.Module):
         require(layer <= most, "an exit", f"at most {most}", layer, remedy)
         return self.heads[layer - 1]
 
-    def train_only(self, exits: Sequence[int]) -> None:
-        """Lets these heads be trained, and no others.
-
-        Raises:
-            ValueError: one that is not there.
-        """
-        self.requires_grad_(False)
-        for layer in exits:
-            self.head(layer).requires_grad_(True)
-
     def forward(self, layer: int, x: Float[Tensor, "*shape C"]) -> Float[Tensor, "*shape V"]:
         """The logits of the exit after so many layers, whose output x is."""
         return self.backbone.lm_head(self.head(layer)(x))

@@ -41,7 +41,6 @@ class ExitLoss(nn.Module):
         super().__init__()
         check_objective(objective)
         self.heads, self.objective, self.exits = heads, objective, check_exits(heads, exits)
-        heads.train_only(self.exits)
 
     def forward(self, rows: Int[Tensor, "B length"]) -> Float[Tensor, ""]:
         with torch.no_grad():

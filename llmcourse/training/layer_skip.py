@@ -99,8 +99,7 @@ class LayerSkip(nn.Module):
         super().__init__()
         self.exits = check_exits(heads, exits)
         self.heads, self.backbone, self.recipe = heads, heads.backbone, recipe
-        self.backbone.requires_grad_(True)
-        heads.train_only(self.exits)
+        self.requires_grad_(True)
 
     def turn(self, step: int, batch: int) -> Turn:
         """What `forward` takes at a step beside its rows: the same for the same step."""

@@ -49,7 +49,7 @@ def test_both_objectives_are_their_definitions():
 
 
 def test_exits_that_are_named_are_trained_alone():
-    heads = random_heads()
+    heads = random_heads().requires_grad_(True)
     (_, second, *_), targets = logits_and_targets(heads)
     loss = ExitLoss(heads, "next", [2])(ROWS)
     torch.testing.assert_close(loss, F.cross_entropy(second, targets))
