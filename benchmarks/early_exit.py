@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import speculative
 import torch
 from record import record, record_raw, rounded
 
-from llmcourse import hardware, pretrained, prompts
+from llmcourse import add_ons, hardware, pretrained, prompts
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.early_exit.heads import ExitHeads
-from llmcourse.early_exit.stored import load_heads
+from llmcourse.early_exit.stored import EXIT_HEADS, load_heads
 from llmcourse.model import Decoder
 from llmcourse.speculative import theory
 from llmcourse.speculative.engine import SpeculativeEngine
@@ -45,16 +46,17 @@ def main() -> None:
     arguments = parser.parse_args()
     device, source = hardware.default_device(), (arguments.model, arguments.heads)
     layers = [int(layer) for layer in arguments.layers.split(",")] if arguments.layers else None
+    trained = None if arguments.heads == "none" else notes(arguments.heads or arguments.model)
     if "parity" in arguments.parts:
         heads, encode = load(*source, device, torch.float32)
         name = speculative.label(arguments.model, heads.backbone)
-        report_parity(heads, encode, name, layers or heads.layers)
+        report_parity(heads, encode, name, layers or heads.layers, trained)
         del heads
     if "speed" in arguments.parts:
         heads, encode = load(*source, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         name = speculative.label(arguments.model, heads.backbone)
         gammas = [int(gamma) for gamma in arguments.gammas.split(",")]
-        report_speed(heads, encode, name, layers or heads.layers, gammas)
+        report_speed(heads, encode, name, layers or heads.layers, gammas, trained)
 
 
 def load(
@@ -66,7 +68,14 @@ def load(
     return found, lambda text: tokenizer.encode("<|endoftext|>" + text)
 
 
-def report_parity(heads: ExitHeads, encode: Callable, name: str, layers: Sequence[int]) -> None:
+def notes(source: str) -> dict[str, Any]:
+    """How exits, and the backbone with them, were trained: a model from a folder goes by its size alone."""
+    return add_ons.describe(EXIT_HEADS, source).notes
+
+
+def report_parity(
+    heads: ExitHeads, encode: Callable, name: str, layers: Sequence[int], trained: dict | None = None
+) -> None:
     """The share of prompts that every exit's engine continues as decoding does; the cache is shared."""
     plain = DecodeEngine(heads.backbone)
     texts = [encode(text) for text in prompts.one_hundred()][:PARITY_PROMPTS]
@@ -88,6 +97,7 @@ def report_parity(heads: ExitHeads, encode: Callable, name: str, layers: Sequenc
         gamma=PARITY_GAMMA,
         different=different[:20],
         target=name,
+        trained=trained,
     )
 
 
@@ -96,7 +106,12 @@ def engine(model: Decoder, exit_: Decoder, gamma: int, cache: str) -> Speculativ
 
 
 def report_speed(
-    heads: ExitHeads, encode: Callable, name: str, layers: Sequence[int], gammas: Sequence[int]
+    heads: ExitHeads,
+    encode: Callable,
+    name: str,
+    layers: Sequence[int],
+    gammas: Sequence[int],
+    trained: dict | None = None,
 ) -> None:
     """By domain: exit and draft length are chosen on a quarter of the prompts, and timed on the others."""
     model = heads.backbone
@@ -110,14 +125,14 @@ def report_speed(
                 for gamma in gammas:
                     ours = engine(model, exit_, gamma, cache)
                     found = speculative.race(plain, ours, [[text] for text in texts[::4]], 0.0)
-                    row = described(found, layer, name, cache, model)
+                    row = described(found, layer, name, cache, model) | {"trained": trained}
                     speed_ups[layer, gamma] = found.speed_up
                     record_raw(
                         "early_exit", plain.device, name=domain, speed_up=rounded(found.speed_up), **row
                     )
             layer, gamma = max(speed_ups, key=lambda pair: speed_ups[pair])
             final = speculative.race(plain, engine(model, exits[layer], gamma, cache), others, 0.0)
-            row = described(final, layer, name, cache, model)
+            row = described(final, layer, name, cache, model) | {"trained": trained}
             speculative.report(f"{kind}_{domain}_b1", final, plain.device, row)
 
 

@@ -14,15 +14,16 @@
 What is trained on a member of the family that stays as it is, each by a program of its own:
 
     backbone     what these have in common
+    paced        trainings that end by their steps or by the clock
     medusa       heads that guess further tokens; `heads` is what they learn
-    exits        exit heads on every layer; `exit_loss` is what they learn, and LayerSkip
+    exits        exit heads on every layer; `exit_loss` is what they learn
+    layer_skip   the same with their backbone: LayerSkip, and a loss for self-speculation
     blocks       adapters that let it write in blocks
 
 The small encoder of the table of early exit, by `python -m llmcourse.training.encoder`:
 
     masked       an encoder that fills in masked tokens
     exit_texts   its texts, and the tasks made of them
-    paced        trainings that end by their steps or by the clock
     fine_tune    one method on one task
     exit_run     all of them, and the table; exit_setting says how large
 

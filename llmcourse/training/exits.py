@@ -5,34 +5,40 @@ python -m llmcourse.training.exits --model base --text prose=prose.txt --blocks 
 
 Beside the heads it writes `report.json`: how often each exit is right on held-out text, and how often it says
 what the last layer says. With --layer-dropout the backbone is trained too (LayerSkip) and written to
-OUT/backbone. Stop it at any time and start it again with the same arguments: it goes on from its last
-checkpoint. It runs in one process.
+OUT/backbone. For self-speculation, one early exit that says what the last layer will, all at once:
+
+    --layer-dropout 0 --exits 1 --objective last --exit-weight 1
+
+A time limit is for training alone, without what comes before and after it; the rates fall to zero with
+whatever ends first, steps or time. Stop it at any time and start it again with the same arguments: it goes on
+from its last checkpoint, and so does its clock. It runs in one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from llmcourse.arguments import Parser
-from llmcourse.early_exit.heads import ExitHeads
+from llmcourse.early_exit.heads import ExitHeads, check_exits
 from llmcourse.early_exit.readings import read_texts
 from llmcourse.early_exit.regression import fit_heads
 from llmcourse.early_exit.stored import load_heads, save_heads
 from llmcourse.hardware import this_machine
-from llmcourse.model import Decoder
-from llmcourse.pretrained import find_checkpoint, fingerprint, load
-from llmcourse.training.backbone import prepare_for, write_backbone
-from llmcourse.training.exit_loss import OBJECTIVES, ExitLoss, LayerSkip
+from llmcourse.pretrained import find_checkpoint, fingerprint
+from llmcourse.training.backbone import load_backbone, prepare_for, train, write_backbone
+from llmcourse.training.exit_loss import OBJECTIVES, ExitLoss
 from llmcourse.training.export import write_json
 from llmcourse.training.family import held_out_ids, work_folder
+from llmcourse.training.layer_skip import JointRecipe, LayerSkip
 from llmcourse.training.optimizer import build_optimizers
 from llmcourse.training.options import (
     adapted,
@@ -42,9 +48,14 @@ from llmcourse.training.options import (
     exit_code,
     read_corpus,
 )
-from llmcourse.training.pretrain import train
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokens import Domain, batch
+
+RATE, JOINT_RATE = 0.006, 0.001  # a backbone that is trained already is only bent
+
+
+def numbers(value: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in value.split(","))
 
 
 def parser() -> Parser:
@@ -53,21 +64,27 @@ def parser() -> Parser:
     add_mix_option(result)
     result.add_argument("--model", default="base", help="the backbone: an embedded model or a folder")
     result.add_argument("--out", type=Path, required=True, help="folder for the heads")
-    objective = "learn what the last layer says, or the text"
-    result.add_argument("--objective", choices=OBJECTIVES, default="last", help=objective)
+    exits = "train those after so many layers, by comma; the others stay where --fit left them"
+    result.add_argument("--exits", type=numbers, help=exits)
+    objective = "learn what the last layer says, or the text; left out: the text with --layer-dropout"
+    result.add_argument("--objective", choices=OBJECTIVES, help=objective)
     dropout = "train the backbone too, skipping layers up to so often (LayerSkip)"
     result.add_argument("--layer-dropout", type=float, help=dropout)
+    weight = "of all exits beside the last layer, with --layer-dropout; left out: as in LayerSkip"
+    result.add_argument("--exit-weight", type=float, help=weight)
+    rate = f"peak learning rate; {RATE}, and {JOINT_RATE} with --layer-dropout, if left out"
+    result.add_argument("--rate", type=float, help=rate)
     fit = "batches to fit the heads to by least squares, where training starts; 0: the model's own head"
     result.add_argument("--fit", type=int, default=50, help=fit)
     result.add_argument("--batch-size", type=int, default=64, help="sequences a step")
     result.add_argument("--length", type=int, default=512, help="tokens a sequence")
     windows = "held-out windows of each domain that the report is on"
     result.add_argument("--windows", type=int, default=64, help=windows)
-    add_run_options(result)
+    add_run_options(result, minutes_are="the rates fall to zero by then")
     return result
 
 
-def run_recipe(options: argparse.Namespace, model: Decoder, domains: Sequence[str]) -> Recipe:
+def run_recipe(options: argparse.Namespace, loss_of: nn.Module, domains: Sequence[str]) -> Recipe:
     """Steps, batches and rates; the name holds what else a checkpoint must agree in.
 
     Raises:
@@ -77,25 +94,25 @@ def run_recipe(options: argparse.Namespace, model: Decoder, domains: Sequence[st
         raise ValueError(f"windows must be at least 1, got {options.windows}; there is nothing to report on")
     if options.fit < 0:
         raise ValueError(f"fit must be at least 0, got {options.fit}; 0 starts from the model's own head")
-    joint = options.layer_dropout is not None
-    what = f"layer dropout {options.layer_dropout}" if joint else options.objective
-    what += f", fit {options.fit}"
+    model, joint = loss_of.heads.backbone, isinstance(loss_of, LayerSkip)
+    default = JOINT_RATE if joint else RATE
+    rate = default if options.rate is None else options.rate
+    what = ", ".join(f"{name} {value}" for name, value in notes_of(loss_of).items())
     recipe = Recipe(
-        name=f"exits, {what}, on {fingerprint(model)[:8]}",
+        name=f"exits, {what}, fit {options.fit}, on {fingerprint(model)[:8]}",
         model=model.config,
         steps=2000,
         batch_size=options.batch_size,
         sequence_length=options.length,
-        matrix_lr=0.001 if joint else 0.006,  # a backbone that is trained already is only bent
-        other_lr=0.001 if joint else 0.006,
+        matrix_lr=rate,
+        other_lr=rate,
         weight_decay=0.0,
-        warmup=20,
     )
     return adapted(recipe, options, domains)
 
 
-def train_exits(options: argparse.Namespace, started: float) -> bool:
-    """Prepares, trains, writes; False when the time was up first: what there is by then is written, too.
+def train_exits(options: argparse.Namespace) -> bool:
+    """Prepares, trains, writes.
 
     Raises:
         ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `family.train_family`.
@@ -104,15 +121,15 @@ def train_exits(options: argparse.Namespace, started: float) -> bool:
     this_machine(options.device)  # refuses a device that is not here
     device = torch.device(options.device)
     folder = find_checkpoint(options.model)
-    backbone = load(folder, device=device).model
-    heads = ExitHeads(backbone)
-    recipe = run_recipe(options, backbone, [source.name for source in corpus.sources])
-    trained, loss_of = modules(heads, options)
+    loss_of = loss_for(ExitHeads(load_backbone(folder, device)), options)
+    joint = isinstance(loss_of, LayerSkip)
+    recipe = run_recipe(options, loss_of, [source.name for source in corpus.sources])
     work = work_folder(options.out)
     counts, domains = prepare_for(folder, corpus, work, device)
     if options.fit and not (work / "exits.pt").is_file():
-        fit(heads, domains, recipe, options.fit)
-    whole = train(
+        fit(loss_of.heads, domains, recipe, options.fit)
+    trained = loss_of if joint else loss_of.heads
+    end = train(
         recipe,
         domains,
         trained,
@@ -120,11 +137,11 @@ def train_exits(options: argparse.Namespace, started: float) -> bool:
         loss_of,
         work / "exits.pt",
         device=device,
-        compile_model=device.type == "cuda" and options.layer_dropout is None,
-        time_limit_s=options.minutes * 60 - (time.monotonic() - started),
+        limit_s=options.minutes * 60,
+        **({"own": loss_of.turn} if joint else {}),
     )
-    write(heads, folder, options, recipe, list(counts))
-    return whole
+    write(loss_of, folder, options, replace(recipe, steps=end.steps), list(counts))
+    return True
 
 
 def fit(heads: ExitHeads, domains: Sequence[Domain], recipe: Recipe, steps: int) -> None:
@@ -136,26 +153,49 @@ def fit(heads: ExitHeads, domains: Sequence[Domain], recipe: Recipe, steps: int)
     fit_heads(heads, (ids.to(heads.device) for ids in rows))
 
 
-def modules(heads: ExitHeads, options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
-    """What is trained and kept in checkpoints, and what gives its loss."""
-    if options.layer_dropout is None:
-        return heads, ExitLoss(heads, options.objective)
-    both = LayerSkip(heads, options.layer_dropout)
-    both.requires_grad_(True)
-    return both, both
+def loss_for(heads: ExitHeads, options: argparse.Namespace) -> ExitLoss | LayerSkip:
+    """What is learnt: by the heads alone, or with --layer-dropout by their backbone too.
+
+    Raises:
+        ValueError: a number out of its range, an exit that is not there, or a weight of exits beside nothing.
+    """
+    exits = check_exits(heads, options.exits)
+    if options.layer_dropout is not None:
+        how = JointRecipe(options.layer_dropout, options.objective or "next", options.exit_weight)
+        return LayerSkip(heads, how, exits)
+    if options.exit_weight is not None:
+        raise ValueError(
+            f"exit_weight must come with --layer-dropout, got {options.exit_weight} alone; a frozen backbone "
+            "has no loss of its own beside it: leave it out"
+        )
+    return ExitLoss(heads, options.objective or "last", exits)
+
+
+def notes_of(loss_of: ExitLoss | LayerSkip) -> dict[str, Any]:
+    """How exits are trained, but for steps and rates: for notes, and by which another run is told."""
+    if isinstance(loss_of, ExitLoss):
+        return {"objective": loss_of.objective, "exits": list(loss_of.exits)}
+    how = loss_of.recipe
+    notes = {"objective": how.objective, "exits": list(loss_of.exits), "layer_dropout": how.dropout}
+    return notes | ({} if how.weight is None else {"exit_weight": how.weight})
 
 
 def write(
-    heads: ExitHeads, folder: Path, options: argparse.Namespace, recipe: Recipe, names: Sequence[str]
+    loss_of: ExitLoss | LayerSkip,
+    folder: Path,
+    options: argparse.Namespace,
+    recipe: Recipe,
+    names: Sequence[str],
 ) -> None:
     """The heads, what they come to as stored, and a backbone that was trained with them."""
+    heads = loss_of.heads
     backbone = heads.backbone.requires_grad_(False)
-    if options.layer_dropout is not None:
+    if isinstance(loss_of, LayerSkip):
         write_backbone(backbone, folder, options.out / "backbone")
         backbone.load_state_dict({n: t.to(torch.bfloat16) for n, t in backbone.state_dict().items()})
-    how = {"objective": options.objective} if options.layer_dropout is None else notes_of_layer_skip(options)
-    notes = how | {
+    notes = notes_of(loss_of) | {
         "fit": options.fit,
+        "rate": recipe.matrix_lr,
         "steps": recipe.steps,
         "tokens_a_step": recipe.batch_size * recipe.sequence_length,
     }
@@ -165,11 +205,6 @@ def write(
     write_json(options.out / "report.json", report)
     for name, found in report.items():
         print(f"{name}: exits agree with the last layer at {found['agreement']} of {found['positions']:,}")
-
-
-def notes_of_layer_skip(options: argparse.Namespace) -> dict:
-    """What notes say of LayerSkip, whose objective is the text."""
-    return {"objective": "next", "layer_dropout": options.layer_dropout}
 
 
 def report_on(heads: ExitHeads, held_out: dict[str, Tensor], length: int, windows: int) -> dict[str, dict]:
@@ -197,9 +232,8 @@ def _rounded(numbers: Tensor) -> list[float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs it all; returns `exit_code`'s."""
-    started = time.monotonic()
     options = parser().parse_args(argv)
-    return exit_code(lambda: train_exits(options, started))
+    return exit_code(lambda: train_exits(options))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def heads_optimizers(
     if recipe.joint:
         for ours, theirs in zip(optimizers, build_optimizers(model, run), strict=True):
             for group in theirs.param_groups:
-                ours.add_param_group({"params": group["params"], "scale": recipe.backbone_scale})
+                rate = recipe.backbone_scale * group["lr"]
+                ours.add_param_group({"params": group["params"], "lr": rate})
     return optimizers
 
 

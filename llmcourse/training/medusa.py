@@ -4,8 +4,10 @@ python -m llmcourse.training.medusa --model base --text prose=prose.txt --blocks
     --python code=installed --out heads
 
 Beside the heads it writes how often each of them is right on held-out text (`accuracy.json`). With --joint
-the backbone is trained too (Medusa-2) and written to OUT/backbone. Stop it at any time and start it again
-with the same arguments: it goes on from its last checkpoint. It runs in one process.
+the backbone is trained too (Medusa-2) and written to OUT/backbone. A time limit is for training alone,
+without what comes before and after it; the rates fall to zero with whatever ends first, steps or time. Stop
+it at any time and start it again with the same arguments: it goes on from its last checkpoint, and so does
+its clock. It runs in one process.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,11 +24,11 @@ from torch import Tensor
 from llmcourse.arguments import Parser
 from llmcourse.hardware import this_machine
 from llmcourse.model import Decoder
-from llmcourse.pretrained import find_checkpoint, fingerprint, load
+from llmcourse.pretrained import find_checkpoint, fingerprint
 from llmcourse.speculative.medusa.heads import HeadsConfig, MedusaHeads
 from llmcourse.speculative.medusa.search import rank_accuracies, true_ranks
 from llmcourse.speculative.medusa.stored import load_heads, save_heads
-from llmcourse.training.backbone import prepare_for, write_backbone
+from llmcourse.training.backbone import load_backbone, prepare_for, train, write_backbone
 from llmcourse.training.family import held_out_ids, work_folder
 from llmcourse.training.heads import HeadsLoss, HeadsRecipe, Jointly, heads_optimizers
 from llmcourse.training.options import (
@@ -37,7 +39,6 @@ from llmcourse.training.options import (
     exit_code,
     read_corpus,
 )
-from llmcourse.training.pretrain import train
 from llmcourse.training.recipes import Recipe
 
 NUM_RANKS = 10  # reported of each head
@@ -55,7 +56,7 @@ def parser() -> Parser:
     result.add_argument("--batch-size", type=int, default=64, help="sequences a step")
     result.add_argument("--length", type=int, default=512, help="tokens a sequence")
     result.add_argument("--joint", action="store_true", help="train the backbone too (Medusa-2)")
-    add_run_options(result)
+    add_run_options(result, minutes_are="the rates fall to zero by then")
     return result
 
 
@@ -80,7 +81,6 @@ def run_recipe(options: argparse.Namespace, model: Decoder, recipe: HeadsRecipe)
         matrix_lr=0.006,
         other_lr=0.003,
         weight_decay=0.0,
-        warmup=50,
     )
 
 
@@ -102,8 +102,8 @@ def accuracy_report(model: Decoder, heads: MedusaHeads, held_out: dict[str, Tens
     return report
 
 
-def train_heads(options: argparse.Namespace, started: float) -> bool:
-    """Prepares, trains, writes; False when the time was up first.
+def train_heads(options: argparse.Namespace) -> bool:
+    """Prepares, trains, writes.
 
     Raises:
         ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `family.train_family`.
@@ -113,14 +113,14 @@ def train_heads(options: argparse.Namespace, started: float) -> bool:
     this_machine(options.device)  # refuses a device that is not here
     device = torch.device(options.device)
     folder = find_checkpoint(options.model)
-    model, _ = load(folder, device=device)
+    model = load_backbone(folder, device)
     run = adapted(run_recipe(options, model, recipe), options, [source.name for source in corpus.sources])
     work = work_folder(options.out)
     counts, domains = prepare_for(folder, corpus, work, device)
     held_out = held_out_of(work, list(counts), recipe.num_heads, device)
     heads = MedusaHeads(HeadsConfig.for_model(model, recipe.num_heads, recipe.num_blocks)).to(device)
     model.requires_grad_(recipe.joint)
-    whole = train(
+    end = train(
         run,
         domains,
         Jointly(heads, model) if recipe.joint else heads,
@@ -128,12 +128,10 @@ def train_heads(options: argparse.Namespace, started: float) -> bool:
         HeadsLoss(model, heads, recipe),
         work / "heads.pt",
         device=device,
-        compile_model=device.type == "cuda",
-        time_limit_s=options.minutes * 60 - (time.monotonic() - started),
+        limit_s=options.minutes * 60,
     )
-    if whole:
-        write(options.out, model, heads, folder, held_out, run)
-    return whole
+    write(options.out, model, heads, folder, held_out, replace(run, steps=end.steps))
+    return True
 
 
 def held_out_of(work: Path, names: list[str], num_heads: int, device: torch.device) -> dict[str, Tensor]:
@@ -174,9 +172,8 @@ def write(
 
 def main(argv: list[str] | None = None) -> int:
     """Runs it all; returns `exit_code`'s."""
-    started = time.monotonic()
     options = parser().parse_args(argv)
-    return exit_code(lambda: train_heads(options, started))
+    return exit_code(lambda: train_heads(options))
 
 
 if __name__ == "__main__":

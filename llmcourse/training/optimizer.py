@@ -34,8 +34,8 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], step: int, recipe: Recipe) -> None:
-    """Writes this step's rates into the optimizers; a group with a `scale` takes that share of them."""
+    """Writes this step's rates into the optimizers."""
     share = schedule(step, recipe)
     for optimizer, peak in zip(optimizers, (recipe.matrix_lr, recipe.other_lr), strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = peak * share * group.get("scale", 1.0)
+            group["lr"] = peak * share

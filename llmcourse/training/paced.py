@@ -23,6 +23,7 @@ from llmcourse.timing import synchronize
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.pretrain import SAVE_EVERY_S, load_state, save_state
 
+SAVING = 0.05  # of the time, at most: a checkpoint of a large model takes long to write
 CHECK_EVERY = 25  # steps: looking at the loss makes the host wait, and so keeps it close to the device
 WARM_UP = 0.05  # of a training
 MAX_NORM = 1.0
@@ -73,7 +74,7 @@ def share_of_rate(progress: float) -> float:
 
 
 class Checkpoint(nn.Module):
-    """What a training keeps in a file, every minute and at its end, to go on from.
+    """What a training keeps in a file, every minute or less often, and at its end, to go on from.
 
     Args:
         path: of the file.
@@ -110,11 +111,13 @@ class Checkpoint(nn.Module):
 def train(
     name: str,
     loss_of: Callable[..., Tensor],
-    batches: Iterable[Sequence[Tensor]],
+    batches: Iterable[Sequence[Any]],
     optimizers: Sequence[torch.optim.Optimizer],
     pace: Pace,
     device: torch.device,
     checkpoint: Checkpoint | None = None,
+    *,
+    read_without_gradients: bool = True,
 ) -> Trained:
     """Steps over batches until the pace says so.
 
@@ -123,6 +126,7 @@ def train(
         batches: endless; the same ones at every start, of which those that were seen are passed over.
         optimizers: with the peak rates set.
         checkpoint: where to go on; None starts anew, and keeps nothing.
+        read_without_gradients: what is compiled is read so before long, too, which is compiled apart.
 
     Raises:
         ValueError: the clock left fewer than `LEAST_STEPS` steps; a checkpoint is damaged, or of another run.
@@ -137,8 +141,8 @@ def train(
         return Trained(step, math.nan, before_s)
     batches = islice(batches, step, None)
     first = next(batches)
-    warm_up(loss_of, first, optimizers, device)
-    saved = time.monotonic()
+    warm_up(loss_of, first, optimizers, device, read_without_gradients)
+    saved, pause_s = time.monotonic(), SAVE_EVERY_S
     started = saved - before_s
     bar = tqdm(total=pace.steps, initial=step, desc=name, mininterval=5, leave=False)
     with bar, Interrupts() as interrupts:
@@ -152,9 +156,10 @@ def train(
             stop = done >= 1 or interrupts.pending
             if stop or step % CHECK_EVERY == 0:
                 bar.set_postfix(loss=f"{_mean(name, step, recent):.3f}")
-            if checkpoint and (stop or now - saved > SAVE_EVERY_S):
+            if checkpoint and (stop or now - saved > pause_s):
                 checkpoint.save(optimizers, step, now - started)
-                saved = now
+                saved = time.monotonic()
+                pause_s = max(SAVE_EVERY_S, (saved - now) / SAVING)
             if interrupts.pending:
                 raise KeyboardInterrupt
             if stop:
@@ -169,7 +174,7 @@ def _require_enough(name: str, step: int, pace: Pace) -> None:
     require(step >= least, what, f"at least {least}", step, remedy)
 
 
-def _update(loss_of: Callable[..., Tensor], batch: Sequence[Tensor], optimizers, device) -> Tensor:
+def _update(loss_of: Callable[..., Tensor], batch: Sequence[Any], optimizers, device) -> Tensor:
     """One step; returns the loss, on the device."""
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         loss = loss_of(*batch)
@@ -184,18 +189,20 @@ def _update(loss_of: Callable[..., Tensor], batch: Sequence[Tensor], optimizers,
 
 def warm_up(
     loss_of: Callable[..., Tensor],
-    batch: Sequence[Tensor],
+    batch: Sequence[Any],
     optimizers: Sequence[torch.optim.Optimizer],
     device: torch.device,
+    without_gradients: bool = True,
 ) -> None:
-    """One pass without gradients and one with them, both thrown away: all that is compiled is compiled here.
+    """One pass without gradients, if asked, and one with them, both thrown away: all is compiled here.
 
     Weights, and what is drawn at random later, stay as they are.
     """
     with torch.random.fork_rng(devices=random_devices(device)):
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            with torch.no_grad():
-                loss_of(*batch)
+            if without_gradients:
+                with torch.no_grad():
+                    loss_of(*batch)
             loss = loss_of(*batch)
         loss.backward()
     for optimizer in optimizers:

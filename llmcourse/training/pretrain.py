@@ -141,45 +141,12 @@ def pretrain(
             is kept.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step was completed and a checkpoint written.
     """
-    model = Decoder(recipe.model).to(device)
-    init_weights(model, recipe.seed)
-    whole = train(
-        recipe,
-        domains,
-        model,
-        build_optimizers(model, recipe),
-        NextTokenLoss(model),
-        state_path,
-        device=device,
-        compile_model=compile_model,
-        time_limit_s=time_limit_s,
-    )
-    return model if whole else None
-
-
-def train(
-    recipe: Recipe,
-    domains: Sequence[Domain],
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    loss_of: nn.Module,
-    state_path: Path,
-    *,
-    device: torch.device,
-    compile_model: bool = True,
-    time_limit_s: float = float("inf"),
-) -> bool:
-    """The loop of `pretrain` for any module: True at the end of the recipe, False when the time was up.
-
-    Args:
-        model: what is trained, and kept in checkpoints.
-        optimizers: as `build_optimizers` makes them.
-        loss_of: from rows of `sequence_length` + 1 tokens to a loss.
-        state_path, device, compile_model, time_limit_s: as in `pretrain`, as are the errors.
-    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if recipe.batch_size % world:
         raise ValueError(f"batch_size must be a multiple of the {world} processes, got {recipe.batch_size}")
+    model = Decoder(recipe.model).to(device)
+    init_weights(model, recipe.seed)
+    optimizers, loss_of = build_optimizers(model, recipe), NextTokenLoss(model)
     first = load_state(state_path, model, optimizers, recipe)
     if world > 1:
         device_ids = [device.index] if device.type == "cuda" else None
@@ -187,7 +154,7 @@ def train(
     if compile_model:
         loss_of = torch.compile(loss_of)
     run = _Run(recipe, domains, model, optimizers, loss_of, state_path, device, rank, world)
-    return run.to_the_end(first, time_limit_s)
+    return model if run.to_the_end(first, time_limit_s) else None
 
 
 @dataclass

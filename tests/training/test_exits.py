@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,11 @@ import torch.nn.functional as F
 from llmcourse.early_exit import ExitHeads, load_heads
 from llmcourse.pretrained import CheckpointError, load
 from llmcourse.training import exits
-from llmcourse.training.exit_loss import ExitLoss, LayerSkip, exit_weights, layers_kept, skip_chances
+from llmcourse.training.exit_loss import ExitLoss
 from llmcourse.training.exits import main
+from llmcourse.training.layer_skip import LayerSkip
 from llmcourse.training.optimizer import build_optimizers, set_rates
+from llmcourse.training.paced import Trained
 from tests.early_exit.tiny import random_heads
 from tests.speculative.tiny import tiny_decoder
 from tests.training.tiny import tiny_recipe
@@ -44,74 +48,23 @@ def test_both_objectives_are_their_definitions():
         ExitLoss(heads, "both")
 
 
+def test_exits_that_are_named_are_trained_alone():
+    heads = random_heads().requires_grad_(True)
+    (_, second, *_), targets = logits_and_targets(heads)
+    loss = ExitLoss(heads, "next", [2])(ROWS)
+    torch.testing.assert_close(loss, F.cross_entropy(second, targets))
+    loss.backward()
+    assert [head.residual.weight.grad is not None for head in heads.heads] == [False, True, False]
+    with pytest.raises(ValueError, match="an exit must be at most 3, got 4"):
+        ExitLoss(heads, "next", [4])
+
+
 @pytest.mark.parametrize("objective", ["last", "next"])
 def test_only_the_heads_learn(objective):
     heads = ExitHeads(tiny_decoder(num_layers=3))
     ExitLoss(heads, objective)(ROWS).backward()
     assert all(p.grad is not None and p.grad.any() for p in heads.parameters())
     assert all(p.grad is None for p in heads.backbone.parameters())
-
-
-def test_deeper_layers_are_skipped_more_often():
-    assert skip_chances(5, 0.2) == pytest.approx([0.2 * (2 ** (layer / 4) - 1) for layer in range(5)])
-    assert skip_chances(6, 0.3)[0] == 0 and skip_chances(6, 0.3)[-1] == pytest.approx(0.3)
-
-
-def test_layers_are_skipped_as_often_as_said():
-    """400 × 50 draws a layer: six standard deviations, which chance passes less than once in 10⁸ layers."""
-    chances = skip_chances(4, 0.4)
-    shares = torch.stack([layers_kept(50, chances, step).double().mean(1) for step in range(400)]).mean(0)
-    bound = [6 * (p * (1 - p) / 20_000) ** 0.5 + 1e-12 for p in chances]
-    assert all(abs(1 - p - s) <= b for p, s, b in zip(chances, shares.tolist(), bound, strict=True))
-    assert abs(1 - 0.3 - shares[-1].item()) > bound[-1], "another chance is noticed"
-    assert torch.equal(layers_kept(50, chances, 3), layers_kept(50, chances, 3))
-
-
-def test_weights_of_exits_rise_and_take_turns():
-    weights = exit_weights(5, 0.5, 1, 0)
-    assert (
-        sum(weights) == pytest.approx(1) and weights[0] == weights[1] < weights[2] < weights[3] < weights[4]
-    )
-    raw = [0.5, 0.5, 1.5, 3.0, 4 + 0.5 * 6]
-    assert weights == pytest.approx([w / sum(raw) for w in raw])
-    on = [{layer for layer, w in enumerate(exit_weights(5, 0.5, 2, step)) if w} for step in (0, 1, 2)]
-    assert on == [{0, 2, 4}, {1, 3, 4}, {0, 2, 4}]
-
-
-def test_layer_skip_is_its_definition_and_trains_the_backbone():
-    heads = random_heads().requires_grad_(True)
-    skip = LayerSkip(heads, 0.0, rotation=1)
-    skip.requires_grad_(True)
-    every, targets = logits_and_targets(heads)
-    weights = exit_weights(4, 0.5, 1, 0)
-    wanted = sum(w * F.cross_entropy(each, targets) for w, each in zip(weights, every, strict=True))
-    loss = skip(ROWS)
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
-    assert heads.backbone.model.layers[0].mlp.up_proj.weight.grad.any() and skip.step == 1
-    assert heads.head(1).residual.weight.grad.any()
-
-
-def test_a_skipped_layer_leaves_a_sequence_as_it_was():
-    heads = random_heads()
-    skip = LayerSkip(heads, 0.9, rotation=1)
-    kept = layers_kept(2, skip_chances(4, 0.9), 0)
-    assert kept[0].all() and not kept.all(), "the seed skips some"
-    x, context = heads.backbone.begin(ROWS[:, :-1])
-    total = torch.zeros(())
-    for number, layer in enumerate(heads.backbone.model.layers):
-        rows = [layer(x, number, context)[b] if kept[number, b] else x[b] for b in range(2)]
-        x = torch.stack(rows)
-        read = heads(number + 1, x) if number < 3 else heads.backbone.lm_head(heads.backbone.model.norm(x))
-        weight = exit_weights(4, 0.5, 1, 0)[number]
-        total = total + weight * F.cross_entropy(read.flatten(0, 1), ROWS[:, 1:].flatten())
-    torch.testing.assert_close(skip(ROWS), total)
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
-def test_dropouts_that_are_no_chance_are_refused(dropout):
-    with pytest.raises(ValueError, match=r"layer_dropout must be in \[0, 1\)"):
-        LayerSkip(random_heads(), dropout)
 
 
 @pytest.fixture(scope="module")
@@ -149,19 +102,57 @@ def test_heads_learn(objective):
     assert loss_of(rows) < 0.95 * before
 
 
-def test_out_of_time_and_on_again_is_one_run(trained, tmp_path, tiny_checkpoint, capsys):
-    options, out, _ = trained
-    again = [*options[:-1], str(tmp_path)]
-    assert main([*again, "--minutes", "1e-9"]) == 3
-    assert capsys.readouterr().err.endswith("the time is up; start again with the same arguments to go on\n")
-    assert main(again) == 0
-    assert (tmp_path / "add_on.safetensors").read_bytes() == (out / "add_on.safetensors").read_bytes()
+def interrupted_at(loss, step: int):
+    """A signal in the middle of a step, counted from where this run starts: one pass comes before."""
+    whole, calls = loss.forward, iter(range(10**6))
+
+    def forward(self, *arguments):
+        if next(calls) == step + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(self, *arguments)
+
+    return mock.patch.object(loss, "forward", forward)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_interrupted_and_on_again_is_one_run(trained, tmp_path, capsys, joint):
+    options, _, _ = trained
+    options = [*options[:-2], *(["--layer-dropout", "0.3"] if joint else []), "--out"]
+    out, again = tmp_path / "whole", tmp_path / "again"
+    assert main([*options, str(out)]) == 0
+    with interrupted_at(LayerSkip if joint else ExitLoss, 4):
+        assert main([*options, str(again)]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; start again with the same arguments to go on\n")
+    assert torch.load(again / ".training" / "exits.pt")["step"] == 5
+    assert not (again / "add_on.json").exists()
+    assert main([*options, str(again)]) == 0
+    for name in ["add_on.safetensors", *(["backbone/model.safetensors"] if joint else [])]:
+        assert (again / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_a_run_ends_by_the_clock(trained, tmp_path):
+    options, _, _ = trained
+    minutes = ["--steps", "5000", "--minutes", "0.03"]
+    assert main([*options[:-1], str(tmp_path), *minutes]) == 0
+    notes = json.loads((tmp_path / "add_on.json").read_text(encoding="utf-8"))["notes"]
+    assert 20 <= notes["steps"] < 5000
+    optimizers = torch.load(tmp_path / ".training" / "exits.pt")["optimizers"]
+    assert all(one["param_groups"][0]["lr"] < 0.1 * exits.RATE for one in optimizers), "near zero at the end"
+
+
+def test_a_time_too_short_for_training(trained, tmp_path, capsys):
+    options, _, _ = trained
+    assert main([*options[:-1], str(tmp_path), "--minutes", "1e-9"]) == 2
+    assert "in 0 s must be at least 12, got 1; give more time" in capsys.readouterr().err
 
 
 def test_another_objective_in_a_used_folder_is_refused(trained, capsys):
     options, _, _ = trained
     assert main([*options, "--objective", "next"]) == 2
-    assert "was made with another recipe (name was exits, last, fit 3, on" in capsys.readouterr().err
+    assert (
+        "was made with another recipe (name was exits, objective last, exits [1], fit 3, on"
+        in capsys.readouterr().err
+    )
 
 
 def test_layer_dropout_trains_a_backbone_for_its_heads(text_options, tiny_checkpoint, tmp_path):
@@ -170,23 +161,30 @@ def test_layer_dropout_trains_a_backbone_for_its_heads(text_options, tiny_checkp
     load_heads(tmp_path, load(tmp_path / "backbone").model)
     with pytest.raises(CheckpointError, match="backbone of exit heads"):
         load_heads(tmp_path, load(tiny_checkpoint).model)
+    notes = json.loads((tmp_path / "add_on.json").read_text(encoding="utf-8"))["notes"]
+    expected = {"objective": "next", "exits": [1], "layer_dropout": 0.2, "fit": 3, "rate": 0.001}
+    assert notes == expected | {"steps": 12, "tokens_a_step": 128}
+
+
+def test_one_exit_and_its_backbone_for_self_speculation(text_options, tiny_checkpoint, tmp_path):
+    options = [*text_options, *SMALL, "--device", "cpu", "--layer-dropout", "0", "--exits", "1"]
+    options += ["--objective", "last", "--exit-weight", "2", "--rate", "0.003"]
+    assert main([*options, "--model", str(tiny_checkpoint), "--out", str(tmp_path)]) == 0
+    backbone = load(tmp_path / "backbone").model
+    assert load_heads(tmp_path, backbone).head(1).residual.weight.any()
+    notes = json.loads((tmp_path / "add_on.json").read_text(encoding="utf-8"))["notes"]
+    assert (notes["objective"], notes["exit_weight"], notes["rate"]) == ("last", 2.0, 0.003)
 
 
 def test_training_starts_where_it_is_told(trained, tmp_path):
     options, _, _ = trained
     starts = []
     for count in ("0", "3"):
-        with mock.patch.object(exits, "train", return_value=True) as run:
+        ended = Trained(12, 1.0, 1.0)
+        with mock.patch.object(exits, "train", return_value=ended) as run:
             assert main([*options[:-1], str(tmp_path / count), "--fit", count]) == 0
         starts.append(run.call_args.args[2].head(1).residual.weight.any().item())
     assert starts == [False, True]
-
-
-def test_an_interrupt_says_how_to_go_on(trained, capsys):
-    options, _, _ = trained
-    with mock.patch.object(exits, "train", side_effect=KeyboardInterrupt):
-        assert main(options) == 130
-    assert capsys.readouterr().err == "interrupted; start again with the same arguments to go on\n"
 
 
 @pytest.mark.parametrize(
@@ -197,6 +195,11 @@ def test_an_interrupt_says_how_to_go_on(trained, capsys):
         ("batch_size must be at least 1, got 0", ["--batch-size", "0"]),
         ("sequence_length must be at most the model's context, 64, got 65", ["--length", "65"]),
         ("layer_dropout must be in [0, 1), got 1.0", ["--layer-dropout", "1"]),
+        ("exit_weight must be above 0 and finite, got 0.0", ["--layer-dropout", "0", "--exit-weight", "0"]),
+        ("exit_weight must come with --layer-dropout, got 1.0 alone", ["--exit-weight", "1"]),
+        ("an exit must be at most 1, got 2", ["--exits", "1,2"]),
+        ("exits must be named once each, got [1, 1]", ["--exits", "1,1"]),
+        ("matrix_lr must be above 0 and finite, got 0.0", ["--rate", "0"]),
         ("no model or folder named 'nowhere'", ["--model", "nowhere"]),
     ],
 )

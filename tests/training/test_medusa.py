@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from unittest import mock
 
 import pytest
@@ -12,11 +14,11 @@ import torch.nn.functional as F
 from llmcourse.model import Decoder
 from llmcourse.pretrained import CheckpointError, fingerprint, load
 from llmcourse.speculative.medusa import HeadsConfig, MedusaHeads, load_heads
-from llmcourse.training import medusa
+from llmcourse.training.backbone import train
 from llmcourse.training.heads import HeadsLoss, HeadsRecipe, Jointly, heads_optimizers
 from llmcourse.training.medusa import accuracy_report, main
-from llmcourse.training.optimizer import set_rates
-from llmcourse.training.pretrain import init_weights, train
+from llmcourse.training.paced import Trained
+from llmcourse.training.pretrain import init_weights
 from llmcourse.training.tokens import Domain
 from tests.training.tiny import tiny_config, tiny_recipe
 
@@ -36,14 +38,13 @@ def run_of(**changes):
     return tiny_recipe(**sizes | dict(steps=60, matrix_lr=0.02, other_lr=0.02) | changes)
 
 
-def trained(model, recipe, path, **changes) -> tuple[MedusaHeads, bool]:
+def trained(model, recipe, path, **changes) -> tuple[MedusaHeads, Trained]:
     heads = MedusaHeads(HeadsConfig.for_model(model, recipe.num_heads))
     model.requires_grad_(recipe.joint)
     run = run_of(**changes)
     module = Jointly(heads, model) if recipe.joint else heads
     optimizers, loss = heads_optimizers(heads, model, run, recipe), HeadsLoss(model, heads, recipe)
-    whole = train(run, [PATTERN], module, optimizers, loss, path, device=CPU, compile_model=False)
-    return heads, whole
+    return heads, train(run, [PATTERN], module, optimizers, loss, path, device=CPU)
 
 
 def test_the_loss_is_of_each_head_s_own_token():
@@ -65,8 +66,8 @@ def test_heads_learn_and_the_backbone_stays(tmp_path):
     before, rows = fingerprint(model), PATTERN.windows(0, 8, 24, seed=9)
     recipe = HeadsRecipe(num_heads=2)
     untrained = HeadsLoss(model, MedusaHeads(HeadsConfig.for_model(model, 2)), recipe)(rows)
-    heads, whole = trained(model, recipe, tmp_path / "heads.pt")
-    assert whole and fingerprint(model) == before
+    heads, end = trained(model, recipe, tmp_path / "heads.pt")
+    assert end.steps == 60 and fingerprint(model) == before
     assert HeadsLoss(model, heads, recipe)(rows) < untrained - 0.2
 
 
@@ -77,9 +78,7 @@ def test_jointly_the_backbone_learns_more_slowly(tmp_path):
     loss = HeadsLoss(model, MedusaHeads(HeadsConfig.for_model(model, 1)), recipe)(rows).item()
     heads, _ = trained(model, recipe, tmp_path / "heads.pt")
     assert fingerprint(model) != before and HeadsLoss(model, heads, recipe)(rows) < loss - 0.5
-    run = run_of()
-    optimizers = heads_optimizers(heads, model, run, recipe)
-    set_rates(optimizers, 5, run)
+    optimizers = heads_optimizers(heads, model, run_of(), recipe)
     for optimizer in optimizers:
         ours, theirs = optimizer.param_groups
         assert theirs["lr"] == pytest.approx(0.25 * ours["lr"]) and ours["lr"] > 0
@@ -126,14 +125,26 @@ def fails(tiny_checkpoint, text_options, tmp_path, capsys):
     return run
 
 
+def interrupted_at(step: int):
+    """A signal in the middle of a step, counted from where this run starts: one pass comes before."""
+    whole, calls = HeadsLoss.forward, iter(range(10**6))
+
+    def forward(self, rows):
+        if next(calls) == step + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole(self, rows)
+
+    return mock.patch.object(HeadsLoss, "forward", forward)
+
+
 def test_from_text_to_heads_in_two_starts(tiny_checkpoint, text_options, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [*text_options, "--model", str(tiny_checkpoint), *SMALL, "--out", str(out)]
-    assert main([*arguments, "--minutes", "1e-9"]) == 3
-    assert "the time is up; start again with the same arguments to go on" in capsys.readouterr().err
-    assert not (out / "add_on.json").exists()
-    with mock.patch.object(medusa, "train", side_effect=KeyboardInterrupt):
+    with interrupted_at(1):
         assert main(arguments) == 130
+    assert "interrupted; start again with the same arguments to go on" in capsys.readouterr().err
+    assert not (out / "add_on.json").exists()
+    assert torch.load(out / ".training" / "heads.pt")["step"] == 2
     assert main(arguments) == 0
     model, _ = load(tiny_checkpoint)
     heads = load_heads(out, model)
@@ -144,6 +155,16 @@ def test_from_text_to_heads_in_two_starts(tiny_checkpoint, text_options, tmp_pat
     )
     assert "heads are right at" in capsys.readouterr().out
     assert main([*arguments, "--joint", "--steps", "2"]) == 2, "a checkpoint of another run lies there"
+
+
+def test_a_run_ends_by_the_clock(tiny_checkpoint, text_options, tmp_path):
+    out = tmp_path / "out"
+    arguments = [*text_options, "--model", str(tiny_checkpoint), *SMALL, "--out", str(out)]
+    assert main([*arguments, "--steps", "5000", "--minutes", "0.02"]) == 0
+    trained = json.loads((out / "accuracy.json").read_text(encoding="utf-8"))["trained"]
+    assert 20 <= trained["steps"] < 5000 and trained["tokens"] == trained["steps"] * 4 * 16
+    optimizers = torch.load(out / ".training" / "heads.pt")["optimizers"]
+    assert all(one["param_groups"][0]["lr"] < 0.001 for one in optimizers), "near zero at the end"
 
 
 def test_joint_training_writes_its_own_backbone(tiny_checkpoint, text_options, tmp_path):
