@@ -22,6 +22,7 @@ from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.timing import synchronize
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.pretrain import SAVE_EVERY_S, load_state, save_state
+from llmcourse.training.step_graph import recorded_update
 
 CHECK_EVERY = 25  # steps: looking at the loss makes the host wait, and so keeps it close to the device
 WARM_UP = 0.05  # of a training
@@ -115,6 +116,7 @@ def train(
     pace: Pace,
     device: torch.device,
     checkpoint: Checkpoint | None = None,
+    recorded: bool = False,
 ) -> Trained:
     """Steps over batches until the pace says so.
 
@@ -123,6 +125,7 @@ def train(
         batches: endless; the same ones at every start, of which those that were seen are passed over.
         optimizers: with the peak rates set.
         checkpoint: where to go on; None starts anew, and keeps nothing.
+        recorded: replay one step as a CUDA graph (`step_graph`); `loss_of` is not called again.
 
     Raises:
         ValueError: the clock left fewer than `LEAST_STEPS` steps; a checkpoint is damaged, or of another run.
@@ -138,13 +141,16 @@ def train(
     batches = islice(batches, step, None)
     first = next(batches)
     warm_up(loss_of, first, optimizers, device)
+    update = lambda batch: _update(loss_of, batch, optimizers, device)  # noqa: E731
+    if recorded:
+        update = recorded_update(update, first, optimizers, device)
     saved = time.monotonic()
     started = saved - before_s
     bar = tqdm(total=pace.steps, initial=step, desc=name, mininterval=5, leave=False)
     with bar, Interrupts() as interrupts:
         for batch in chain([first], batches):
             _set_rates(optimizers, peaks, share_of_rate(done))
-            loss = _update(loss_of, batch, optimizers, device)
+            loss = update(batch)
             recent, step = [*recent[1 - CHECK_EVERY :], loss], step + 1
             bar.update()
             now = time.monotonic()
@@ -160,7 +166,10 @@ def train(
             if stop:
                 break
     _require_enough(name, step, pace)
-    return Trained(step, _mean(name, step, recent), time.monotonic() - started)
+    loss, seconds = _mean(name, step, recent), time.monotonic() - started  # the loss is waited for
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    return Trained(step, loss, seconds)
 
 
 def _require_enough(name: str, step: int, pace: Pace) -> None:
@@ -170,16 +179,22 @@ def _require_enough(name: str, step: int, pace: Pace) -> None:
 
 
 def _update(loss_of: Callable[..., Tensor], batch: Sequence[Tensor], optimizers, device) -> Tensor:
-    """One step; returns the loss, on the device."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    """One step; returns the loss, on the device. Gradients stay for whoever looks, until the next step."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    with autocast(device):
         loss = loss_of(*batch)
     loss.backward()
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], MAX_NORM)
     for optimizer in optimizers:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on a GPU. Nothing is cached: a weight is used once a step, and a recording must cast it anew."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
 
 
 def warm_up(
@@ -193,7 +208,7 @@ def warm_up(
     Weights, and what is drawn at random later, stay as they are.
     """
     with torch.random.fork_rng(devices=random_devices(device)):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             with torch.no_grad():
                 loss_of(*batch)
             loss = loss_of(*batch)
@@ -211,7 +226,10 @@ def random_devices(device: torch.device) -> list[torch.device]:
 def _set_rates(optimizers, peaks: list[list[float]], share: float) -> None:
     for optimizer, rates in zip(optimizers, peaks, strict=True):
         for group, peak in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = peak * share
+            if isinstance(group["lr"], Tensor):  # a recorded step looks there
+                group["lr"].fill_(peak * share)
+            else:
+                group["lr"] = peak * share
 
 
 def _mean(name: str, step: int, losses: list[Tensor]) -> float:

@@ -51,8 +51,9 @@ def test_special_tokens_are_never_hidden_nor_asked_for(rows):
 def test_a_special_token_adds_nothing_to_the_loss():
     encoder = tiny_encoder()
     rows = torch.tensor([[START, 9, 10, 11], [START, START, 12, 13]])
-    with_special = masked_loss(encoder, rows, torch.tensor([[1, 0], [2, 1]]), rows)
-    torch.testing.assert_close(with_special, masked_loss(encoder, rows, torch.tensor([[1], [2]]), rows))
+    states = encoder(rows)
+    with_special = masked_loss(encoder, states, torch.tensor([[1, 0], [2, 1]]), rows)
+    torch.testing.assert_close(with_special, masked_loss(encoder, states, torch.tensor([[1], [2]]), rows))
 
 
 def test_other_places_at_every_step(rows):
@@ -66,7 +67,7 @@ def test_only_what_is_asked_for_counts():
     places = torch.tensor([[1, 4], [2, 3], [0, 7]])
     logits = encoder.token_logits(encoder(rows)).log_softmax(-1)
     expected = -torch.stack([logits[b, p, rows[b, p]] for b in range(3) for p in places[b]]).mean()
-    torch.testing.assert_close(masked_loss(encoder, rows, places, rows), expected)
+    torch.testing.assert_close(masked_loss(encoder, encoder(rows), places, rows), expected)
 
 
 def test_fine_tuning_sees_every_text_once_an_epoch_and_hides_some_tokens():

@@ -123,19 +123,19 @@ class TestPastAndFuture:
     def test_votes_that_are_kept_are_those_that_are_cast_anew(self, states, asked, monkeypatch):
         """Whichever exits are asked; and every state that was come to casts its votes once."""
         classifier, reading, cast = untrained(PAST_FUTURE), untrained(PAST_FUTURE).reading(), []
-        found, votes = [], reading.classifier.votes
+        found, votes = [], reading.classifier.votes_of
         monkeypatch.setattr(
             reading.classifier,
-            "votes",
-            lambda given, first: cast.append(len(given[0])) or votes(given, first),
+            "votes_of",
+            lambda given, first: cast.append((first, len(given))) or votes(given, first),
         )
         for index in range(LAYERS):
             reading.add(states[:, index])
             found += [reading.logits() for exit_ in asked if exit_ == index]
         wanted = [classifier.read(states[:, : exit_ + 1].unbind(1)) for exit_ in asked]
         torch.testing.assert_close(torch.stack(found), torch.stack(wanted))
-        guessed = sum(LAYERS - 1 - exit_ for exit_ in asked)
-        assert sum(cast) - guessed == asked[-1] + 1
+        counted = [first + place for first, count in cast for place in range(count)]
+        assert counted == list(range(asked[-1] + 1))
 
     def test_imitation_by_its_definition(self, states):
         classifier = untrained(PAST_FUTURE)
