@@ -4,10 +4,11 @@
         --python code=installed --out FOLDER
 
 Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes; with that program the
-tasks can be trained side by side before), and records a line for each cell, `early_exit_table_<task>_<method>`: the value is the score, the peer the full model's. What
-every exit says of 500 texts of the validation and of the test side goes, rounded, to
-`results/raw/exit_table_<device>.json`, so that thresholds can be chosen from it anywhere. Then it times one
-text at a time in fp32, and records the speed-ups as `early_exit_speed_<task>_<method>`.
+tasks can be trained side by side before), and records a line for each cell,
+`early_exit_table_<task>_<method>`: the value is the score, the peer the full model's. What every exit says of
+500 texts of the validation and of the test side goes, rounded, to `results/raw/exit_table_<device>.json`, so
+that thresholds can be chosen from it anywhere. Then it times one text at a time in fp32, and records the
+speed-ups as `early_exit_speed_<task>_<method>`.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def raw(run: Run) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> bool:
-    """Trains, records what was answered, and only then times the answers; False when the time was up first."""
+    """Trains, records what was answered, and only then times the answers; False when the time was up."""
     run = run_of(options)
     if options.encoder_only:
         run.encoder()

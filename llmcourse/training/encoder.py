@@ -3,20 +3,21 @@
     python -m llmcourse.training.encoder --text prose=prose.txt --blocks poetry=poems.txt \\
         --python code=installed --out FOLDER [--minutes 8]
 
-The encoder learns to fill in masked tokens and which passages follow each other (`masked`), then every method of `early_exit.classifier` is
-fine-tuned on every task, and the table is printed. The task about docstrings needs no file: the running
-Python's own source is read; running text gives the task about following paragraphs, poems that about their
-authors. Only documents on the training side of the tasks are pre-trained on, and no file that holds a
-function that is asked about. (The embedding table is `draft`'s, which saw the others too.)
+The encoder learns to fill in masked tokens and which passages follow each other (`masked`), then every method
+of `early_exit.classifier` is fine-tuned on every task, and the table is printed. The task about docstrings
+needs no file: the running Python's own source is read; running text gives the task about following
+paragraphs, poems that about their authors. Only documents on the training side of the tasks are pre-trained
+on, and no file that holds a function that is asked about. (The embedding table is `draft`'s, which saw the
+others too.)
 
 All methods get the same number of steps. `--minutes` ends pre-training after its share, and lets no other
 training begin once they are over. Below the table's methods stands what counting shared words reaches, as a
 lower bound.
 
 `FOLDER/encoder` is what ships. What is trained is kept, so a run that was stopped goes on with the next
-training when it is started again with the same arguments. So can pieces be trained side by side on one machine,
-first the encoder with `--encoder-only`, then each task by a process of its own with `--tasks`; the same command
-without both then finds it all in FOLDER.
+training when it is started again with the same arguments. So can pieces be trained side by side on one
+machine, first the encoder with `--encoder-only`, then each task by a process of its own with `--tasks`; the
+same command without both then finds it all in FOLDER.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One run of the table of early exit: pre-training, every method on every task, the results.
 
 What is trained is kept in the output folder, each piece when it is whole; a second run goes on with the next,
-and runs over different tasks may share a folder at one time. All methods are fine-tuned for the same number of
-steps, which the setting says: the clock ends pre-training, and otherwise only decides whether another training
-begins.
+and runs over different tasks may share a folder at one time. All methods are fine-tuned for the same number
+of steps, which the setting says: the clock ends pre-training, and otherwise only decides whether another
+training begins.
 """
 
 from __future__ import annotations

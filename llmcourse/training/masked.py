@@ -84,7 +84,7 @@ def pretrain(
     compiled: bool = False,
     recorded: bool = False,
 ) -> Encoder:
-    """An encoder over `draft`'s embeddings that fills in masked tokens and knows passages that belong together.
+    """An encoder over `draft`'s embeddings that fills in masked tokens, and tells which passages follow.
 
     Args:
         documents: by kind, as in `MIX`.

@@ -60,7 +60,7 @@ class BatchedMuon(torch.optim.Muon):
         # An orthogonal direction has entries of about one over the root of the longer side.
         rate = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        steps = directions.to(matrices[0].dtype) * rate  # no `alpha`: a rate on the device would be waited for
+        steps = directions.to(matrices[0].dtype) * rate  # not by `alpha`: that would wait for the device
         torch._foreach_sub_(matrices, list(steps.unbind()))
 
 

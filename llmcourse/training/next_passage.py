@@ -2,10 +2,11 @@
 
     L = L_masked + CE(W h_START, follows)
 
-Every row becomes a pair, START first SEPARATOR second; in half of them the second passage is another row's, of
-the same kind of text (next sentence prediction, Devlin et al. 2019, section 3.1). Without it nothing asks the
-first token's state about the rest, and a fine-tuning has to learn from few examples how texts are compared.
-A few tokens between the passages are left out (that is ours), lest half a word gives the answer away.
+Every row becomes a pair, START first SEPARATOR second; in half of them the second passage is another row's,
+of the same kind of text (next sentence prediction, Devlin et al. 2019, section 3.1). Without it nothing asks
+the first token's state about the rest, and a fine-tuning has to learn from few examples how texts are
+compared. A few tokens between the passages are left out (that is ours), lest half a word gives the answer
+away.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ def pair_rows(
     rows = torch.where(places < ends, windows[:, :length], second)
     rows = torch.where(places == ends, SEPARATOR, rows)
     rows[:, 0] = START
-    alone = torch.tensor([count == 1 for count in kinds for _ in range(count)], device=device)
-    return rows, follows | alone
+    for part in follows.split(list(kinds)):
+        if len(part) == 1:
+            part.fill_(True)
+    return rows, follows
 
 
 def follows_loss(

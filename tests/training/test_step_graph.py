@@ -79,7 +79,7 @@ def test_rates_are_filled_in_place():
 
 
 def test_losses_are_not_overwritten_by_the_next_step():
-    model, optimizers = model_and_optimizers()
+    _, optimizers = model_and_optimizers()
     replay = recorded_update(lambda x: x[0].mean(), (torch.zeros(2),), optimizers, CPU, played)
     first, second = replay((torch.ones(2),)), replay((torch.zeros(2),))
     assert first == 1 and second == 0

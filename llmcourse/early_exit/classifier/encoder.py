@@ -4,10 +4,11 @@
 
 As in BERT (Devlin et al. 2019, section 3) a text begins with a token whose states stand for all of it, two
 texts are one row with a separator between them, and pre-training fills in masked tokens. The layers are
-`llmcourse.model`'s own, so positions are rotary and norms are RMSNorm before each part. One vector, added to the
-tokens after a separator, tells the second text from the first (BERT's segment embeddings, less the first, which
-all rows have): so a token can look for its like in the other text. The embedding table is a frozen copy of `draft`'s, so that only the layers need to be stored; the
-special tokens, which a language model never sees inside a text, get vectors of their own.
+`llmcourse.model`'s own, so positions are rotary and norms are RMSNorm before each part. One vector, added to
+the tokens after a separator, tells the second text from the first (BERT's segment embeddings, less the first,
+which all rows have): so a token can look for its like in the other text. The embedding table is a frozen copy
+of `draft`'s, so that only the layers need to be stored; the special tokens, which a language model never sees
+inside a text, get vectors of their own.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class ExitClassifier(nn.Module):
         self._check(tokens)
         x, context = self.encoder.start(tokens)
         reading, poolers = self.reading(), iter(self.poolers)
-        history: list[Tensor] = []  # on the CPU: it waits for the answer anyway, and a rule is many small steps
+        history: list[Tensor] = []  # on the CPU, which waits anyway: a rule is many small steps
         for index in range(self.exits[-1]):
             x = self.encoder.layer(index, x, context)
             if index + 1 in self.exits:

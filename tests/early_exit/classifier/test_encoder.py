@@ -62,6 +62,20 @@ def test_special_tokens_have_vectors_of_their_own_and_others_the_tables():
     torch.testing.assert_close(x, encoder.input_norm(encoder.embed_tokens.weight[9][None, None]))
 
 
+def test_a_second_text_is_told_from_the_first():
+    """By one vector, which tokens behind the separator get; a text alone gets none."""
+    encoder = tiny_encoder()
+    rows = torch.tensor([[START, 9, SEPARATOR, 9, 8], [START, 9, 8, 9, 9]])
+    with_it, _ = encoder.start(rows)
+    second = encoder.second.detach().clone()
+    assert second.abs().min() > 0
+    encoder.second.data.zero_()
+    without, _ = encoder.start(rows)
+    expected = torch.zeros(2, 5, SIZE)
+    expected[0, 3:] = second
+    torch.testing.assert_close(with_it - without, expected)
+
+
 def test_the_ids_are_the_familys():
     tokenizer = pretrained.load("draft").tokenizer
     names = ("<|endoftext|>", "<|pad|>", "<|mask|>", "<|sep|>")

@@ -55,17 +55,20 @@ class PastFuture(ExitClassifier):
         self.gate = nn.Linear(num_classes, num_classes)
 
     def guesses(self, state: Float[Tensor, "*B C"], first: int) -> Float[Tensor, "*B F C"]:
-        """Of the states at exits `first`, `first` + 1, … (counted from 0): one product for all of them."""
-        weight, bias = self.guess_weight[first:], self.guess_bias[first:]
-        moved = F.linear(state, weight.flatten(0, 1), bias.flatten())
-        return torch.tanh(moved).unflatten(-1, bias.shape)
+        """Of the states at exits `first`, `first` + 1, … (counted from 0), by one at an earlier exit."""
+        return self._side_by_side(state, first).unflatten(-1, (-1, state.shape[-1]))
+
+    def _side_by_side(self, state: Float[Tensor, "*B C"], first: int) -> Float[Tensor, "*B FC"]:
+        """The guesses in one row: one product for all of them."""
+        weight, bias = self.guess_weight[first:].flatten(0, 1), self.guess_bias[first:].flatten()
+        return torch.tanh(F.linear(state, weight, bias))
 
     def future(self, state: Float[Tensor, "B C"], first: int) -> Float[Tensor, "B K"]:
-        """The votes of the states at exits from `first` on, as one at an earlier exit guesses them."""
+        """The sum of the votes of the guesses at exits from `first` on: one product more."""
         classes = self.num_classes
-        guessed = self.dropout(self.guesses(state, first))
         weight, bias = self.vote_weight[first:, :, :classes], self.vote_bias[first:, :classes]
-        return torch.addmm(bias.sum(0), guessed.flatten(1), weight.flatten(0, 1))
+        guessed = self.dropout(self._side_by_side(state, first))
+        return torch.addmm(bias.sum(0), guessed, weight.flatten(0, 1))
 
     def votes(self, states: Float[Tensor, "B S C"], first: int) -> Float[Tensor, "B S K2"]:
         """Of states at exits from `first` on."""
