@@ -74,6 +74,19 @@ def masked_loss(
     return F.cross_entropy(logits.flatten(0, 1), asked, ignore_index=NOBODY)
 
 
+def pair_loss(
+    encoder: Encoder,
+    head: nn.Linear,
+    hidden: Int[Tensor, "B T"],
+    places: Int[Tensor, "B M"],
+    rows: Int[Tensor, "B T"],
+    follows: Bool[Tensor, " B"],
+) -> Float[Tensor, ""]:
+    """Both objectives, the second by a head on the first token's state."""
+    states = encoder(hidden)
+    return masked_loss(encoder, states, places, rows) + follows_loss(head, states, follows)
+
+
 def pretrain(
     documents: Mapping[str, Sequence[str]],
     setting: Setting,
@@ -106,16 +119,7 @@ def pretrain(
             layer.compile()
     head = _head(encoder, seed)
     rows = _masked_rows(domains, setting, shape.vocab_size, device, seed)
-
-    def loss_of(
-        hidden: Int[Tensor, "B T"],
-        places: Int[Tensor, "B M"],
-        whole: Int[Tensor, "B T"],
-        follows: Bool[Tensor, " B"],
-    ) -> Float[Tensor, ""]:
-        states = encoder(hidden)
-        return masked_loss(encoder, states, places, whole) + follows_loss(head, states, follows)
-
+    loss_of = lambda *rows: pair_loss(encoder, head, *rows)  # noqa: E731
     optimizers = _optimizers(encoder, head, setting)
     steps, loss, time_s = train("pre-training", loss_of, rows, optimizers, pace, device, recorded=recorded)
     seen, right = steps * setting.rows * setting.length, _right(encoder, head, rows)

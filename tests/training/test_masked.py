@@ -12,9 +12,10 @@ from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, START
 from llmcourse.training import paced
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.fine_tune import Tuning, batches
-from llmcourse.training.masked import hide, masked_loss
+from llmcourse.training.masked import hide, masked_loss, pair_loss
+from llmcourse.training.next_passage import follows_loss
 from llmcourse.training.paced import LEAST_STEPS, Pace, random_devices, share_of_rate, train
-from tests.early_exit.classifier.tiny import VOCAB, tiny_data, tiny_encoder
+from tests.early_exit.classifier.tiny import SIZE, VOCAB, tiny_data, tiny_encoder
 
 
 @pytest.fixture
@@ -54,6 +55,26 @@ def test_a_special_token_adds_nothing_to_the_loss():
     states = encoder(rows)
     with_special = masked_loss(encoder, states, torch.tensor([[1, 0], [2, 1]]), rows)
     torch.testing.assert_close(with_special, masked_loss(encoder, states, torch.tensor([[1], [2]]), rows))
+
+
+def test_both_objectives_count_the_same():
+    encoder, head = tiny_encoder(), torch.nn.Linear(SIZE, 2)
+    rows = torch.randint(NUM_SPECIAL, VOCAB, (3, 8), generator=torch.Generator().manual_seed(0))
+    hidden, places = hide(rows, VOCAB, torch.Generator().manual_seed(1))
+    follows = torch.tensor([True, False, True])
+    states = encoder(hidden)
+    expected = masked_loss(encoder, states, places, rows) + follows_loss(head, states, follows)
+    torch.testing.assert_close(pair_loss(encoder, head, hidden, places, rows, follows), expected)
+
+
+def test_the_loss_asks_nothing_of_the_device():
+    """A device that holds no numbers would refuse."""
+    encoder, head = tiny_encoder().to("meta"), torch.nn.Linear(SIZE, 2, device="meta")
+    rows = torch.zeros(3, 8, dtype=torch.int64, device="meta")
+    follows = torch.zeros(3, dtype=torch.bool, device="meta")
+    loss = pair_loss(encoder, head, rows, rows[:, :2], rows, follows)
+    loss.backward()
+    assert loss.is_meta and encoder.special.weight.grad is not None
 
 
 def test_other_places_at_every_step(rows):

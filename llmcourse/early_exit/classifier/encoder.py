@@ -4,11 +4,14 @@
 
 As in BERT (Devlin et al. 2019, section 3) a text begins with a token whose states stand for all of it, two
 texts are one row with a separator between them, and pre-training fills in masked tokens. The layers are
-`llmcourse.model`'s own, so positions are rotary and norms are RMSNorm before each part. One vector, added to
-the tokens after a separator, tells the second text from the first (BERT's segment embeddings, less the first,
-which all rows have): so a token can look for its like in the other text. The embedding table is a frozen copy
-of `draft`'s, so that only the layers need to be stored; the special tokens, which a language model never sees
-inside a text, get vectors of their own.
+`llmcourse.model`'s own, so positions are rotary and norms are RMSNorm before each part. The embedding table
+is a frozen copy of `draft`'s, so that only the layers need to be stored; the special tokens, which a language
+model never sees inside a text, get vectors of their own.
+
+Two more vectors are added to the tokens of pairs: one to all of the second text (BERT's segment embeddings,
+less the first, which all rows have), and one to tokens that stand in the other text as well (the exact match
+of Chen et al. 2017, "Reading Wikipedia to answer open-domain questions", section 3.2). A large model finds
+out what two texts share by itself; one as small as this needs far more examples for that than our tasks have.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from llmcourse.model import Context, DecoderConfig, DecoderLayer, RMSNorm, Rope,
 START, PAD, MASK, SEPARATOR = range(4)
 NUM_SPECIAL = 4
 TABLE = "embed_tokens.weight"
-SECOND = 0.5  # deviation of what is added to a second text; tokens come out of their norm with one of 1
+ADDED = 0.5  # deviation of what is added to tokens of pairs, which come out of their norm with one of 1
 
 
 def encoder_shape(vocab_size: int, hidden_size: int = 128, num_layers: int = 12) -> DecoderConfig:
@@ -65,6 +68,14 @@ def in_second(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     return separators.cumsum(1) > separators
 
 
+def in_both(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Whether a token stands in the other text, too; special ones do not count."""
+    second = in_second(tokens)
+    same = tokens[:, :, None] == tokens[:, None, :]
+    across = second[:, :, None] != second[:, None, :]
+    return (same & across).any(-1) & (tokens >= NUM_SPECIAL)
+
+
 class Encoder(nn.Module):
     """Rows of token ids to states.
 
@@ -84,6 +95,7 @@ class Encoder(nn.Module):
         self.embed_tokens = nn.Embedding.from_pretrained(table.detach().clone(), freeze=True)
         self.special = nn.Embedding(NUM_SPECIAL, config.hidden_size)
         self.second = nn.Parameter(torch.zeros(config.hidden_size))  # added to tokens of a second text
+        self.shared = nn.Parameter(torch.zeros(config.hidden_size))  # added to tokens that both texts have
         self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -96,7 +108,8 @@ class Encoder(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Normal with deviation 0.02, smaller for what writes into the residual stream (as the decoders)."""
         generator = torch.Generator().manual_seed(seed)
-        self.second.data.copy_(torch.empty(self.second.shape).normal_(0, SECOND, generator=generator))
+        for added in (self.second, self.shared):
+            added.data.copy_(torch.empty(added.shape).normal_(0, ADDED, generator=generator))
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2 or name == TABLE:
                 continue
@@ -122,6 +135,7 @@ class Encoder(nn.Module):
         own = self.special(tokens.clamp(max=NUM_SPECIAL - 1))
         x = self.input_norm(torch.where((tokens < NUM_SPECIAL)[..., None], own, self.embed_tokens(tokens)))
         x = x + self.second * in_second(tokens)[..., None].to(x.dtype)
+        x = x + self.shared * in_both(tokens)[..., None].to(x.dtype)
         positions = torch.arange(length, device=tokens.device).expand(batch, length)
         mask = (tokens != PAD)[:, None].expand(batch, length, length)
         return x, Context(self._rope(positions[:1], x.dtype), positions, mask, None, attend_everywhere)
