@@ -6,7 +6,12 @@ import torch.nn.functional as F
 
 from llmcourse.early_exit.classifier.exits import SeparateExits
 from llmcourse.early_exit.classifier.methods import METHODS, PAST_FUTURE
-from llmcourse.early_exit.classifier.methods.past_future import PastFuture, imitation_loss, past_future_loss
+from llmcourse.early_exit.classifier.methods.past_future import (
+    PastFuture,
+    first_deviation,
+    imitation_loss,
+    past_future_loss,
+)
 from llmcourse.early_exit.classifier.thresholds import exits_taken
 from llmcourse.early_exit.rules import EntropyRule, PatienceRule, entropy
 from tests.early_exit.classifier.tiny import LAYERS, SIZE, VOCAB, tiny_encoder, tiny_rows
@@ -20,8 +25,8 @@ def untrained(method, scale: float = 6.0):
     torch.manual_seed(1)
     classifier = method.build(tiny_encoder(scale=scale), CLASSES)
     for parameter in classifier.parameters():
-        if parameter.ndim == 3:  # past and future start near zero
-            parameter.data *= 20
+        if parameter.ndim == 3:  # those of past and future, whose votes are sums
+            parameter.data *= 4
     return classifier.eval()
 
 
@@ -136,6 +141,14 @@ class TestPastAndFuture:
         torch.testing.assert_close(torch.stack(found), torch.stack(wanted))
         counted = [first + place for first, count in cast for place in range(count)]
         assert counted == list(range(asked[-1] + 1))
+
+    def test_it_starts_from_weights_as_large_as_those_of_other_exits(self):
+        """Of 1,024 weights a layer's deviation is off by 2 %; ten are allowed."""
+        classifier = PastFuture(tiny_encoder(), CLASSES)
+        usual = torch.nn.Linear(SIZE, SIZE).weight.std().item()
+        assert classifier.guess_weight.std().item() == pytest.approx(usual, rel=0.2)
+        assert classifier.vote_weight.std().item() == pytest.approx(usual, rel=0.2)
+        assert first_deviation(768) == pytest.approx(0.02, rel=0.05)  # BERT's
 
     def test_imitation_by_its_definition(self, states):
         classifier = untrained(PAST_FUTURE)

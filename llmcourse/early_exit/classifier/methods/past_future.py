@@ -38,7 +38,13 @@ from llmcourse.early_exit.classifier.methods.method import (
     weighted_by_depth,
 )
 
-DEVIATION = 0.02  # of the first weights
+
+def first_deviation(size: int) -> float:
+    """Of the first weights: 0.02 at BERT's width of 768, as published, and as much for a state at any other.
+
+    It is that of `nn.Linear`, which the exits of the other methods start from.
+    """
+    return (3 * size) ** -0.5
 
 
 class PastFuture(ExitClassifier):
@@ -47,10 +53,11 @@ class PastFuture(ExitClassifier):
     def __init__(self, encoder: Encoder, num_classes: int):
         super().__init__(encoder, num_classes, every_layer(encoder))
         count, size = len(self.exits), encoder.config.hidden_size
-        self.guess_weight = nn.Parameter(torch.randn(count, size, size) * DEVIATION)  # rows as in nn.Linear
+        deviation = first_deviation(size)
+        self.guess_weight = nn.Parameter(torch.randn(count, size, size) * deviation)  # rows as in nn.Linear
         self.guess_bias = nn.Parameter(torch.zeros(count, size))
         # Of each state: votes for the classes, then what the gate looks at.
-        self.vote_weight = nn.Parameter(torch.randn(count, size, 2 * num_classes) * DEVIATION)
+        self.vote_weight = nn.Parameter(torch.randn(count, size, 2 * num_classes) * deviation)
         self.vote_bias = nn.Parameter(torch.zeros(count, 2 * num_classes))
         self.gate = nn.Linear(num_classes, num_classes)
 
