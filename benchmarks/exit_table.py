@@ -1,13 +1,14 @@
 """The table of early exit in a classifier: every method on every task, score and both speed-ups.
 
     python benchmarks/exit_table.py --text prose=prose.txt --blocks poetry=poems.txt \\
-        --python code=installed --out FOLDER [--minutes 8]
+        --python code=installed --out FOLDER
 
-Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes), and records a line
-for each cell, `early_exit_table_<task>_<method>`: the value is the score, the peer the full model's. What
-every exit says of 500 texts of the validation and of the test side goes, rounded, to
-`results/raw/exit_table_<device>.json`, so that thresholds can be chosen from it anywhere. Then it times one
-text at a time in fp32, and records the speed-ups as `early_exit_speed_<task>_<method>`.
+Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes; with that program the
+tasks can be trained side by side before), and records a line for each cell,
+`early_exit_table_<task>_<method>`: the value is the score, the peer the full model's. What every exit says of
+500 texts of the validation and of the test side goes, rounded, to `results/raw/exit_table_<device>.json`, so
+that thresholds can be chosen from it anywhere. Then it times one text at a time in fp32, and records the
+speed-ups as `early_exit_speed_<task>_<method>`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def times_of(run: Run, results: Sequence[Result]) -> dict[str, dict[str, float]]
     rules = {(result.task, result.method): result.rule for result in results}
     found = {}
     for task in run.tasks:
-        texts = list(run.data[task.name, "test"].texts())[:TIMED]
+        texts = list(run.rows(task, "test").texts())[:TIMED]
         asked = {m.name: (run.classifiers[task.name, m.name], rules[task.name, m.name]) for m in METHODS}
         found[task.name] = seconds(asked, texts, repeats=REPEATS)
     return found
@@ -112,7 +113,7 @@ def raw(run: Run) -> dict[str, Any]:
     for task in run.tasks:
         sides: dict[str, Any] = {}
         for side in ("validation", "test"):
-            whole = run.data[task.name, side]
+            whole = run.rows(task, side)
             data = Encoded(whole.tokens[:KEPT], whole.labels[:KEPT], whole.documents[:KEPT])
             sides[side] = {"labels": data.labels.tolist(), "documents": data.documents.tolist()}
             for method in METHODS:
@@ -124,9 +125,13 @@ def raw(run: Run) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace) -> bool:
-    """Trains, records what was answered, and only then times the answers; True, for it is always done."""
+    """Trains, records what was answered, and only then times the answers; False when the time was up."""
     run = run_of(options)
-    run.fine_tune_all()
+    if options.encoder_only:
+        run.encoder()
+        return True
+    if not run.fine_tune_all():
+        return False
     results = run.results()
     record_cells(run, results)
     record_macro(run, results)

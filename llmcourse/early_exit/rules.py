@@ -11,7 +11,6 @@ speaks of the last layer of a model, where everything exits.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,7 @@ from llmcourse.decoding.errors import require, require_integer, require_number
 
 def entropy(logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:
     """H = −Σ p ln p of the softmax, in nats: from 0, where one answer has it all, to ln V."""
-    log_p = logits.float().log_softmax(-1)
-    return -torch.where(log_p == -math.inf, 0.0, log_p.exp() * log_p).sum(-1)
+    return torch.special.entr(logits.float().softmax(-1)).sum(-1)
 
 
 def confidence(logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:

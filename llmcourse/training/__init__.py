@@ -22,8 +22,9 @@ What is trained on a member of the family that stays as it is, each by a program
 
 The small encoder of the table of early exit, by `python -m llmcourse.training.encoder`:
 
-    masked       an encoder that fills in masked tokens
+    masked       an encoder that fills in masked tokens; `next_passage` is what else it learns
     exit_texts   its texts, and the tasks made of them
+    step_graph   a step as one launch on a GPU
     fine_tune    one method on one task
     exit_run     all of them, and the table; exit_setting says how large
 

@@ -3,17 +3,21 @@
     python -m llmcourse.training.encoder --text prose=prose.txt --blocks poetry=poems.txt \\
         --python code=installed --out FOLDER [--minutes 8]
 
-The encoder learns to fill in masked tokens (`masked`), then every method of `early_exit.classifier` is
-fine-tuned on every task, and the table is printed. The task about docstrings needs no file: the running
-Python's own source is read; running text gives the task about following paragraphs, poems that about their
-authors. Only documents on the training side of the tasks are pre-trained on, and no file that holds a
-function that is asked about. (The embedding table is `draft`'s, which saw the others too.)
+The encoder learns to fill in masked tokens and which passages follow each other (`masked`), then every method
+of `early_exit.classifier` is fine-tuned on every task, and the table is printed. The task about docstrings
+needs no file: the running Python's own source is read; running text gives the task about following
+paragraphs, poems that about their authors. Only documents on the training side of the tasks are pre-trained
+on, and no file that holds a function that is asked about. (The embedding table is `draft`'s, which saw the
+others too.)
 
-All methods get the same number of steps; `--minutes` decides before the first of them how many. Below
-the table's methods stands what counting shared words reaches, as a lower bound.
+All methods get the same number of steps. `--minutes` ends pre-training after its share, and lets no other
+training begin once they are over. Below the table's methods stands what counting shared words reaches, as a
+lower bound.
 
-`FOLDER/encoder` is what ships. What is trained is kept, so a run that was stopped goes on with the next
-training when it is started again with the same arguments.
+`FOLDER/encoder` is what ships; one that lies there already is taken. What is trained is kept, so a run that
+was stopped goes on with the next training when it is started again with the same arguments. So can pieces be
+trained side by side on one machine, first the encoder with `--encoder-only`, then each task by a process of
+its own with `--tasks`; the same command without both then finds it all in FOLDER.
 """
 
 from __future__ import annotations
@@ -42,13 +46,16 @@ def parser() -> Parser:
     result = Parser(prog="python -m llmcourse.training.encoder", description=__doc__.split("\n")[0])
     add_sources(result)
     result.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of those with text")
+    result.add_argument("--encoder-only", action="store_true", help="pre-train, and stop there")
     result.add_argument("--out", type=Path, required=True, help="folder for what is trained")
-    result.add_argument("--minutes", type=minutes, default=math.inf, help="about so many in all")
+    result.add_argument("--minutes", type=minutes, default=math.inf, help="no training begins later")
     result.add_argument("--share", type=float, help="of the minutes for pre-training")
     result.add_argument("--layers", type=int, help="of the encoder, an even number")
     result.add_argument("--steps", type=int, help="of pre-training at most")
     result.add_argument("--tuning-steps", type=int, help="of each stage of a fine-tuning at most")
     result.add_argument("--seed", type=int, default=0)
+    graphs = "on a GPU compile the layers instead of recording each step as a CUDA graph"
+    result.add_argument("--no-graphs", action="store_true", help=graphs)
     result.add_argument("--device", default=str(default_device()))
     return result
 
@@ -67,6 +74,7 @@ def run_of(options: argparse.Namespace) -> Run:
     asked["tuning_steps"] = options.tuning_steps
     setting |= {name: value for name, value in asked.items() if value is not None}
     more = {"seed": options.seed, "limit_s": options.minutes * 60, "tasks": options.tasks}
+    more["recorded"] = device.type == "cuda" and not options.no_graphs
     return Run(sources_of(options), options.out, Setting(**setting), device=device, **more)
 
 
@@ -77,9 +85,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_table(options: argparse.Namespace) -> bool:
-    """Trains what is missing and prints the table; True, for it is always done."""
+    """Trains what is missing and prints the table; False when the time was up first."""
     run = run_of(options)
-    run.fine_tune_all()
+    if options.encoder_only:
+        run.encoder()
+        return True
+    if not run.fine_tune_all():
+        return False
     print(table.as_text(run.results(), {}, METHODS, run.word_overlap()))
     return True
 

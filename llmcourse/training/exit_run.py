@@ -1,8 +1,9 @@
 """One run of the table of early exit: pre-training, every method on every task, the results.
 
-What is trained is kept in the output folder, each piece when it is whole; a second run goes on with the next.
-All methods are fine-tuned for the same number of steps. With a limit of time it is decided once, before the
-first of them, by timing some steps of the dearest method; a second run keeps to it whatever its own limit.
+What is trained is kept in the output folder, each piece when it is whole; a second run goes on with the next,
+and runs over different tasks may share a folder at one time. All methods are fine-tuned for the same number
+of steps, which the setting says: the clock ends pre-training, and otherwise only decides whether another
+training begins.
 """
 
 from __future__ import annotations
@@ -24,21 +25,18 @@ from llmcourse.early_exit.classifier import table
 from llmcourse.early_exit.classifier.encoded import Encoded, encode
 from llmcourse.early_exit.classifier.encoder import Encoder, load_encoder, save_encoder
 from llmcourse.early_exit.classifier.exits import ExitClassifier
-from llmcourse.early_exit.classifier.methods import METHODS, PAST_FUTURE, Method
+from llmcourse.early_exit.classifier.methods import METHODS, Method
 from llmcourse.early_exit.classifier.overlap import word_overlap_score
-from llmcourse.early_exit.classifier.tasks import SIDES, Side, Task
+from llmcourse.early_exit.classifier.tasks import Side, Task
 from llmcourse.hardware import default_device
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.exit_texts import TASKS, Texts
 from llmcourse.training.fine_tune import fine_tune, start
 from llmcourse.training.masked import pretrain
-from llmcourse.training.paced import LEAST_STEPS, Pace
+from llmcourse.training.paced import Pace
 from llmcourse.training.text import Source
 
 ENCODER, WORK = "encoder", ".tasks"
-DEAREST = PAST_FUTURE  # its exits guess all states to come
-TIMED_STEPS = 10
-ANSWERING = 0.2  # of the time for fine-tuning is kept back for the answers
 
 
 class Run:
@@ -46,6 +44,9 @@ class Run:
 
     Args:
         out: folder; `encoder` in it is what ships.
+        limit_s: no training begins later than that.
+        recorded: steps of training as CUDA graphs; by default on a GPU.
+        compiled: layers with `torch.compile`; by default on a GPU whose steps are not recorded.
         tasks: those of them that there is text for.
 
     Raises:
@@ -61,19 +62,22 @@ class Run:
         seed: int = 0,
         device: torch.device | None = None,
         limit_s: float = math.inf,
+        recorded: bool | None = None,
         compiled: bool | None = None,
         tasks: Sequence[str] = TASKS,
     ):
         self.started, self.limit_s = time.monotonic(), limit_s
         self.out, self.setting, self.seed = out, setting, seed
         self.device = default_device() if device is None else device
-        self.compiled = self.device.type == "cuda" if compiled is None else compiled
+        on_gpu = self.device.type == "cuda"
+        self.recorded = on_gpu if recorded is None else recorded
+        self.compiled = on_gpu and not self.recorded if compiled is None else compiled
         self._claim(sources)
         self.texts = Texts(sources)
-        self.tasks = [task for task in self.texts.tasks(seed) if task.name in tasks]
+        self.tasks = self.texts.tasks(seed, tasks)
         remedy = "give the text that it is made of"
         require(bool(self.tasks), "tasks", "one or more that there is text for", list(tasks), remedy)
-        self.data: dict[tuple[str, Side], Encoded] = {}
+        self._rows: dict[tuple[str, Side], Encoded] = {}
         self.classifiers: dict[tuple[str, str], ExitClassifier] = {}
         self.steps: dict[tuple[str, str], int] = {}
 
@@ -103,74 +107,42 @@ class Run:
             documents = self.texts.training_side(self.seed)
             share = self.limit_s * self.setting.share
             pace = Pace(self.setting.steps, min(share, self.left_s))
-            more = {"seed": self.seed, "compiled": self.compiled}
+            more = {"seed": self.seed, "compiled": self.compiled, "recorded": self.recorded}
             save_encoder(pretrain(documents, self.setting, pace, self.device, **more), folder)
         embeddings = pretrained.load("draft").model.model.embed_tokens.weight
         return load_encoder(folder, embeddings).to(self.device)
 
-    def prepare(self) -> None:
-        """Token rows of all tasks."""
-        tokenizer = pretrained.load("draft").tokenizer
-        for task in self.tasks:
-            for side in SIDES:
-                found, most = encode(task, side, tokenizer, self.setting.length), self.setting.test_examples
-                if side != "train":
-                    found = Encoded(found.tokens[:most], found.labels[:most], found.documents[:most])
-                self.data[task.name, side] = found.to(self.device)
+    def rows(self, task: Task, side: Side) -> Encoded:
+        """Token rows, made when they are first asked for."""
+        if (task.name, side) not in self._rows:
+            found = encode(task, side, pretrained.load("draft").tokenizer, self.setting.length)
+            if side != "train":
+                most = self.setting.test_examples
+                found = Encoded(found.tokens[:most], found.labels[:most], found.documents[:most])
+            self._rows[task.name, side] = found.to(self.device)
+        return self._rows[task.name, side]
 
-    def fine_tune_all(self) -> None:
-        """Every method on every task; what an earlier run has trained is read."""
+    def fine_tune_all(self) -> bool:
+        """Every method on every task; what an earlier run has trained is read. False when the time was up."""
         encoder = self.encoder()
-        self.prepare()
-        asked = self.tuning_steps(encoder)
         for task, method in ((task, method) for task in self.tasks for method in METHODS):
             previous = self.classifiers.get((task.name, method.after))
             classes, path = len(task.classes), self.out / WORK / f"{task.name}-{method.name}.safetensors"
             if not path.is_file():
-                fresh = start(method, encoder, classes, self.seed, previous)
-                self._fine_tune(task, method, fresh, asked, path)
+                if time.monotonic() - self.started > self.limit_s:
+                    return False
+                self._fine_tune(task, method, start(method, encoder, classes, self.seed, previous), path)
             plain = start(method, encoder, classes, self.seed, previous)  # nothing of it is compiled
             plain.load_state_dict(load_file(path))
             self.classifiers[task.name, method.name] = plain.eval()
             self.steps[task.name, method.name] = steps_of(path)
+        return True
 
-    def tuning_steps(self, encoder: Encoder) -> int:
-        """How many steps each stage of every fine-tuning gets; noted, so that it is decided once.
-
-        Raises:
-            ValueError: there is time for fewer than `LEAST_STEPS`.
-        """
-        note = self.out / WORK / "tuning_steps.json"
-        if note.is_file():
-            return json.loads(note.read_text(encoding="utf-8"))
-        steps = self.setting.tuning_steps
-        if math.isfinite(self.limit_s):
-            step_s = self._step_seconds(encoder)
-            stages = len(self.tasks) * sum(len(method.stages) for method in METHODS)
-            there_is_time_for = int(self.left_s * (1 - ANSWERING) / stages / step_s)
-            least, remedy = min(LEAST_STEPS, steps), "give more minutes, or a smaller share to pre-training"
-            what = f"steps of each fine-tuning, for which {self.left_s:.0f} s are left,"
-            require(there_is_time_for >= least, what, f"at least {least}", there_is_time_for, remedy)
-            steps = min(steps, there_is_time_for)
-        note.write_text(json.dumps(steps), encoding="utf-8")
-        return steps
-
-    def _step_seconds(self, encoder: Encoder) -> float:
-        """A step of the dearest method, after what is compiled was compiled; its result is thrown away."""
-        task = self.tasks[0]
-        classifier = start(DEAREST, encoder, len(task.classes), self.seed)
-        how = {"tuning": self.setting.tuning, "seed": self.seed, "compile_layers": self.compiled}
-        data = self.data[task.name, "train"]
-        timed = fine_tune(DEAREST, classifier, data, TIMED_STEPS, name="timing", **how)
-        return timed.seconds / timed.steps
-
-    def _fine_tune(
-        self, task: Task, method: Method, classifier: ExitClassifier, asked: int, path: Path
-    ) -> None:
-        name, began = f"{task.name} {method.name}", time.monotonic()
-        how = {"tuning": self.setting.tuning, "seed": self.seed, "compile_layers": self.compiled}
-        data = self.data[task.name, "train"]
-        steps, loss, _ = fine_tune(method, classifier, data, asked, name=name, **how)
+    def _fine_tune(self, task: Task, method: Method, classifier: ExitClassifier, path: Path) -> None:
+        name, data, began = f"{task.name} {method.name}", self.rows(task, "train"), time.monotonic()
+        how = {"tuning": self.setting.tuning, "seed": self.seed}
+        how |= {"compile_layers": self.compiled, "recorded": self.recorded}
+        steps, loss, _ = fine_tune(method, classifier, data, self.setting.tuning_steps, name=name, **how)
         print(f"{name}: {steps} steps in {time.monotonic() - began:.0f} s, loss {loss:.3f}", flush=True)
         new = path.with_suffix(".new")
         state = {key: tensor.cpu().contiguous() for key, tensor in classifier.state_dict().items()}
@@ -185,7 +157,7 @@ class Run:
         """
         found = []
         for task in self.tasks:
-            sides = [self.data[task.name, side] for side in ("validation", "test")]
+            sides = [self.rows(task, side) for side in ("validation", "test")]
             for method in METHODS:
                 classifier = self.classifiers[task.name, method.name]
                 depth, steps = self.setting.num_layers, self.steps[task.name, method.name]

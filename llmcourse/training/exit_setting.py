@@ -26,8 +26,8 @@ class Setting:
     num_layers: int = 12
     length: int = 128
     rows: int = 256
-    steps: int = 40_000
-    tuning_steps: int = 1200
+    steps: int = 12_000
+    tuning_steps: int = 2000
     share: float = 0.45
     test_examples: int = 4000
     matrix_lr: float = 0.01

@@ -27,7 +27,7 @@ TASKS = ("docstring", "following", "author")
 
 
 class Texts:
-    """What the command line names, read once.
+    """What the command line names; Python files, which only pre-training needs, are read for that.
 
     Raises:
         ValueError: a source without text; two of a kind that makes a task.
@@ -42,21 +42,19 @@ class Texts:
             )
         self.library = standard_library()
         self.documents: dict[str, list[str]] = {}
-        self.python: list[tuple[str, str]] = list(self.library.items())
+        self._python = [source for source in sources if source.kind == "python"]
         for source in sources:
-            if source.kind == "python":
-                self.python.extend(named(source))
-            else:
+            if source.kind != "python":
                 self.documents[source.kind] = source.documents()
 
-    def tasks(self, seed: int) -> list[Task]:
-        """Those that there is text for."""
-        made = [docstring_task(self.library, seed=seed)]
+    def tasks(self, seed: int, names: Sequence[str] = TASKS) -> list[Task]:
+        """Those of them that there is text for."""
+        makers = {"docstring": lambda: docstring_task(self.library, seed=seed)}
         if "text" in self.documents:
-            made.append(following_task(self.documents["text"], seed=seed))
+            makers["following"] = lambda: following_task(self.documents["text"], seed=seed)
         if "blocks" in self.documents:
-            made.append(author_task(self.documents["blocks"], seed=seed))
-        return made
+            makers["author"] = lambda: author_task(self.documents["blocks"], seed=seed)
+        return [make() for name, make in makers.items() if name in names]
 
     def training_side(self, seed: int) -> dict[str, list[str]]:
         """What may be pre-trained on, by kind.
@@ -64,7 +62,8 @@ class Texts:
         Args:
             seed: of the tasks.
         """
-        found = {"python": training_python(self.python, HeldOut.of(docstring_task(self.library, seed=seed)))}
+        python = [*self.library.items(), *(file for source in self._python for file in named(source))]
+        found = {"python": training_python(python, HeldOut.of(docstring_task(self.library, seed=seed)))}
         for kind, documents in self.documents.items():
             own = by_side(documents)["train"]
             found[kind] = shorten(own) if kind == "text" else own

@@ -92,6 +92,7 @@ def fine_tune(
     tuning: Tuning | None = None,
     seed: int = 0,
     compile_layers: bool = False,
+    recorded: bool = False,
 ) -> Trained:
     """Trains a classifier in place, and leaves it ready to answer.
 
@@ -102,6 +103,7 @@ def fine_tune(
         steps: of each stage; no more than `Tuning.epochs` allows.
         name: of the bar.
         compile_layers: with `torch.compile`, layer by layer: they share one program.
+        recorded: a step as a CUDA graph.
 
     Returns:
         the last stage's end.
@@ -124,7 +126,7 @@ def fine_tune(
                 trained, tuning.lr, weight_decay=tuning.weight_decay, fused=device.type == "cuda"
             )
             loss_of = lambda tokens, labels, loss=stage.loss: loss(classifier, tokens, labels)  # noqa: E731
-            end = train(name, loss_of, drawn, [optimizer], pace, device)
+            end = train(name, loss_of, drawn, [optimizer], pace, device, recorded=recorded)
             classifier.zero_grad(set_to_none=True)
     classifier.eval()
     return end

@@ -60,7 +60,8 @@ class BatchedMuon(torch.optim.Muon):
         # An orthogonal direction has entries of about one over the root of the longer side.
         rate = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, list(directions.to(matrices[0].dtype).unbind()), alpha=-rate)
+        steps = directions.to(matrices[0].dtype) * rate  # not by `alpha`: that would wait for the device
+        torch._foreach_sub_(matrices, list(steps.unbind()))
 
 
 def orthogonalize(

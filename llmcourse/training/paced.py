@@ -22,6 +22,7 @@ from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.timing import synchronize
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.pretrain import SAVE_EVERY_S, load_state, save_state
+from llmcourse.training.step_graph import recorded_update
 
 SAVING = 0.05  # of the time, at most: a checkpoint of a large model takes long to write
 CHECK_EVERY = 25  # steps: looking at the loss makes the host wait, and so keeps it close to the device
@@ -118,6 +119,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     *,
     read_without_gradients: bool = True,
+    recorded: bool = False,
 ) -> Trained:
     """Steps over batches until the pace says so.
 
@@ -127,6 +129,7 @@ def train(
         optimizers: with the peak rates set.
         checkpoint: where to go on; None starts anew, and keeps nothing.
         read_without_gradients: what is compiled is read so before long, too, which is compiled apart.
+        recorded: replay one step as a CUDA graph (`step_graph`); `loss_of` is not called again.
 
     Raises:
         ValueError: the clock left fewer than `LEAST_STEPS` steps; a checkpoint is damaged, or of another run.
@@ -142,13 +145,16 @@ def train(
     batches = islice(batches, step, None)
     first = next(batches)
     warm_up(loss_of, first, optimizers, device, read_without_gradients)
+    update = lambda batch: _update(loss_of, batch, optimizers, device)  # noqa: E731
+    if recorded:
+        update = recorded_update(update, first, optimizers, device)
     saved, pause_s = time.monotonic(), SAVE_EVERY_S
     started = saved - before_s
     bar = tqdm(total=pace.steps, initial=step, desc=name, mininterval=5, leave=False)
     with bar, Interrupts() as interrupts:
         for batch in chain([first], batches):
             _set_rates(optimizers, peaks, share_of_rate(done))
-            loss = _update(loss_of, batch, optimizers, device)
+            loss = update(batch)
             recent, step = [*recent[1 - CHECK_EVERY :], loss], step + 1
             bar.update()
             now = time.monotonic()
@@ -165,7 +171,10 @@ def train(
             if stop:
                 break
     _require_enough(name, step, pace)
-    return Trained(step, _mean(name, step, recent), time.monotonic() - started)
+    loss, seconds = _mean(name, step, recent), time.monotonic() - started  # the loss is waited for
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    return Trained(step, loss, seconds)
 
 
 def _require_enough(name: str, step: int, pace: Pace) -> None:
@@ -175,16 +184,22 @@ def _require_enough(name: str, step: int, pace: Pace) -> None:
 
 
 def _update(loss_of: Callable[..., Tensor], batch: Sequence[Any], optimizers, device) -> Tensor:
-    """One step; returns the loss, on the device."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    """One step; returns the loss, on the device. Gradients stay for whoever looks, until the next step."""
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    with autocast(device):
         loss = loss_of(*batch)
     loss.backward()
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], MAX_NORM)
     for optimizer in optimizers:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
     return loss.detach()
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bf16 on a GPU. Nothing is cached: a recording must cast every weight anew."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False)
 
 
 def warm_up(
@@ -199,7 +214,7 @@ def warm_up(
     Weights, and what is drawn at random later, stay as they are.
     """
     with torch.random.fork_rng(devices=random_devices(device)):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with autocast(device):
             if without_gradients:
                 with torch.no_grad():
                     loss_of(*batch)
@@ -218,7 +233,10 @@ def random_devices(device: torch.device) -> list[torch.device]:
 def _set_rates(optimizers, peaks: list[list[float]], share: float) -> None:
     for optimizer, rates in zip(optimizers, peaks, strict=True):
         for group, peak in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = peak * share
+            if isinstance(group["lr"], Tensor):  # a recorded step looks there
+                group["lr"].fill_(peak * share)
+            else:
+                group["lr"] = peak * share
 
 
 def _mean(name: str, step: int, losses: list[Tensor]) -> float:

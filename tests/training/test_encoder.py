@@ -5,16 +5,16 @@ import shutil
 from unittest import mock
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from llmcourse.early_exit.classifier.methods import METHODS, PAST_FUTURE
+from llmcourse.early_exit.classifier.methods import METHODS
 from llmcourse.early_exit.classifier.tasks import side_of
 from llmcourse.training import encoder as command
 from llmcourse.training import exit_run, exit_texts
 from llmcourse.training.encoder import main, parser, run_of
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.fine_tune import Tuning
-from llmcourse.training.paced import Trained
 from llmcourse.training.text import Source
 
 SMALL = Setting(
@@ -127,44 +127,65 @@ def test_an_interrupt_keeps_what_is_whole(tmp_path, capsys):
     assert calls == ["deebert", "pabee", "past_future"]
 
 
-class TestSteps:
-    """All methods get as many; the clock decides beforehand how many."""
+def test_pieces_side_by_side_make_the_same_table(out, tmp_path, capsys):
+    """The encoder first, then fine-tunings; what both made is found by the command that makes the table."""
+    assert main(arguments(tmp_path, "--encoder-only")) == 0
+    assert not list((tmp_path / ".tasks").glob("*.safetensors"))
+    with mock.patch.object(exit_run, "pretrain", side_effect=AssertionError):
+        assert main(arguments(tmp_path, "--tasks", "docstring")) == 0
+    main(arguments(out))
+    capsys.readouterr()
+    with mock.patch.object(exit_run, "fine_tune", side_effect=AssertionError):
+        assert main(arguments(tmp_path)) == 0
+    pieces = capsys.readouterr().out
+    main(arguments(out))
+    assert capsys.readouterr().out == pieces
 
-    def steps(self, out, monkeypatch, step_s, *more):
-        monkeypatch.setattr(exit_run.Run, "_step_seconds", lambda *_: step_s)
-        found = []
-        whole = exit_run.fine_tune
+
+def test_only_tasks_that_are_asked_for_are_made(tmp_path):
+    with mock.patch.object(exit_texts, "docstring_task", side_effect=AssertionError):
+        assert exit_texts.Texts([]).tasks(0, ["author"]) == []
+
+
+class TestSteps:
+    """All methods get as many, whatever the clock says; it decides whether another training begins."""
+
+    def test_they_are_the_settings(self, tmp_path):
+        found, whole = [], exit_run.fine_tune
 
         def noted(method, classifier, data, steps, **how):
             found.append(steps)
             return whole(method, classifier, data, 1, **how)
 
         with mock.patch.object(exit_run, "fine_tune", noted):
-            code = main(arguments(out, "--tuning-steps", "300", *more))
-        return code, found
+            assert main(arguments(tmp_path, "--tuning-steps", "300", "--minutes", "30")) == 0
+        assert found == [300] * 5
 
-    def test_without_a_limit_they_are_the_settings(self, tmp_path, monkeypatch):
-        assert self.steps(tmp_path, monkeypatch, 1e9) == (0, [300] * 5)
+    def test_when_the_time_is_up_no_training_begins(self, tmp_path, monkeypatch, capsys):
+        whole, clock = exit_run.fine_tune, [0.0]
 
-    def test_a_limit_gives_all_methods_the_same_and_a_second_run_keeps_to_it(self, tmp_path, monkeypatch):
-        code, found = self.steps(tmp_path, monkeypatch, 1.0, "--minutes", "20")
-        assert code == 0 and found == [found[0]] * 5
-        assert 150 < found[0] <= 1200 * (1 - exit_run.ANSWERING) / 5  # one stage each
-        (tmp_path / ".tasks" / "docstring-pabee.safetensors").unlink()
-        assert self.steps(tmp_path, monkeypatch, 1.0, "--minutes", "3") == (0, found[:1])
+        def slow(*given, **how):
+            clock[0] += 50
+            return whole(*given, **how)
 
-    def test_too_little_time(self, tmp_path, monkeypatch, capsys):
-        code, found = self.steps(tmp_path, monkeypatch, 1.0, "--minutes", "1")
-        assert code == 2 and found == []
-        errors = capsys.readouterr().err
-        assert "must be at least 20, got" in errors and "give more minutes" in errors
+        monkeypatch.setattr(exit_run.time, "monotonic", lambda: clock[0])
+        with mock.patch.object(exit_run, "fine_tune", slow):
+            assert main(arguments(tmp_path, "--minutes", "1.5")) == 3
+        assert "the time is up; start again with the same arguments" in capsys.readouterr().err
+        kept = {path.stem for path in (tmp_path / ".tasks").glob("*.safetensors")}
+        assert kept == {"docstring-full", "docstring-half_depth"}
+        with mock.patch.object(exit_run, "fine_tune", slow):
+            assert main(arguments(tmp_path)) == 0
 
-    def test_steps_are_timed_after_compiling(self, tmp_path):
-        run = run_of(parser().parse_args(arguments(tmp_path)))
-        run.prepare()
-        with mock.patch.object(exit_run, "fine_tune", return_value=Trained(10, 1.0, 5.0)) as timed:
-            assert run._step_seconds(run.encoder()) == 0.5
-        assert timed.call_args.args[0] is PAST_FUTURE
+    def test_steps_are_recorded_on_a_gpu_unless_told_otherwise(self, tmp_path):
+        cuda = torch.device("cuda")
+        made = [
+            exit_run.Run([], tmp_path, SMALL, device=cuda, recorded=recorded)
+            for recorded in (None, True, False)
+        ]
+        assert [(run.recorded, run.compiled) for run in made] == [(True, False), (True, False), (False, True)]
+        on_cpu = run_of(parser().parse_args(arguments(tmp_path)))
+        assert not on_cpu.recorded and not on_cpu.compiled
 
     def test_a_table_of_unequal_steps_is_refused(self, out, tmp_path, capsys):
         other = tmp_path / "out"

@@ -12,9 +12,10 @@ from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, START
 from llmcourse.training import paced
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.fine_tune import Tuning, batches
-from llmcourse.training.masked import hide, masked_loss
+from llmcourse.training.masked import hide, masked_loss, pair_loss
+from llmcourse.training.next_passage import follows_loss
 from llmcourse.training.paced import LEAST_STEPS, Pace, random_devices, share_of_rate, train
-from tests.early_exit.classifier.tiny import VOCAB, tiny_data, tiny_encoder
+from tests.early_exit.classifier.tiny import SIZE, VOCAB, tiny_data, tiny_encoder
 
 
 @pytest.fixture
@@ -51,8 +52,29 @@ def test_special_tokens_are_never_hidden_nor_asked_for(rows):
 def test_a_special_token_adds_nothing_to_the_loss():
     encoder = tiny_encoder()
     rows = torch.tensor([[START, 9, 10, 11], [START, START, 12, 13]])
-    with_special = masked_loss(encoder, rows, torch.tensor([[1, 0], [2, 1]]), rows)
-    torch.testing.assert_close(with_special, masked_loss(encoder, rows, torch.tensor([[1], [2]]), rows))
+    states = encoder(rows)
+    with_special = masked_loss(encoder, states, torch.tensor([[1, 0], [2, 1]]), rows)
+    torch.testing.assert_close(with_special, masked_loss(encoder, states, torch.tensor([[1], [2]]), rows))
+
+
+def test_both_objectives_count_the_same():
+    encoder, head = tiny_encoder(), torch.nn.Linear(SIZE, 2)
+    rows = torch.randint(NUM_SPECIAL, VOCAB, (3, 8), generator=torch.Generator().manual_seed(0))
+    hidden, places = hide(rows, VOCAB, torch.Generator().manual_seed(1))
+    follows = torch.tensor([True, False, True])
+    states = encoder(hidden)
+    expected = masked_loss(encoder, states, places, rows) + follows_loss(head, states, follows)
+    torch.testing.assert_close(pair_loss(encoder, head, hidden, places, rows, follows), expected)
+
+
+def test_the_loss_asks_nothing_of_the_device():
+    """A device that holds no numbers would refuse."""
+    encoder, head = tiny_encoder().to("meta"), torch.nn.Linear(SIZE, 2, device="meta")
+    rows = torch.zeros(3, 8, dtype=torch.int64, device="meta")
+    follows = torch.zeros(3, dtype=torch.bool, device="meta")
+    loss = pair_loss(encoder, head, rows, rows[:, :2], rows, follows)
+    loss.backward()
+    assert loss.is_meta and encoder.special.weight.grad is not None
 
 
 def test_other_places_at_every_step(rows):
@@ -66,7 +88,7 @@ def test_only_what_is_asked_for_counts():
     places = torch.tensor([[1, 4], [2, 3], [0, 7]])
     logits = encoder.token_logits(encoder(rows)).log_softmax(-1)
     expected = -torch.stack([logits[b, p, rows[b, p]] for b in range(3) for p in places[b]]).mean()
-    torch.testing.assert_close(masked_loss(encoder, rows, places, rows), expected)
+    torch.testing.assert_close(masked_loss(encoder, encoder(rows), places, rows), expected)
 
 
 def test_fine_tuning_sees_every_text_once_an_epoch_and_hides_some_tokens():

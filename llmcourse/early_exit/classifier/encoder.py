@@ -4,9 +4,14 @@
 
 As in BERT (Devlin et al. 2019, section 3) a text begins with a token whose states stand for all of it, two
 texts are one row with a separator between them, and pre-training fills in masked tokens. The layers are
-`llmcourse.model`'s own, so positions are rotary, norms are RMSNorm before each part, and there are no segment
-embeddings. The embedding table is a frozen copy of `draft`'s, so that only the layers need to be stored; the
-special tokens, which a language model never sees inside a text, get vectors of their own.
+`llmcourse.model`'s own, so positions are rotary and norms are RMSNorm before each part. The embedding table
+is a frozen copy of `draft`'s, so that only the layers need to be stored; the special tokens, which a language
+model never sees inside a text, get vectors of their own.
+
+Two more vectors are added to the tokens of pairs: one to all of the second text (BERT's segment embeddings,
+less the first, which all rows have), and one to tokens that stand in the other text as well (the exact match
+of Chen et al. 2017, "Reading Wikipedia to answer open-domain questions", section 3.2). A large model finds
+out what two texts share by itself; one as small as this needs far more examples for that than our tasks have.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from llmcourse.model import Context, DecoderConfig, DecoderLayer, RMSNorm, Rope,
 START, PAD, MASK, SEPARATOR = range(4)
 NUM_SPECIAL = 4
 TABLE = "embed_tokens.weight"
+ADDED = 0.5  # deviation of what is added to tokens of pairs, which come out of their norm with one of 1
 
 
 def encoder_shape(vocab_size: int, hidden_size: int = 128, num_layers: int = 12) -> DecoderConfig:
@@ -56,6 +62,20 @@ def attend_everywhere(q: Tensor, k: Tensor, v: Tensor, mask: Bool[Tensor, "B T S
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
 
 
+def in_second(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Whether a token stands behind a separator."""
+    separators = tokens == SEPARATOR
+    return separators.cumsum(1) > separators
+
+
+def in_both(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Whether a token stands in the other text, too; special ones do not count."""
+    second = in_second(tokens)
+    same = tokens[:, :, None] == tokens[:, None, :]
+    across = second[:, :, None] != second[:, None, :]
+    return (same & across).any(-1) & (tokens >= NUM_SPECIAL)
+
+
 class Encoder(nn.Module):
     """Rows of token ids to states.
 
@@ -74,6 +94,8 @@ class Encoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding.from_pretrained(table.detach().clone(), freeze=True)
         self.special = nn.Embedding(NUM_SPECIAL, config.hidden_size)
+        self.second = nn.Parameter(torch.zeros(config.hidden_size))  # added to tokens of a second text
+        self.shared = nn.Parameter(torch.zeros(config.hidden_size))  # added to tokens that both texts have
         self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -86,6 +108,8 @@ class Encoder(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Normal with deviation 0.02, smaller for what writes into the residual stream (as the decoders)."""
         generator = torch.Generator().manual_seed(seed)
+        for added in (self.second, self.shared):
+            added.data.copy_(torch.empty(added.shape).normal_(0, ADDED, generator=generator))
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2 or name == TABLE:
                 continue
@@ -110,6 +134,8 @@ class Encoder(nn.Module):
         batch, length = tokens.shape
         own = self.special(tokens.clamp(max=NUM_SPECIAL - 1))
         x = self.input_norm(torch.where((tokens < NUM_SPECIAL)[..., None], own, self.embed_tokens(tokens)))
+        x = x + self.second * in_second(tokens)[..., None].to(x.dtype)
+        x = x + self.shared * in_both(tokens)[..., None].to(x.dtype)
         positions = torch.arange(length, device=tokens.device).expand(batch, length)
         mask = (tokens != PAD)[:, None].expand(batch, length, length)
         return x, Context(self._rope(positions[:1], x.dtype), positions, mask, None, attend_everywhere)

@@ -139,7 +139,7 @@ class ExitClassifier(nn.Module):
         self._check(tokens)
         x, context = self.encoder.start(tokens)
         reading, poolers = self.reading(), iter(self.poolers)
-        history: list[Tensor] = []
+        history: list[Tensor] = []  # on the CPU, which waits anyway: a rule is many small steps
         for index in range(self.exits[-1]):
             x = self.encoder.layer(index, x, context)
             if index + 1 in self.exits:
@@ -147,10 +147,13 @@ class ExitClassifier(nn.Module):
                 last = index + 1 == self.exits[-1]
                 if rule is None and not last:
                     continue
-                history.append(reading.logits())
-                if last or bool(rule.exits(history)):
+                logits = reading.logits()
+                if last:
                     break
-        return Answer(history[-1], index + 1)
+                history.append(logits.float().cpu())
+                if rule.exits(history):
+                    break
+        return Answer(logits, index + 1)
 
     def _check(self, tokens: object) -> None:
         """Ids are looked at on the CPU alone: a GPU, which asserts them itself, would be waited for."""

@@ -16,6 +16,7 @@ from llmcourse.early_exit.classifier.encoder import (
     Encoder,
     attend_everywhere,
     encoder_shape,
+    in_both,
     load_encoder,
     row,
     save_encoder,
@@ -60,6 +61,28 @@ def test_special_tokens_have_vectors_of_their_own_and_others_the_tables():
     assert (encoder.special.weight.grad.abs().sum(1) > 0).tolist() == [True, False, True, True]
     x, _ = encoder.start(torch.tensor([[9]]))
     torch.testing.assert_close(x, encoder.input_norm(encoder.embed_tokens.weight[9][None, None]))
+
+
+class TestVectorsOfPairs:
+    ROWS = torch.tensor([[START, 9, 7, SEPARATOR, 9, 8], [START, 9, 8, 9, 9, PAD]])
+
+    @pytest.mark.parametrize(("name", "places"), [("second", [(0, 4), (0, 5)]), ("shared", [(0, 1), (0, 4)])])
+    def test_which_tokens_get_them(self, name, places):
+        """Those behind the separator; those whose like is on its other side. A text alone gets none."""
+        encoder = tiny_encoder()
+        with_it, _ = encoder.start(self.ROWS)
+        vector = getattr(encoder, name).detach().clone()
+        assert vector.abs().min() > 0
+        getattr(encoder, name).data.zero_()
+        without, _ = encoder.start(self.ROWS)
+        expected = torch.zeros(2, 6, SIZE)
+        for place in places:
+            expected[place] = vector
+        torch.testing.assert_close(with_it - without, expected)
+
+    def test_special_tokens_are_not_shared(self):
+        rows = torch.tensor([[START, MASK, 7, SEPARATOR, MASK, START]])
+        assert not in_both(rows).any()
 
 
 def test_the_ids_are_the_familys():

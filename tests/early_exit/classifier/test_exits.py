@@ -6,7 +6,12 @@ import torch.nn.functional as F
 
 from llmcourse.early_exit.classifier.exits import SeparateExits
 from llmcourse.early_exit.classifier.methods import METHODS, PAST_FUTURE
-from llmcourse.early_exit.classifier.methods.past_future import PastFuture, imitation_loss, past_future_loss
+from llmcourse.early_exit.classifier.methods.past_future import (
+    PastFuture,
+    first_deviation,
+    imitation_loss,
+    past_future_loss,
+)
 from llmcourse.early_exit.classifier.thresholds import exits_taken
 from llmcourse.early_exit.rules import EntropyRule, PatienceRule, entropy
 from tests.early_exit.classifier.tiny import LAYERS, SIZE, VOCAB, tiny_encoder, tiny_rows
@@ -20,8 +25,8 @@ def untrained(method, scale: float = 6.0):
     torch.manual_seed(1)
     classifier = method.build(tiny_encoder(scale=scale), CLASSES)
     for parameter in classifier.parameters():
-        if parameter.ndim == 3:  # past and future start near zero
-            parameter.data *= 20
+        if parameter.ndim == 3:  # those of past and future, whose votes are sums
+            parameter.data *= 4
     return classifier.eval()
 
 
@@ -123,19 +128,27 @@ class TestPastAndFuture:
     def test_votes_that_are_kept_are_those_that_are_cast_anew(self, states, asked, monkeypatch):
         """Whichever exits are asked; and every state that was come to casts its votes once."""
         classifier, reading, cast = untrained(PAST_FUTURE), untrained(PAST_FUTURE).reading(), []
-        found, votes = [], reading.classifier.votes
+        found, votes = [], reading.classifier.votes_of
         monkeypatch.setattr(
             reading.classifier,
-            "votes",
-            lambda given, first: cast.append(len(given[0])) or votes(given, first),
+            "votes_of",
+            lambda given, first: cast.append((first, len(given))) or votes(given, first),
         )
         for index in range(LAYERS):
             reading.add(states[:, index])
             found += [reading.logits() for exit_ in asked if exit_ == index]
         wanted = [classifier.read(states[:, : exit_ + 1].unbind(1)) for exit_ in asked]
         torch.testing.assert_close(torch.stack(found), torch.stack(wanted))
-        guessed = sum(LAYERS - 1 - exit_ for exit_ in asked)
-        assert sum(cast) - guessed == asked[-1] + 1
+        counted = [first + place for first, count in cast for place in range(count)]
+        assert counted == list(range(asked[-1] + 1))
+
+    def test_it_starts_from_weights_as_large_as_those_of_other_exits(self):
+        """Of 1,024 weights a layer's deviation is off by 2 %; ten are allowed."""
+        classifier = PastFuture(tiny_encoder(), CLASSES)
+        usual = torch.nn.Linear(SIZE, SIZE).weight.std().item()
+        assert classifier.guess_weight.std().item() == pytest.approx(usual, rel=0.2)
+        assert classifier.vote_weight.std().item() == pytest.approx(usual, rel=0.2)
+        assert first_deviation(768) == pytest.approx(0.02, rel=0.05)  # BERT's
 
     def test_imitation_by_its_definition(self, states):
         classifier = untrained(PAST_FUTURE)

@@ -93,7 +93,7 @@ def trained():
     encoder, data, found = tiny_encoder(2), tiny_data(800), {}
     for method in METHODS:
         classifier = start(method, encoder, 2, seed=0, previous=found.get(method.after))
-        fine_tune(method, classifier, data, 40, name=method.name, tuning=TUNING)
+        fine_tune(method, classifier, data, 60, name=method.name, tuning=TUNING)
         found[method.name] = classifier
     return found
 

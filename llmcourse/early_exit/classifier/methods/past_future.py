@@ -38,7 +38,13 @@ from llmcourse.early_exit.classifier.methods.method import (
     weighted_by_depth,
 )
 
-DEVIATION = 0.02  # of the first weights
+
+def first_deviation(size: int) -> float:
+    """Of the first weights: 0.02 at BERT's width of 768, as published, and as much for a state at any other.
+
+    It is that of `nn.Linear`, which the exits of the other methods start from.
+    """
+    return (3 * size) ** -0.5
 
 
 class PastFuture(ExitClassifier):
@@ -47,23 +53,41 @@ class PastFuture(ExitClassifier):
     def __init__(self, encoder: Encoder, num_classes: int):
         super().__init__(encoder, num_classes, every_layer(encoder))
         count, size = len(self.exits), encoder.config.hidden_size
-        self.guess_weight = nn.Parameter(torch.randn(count, size, size) * DEVIATION)
+        deviation = first_deviation(size)
+        self.guess_weight = nn.Parameter(torch.randn(count, size, size) * deviation)  # rows as in nn.Linear
         self.guess_bias = nn.Parameter(torch.zeros(count, size))
         # Of each state: votes for the classes, then what the gate looks at.
-        self.vote_weight = nn.Parameter(torch.randn(count, size, 2 * num_classes) * DEVIATION)
+        self.vote_weight = nn.Parameter(torch.randn(count, size, 2 * num_classes) * deviation)
         self.vote_bias = nn.Parameter(torch.zeros(count, 2 * num_classes))
         self.gate = nn.Linear(num_classes, num_classes)
 
-    def guesses(self, state: Float[Tensor, "B C"], first: int) -> Float[Tensor, "B F C"]:
+    def guesses(self, state: Float[Tensor, "*B C"], first: int) -> Float[Tensor, "*B F C"]:
         """Of the states at exits `first`, `first` + 1, … (counted from 0), by one at an earlier exit."""
-        moved = torch.einsum("bc,fcd->bfd", state, self.guess_weight[first:])
-        return torch.tanh(moved + self.guess_bias[first:])
+        return self._side_by_side(state, first).unflatten(-1, (-1, state.shape[-1]))
+
+    def _side_by_side(self, state: Float[Tensor, "*B C"], first: int) -> Float[Tensor, "*B FC"]:
+        """The guesses in one row: one product for all of them."""
+        weight, bias = self.guess_weight[first:].flatten(0, 1), self.guess_bias[first:].flatten()
+        return torch.tanh(F.linear(state, weight, bias))
+
+    def future(self, state: Float[Tensor, "B C"], first: int) -> Float[Tensor, "B K"]:
+        """The sum of the votes of the guesses at exits from `first` on: one product more."""
+        classes = self.num_classes
+        weight, bias = self.vote_weight[first:, :, :classes], self.vote_bias[first:, :classes]
+        guessed = self.dropout(self._side_by_side(state, first))
+        return torch.addmm(bias.sum(0), guessed, weight.flatten(0, 1))
 
     def votes(self, states: Float[Tensor, "B S C"], first: int) -> Float[Tensor, "B S K2"]:
         """Of states at exits from `first` on."""
         chosen = slice(first, first + states.shape[1])
         weight, bias = self.vote_weight[chosen], self.vote_bias[chosen]
         return torch.einsum("bsc,sck->bsk", self.dropout(states), weight) + bias
+
+    def votes_of(self, states: Sequence[Float[Tensor, "B C"]], first: int) -> Float[Tensor, "B K2"]:
+        """The sum of their votes; a single state's is one product."""
+        if len(states) > 1:
+            return self.votes(torch.stack(states, 1), first).sum(1)
+        return torch.addmm(self.vote_bias[first], self.dropout(states[0]), self.vote_weight[first])
 
     def read(self, states: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, "B K"]:
         past = self.votes(torch.stack([*(s.detach() for s in states[:-1]), states[-1]], 1), 0)
@@ -73,18 +97,16 @@ class PastFuture(ExitClassifier):
         self, past: Float[Tensor, "B K2"], state: Float[Tensor, "B C"], count: int
     ) -> Float[Tensor, "B K"]:
         """Past and future together: from the sum of all votes so far, and the last of `count` states."""
-        classes = self.num_classes
-        future = self.votes(self.guesses(state, count), count)[..., :classes].sum(1)
+        classes, future = self.num_classes, self.future(state, count)
         weight = torch.sigmoid(self.gate(torch.tanh(past[..., classes:] / count)))
-        return 2 * weight * past[..., :classes] + 2 * (1 - weight) * future
+        return 2 * torch.lerp(future, past[..., :classes], weight)
 
     def reading(self) -> KeptVotes:
         return KeptVotes(self)
 
     def guess_all(self, states: Float[Tensor, "B E C"]) -> Float[Tensor, "B E E C"]:
         """At i, j the state of exit j as it is guessed at exit i; where j is not later, nobody asks."""
-        moved = torch.einsum("bic,jcd->bijd", states, self.guess_weight)
-        return torch.tanh(moved + self.guess_bias)
+        return self.guesses(states, 0)
 
     def read_all(
         self, states: Float[Tensor, "B E C"], guessed: Float[Tensor, "B E E C"]
@@ -115,7 +137,7 @@ class KeptVotes(Reading):
     def logits(self) -> Float[Tensor, "B K"]:
         new = self.states[self._counted :]
         if new:
-            votes = self.classifier.votes(torch.stack(new, 1), self._counted).sum(1)
+            votes = self.classifier.votes_of(new, self._counted)
             self._past = votes if self._past is None else self._past + votes
             self._counted = len(self.states)
         return self.classifier.weigh(self._past, self.states[-1], self._counted)
