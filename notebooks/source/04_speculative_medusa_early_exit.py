@@ -734,9 +734,9 @@ print(f"typical: the first token of a step is {sum(off) / len(off):.2f} from the
 # %%
 shapes = {n: medusa.search(shares, n) for n in (3, 15, 44)}
 wide = torch.tensor([encode(prompts.PROSE[0] * 4)], device=device)
-state = quick.hidden_states(wide)[:, -1]
 runs = {n: partial(quick, wide[:, : n + 1]) for n in (0, *shapes)}
-taken = timing.measure_in_turns(runs | {"h": partial(heads.logits, quick, state)}, device=device)
+runs["h"] = partial(heads.logits, quick, quick.hidden_states(wide)[:, -1])
+taken = timing.measure_in_turns(runs, device=device)
 v = {key: time.median_s / taken[0].median_s for key, time in taken.items()}
 print(f"Llama-3-8B on an H200, by the roofline: v(45) = {paper[45] / paper[1]:.3f}; here h = {v['h']:.2f}")
 ways = {n: partial(medusa.stream, heads=heads, tree=shape) for n, shape in shapes.items()}
@@ -761,7 +761,7 @@ for domain in ("code", "verse"):
 # anything is read: predicted and measured say for each size what is left; below 1 plain decoding is
 # faster. (They count in different units: *predicted* in bare passes, *measured* in decoding steps with all their Python,
 # of which a plain step has some as well, and a verdict more.) By the roofline 44 nodes cost the H200 a few percent of a
-# pass: there a larger tree is the better one. On a GPU that
+# pass: there a larger tree is the better one. (What a GPU made of that is printed at the end of 4.16.) On a GPU that
 # waits for its weights dozens of nodes are nearly free, for *one* text: in a batch of $B$ they are $B (N + 1)$ tokens,
 # and the idle arithmetic is used up earlier than by chains of four (4.10). Beside a drafting model: a head knows
 # nothing of the tokens between, a drafter has written them itself, so it gains more tokens a pass;
@@ -898,6 +898,8 @@ times = [[step.time_s for step in runs[asked] if step.index] for asked in leavin
 speeds = [one_s * len(taken) / sum(taken) for taken in times] + [measured.measured_speed_up(runs[3], one_s)]
 print(f"the first exit alone, with a threshold of its own: {one.agreement:.0%} the same as promised")
 print("times as fast: all exits asked {:.2f}, the first {:.2f}; drafting early {:.2f}".format(*speeds))
+names = [f"{way}_{domain}_b1" for way, domain in product(("medusa", "early_exit"), TEXTS)]
+print("\n".join(map(recorded.told, recorded.all_of(("tree64_llama3_8b", *names)))))
 
 # %% [markdown]
 # Patience has few thresholds, and the best one within the budget may run far fewer layers than it might: compare rules
@@ -915,6 +917,10 @@ print("times as fast: all exits asked {:.2f}, the first {:.2f}; drafting early {
 # about what is skipped, or more. A single exit, with a threshold of its own for the same budget, costs less, and need
 # not agree less often; and where layers are larger, the balance is another one: in Llama-3-8B an exit is as large as two or three
 # of its thirty-two layers. Count layers *and* seconds.
+#
+# Printed last is what was recorded on a GPU: a step over a tree of 64 tokens at Llama-3-8B's shape; then greedy texts of
+# larger targets that were trained for the purpose, with Medusa (`benchmarks/medusa.py`, the best tree for each domain), and
+# drafted early with a shared cache (`benchmarks/early_exit.py`). Beside each stands what its parts promise together.
 #
 # ## 4.17 What goes wrong
 #
