@@ -23,7 +23,6 @@ from llmcourse import hardware, pretrained
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import KernelSettings, StepState
-from llmcourse.kernels.split_rings import SPLIT_RINGS
 from llmcourse.model import Decoder
 from llmcourse.speculative.medusa.candidates import MedusaTree, sparse
 from llmcourse.speculative.medusa.engine import MedusaEngine
@@ -37,7 +36,6 @@ TREE_TOKENS = 64
 SETTINGS = {
     "default": KernelSettings(),
     "PyTorch's products": KernelSettings(few_rows=False),
-    "programs share columns": KernelSettings(tiles=dict(SPLIT_RINGS)),
 }
 
 

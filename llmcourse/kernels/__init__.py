@@ -6,9 +6,9 @@ capabilities      what the GPU at hand, and this Triton, can do
 launch            programmatic dependent launch: a kernel starts before its input is there
 linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few rows; on Hopper in bfloat16
                   `linear_gluon` for one, `linear_rows_gluon` and `linear_rows_strip_gluon` for up to eight,
-                  `linear_split_gluon` for dozens, where it is asked for, with its consumers beside it
+                  `linear_split_gluon` for dozens in a pass over several tokens, with its consumers beside it
 tiles             how the kernels cut their matrices and caches: what was measured to be best; `split_rings`
-                  for dozens of rows, by arithmetic
+                  for dozens of rows
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores
 decode_attention  RoPE, cache write and attention of one new token a row
 append_attention  the same of several new tokens a row, as drafts are verified; in a tree by `tree_mask`

@@ -2,7 +2,7 @@
 
 As in `linear_rows_gluon` tiles of weights come through a ring in shared memory, asked for before the kernel
 waits for x. But here x is no longer small beside them: a program of R rows of weights reads 64 rows of x from
-the L2 cache for every R of the matrix from memory. So a program takes 128 rows or so; and where that leaves
+the L2 cache for every R of the matrix from memory. So a program takes 64 rows or 128; and where that leaves
 multiprocessors without work, programs share the columns:
 
     y = Σₛ x[:, Kₛ] · W[:, Kₛ]ᵀ        s = 1 … splits

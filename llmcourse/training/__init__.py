@@ -4,18 +4,19 @@
     tokenizer    byte-level BPE over all domains
     tokens       documents to token arrays, arrays to batches in a fixed order
     recipes      shapes and hyperparameters of `draft`, `small` and `base`
-    optimizer    Muon for matrices, AdamW for the rest, one schedule
+    optimizer    Muon for matrices (`muon`: of one shape together), AdamW for the rest, one schedule
     pretrain     the loop: one GPU or several, resumable
+    family       from text files to the whole family, one member after the other
     options      what all training programs ask on their command lines
     interrupts   signals that wait for the end of a step
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
 
-What is trained on a member of the family that stays as it is, each by a program of its own:
+What is trained on a member of the family, which stays as it is if not said otherwise, each by its program:
 
     backbone     what these have in common
     paced        trainings that end by their steps or by the clock
-    medusa       heads that guess further tokens; `heads` is what they learn
+    medusa       heads that guess further tokens, also with their backbone; `heads` is what they learn
     exits        exit heads on every layer; `exit_loss` is what they learn
     layer_skip   the same with their backbone: LayerSkip, and a loss for self-speculation
     blocks       adapters that let it write in blocks

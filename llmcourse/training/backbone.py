@@ -64,6 +64,7 @@ def train(
     device: torch.device,
     limit_s: int | float = float("inf"),
     own: Callable[[int, int], tuple] = lambda step, size: (),
+    turns: int = 1,
 ) -> Trained:
     """Trains by the recipe, or for as long as there is time; by then the rates have fallen to zero (`paced`).
 
@@ -77,6 +78,7 @@ def train(
         state_path: of checkpoints, from which training goes on; its clock does, too.
         limit_s: for training alone: the clock starts when all is compiled.
         own: from a step, and how many rows it has, to what else the loss takes there; the same every time.
+        turns: steps after which what `own` gives makes nothing new compile.
 
     Raises:
         ValueError, FloatingPointError, KeyboardInterrupt: as `paced.train`.
@@ -85,9 +87,8 @@ def train(
     rows, pace = _rows(recipe, domains, device), Pace(recipe.steps, limit_s)
     batches = ((ids, *own(step, len(ids))) for step, ids in enumerate(rows))
     forward = torch.compile(loss_of) if device.type == "cuda" else loss_of
-    return paced.train(
-        recipe.name, forward, batches, optimizers, pace, device, checkpoint, read_without_gradients=False
-    )
+    how = {"turns": turns, "read_without_gradients": False}
+    return paced.train(recipe.name, forward, batches, optimizers, pace, device, checkpoint, **how)
 
 
 def _rows(recipe: Recipe, domains: Sequence[Domain], device: torch.device) -> Iterator[Tensor]:

@@ -138,14 +138,14 @@ def train_exits(options: argparse.Namespace) -> bool:
         work / "exits.pt",
         device=device,
         limit_s=options.minutes * 60,
-        **({"own": loss_of.turn} if joint else {}),
+        **({"own": loss_of.turn, "turns": loss_of.turns} if joint else {}),
     )
     write(loss_of, folder, options, replace(recipe, steps=end.steps), list(counts))
     return True
 
 
 def fit(heads: ExitHeads, domains: Sequence[Domain], recipe: Recipe, steps: int) -> None:
-    """Where training starts: least squares over the first batches that it will see."""
+    """Where training starts: least squares over so many batches of what it will see."""
     weights = [recipe.weight(domain.name) for domain in domains]
     shape = (recipe.batch_size, recipe.sequence_length)
     progress = tqdm(range(steps), desc="least squares", mininterval=5)

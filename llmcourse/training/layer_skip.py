@@ -101,6 +101,11 @@ class LayerSkip(nn.Module):
         self.heads, self.backbone, self.recipe = heads, heads.backbone, recipe
         self.requires_grad_(True)
 
+    @property
+    def turns(self) -> int:
+        """Steps after which the same exits are trained again."""
+        return self.recipe.rotation if self.recipe.weight is None else 1
+
     def turn(self, step: int, batch: int) -> Turn:
         """What `forward` takes at a step beside its rows: the same for the same step."""
         count, recipe = len(self.backbone.model.layers), self.recipe

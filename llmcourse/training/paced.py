@@ -1,7 +1,7 @@
 """Trainings that end by their steps or by the clock, whichever comes first, the rates falling to zero.
 
-The clock starts after a pass that is thrown away, for the first one may compile. Where a checkpoint is kept,
-a run that was interrupted goes on as if it had never stopped, and the clock with it.
+The clock starts after passes that are thrown away, for the first ones may compile. Where a checkpoint is
+kept, a run that was interrupted goes on as if it had never stopped, and the clock with it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Trained(NamedTuple):
     Attributes:
         steps: that were made.
         loss: the mean of the last ones; NaN where a run that goes on had ended already.
-        seconds: without the pass before the clock.
+        seconds: without the passes before the clock.
     """
 
     steps: int
@@ -118,6 +118,7 @@ def train(
     device: torch.device,
     checkpoint: Checkpoint | None = None,
     *,
+    turns: int = 1,
     read_without_gradients: bool = True,
     recorded: bool = False,
 ) -> Trained:
@@ -128,6 +129,7 @@ def train(
         batches: endless; the same ones at every start, of which those that were seen are passed over.
         optimizers: with the peak rates set.
         checkpoint: where to go on; None starts anew, and keeps nothing.
+        turns: so many batches in a row are compiled apart, and those behind them as they were.
         read_without_gradients: what is compiled is read so before long, too, which is compiled apart.
         recorded: replay one step as a CUDA graph (`step_graph`); `loss_of` is not called again.
 
@@ -143,16 +145,17 @@ def train(
         _require_enough(name, step, pace)  # starting again makes a run that was too short no longer
         return Trained(step, math.nan, before_s)
     batches = islice(batches, step, None)
-    first = next(batches)
-    warm_up(loss_of, first, optimizers, device, read_without_gradients)
+    first = list(islice(batches, turns))
+    for batch in first:
+        warm_up(loss_of, batch, optimizers, device, read_without_gradients)
     update = lambda batch: _update(loss_of, batch, optimizers, device)  # noqa: E731
     if recorded:
-        update = recorded_update(update, first, optimizers, device)
+        update = recorded_update(update, first[0], optimizers, device)
     saved, pause_s = time.monotonic(), SAVE_EVERY_S
     started = saved - before_s
     bar = tqdm(total=pace.steps, initial=step, desc=name, mininterval=5, leave=False)
     with bar, Interrupts() as interrupts:
-        for batch in chain([first], batches):
+        for batch in chain(first, batches):
             _set_rates(optimizers, peaks, share_of_rate(done))
             loss = update(batch)
             recent, step = [*recent[1 - CHECK_EVERY :], loss], step + 1

@@ -1,7 +1,9 @@
 """Rows of benchmarks/append_variants.py; times are made up, for want of a GPU."""
 
+import functools
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from llmcourse.kernels.append_attention import append_attention, append_tile
 from llmcourse.kernels.tiles import AttentionTile
 
 CPU = torch.device("cpu")
+errors = pytest.importorskip("triton.runtime.errors", reason="Triton is made for Linux only")
 
 
 @pytest.fixture
@@ -38,6 +41,35 @@ def test_every_way_is_a_row_the_default_first(case, tmp_path, monkeypatch):
     assert [row["default"] for row in rows] == [True] + [False] * (len(rows) - 1)
     assert AttentionTile(*rows[0]["tile"]) == default[1]
     assert {row["us"] for row in rows} == {2.0}, "of one layer"
+
+
+def test_what_no_kernel_can_do_is_named_and_memory_outlives_recordings(case, tmp_path, monkeypatch, capsys):
+    """A recording holds addresses alone, as the one here does."""
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(case, "chosen", lambda: (1, variants.TILES[0]))
+    wide, layers, alive = variants.TILES[-1], case.layers, []
+
+    def recorded(run, device):
+        if run.tile == wide:
+            raise errors.OutOfResources(300_000, 232_448, "shared memory")
+        return weakref.ref(run)
+
+    def of(splits, tile):
+        run = functools.partial(layers(splits, tile))
+        run.tile = tile
+        return run
+
+    def measure(replay, **how):
+        alive.append(replay() is not None)
+        return timing.Timing((4e-6,))
+
+    monkeypatch.setattr(case, "layers", of)
+    monkeypatch.setattr(variants, "recorded", recorded)
+    monkeypatch.setattr(timing, "measure", measure)
+    variants.report(case, 24, CPU)
+    assert alive == [True] * (1 + len(variants.SPLITS) * (len(variants.TILES) - 1))
+    named = [line for line in capsys.readouterr().out.splitlines() if "out of resource" in line]
+    assert len(named) == len(variants.SPLITS) and all(str(wide) in line for line in named)
 
 
 def test_a_layer_attends_as_the_reference_does(case, monkeypatch):

@@ -232,7 +232,20 @@ def test_the_tree_is_timed_by_what_was_found(monkeypatch):
     monkeypatch.setattr(variants.medusa, "report_tree", lambda device, settings: found.append(settings))
     variants.report_tree({SMALL: SplitRing(128, 64, 2, 2)}, CPU)
     assert found[0]["programs share columns"].tiles == {SMALL: SplitRing(128, 64, 2, 2)}
-    assert list(found[0]) == list(variants.medusa.SETTINGS)
+    assert list(found[0]) == [*variants.medusa.SETTINGS, "programs share columns"]
+
+
+def test_the_tree_takes_what_its_own_number_of_tokens_has_found(monkeypatch):
+    """Not what 32 have, which come between."""
+    found, given = {"rows64": "64", "rows32": "32"}, []
+    monkeypatch.setattr(variants, "hopper", lambda: CPU)
+    of = {case.num_tokens: found[name] for name, case in DOZENS.items()}
+    monkeypatch.setattr(variants, "report_dozens", lambda case, device: of[case.num_tokens])
+    monkeypatch.setattr(variants, "report_tree", lambda tiles, device: given.append(tiles))
+    for parts in ("rows64,rows32,tree", "rows32,tree"):
+        monkeypatch.setattr(sys, "argv", ["few_rows_variants.py", "--parts", parts])
+        variants.main()
+    assert given == ["64", SPLIT_RINGS]
 
 
 def test_the_table_of_dozens_is_among_what_is_tried():

@@ -51,6 +51,13 @@ def test_a_step_s_own_is_given_beside_its_rows(tmp_path, monkeypatch):
     assert loss.given == first + [(torch.Size([4, 33]), (step, 4)) for step in range(3)]
 
 
+def test_every_turn_is_compiled_before_the_clock(tmp_path, monkeypatch):
+    """Each of them passes once and is thrown away; of 400 s none is taken by that."""
+    loss, _, end, _ = run(tmp_path, monkeypatch, 1000, limit_s=400, own=lambda step, _: (step % 3,), turns=3)
+    assert [own for _, own in loss.given][:7] == [(0,), (1,), (2,), (0,), (1,), (2,), (0,)]
+    assert end.steps == 40 and len(loss.given) == 43
+
+
 def test_rates_fall_to_zero_by_steps_and_by_the_clock(tmp_path, monkeypatch):
     _, by_steps, end, _ = run(tmp_path, monkeypatch, 40)
     assert end.steps == 40 and 0 < by_steps.param_groups[0]["lr"] < 0.02

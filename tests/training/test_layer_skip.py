@@ -179,7 +179,9 @@ def number_of_graphs(recipe, exits):
     compiled = torch.compile(skip, backend=counted, fullgraph=True)
     for step in range(6):
         turn = skip.turn(step, len(rows))
+        assert step < skip.turns or turn.on == skip.turn(step - skip.turns, len(rows)).on
         assert torch.allclose(compiled(rows, *turn), skip(rows, *turn), rtol=1e-5), step
+    assert len(graphs) == skip.turns
     return len(graphs)
 
 

@@ -77,7 +77,7 @@ class Guesses:
     def _product(
         self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pdl: bool, wide: bool = False
     ) -> Tensor:
-        """As in a pass over a `Window`: our kernel while the rows are few, and PyTorch's beyond."""
+        """Our kernel while the rows are few, as in a pass over a `Window`, and as in a batch beyond."""
         if self._backend == "reference":
             return linear_reference(x, weight, bias=bias)
         out = x.new_empty(len(x), len(weight), dtype=torch.float32 if wide else x.dtype)
