@@ -29,7 +29,10 @@ def ranked_tokens(logits: Float[Tensor, "*shape V"], width: int) -> Int[Tensor, 
     Args:
         width: at most V.
     """
-    rows = logits.where(~logits.isnan(), math.inf).flatten(0, -2)
+    rows = logits.where(~logits.isnan(), math.inf)
+    if rows.is_cuda:  # sorts all of them, and has nothing to ask the device for
+        return rows.sort(dim=-1, descending=True, stable=True).indices[..., :width]
+    rows = rows.flatten(0, -2)
     tokens = torch.empty(len(rows), width, dtype=torch.long, device=logits.device)
     for row, found in zip(rows, tokens, strict=True):
         # topk leaves open which of equal logits it takes: it only tells how large they are.

@@ -16,7 +16,7 @@ from llmcourse.kernels.backend import Backend, resolve
 
 def silu_residual_reference(x: Float[Tensor, "B C"], y: Float[Tensor, "B K_C"]) -> Float[Tensor, "B K_C"]:
     """What `silu_residual` computes, operation by operation."""
-    branches = F.silu(y).view(len(x), -1, x.shape[1])  # (B, K, C)
+    branches = F.silu(y).unflatten(1, (-1, x.shape[1]))  # (B, K, C)
     return (x[:, None] + branches).view_as(y)
 
 

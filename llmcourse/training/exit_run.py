@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from llmcourse import pretrained
@@ -94,10 +95,13 @@ class Run:
             require(same, str(self.out), "of these arguments", "another run's", remedy)
         else:
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(json.dumps(ours), encoding="utf-8")
+            new = note.with_suffix(f".{os.getpid()}")  # whole at once, for other processes of this folder
+            new.write_text(json.dumps(ours), encoding="utf-8")
+            new.replace(note)
 
     @property
     def left_s(self) -> float:
+        """Seconds that the limit leaves, at least one."""
         return max(1.0, self.limit_s - (time.monotonic() - self.started))
 
     def encoder(self) -> Encoder:
@@ -133,7 +137,7 @@ class Run:
                     return False
                 self._fine_tune(task, method, start(method, encoder, classes, self.seed, previous), path)
             plain = start(method, encoder, classes, self.seed, previous)  # nothing of it is compiled
-            plain.load_state_dict(load_file(path))
+            read_weights(plain, path)
             self.classifiers[task.name, method.name] = plain.eval()
             self.steps[task.name, method.name] = steps_of(path)
         return True
@@ -172,6 +176,21 @@ class Run:
         """
         most = self.setting.test_examples
         return {task.name: word_overlap_score(task, most) for task in self.tasks if task.is_pair}
+
+
+def read_weights(classifier: ExitClassifier, path: Path) -> None:
+    """Of a classifier that was kept.
+
+    Raises:
+        ValueError: the file is damaged, or of another shape.
+    """
+    try:
+        classifier.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path} must hold this classifier, got {reason}; remove it to train again"
+        ) from error
 
 
 def steps_of(path: Path) -> int:

@@ -90,10 +90,6 @@ def run_recipe(options: argparse.Namespace, loss_of: nn.Module, domains: Sequenc
     Raises:
         ValueError: a number out of its range.
     """
-    if options.windows < 1:
-        raise ValueError(f"windows must be at least 1, got {options.windows}; there is nothing to report on")
-    if options.fit < 0:
-        raise ValueError(f"fit must be at least 0, got {options.fit}; 0 starts from the model's own head")
     model, joint = loss_of.heads.backbone, isinstance(loss_of, LayerSkip)
     default = JOINT_RATE if joint else RATE
     rate = default if options.rate is None else options.rate
@@ -117,6 +113,10 @@ def train_exits(options: argparse.Namespace) -> bool:
     Raises:
         ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `family.train_family`.
     """
+    if options.windows < 1:
+        raise ValueError(f"windows must be at least 1, got {options.windows}; there is nothing to report on")
+    if options.fit < 0:
+        raise ValueError(f"fit must be at least 0, got {options.fit}; 0 starts from the model's own head")
     corpus = read_corpus(options)
     this_machine(options.device)  # refuses a device that is not here
     device = torch.device(options.device)

@@ -117,7 +117,7 @@ class LayerSkip(nn.Module):
             weights = [each if layer in self.exits else 0.0 for layer in range(1, count)] + [1.0]
         device = self.heads.device
         on = tuple(weights[layer - 1] > 0 for layer in self.exits)
-        return Turn(kept.to(device), torch.tensor(weights, device=device), on)
+        return Turn(_sent(kept, device), _sent(torch.tensor(weights), device), on)
 
     def forward(
         self,
@@ -177,3 +177,8 @@ def layers_kept(batch: int, chances: list[float], step: int) -> Bool[Tensor, "L 
     """Which layers run for which sequences: drawn anew at every step, the same ones for the same step."""
     drawn = torch.rand(len(chances), batch, generator=torch.Generator().manual_seed(step))
     return drawn >= torch.tensor(chances)[:, None]
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """To the device; to a GPU from memory that lets the host go on at once."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

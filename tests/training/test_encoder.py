@@ -198,6 +198,18 @@ class TestSteps:
         assert main(arguments(other)) == 2
         assert "must be a classifier with its steps" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("content", [{"weight": torch.ones(2)}, None])
+    def test_a_classifier_of_another_shape_or_damaged_is_refused(self, out, tmp_path, capsys, content):
+        other = tmp_path / "out"
+        shutil.copytree(out, other)
+        path = other / ".tasks" / "docstring-pabee.safetensors"
+        if content:
+            save_file(content, path, metadata={"steps": "2"})
+        else:
+            path.write_bytes(path.read_bytes()[:-7])
+        assert main(arguments(other)) == 2
+        assert "docstring-pabee.safetensors must hold this classifier, got " in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("message", "more"),
