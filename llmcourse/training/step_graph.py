@@ -26,6 +26,8 @@ def recorded_update(
 ) -> Callable[[Sequence[Tensor]], Tensor]:
     """Does what `update` does, by replaying one step; weights and states of the optimizers stay as they are.
 
+    Random numbers, of dropout, go on behind those that recording drew: not the ones of a run without it.
+
     Args:
         update: one step on a batch, which returns its loss and leaves no gradients that the next one needs.
         batch: any, of the shapes of all others.
