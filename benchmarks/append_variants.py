@@ -22,8 +22,8 @@ from record import record_raw
 from llmcourse import hardware, timing
 from llmcourse.costs import LLAMA_3_8B
 from llmcourse.decoding.engine.graphs import recorded
-from llmcourse.kernels.append_attention import append_attention, append_tile, query_blocks
-from llmcourse.kernels.decode_attention import Workspace, num_splits
+from llmcourse.kernels.append_attention import append_attention, append_splits, append_tile
+from llmcourse.kernels.decode_attention import Workspace
 from llmcourse.kernels.tiles import AttentionTile
 from llmcourse.speculative.medusa.candidates import MedusaTree, sparse
 from llmcourse.speculative.medusa.reading import mask_of
@@ -56,9 +56,7 @@ class Case:
         """Splits and tile that a pass takes by itself."""
         c, keys = LLAMA_3_8B, self.caches[0][0]
         tile = append_tile(keys, c.num_heads, self.num_tokens)
-        programs = query_blocks(self.num_tokens, c.num_heads, c.num_kv_heads)
-        processors = torch.cuda.get_device_properties(keys.device).multi_processor_count
-        return num_splits(programs, c.num_kv_heads, keys.shape[2], tile, processors), tile
+        return append_splits(keys, c.num_heads, self.num_tokens, tile), tile
 
     def layers(self, splits: int, tile: AttentionTile) -> Callable[[], None]:
         """All of them once, one after the other."""

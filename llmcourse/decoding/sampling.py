@@ -87,6 +87,6 @@ def check_generator(generator: object, num_rows: int) -> None:
     require(len(generator) == num_rows, "generator", f"a list of {num_rows}", len(generator), remedy)
 
 
-def entropy(logits: Float[Tensor, "B V"]) -> Float[Tensor, " B"]:
+def entropy(logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:
     """H(p) = −Σ p_i ln p_i of softmax(logits), in nats; tokens at -inf add nothing (Shannon 1948)."""
     return torch.special.entr(widen(logits).softmax(-1)).sum(-1)

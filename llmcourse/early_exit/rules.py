@@ -20,12 +20,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from llmcourse.decoding import sampling
 from llmcourse.decoding.errors import require, require_integer, require_number
 
 
 def entropy(logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:
     """H = −Σ p ln p of the softmax, in nats: from 0, where one answer has it all, to ln V."""
-    return torch.special.entr(logits.float().softmax(-1)).sum(-1)
+    return sampling.entropy(logits.float())
 
 
 def confidence(logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:

@@ -119,9 +119,7 @@ def append_attention(
     num_tokens = len(qkv) // batch
     tile = tile or append_tile(keys, num_heads, num_tokens)
     if workspace is None:
-        processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 8
-        programs = batch * query_blocks(num_tokens, num_heads, num_kv_heads)
-        splits = num_splits(programs, num_kv_heads, capacity, tile, processors)
+        splits = append_splits(keys, num_heads, num_tokens, tile)
         workspace = Workspace(len(qkv), num_heads, num_kv_heads, head_dim, splits, qkv.device)
     out = qkv.new_empty(len(qkv), num_heads * head_dim) if out is None else out
     inputs = (qkv, keys, values, positions, cos, sin)
@@ -137,6 +135,16 @@ def append_tile(keys: Float[Tensor, "B Hkv S D"], num_heads: int, num_tokens: in
         return AttentionTile(block=32, warps=16 if queries * row_bytes > 2**13 else 8)
     wide = keys.shape[3] > 128 or queries > 32
     return AttentionTile(block=32 if wide else 64, warps=4 if queries * row_bytes <= 2**12 else 8)
+
+
+def append_splits(
+    keys: Float[Tensor, "B Hkv S D"], num_heads: int, num_tokens: int, tile: AttentionTile
+) -> int:
+    """Of the cache, so that the programs about fill the chip."""
+    batch, num_kv_heads, capacity, _ = keys.shape
+    processors = torch.cuda.get_device_properties(keys.device).multi_processor_count if keys.is_cuda else 8
+    programs = batch * query_blocks(num_tokens, num_heads, num_kv_heads)
+    return num_splits(programs, num_kv_heads, capacity, tile, processors)
 
 
 def query_blocks(num_tokens: int, num_heads: int, num_kv_heads: int) -> int:

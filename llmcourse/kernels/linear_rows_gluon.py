@@ -29,7 +29,7 @@ from llmcourse.kernels.linear_tiles_gluon import (
     finished,
     layout_of_outputs,
     layout_of_products,
-    layout_of_x,
+    layout_of_rows,
     norm_scale,
     places_of_outputs,
     stacked,
@@ -103,7 +103,7 @@ def _ring_kernel(
         _ask_for_weights(matrix, weights, weights_full, nth, first, up_first, STEPS, HALVES)
     start_next(PDL)
 
-    X: gl.constexpr = layout_of_x(COLUMNS, num_warps)
+    X: gl.constexpr = layout_of_rows(COLUMNS, num_warps)
     columns = gl.arange(0, COLUMNS, gl.SliceLayout(0, X))
     if HAS_NORM:
         weighted = gl.allocate_shared_memory(x.dtype, [2, BATCH, COLUMNS], x.layout)

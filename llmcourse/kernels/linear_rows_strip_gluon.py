@@ -27,7 +27,7 @@ from llmcourse.kernels.linear_tiles_gluon import (
     finished,
     layout_of_outputs,
     layout_of_products,
-    layout_of_x,
+    layout_of_rows,
     norm_scale,
     places_of_outputs,
     stacked,
@@ -74,7 +74,7 @@ def _rows_strip_kernel(
         tma.async_copy_global_to_shared(matrix, at_tile, arrived, weights.index(part))
     start_next(PDL)
 
-    X: gl.constexpr = layout_of_x(COLUMNS, num_warps)
+    X: gl.constexpr = layout_of_rows(COLUMNS, num_warps)
     columns = gl.arange(0, COLUMNS, gl.SliceLayout(0, X))
     x_rows = gl.arange(0, BATCH, gl.SliceLayout(1, X))[:, None]
     gains = ()

@@ -12,6 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from llmcourse.kernels.launch import wait_for_input
+from llmcourse.kernels.linear_tiles_gluon import layout_of_rows
 from llmcourse.kernels.split_rings import MOST_SPLIT_ROWS
 
 BATCH = gl.constexpr(MOST_SPLIT_ROWS)  # rows of x that are multiplied; zeros where there are fewer
@@ -25,27 +26,13 @@ def _layout_of_products(rows, warps):
     return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, groups], instr_shape=shape)
 
 
-@gluon.constexpr_function
-def _layout_of_gathered(rows, warps):
-    """(BATCH, rows): eight outputs a thread, side by side in memory."""
-    lanes = min(rows // 8, 32)
-    return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [warps, 1], [1, 0])
-
-
-@gluon.constexpr_function
-def _layout_of_gains(columns, warps):
-    """Of all gains of a program in registers: 16 bytes a thread."""
-    lanes = min(columns // 8, 32)
-    return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [warps, 1], [1, 0])
-
-
 @gluon.jit
 def _kept_gains(
     norm_ptr, begin, K: gl.constexpr, GAINS: gl.constexpr, COLUMNS: gl.constexpr, WARPS: gl.constexpr
 ):
     """Those of a program's columns, step by step in shared memory, which are there before x is."""
     BY_STEP: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    L: gl.constexpr = _layout_of_gains(COLUMNS, WARPS)
+    L: gl.constexpr = layout_of_rows(COLUMNS, WARPS)
     steps = gl.arange(0, GAINS, gl.SliceLayout(1, L))
     at = begin + steps[:, None] * COLUMNS + gl.arange(0, COLUMNS, gl.SliceLayout(0, L))[None, :]
     found = gl.load(norm_ptr + at, mask=at < K, other=0.0)
@@ -216,7 +203,7 @@ def consume(
     sums, up_sums = _begin(tile_of_x, weights, weights_full, STEPS - 1, sums, up_sums, GATED)
 
     # Another layout than the products have would cost a program shared memory, which the rings take.
-    Y: gl.constexpr = C if SPLITS == 1 else _layout_of_gathered(ROWS, WARPS)
+    Y: gl.constexpr = C if SPLITS == 1 else layout_of_rows(ROWS, WARPS)
     rows = gl.arange(0, BATCH, gl.SliceLayout(1, Y))
     outputs = first + gl.arange(0, ROWS, gl.SliceLayout(0, Y))
     at = rows[:, None].to(gl.int64) * num_outputs + outputs[None, :]

@@ -28,8 +28,8 @@ def tiles_of_rows(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
 
 
 @gluon.constexpr_function
-def layout_of_x(columns, warps):
-    """Of a tile of x in registers: 16 bytes a thread."""
+def layout_of_rows(columns, warps):
+    """Of rows in registers: eight numbers a thread, side by side in memory."""
     threads = min(columns // 8, 32)
     return gl.BlockedLayout([1, 8], [32 // threads, threads], [warps, 1], [1, 0])
 

@@ -84,18 +84,19 @@ def train(
         ValueError, FloatingPointError, KeyboardInterrupt: as `paced.train`.
     """
     checkpoint = Checkpoint(state_path, trained, recipe)
-    rows, pace = _rows(recipe, domains, device), Pace(recipe.steps, limit_s)
+    rows = rows_of(recipe, domains, recipe.sequence_length + 1, device)
+    pace = Pace(recipe.steps, limit_s)
     batches = ((ids, *own(step, len(ids))) for step, ids in enumerate(rows))
     forward = torch.compile(loss_of) if device.type == "cuda" else loss_of
     how = {"turns": turns, "read_without_gradients": False}
     return paced.train(recipe.name, forward, batches, optimizers, pace, device, checkpoint, **how)
 
 
-def _rows(recipe: Recipe, domains: Sequence[Domain], device: torch.device) -> Iterator[Tensor]:
+def rows_of(recipe: Recipe, domains: Sequence[Domain], length: int, device: torch.device) -> Iterator[Tensor]:
+    """Endless batches of a recipe, of so many tokens a row."""
     weights = [recipe.weight(domain.name) for domain in domains]
     for step in count():
-        size = (recipe.batch_size, recipe.sequence_length + 1)
-        yield batch(domains, weights, step, *size, seed=recipe.seed).to(device)
+        yield batch(domains, weights, step, recipe.batch_size, length, seed=recipe.seed).to(device)
 
 
 def write_backbone(backbone: Decoder, folder: Path, out: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from llmcourse.early_exit.classifier.tasks import Side, Task
 from llmcourse.hardware import default_device
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.exit_texts import TASKS, Texts
+from llmcourse.training.family import write_whole
 from llmcourse.training.fine_tune import fine_tune, start
 from llmcourse.training.masked import pretrain
 from llmcourse.training.paced import Pace
@@ -95,9 +95,7 @@ class Run:
             require(same, str(self.out), "of these arguments", "another run's", remedy)
         else:
             note.parent.mkdir(parents=True, exist_ok=True)
-            new = note.with_suffix(f".{os.getpid()}")  # whole at once, for other processes of this folder
-            new.write_text(json.dumps(ours), encoding="utf-8")
-            new.replace(note)
+            write_whole(note, json.dumps(ours))
 
     @property
     def left_s(self) -> float:

@@ -34,7 +34,7 @@ from llmcourse.early_exit.regression import fit_heads
 from llmcourse.early_exit.stored import load_heads, save_heads
 from llmcourse.hardware import this_machine
 from llmcourse.pretrained import find_checkpoint, fingerprint
-from llmcourse.training.backbone import load_backbone, prepare_for, train, write_backbone
+from llmcourse.training.backbone import load_backbone, prepare_for, rows_of, train, write_backbone
 from llmcourse.training.exit_loss import OBJECTIVES, ExitLoss
 from llmcourse.training.export import write_json
 from llmcourse.training.family import held_out_ids, work_folder
@@ -49,7 +49,7 @@ from llmcourse.training.options import (
     read_corpus,
 )
 from llmcourse.training.recipes import Recipe
-from llmcourse.training.tokens import Domain, batch
+from llmcourse.training.tokens import Domain
 
 RATE, JOINT_RATE = 0.006, 0.001  # a backbone that is trained already is only bent
 
@@ -146,11 +146,9 @@ def train_exits(options: argparse.Namespace) -> bool:
 
 def fit(heads: ExitHeads, domains: Sequence[Domain], recipe: Recipe, steps: int) -> None:
     """Where training starts: least squares over so many batches of what it will see."""
-    weights = [recipe.weight(domain.name) for domain in domains]
-    shape = (recipe.batch_size, recipe.sequence_length)
     progress = tqdm(range(steps), desc="least squares", mininterval=5)
-    rows = (batch(domains, weights, step, *shape, seed=recipe.seed) for step in progress)
-    fit_heads(heads, (ids.to(heads.device) for ids in rows))
+    rows = rows_of(recipe, domains, recipe.sequence_length, heads.device)
+    fit_heads(heads, (ids for _, ids in zip(progress, rows, strict=False)))
 
 
 def loss_for(heads: ExitHeads, options: argparse.Namespace) -> ExitLoss | LayerSkip:

@@ -86,7 +86,7 @@ def prepare(corpus: Corpus, work: Path) -> dict[str, dict]:
             "held_out_documents": len(held_out),
             "held_out_chars": sum(map(len, held_out)),
         }
-    _write(done, json.dumps(counts))
+    write_whole(done, json.dumps(counts))
     return counts
 
 
@@ -107,7 +107,7 @@ def claim(corpus: Corpus, work: Path) -> None:
         raise ValueError(f"{work} does not say from what it was made; remove it, or use another folder")
     else:
         work.mkdir(parents=True, exist_ok=True)
-        _write(note, json.dumps(ours))
+        write_whole(note, json.dumps(ours))
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
@@ -120,9 +120,9 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     return f"other text for {', '.join(a['name'] for a, b in pairs if a != b)}"
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes beside and renames, so that no half-written file is ever taken for a whole one."""
-    new = path.with_name(f"{path.name}.new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")  # its own, where several processes share a folder
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
 
@@ -149,7 +149,7 @@ def _tokenizer(corpus: Corpus, sides: dict, path: Path) -> Tokenizer:
         for text in sample_documents(sides[source.name][0], TOKENIZER_CHARS[source.kind])
     )
     tokenizer = train_tokenizer(samples, show_progress=True)
-    _write(path, tokenizer.to_str())
+    write_whole(path, tokenizer.to_str())
     return tokenizer
 
 
@@ -235,7 +235,7 @@ def work_folder(out: Path) -> Path:
 def _add_seconds(path: Path, seconds: float) -> float:
     """Seconds of training over all starts of a resumed run."""
     total = seconds + (float(path.read_text()) if path.is_file() else 0.0)
-    _write(path, f"{total:.1f}")
+    write_whole(path, f"{total:.1f}")
     return total
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from triton.runtime.jit import JITFunction
 
-LAYOUTS = ("_layout_of_products", "_layout_of_gathered", "_layout_of_gains")
+LAYOUTS = ("_layout_of_products", "layout_of_rows")
 NOTHING = (*LAYOUTS, "start_next", "wait_for_input", "fence_async_shared")  # to be done
 
 

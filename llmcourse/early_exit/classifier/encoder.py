@@ -68,9 +68,12 @@ def in_second(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     return separators.cumsum(1) > separators
 
 
-def in_both(tokens: Int[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """Whether a token stands in the other text, too; special ones do not count."""
-    second = in_second(tokens)
+def in_both(tokens: Int[Tensor, "B T"], second: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Whether a token stands in the other text, too; special ones do not count.
+
+    Args:
+        second: as `in_second` says.
+    """
     same = tokens[:, :, None] == tokens[:, None, :]
     across = second[:, :, None] != second[:, None, :]
     return (same & across).any(-1) & (tokens >= NUM_SPECIAL)
@@ -134,8 +137,9 @@ class Encoder(nn.Module):
         batch, length = tokens.shape
         own = self.special(tokens.clamp(max=NUM_SPECIAL - 1))
         x = self.input_norm(torch.where((tokens < NUM_SPECIAL)[..., None], own, self.embed_tokens(tokens)))
-        x = x + self.second * in_second(tokens)[..., None].to(x.dtype)
-        x = x + self.shared * in_both(tokens)[..., None].to(x.dtype)
+        second = in_second(tokens)
+        x = x + self.second * second[..., None].to(x.dtype)
+        x = x + self.shared * in_both(tokens, second)[..., None].to(x.dtype)
         positions = torch.arange(length, device=tokens.device).expand(batch, length)
         mask = (tokens != PAD)[:, None].expand(batch, length, length)
         return x, Context(self._rope(positions[:1], x.dtype), positions, mask, None, attend_everywhere)
