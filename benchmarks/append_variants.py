@@ -47,7 +47,7 @@ class Case:
         self.qkv = random(num_tokens, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim)
         self.positions = torch.tensor([slots - 1], device=device)
         angles = torch.rand(slots, c.head_dim // 2, device=device)
-        self.angles = angles.cos(), angles.sin()
+        self.angles = angles.cos().to(dtype), angles.sin().to(dtype)
         choices = sparse(4, 6).choices[: TREE_TOKENS - 1]
         self.tree = mask_of(MedusaTree(choices).tree, device) if num_tokens == TREE_TOKENS else None
         self.out = random(num_tokens, c.num_heads * c.head_dim)

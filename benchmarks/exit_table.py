@@ -6,15 +6,14 @@
 Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes; with that program the
 tasks can be trained side by side before), and records a line for each cell,
 `early_exit_table_<task>_<method>`: the value is the score, the peer the full model's. What every exit says of
-500 texts of the validation and of the test side goes, rounded, to `results/raw/exit_table_<device>.json`, so
-that thresholds can be chosen from it anywhere. Then it times one text at a time in fp32, and records the
-speed-ups as `early_exit_speed_<task>_<method>`.
+500 texts of the validation and of the test side goes, rounded and packed, to
+`results/raw/exit_table_<device>.json.xz`, so that thresholds can be chosen from it anywhere. Then it times one
+text at a time in fp32, and records the speed-ups as `early_exit_speed_<task>_<method>`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from record import RESULTS, commit, record, rounded, words
 from llmcourse import hardware
 from llmcourse.early_exit.classifier.encoded import Encoded, exit_logits
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE
+from llmcourse.early_exit.classifier.recorded import write_recorded
 from llmcourse.early_exit.classifier.table import Result, as_text, difference, seconds
 from llmcourse.training.encoder import parser, run_of
 from llmcourse.training.exit_run import Run
@@ -137,9 +137,8 @@ def measure(options: argparse.Namespace) -> bool:
     record_macro(run, results)
     device = hardware.this_machine(run.device).name
     content = {"device": device, "commit": commit(), "torch": torch.__version__, **raw(run)}
-    path = RESULTS / "raw" / f"exit_table_{words(device, '_')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    path = RESULTS / "raw" / f"exit_table_{words(device, '_')}.json.xz"
+    write_recorded(path, content)
     print(f"{path.stat().st_size / 1024:.0f} KiB in {path.name}")
     times_s = times_of(run, results)
     record_times(run, times_s)

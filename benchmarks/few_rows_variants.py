@@ -68,7 +68,7 @@ def main() -> None:
     parts = parser.parse_args().parts.split(",")
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"--parts must be of {', '.join(PARTS)}, got {unknown[0]!r}; leave it out")
-    device, found = hopper(), dict(SPLIT_RINGS)
+    device, found = hopper(), SPLIT_RINGS[medusa.TREE_TOKENS]
     with torch.no_grad():
         for part in parts:
             if part == "llama3_8b":

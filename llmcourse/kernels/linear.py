@@ -19,13 +19,11 @@ from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, c
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import product
 from llmcourse.kernels.split_rings import (
-    LEAST_CHOSEN_ROWS,
     LEAST_SPLIT_ROWS,
-    MOST_CHOSEN_ROWS,
     MOST_SPLIT_ROWS,
-    SPLIT_RINGS,
     SplitMemory,
     SplitRing,
+    measured_ring,
 )
 from llmcourse.kernels.tiles import (
     FEW_ROWS,
@@ -175,8 +173,8 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
         streamed = streamed_tile(num_rows, num_outputs, num_inputs, gated)
         if not _gluon_obstacle(streamed, x, weight, gated):
             return streamed
-    if backend == "triton" and (measured_ring := window_ring(x, weight, gated)):
-        return measured_ring
+    if backend == "triton" and (ring := window_ring(x, weight, gated)):
+        return ring
     if x.element_size() == 2 and shared_bytes() >= FEW_ROWS_BYTES:
         tile = few_rows_tile(num_rows, num_outputs, gated)
         if tile is not None:
@@ -187,11 +185,9 @@ def best_linear_tile(x: Tensor, weight: Tensor, gated: bool, backend: Backend) -
 def window_ring(x: Tensor, weight: Tensor, gated: bool) -> Ring | SplitRing | None:
     """For 9 to 64 rows in a pass over several tokens: what was measured to be faster there, if anything."""
     num_rows, shape = len(x), (weight.shape[0] // (1 + gated), x.shape[1], gated)
-    ring = None
+    ring = measured_ring(num_rows, *shape)
     if MEASURED_RING_ROWS < num_rows <= MOST_RING_ROWS:
         ring = SIXTEEN_ROWS.get(shape)
-    elif LEAST_CHOSEN_ROWS <= num_rows <= MOST_CHOSEN_ROWS:
-        ring = SPLIT_RINGS.get(shape)
     return None if ring is None or _gluon_obstacle(ring, x, weight, gated) else ring
 
 

@@ -18,8 +18,6 @@ import torch
 from llmcourse.kernels.arguments import check_power_of_2, is_count
 
 LEAST_SPLIT_ROWS, MOST_SPLIT_ROWS = 17, 64  # of input, that run
-# Of input, for which `linear` takes a `SplitRing` by itself; for fewer they were not measured.
-LEAST_CHOSEN_ROWS, MOST_CHOSEN_ROWS = 33, 64
 SHARED_BY_TWO = 112 * 1024  # bytes of shared memory, so that two programs fit on a multiprocessor of Hopper
 REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 168  # of a thread at launch, with which consumers have as many as there can be
@@ -133,16 +131,32 @@ class SplitMemory:
             )
 
 
-# (outputs, inputs, gated) to what was fastest for 64 rows of input in Llama-3-8B's layers on an H200, each
-# matrix on top of the others' best: the rows "chosen" in
-# benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl.
-SPLIT_RINGS = {
-    (6144, 4096, False): SplitRing(64, 64, 9, 4, splits=2, warps=4),
-    (4096, 4096, False): SplitRing(64, 64, 8, 6, splits=4, warps=4),
-    (14336, 4096, True): SplitRing(64, 128, 2, 2, warps=4),
-    (4096, 14336, False): SplitRing(64, 64, 9, 5, splits=4, warps=4),
-    (128256, 4096, False): SplitRing(128, 128, 2, 2, warps=4),
+# Rows of input, at most, to (outputs, inputs, gated) to what was fastest for as many in Llama-3-8B's layers
+# on an H200, each matrix on top of the others' best: the rows "chosen" in
+# benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl. A matrix that is missing for 32 rows had no ring
+# that was faster than PyTorch's product.
+SPLIT_RINGS: dict[int, dict[tuple[int, int, bool], SplitRing]] = {
+    32: {
+        (6144, 4096, False): SplitRing(128, 64, 8, 6, splits=2),
+        (14336, 4096, True): SplitRing(128, 64, 5, 3),
+        (4096, 14336, False): SplitRing(128, 64, 9, 8, splits=4),
+    },
+    64: {
+        (6144, 4096, False): SplitRing(64, 64, 9, 4, splits=2, warps=4),
+        (4096, 4096, False): SplitRing(64, 64, 8, 6, splits=4, warps=4),
+        (14336, 4096, True): SplitRing(64, 128, 2, 2, warps=4),
+        (4096, 14336, False): SplitRing(64, 64, 9, 5, splits=4, warps=4),
+        (128256, 4096, False): SplitRing(128, 128, 2, 2, warps=4),
+    },
 }
+
+
+def measured_ring(num_rows: int, num_outputs: int, num_inputs: int, gated: bool) -> SplitRing | None:
+    """What was fastest for as many rows, or the next number that was measured; None where nothing was."""
+    if num_rows < LEAST_SPLIT_ROWS:
+        return None
+    tables = (table for most, table in SPLIT_RINGS.items() if num_rows <= most)
+    return next(tables, {}).get((num_outputs, num_inputs, gated))
 
 
 def _up(number: int, parts: int) -> int:

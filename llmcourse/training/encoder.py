@@ -14,9 +14,9 @@ All methods get the same number of steps. `--minutes` ends pre-training after it
 training begin once they are over. Below the table's methods stands what counting shared words reaches, as a
 lower bound.
 
-`FOLDER/encoder` is what ships; one that lies there already is taken. What is trained is kept, so a run that
-was stopped goes on with the next training when it is started again with the same arguments. So can pieces be
-trained side by side on one machine, first the encoder with `--encoder-only`, then each task by a process of
+What is trained is kept, the encoder in `FOLDER/encoder`; one that lies there already is taken. So a run that
+was stopped goes on with the next training when it is started again with the same arguments, and pieces can be
+trained side by side on one machine: first the encoder with `--encoder-only`, then each task by a process of
 its own with `--tasks`; the same command without both then finds it all in FOLDER.
 """
 

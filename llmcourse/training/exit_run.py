@@ -44,7 +44,7 @@ class Run:
     """One command: what it reads, what it has trained, and how much time is left.
 
     Args:
-        out: folder; `encoder` in it is what ships.
+        out: folder; the encoder goes into `encoder` in it.
         limit_s: no training begins later than that.
         recorded: steps of training as CUDA graphs; by default on a GPU.
         compiled: layers with `torch.compile`; by default on a GPU whose steps are not recorded.
@@ -103,7 +103,7 @@ class Run:
         return max(1.0, self.limit_s - (time.monotonic() - self.started))
 
     def encoder(self) -> Encoder:
-        """The pre-trained encoder, as it ships: in bfloat16, read back from its file."""
+        """The pre-trained encoder as it is kept: in bfloat16, read back from its file."""
         folder = self.out / ENCODER
         if not (folder / "config.json").is_file():
             documents = self.texts.training_side(self.seed)

@@ -561,8 +561,6 @@ for kind, (_, test) in study.ledgers.items():
         held_out, best = tried.found.quality, speculative.oracle(test, tried.cost)
         right = f"right {held_out:.1%} held out, {tried.quality:.1%} test, {best:.1%} oracle"
         print(f"  budget {budget} %: {rule(tried.policy, names)}\n      {right}; {against_mixing(tried)}")
-
-# %%
 explorer
 
 # %% [markdown]
@@ -860,6 +858,16 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["prose"][0])
 # **Self-speculation** (Elhoushi et al. 2024) makes it lossless: what leaves early is only a *draft*, all layers verify
 # several at once, and the rule now says how long to draft: an exit that is unsure drafts no further. *Predict* for the next cells:
 # whose text is the whole model's? And how much faster is leaving early by the clock, if a third of the layers is saved?
+#
+# **A classifier** answers once a text; no later token looks for its keys, and no vocabulary stands in the way. That is what the
+# slide's table is about. Here it is made again, with an encoder of twelve layers that was pre-trained on the course's
+# kinds of text (`llmcourse.training.encoder`), and fine-tuned for each row on each of three tasks: does this docstring belong to
+# this function; does this paragraph follow that one; which of four poets wrote these lines. (In pairs the encoder is told which
+# tokens both texts have; what counting them reaches alone stands below the table.) *Half the layers* is a shallower model. DeeBERT
+# trains the exits after the model and asks for their entropy; PABEE trains all at once and asks for patience. The slide's last
+# row reads more than one layer: the *past*, the states of all layers so far, and a guess of the *future*, in which a small product
+# imitates the state of every layer that would still come (Liao et al. 2021). Thresholds are chosen on validation texts for
+# twice the speed in layers, and told on others. *Predict*: which row loses most? And what is twice the speed worth by the clock?
 
 # %%
 from llmcourse import early_exit
@@ -898,8 +906,17 @@ times = [[step.time_s for step in runs[asked] if step.index] for asked in leavin
 speeds = [one_s * len(taken) / sum(taken) for taken in times] + [measured.measured_speed_up(runs[3], one_s)]
 print(f"the first exit alone, with a threshold of its own: {one.agreement:.0%} the same as promised")
 print("times as fast: all exits asked {:.2f}, the first {:.2f}; drafting early {:.2f}".format(*speeds))
+
+# %%
+from llmcourse.early_exit.classifier.recorded import read_recorded
+from llmcourse.figures import exit_table, exit_trade_off
+
 names = [f"{way}_{domain}_b1" for way, domain in product(("medusa", "early_exit"), TEXTS)]
 print("\n".join(map(recorded.told, recorded.all_of(("tree64_llama3_8b", *names)))))
+print("\n" + exit_table.told(("docstring", "following", "author")))
+answered = read_recorded(recorded.RESULTS / "raw/exit_table_nvidia_h200.json.xz")
+below = "thresholds chosen on validation texts, scores of 500 test texts a task"
+exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", below)
 
 # %% [markdown]
 # Patience has few thresholds, and the best one within the budget may run far fewer layers than it might: compare rules
@@ -918,9 +935,18 @@ print("\n".join(map(recorded.told, recorded.all_of(("tree64_llama3_8b", *names))
 # not agree less often; and where layers are larger, the balance is another one: in Llama-3-8B an exit is as large as two or three
 # of its thirty-two layers. Count layers *and* seconds.
 #
-# Printed last is what was recorded on a GPU: a step over a tree of 64 tokens at Llama-3-8B's shape; then greedy texts of
+# Printed next is what was recorded on a GPU: a step over a tree of 64 tokens at Llama-3-8B's shape; then greedy texts of
 # larger targets that were trained for the purpose, with Medusa (`benchmarks/medusa.py`, the best tree for each domain), and
-# drafted early with a shared cache (`benchmarks/early_exit.py`). Beside each stands what its parts promise together.
+# drafted early with a shared cache (`benchmarks/early_exit.py`). Beside each stands what its parts promise together. That target
+# was trained with one exit from the start; compare it with the exits of `base`, which came after the model.
+#
+# The table repeats the slide's order, not its distances. Exits that read past and future keep the full model's mean and are
+# ahead of the other rows; but look at the intervals: ahead of PABEE is more than these tests can tell for certain, and
+# the lead comes from the poets alone. On docstrings, where counting words goes far, nobody loses anything; the curves of the
+# figure cross and cross back, which is what noise looks like. (One training each, with one seed: another would move the scores, too.)
+# And the clock is the other half of the truth. Half the layers come close to twice as fast. Those who ask after every layer
+# do not, for at this size a layer is a few dozen short operations, an exit and its rule are hardly fewer, and whether to go on
+# has to be waited for; guessing the future, a product for each layer to come, eats nearly all that it saves.
 #
 # ## 4.17 What goes wrong
 #
@@ -944,7 +970,7 @@ print("\n".join(map(recorded.told, recorded.all_of(("tree64_llama3_8b", *names))
 # | tokens a pass are the speed-up | a pass over $n$ tokens costs $v(n)$, and heads and verdicts cost, too | 4.14, 4.15 |
 # | blocks are free speed | what a block's tokens do not know of each other is lost; verified, it is not | 4.15 |
 # | a low loss is a good text | a text that repeats itself has one, too | 4.15 |
-# | half of the layers take half of the time | asking exits takes time, and so does catching up | 4.16 |
+# | half of the layers take half of the time | asking exits takes time, and so do catching up and guessing ahead | 4.16 |
 # | nine tokens in ten agree, so nine tenths of the text are the same | up to the first that differs | 4.16 |
 #
 # **On the slides.** That speculation does not lower the quality (不会降低大模型解码质量) is right, for the rule above and for
@@ -955,7 +981,7 @@ print("\n".join(map(recorded.told, recorded.all_of(("tree64_llama3_8b", *names))
 # time. The three ways of 4.15 are drawn without their price. The slide on early exit (早退机制) shows a table that stays
 # close to the full models at about twice the speed. It is a table of *classifiers*, which answer once a text and have
 # neither a cache nor a vocabulary to multiply by; its scores are lower than the full model's in most columns, by little
-# or by much; and its speed-ups count layers, not seconds.
+# or by much; and its speed-ups count layers, not seconds. 4.16 has the same table with both.
 #
 # ## Lab
 #
@@ -992,4 +1018,4 @@ print("\n".join(map(recorded.told, recorded.all_of(("tree64_llama3_8b", *names))
 # Platt 1999 (calibration) · Cai et al. 2024 (Medusa) · Miao et al. 2024 (SpecInfer: trees, and the verdict on them) ·
 # Gu et al. 2018, Wang et al. 2018 (non- and semi-autoregressive decoding) · Chang et al. 2022 (MaskGIT), Ghazvininejad
 # et al. 2019 (Mask-Predict) · Lin et al. 2024 (BiTA) · Belrose et al. 2023 (tuned lens) · Xin et al. 2020 (DeeBERT),
-# Zhou et al. 2020 (PABEE), Schuster et al. 2022 (CALM), Chen et al. 2023 (EE-LLM)
+# Zhou et al. 2020 (PABEE), Liao et al. 2021 (past and future), Schuster et al. 2022 (CALM), Chen et al. 2023 (EE-LLM)

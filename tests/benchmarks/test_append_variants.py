@@ -28,6 +28,12 @@ def case(monkeypatch):
     return variants.Case(16, 24, CPU, torch.float32)
 
 
+def test_angles_are_of_the_dtype_that_the_kernel_takes(monkeypatch):
+    monkeypatch.setattr(variants, "LAYERS", 1)
+    made = variants.Case(16, 24, CPU, torch.bfloat16)
+    assert {tensor.dtype for tensor in (made.qkv, *made.angles, *made.caches[0])} == {torch.bfloat16}
+
+
 def test_every_way_is_a_row_the_default_first(case, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     default = 4, append_tile(case.caches[0][0], 32, 16)

@@ -1,19 +1,17 @@
 """Speed against score: every method on every task, and in words what the table's speed costs."""
 
-import json
-
 import pytest
 
 from llmcourse.early_exit.classifier.methods import METHODS
-from llmcourse.early_exit.classifier.recorded import read_recorded, trade_off
+from llmcourse.early_exit.classifier.recorded import read_recorded, trade_off, write_recorded
 from llmcourse.figures.exit_trade_off import SPEED_UPS, plot_trade_off
 from tests.early_exit.classifier.written_exits import content
 
 
 @pytest.fixture
 def exits(tmp_path):
-    file = tmp_path / "exits.json"
-    file.write_text(json.dumps(content()), encoding="utf-8")
+    file = tmp_path / "exits.json.xz"
+    write_recorded(file, content())
     return read_recorded(file)
 
 

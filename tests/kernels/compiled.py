@@ -230,7 +230,7 @@ def compiled_split_rings(num_tokens: int) -> list[Compiled]:
     config = DecoderConfig(**shapes, max_position_embeddings=CAPACITY)
     with recorded(90) as found, torch.device("meta"), torch.no_grad():
         state = StepState(Decoder(config).to(dtype), 1, CAPACITY)
-        settings = KernelSettings(splits=16, tiles=dict(SPLIT_RINGS))
+        settings = KernelSettings(splits=16, tiles=SPLIT_RINGS[64])
         Window(state, num_tokens, backend="triton", settings=settings).read()
         x, weight = torch.empty(num_tokens, 1024, dtype=dtype), torch.empty(1024, 1024, dtype=dtype)
         norm, residual = torch.empty(1024, dtype=dtype), torch.empty(num_tokens, 512, dtype=dtype)

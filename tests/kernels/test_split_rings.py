@@ -24,8 +24,6 @@ from llmcourse.decoding.engine.window import _WindowStep
 from llmcourse.kernels import linear_split_gluon
 from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear, linear_reference
 from llmcourse.kernels.split_rings import (
-    LEAST_CHOSEN_ROWS,
-    MOST_CHOSEN_ROWS,
     MOST_SPLIT_ROWS,
     SHARED_BY_TWO,
     SPLIT_RINGS,
@@ -204,31 +202,34 @@ OTHER = (1000, 512, False)  # in no table
 MULTIPROCESSORS = 132  # of an H200
 
 
-def test_windows_of_33_to_64_rows_take_them_for_the_matrices_that_were_measured(hopper, monkeypatch):
+def test_windows_of_17_to_64_rows_take_them_for_the_matrices_that_were_measured(hopper, monkeypatch):
     for rows, backend in itertools.product((1, 2, 8, 9, 16, 17, 32, 33, 64, 65), ("auto", "triton")):
-        taken = LEAST_CHOSEN_ROWS <= rows <= MOST_CHOSEN_ROWS and backend == "triton"
-        assert all((chosen(rows, shape, backend) == ring) == taken for shape, ring in SPLIT_RINGS.items())
-        assert not isinstance(chosen(rows, OTHER, backend), SplitRing)
-        if rows > 16 and backend == "auto":
-            for shape in SPLIT_RINGS:
+        measured = SPLIT_RINGS[32] if 17 <= rows <= 32 else SPLIT_RINGS[64] if 33 <= rows <= 64 else {}
+        for shape in SPLIT_RINGS[64]:
+            taken = chosen(rows, shape, backend)
+            ring = taken if isinstance(taken, SplitRing) else None
+            assert ring == (measured.get(shape) if backend == "triton" else None)
+            if rows > 16 and backend == "auto":
                 otherwise = few_rows_tile(rows, shape[0], shape[2]) if rows <= 64 else None
-                assert chosen(rows, shape, "auto") == otherwise, "most of them PyTorch's"
+                assert taken == otherwise, "most of them PyTorch's"
+        assert not isinstance(chosen(rows, OTHER, backend), SplitRing)
     monkeypatch.setattr("llmcourse.kernels.capabilities.runs_wgmma", lambda: False)
-    assert not any(isinstance(chosen(64, shape, "triton"), SplitRing) for shape in SPLIT_RINGS)
+    assert not any(isinstance(chosen(64, shape, "triton"), SplitRing) for shape in SPLIT_RINGS[64])
 
 
 def test_the_tables_are_what_the_recorded_runs_chose(hopper):
     path = ROOT / "benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl"
     rows = list(map(json.loads, path.read_text("utf-8").splitlines()))
     shape_of = lambda row: (row["outputs"], row["inputs"], row["gated"])  # noqa: E731
-    chosen_by_64 = [row for row in rows if re.fullmatch("64 tokens.*, chosen", row["what"])]
-    last = {shape_of(row): row["tile"][1:] for row in chosen_by_64}
-    assert {shape: SplitRing(*numbers) for shape, numbers in last.items()} == SPLIT_RINGS
+    for most, rings in SPLIT_RINGS.items():
+        chosen_by = [row for row in rows if re.fullmatch(f"{most} tokens.*, chosen", row["what"])]
+        last = {shape_of(row): row["tile"][1:] for row in chosen_by}
+        assert {shape: SplitRing(*numbers) for shape, numbers in last.items()} == rings
     for shape, ring in SIXTEEN_ROWS.items():
         tried = [row for row in rows if "16 tokens" in row["what"] and shape_of(row) == shape]
         assert ring == Ring(*min(tried, key=lambda row: row["us"])["tile"][1:])
         assert chosen(9, shape, "triton") == chosen(16, shape, "triton") == ring
-    others = {*SPLIT_RINGS, OTHER} - set(SIXTEEN_ROWS)
+    others = {*SPLIT_RINGS[64], OTHER} - set(SIXTEEN_ROWS)
     assert not any(isinstance(chosen(9, shape, "triton"), Ring) for shape in others)
 
 
@@ -236,17 +237,23 @@ def test_a_window_of_many_texts_leaves_products_to_pytorch_all_the_same(hopper):
     """32 texts of five tokens are 160 rows, for which no program holds x."""
     step = object.__new__(_WindowStep)  # without its memory
     step.settings = KernelSettings()
-    for outputs, inputs, gated in SPLIT_RINGS:
+    for outputs, inputs, gated in SPLIT_RINGS[64]:
         weight = meta(outputs * (1 + gated), inputs)
         assert step._tile(meta(160, inputs), weight, gated) is None
         assert isinstance(step._tile(meta(64, inputs), weight, gated), SplitRing)
 
 
-def test_the_table_is_of_llama_and_fits_the_chip():
-    assert set(SPLIT_RINGS) == matrices(MODELS["Llama-3-8B"])
-    for (outputs, inputs, gated), ring in SPLIT_RINGS.items():
-        assert ring.held_bytes(64, inputs, gated, norm=outputs != 4096) <= SHARED_BY_TWO, "by twos"
-        assert ring.splits == 1 or -(-outputs // ring.rows) * ring.splits <= 2 * MULTIPROCESSORS
+def test_the_tables_are_of_llama_and_fit_the_chip():
+    assert set(SPLIT_RINGS[64]) == matrices(MODELS["Llama-3-8B"]) > set(SPLIT_RINGS[32])
+    for most, rings in SPLIT_RINGS.items():
+        by_twos = [
+            ring.held_bytes(most, inputs, gated, norm=outputs != 4096) <= SHARED_BY_TWO
+            for (outputs, inputs, gated), ring in rings.items()
+        ]
+        assert all(by_twos) if most == 64 else not any(by_twos)
+        for (outputs, _, _), ring in rings.items():
+            at_once = (2 if most == 64 else 1) * MULTIPROCESSORS
+            assert ring.splits == 1 or -(-outputs // ring.rows) * ring.splits <= at_once
 
 
 @pytest.mark.parametrize(
@@ -316,7 +323,7 @@ def test_memory_that_is_too_small_is_refused(hopper):
 
 
 def test_one_memory_serves_all_matrices_of_a_step():
-    needs = [ring.needs(64, *shape[::2]) for shape, ring in SPLIT_RINGS.items()]
+    needs = [ring.needs(64, *shape[::2]) for shape, ring in SPLIT_RINGS[64].items()]
     memory = SplitMemory.of(needs, "meta")
     for one in needs:
         memory.check(one, torch.device("meta"))

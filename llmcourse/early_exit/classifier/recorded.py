@@ -7,6 +7,7 @@ chosen on the validation side; what they come to is read from the test side.
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,16 @@ class Reached:
 
 
 def read_recorded(path: Path) -> list[Recorded]:
-    """All tasks and methods of a file that the table's benchmark wrote.
+    """All tasks and methods of a file that the table's benchmark wrote, JSON packed by xz.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is another file's, or damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(lzma.decompress(path.read_bytes()))
         return [_one(content, task, method) for task in content["tasks"] for method in METHODS]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, lzma.LZMAError) as error:
         raise ValueError(f"{path.name} holds no exits of the table ({error!r}); record it again") from error
 
 
@@ -112,3 +113,10 @@ def trade_off(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reac
         return [reached(recorded, None)]
     found = {at_speed(recorded, speed_up) for speed_up in speed_ups}
     return sorted(found, key=lambda point: (point.speed_up, -point.score))
+
+
+def write_recorded(path: Path, content: dict[str, Any]) -> None:
+    """What `read_recorded` reads; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    packed = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    path.write_bytes(lzma.compress(packed, preset=9))

@@ -1,20 +1,26 @@
 """What was recorded of the exits: read as it was written, rules from one side, scores from the other."""
 
-import json
+import lzma
 
 import pytest
 import torch
 
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PABEE
-from llmcourse.early_exit.classifier.recorded import at_speed, reached, read_recorded, trade_off
+from llmcourse.early_exit.classifier.recorded import (
+    at_speed,
+    reached,
+    read_recorded,
+    trade_off,
+    write_recorded,
+)
 from llmcourse.early_exit.rules import EntropyRule
 from tests.early_exit.classifier.written_exits import DEPTH, EXITS, content
 
 
 @pytest.fixture
 def path(tmp_path):
-    file = tmp_path / "exits.json"
-    file.write_text(json.dumps(content()), encoding="utf-8")
+    file = tmp_path / "exits.json.xz"
+    write_recorded(file, content())
     return file
 
 
@@ -83,9 +89,17 @@ def test_no_such_speed(path, speed_up):
 def test_another_file_is_refused(tmp_path, damage):
     broken = content()
     damage(broken)
-    file = tmp_path / "broken.json"
-    file.write_text(json.dumps(broken), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"broken\.json holds no exits of the table"):
+    file = tmp_path / "broken.json.xz"
+    write_recorded(file, broken)
+    with pytest.raises(ValueError, match=r"broken\.json\.xz holds no exits of the table"):
+        read_recorded(file)
+
+
+@pytest.mark.parametrize("damaged", [b"{}", lzma.compress(b"{}")[:-9], lzma.compress(b"{")])
+def test_a_file_that_is_not_whole_is_refused(tmp_path, damaged):
+    file = tmp_path / "damaged.json.xz"
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"damaged\.json\.xz holds no exits of the table"):
         read_recorded(file)
 
 
