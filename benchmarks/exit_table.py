@@ -7,8 +7,8 @@ Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it
 tasks can be trained side by side before), and records a line for each cell,
 `early_exit_table_<task>_<method>`: the value is the score, the peer the full model's. What every exit says of
 500 texts of the validation and of the test side goes, rounded and packed, to
-`results/raw/exit_table_<device>.json.xz`, so that thresholds can be chosen from it anywhere. Then it times one
-text at a time in fp32, and records the speed-ups as `early_exit_speed_<task>_<method>`.
+`results/raw/exit_table_<device>.json.xz`, so that thresholds can be chosen from it anywhere. Then it times
+one text at a time in fp32, and records the speed-ups as `early_exit_speed_<task>_<method>`.
 """
 
 from __future__ import annotations
