@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from llmcourse.decoding.errors import require
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE, Method
 from llmcourse.figures.recorded import RESULTS, recorded
 
@@ -21,14 +22,21 @@ def told(tasks: Sequence[str], folder: Path = RESULTS) -> str:
     Empty where nothing was recorded.
 
     Args:
-        tasks: by name, in the order of the columns.
+        tasks: by name, in the order of the columns; at least one.
+
+    Raises:
+        ValueError: no task, or a row that another program wrote.
     """
+    require(len(tasks) > 0, "tasks", "at least one", 0, "name those of the benchmark")
     methods, columns = [method.name for method in METHODS], [*tasks, "macro"]
     cells = {(t, m): _by_device(f"early_exit_table_{t}_{m}", folder) for t in columns for m in methods}
     times = {(t, m): _by_device(f"early_exit_speed_{t}_{m}", folder) for t in tasks for m in methods}
     everywhere = set.intersection(*map(set, [*cells.values(), *times.values()]))
     on = lambda found, device: {key: rows[device] for key, rows in found.items()}  # noqa: E731
-    return "\n\n".join(_table(d, tasks, on(cells, d), on(times, d)) for d in sorted(everywhere))
+    try:
+        return "\n\n".join(_table(d, tasks, on(cells, d), on(times, d)) for d in sorted(everywhere))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"a row of the table is damaged ({error!r}); record it again") from error
 
 
 def _by_device(name: str, folder: Path) -> dict[str, dict]:
@@ -39,8 +47,8 @@ def _table(device: str, tasks: Sequence[str], cells: Mapping, times: Mapping) ->
     width = max(len(method.title) for method in METHODS) + 2
     date = cells["macro", FULL.name]["date"]
     lines = [
-        f"one text at a time on {device}, recorded {date}",
-        " " * width + "".join(f"{task:<24}" for task in tasks) + "mean",
+        f"one text at a time, operation by operation, on {device}, recorded {date}",
+        " " * width + "".join(f"{_counted(task, cells):<24}" for task in tasks) + "mean",
         " " * width + CELL.format("right", "layers", "time") * len(tasks) + f"{'right':>6}",
     ]
     for method in METHODS:
@@ -51,6 +59,10 @@ def _table(device: str, tasks: Sequence[str], cells: Mapping, times: Mapping) ->
     lines.append(f"{'shared words':<{width}}" + "".join(map(_words, words)))
     ahead = "; ".join(_ahead(method, cells) for method in METHODS if method is not PAST_FUTURE)
     return "\n".join([*map(str.rstrip, lines), f"{PAST_FUTURE.title} is ahead, in points (95 %): {ahead}"])
+
+
+def _counted(task: str, cells: Mapping) -> str:
+    return f"{task} ({cells[task, FULL.name]['examples']} texts)"
 
 
 def _cell(scored: Mapping, timed: Mapping) -> str:

@@ -19,7 +19,7 @@ def recorded(name: str, folder: Path = RESULTS) -> list[dict]:
     """The latest stored result of a benchmark from every device that has one.
 
     Raises:
-        ValueError: a line is not JSON; the message names the file and the line.
+        ValueError: a line is no result in JSON; the message names the file and the line.
     """
     latest = {}
     for path in sorted(folder.glob("*.jsonl")):
@@ -28,6 +28,8 @@ def recorded(name: str, folder: Path = RESULTS) -> list[dict]:
                 row = json.loads(line)
             except ValueError as error:
                 raise ValueError(f"{path.name}, line {number}, is not JSON: {error}") from error
+            if not isinstance(row, dict) or not {"name", "device"} <= set(row):
+                raise ValueError(f"{path.name}, line {number}, is no result with a name and a device")
             if row["name"] == name:
                 latest[row["device"]] = row
     return list(latest.values())

@@ -133,8 +133,8 @@ class SplitMemory:
 
 # Rows of input, at most, to (outputs, inputs, gated) to what was fastest for as many in Llama-3-8B's layers
 # on an H200, each matrix on top of the others' best: the rows "chosen" in
-# benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl. A matrix that is missing for 32 rows had no ring
-# that was faster than PyTorch's product.
+# benchmarks/results/raw/few_rows_variants_nvidia_h200.jsonl. Where one is missing for 32 rows, no ring was
+# faster than what `linear` takes without it; for gate and up the two are level.
 SPLIT_RINGS: dict[int, dict[tuple[int, int, bool], SplitRing]] = {
     32: {
         (6144, 4096, False): SplitRing(128, 64, 8, 6, splits=2),

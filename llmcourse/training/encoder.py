@@ -10,9 +10,9 @@ paragraphs, poems that about their authors. Only documents on the training side 
 on, and no file that holds a function that is asked about. (The embedding table is `draft`'s, which saw the
 others too.)
 
-All methods get the same number of steps. `--minutes` ends pre-training after its share, and lets no other
-training begin once they are over. Below the table's methods stands what counting shared words reaches, as a
-lower bound.
+Each stage of every method gets the same number of steps. `--minutes` ends pre-training after its share, and
+lets no other training begin once they are over. Below the table's methods stands what counting shared words
+reaches, as a lower bound.
 
 What is trained is kept, the encoder in `FOLDER/encoder`; one that lies there already is taken. So a run that
 was stopped goes on with the next training when it is started again with the same arguments, and pieces can be

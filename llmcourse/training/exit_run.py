@@ -1,7 +1,7 @@
 """One run of the table of early exit: pre-training, every method on every task, the results.
 
 What is trained is kept in the output folder, each piece when it is whole; a second run goes on with the next,
-and runs over different tasks may share a folder at one time. All methods are fine-tuned for the same number
+and runs over different tasks may share a folder at one time. Each stage of every method has the same number
 of steps, which the setting says: the clock ends pre-training, and otherwise only decides whether another
 training begins.
 """
@@ -31,7 +31,7 @@ from llmcourse.early_exit.classifier.tasks import Side, Task
 from llmcourse.hardware import default_device
 from llmcourse.training.exit_setting import Setting
 from llmcourse.training.exit_texts import TASKS, Texts
-from llmcourse.training.family import write_whole
+from llmcourse.training.family import read_note, write_whole
 from llmcourse.training.fine_tune import fine_tune, start
 from llmcourse.training.masked import pretrain
 from llmcourse.training.paced import Pace
@@ -91,7 +91,7 @@ class Run:
         }
         ours = json.loads(json.dumps(ours))
         if note.is_file():
-            same, remedy = json.loads(note.read_text(encoding="utf-8")) == ours, "use another output folder"
+            same, remedy = read_note(note) == ours, "use another output folder"
             require(same, str(self.out), "of these arguments", "another run's", remedy)
         else:
             note.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def prepare(corpus: Corpus, work: Path) -> dict[str, dict]:
     claim(corpus, work)
     done = work / "corpus.json"
     if done.is_file():
-        return json.loads(done.read_text(encoding="utf-8"))
+        return read_note(done)
     sides = {source.name: _sides(source, corpus.held_out) for source in corpus.sources}
     tokenizer = _tokenizer(corpus, sides, work / "tokenizer.json")
     separator = tokenizer.token_to_id(END_OF_TEXT)
@@ -97,7 +97,7 @@ def claim(corpus: Corpus, work: Path) -> None:
     """
     note, ours = work / "sources.json", corpus.fingerprint()
     if note.is_file():
-        theirs = json.loads(note.read_text(encoding="utf-8"))
+        theirs = read_note(note)
         if theirs != ours:
             raise ValueError(
                 f"{work} was made from other sources ({_difference(theirs, ours)}); "
@@ -108,6 +108,30 @@ def claim(corpus: Corpus, work: Path) -> None:
     else:
         work.mkdir(parents=True, exist_ok=True)
         write_whole(note, json.dumps(ours))
+
+
+def read_note(path: Path) -> Any:
+    """JSON that an earlier run left.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path) from error
+
+
+def _tokens(path: Path) -> np.ndarray:
+    """Token ids that an earlier run left, as int32."""
+    try:
+        return np.load(path, allow_pickle=False).astype(np.int32)
+    except (ValueError, EOFError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path} is damaged; remove the folder {path.parent} and start again")
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
@@ -203,7 +227,7 @@ def train_family(
 
 def training_domains(corpus: Corpus, work: Path, device: torch.device) -> list[Domain]:
     """What `prepare` left of each source to train on."""
-    arrays = {s.name: np.load(work / f"{s.name}-train.npy").astype(np.int32) for s in corpus.sources}
+    arrays = {s.name: _tokens(work / f"{s.name}-train.npy") for s in corpus.sources}
     separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
     return [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
 
@@ -215,7 +239,7 @@ def held_out_tokens(source: Source, num_chars: int, work: Path, device: torch.de
 
 def held_out_ids(name: str, work: Path) -> torch.Tensor:
     """The tokens of a domain that `prepare` kept out of training."""
-    return torch.from_numpy(np.load(work / f"{name}-held_out.npy").astype(np.int32))
+    return torch.from_numpy(_tokens(work / f"{name}-held_out.npy"))
 
 
 def work_folder(out: Path) -> Path:

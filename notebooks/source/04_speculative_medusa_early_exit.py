@@ -759,8 +759,9 @@ for domain in ("code", "verse"):
 # anything is read: predicted and measured say for each size what is left; below 1 plain decoding is
 # faster. (They count in different units: *predicted* in bare passes, *measured* in decoding steps with all their Python,
 # of which a plain step has some as well, and a verdict more.) By the roofline 44 nodes cost the H200 a few percent of a
-# pass: there a larger tree is the better one. (What a GPU made of that is printed at the end of 4.16.) On a GPU that
-# waits for its weights dozens of nodes are nearly free, for *one* text: in a batch of $B$ they are $B (N + 1)$ tokens,
+# pass: there a larger tree should be the better one. (What a GPU made of that is printed at the end of 4.16: dozens of nodes
+# cost a good part of a pass, since kernels for so many rows do not read the weights as fast, and the best tree is mostly a
+# smaller one.) And that is *one* text: in a batch of $B$ they are $B (N + 1)$ tokens,
 # and the idle arithmetic is used up earlier than by chains of four (4.10). Beside a drafting model: a head knows
 # nothing of the tokens between, a drafter has written them itself, so it gains more tokens a pass;
 # but it runs $\gamma$ times, one after another. In sampling, certain drafts lose what 4.10 said they lose. And heads
@@ -847,7 +848,7 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["prose"][0])
 # point, of mean layers and of how often the exit's favourite is the whole model's; take the best within the budget.
 # What it is worth is told on other texts, as in 4.11. *Predict*: how often does the exit say what the whole model says,
 # if two thirds of the layers may run on average, and which rule is best? Where in the map will the line lie low? (A
-# column is a token, and says how unsure each exit is of the *next* one.)
+# column is a token, and says how unsure each exit is of the *next* one. The cells after it go on with entropy, the slide's rule.)
 #
 # **What a skipped layer leaves behind.** A token that left after layer 2 has no keys and values above it, and later
 # tokens that go higher look for them. *Propagate*: hand its state up as it is, $x_l = x_2$, and make keys and values of
@@ -938,15 +939,22 @@ exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", be
 # Printed next is what was recorded on a GPU: a step over a tree of 64 tokens at Llama-3-8B's shape; then greedy texts of
 # larger targets that were trained for the purpose, with Medusa (`benchmarks/medusa.py`, the best tree for each domain), and
 # drafted early with a shared cache (`benchmarks/early_exit.py`). Beside each stands what its parts promise together. That target
-# was trained with one exit from the start; compare it with the exits of `base`, which came after the model.
+# was trained with one exit from the start (`llmcourse.training.exits --exits 1 --objective last`); compare it with the exits of
+# `base`, which came after the model.
 #
-# The table repeats the slide's order, not its distances. Exits that read past and future keep the full model's mean and are
-# ahead of the other rows; but look at the intervals: ahead of PABEE is more than these tests can tell for certain, and
-# the lead comes from the poets alone. On docstrings, where counting words goes far, nobody loses anything; the curves of the
-# figure cross and cross back, which is what noise looks like. (One training each, with one seed: another would move the scores, too.)
+# The table has the slide's picture, and not yet its proof. The last row keeps the full model's mean, at half of the layers. But
+# look at the intervals, and count how many rows it is compared with; and see where the lead comes from: from the poets alone, and
+# there already at the left end of the curve, where all layers run. So it comes from training all exits together, and hardly from
+# leaving at the right moment. On docstrings, where counting words goes far, the first exits know nearly as much as the last, and
+# nobody can lose: its curves cross and cross back, which is what noise looks like (of 500 texts one standard error is more than a
+# point; mind the panels' different scales). PABEE and the last row do not begin at the full model, for their layers were trained
+# otherwise. (One training each, with one seed; the table has all test texts, the figure the first 500 of each task; and passages
+# of one book, or variants of one poem, may lie on both sides of the split, which flatters all rows.)
+#
 # And the clock is the other half of the truth. Half the layers come close to twice as fast. Those who ask after every layer
-# do not, for at this size a layer is a few dozen short operations, an exit and its rule are hardly fewer, and whether to go on
-# has to be waited for; guessing the future, a product for each layer to come, eats nearly all that it saves.
+# do not, for at this size a layer is a few dozen short operations, which Python launches one by one, an exit and its rule are
+# hardly fewer, and whether to go on has to be waited for; guessing the future, a product for each layer to come, eats
+# nearly all that it saves. (As one recorded graph all layers would be far faster; but nobody leaves a graph half-way.)
 #
 # ## 4.17 What goes wrong
 #

@@ -50,3 +50,10 @@ def test_speeds_are_told_in_words_too():
 def test_an_unknown_limit_is_refused():
     with pytest.raises(ValueError, match="limit must be one of loop, got 'limit'"):
         plot_speeds({"loop": 1.0}, "Speed", limit="limit", unit="tokens/s")
+
+
+@pytest.mark.parametrize("line", ["5", "null", "[1]", "{}", '{"name": "x"}'])
+def test_a_line_that_is_no_result_is_named(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1, is no result with a name and a device"):
+        recorded("x", tmp_path)

@@ -129,6 +129,17 @@ class TestReuse:
             counts = prepare(corpus(folder), work)
         assert counts == prepare(corpus(folder), folder / "new")
 
+    @pytest.mark.parametrize("name", ["sources.json", "corpus.json", "code-train.npy", "code-held_out.npy"])
+    def test_what_is_damaged_is_named(self, folder, name):
+        work, device = folder / "work", torch.device("cpu")
+        prepare(corpus(folder), work)
+        (work / name).write_bytes(b"x")
+        with pytest.raises(ValueError) as caught:
+            prepare(corpus(folder), work)
+            family.training_domains(corpus(folder), work, device)
+            family.held_out_ids("code", work)
+        assert str(caught.value) == f"{work / name} is damaged; remove the folder {work} and start again"
+
     def test_a_folder_that_does_not_say(self, folder):
         prepare(corpus(folder), folder / "work")
         (folder / "work" / "sources.json").unlink()

@@ -21,6 +21,8 @@ from llmcourse.decoding.errors import require_number
 from llmcourse.early_exit.classifier.methods import METHODS, Method
 from llmcourse.early_exit.classifier.thresholds import Rule, exits_taken, mean_layers
 
+DAMAGED = (KeyError, TypeError, ValueError, OverflowError, RecursionError, EOFError, lzma.LZMAError)
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -64,8 +66,11 @@ def read_recorded(path: Path) -> list[Recorded]:
     """
     try:
         content = json.loads(lzma.decompress(path.read_bytes()))
-        return [_one(content, task, method) for task in content["tasks"] for method in METHODS]
-    except (KeyError, TypeError, ValueError, lzma.LZMAError) as error:
+        found = [_one(content, task, method) for task in content["tasks"] for method in METHODS]
+        if not found:
+            raise ValueError("no tasks")
+        return found
+    except DAMAGED as error:
         raise ValueError(f"{path.name} holds no exits of the table ({error!r}); record it again") from error
 
 
@@ -75,10 +80,32 @@ def _one(content: dict[str, Any], task: str, method: Method) -> Recorded:
         torch.tensor(sides[side][method.name], dtype=torch.float32) * content["scale"]
         for side in ("validation", "test")
     )
-    exits, labels = tuple(content["exits"][method.name]), torch.tensor(sides["test"]["labels"])
-    if validation.shape[1:] != test.shape[1:] or test.shape[:2] != (len(labels), len(exits)):
-        raise ValueError(f"{method.name} on {task} has {tuple(test.shape)} logits")
-    return Recorded(task, method, content["depth"], exits, validation, test, labels)
+    depth, exits = content["depth"], tuple(content["exits"][method.name])
+    labels = torch.tensor(sides["test"]["labels"])
+    found = Recorded(task, method, depth, exits, validation, test, labels)
+    if reason := _damage(found):
+        raise ValueError(f"{method.name} on {task}: {reason}")
+    return found
+
+
+def _damage(found: Recorded) -> str | None:
+    """What is wrong with numbers that were read, if anything."""
+    whole = all(type(number) is int for number in (found.depth, *found.exits))
+    if not whole or list(found.exits) != sorted(set(found.exits) & set(range(1, found.depth + 1))):
+        return f"exits {found.exits} of {found.depth} layers"
+    if found.labels.dim() != 1 or found.labels.is_floating_point():
+        return "labels that are no list of classes"
+    shape = (len(found.labels), len(found.exits))
+    if (
+        found.test.dim() != 3
+        or found.test.shape[:2] != shape
+        or found.validation.shape[1:] != found.test.shape[1:]
+    ):
+        return f"{tuple(found.test.shape)} logits"
+    if found.test.shape[-1] < 2 or not 0 <= found.labels.min() <= found.labels.max() < found.test.shape[-1]:
+        return "labels of other classes"
+    finite = all(bool(logits.isfinite().all()) for logits in (found.validation, found.test))
+    return None if finite and bool(found.test.any()) else "logits that are none"
 
 
 def reached(recorded: Recorded, rule: Rule | None) -> Reached:

@@ -84,6 +84,17 @@ def test_no_such_speed(path, speed_up):
         lambda c: c["tasks"]["first"]["test"]["labels"].pop(),
         lambda c: c["tasks"]["first"]["validation"]["pabee"][0].pop(),
         lambda c: c["exits"].update(pabee=[1]),
+        lambda c: c["exits"].update(pabee=list(reversed(EXITS["pabee"]))),
+        lambda c: c["exits"].update(pabee=[0, *EXITS["pabee"][1:]]),
+        lambda c: c["exits"].update(pabee=[*EXITS["pabee"][:-1], DEPTH + 1]),
+        lambda c: c.update(depth=float(DEPTH)),
+        lambda c: c.update(scale=0),
+        lambda c: c.update(scale=float("nan")),
+        lambda c: c.update(scale=10**400),
+        lambda c: c.update(tasks={}),
+        lambda c: c["tasks"]["first"]["test"]["labels"].__setitem__(0, 99),
+        lambda c: c["tasks"]["first"]["test"]["labels"].__setitem__(0, -1),
+        lambda c: c["tasks"]["first"]["test"]["labels"].__setitem__(0, 0.5),
     ],
 )
 def test_another_file_is_refused(tmp_path, damage):

@@ -2,7 +2,8 @@
 
 The loss is Σ_i i L_i / Σ_i i over the exits' cross-entropies L_i (Zhou et al. 2020). At inference a text
 leaves when its answer has stayed the same for `patience` more exits. Where no patience meets a budget of
-layers, the table lets some texts be more patient than others by one (`thresholds.mix_rules`): that is ours.
+layers, the table lets some texts be more patient than others by one (`thresholds.mix_rules`): that is ours,
+as is a pooler for each exit.
 """
 
 from __future__ import annotations

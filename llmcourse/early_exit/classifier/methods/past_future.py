@@ -15,6 +15,7 @@ formulas follow the published code (lancopku/Early-Exit, `model/modeling_bert.py
 The exits' cross-entropies L_i grow in weight with depth as in PABEE, and the imitation, a mean over the
 guesses of each exit and then over exits, counts as much as all of them. States of earlier layers are read as
 they are: an exit sends its gradient into its own layer's alone, and through its guesses into that as well.
+The code also leaves lower layers untrained by chance, ever less often; here all are trained from the start.
 """
 
 from __future__ import annotations
