@@ -1,7 +1,8 @@
 """Speed against score of a classifier with exits: a panel for each task, a line for each method.
 
-The two methods without a choice, all layers and half of them, are single marks. A dotted line marks the speed
-at which the methods are compared in the table.
+The two methods without a choice, all layers and half of them, are single marks. A thin dashed line is what a
+method's exits reach without a rule, if all texts leave after the same layer: a rule is worth what it has
+above that. A dotted line marks the speed at which the methods are compared in the table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from llmcourse.early_exit.classifier.methods import METHODS
-from llmcourse.early_exit.classifier.recorded import Reached, Recorded, trade_off
+from llmcourse.early_exit.classifier.recorded import Reached, Recorded, always_at_one, trade_off
 from llmcourse.early_exit.classifier.table import SPEED_UP
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
@@ -38,6 +39,7 @@ def plot_trade_off(recorded: Sequence[Recorded], title: str, subtitle: str = "")
     if not 1 <= len(tasks) <= MOST:
         raise ValueError(f"tasks must be 1 to {MOST}, got {len(tasks)}; draw the others apart")
     curves = {(one.task, one.method.name): trade_off(one, SPEED_UPS) for one in recorded}
+    without = {(one.task, one.method.name): _drawn(always_at_one(one)) for one in recorded}
     with look.style():
         picture = look.Picture(look.WIDTH, 3.7)
         look.heading(picture, title, subtitle)
@@ -45,12 +47,13 @@ def plot_trade_off(recorded: Sequence[Recorded], title: str, subtitle: str = "")
         for column, task in enumerate(tasks):
             axes = picture.add_axes((0.055 + share * column, 0.15, share - 0.075, 0.51))
             for index, method in enumerate(METHODS):
+                _draw_without(axes, without.get((task, method.name), []), index)
                 _draw(axes, curves.get((task, method.name), []), index)
             _finish(axes, task)
         for index, method in enumerate(METHODS):
             letter, _, color = MARKS[index]
             picture.text(0.055 + 0.19 * index, 0.785, f"{letter} {method.title}", color=color, size=9.5)
-    picture.alt = f"{title}. " + " ".join(_sentence(task, curves) for task in tasks)
+    picture.alt = f"{title}. " + " ".join(_sentence(task, curves, without) for task in tasks)
     return picture
 
 
@@ -59,6 +62,17 @@ def _draw(axes, points: list[Reached], index: int) -> None:
     style = {"color": color, "marker": marker, "markersize": 7 if len(points) == 1 else 4}
     places = [p.speed_up for p in points], [p.score for p in points]
     axes.plot(*places, linewidth=1.4, markevery=max(1, len(points) // 8), **style)
+
+
+def _drawn(points: list[Reached]) -> list[Reached]:
+    """Those at the speeds of the figure."""
+    return [point for point in points if point.speed_up <= SPEED_UPS[-1]]
+
+
+def _draw_without(axes, points: list[Reached], index: int) -> None:
+    if len(points) > 1:
+        places = [p.speed_up for p in points], [p.score for p in points]
+        axes.plot(*places, linewidth=0.9, linestyle=(0, (4, 2)), color=MARKS[index][2], zorder=1)
 
 
 def _finish(axes, task: str) -> None:
@@ -72,12 +86,18 @@ def _finish(axes, task: str) -> None:
     axes.text(1, 1.06, "% right", transform=axes.transAxes, size=8.5, color=look.MUTED, ha="right")
 
 
-def _sentence(task: str, curves: dict[tuple[str, str], list[Reached]]) -> str:
-    """Each method at the point that is nearest to the table's speed."""
+def _sentence(task: str, curves: dict[tuple[str, str], list[Reached]], without: dict) -> str:
+    """Each method at the point that is nearest to the table's speed, and its exits there without a rule."""
     told = []
     for method in METHODS:
-        points = curves.get((task, method.name), [])
+        points, fixed = curves.get((task, method.name), []), without.get((task, method.name), [])
         if points:
-            point = min(points, key=lambda p: abs(p.speed_up - SPEED_UP))
+            point = min(points, key=_from_the_tables_speed)
             told.append(f"{method.title} {point.score:.1f} % right at {point.speed_up:.2f} times")
+        if len(fixed) > 1:
+            told[-1] += f" ({min(fixed, key=_from_the_tables_speed).score:.1f} % without a rule)"
     return f"{task}: {', '.join(told)}."
+
+
+def _from_the_tables_speed(point: Reached) -> float:
+    return abs(point.speed_up - SPEED_UP)

@@ -916,7 +916,7 @@ names = [f"{way}_{domain}_b1" for way, domain in product(("medusa", "early_exit"
 print("\n".join(map(recorded.told, recorded.all_of(("tree64_llama3_8b", *names)))))
 print("\n" + exit_table.told(("docstring", "following", "author")))
 answered = read_recorded(recorded.RESULTS / "raw/exit_table_nvidia_h200.json.xz")
-below = "thresholds chosen on validation texts, scores of 500 test texts a task"
+below = "thresholds chosen on validation texts, scores of 500 test texts; dashed: all leave after one layer"
 exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", below)
 
 # %% [markdown]
@@ -945,7 +945,8 @@ exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", be
 # The table has the slide's picture, and not yet its proof. The last row keeps the full model's mean, at half of the layers. But
 # look at the intervals, and count how many rows it is compared with; and see where the lead comes from: from the poets alone, and
 # there already at the left end of the curve, where all layers run. So it comes from training all exits together, and hardly from
-# leaving at the right moment. On docstrings, where counting words goes far, the first exits know nearly as much as the last, and
+# leaving at the right moment: what a rule is worth is the height of its curve above the dashed line, on which all texts leave
+# after the same layer. On docstrings, where counting words goes far, the first exits know nearly as much as the last, and
 # nobody can lose: its curves cross and cross back, which is what noise looks like (of 500 texts one standard error is more than a
 # point; mind the panels' different scales). PABEE and the last row do not begin at the full model, for their layers were trained
 # otherwise. (One training each, with one seed; the table has all test texts, the figure the first 500 of each task; and passages

@@ -3,7 +3,7 @@
 import pytest
 
 from llmcourse.early_exit.classifier.methods import METHODS
-from llmcourse.early_exit.classifier.recorded import read_recorded, trade_off, write_recorded
+from llmcourse.early_exit.classifier.recorded import always_at_one, read_recorded, trade_off, write_recorded
 from llmcourse.figures.exit_trade_off import SPEED_UPS, plot_trade_off
 from tests.early_exit.classifier.written_exits import content
 
@@ -30,6 +30,17 @@ def test_words_say_what_the_table_compares(exits):
     alt = plot_trade_off(exits, "Speed against score").alt
     assert "half the layers" in alt
     assert "% right at 2.00 times" in alt
+    assert alt.count("% without a rule)") == 2 * 3, "two tasks, three methods with several exits"
+
+
+def test_what_exits_reach_without_a_rule_is_dashed(exits):
+    picture = plot_trade_off(exits, "Speed against score")
+    several = [one for one in exits if one.task == "first" and len(one.exits) > 1]
+    dashed = [line for line in picture.axes[0].lines if line.get_linewidth() == 0.9]
+    assert len(dashed) == len(several) == 3
+    for line, one in zip(dashed, several, strict=True):
+        points = [(p.speed_up, p.score) for p in always_at_one(one) if p.speed_up <= SPEED_UPS[-1]]
+        assert [tuple(place) for place in line.get_xydata()] == points
 
 
 def test_no_task_is_refused():

@@ -142,6 +142,16 @@ def trade_off(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reac
     return sorted(found, key=lambda point: (point.speed_up, -point.score))
 
 
+def always_at_one(recorded: Recorded) -> list[Reached]:
+    """What is reached without a rule: all texts leave at the same exit, the last one first.
+
+    A rule is worth what it has above that, at the same speed.
+    """
+    right = (recorded.test.argmax(-1) == recorded.labels[:, None]).double().mean(0).tolist()
+    pairs = zip(right, recorded.exits, strict=True)
+    return [Reached(None, 100 * share, recorded.depth / layers) for share, layers in pairs][::-1]
+
+
 def write_recorded(path: Path, content: dict[str, Any]) -> None:
     """What `read_recorded` reads; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)

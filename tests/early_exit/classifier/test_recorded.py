@@ -7,6 +7,7 @@ import torch
 
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PABEE
 from llmcourse.early_exit.classifier.recorded import (
+    always_at_one,
     at_speed,
     reached,
     read_recorded,
@@ -125,3 +126,13 @@ def test_logits_are_those_of_the_rule(path):
     sure[:, 1, 0] = 9.0
     deebert.test.copy_(sure)
     assert reached(deebert, EntropyRule(0.1)).speed_up == DEPTH / 2
+
+
+def test_without_a_rule_all_leave_at_one_exit(path):
+    """The last is all layers; an exit alone is what a rule says that leaves there every time."""
+    deebert = of(path, "deebert")
+    points = always_at_one(deebert)
+    assert [p.speed_up for p in points] == [DEPTH / n for n in reversed(EXITS["deebert"])]
+    assert points[0].score == pytest.approx(reached(deebert, None).score)
+    first = deebert.test[:, 0].argmax(-1) == deebert.labels
+    assert points[-1].score == pytest.approx(100 * first.double().mean().item())
