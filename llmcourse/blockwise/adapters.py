@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llmcourse.blockwise.low_rank import Gate, graft
-from llmcourse.decoding.errors import require_integer, require_number
+from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder
 
@@ -54,12 +54,19 @@ class BlockDecoder(nn.Module):
     Args:
         backbone: its weights stay as they are, and usable by themselves; from here on they take no gradients.
         seed: for the matrices A; before training the adapters do nothing.
+
+    Raises:
+        ValueError: adapters of more than the backbone's own rank.
     """
 
     def __init__(self, backbone: Decoder, config: AdapterConfig | None = None, seed: int = 0):
         super().__init__()
         self.backbone, self.adapter_config = backbone.requires_grad_(False), config or AdapterConfig()
         c, self._gate = self.adapter_config, Gate()
+        size = backbone.config.hidden_size
+        require(
+            c.rank <= size, "rank", f"at most the hidden size, {size}", c.rank, "16 is enough for adapters"
+        )
         self.adapted = graft(backbone, c.rank, c.alpha / c.rank, c.num_masks, self._gate, seed)
 
     @property

@@ -48,7 +48,7 @@ class BlockRecipe:
     Attributes:
         steps: optimizer steps.
         batch_size: rows a step, at least one a domain.
-        sequence_length: tokens a row, at least 2 and within the context.
+        sequence_length: tokens a row, at least 3 and within the context.
         rate: AdamW's peak learning rate, up to which and from which `paced.share_of_rate` leads.
         sizes: of blocks; each row takes one at random.
         mix: relative share of every domain in a batch; one that is not named gets the mean share.
@@ -68,7 +68,7 @@ class BlockRecipe:
     def __post_init__(self):
         for name in ("steps", "batch_size"):
             require_integer(1, name, getattr(self, name), "use one or more")
-        require_integer(2, "sequence_length", self.sequence_length, "a block follows a token")
+        require_integer(3, "sequence_length", self.sequence_length, "a block of two follows a token")
         require_number(lambda r: 0 < r < math.inf, "rate", "above 0 and finite", self.rate, "use 0.002")
         require(len(self.sizes) > 0, "sizes", "at least one block size", "none", "use (2, 4, 8, 16)")
 

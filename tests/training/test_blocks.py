@@ -160,7 +160,7 @@ def test_held_out_loss_is_the_mean_over_windows():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("sequence_length", 1), ("rate", 0.0), ("rate", math.inf), ("sizes", ())],
+    [("steps", 0), ("sequence_length", 2), ("rate", 0.0), ("rate", math.inf), ("sizes", ())],
 )
 def test_recipes_that_cannot_be_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be"):
@@ -202,6 +202,7 @@ class TestProgram:
         [
             ("sequence_length must be at most the context, 64, got 65", ["--sequence-length", "65"]),
             ("rank must be an integer of at least 1, got 0", ["--rank", "0"]),
+            ("rank must be at most the hidden size, 32, got 100000", ["--rank", "100000"]),
             ("rate must be above 0", ["--rate", "-1"]),
             ("windows must be an integer of at least 1", ["--windows", "0"]),
             ("no model or folder named 'nothing'", ["--backbone", "nothing"]),
