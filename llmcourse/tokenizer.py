@@ -48,6 +48,16 @@ class Tokenizer:
         """Token ids of a text; special tokens written in the text are recognised, none is added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text in which `<|pad|>` and the like are characters as all others."""
+        return self._without_special.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _without_special(self) -> tokenizers.Tokenizer:
+        copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text to be continued, with what the checkpoint's makers put before one.
 

@@ -1,7 +1,8 @@
 """The texts of the table of early exit: what is pre-trained on, and the tasks made of the same files.
 
-Sides are split by document: running text and poems by their text, files of Python by their paths. What is
-held out is also looked for in all other files of Python: packages carry copies of the standard library.
+Sides are split by document: running text by book, poems by their openings, files of Python by their paths.
+What is held out is also looked for in all other files of Python: packages carry copies of the standard
+library.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from llmcourse.early_exit.classifier.tasks import (
     HeldOut,
     Task,
     author_task,
+    book_name,
+    books,
     by_side,
     docstring_task,
     following_task,
+    opening,
     side_of,
 )
 from llmcourse.speculative.tasks import standard_library
-from llmcourse.training.text import PATTERNS, Source, files_in, shorten
+from llmcourse.training.text import PATTERNS, Source, files_in, read_blocks, shorten
 
 TASKS = ("docstring", "following", "author")
+NAMES = {"text": book_name, "blocks": opening}  # what decides on a document's side
 
 
 class Texts:
@@ -45,7 +50,7 @@ class Texts:
         self._python = [source for source in sources if source.kind == "python"]
         for source in sources:
             if source.kind != "python":
-                self.documents[source.kind] = source.documents()
+                self.documents[source.kind] = documents_of(source)
 
     def tasks(self, seed: int, names: Sequence[str] = TASKS) -> list[Task]:
         """Those of them that there is text for."""
@@ -65,9 +70,23 @@ class Texts:
         python = [*self.library.items(), *(file for source in self._python for file in named(source))]
         found = {"python": training_python(python, HeldOut.of(docstring_task(self.library, seed=seed)))}
         for kind, documents in self.documents.items():
-            own = by_side(documents)["train"]
+            own = by_side(documents, NAMES[kind])["train"]
             found[kind] = shorten(own) if kind == "text" else own
         return found
+
+
+def documents_of(source: Source) -> list[str]:
+    """The books of running text, each once; the documents of another kind.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if source.kind != "text":
+        return source.documents()
+    files = files_in(source.roots, PATTERNS["text"])
+    found = list(dict.fromkeys(book for file in files for book in books(read_blocks([file]))))
+    require(bool(found), f"text of the domain {source.name!r}", "one book or more", len(found), "give text")
+    return found
 
 
 def named(source: Source) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmcourse.early_exit.classifier.methods import METHODS
-from llmcourse.early_exit.classifier.tasks import side_of
+from llmcourse.early_exit.classifier.tasks import SIDES, author_task, following_task, side_of
 from llmcourse.training import encoder as command
 from llmcourse.training import exit_run, exit_texts
 from llmcourse.training.encoder import main, parser, run_of
@@ -66,6 +66,42 @@ def test_only_the_training_side_is_pre_trained_on(tmp_path):
     seen = set(run.texts.training_side(0)["python"])
     assert {files[example.document] for example in task.train} <= seen
     assert not seen & {files[e.document] for side in ("validation", "test") for e in task.side(side)}
+
+
+def signed(number: int) -> str:
+    """A book below its title page, with paragraphs of its own."""
+    words = " ".join(f"word{number}x{n}" for n in range(20))
+    return f"BOOK {number}\n\nby\n\nWriter {number}\n\n" + "\n\n".join(f"{n} {words}" for n in range(400))
+
+
+def poem(number: int, author: str) -> str:
+    return f"《第{number}》{author}\n" + "\n".join(chr(0x4E00 + 40 * number + n) * 5 + "。" for n in range(6))
+
+
+def test_what_is_pre_trained_on_is_the_training_side_of_the_tasks(tmp_path):
+    whole = [signed(number) for number in range(30)]
+    poems = [poem(number, "甲乙"[number % 2]) for number in range(120)]
+    (tmp_path / "prose.txt").write_text("\n\n".join(whole), encoding="utf-8")
+    (tmp_path / "poems.txt").write_text("\n\n".join(poems), encoding="utf-8")
+    sources = [Source(k, k, str(tmp_path / f)) for k, f in (("text", "prose.txt"), ("blocks", "poems.txt"))]
+    texts = exit_texts.Texts(sources)
+    following, author = (
+        following_task(texts.documents["text"]),
+        author_task(texts.documents["blocks"], authors=2),
+    )
+    seen = {kind: "\n".join(documents) for kind, documents in texts.training_side(0).items()}
+    assert texts.documents["text"] == whole
+    for task, kind in ((following, "text"), (author, "blocks")):
+        for side in SIDES:
+            assert all((text in seen[kind]) == (side == "train") for e in task.side(side) for text in e.texts)
+    for book in whole:  # whole or not at all
+        assert len({paragraph in seen["text"] for paragraph in book.split("\n\n")[3:]}) == 1
+
+
+def test_a_file_without_text_is_refused(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="text of the domain 'prose' must be one book or more, got 0"):
+        exit_texts.Texts([Source("prose", "text", str(tmp_path))])
 
 
 class TestPackages:

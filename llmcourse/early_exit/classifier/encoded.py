@@ -44,7 +44,7 @@ class Encoded:
 
 
 def encode(task: Task, side: Side, tokenizer: Tokenizer, length: int) -> Encoded:
-    """The examples of a side, cut to at most `length` tokens.
+    """The examples of a side, cut to at most `length` tokens; `<|pad|>` or `<|sep|>` in a text is text.
 
     Raises:
         ValueError: no room for a token of each text.
@@ -52,7 +52,7 @@ def encode(task: Task, side: Side, tokenizer: Tokenizer, length: int) -> Encoded
     examples = task.side(side)
     ids: dict[str, list[int]] = {}
     for text in dict.fromkeys(text for example in examples for text in example.texts):
-        ids[text] = tokenizer.encode(text)
+        ids[text] = tokenizer.encode_plain(text)
     rows = [row([ids[t] for t in e.texts], length, first_from_end=task.first_from_end) for e in examples]
     tokens = torch.tensor([[*one, *[PAD] * (length - len(one))] for one in rows])
     number = {document: index for index, document in enumerate(dict.fromkeys(e.document for e in examples))}

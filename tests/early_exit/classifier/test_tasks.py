@@ -19,7 +19,7 @@ from llmcourse.early_exit.classifier.tasks import (
 from llmcourse.early_exit.classifier.tasks.authors import passages
 from llmcourse.early_exit.classifier.tasks.docstrings import functions
 from llmcourse.early_exit.classifier.tasks.following import neighbours
-from llmcourse.early_exit.classifier.tasks.pairs import Pair, pair_task, strangers
+from llmcourse.early_exit.classifier.tasks.pairs import Pair, far_within, pair_task, strangers
 
 WORDS = ("sea", "king", "rose", "under", "over", "went", "home", "day", "night", "ship", "wind", "and", "the")
 
@@ -28,7 +28,7 @@ def paragraph(draw: random.Random) -> str:
     return " ".join(draw.choices(WORDS, k=40))
 
 
-def books(count: int = 60, paragraphs: int = 8) -> list[str]:
+def books(count: int = 60, paragraphs: int = 24) -> list[str]:
     draw = random.Random(0)
     return ["\n\n".join(paragraph(draw) for _ in range(paragraphs)) for _ in range(count)]
 
@@ -51,7 +51,7 @@ class C:
 def poems(count: int = 200) -> list[str]:
     draw = random.Random(1)
     authors = ["甲"] * 4 + ["乙"] * 3 + ["丙"] + ["无名氏"] * 9
-    lines = lambda: "".join(draw.choices("明月山水花鳥風雪春秋", k=7)) + "。"  # noqa: E731
+    lines = lambda: "".join(draw.choices([chr(0x4E00 + code) for code in range(400)], k=7)) + "。"  # noqa: E731
     return [f"《第{n}》{draw.choice(authors)}\n" + "\n".join(lines() for _ in range(8)) for n in range(count)]
 
 
@@ -85,11 +85,31 @@ def test_neither_text_of_a_pair_says_anything(tasks):
                 assert right == wrong
 
 
-def test_a_wrong_second_text_is_another_documents(tasks):
-    for task in tasks[:2]:
+def test_where_a_wrong_second_text_is_from(tasks):
+    """Of functions from another file, of paragraphs from far away in the same book."""
+    for task, at_home in zip(tasks[:2], (False, True), strict=True):
         home = {e.texts[1]: e.document for side in SIDES for e in task.side(side) if e.label == 1}
         strange = [e for side in SIDES for e in task.side(side) if e.label == 0]
-        assert strange and all(home[e.texts[1]] != e.document for e in strange)
+        assert strange and all((home[e.texts[1]] == e.document) == at_home for e in strange)
+    place = {text: number for book in books() for number, text in enumerate(book.split("\n\n"))}
+    assert all(abs(place[e.texts[1]] - place[e.texts[0]] - 1) >= 6 for e in strange)  # 12 pairs: 3 away
+
+
+def test_far_is_a_quarter_of_a_document_and_all_are_taken_once():
+    documents = ["a"] * 9 + ["b"] * 2 + ["a"] * 3
+    for seed in range(50):
+        taken = far_within(documents, random.Random(seed))
+        assert sorted(taken) == list(range(14))
+        assert all(documents[place] == documents[other] for place, other in enumerate(taken))
+        number = dict(zip([*range(9), *range(11, 14)], range(12), strict=True))
+        assert all(3 <= abs(number[place] - number[taken[place]]) <= 9 for place in number)
+    with pytest.raises(ValueError, match="places of one document must be 2 or more, got 1"):
+        far_within(["a", "a", "b"], random.Random(0))
+
+
+def test_a_book_with_too_few_pairs_is_left_out():
+    short = books(1, 14)[0].replace("sea", "hill")  # seven pairs
+    assert following_task([short, *books()]) == following_task(books())
 
 
 def test_strangers_are_all_taken_once_and_never_at_home():

@@ -1,14 +1,15 @@
 """Pairs of texts that belong together, and as many that do not.
 
-Every second text is once the right one and once a wrong one, so neither text alone says anything; a wrong one
-is always another document's (as in BERT's next sentence prediction, Devlin et al. 2019, section 3.1).
+Every second text is as often a right one as a wrong one, so neither text alone says anything. A wrong one is
+another document's (as in BERT's next sentence prediction, Devlin et al. 2019, section 3.1), or one from far
+away in the same document, whose names and subject are less of a hint.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmcourse.decoding.errors import require, require_integer
@@ -49,17 +50,51 @@ def strangers(documents: Sequence[str], draw: random.Random) -> list[int]:
     return taken
 
 
+def far_within(documents: Sequence[str], draw: random.Random) -> list[int]:
+    """For each place another one of the same document; each is taken once.
+
+    All of a document take what lies as many of its places ahead, from the last one on again at the first: so
+    it is at least a quarter of them away, in both directions.
+
+    Args:
+        documents: of each place, in the order in which the places stand in their document.
+
+    Raises:
+        ValueError: a document with one place.
+    """
+    places: dict[str, list[int]] = {}
+    for place, document in enumerate(documents):
+        places.setdefault(document, []).append(place)
+    taken = [0] * len(documents)
+    for own in places.values():
+        require(len(own) >= 2, "places of one document", "2 or more", len(own), "leave it out")
+        quarter = -(-len(own) // 4)
+        ahead = draw.randint(quarter, len(own) - quarter)
+        for number, place in enumerate(own):
+            taken[place] = own[(number + ahead) % len(own)]
+    return taken
+
+
 def pair_task(
-    name: str, pairs: Sequence[Pair], *, rounds: int = 4, seed: int = 0, first_from_end: bool = False
+    name: str,
+    pairs: Sequence[Pair],
+    *,
+    rounds: int = 4,
+    seed: int = 0,
+    first_from_end: bool = False,
+    others: Callable[[Sequence[str], random.Random], list[int]] = strangers,
+    fewest: int = 1,
 ) -> Task:
     """A task of two classes.
 
     Args:
-        pairs: those with a text that stood in an earlier one are left out.
+        pairs: in their documents' order; those with a text that stood in an earlier one are left out.
+        others: `strangers`, or `far_within`.
+        fewest: pairs of a document; one with less is left out.
         rounds: how many strangers each text of the training side meets, at least 1; elsewhere one.
 
     Raises:
-        ValueError: `rounds` is no integer or below 1; and as `Task` and `strangers`.
+        ValueError: `rounds` is no integer or below 1; and as `Task` and `others`.
     """
     require_integer(1, "rounds", rounds, "let each text meet one stranger or more")
     sides: dict[Side, list[Pair]] = {side: [] for side in SIDES}
@@ -68,19 +103,21 @@ def pair_task(
         if not seen & {pair.first, pair.second}:
             sides[side_of(pair.document)].append(pair)
         seen |= {pair.first, pair.second}
-    examples = {
-        side: tuple(_mixed(sides[side], rounds if side == "train" else 1, random.Random(f"{seed} {side}")))
-        for side in SIDES
-    }
+    counts = Counter(pair.document for own in sides.values() for pair in own)
+    examples = {}
+    for side, own in sides.items():
+        enough = [pair for pair in own if counts[pair.document] >= fewest]
+        draw = random.Random(f"{seed} {side}")
+        examples[side] = tuple(_mixed(enough, rounds if side == "train" else 1, draw, others))
     return Task(name, CLASSES, **examples, first_from_end=first_from_end)
 
 
-def _mixed(pairs: Sequence[Pair], rounds: int, draw: random.Random) -> list[Example]:
+def _mixed(pairs: Sequence[Pair], rounds: int, draw: random.Random, others: Callable) -> list[Example]:
     if not pairs:
         return []
     documents, examples = [pair.document for pair in pairs], []
     for _ in range(rounds):
-        for pair, other in zip(pairs, strangers(documents, draw), strict=True):
+        for pair, other in zip(pairs, others(documents, draw), strict=True):
             examples.append(Example(pair.document, (pair.first, pair.second), 1))
             examples.append(Example(pair.document, (pair.first, pairs[other].second), 0))
     draw.shuffle(examples)

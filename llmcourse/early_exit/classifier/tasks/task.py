@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +19,8 @@ class Example:
     """One or two texts and their class.
 
     Attributes:
-        document: what they come from (of a pair the first), and what decides on the side: the whole text, or
-            for a file of Python its path.
+        document: what they come from (of a pair the first), by the name that decides on the side: a file's
+            path, a poem's opening, a book's beginning.
         texts: one, or a pair.
         label: index of the class.
     """
@@ -79,31 +79,33 @@ class Task:
         return len(self.train[0].texts) == 2
 
 
-def side_of(document: str) -> Side:
-    """Where a document belongs: a matter of itself alone, so it stays there when others are added.
+def side_of(name: str) -> Side:
+    """Where a document belongs: a matter of its name alone, so it stays there when others are added.
 
     Args:
-        document: its text; for a file of Python its path below its root, as `importlib/metadata/__init__.py`,
-            for every version of Python changes its text.
+        name: what its variants share: for a file of Python its path below its root, as
+            `importlib/metadata/__init__.py`, for every version of Python changes its text.
     """
-    digest = hashlib.blake2b(document.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     share = int.from_bytes(digest, "big") / 2**64
     return "test" if share < HELD_OUT else "validation" if share < 2 * HELD_OUT else "train"
 
 
-def by_side(documents: Iterable[str]) -> dict[Side, list[str]]:
-    """The documents of each side, each once, in their order."""
+def by_side(documents: Iterable[str], name: Callable[[str], str] = str) -> dict[Side, list[str]]:
+    """The documents of each side, each once, in their order.
+
+    Args:
+        name: of a document, from its text: `opening` for poems, `book_name` for books.
+    """
     sides: dict[Side, list[str]] = {side: [] for side in SIDES}
     for document in dict.fromkeys(documents):
-        sides[side_of(document)].append(document)
+        sides[side_of(name(document))].append(document)
     return sides
 
 
 def without_repeats(sides: dict[Side, Sequence[Example]]) -> dict[Side, tuple[Example, ...]]:
-    """The same without texts that an earlier side has too: what was learned is not asked.
-
-    Copied functions and variants of a poem would otherwise be tested by heart.
-    """
+    """The same without texts that an earlier side has too, character by character: what was learned is not
+    asked. Texts that differ in a character stay (for poems see `variants`)."""
     seen: set[str] = set()
     kept: dict[Side, tuple[Example, ...]] = {}
     for side in SIDES:
