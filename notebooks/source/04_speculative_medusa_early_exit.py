@@ -533,6 +533,7 @@ import inspect
 import textwrap
 
 from llmcourse.figures import cascade_answers
+from llmcourse.figures.cascade_plot import against_mixing
 from llmcourse.speculative.tasks import code_lines
 
 tasks = cascade_answers.recorded_tasks()
@@ -546,7 +547,6 @@ for name, judge in zip(names, train.judges(), strict=True):
         print(f"{name:6}{mark} score {score:.2f}   {line.start.strip()}▸{answer.text}")
 
 # %% tags=["nbval-check-output"]
-from llmcourse.figures.cascade_plot import against_mixing
 from llmcourse.figures.widgets.cascade_explorer import CascadeInputs, choose, rule
 
 explorer = widgets.CascadeExplorer(tasks, task="code")
@@ -949,8 +949,9 @@ exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", be
 # after the same layer. On docstrings, where counting words goes far, the first exits know nearly as much as the last, and
 # nobody can lose: its curves cross and cross back, which is what noise looks like (of 500 texts one standard error is more than a
 # point; mind the panels' different scales). PABEE and the last row do not begin at the full model, for their layers were trained
-# otherwise. (One training each, with one seed; the table has all test texts, the figure the first 500 of each task; and passages
-# of one book, or variants of one poem, may lie on both sides of the split, which flatters all rows.)
+# otherwise. (One training each, with one seed; the table has all test texts, the figure the first 500 of each task. When this was
+# recorded, passages of one book and variants of one poem could lie on both sides of the split, which flatters all rows; the
+# program has since learnt to keep them together.)
 #
 # And the clock is the other half of the truth. Half the layers come close to twice as fast. Those who ask after every layer
 # do not, for at this size a layer is a few dozen short operations, which Python launches one by one, an exit and its rule are
