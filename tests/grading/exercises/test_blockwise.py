@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from llmcourse.grading.exercises import catalogue
-from llmcourse.grading.exercises.blockwise.block_decoding import Filler, block_decoding
+from llmcourse.grading.exercises.blockwise.block_decoding import Fill, block_decoding
+from llmcourse.grading.exercises.blockwise.drawn import CLOSE, WIDE, Filler
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
+from tests.grading.exercises.answers import drawn_once, unchecked
 from tests.grading.exercises.mistakes import assert_told, mutant
 
 EXERCISE = catalogue.find("04.block_decoding")
@@ -23,6 +25,7 @@ FILLER = Filler(5, 8)
         ("fills all in the first pass", "what the first pass guessed"),
         ("keeps the first guesses", "what the first pass guessed"),
         ("leaves masks", "rounded up"),
+        ("fills a share of what is open", "the first passes fill one more each"),
         ("writes a whole last block", "tokens left to write"),
         ("fills a short block one by one", "filled as they are: in t passes"),
         ("fills a short block in three passes", "the last block is the first one then"),
@@ -31,6 +34,22 @@ FILLER = Filler(5, 8)
 )
 def test_a_mistake_is_told_by_name(mistake, told):
     assert_told(EXERCISE, mistake, told)
+
+
+@pytest.mark.parametrize("window", [16, 32, 64])
+def test_a_window_of_the_text_fails_for_every_seed(window):
+    short = Fill(sees=lambda prompt, new: (prompt + new)[-window:])
+    with unchecked():
+        for seed in range(30):
+            verdict = examine(drawn_once(EXERCISE, seed), seed, InProcess(short))
+            assert (verdict.status, verdict.check) == ("fail", "a long text"), seed
+
+
+def test_confidences_are_wide_apart_or_close_and_never_the_same():
+    for step, least, most in ((WIDE, 0.0105, 1.0), (CLOSE, 0.00025, 0.0105)):
+        for end in range(8):
+            sure = Filler(5, 8, step)([1, end], [8] * 6).softmax(-1).amax(-1).sort().values
+            assert sure.diff().min() > least and sure[-1] - sure[0] < most
 
 
 def test_a_full_block_that_is_read_again_is_a_pass_too_many():
@@ -80,7 +99,8 @@ def test_the_likeliest_token_is_the_first_choice_and_how_near_the_second_is_vari
 
 
 def test_no_other_measure_of_confidence_has_its_order():
-    p = torch.cat([FILLER([1, end], [8] * 6)[None] for end in range(8)]).softmax(-1)
+    texts = [[first, end] for first in range(8) for end in range(8)]
+    p = torch.stack([FILLER(text, [8] * 6) for text in texts]).softmax(-1)
     best = p.topk(2).values
     others = [(p * p.log()).sum(-1), best[..., 0] - best[..., 1], p.square().sum(-1)]
     others.append(p.log().amax(-1) - p.log().mean(-1))
@@ -98,7 +118,7 @@ def test_a_block_decides_what_its_places_are_guessed_to_be():
     [
         ([], [8], ValueError, "a text of 1 to"),
         ([1], [], ValueError, "a block of 1 to"),
-        ([1], [8] * 62, ValueError, "a block of 1 to 61 ids, got 62"),
+        ([1], [8] * 34, ValueError, "a block of 1 to 33 ids, got 34"),
         ([8], [8], ValueError, r"a text of ids in \[0, 8\)"),
         ([1], [9], ValueError, r"a block of ids in \[0, 9\)"),
         (torch.tensor([1]), [8], TypeError, "a text that is a list"),

@@ -9,15 +9,25 @@ import torch
 from llmcourse import early_exit
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.early_exit import drawn
-from llmcourse.grading.exercises.early_exit.entropy_exit import MARGIN, Exits
+from llmcourse.grading.exercises.early_exit.entropy_exit import Leave, nats
 from llmcourse.grading.exercises.early_exit.exit_threshold import exit_threshold
+from llmcourse.grading.exercises.early_exit.layers import MARGIN, NEAREST, Exits
 from llmcourse.grading.exercises.early_exit.patience_exit import patience_exit
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
-from tests.grading.exercises.answers import cases
+from tests.grading.exercises.answers import cases, drawn_once, unchecked
 from tests.grading.exercises.mistakes import assert_told, mutant
 
-SEEDS = range(20)
+SEEDS, WRONG_SEEDS = range(20), range(30)
+
+
+def fails_for_every_seed(name, answer):
+    """Whichever case it fails at: what is wrong is caught by more than one."""
+    exercise = catalogue.find(name)
+    with unchecked():
+        for seed in WRONG_SEEDS:
+            verdict = examine(drawn_once(exercise, seed), seed, InProcess(answer))
+            assert verdict.status == "fail", seed
 
 
 @pytest.mark.parametrize(
@@ -61,15 +71,47 @@ def test_logits_have_the_entropy_and_the_favourite_that_are_asked_for(nats):
 
 
 def test_no_entropy_is_near_a_threshold():
-    """But where it is 0, exactly, and so is the threshold."""
+    """But where it is 0, exactly, and so is the threshold; one case has a margin of its own."""
     exact = 0
     for seed in SEEDS:
         for case in cases("04.entropy_exit", seed):
             rows = torch.tensor(case.oracles["exit_logits"].said)
             off = (early_exit.entropy(rows) - case.arguments["threshold"]).abs()
-            assert ((off > MARGIN / 2) | (off == 0)).all()
+            margin = NEAREST if case.label == "just below the threshold" else MARGIN
+            assert ((off > margin / 2) | (off == 0)).all()
             exact += int((off == 0).sum())
     assert exact == len(SEEDS)
+
+
+def test_an_entropy_just_below_the_threshold_is_below_it_in_every_way_to_compute_it():
+    for seed in SEEDS:
+        (case,) = [c for c in cases("04.entropy_exit", seed) if c.label == "just below the threshold"]
+        rows = torch.tensor(case.oracles["exit_logits"].said)
+        for p in (rows.softmax(-1), rows.exp() / rows.exp().sum(-1, keepdim=True), rows.double().softmax(-1)):
+            sure = -(p * p.log()).sum(-1) < case.arguments["threshold"]
+            assert torch.equal(sure, early_exit.entropy(rows) < case.arguments["threshold"])
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+def test_an_entropy_that_is_rounded_fails_for_every_seed(digits):
+    fails_for_every_seed("04.entropy_exit", Leave(measure=lambda row: round(nats(row).item(), digits)))
+
+
+@pytest.mark.parametrize("count", [3, 5, 10, 20])
+def test_an_entropy_of_the_likeliest_tokens_fails_for_every_seed(count):
+    def of_these(row):
+        p = row.softmax(-1).topk(min(count, len(row))).values
+        return -torch.where(p == 0, 0.0, p * p.log()).sum()
+
+    fails_for_every_seed("04.entropy_exit", Leave(measure=of_these))
+    least = lambda row: nats(row.topk(min(count, len(row))).values)  # noqa: E731
+    fails_for_every_seed("04.entropy_exit", Leave(measure=least))
+
+
+@pytest.mark.parametrize("least", [-1.0, -10.0, -20.0, -40.0])
+def test_another_logit_for_an_impossible_answer_fails_for_every_seed(least):
+    fails_for_every_seed("04.entropy_exit", Leave(measure=lambda row: nats(row.clamp(min=least))))
+    fails_for_every_seed("04.entropy_exit", Leave(measure=lambda row: nats(row.nan_to_num(neginf=least))))
 
 
 @pytest.mark.parametrize(

@@ -6,21 +6,16 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from llmcourse.grading.compare import Exact
 from llmcourse.grading.exercise import Case, Exercise, Mutant, Oracle
-from llmcourse.grading.exercises.inputs import LONGEST_TEXT
+from llmcourse.grading.exercises.blockwise.drawn import CLOSE, WIDE, Filler
 from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation, OracleCalls
-
-PERMILLES = range(330, 696, 6)  # of confidence: no two places of a block are as sure
-SECOND = 0.8  # what a near second choice has of the most that it could
 
 ASKS = r"""
 A model that was trained to fill gaps can guess several tokens at once, only less well than one by one: no
@@ -31,14 +26,14 @@ decoding, with all of the text as one block it is non-autoregressive (chapter 4,
 
 > 1. a block begins as $n$ masks;<br>
 > 2. in pass $t = 1, \dots, T$ the model reads the text and the block and guesses every place:<br>
-> &emsp; the likeliest token there, whose probability is the **confidence**;<br>
+> &emsp; the likeliest token there, whose probability, unrounded, is the **confidence**;<br>
 > 3. of the places that are still masked, those with the most confident guesses are filled, until<br>
 > &emsp; $\lceil n\,t / T \rceil$ places of the block are. What is filled is never touched again;<br>
 > 4. after the last pass the block is full, and belongs to the text.
 
 Write `block_decoding(logits_of, prompt, block_size, passes, max_new_tokens, mask)`.
 
-- `logits_of`: a function, one forward pass. `logits_of(text, block)` takes two lists of token ids, the text
+- `logits_of`: a function, one forward pass. `logits_of(text, block)` takes two lists of token ids, all text
   before the block and the block with `mask` at its open places, and returns a `float32` tensor of shape
   `(N, V)`: the logits at each of the $N$ places of the block. `mask` is not one of the $V$ tokens.
 - `prompt`: list of token ids, at least one. `max_new_tokens`: at least 0.
@@ -90,12 +85,19 @@ FIRST_GUESSES = (
     "All of this is what the first pass guessed. Each pass fills its share alone, and guesses anew what "
     "is still masked, with what was filled in view."
 )
+EVEN = (
+    "The first passes fill one more each, and the later ones one less. After pass t there are ceil(n·t/T) "
+    "places filled: count them for the block as a whole, from its beginning."
+)
 HINTS_AT = {
     "several blocks": "A block that is full belongs to the text: the next one is read after it.",
     "passes that do not divide the block": (
         "After pass t there are ceil(n·t/T) places filled: rounded up, and counted for the block as a whole, "
         "not for each pass alone."
     ),
+    "more than three passes": "After pass t there are ceil(n·t/T) places filled, whatever t is.",
+    "a long text": "The model reads all of the text before the block, the prompt and what is new.",
+    "guesses nearly as sure": "Confidences are compared as they are; nothing is to be rounded.",
     "a short last block": (
         "The last block has only as many places as there are tokens left to write, and gets at most as many "
         "passes."
@@ -186,87 +188,38 @@ class Fill:
                 block[place] = guesses[place]
 
 
-@dataclass(frozen=True)
-class Filler:
-    """A model that fills gaps, of random numbers: text and block decide, no two places are as confident."""
-
-    seed: int
-    vocab: int
-
-    def __call__(self, text: object, block: object) -> Float[Tensor, "N V"]:
-        """The logits at each place of a block.
-
-        Raises:
-            TypeError: what are no lists of ints.
-            ValueError: an empty text or block, one that is far too long, or an id that is no token nor, in
-                the block, the mask.
-        """
-        self._check(text, "text", self.vocab, LONGEST_TEXT)
-        self._check(block, "block", self.vocab + 1, len(PERMILLES))
-        return torch.tensor(_guesses(self, tuple(text), tuple(block)), dtype=torch.float32)
-
-    def _check(self, tokens: object, name: str, end: int, longest: int) -> None:
-        if type(tokens) not in (list, tuple) or any(type(token) is not int for token in tokens):
-            raise TypeError(f"logits_of must be given a {name} that is a list of token ids, each an int")
-        if not 1 <= len(tokens) <= longest:
-            raise ValueError(f"logits_of must be given a {name} of 1 to {longest} ids, got {len(tokens)}")
-        if not all(0 <= token < end for token in tokens):
-            raise ValueError(f"logits_of must be given a {name} of ids in [0, {end}), got {tokens[:10]}")
-
-
-@lru_cache(maxsize=4096)
-def _guesses(model: Filler, text: tuple[int, ...], block: tuple[int, ...]) -> list[list[float]]:
-    rng = random.Random(f"{model.seed} {text} {block}")
-    rows = []
-    for permille in rng.sample(PERMILLES, len(block)):
-        favourite, confidence = rng.randrange(model.vocab), permille / 1000
-        rest = iter(_rest(rng, confidence, model.vocab - 1))
-        shift = rng.uniform(-3.0, 3.0)  # which says nothing: a softmax does not see it
-        row = [confidence if token == favourite else next(rest) for token in range(model.vocab)]
-        rows.append([math.log(p) + shift for p in row])
-    return rows
-
-
-def _rest(rng: random.Random, confidence: float, count: int) -> list[float]:
-    """What the other tokens have, all less than the likeliest: much alike, or most of it one's.
-
-    So places are surer than others that have less entropy, or a longer lead over the second choice.
-    """
-    nearest = SECOND * min(confidence, 1 - confidence)
-    second = rng.choice([(1 - confidence) / count, nearest])
-    shares = [rng.uniform(0.7, 1.3) for _ in range(count - 1)]
-    rest = [(1 - confidence - second) * share / sum(shares) for share in shares]
-    rest.insert(rng.randrange(count), second)
-    return rest
-
-
 def cases(rng: random.Random) -> list[Case]:
-    vocab = rng.randint(7, 9)
-
-    def case(label, block_size, passes, max_new_tokens, wrong=(), apart=()):
-        def draw():
-            model = Filler(rng.getrandbits(48), vocab)
-            prompt = [rng.randrange(vocab) for _ in range(rng.randint(2, 4))]
-            arguments = {"logits_of": model, "prompt": prompt, "block_size": block_size, "passes": passes}
-            return arguments | {"max_new_tokens": max_new_tokens, "mask": vocab}
-
+    def case(label, block_size, passes, max_new_tokens, wrong=(), apart=(), **model):
+        draw = partial(_arguments, rng, vocab, block_size, passes, max_new_tokens, **model)
         arguments = drawn.telling(draw, block_decoding, wrong, apart)
         shown = Oracle("logits_of", "a function; guesses every place of a block")
         oracles = {"logits_of": arguments["logits_of"]}
         return Case({**arguments, "logits_of": shown}, label, oracles)
 
-    size = rng.randint(3, 5)
+    vocab, size = rng.randint(7, 9), rng.randint(3, 5)
+    many = rng.choice([(6, 4), (7, 5), (8, 5)])
     return [
         case("one block", 6, rng.choice([2, 3]), 6, DOUBTED, TOLD),
         case("several blocks", 4, 2, 12, (_prompt_alone,)),
         case("passes that do not divide the block", 7, 3, 7, (_rounds_down, _leaves_masks)),
+        case("more than three passes", *many, many[0], (_shares_the_rest, _rest_first)),
         case("a short last block", 6, 3, 8, (_whole_last_block, _cuts_the_last_block)),
         case("a last block of more than its passes", 6, 3, 6 + rng.randint(4, 5), (_one_a_pass, _in_two)),
         case("a text shorter than a block", 7, 2, rng.randint(4, 6), (_one_a_pass, _in_three)),
+        case("a long text", 4, 2, 8, (_last_64,), prompt=range(80, 100)),
+        case("guesses nearly as sure", 6, 3, 6, (_two_digits, _three_digits), step=CLOSE),
         case("blocks of one", 1, 1, size, (_masks_the_last,)),
         case("the whole text at once", size, 1, size),
         case("no new tokens", size, 2, 0),
     ]
+
+
+def _arguments(rng, vocab, block_size, passes, max_new_tokens, prompt=range(2, 5), step=WIDE):
+    """Of a call, with a prompt of one of these lengths."""
+    tokens = [rng.randrange(vocab) for _ in range(rng.choice(prompt))]
+    model = Filler(rng.getrandbits(48), vocab, step)
+    arguments = {"logits_of": model, "prompt": tokens, "block_size": block_size, "passes": passes}
+    return arguments | {"max_new_tokens": max_new_tokens, "mask": vocab}
 
 
 _least = Fill(first=lambda confidence, place: confidence[place])
@@ -281,12 +234,25 @@ _one_pass = Fill(filled=lambda size, turn, passes: size)
 _prompt_alone = Fill(sees=lambda prompt, new: prompt)
 _rounds_down = Fill(filled=lambda size, turn, passes: size * turn // passes)
 _leaves_masks = Fill(filled=lambda size, turn, passes: size // passes * turn)
+_shares_the_rest = Fill(filled=lambda size, turn, passes: _by_shares(size, turn, passes))
+_rest_first = Fill(filled=lambda size, turn, passes: size // passes * turn + min(turn, size % passes))
+_last_64 = Fill(sees=lambda prompt, new: (prompt + new)[-64:])
+_two_digits = Fill(confidence=lambda logits: probability(logits).round(decimals=2))
+_three_digits = Fill(confidence=lambda logits: probability(logits).round(decimals=3))
 _whole_last_block = Fill(shortens=False)
 _as_many_passes = Fill(turns=lambda size, full, passes: passes)
 _one_a_pass = Fill(turns=lambda size, full, passes: passes if size == full else size)
 _in_two = Fill(turns=lambda size, full, passes: passes if size == full else min(2, size))
 _in_three = Fill(turns=lambda size, full, passes: passes if size == full else min(3, size))
 _once_more = Fill(extra=1)
+
+
+def _by_shares(size, turn, passes):
+    """Each pass fills its share of what is open, rounded up."""
+    still_open = size
+    for number in range(turn):
+        still_open -= math.ceil(still_open / (passes - number))
+    return size - still_open
 
 
 def _cuts_the_last_block(logits_of, prompt, block_size, passes, max_new_tokens, mask):
@@ -372,12 +338,17 @@ EXERCISE = Exercise(
         Mutant("forgets the blocks before", _prompt_alone, "several blocks"),
         Mutant("rounds down", _rounds_down, "passes that do not divide the block"),
         Mutant("leaves masks", _leaves_masks, "passes that do not divide the block"),
+        Mutant("fills a share of what is open", _shares_the_rest, "more than three passes", EVEN),
+        Mutant("fills what does not divide first", _rest_first, "more than three passes", EVEN),
         Mutant("writes a whole last block", _whole_last_block, "a short last block"),
         Mutant("cuts the last block", _cuts_the_last_block, "a short last block"),
         Mutant("fills a short block one by one", _one_a_pass, "a last block of more than its passes"),
         Mutant("fills a short block in two passes", _in_two, "a last block of more than its passes"),
         Mutant("fills a short block in three passes", _in_three, "a text shorter than a block"),
         Mutant("needs a full block", _needs_a_full_block, "a text shorter than a block"),
+        Mutant("reads the last 64 tokens", _last_64, "a long text"),
+        Mutant("rounds to two digits", _two_digits, "guesses nearly as sure"),
+        Mutant("rounds to three digits", _three_digits, "guesses nearly as sure"),
         Mutant("gives a short block all passes", _as_many_passes, PASSES.name),
         Mutant("reads a last token for a block of one", _masks_the_last, "blocks of one"),
         Mutant("always writes a block", _at_least_a_block, "no new tokens"),

@@ -36,6 +36,16 @@ def of_entropy(rng: random.Random, vocab: int, favourite: int, nats: float) -> F
     return torch.tensor([low * x + shift for x in logits], dtype=torch.float32)
 
 
+def with_tail(rng: random.Random, vocab: int, favourite: int, nats: float) -> Float[Tensor, " V"]:
+    """The same, where all tokens but the favourite are about as likely: much of the entropy is theirs."""
+    logits = [rng.uniform(-0.3, 0.3) for _ in range(vocab)]
+    low, high = 0.4, 100.0
+    for _ in range(HALVINGS):
+        logits[favourite] = (low + high) / 2
+        low, high = (logits[favourite], high) if entropy(logits) > nats else (low, logits[favourite])
+    return torch.tensor(logits, dtype=torch.float32)
+
+
 def entropy(logits: Sequence[float]) -> float:
     """In nats, of the softmax."""
     peak = max(logits)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from llmcourse.grading.compare import Exact, Parts
 from llmcourse.grading.exercise import Case, Exercise, Mutant, Oracle
 from llmcourse.grading.exercises.early_exit import drawn as exits
+from llmcourse.grading.exercises.early_exit.layers import (
+    Plan,
+    just_below,
+    with_a_certain_one,
+    with_a_far_one,
+    with_a_tie,
+    with_few_possible,
+)
 from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import OracleCalls
-
-MARGIN = 0.02  # nats between an entropy and the threshold
 
 ASKS = r"""
 Not every token needs all layers. Give each layer an exit, a head that says what it thinks so far, and stop
@@ -27,17 +32,18 @@ where that is sure: where the **entropy** of its distribution is low (DeeBERT, X
 
 $$H = -\sum_x p(x) \ln p(x), \qquad p = \mathrm{softmax}(\text{logits}),$$
 
-in nats, with $0 \ln 0 = 0$. The layers behind that exit are not run at all, which is what is gained.
+in nats, over all tokens, with $0 \ln 0 = 0$: also where a finite logit is so far below the others that its
+$p$ is 0 in `float32`. The layers behind that exit are not run at all, which is what is gained.
 
 Write `entropy_exit(exit_logits, num_layers, threshold)`.
 
 - `exit_logits`: a function. `exit_logits(n)` runs layer `n`, the first being 1, and returns what its exit
-  says, a `float32` tensor of shape `(V,)`. A logit may be `-inf`: that answer is impossible.
+  says, a `float32` tensor of shape `(V,)`. Logits may be `-inf`: these answers are impossible.
 - `num_layers`: how many layers there are, at least 1. The last one is the model's own: whoever gets there
   answers there, sure or not.
 - `threshold`: in nats, at least 0.
-- returns `(layer, answer)`, two ints: the first layer whose entropy is **less** than the threshold, else
-  the last; and the likeliest answer there, the first of several that are as likely.
+- returns `(layer, answer)`, two ints: the first layer whose entropy, unrounded, is **less** than the
+  threshold, else the last; and the likeliest answer there, the first of several that are as likely.
 
 Each layer is run once, in order, and none behind the exit.
 
@@ -86,8 +92,17 @@ HINTS_AT = {
     ),
     "impossible answers": (
         "A logit of -inf has p = 0, and 0 times its logarithm, -inf, is NaN. In the entropy such a term "
-        "counts 0."
+        "counts 0. Replace terms, not logits: with any other logit in its place, p is not 0. And the answer "
+        "is a token's number in the whole vocabulary."
     ),
+    "next to impossible": (
+        "A logit far below the peak is finite, but its p is 0 in float32, and the logarithm of that -inf. "
+        "logits.log_softmax(-1) stays finite there; or let every term with p = 0 count 0."
+    ),
+    "many answers": (
+        "The sum is over all tokens: where there are many, the unlikely ones together count for much."
+    ),
+    "just below the threshold": "Compare the entropy as it is; nothing is to be rounded.",
     "two favourites": "Of several as likely answers take the first, as argmax does.",
     "layers run": (
         "A layer was run for nothing, or twice. Stop the loop at the exit, and keep what a layer said "
@@ -135,93 +150,29 @@ class Leave:
                 return number + self.first - 1, self.answer(logits)
 
 
-@dataclass(frozen=True)
-class Exits:
-    """What each exit says, a fresh copy each time."""
-
-    said: tuple[tuple[float, ...], ...]
-
-    def __call__(self, n: object) -> Float[Tensor, " V"]:
-        """The logits after layer n, which is its name for students too.
-
-        Raises:
-            TypeError: the number is no int.
-            ValueError: there is no such layer.
-        """
-        if type(n) is not int:
-            raise TypeError("exit_logits must be given the number of a layer, an int")
-        if not 1 <= n <= len(self.said):
-            raise ValueError(f"exit_logits must be given a layer in [1, {len(self.said)}], got {n}")
-        return torch.tensor(self.said[n - 1], dtype=torch.float32)
-
-
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, leaves, layers, wrong=(), apart=(), changed=lambda rows: rows, low=None):
-        """Layers of which the one numbered `leaves` is the first that is sure; 0: none is."""
-
-        def draw():
-            while True:
-                threshold = round(rng.uniform(0.5, 0.8), 2) if low is None else low
-                rows = changed(_said(rng, leaves, layers, threshold or 0.6))
-                if all(abs(exits.entropy(row) - threshold) > MARGIN or not threshold for row in rows):
-                    model = Exits(tuple(map(tuple, rows)))
-                    return {"exit_logits": model, "num_layers": layers, "threshold": threshold}
-
-        arguments = drawn.telling(draw, entropy_exit, wrong, apart)
-        shown = Oracle("exit_logits", f"a function; runs one of {layers} layers, and gives logits")
+    def case(label, plan, wrong=(), apart=()):
+        arguments = drawn.telling(lambda: plan.arguments(rng), entropy_exit, wrong, apart)
+        shown = Oracle("exit_logits", f"a function; runs one of {plan.layers} layers, and gives logits")
         oracles = {"exit_logits": arguments["exit_logits"]}
         return Case({**arguments, "exit_logits": shown}, label, oracles)
 
     layers = rng.randint(7, 9)
-    leaves = rng.randint(3, layers - 4)
-    certain = rng.randint(2, layers - 1)
-
-    def with_a_certain_one(rows):
-        peak = rows[certain - 1].index(max(rows[certain - 1]))
-        rows[certain - 1] = [3.0 if token == peak else -math.inf for token in range(len(rows[0]))]
-        return rows
-
-    def with_impossible_ones(rows):
-        for row in rows:
-            for place in sorted(range(len(row)), key=row.__getitem__)[:1]:
-                row[place] = -math.inf
-        return rows
-
-    def with_a_tie(rows):
-        first, second = sorted(rng.sample(range(len(rows[0])), 2))
-        rows[leaves - 1] = [6.0 if n in (first, second) else -9.0 - n for n in range(len(rows[0]))]
-        return rows
-
+    way = Plan(rng.randint(3, layers - 4), layers)
+    never = replace(way, leaves=0)
+    tied = replace(way, threshold=0.75, changed=with_a_tie)
     return [
-        case("a layer on the way", leaves, layers, apart=TOLD),
-        case("never sure", 0, layers, (_only_if_sure, _the_first)),
-        case("sure at once", 1, layers, (_from_the_second,)),
-        case("a threshold of 0", 0, layers, (_or_equal,), changed=with_a_certain_one, low=0.0),
-        case("impossible answers", leaves, layers, (_not_a_number,), changed=with_impossible_ones),
-        case("two favourites", leaves, layers, (_last_of_equals,), changed=with_a_tie, low=0.75),
-        case("a single layer", 1, 1),
+        case("a layer on the way", way, apart=TOLD),
+        case("never sure", never, (_only_if_sure, _the_first)),
+        case("sure at once", replace(way, leaves=1), (_from_the_second,)),
+        case("a threshold of 0", replace(never, threshold=0.0, changed=with_a_certain_one), (_or_equal,)),
+        case("impossible answers", replace(way, changed=with_few_possible), IMPOSSIBLE),
+        case("next to impossible", replace(way, changed=with_a_far_one), (_far_is_not_a_number,)),
+        case("two favourites", tied, (_last_of_equals,)),
+        case("many answers", replace(way, row=exits.with_tail, more=(40, 50)), (_of_20,)),
+        case("just below the threshold", just_below(rng, way), (_rounded,)),
+        case("a single layer", Plan(1, 1)),
     ]
-
-
-def _said(rng: random.Random, leaves: int, layers: int, threshold: float) -> list[list[float]]:
-    """Logits of which each layer has another favourite.
-
-    Layers behind the exit are surer and less sure in turn; the first of all layers knows next to nothing.
-    """
-    vocab = layers + rng.randint(2, 3)
-    favourites, rows = rng.sample(range(vocab), layers), []
-    for number, favourite in enumerate(favourites, 1):
-        behind = number - leaves
-        if number == leaves:
-            target = rng.uniform(0.75, 0.9) * threshold
-        elif leaves and behind > 0 and behind % 2 == 0:
-            target = (rng.uniform(0.4, 0.6) if behind == 2 else rng.uniform(0.2, 0.3)) * threshold
-        elif number == 1:
-            target = min(1.1 * threshold, 0.9) * math.log(vocab)
-        else:
-            target = rng.uniform(1.2, 1.9) * threshold
-        rows.append(exits.of_entropy(rng, vocab, favourite, target).tolist())
-    return rows
 
 
 _bits = Leave(measure=lambda logits: nats(logits) / math.log(2))
@@ -231,8 +182,20 @@ _share = Leave(measure=lambda logits: nats(logits) / math.log(len(logits)))
 _late = Leave(shift=1)
 _from_0 = Leave(first=0)
 _or_equal = Leave(sure=lambda measure, threshold: measure <= threshold)
-_not_a_number = Leave(measure=lambda logits: -(logits.softmax(-1) * logits.softmax(-1).log()).sum())
+_not_a_number = Leave(measure=lambda logits: _plain(logits.softmax(-1)))
+_as_0 = Leave(measure=lambda logits: nats(logits.nan_to_num(neginf=0.0)))
+_clamped = Leave(measure=lambda logits: nats(logits.clamp(min=-10)))
+_as_the_least = Leave(measure=lambda logits: nats(logits.clamp(min=logits[logits > -math.inf].min())))
+_without_impossible = Leave(answer=lambda logits: int(logits[logits > -math.inf].argmax()))
+_far_is_not_a_number = Leave(measure=lambda logits: _plain(logits.softmax(-1)[logits > -math.inf]))
+_of_20 = Leave(measure=lambda logits: nats(logits.topk(min(20, len(logits))).values))
+_rounded = Leave(measure=lambda logits: round(nats(logits).item(), 2))
 _last_of_equals = Leave(answer=lambda logits: len(logits) - 1 - int(logits.flip(0).argmax()))
+
+
+def _plain(p):
+    """The entropy, or NaN where a probability is 0."""
+    return -(p * p.log()).sum()
 
 
 def _all_of(exit_logits, num_layers):
@@ -287,6 +250,7 @@ def _asks_again(exit_logits, num_layers, threshold):
     return layer, int(exit_logits(layer).argmax())
 
 
+IMPOSSIBLE = (_not_a_number, _as_0, _clamped, _as_the_least, _without_impossible)
 TOLD = (_bits, _other_way, _share, _late, _from_0, _last_answer, _surest)
 RUN = OracleCalls("exit_logits", name="layers run")
 
@@ -319,7 +283,14 @@ EXERCISE = Exercise(
         Mutant("does not ask the first layer", _from_the_second, "sure at once"),
         Mutant("leaves at equality", _or_equal, "a threshold of 0"),
         Mutant("multiplies 0 by infinity", _not_a_number, "impossible answers"),
+        Mutant("takes 0 for -inf", _as_0, "impossible answers"),
+        Mutant("takes -10 for -inf", _clamped, "impossible answers"),
+        Mutant("takes the least logit for -inf", _as_the_least, "impossible answers"),
+        Mutant("counts possible answers only", _without_impossible, "impossible answers"),
+        Mutant("multiplies a p of 0 by infinity", _far_is_not_a_number, "next to impossible"),
         Mutant("takes the last of two favourites", _last_of_equals, "two favourites"),
+        Mutant("sums over the 20 likeliest", _of_20, "many answers"),
+        Mutant("rounds to two digits", _rounded, "just below the threshold"),
         Mutant("runs all layers", _runs_all, RUN.name),
         Mutant("runs the last layer twice", _asks_again, RUN.name),
     ),

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -13,14 +14,30 @@ from torch import Tensor
 
 from llmcourse.grading.compare import Near, Parts
 from llmcourse.grading.exercise import Case, Exercise, Mutant
+from llmcourse.grading.exercises.early_exit.readings import (
+    Plan,
+    above_one,
+    all_layers,
+    at_the_edge,
+    below_all,
+    entropies_too,
+    equal,
+    falling,
+    in_threes,
+    just_under,
+    one_fits,
+    one_of_them,
+    rising,
+    several,
+    shuffled,
+    single,
+    single_one,
+    unlimited,
+    with_0,
+)
 from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation
-
-GRID = 8
-TOKENS = (8, 16, 32)  # shares of these are exact in float32 too
-VOCAB, SWAPPED, AGREES = 20, 0.5, 0.3
-FINE = 64  # parts of a nat: entropies and thresholds are exact too
 
 ASKS = r"""
 Which threshold? Say that a token may cost so many layers on average: the **budget**. All layers were run
@@ -34,8 +51,10 @@ Write `exit_threshold(entropies, favourites, thresholds, budget)`.
 - `entropies`: `float32` tensor of shape `(E, N)`: the entropy of the exit of each of $E$ layers at each of
   $N$ tokens, in nats.
 - `favourites`: `int64` tensor of shape `(E, N)`: the likeliest token of each exit.
-- `thresholds`: a list of floats, those to choose from, in any order.
-- `budget`: a number, the largest **mean** number of layers a token; one that leaves at the first took 1.
+- `thresholds`: a list of floats, those to choose from, at least one, in any order. One may be 0.0, which
+  takes all layers.
+- `budget`: a number, the largest **mean** number of layers a token, unrounded; a token that leaves at the
+  first took 1.
 - returns `(threshold, mean_layers, agreement)`: of the thresholds that keep to the budget the one with the
   highest agreement, the share of tokens whose answer is the whole model's; and both figures. Among equal
   agreements take the fewest layers, and if these are equal too the lowest threshold.
@@ -93,6 +112,12 @@ HINTS_AT = {
     ),
     "thresholds that do the same": "Where agreement and layers are equal, the lowest threshold is asked for.",
     "thresholds in any order": "The thresholds need not rise: look at all of them.",
+    "just over the budget": "Means are compared with the budget as they are; nothing is to be rounded.",
+    "only the first fits": "All thresholds are to be tried, also the first of the list.",
+    "only the last fits": "All thresholds are to be tried, also the last of the list.",
+    "a threshold of 0": "A threshold of 0.0 is one to choose: it takes all layers (`not 0.0` is True).",
+    "a single threshold": "A list of one threshold leaves no choice, if that keeps to the budget.",
+    "agreement below a half": "The best agreement may be low, less than a half: it has no least value.",
     "more than can be saved": "If no threshold keeps to the budget, raise a ValueError.",
 }
 
@@ -158,119 +183,27 @@ class Choose:
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def between(entropies):
-        """Rising, none of them an entropy."""
-        return sorted((2 * part + 1) / (2 * FINE) for part in rng.sample(range(6, 2 * FINE), GRID))
-
-    def in_pairs(entropies):
-        """No entropy lies between the two of a pair."""
-        lower = between(entropies)
-        return sorted((*lower, *(threshold + 1 / (8 * FINE) for threshold in lower)))
-
-    def shuffled(entropies):
-        return rng.sample(between(entropies), GRID)
-
-    def entropies_too(entropies):
-        before = sorted({entropy for token in entropies for entropy in token[:-1]})
-        return sorted({*between(entropies)[:3], *rng.sample(before, GRID - 3)})
-
-    def case(label, fits=None, wrong=(), apart=(), grid=between, exact=False, raises=None):
-        """Readings that fit: by what each threshold comes to, and the budget.
-
-        Args:
-            grid: the thresholds, from the entropies.
-            exact: whether the budget is met exactly by some threshold; else it is between two means.
-        """
-
-        def draw():
-            while True:
-                entropies, favourites = _readings(rng, rng.randint(4, 8), rng.choice(TOKENS))
-                thresholds = grid(entropies)
-                found = [_figures(entropies, favourites, threshold) for threshold in thresholds]
-                budget = _budget(rng, sorted({layers for layers, _ in found}), exact, raises)
-                if budget is not None and (fits is None or fits(found, budget)):
-                    return {
-                        "entropies": torch.tensor(entropies, dtype=torch.float32).T.contiguous(),
-                        "favourites": torch.tensor(favourites).T.contiguous(),
-                        "thresholds": thresholds,
-                        "budget": budget,
-                    }
-
-        arguments = draw() if raises else drawn.telling(draw, exit_threshold, wrong, apart)
-        return Case(arguments, label, raises=raises)
-
-    def by_layers(pair):
-        return pair[1]
-
-    def within(found, budget):
-        return sorted((-agreement, layers) for layers, agreement in found if layers <= budget)
-
-    def single(found, budget):
-        """One is best, and is neither the slowest nor the fastest within the budget."""
-        able = within(found, budget)
-        inside = len(able) >= 3 and min(able[1:], key=by_layers)[1] < able[0][1] < max(able, key=by_layers)[1]
-        return inside and able[0][0] < able[1][0]
-
-    def at_the_edge(found, budget):
-        able = within(found, budget)
-        return len(able) >= 2 and able[0][1] == budget and able[0][0] < able[1][0]
-
-    def paired(found, budget):
-        able = within(found, budget)
-        return len(able) >= 4 and able[0] == able[1] and able[1][0] < able[2][0]
-
-    def several(found, budget):
-        able = within(found, budget)
-        return len(able) >= 3 and able[0][0] == able[1][0] and able[0][1] < able[1][1]
+    def case(label, plan, wrong=(), apart=()):
+        draw = partial(plan.arguments, rng)
+        if plan.budget is below_all:
+            return Case(draw(), label, raises=ValueError)
+        return Case(drawn.telling(draw, exit_threshold, wrong, apart), label)
 
     return [
-        case("a budget", single, (_surest,), TOLD),
-        case("exactly the budget", at_the_edge, (_below_budget,), exact=True),
-        case("an entropy that is a threshold", single, (_or_equal,), grid=entropies_too),
-        case("as good, for fewer layers", several, (_highest_first,)),
-        case("thresholds that do the same", paired, (_highest_of_equals,), grid=in_pairs),
-        case("thresholds in any order", single, (_down_to_the_budget,), grid=shuffled),
-        case("more than can be saved", raises=ValueError),
+        case("a budget", Plan(single), (_surest,), TOLD),
+        case("exactly the budget", Plan(at_the_edge, budget=one_of_them), (_below_budget,)),
+        case("just over the budget", Plan(single, budget=just_under, close=True), (_rounds_layers, _nearly)),
+        case("an entropy that is a threshold", Plan(single, grid=entropies_too), (_or_equal,)),
+        case("as good, for fewer layers", Plan(several), (_highest_first,)),
+        case("thresholds in any order", Plan(single, grid=shuffled), (_down_to_the_budget,)),
+        case("thresholds that do the same", Plan(equal, grid=in_threes), EQUALS),
+        case("only the first fits", Plan(one_fits, falling, above_one, ends=True), (_without_first,)),
+        case("only the last fits", Plan(one_fits, rising, above_one, ends=True), (_without_last,)),
+        case("a threshold of 0", Plan(all_layers, with_0, unlimited, ends=True), (_without_lowest, _not_0)),
+        case("a single threshold", Plan(grid=single_one, budget=above_one, ends=True)),
+        case("agreement below a half", Plan(late=True), (_above_half,)),
+        case("more than can be saved", Plan(budget=below_all)),
     ]
-
-
-def _readings(rng: random.Random, layers: int, tokens: int) -> tuple[list[list[float]], list[list[int]]]:
-    """Entropies and favourites of each token, layer by layer.
-
-    Entropies mostly fall, and favourites mostly become the whole model's, at some layer; some do before, and
-    change once more.
-    """
-    entropies, favourites = [], []
-    for _ in range(tokens):
-        parts = sorted((rng.randrange(2, 2 * FINE) for _ in range(layers)), reverse=True)
-        if rng.random() < SWAPPED:
-            one, other = rng.sample(range(layers), 2)
-            parts[one], parts[other] = parts[other], parts[one]
-        last, settled = rng.randrange(VOCAB), rng.randrange(layers)
-        right = [n >= settled or rng.random() < AGREES for n in range(layers - 1)]
-        entropies.append([part / FINE for part in parts])
-        favourites.append([*(last if agrees else rng.randrange(VOCAB) for agrees in right), last])
-    return entropies, favourites
-
-
-def _figures(
-    entropies: list[list[float]], favourites: list[list[int]], threshold: float
-) -> tuple[float, float]:
-    """Mean layers and agreement at a threshold."""
-    last = len(entropies[0]) - 1
-    left = [next((n for n, h in enumerate(token[:-1]) if h < threshold), last) for token in entropies]
-    agree = [token[n] == token[-1] for token, n in zip(favourites, left, strict=True)]
-    return sum(left) / len(left) + 1, sum(agree) / len(agree)
-
-
-def _budget(rng: random.Random, means: list[float], exact: bool, none_fits: type | None) -> float | None:
-    """A budget; None where these means leave no room for one."""
-    if len(means) < 4:
-        return None
-    if none_fits:
-        return (means[0] + 1) / 2 if means[0] > 1 else None
-    place = rng.randrange(len(means) // 2, len(means) - 1)
-    return means[place] if exact else (means[place] + means[place + 1]) / 2
 
 
 def _surest_of_all(entropies, threshold):
@@ -315,6 +248,13 @@ _highest_first = Choose(order=lambda threshold, layers, agreement, budget: (-agr
 _highest_of_equals = Choose(
     order=lambda threshold, layers, agreement, budget: (-agreement, layers, -threshold)
 )
+_first_of_equals = Choose(order=lambda threshold, layers, agreement, budget: (-agreement, layers))
+_last_of_equals = Choose(order=_first_of_equals.order, given=lambda thresholds: thresholds[::-1])
+_rounds_layers = Choose(able=lambda layers, budget: round(layers, 1) <= budget)
+_nearly = Choose(able=lambda layers, budget: layers < budget + 0.05)
+_without_first = Choose(given=lambda thresholds: thresholds[1:])
+_without_last = Choose(given=lambda thresholds: thresholds[:-1])
+_without_lowest = Choose(given=lambda thresholds: sorted(thresholds)[1:])
 _ignores_budget = Choose(able=lambda layers, budget: True)
 
 
@@ -326,6 +266,22 @@ def _down_to_the_budget(entropies, favourites, thresholds, budget):
             break
         able.append(threshold)
     return exit_threshold(entropies, favourites, able, budget)
+
+
+def _not_0(entropies, favourites, thresholds, budget):
+    """Takes a threshold of 0 for none."""
+    found = exit_threshold(entropies, favourites, thresholds, budget)
+    if not found[0]:
+        raise ValueError("no threshold keeps to the budget")
+    return found
+
+
+def _above_half(entropies, favourites, thresholds, budget):
+    """The best agreement begins at a half."""
+    found = exit_threshold(entropies, favourites, thresholds, budget)
+    if found[2] <= 0.5:
+        raise ValueError("no threshold keeps to the budget")
+    return found
 
 
 def _all_layers_instead(entropies, favourites, thresholds, budget):
@@ -341,6 +297,7 @@ def _in_place(entropies, favourites, thresholds, budget):
     return found
 
 
+EQUALS = (_highest_of_equals, _first_of_equals, _last_of_equals)
 TOLD = (_ignores_budget, _fewest, _nearest, _from_0, _of_the_early, _neighbour, _other_way)
 
 EXERCISE = Exercise(
@@ -373,6 +330,15 @@ EXERCISE = Exercise(
         Mutant("takes more layers for the same", _highest_first, "as good, for fewer layers"),
         Mutant("takes the highest of equal thresholds", _highest_of_equals, "thresholds that do the same"),
         Mutant("takes the thresholds for sorted", _down_to_the_budget, "thresholds in any order"),
+        Mutant("takes the first of equal thresholds", _first_of_equals, "thresholds that do the same"),
+        Mutant("takes the last of equal thresholds", _last_of_equals, "thresholds that do the same"),
+        Mutant("rounds the mean layers", _rounds_layers, "just over the budget"),
+        Mutant("takes nearly the budget for within it", _nearly, "just over the budget"),
+        Mutant("skips the first threshold", _without_first, "only the first fits"),
+        Mutant("skips the last threshold", _without_last, "only the last fits"),
+        Mutant("skips the lowest threshold", _without_lowest, "a threshold of 0"),
+        Mutant("takes a threshold of 0 for none", _not_0, "a threshold of 0"),
+        Mutant("begins with an agreement of a half", _above_half, "agreement below a half"),
         Mutant("takes all layers for want of a threshold", _all_layers_instead, "more than can be saved"),
         Mutant("writes into its input", _in_place, NoMutation().name),
     ),
