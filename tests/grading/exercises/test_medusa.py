@@ -79,26 +79,50 @@ def test_siblings_hold_different_tokens_and_branches_share_some():
 
 
 @pytest.mark.parametrize(
-    ("label", "depth"),
+    ("label", "depths"),
     [
-        ("a branch stands in part", 2),
-        ("nothing stands", 0),
-        ("a whole branch stands", 4),
-        ("right behind one that fell", 1),
-        ("not level by level", 2),
-        ("no nodes", 0),
+        ("a branch stands in part", {2}),
+        ("node 0 stands", {2, 3}),
+        ("nothing stands", {0}),
+        ("a whole branch stands", {5, 6, 7}),
+        ("a single node", {1}),
+        ("right behind one that fell", {1}),
+        ("not level by level", {2}),
+        ("no nodes", {0}),
     ],
 )
-def test_so_many_nodes_stand_as_a_case_wants(label, depth):
+def test_so_many_nodes_stand_as_a_case_wants(label, depths):
+    found = set()
     for seed in SEEDS:
         (case,) = [case for case in cases("04.walk_tree", seed) if case.label == label]
         path, bonus, slots = walk_tree(**case.arguments)
-        assert len(path) == depth and len(slots) == case.arguments["length"] + depth
+        found.add(len(path))
+        assert len(slots) == case.arguments["length"] + len(path)
         last = path[-1] if path else walking.ROOT
         below = case.arguments["tokens"][case.arguments["parents"] == last].tolist()
         assert bonus not in below
-        if depth:
-            assert bool(below) == (depth < 4)
+        if path:
+            assert bool(below) == (label not in ("a whole branch stands", "a single node"))
+    assert found == depths
+
+
+def test_trees_have_three_to_seven_levels():
+    found = set()
+    for seed in SEEDS:
+        for case in cases("04.walk_tree", seed):
+            depths = [0]
+            for parent in case.arguments["parents"].tolist():
+                depths.append(depths[parent + 1] + 1)
+            found.add(max(depths))
+    assert found == {0, 1, 3, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize(("label", "at_0"), [("a branch stands in part", False), ("node 0 stands", True)])
+def test_a_path_begins_at_node_0_in_a_case_of_its_own(label, at_0):
+    for seed in SEEDS:
+        (case,) = [case for case in cases("04.walk_tree", seed) if case.label == label]
+        path, *_ = walk_tree(**case.arguments)
+        assert (path[0] == 0) == at_0
 
 
 def test_nodes_come_level_by_level_but_in_one_case():
