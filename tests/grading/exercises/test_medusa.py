@@ -165,3 +165,35 @@ def test_an_answer_of_the_course_itself_is_not_own_work_on_whatever_road(importe
     source = f"{imported}\n\ndef walk_tree(logits, tokens, parents, length):\n    return {used}(logits)\n"
     broken = OWN_WORK(Evidence("walk_tree", Answer(), source=source))
     assert broken == (told and f"uses {told}, which this exercise is about")
+
+
+@pytest.mark.parametrize(
+    ("above", "used"),
+    [
+        ("import llmcourse as course", "course.early_exit.rules"),
+        ("from llmcourse import *", "early_exit.rules"),
+        ("import sys", "sys.modules['llmcourse'].early_exit"),
+        ("import importlib", "importlib.import_module('llmcourse.early_exit')"),
+        ("import llmcourse", "getattr(llmcourse, 'early_exit')"),
+        ("from llmcourse import pretrained\nbase = pretrained", "base.early_exit"),
+    ],
+)
+def test_a_part_of_the_course_is_found_behind_it(above, used):
+    source = f"{above}\n\ndef walk_tree(logits, tokens, parents, length):\n    return {used}\n"
+    broken = OWN_WORK(Evidence("walk_tree", Answer(), source=source))
+    assert broken == "uses early_exit, which this exercise is about"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "state.early_exit = True\n    return state.early_exit",
+        "return [node.medusa for node in tokens]",
+        "figures = tokens.figures()\n    return figures",
+        "return getattr(tokens, 'grading')",
+    ],
+)
+def test_words_of_ones_own_may_be_called_like_a_part_of_the_course(body):
+    setup = "from llmcourse.grading.selfcheck import check\nfrom llmcourse import pretrained\n"
+    source = f"{setup}\ndef walk_tree(logits, tokens, parents, length):\n    {body}\n"
+    assert OWN_WORK(Evidence("walk_tree", Answer(), source=source)) == ""
