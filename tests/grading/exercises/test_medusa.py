@@ -67,6 +67,18 @@ def test_nodes_of_so_many_ranks_miss_their_parent(label, ranks):
         assert {len(node) for node in nodes if len(node) > 1 and node[:-1] not in nodes} == {ranks}
 
 
+def test_an_orphan_may_be_at_any_depth_and_ranks_may_be_high():
+    orphans, sizes = set(), set()
+    for seed in SEEDS:
+        drawn = {case.label: case.arguments for case in cases("04.medusa_candidates", seed)}
+        nodes = drawn["an orphan deeper still"]["choices"]
+        orphans |= {len(node) for node in nodes if len(node) > 1 and node[:-1] not in nodes}
+        many = drawn["many heads and high ranks"]
+        sizes.add(max(map(len, many["choices"])))
+        assert max(map(max, many["choices"])) >= 10 and many["logits"].shape[1] >= 13
+    assert orphans == {4, 5, 6} and sizes == {5, 6}
+
+
 def test_siblings_hold_different_tokens_and_branches_share_some():
     shared = 0
     for seed in SEEDS:
