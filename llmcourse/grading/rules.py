@@ -18,6 +18,7 @@ from llmcourse.grading.answer import Answer
 from llmcourse.grading.printable import clean
 from llmcourse.grading.process.replay import without_magics
 
+COURSE = "llmcourse"
 LIBRARIES = ("transformers", "vllm", "scipy")  # hold finished answers to what this course asks
 KIB = 1024
 LONGEST_CELL, LONGEST_SOURCE = 50_000, 500_000  # characters that are read; an answer has a few thousand
@@ -195,16 +196,20 @@ class Forbid:
     Args:
         operations: as in `Answer.operations`, leading underscores left out: `softmax`.
         names: of functions, methods or modules, `logsumexp` or `scipy`; each operation is one too.
+        parts: of the course; words that anybody may use, so they count only where the answer has anything
+            from the course: `state.early_exit` may be an attribute of one's own.
     """
 
     operations: tuple[str, ...] = ()
     names: tuple[str, ...] = LIBRARIES
+    parts: tuple[str, ...] = ()
     name: str = "own work"
 
     def __call__(self, evidence: Evidence) -> str:
         ran = {operation.lstrip("_") for operation in evidence.answer.operations}
         used = names_used(evidence.source, evidence.function)
-        found = sorted(ran & set(self.operations)) or sorted(used & {*self.operations, *self.names})
+        refused = {*self.operations, *self.names, *(self.parts if COURSE in used else ())}
+        found = sorted(ran & set(self.operations)) or sorted(used & refused)
         return f"uses {found[0]}, which this exercise is about" if found else ""
 
 
@@ -213,7 +218,8 @@ def names_used(source: str, function: str) -> frozenset[str]:
     """Names that a function needs from outside the source: globals, attributes, imports.
 
     Followed through everything in the source that the function refers to; what is defined there under
-    a forbidden name is the student's own. Empty where the source is no Python.
+    a forbidden name is the student's own. The course is among them where text speaks of it or all of a
+    module of its is imported, since nobody sees what comes of that. Empty where the source is no Python.
     """
     places: dict[str, list[ast.stmt]] = {}
     for statement in _parsed(source):
@@ -230,6 +236,7 @@ def names_used(source: str, function: str) -> frozenset[str]:
             waiting += loaded - asked
             asked |= loaded
             found |= {name for name in loaded if name not in places} | set(_reached(statement))
+    found |= {COURSE} & {name for statement in places.get("*", []) for name in _reached(statement)}
     return frozenset(found)
 
 
@@ -298,7 +305,7 @@ def _stored(tree: ast.AST) -> Iterable[str]:
 
 
 def _reached(statement: ast.stmt) -> Iterator[str]:
-    """Names after a dot, in imports, and as text in `getattr(torch, "softmax")`."""
+    """Names after a dot, in imports, and as text in `getattr(torch, "softmax")`; the course in any text."""
     for node in ast.walk(statement):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             yield node.attr
@@ -308,7 +315,9 @@ def _reached(statement: ast.stmt) -> Iterator[str]:
             yield from (getattr(node, "module", None) or "").split(".")
         elif isinstance(node, ast.Call) and _last_name(node.func) in BY_TEXT:
             texts = (argument.value for argument in node.args if isinstance(argument, ast.Constant))
-            yield from (text for text in texts if isinstance(text, str))
+            yield from (part for text in texts if isinstance(text, str) for part in text.split("."))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and COURSE in node.value:
+            yield COURSE
 
 
 def _last_name(function: ast.expr) -> str:

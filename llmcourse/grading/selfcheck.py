@@ -6,9 +6,7 @@ runs here, in the notebook: this is a help, not a judgement.
 
 from __future__ import annotations
 
-import inspect
 import random
-import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from llmcourse.grading.exercise import Exercise
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.in_notebook.box import Report
 from llmcourse.grading.in_notebook.call import InProcess
+from llmcourse.grading.in_notebook.source import source_of
 from llmcourse.grading.in_notebook.time_limit import can_limit
 from llmcourse.grading.printable import clean
 from llmcourse.grading.question import Verdict, arguments_of, examine
@@ -156,14 +155,6 @@ def examine_here(exercise: Exercise, function: object, seeds: tuple[int, ...]) -
         if not verdict.passed:
             break
     return replace(found, verdict=replace(found.verdict, cases_run=run))
-
-
-def source_of(function: object) -> str:
-    """What defines a function, empty where that cannot be known."""
-    try:
-        return textwrap.dedent(inspect.getsource(function))
-    except Exception:  # the object is the student's: anything may happen
-        return ""
 
 
 def title(exercise: Exercise, verdict: Verdict) -> str:

@@ -138,6 +138,15 @@ def refusing() -> Exercise:
     [
         (Answer(error=Failure("raised", "ValueError: no")), ""),
         (Answer(error=Failure("raised", "ValueError")), ""),
+        (Answer(error=Failure("raised", "Orphan (a kind of ValueError): no")), ""),
+        (
+            Answer(error=Failure("raised", "Lost (a kind of IndexError): a kind of ValueError")),
+            "below 0: got raised: Lost (a kind of IndexError): a kind of ValueError, expected a ValueError",
+        ),
+        (
+            Answer(error=Failure("raised", "Lost: (a kind of ValueError)")),
+            "below 0: got raised: Lost: (a kind of ValueError), expected a ValueError",
+        ),
         (Answer([1.0]), "below 0: got [1], expected a ValueError"),
         (Answer(None), "below 0: got None, expected a ValueError"),
         (

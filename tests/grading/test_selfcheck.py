@@ -23,8 +23,9 @@ from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.decoding.top_p import top_p_filter
 from llmcourse.grading.in_notebook.box import Report
 from llmcourse.grading.in_notebook.call import InProcess
+from llmcourse.grading.in_notebook.source import source_of
 from llmcourse.grading.question import ExerciseError, Verdict
-from llmcourse.grading.selfcheck import NO_LIMIT, PUBLIC_SEEDS, SelfCheck, require, source_of
+from llmcourse.grading.selfcheck import NO_LIMIT, PUBLIC_SEEDS, SelfCheck, require
 
 NAME = "01.top_p"
 TOP_P = catalogue.find(NAME)

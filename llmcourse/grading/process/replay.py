@@ -8,6 +8,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import builtins
 import linecache
 import sys
 import types
@@ -22,6 +23,9 @@ MESSAGE = 500  # characters
 TIMING_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")  # what follows is Python
 FUTURES = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+# Of Python's own errors those that say what is wrong; a student may raise a class of theirs below one.
+KINDS = {kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+KINDS -= {Exception}
 LAB_BUILDS_IT = "llmcourse.decoding is what this lab builds; answers cannot use it"
 
 
@@ -138,12 +142,21 @@ def describe(error: BaseException, filename: str = "<cell ") -> tuple[str, str, 
 
 
 def shown(error: BaseException, filename: str = "<cell ") -> tuple[str, int]:
-    """An exception as `ValueError: why`, and the line of the student's code; see `describe`."""
+    """An exception as `ValueError: why`, and the line of the student's code; see `describe`.
+
+    A class that is not Python's own is told with the first that is: `Orphan (a kind of ValueError): why`.
+    """
     try:
         name, message, line = describe(error, filename)
+        name += _kind_of(type(error))
     except BaseException:  # the exception is the student's, so are its methods
         name, message, line = "an exception that cannot be shown", "", 0
     return (f"{name}: {message}" if message else name), line
+
+
+def _kind_of(kind: type[BaseException]) -> str:
+    first = next((base for base in kind.__mro__ if base in KINDS), kind)
+    return "" if first is kind else f" (a kind of {first.__name__})"
 
 
 def frames(traceback: types.TracebackType | None) -> Iterator[tuple[str, int]]:

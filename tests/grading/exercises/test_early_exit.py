@@ -152,10 +152,37 @@ def test_sizes_and_patience_do_not_say_where_a_row_leaves():
             layers, _ = patience_exit(logits, patience)
             sizes = (len(logits), logits.shape[1], patience)
             left.setdefault(case.label, {}).setdefault(sizes, set()).add(tuple(layers.tolist()))
-    for label in ("a streak", "a streak that breaks", "several rows", "two favourites", "a patience of 1"):
+    for label in (
+        "a streak",
+        "a streak that breaks",
+        "an answer of 0",
+        "several rows",
+        "two favourites",
+        "a patience of 1",
+    ):
         answers = left[label].values()
         assert len(answers) >= 4 and sum(len(each) > 1 for each in answers) >= len(answers) / 2, label
     assert all(len(sizes) >= 4 for sizes in left.values())
+
+
+def test_token_0_is_a_favourite_in_cases_of_its_own():
+    """A row begins with it and does not leave there; a row leaves with it and changes its mind."""
+    patience_of = set()
+    for seed in SEEDS:
+        for case in cases("04.patience_exit", seed):
+            logits, patience = case.arguments.values()
+            favourites, (layers, answers) = logits.argmax(-1), patience_exit(logits, patience)
+            if case.label in ("a streak", "a streak that breaks"):
+                assert (favourites != 0).all()
+            if case.label == "a first favourite of 0":
+                assert (favourites[:patience] == 0).all() and (answers != 0).all()
+            if case.label == "an answer of 0":
+                assert favourites[0] != 0 and answers.tolist() == [0] and favourites[-1] != 0
+                assert layers < len(logits) - 1 and favourites[layers] == 0
+            if case.label == "a long patience":
+                patience_of.add(patience)
+                assert layers < len(logits) or answers == favourites[-2]
+    assert patience_of == {5, 6}
 
 
 def test_ties_are_exact_and_decide():

@@ -67,6 +67,18 @@ def test_nodes_of_so_many_ranks_miss_their_parent(label, ranks):
         assert {len(node) for node in nodes if len(node) > 1 and node[:-1] not in nodes} == {ranks}
 
 
+def test_an_orphan_may_be_at_any_depth_and_ranks_may_be_high():
+    orphans, sizes = set(), set()
+    for seed in SEEDS:
+        drawn = {case.label: case.arguments for case in cases("04.medusa_candidates", seed)}
+        nodes = drawn["an orphan deeper still"]["choices"]
+        orphans |= {len(node) for node in nodes if len(node) > 1 and node[:-1] not in nodes}
+        many = drawn["many heads and high ranks"]
+        sizes.add(max(map(len, many["choices"])))
+        assert max(map(max, many["choices"])) >= 10 and many["logits"].shape[1] >= 13
+    assert orphans == {4, 5, 6} and sizes == {5, 6}
+
+
 def test_siblings_hold_different_tokens_and_branches_share_some():
     shared = 0
     for seed in SEEDS:
@@ -79,26 +91,50 @@ def test_siblings_hold_different_tokens_and_branches_share_some():
 
 
 @pytest.mark.parametrize(
-    ("label", "depth"),
+    ("label", "depths"),
     [
-        ("a branch stands in part", 2),
-        ("nothing stands", 0),
-        ("a whole branch stands", 4),
-        ("right behind one that fell", 1),
-        ("not level by level", 2),
-        ("no nodes", 0),
+        ("a branch stands in part", {2}),
+        ("node 0 stands", {2, 3}),
+        ("nothing stands", {0}),
+        ("a whole branch stands", {5, 6, 7}),
+        ("a single node", {1}),
+        ("right behind one that fell", {1}),
+        ("not level by level", {2}),
+        ("no nodes", {0}),
     ],
 )
-def test_so_many_nodes_stand_as_a_case_wants(label, depth):
+def test_so_many_nodes_stand_as_a_case_wants(label, depths):
+    found = set()
     for seed in SEEDS:
         (case,) = [case for case in cases("04.walk_tree", seed) if case.label == label]
         path, bonus, slots = walk_tree(**case.arguments)
-        assert len(path) == depth and len(slots) == case.arguments["length"] + depth
+        found.add(len(path))
+        assert len(slots) == case.arguments["length"] + len(path)
         last = path[-1] if path else walking.ROOT
         below = case.arguments["tokens"][case.arguments["parents"] == last].tolist()
         assert bonus not in below
-        if depth:
-            assert bool(below) == (depth < 4)
+        if path:
+            assert bool(below) == (label not in ("a whole branch stands", "a single node"))
+    assert found == depths
+
+
+def test_trees_have_three_to_seven_levels():
+    found = set()
+    for seed in SEEDS:
+        for case in cases("04.walk_tree", seed):
+            depths = [0]
+            for parent in case.arguments["parents"].tolist():
+                depths.append(depths[parent + 1] + 1)
+            found.add(max(depths))
+    assert found == {0, 1, 3, 4, 5, 6, 7}
+
+
+@pytest.mark.parametrize(("label", "at_0"), [("a branch stands in part", False), ("node 0 stands", True)])
+def test_a_path_begins_at_node_0_in_a_case_of_its_own(label, at_0):
+    for seed in SEEDS:
+        (case,) = [case for case in cases("04.walk_tree", seed) if case.label == label]
+        path, *_ = walk_tree(**case.arguments)
+        assert (path[0] == 0) == at_0
 
 
 def test_nodes_come_level_by_level_but_in_one_case():
@@ -141,3 +177,35 @@ def test_an_answer_of_the_course_itself_is_not_own_work_on_whatever_road(importe
     source = f"{imported}\n\ndef walk_tree(logits, tokens, parents, length):\n    return {used}(logits)\n"
     broken = OWN_WORK(Evidence("walk_tree", Answer(), source=source))
     assert broken == (told and f"uses {told}, which this exercise is about")
+
+
+@pytest.mark.parametrize(
+    ("above", "used"),
+    [
+        ("import llmcourse as course", "course.early_exit.rules"),
+        ("from llmcourse import *", "early_exit.rules"),
+        ("import sys", "sys.modules['llmcourse'].early_exit"),
+        ("import importlib", "importlib.import_module('llmcourse.early_exit')"),
+        ("import llmcourse", "getattr(llmcourse, 'early_exit')"),
+        ("from llmcourse import pretrained\nbase = pretrained", "base.early_exit"),
+    ],
+)
+def test_a_part_of_the_course_is_found_behind_it(above, used):
+    source = f"{above}\n\ndef walk_tree(logits, tokens, parents, length):\n    return {used}\n"
+    broken = OWN_WORK(Evidence("walk_tree", Answer(), source=source))
+    assert broken == "uses early_exit, which this exercise is about"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "state.early_exit = True\n    return state.early_exit",
+        "return [node.medusa for node in tokens]",
+        "figures = tokens.figures()\n    return figures",
+        "return getattr(tokens, 'grading')",
+    ],
+)
+def test_words_of_ones_own_may_be_called_like_a_part_of_the_course(body):
+    setup = "from llmcourse.grading.selfcheck import check\nfrom llmcourse import pretrained\n"
+    source = f"{setup}\ndef walk_tree(logits, tokens, parents, length):\n    {body}\n"
+    assert OWN_WORK(Evidence("walk_tree", Answer(), source=source)) == ""

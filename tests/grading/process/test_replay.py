@@ -138,3 +138,22 @@ def test_an_exception_is_shown_whatever_its_methods_do():
         "ValueError",
         0,
     )
+
+
+def test_a_class_of_ones_own_is_shown_with_the_first_of_pythons_own_above_it():
+    class Orphan(ValueError):
+        pass
+
+    class Lost(Orphan, IndexError):
+        pass
+
+    class Mine(Exception):
+        pass
+
+    class Meta(type):
+        __mro__ = ()
+
+    assert shown(Orphan("why")) == ("Orphan (a kind of ValueError): why", 0)
+    assert shown(Lost()) == ("Lost (a kind of ValueError)", 0)
+    assert shown(Mine("why")) == ("Mine: why", 0) and shown(UnicodeError()) == ("UnicodeError", 0)
+    assert shown(Meta("Odd", (ValueError,), {})("why")) == ("Odd: why", 0)

@@ -14,6 +14,7 @@ from torch import Tensor
 from llmcourse.grading.compare import Close, Parts
 from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises.early_exit import drawn as exits
+from llmcourse.grading.exercises.early_exit.runs import Runs
 from llmcourse.grading.exercises.speculative import drawn
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
 from llmcourse.grading.rules import NoMutation
@@ -76,6 +77,15 @@ HINTS_AT = {
         "A favourite that changes takes the count back to 0, also if it changes back later: confirmed is "
         "what is confirmed in a row."
     ),
+    "a first favourite of 0": (
+        "The first layer confirms nothing, also where its favourite is token 0: there is no layer before "
+        "it. Begin to compare at the second layer, not with a favourite of 0 before the first."
+    ),
+    "an answer of 0": (
+        "Token 0 is an answer like any other. Whether a row has left is to be kept apart from what it "
+        "answered: `answers == 0` does not say that it stays."
+    ),
+    "a long patience": "Patience may be any number: here it takes many layers of one mind.",
     "several rows": "Each row has a count, an exit and an answer of its own.",
     "more patience than layers": "With E layers nothing is confirmed more than E - 1 times: all leave at E.",
     "a change in the last layer": "Whoever gets to the last layer leaves there, with the answer of that one.",
@@ -166,6 +176,9 @@ def cases(rng: random.Random) -> list[Case]:
     return [
         case("a streak", drawing.a_streak, apart=TOLD),
         case("a streak that breaks", drawing.a_break, (_never_reset, _votes, _takes_back_one)),
+        case("a first favourite of 0", drawing.first_0, (_confirmed_by_zeros,)),
+        case("an answer of 0", drawing.answer_0, (_answer_0_is_none, _leaves_again)),
+        case("a long patience", drawing.a_long_patience, (_at_most_4,)),
         case("several rows", drawing.several, (_shared, _all_or_none)),
         case("more patience than layers", drawing.too_few, (_first_for_want,)),
         case("a change in the last layer", drawing.a_late_change, (_never_the_last,)),
@@ -173,70 +186,6 @@ def cases(rng: random.Random) -> list[Case]:
         case("a patience of 1", lambda: (drawing.rows(rng.randint(5, 8), 3), 1)),
         case("a single layer", lambda: (drawing.rows(1, 1), rng.randint(1, 2))),
     ]
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Rows of favourites in runs whose lengths are drawn, and a patience that fits them.
-
-    How many layers and rows there are does not say where a row leaves.
-    """
-
-    rng: random.Random
-    vocab: int
-
-    def a_streak(self):
-        """The first favourite that comes twice in a row; none comes again."""
-        patience = self.rng.randint(2, 4)
-        lengths = [1] * self._up_to(3) + [patience + self.rng.randint(3, 4), self._up_to(2), self._up_to(2)]
-        favourites = self.rng.sample(range(self.vocab), len(lengths))
-        runs = zip(favourites, lengths, strict=True)
-        return [[token for token, length in runs for _ in range(length)]], patience
-
-    def a_break(self):
-        """Two favourites in turn."""
-        patience = self.rng.randint(3, 4)
-        short = [self.rng.randint(2, patience), self.rng.randint(2, patience), self._up_to(2)]
-        lengths = [*short, patience + self._up_to(2), self._up_to(2)]
-        two = self.rng.sample(range(self.vocab), 2)
-        return [[two[n % 2] for n, length in enumerate(lengths) for _ in range(length)]], patience
-
-    def several(self):
-        return self.rows(self.rng.randint(6, 9), 5, end=(2,)), self.rng.randint(2, 3)
-
-    def too_few(self):
-        layers = self.rng.randint(3, 7)
-        return self.rows(layers, layers), layers + self.rng.randint(0, 2)
-
-    def a_late_change(self):
-        """Nothing is confirmed often enough before it."""
-        layers, patience = self.rng.randint(6, 9), self.rng.randint(2, 4)
-        return self.rows(layers - 1, patience, end=(1,)), patience
-
-    def one_change(self):
-        """A row with a favourite of one layer in front of the one that stays."""
-        patience = self.rng.randint(2, 3)
-        return [self._row(self._up_to(2), 1, patience + 2, self._up_to(2))], patience
-
-    def rows(self, layers, longest, end=()):
-        """Two to four rows of so many layers, of runs that are no longer than this, and an end."""
-        return [self._row(*self._lengths(layers, longest), *end) for _ in range(self.rng.randint(2, 4))]
-
-    def _lengths(self, layers, longest):
-        lengths = []
-        while left := layers - sum(lengths):
-            lengths.append(self._up_to(min(longest, left)))
-        return lengths
-
-    def _up_to(self, most):
-        return self.rng.randint(1, most)
-
-    def _row(self, *lengths):
-        """Favourites in runs of these lengths, no two neighbours alike."""
-        row = []
-        for length in lengths:
-            row += [self.rng.choice([token for token in range(self.vocab) if row[-1:] != [token]])] * length
-        return row
 
 
 def _counts_all(row):
@@ -265,6 +214,11 @@ def _counts_down(row):
     return counts
 
 
+def _counts_from_zeros(row):
+    """As if a layer before the first had favoured token 0."""
+    return in_a_row([0, *row])[1:]
+
+
 _late = Leave(enough=lambda count, patience: count > patience)
 _early = Leave(enough=lambda count, patience: count >= patience - 1)
 _all_alike = Leave(counts=_counts_from_the_first)
@@ -275,6 +229,21 @@ _never_reset = Leave(counts=_counts_all)
 _votes = Leave(counts=_counts_votes)
 _takes_back_one = Leave(counts=_counts_down)
 _last_of_equals = Leave(favourites=lambda logits: logits.shape[-1] - 1 - logits.flip(-1).argmax(-1))
+_confirmed_by_zeros = Leave(counts=_counts_from_zeros)
+_at_most_4 = Leave(enough=lambda count, patience: count >= min(patience, 4))
+
+
+def _answer_0_is_none(logits, patience):
+    """Fills in what the last layer says where an answer is still 0."""
+    layers, answers = patience_exit(logits, patience)
+    return layers, torch.where(answers == 0, logits[-1].argmax(-1), answers)
+
+
+def _leaves_again(logits, patience):
+    """Takes a row whose answer is 0 for one that has not left: it leaves again at later layers."""
+    layers, answers = patience_exit(logits, patience)
+    later, last = Leave(which=max)(logits, patience)
+    return torch.where(answers == 0, later, layers), torch.where(answers == 0, last, answers)
 
 
 def _shared(logits, patience):
@@ -349,6 +318,10 @@ EXERCISE = Exercise(
         Mutant("counts without a reset", _never_reset, "a streak that breaks"),
         Mutant("counts votes", _votes, "a streak that breaks"),
         Mutant("takes back one for a change", _takes_back_one, "a streak that breaks"),
+        Mutant("compares the first layer with zeros", _confirmed_by_zeros, "a first favourite of 0"),
+        Mutant("takes answer 0 for none", _answer_0_is_none, "an answer of 0"),
+        Mutant("leaves again behind an answer of 0", _leaves_again, "an answer of 0"),
+        Mutant("has a patience of at most 4", _at_most_4, "a long patience"),
         Mutant("has one count for all rows", _shared, "several rows"),
         Mutant("lets all rows wait for the last", _all_or_none, "several rows"),
         Mutant("leaves at layer 1 for want of another", _first_for_want, "more patience than layers"),

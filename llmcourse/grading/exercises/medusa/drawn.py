@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -14,13 +15,17 @@ ROOT = -1  # the text, as a parent
 VOCAB = 16
 
 
-def grown(rng: random.Random, levels: int) -> list[int]:
-    """Parents of a tree, level by level; the last node of each level but the deepest has two children."""
+def grown(rng: random.Random, levels: int, heir: int = -1) -> list[int]:
+    """Parents of a tree, level by level; the last node of each level but the deepest has two children.
+
+    Args:
+        heir: which node of each level that is instead, 0 for the first.
+    """
     parents, last = [], [ROOT]
     for level in range(levels):
         new = []
         for node in last:
-            count = 3 if level == 0 else 2 if node == last[-1] else rng.randint(0, 1)
+            count = 3 if level == 0 else 2 if node == last[heir] else rng.randint(0, 1)
             new += [node] * count
         last = range(len(parents), len(parents) + len(new))
         parents += new
@@ -49,7 +54,12 @@ def words(rng: random.Random, parents: list[int]) -> list[int]:
 
 
 def said_along(
-    rng: random.Random, tokens: list[int], parents: list[int], depth: int, trap: bool
+    rng: random.Random,
+    tokens: list[int],
+    parents: list[int],
+    depth: int,
+    trap: bool,
+    begins: Callable[[int], bool] = lambda node: True,
 ) -> list[int]:
     """What the target wants after the text and each node, so that a path of so many nodes stands."""
 
@@ -64,20 +74,24 @@ def said_along(
     for node in range(len(tokens)) if trap else ():
         if below(node):
             wanted[node + 1] = tokens[rng.choice(below(node))]
-    node, goal = ROOT, end(rng, parents, depth)
+    node, goal = ROOT, end(rng, parents, depth, begins)
     for child in goal:
         wanted[node + 1], node = tokens[child], child
     wanted[node + 1] = no_child(node)
     return wanted
 
 
-def end(rng: random.Random, parents: list[int], depth: int) -> list[int]:
-    """A path of so many nodes, from the text's child on, that can go on unless it is the longest of all."""
+def end(rng: random.Random, parents: list[int], depth: int, begins: Callable[[int], bool]) -> list[int]:
+    """A path of so many nodes, from the text's child on, that can go on unless it is the longest of all.
+
+    Args:
+        begins: whether a node may be the first of the path.
+    """
     paths = [[]]
     for node, parent in enumerate(parents):
         paths.append([*next((path for path in paths if path and path[-1] == parent), []), node])
     deepest = depth == max(map(len, paths))
-    ends = [path for path in paths if len(path) == depth]
+    ends = [path for path in paths if len(path) == depth and all(map(begins, path[:1]))]
     return rng.choice([path for path in ends if not path or deepest or path[-1] in parents])
 
 

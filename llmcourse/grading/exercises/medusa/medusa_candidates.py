@@ -105,6 +105,13 @@ HINTS_AT = {
         "Every parent has to be there, whatever its depth: (0, 1) where (0, 1, 2) is a node. Look up all, "
         "and raise a ValueError where one is missing."
     ),
+    "many heads and high ranks": (
+        "There may be more than four heads, and ranks up to V - 1: rank all tokens of a head, and go up to "
+        "the first ancestor, however many there are."
+    ),
+    "an orphan deeper still": (
+        "Every parent has to be there, at whatever depth: look up node[:-1] for each node."
+    ),
     "a node without its parent": (
         "Nobody would have written the token that this node follows. Look up every parent, and raise a "
         "ValueError where it is missing."
@@ -171,11 +178,11 @@ def _pairs(nodes):
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, levels, changed=lambda nodes: nodes, wrong=(), apart=(), raises=None):
+    def case(label, levels, changed=lambda nodes: nodes, wrong=(), apart=(), raises=None, vocab=8):
         def draw():
             heads = levels + rng.randint(0, 1)
             nodes = changed(_tree(rng, levels))
-            logits = inputs.logits(rng, heads, rng.randint(8, 10))
+            logits = inputs.logits(rng, heads, vocab + rng.randint(0, 2))
             return {"logits": logits, "choices": nodes, "length": rng.randint(2, 5)}
 
         arguments = draw() if raises else drawn.telling(draw, medusa_candidates, wrong, apart)
@@ -183,6 +190,11 @@ def cases(rng: random.Random) -> list[Case]:
 
     def gaps(nodes):
         ranks = sorted(rng.sample(range(1, 7), 3))
+        return by_depth([tuple(ranks[rank] for rank in node) for node in nodes])
+
+    def high(nodes):
+        """At least one rank of 10 or more."""
+        ranks = [rng.randint(0, 9), *sorted(rng.sample(range(10, 13), 2))]
         return by_depth([tuple(ranks[rank] for rank in node) for node in nodes])
 
     def shuffled(nodes):
@@ -194,14 +206,18 @@ def cases(rng: random.Random) -> list[Case]:
         nodes.remove(rng.choice([node for node in parents if len(node) == ranks]))
         return nodes
 
+    deep = rng.randint(5, 6)
+    lost = rng.randint(3, deep - 1)
     return [
         case("two levels", 2, wrong=DOUBTED, apart=TOLD),
-        case("four levels", 4, wrong=(_parent_alone,)),
+        case("four levels", 4, wrong=(_parent_alone, _parent_by_root)),
         case("ranks left out", 2, gaps, wrong=(_counts_siblings,)),
         case("nodes in any order", 3, shuffled, wrong=(_as_given,)),
         case("a single node", 1, lambda nodes: [rng.choice(nodes)], wrong=(_squeezed,)),
+        case("many heads and high ranks", deep, high, wrong=(_three_ancestors,), vocab=13),
         case("a node without its parent", 3, orphaned, raises=ValueError),
         case("a deep node without its parent", 4, lambda nodes: orphaned(nodes, 2), raises=ValueError),
+        case("an orphan deeper still", deep, lambda nodes: orphaned(nodes, lost), raises=ValueError),
     ]
 
 
@@ -232,6 +248,10 @@ _as_given = Build(order=list)
 _unchecked = Build(checks=lambda node: False)
 _checks_two_ranks = Build(checks=lambda node: len(node) == 2)
 _checks_above_two_ranks = Build(checks=lambda node: len(node) > 2)
+_checks_up_to_three_ranks = Build(checks=lambda node: 1 < len(node) <= 3)
+_three_ancestors = Build(
+    sees=lambda node, other, *places: on_path(node, other) and len(node) - len(other) <= 3
+)
 _counts_siblings = Build(
     rank=lambda node, nodes: sum(other[:-1] == node[:-1] and other < node for other in nodes)
 )
@@ -240,6 +260,21 @@ _counts_siblings = Build(
 def _sorts_in_place(logits, choices, length):
     choices.sort(key=lambda choice: (len(choice), choice))
     return medusa_candidates(logits, choices, length)
+
+
+def _seven_likeliest(logits, choices, length):
+    """Ranks no more than seven tokens of each head."""
+    likeliest = logits.topk(7).indices
+    tokens = [likeliest[len(node) - 1, node[-1]] for node in by_depth(choices)]  # raises for rank 7
+    return torch.stack(tokens), *medusa_candidates(logits, choices, length)[1:]
+
+
+def _parent_by_root(logits, choices, length):
+    """The first node a level above that has the same first rank."""
+    nodes, (tokens, _, *rest) = by_depth(choices), medusa_candidates(logits, choices, length)
+    named = [(len(node), node[0]) for node in nodes]
+    above = [(size - 1, first) for size, first in named]
+    return tokens, torch.tensor([named.index(name) if name in named else ROOT for name in above]), *rest
 
 
 def _squeezed(logits, choices, length):
@@ -297,12 +332,16 @@ EXERCISE = Exercise(
         Mutant("goes branch by branch", _by_path, "two levels", BY_PATH),
         Mutant("takes the least likely", _least_likely, "two levels"),
         Mutant("lets a node see its parent alone", _parent_alone, "four levels"),
+        Mutant("finds a parent by its first rank", _parent_by_root, "four levels"),
         Mutant("counts siblings instead of ranks", _counts_siblings, "ranks left out"),
         Mutant("takes the nodes as given", _as_given, "nodes in any order"),
         Mutant("takes an orphan for a child of the text", _unchecked, "a node without its parent"),
         Mutant("leaves an orphan out", _without_an_orphan, "a node without its parent"),
         Mutant("looks for no parent of one rank", _checks_above_two_ranks, "a node without its parent"),
         Mutant("looks for parents of one rank alone", _checks_two_ranks, "a deep node without its parent"),
+        Mutant("looks for parents of one and two ranks", _checks_up_to_three_ranks, "an orphan deeper still"),
+        Mutant("ranks seven tokens", _seven_likeliest, "many heads and high ranks"),
+        Mutant("lets a node see three ancestors", _three_ancestors, "many heads and high ranks"),
         Mutant("drops an axis of one node", _squeezed, "a single node"),
         Mutant("sorts its input", _sorts_in_place, NoMutation().name),
     ),

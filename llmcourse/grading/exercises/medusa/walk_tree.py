@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ Write `walk_tree(logits, tokens, parents, length)`.
   int; and the slots that are kept, those of the text and of the path, a list that rises. The bonus token
   has not been read, and has no slot yet.
 
-There may be no nodes at all, $N = 0$.
+A tree may have any number of levels. There may be a single node, or none at all, $N = 0$.
 
 ```python
 >>> logits = torch.nn.functional.one_hot(torch.tensor([1, 0, 2, 1, 0])).float()     # likeliest after each
@@ -90,6 +91,13 @@ ANY_PARENT = (
     "guessed in several branches. Only children of the last node that stands count."
 )
 HINTS_AT = {
+    "node 0 stands": (
+        "Node 0 is a node like any other, though 0 counts as false: ask whether there is no node with "
+        "`is None` or `== -1`, not with `not node`."
+    ),
+    "a single node": (
+        "A tree may have one node. It is node 0, it stands here, and the bonus token is what follows it."
+    ),
     "nothing stands": "Where no draft is what the target wants, the path is empty; the bonus token is there.",
     "a whole branch stands": "From a leaf there is no way on: the bonus token is what follows the leaf.",
     "right behind one that fell": (
@@ -145,18 +153,22 @@ class Walk:
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, depth, levels=4, wrong=(), apart=(), trap=False, ordered=lambda parents: parents):
-        """A tree of so many levels in which a path of so many nodes stands.
+    def grown(least=3, most=6, heir=-1):
+        return trees.grown(rng, rng.randint(least, most), heir)
+
+    def case(label, depth, tree=grown, wrong=(), apart=(), trap=False, begins=lambda node: True):
+        """A tree in which a path of so many nodes stands.
 
         Args:
+            tree: draws the parents of its nodes.
             trap: whether some nodes are right behind one that fell.
-            ordered: the parents in another order of the nodes.
+            begins: whether a node may be the first of the path.
         """
 
         def draw():
-            parents = ordered(trees.grown(rng, levels))
+            parents = tree()
             tokens = trees.words(rng, parents)
-            wanted = trees.said_along(rng, tokens, parents, depth, trap)
+            wanted = trees.said_along(rng, tokens, parents, depth, trap, begins)
             logits = torch.stack([trees.favouring(rng, token) for token in wanted])
             arguments = {"logits": logits, "tokens": torch.tensor(tokens, dtype=torch.int64)}
             parents = torch.tensor(parents, dtype=torch.int64)
@@ -164,16 +176,22 @@ def cases(rng: random.Random) -> list[Case]:
 
         return Case(drawn.telling(draw, walk_tree, wrong, apart), label)
 
-    def any_order(parents):
-        return trees.in_any_order(rng, parents)
+    def any_order():
+        return trees.in_any_order(rng, grown())
 
+    def from_0():
+        return grown(least=4, heir=0)
+
+    whole = rng.randint(5, 7)
     return [
-        case("a branch stands in part", 2, wrong=DOUBTED, apart=TOLD),
+        case("a branch stands in part", 2, wrong=DOUBTED, apart=TOLD, begins=bool),
+        case("node 0 stands", rng.randint(2, 3), from_0, (_false_at_0, _again_from_0), begins=operator.not_),
         case("nothing stands", 0, wrong=(_at_least_one,)),
-        case("a whole branch stands", 4, wrong=(_never_a_leaf,)),
+        case("a whole branch stands", whole, lambda: grown(whole, whole), (_never_a_leaf, _four_levels)),
+        case("a single node", 1, lambda: [ROOT], (_bonus_after_0,)),
         case("right behind one that fell", 1, wrong=(_over_a_fall, _most_matches), trap=True),
-        case("not level by level", 2, wrong=(_in_one_piece, _up_to_the_next_level), ordered=any_order),
-        case("no nodes", 0, levels=0),
+        case("not level by level", 2, any_order, (_in_one_piece, _up_to_the_next_level)),
+        case("no nodes", 0, list),
     ]
 
 
@@ -258,6 +276,29 @@ def _cuts_in_place(logits, tokens, parents, length):
     return result
 
 
+def _again_from_0(logits, tokens, parents, length):
+    """Takes a path that ends at node 0 for one that is empty, for as many turns as there are nodes."""
+    best, path = logits.argmax(-1).tolist(), []
+    for _ in range(len(tokens)):
+        node = path[-1] if path and path[-1] else ROOT
+        found = children(best[node + 1], node, tokens.tolist(), parents.tolist())
+        if not found:
+            break
+        path.append(found[0])
+    return _from(path, logits, length)
+
+
+def _squeezed(logits, tokens, parents, length):
+    """Takes away every axis of length 1."""
+    zip(tokens.squeeze().tolist(), parents.squeeze().tolist(), strict=True)  # raises for one number
+    return walk_tree(logits, tokens, parents, length)
+
+
+def _but_0(wanted, node, tokens, parents):
+    """`if not child: break`, as if 0 were none."""
+    return [child for child in children(wanted, node, tokens, parents) if child]
+
+
 def _any_parent_of(wanted, node, tokens, parents):
     """Nodes after this one that hold the token, whoever their parent is."""
     return [other for other in range(node + 1, len(tokens)) if tokens[other] == wanted]
@@ -283,6 +324,9 @@ def _of_the_next_level(wanted, node, tokens, parents):
 
 _in_one_piece = Walk(follows=_in_one_piece_from_the_first)
 _up_to_the_next_level = Walk(follows=_of_the_next_level)
+_false_at_0 = Walk(follows=_but_0)
+_four_levels = Walk(most=4)
+_bonus_after_0 = Walk(bonus=lambda node, count: (node or ROOT) + 1)
 _any_parent = Walk(follows=_any_parent_of)
 _one_draft = Walk(most=1)
 _bonus_row = Walk(bonus=lambda node, count: max(0, node))
@@ -331,8 +375,13 @@ EXERCISE = Exercise(
         Mutant("keeps a slot for the bonus token", _bonus_slot, "a branch stands in part", BONUS_SLOT),
         Mutant("follows one draft", _one_draft, "a branch stands in part", ONE_DRAFT),
         Mutant("follows eldest children alone", _first_branch, "a branch stands in part"),
+        Mutant("takes node 0 for none", _false_at_0, "node 0 stands"),
+        Mutant("begins again behind node 0", _again_from_0, "node 0 stands"),
         Mutant("always takes a draft", _at_least_one, "nothing stands"),
         Mutant("stops before a leaf", _never_a_leaf, "a whole branch stands"),
+        Mutant("goes four levels down", _four_levels, "a whole branch stands"),
+        Mutant("reads the bonus token of the text behind node 0", _bonus_after_0, "a single node"),
+        Mutant("drops an axis of one node", _squeezed, "a single node"),
         Mutant("passes over a fall", _over_a_fall, "right behind one that fell"),
         Mutant("counts what is right anywhere", _most_matches, "right behind one that fell"),
         Mutant("takes children for neighbours", _in_one_piece, "not level by level"),

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.grading.rules import LIBRARIES, Forbid
+from llmcourse.grading.rules import Forbid
 
 WHOLE = 64  # parts that the probabilities of a row have together
 FINE = 2**16  # places for a uniform number
@@ -23,7 +23,7 @@ APART = 1.6  # times that q is p at least, where a draft is to stand or to fall
 ATTEMPTS = 2000
 # The course's own is the answer to these exercises; grading holds references, and figures pass others on.
 OWN_PARTS = ("speculative", "medusa", "early_exit", "blockwise", "grading", "figures")
-OWN_WORK = Forbid(names=(*LIBRARIES, *OWN_PARTS))
+OWN_WORK = Forbid(parts=OWN_PARTS)
 
 
 def shares(rng: random.Random, vocab: int) -> list[int]:
