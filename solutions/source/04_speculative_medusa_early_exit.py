@@ -71,6 +71,7 @@ from llmcourse.grading.lab_view import once_written, points_so_far
 
 numbers = torch.Generator().manual_seed(4)
 (base, tokenizer), (draft, _) = (pretrained.load(n, dtype=torch.float64) for n in ("base", "draft"))
+PLACES = {"prose": "The old man opened the door and", "code": "def __init__(self, name):\n    self.name ="}
 
 # %% [markdown] name="04-rule-text"
 # ## The rule
@@ -104,7 +105,6 @@ for seed in (4711, 4712, 4713):
 # or in prose?
 
 # %% name="04-accept-demo" tags=["demo", "nbval-check-output"]
-PLACES = {"prose": "The old man opened the door and", "code": "def __init__(self, name):\n    self.name ="}
 with once_written(accept_drafts), torch.inference_mode():
     for kind, text in PLACES.items():
         tokens = torch.tensor([tokenizer.encode_prompt(text)])
