@@ -533,7 +533,6 @@ import inspect
 import textwrap
 
 from llmcourse.figures import cascade_answers
-from llmcourse.figures.cascade_plot import against_mixing
 from llmcourse.speculative.tasks import code_lines
 
 tasks = cascade_answers.recorded_tasks()
@@ -547,14 +546,14 @@ for name, judge in zip(names, train.judges(), strict=True):
         print(f"{name:6}{mark} score {score:.2f}   {line.start.strip()}▸{answer.text}")
 
 # %% tags=["nbval-check-output"]
+from llmcourse.figures.cascade_plot import against_mixing
 from llmcourse.figures.widgets.cascade_explorer import CascadeInputs, choose, rule
 
 explorer = widgets.CascadeExplorer(tasks, task="code")
 study = explorer.studies["code"]["FLOPs"]
 print(f"base alone: {study.data.singles[-1].quality:.1%} of the test questions right")
 for kind, (_, test) in study.ledgers.items():
-    scores = test.scores[:, 0]
-    low, high = (scores < 0.1).double().mean(), (scores >= 0.7).double().mean()
+    low, high = (test.scores[:, 0] < 0.1).double().mean(), (test.scores[:, 0] >= 0.7).double().mean()
     print(f"{kind}: of draft's answers {low:.0%} score below 0.1, {high:.0%} from 0.7 on")
     for budget in (40, 60, 80):
         tried = choose(study, CascadeInputs(judge=kind, budget=budget))

@@ -339,7 +339,10 @@ ATTACKS = [
     ),
     by_code("07-exits-hard", (7, 45), EXITS_HARD, zero=ENDED),
     by_code(
-        "45-device", (45,), DEVICE, zero=dict.fromkeys(DEVICE, r"raised: \w+: CUDA (error|out of memory)")
+        "45-device",
+        (45,),
+        DEVICE,
+        zero=dict.fromkeys(DEVICE, r"raised: \w+( \(a kind of \w+\))?: CUDA (error|out of memory)"),
     ),
     by_code("07-stops", (7,), {"01.top_k": STOPS}, zero={"01.top_k": LATE}),
     by_code("07-exits-at-load", (7,), {"01.top_k": EXITS_AT_LOAD}, zero={"01.top_k": "process ended"}),
