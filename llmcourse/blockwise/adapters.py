@@ -61,12 +61,11 @@ class BlockDecoder(nn.Module):
 
     def __init__(self, backbone: Decoder, config: AdapterConfig | None = None, seed: int = 0):
         super().__init__()
-        self.backbone, self.adapter_config = backbone.requires_grad_(False), config or AdapterConfig()
-        c, self._gate = self.adapter_config, Gate()
-        size = backbone.config.hidden_size
-        require(
-            c.rank <= size, "rank", f"at most the hidden size, {size}", c.rank, "16 is enough for adapters"
-        )
+        c, size = config or AdapterConfig(), backbone.config.hidden_size
+        remedy = "16 is enough for adapters"
+        require(c.rank <= size, "rank", f"at most the hidden size, {size}", c.rank, remedy)
+        self.backbone, self.adapter_config = backbone.requires_grad_(False), c
+        self._gate = Gate()
         self.adapted = graft(backbone, c.rank, c.alpha / c.rank, c.num_masks, self._gate, seed)
 
     @property

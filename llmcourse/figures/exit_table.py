@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmcourse.decoding.errors import require
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE, Method
-from llmcourse.figures.recorded import RESULTS, recorded
+from llmcourse.figures.recorded import RESULTS, latest
 
 CELL = "{:>6} {:>6} {:>6}   "  # of one task
 
@@ -28,19 +28,15 @@ def told(tasks: Sequence[str], folder: Path = RESULTS) -> str:
         ValueError: no task, or a row that another program wrote.
     """
     require(len(tasks) > 0, "tasks", "at least one", 0, "name those of the benchmark")
-    methods, columns = [method.name for method in METHODS], [*tasks, "macro"]
-    cells = {(t, m): _by_device(f"early_exit_table_{t}_{m}", folder) for t in columns for m in methods}
-    times = {(t, m): _by_device(f"early_exit_speed_{t}_{m}", folder) for t in tasks for m in methods}
+    found, methods, columns = latest(folder), [method.name for method in METHODS], [*tasks, "macro"]
+    cells = {(t, m): found.get(f"early_exit_table_{t}_{m}", {}) for t in columns for m in methods}
+    times = {(t, m): found.get(f"early_exit_speed_{t}_{m}", {}) for t in tasks for m in methods}
     everywhere = set.intersection(*map(set, [*cells.values(), *times.values()]))
-    on = lambda found, device: {key: rows[device] for key, rows in found.items()}  # noqa: E731
+    on = lambda some, device: {key: rows[device] for key, rows in some.items()}  # noqa: E731
     try:
         return "\n\n".join(_table(d, tasks, on(cells, d), on(times, d)) for d in sorted(everywhere))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"a row of the table is damaged ({error!r}); record it again") from error
-
-
-def _by_device(name: str, folder: Path) -> dict[str, dict]:
-    return {row["device"]: row for row in recorded(name, folder)}
 
 
 def _table(device: str, tasks: Sequence[str], cells: Mapping, times: Mapping) -> str:

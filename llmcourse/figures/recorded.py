@@ -15,13 +15,13 @@ from llmcourse.figures import style as look
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
-def recorded(name: str, folder: Path = RESULTS) -> list[dict]:
-    """The latest stored result of a benchmark from every device that has one.
+def latest(folder: Path = RESULTS) -> dict[str, dict[str, dict]]:
+    """The latest stored result of every benchmark, by its name and then by device; all files are read once.
 
     Raises:
         ValueError: a line is no result in JSON; the message names the file and the line.
     """
-    latest = {}
+    found: dict[str, dict[str, dict]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             try:
@@ -30,14 +30,19 @@ def recorded(name: str, folder: Path = RESULTS) -> list[dict]:
                 raise ValueError(f"{path.name}, line {number}, is not JSON: {error}") from error
             if not isinstance(row, dict) or not {"name", "device"} <= set(row):
                 raise ValueError(f"{path.name}, line {number}, is no result with a name and a device")
-            if row["name"] == name:
-                latest[row["device"]] = row
-    return list(latest.values())
+            found.setdefault(row["name"], {})[row["device"]] = row
+    return found
+
+
+def recorded(name: str, folder: Path = RESULTS) -> list[dict]:
+    """Those of one benchmark, from every device that has one; raises as `latest`."""
+    return all_of([name], folder)
 
 
 def all_of(names: Iterable[str], folder: Path = RESULTS) -> list[dict]:
-    """The latest stored results of several benchmarks, one after the other; each as in `recorded`."""
-    return [row for name in names for row in recorded(name, folder)]
+    """Those of several benchmarks, one after the other; raises as `latest`."""
+    found = latest(folder)
+    return [row for name in names for row in found.get(name, {}).values()]
 
 
 def told(row: dict) -> str:
