@@ -39,7 +39,7 @@ check: test-environment
 	@$(VENV_PYTHON) -m ruff format --check .
 
 notebooks: test-environment
-	@$(VENV_PYTHON) tools/notebooks.py $(CHAPTERS)
+	@$(VENV_PYTHON) -m tools.notebooks $(CHAPTERS)
 
 labs: test-environment
 	@$(VENV_PYTHON) -m tools.labs $(LABS)

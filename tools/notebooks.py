@@ -3,7 +3,7 @@
 The text is jupytext's py:percent: easy to read, review and lint. Nobody edits the notebook by hand;
 a test compares the two. Tags go into the cell's first line: `# %% tags=["nbval-check-output"]`.
 
-    python tools/notebooks.py [NAME …]     all chapters, or those named
+    python -m tools.notebooks [NAME …]     all chapters, or those named
 """
 
 import argparse
@@ -17,6 +17,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+
+from tools.pictures import smaller
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TIMEOUT_S = 600
@@ -86,7 +88,7 @@ def run(book: NotebookNode, folder: Path) -> None:
 def tidy(book: NotebookNode) -> None:
     """Leaves of the outputs what a saved page can show, and of the metadata what is no accident.
 
-    Widgets are dead without a kernel; the picture that stands beside them stays.
+    Widgets are dead without a kernel; the picture that stands beside them stays, made smaller.
 
     Raises:
         BuildError: a cell showed a widget and nothing else, so the page would be empty there.
@@ -102,6 +104,9 @@ def tidy(book: NotebookNode) -> None:
         for bundle in widgets:
             if not any(kind in bundle for kind in PICTURES):
                 bundle.clear()  # only its text form was left
+        for bundle in bundles:
+            if "image/png" in bundle:
+                bundle["image/png"] = smaller(bundle["image/png"])
         cell.outputs = [output for output in cell.outputs if output.get("data", True)]
 
 

@@ -96,14 +96,19 @@ def widget(**data):
     return new_output("display_data", data={WIDGET_VIEW: {"model_id": "1"}, "text/plain": "VBox()"} | data)
 
 
+DOT = (  # a PNG of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgZGIGAAAOAAfXb+R4AAAAAElFTkSuQmCC"
+)
+
+
 def test_widgets_are_left_out_and_their_pictures_stay():
-    picture = new_output("display_data", data={"image/png": "AAAA", "text/plain": "<Figure>"})
+    picture = new_output("display_data", data={"image/png": DOT, "text/plain": "<Figure>"})
     printed = new_output("stream", name="stdout", text="words")
     beside = new_code_cell("beside", outputs=[printed, picture, widget()])
-    within = new_code_cell("within", outputs=[widget(**{"image/png": "BBBB"})])
+    within = new_code_cell("within", outputs=[widget(**{"image/png": DOT})])
     tidy(new_notebook(cells=[beside, within]))
     assert beside.outputs == [printed, picture]
-    assert within.outputs[0].data == {"image/png": "BBBB", "text/plain": "VBox()"}
+    assert within.outputs[0].data == {"image/png": DOT, "text/plain": "VBox()"}
 
 
 def test_a_widget_without_a_picture_is_refused():
