@@ -66,7 +66,7 @@ def record_cells(run: Run, results: Sequence[Result]) -> None:
             interval_covers="test documents, one seed",
             steps=result.steps,
             word_overlap=rounded(overlap.get(result.task)),
-            rule=str(result.rule),
+            rule=repr(result.rule),
             validation_layers=rounded(result.validation_layers),
             examples=len(result.right),
         )

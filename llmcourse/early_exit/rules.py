@@ -68,6 +68,9 @@ class EntropyRule:
         most = sys.float_info.max  # an integer may be beyond, which no entropy can be compared with
         require_number(lambda x: 0 <= x <= most, "threshold", allowed, self.threshold, remedy)
 
+    def __str__(self) -> str:
+        return f"entropy below {self.threshold:.2f} nats"
+
     def exits(self, history: Sequence[Float[Tensor, "B V"]]) -> Bool[Tensor, " B"]:
         return entropy(_last(history)) < self.threshold
 
@@ -89,6 +92,9 @@ class ConfidenceRule:
         inside = lambda x: 0 <= x <= 1  # noqa: E731
         require_number(inside, "threshold", "in [0, 1]", self.threshold, "use 1 to run all layers")
 
+    def __str__(self) -> str:
+        return f"confidence above {self.threshold:.0%}"
+
     def exits(self, history: Sequence[Float[Tensor, "B V"]]) -> Bool[Tensor, " B"]:
         return confidence(_last(history)) > self.threshold
 
@@ -109,6 +115,9 @@ class PatienceRule:
 
     def __post_init__(self):
         require_integer(1, "patience", self.patience, "use more than there are exits to run all layers")
+
+    def __str__(self) -> str:
+        return f"patience of {self.patience}"
 
     def exits(self, history: Sequence[Float[Tensor, "B V"]]) -> Bool[Tensor, " B"]:
         last = _last(history)

@@ -55,7 +55,7 @@ class HeatPlot:
         shown = range(width) if width <= MOST_LABELS else ()
         names = [readable(look.shorten(labels[at], LETTERS)) for at in shown]
         self.map.set_xticks(shown, names, rotation=90)
-        self.figure.colorbar(image, cax=bar).set_label("nats")
+        self.figure.colorbar(image, cax=bar).set_label("entropy, nats")
 
     def _make_line(self, width: int) -> None:
         """The top of the last cell that ran, token by token, and hatching over those that did not."""

@@ -1,4 +1,4 @@
-"""The recorded table of early exit in a classifier, as text: score, layers and seconds of every method.
+"""The recorded table of early exit in a classifier: score, layers and seconds of every method.
 
 Rows come from `benchmarks/exit_table.py`, which says how they were measured.
 """
@@ -6,19 +6,36 @@ Rows come from `benchmarks/exit_table.py`, which says how they were measured.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmcourse.decoding.errors import require
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE, Method
 from llmcourse.figures.recorded import RESULTS, latest
 
-CELL = "{:>6} {:>6} {:>6}   "  # of one task
+COLUMNS = ("right", "layers", "time")  # of each task
 
 
-def told(tasks: Sequence[str], folder: Path = RESULTS) -> str:
-    """A table for each device that has all of it: methods down, tasks across, the mean over tasks last.
+@dataclass(frozen=True)
+class ExitTable:
+    """A table that shows itself in a notebook; printed, it is the same Markdown."""
 
-    Below it stands how far the last row is ahead of each other one, with the interval of the benchmark.
+    markdown: str
+
+    def _repr_markdown_(self) -> str:
+        return self.markdown
+
+    def __str__(self) -> str:
+        return self.markdown
+
+    def __repr__(self) -> str:
+        return self.markdown
+
+
+def exit_table(tasks: Sequence[str], folder: Path = RESULTS) -> ExitTable:
+    """A table for each device that has all of it: methods down, tasks across, then the mean over tasks.
+
+    In the last column stands how far the last row is ahead of each other one, with the benchmark's interval.
     Empty where nothing was recorded.
 
     Args:
@@ -34,43 +51,44 @@ def told(tasks: Sequence[str], folder: Path = RESULTS) -> str:
     everywhere = set.intersection(*map(set, [*cells.values(), *times.values()]))
     on = lambda some, device: {key: rows[device] for key, rows in some.items()}  # noqa: E731
     try:
-        return "\n\n".join(_table(d, tasks, on(cells, d), on(times, d)) for d in sorted(everywhere))
+        tables = [_table(d, tasks, on(cells, d), on(times, d)) for d in sorted(everywhere)]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"a row of the table is damaged ({error!r}); record it again") from error
+    return ExitTable("\n\n".join(tables))
 
 
 def _table(device: str, tasks: Sequence[str], cells: Mapping, times: Mapping) -> str:
-    width = max(len(method.title) for method in METHODS) + 2
-    date = cells["macro", FULL.name]["date"]
+    counts = [cells[task, FULL.name]["examples"] for task in tasks]
+    heads = [f"{task}: {COLUMNS[0]}" for task in tasks]
+    heads = [head for one in heads for head in (one, *COLUMNS[1:])]
     lines = [
-        f"one text at a time, operation by operation, on {device}, recorded {date}",
-        " " * width + "".join(f"{_counted(task, cells):<24}" for task in tasks) + "mean",
-        " " * width + CELL.format("right", "layers", "time") * len(tasks) + f"{'right':>6}",
+        ["", *heads, "mean", f"{PAST_FUTURE.title} ahead, in points (95 %)"],
+        ["---"] + ["---:"] * (len(heads) + 2),
+        *(_row(method, tasks, cells, times) for method in METHODS),
+        _words([cells[task, FULL.name]["word_overlap"] for task in tasks]),
     ]
-    for method in METHODS:
-        shown = [_cell(cells[task, method.name], times[task, method.name]) for task in tasks]
-        macro = cells["macro", method.name]["value"]
-        lines.append(f"{method.title:<{width}}" + "".join(shown) + f"{macro:>5.1f}%")
-    words = [cells[task, FULL.name]["word_overlap"] for task in tasks]
-    lines.append(f"{'shared words':<{width}}" + "".join(map(_words, words)))
-    ahead = "; ".join(_ahead(method, cells) for method in METHODS if method is not PAST_FUTURE)
-    return "\n".join([*map(str.rstrip, lines), f"{PAST_FUTURE.title} is ahead, in points (95 %): {ahead}"])
+    date = cells["macro", FULL.name]["date"]
+    told = f"One text at a time, operation by operation, on {device}, recorded {date}"
+    texts = ", ".join(f"{task} {count}" for task, count in zip(tasks, counts, strict=True))
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{told}. Test texts: {texts}.\n\n{table}"
 
 
-def _counted(task: str, cells: Mapping) -> str:
-    return f"{task} ({cells[task, FULL.name]['examples']} texts)"
+def _row(method: Method, tasks: Sequence[str], cells: Mapping, times: Mapping) -> list[str]:
+    shown = []
+    for task in tasks:
+        scored, timed = cells[task, method.name], times[task, method.name]
+        shown += [f"{scored['value']:.1f}%", f"{scored['speed_up_layers']:.2f}×", f"{timed['value']:.2f}×"]
+    macro = cells["macro", method.name]
+    return [method.title, *shown, f"{macro['value']:.1f}%", _ahead(method, macro)]
 
 
-def _cell(scored: Mapping, timed: Mapping) -> str:
-    speeds = (f"{speed:.2f}×" for speed in (scored["speed_up_layers"], timed["value"]))
-    return CELL.format(f"{scored['value']:.1f}%", *speeds)
+def _ahead(method: Method, macro: Mapping) -> str:
+    gap, low, high = macro["past_future_ahead"]
+    return "" if method is PAST_FUTURE else f"{gap:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def _words(score: float | None) -> str:
+def _words(scores: Sequence[float | None]) -> list[str]:
     """What counting the words that both texts have reaches; nothing where there is one text."""
-    return CELL.format("–" if score is None else f"{score:.1f}%", "", "")
-
-
-def _ahead(method: Method, cells: Mapping) -> str:
-    gap, low, high = cells["macro", method.name]["past_future_ahead"]
-    return f"of {method.title} {gap:+.1f} ({low:+.1f} to {high:+.1f})"
+    cells = [("–" if score is None else f"{score:.1f}%", "", "") for score in scores]
+    return ["shared words", *(part for cell in cells for part in cell), "", ""]

@@ -53,9 +53,10 @@
 # | $K$, $q_k$ | Medusa's heads, and the distribution of the $k$-th | 预测头 |
 # | $N$ | nodes of a candidate tree; tree attention; branch | 候选树,树注意力,分支 |
 # | $a_k(r)$, $E$ | how often rank $r$ of head $k$ is right; tokens a step gains | 预测准确率,每步词元数 |
+# | $c_h$ | cost of all heads once, in one-token passes | 预测头的相对开销 |
 # | $\epsilon,\ \delta$ | bar of typical acceptance | 典型接受阈值 |
 # | $n$, $T$ | block size and passes a block: autoregressive, semi-, non-autoregressive | 组大小,迭代次数;自回归,半自回归,非自回归 |
-# | $\hat p_l$, $H$, $\tau$ | what the exit after layer $l$ says, its entropy, a threshold: early exit | 早退机制,熵值,阈值 |
+# | $\hat p_l$, $H$, $\tau$ | what the exit after layer $l$ says, its entropy, a threshold: early exit | 早退机制,熵,阈值 |
 
 # %% tags=["nbval-check-output"]
 import torch
@@ -708,7 +709,7 @@ widgets.CandidateTreeViewer(
 # texts: two tenths of a nat and several points of favourites are chance.)
 #
 # The first cell tries the verdicts, the second asks the clock. A step costs a pass over the last token and $N$ nodes,
-# and the heads, which take $h$ passes: $E / (v(N + 1) + h)$ times as fast. $E$ was counted in 4.13, $v$ is the
+# and the heads, which take as long as $c_h$ of them: $E / (v(N + 1) + c_h)$ times as fast. $E$ was counted in 4.13, $v$ is the
 # machine's. *Predict* the best size of a tree on this one, and on an H200 by the roofline.
 
 # %%
@@ -732,23 +733,26 @@ print(f"typical: the first token of a step is {sum(off) / len(off):.2f} from the
 shapes = {n: medusa.search(shares, n) for n in (3, 15, 44)}
 wide = torch.tensor([encode(prompts.PROSE[0] * 4)], device=device)
 runs = {n: partial(quick, wide[:, : n + 1]) for n in (0, *shapes)}
-runs["h"] = partial(heads.logits, quick, quick.hidden_states(wide)[:, -1])
+runs["heads"] = partial(heads.logits, quick, quick.hidden_states(wide)[:, -1])
 taken = timing.measure_in_turns(runs, device=device)
 v = {key: time.median_s / taken[0].median_s for key, time in taken.items()}
-print(f"Llama-3-8B on an H200, by the roofline: v(45) = {paper[45] / paper[1]:.3f}; here h = {v['h']:.2f}")
+print(
+    f"Llama-3-8B on an H200, by the roofline: v(45) = {paper[45] / paper[1]:.3f}; here c_h = {v['heads']:.2f}"
+)
 ways = {n: partial(medusa.stream, heads=heads, tree=shape) for n, shape in shapes.items()}
 for domain in ("code", "verse"):
     runs, one_s = in_turns(domain, ways | {"draft": with_drafts(ModelDrafter(fast["draft"]), 2)}, rounds=2)
     print(f"{domain}: draft, γ = 2: {measured.measured_speed_up(runs['draft'], one_s):.2f} times as fast")
     for n, shape in shapes.items():
-        says = medusa.observed_tokens(shape, found[domain, 0]) / (v[n] + v["h"])
+        says = medusa.observed_tokens(shape, found[domain, 0]) / (v[n] + v["heads"])
         clock = measured.measured_speed_up(runs[n], one_s)
         print(f"    {n:2} nodes: v({n + 1}) = {v[n]:.2f}, predicted {says:.2f}, measured {clock:.2f}")
 
 # %% [markdown]
 # Greedy: every token is the backbone's favourite, whoever guessed. Lossless: the two numbers are those of plain
-# sampling up to chance, and must be, for the distribution is the same. (From these two numbers alone nobody could tell
-# typical from the others; so the proof stands above, and the distance is computed.) Of the three verdicts on the tree typical gains most, and
+# sampling up to chance, and must be, for the distribution is the same. (Typical stands out here, by about twice what is
+# chance; of fewer texts, or with a milder bar, nobody could tell it by these two numbers. So the proof stands above, and
+# the distance is computed.) Of the three verdicts on the tree typical gains most, and
 # pays with the text: what heads like comes too often. Where it samples, the total variation says so, exactly, even if
 # the finished texts look hardly different; with greedy decoding it takes what is *not* the favourite, and from there on
 # the text is another one. The slide says that Medusa does not affect quality (不影响生成质量): with the first two verdicts
@@ -783,8 +787,8 @@ for domain in ("code", "verse"):
 # on with *New York* or *Los Angeles*, it may write *New Angeles*.
 #
 # A second dial mends some of it. In $T$ passes over a block each settles its share, the surest guesses first, and the
-# others are guessed again with those in view (Chang et al. 2022; to take settled ones back as well: Ghazvininejad et
-# al. 2019). A pass brings $n / T$ tokens. Here `base` is frozen; small adapters and embeddings of masks, at work on the
+# others are guessed again with those in view (*unmask*: Chang et al. 2022; *remask* takes settled ones back as well:
+# Ghazvininejad et al. 2019). A pass brings $n / T$ tokens. Here `base` is frozen; small adapters and embeddings of masks, at work on the
 # tokens of a block alone, have learnt to fill it (as in Lin et al. 2024). A block's first token is `base`'s own, so
 # that $n = 1$ writes the autoregressive text, token for token.
 #
@@ -864,7 +868,8 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["prose"][0])
 # kinds of text (`llmcourse.training.encoder`), and fine-tuned for each row on each of three tasks: does this docstring belong to
 # this function; does this paragraph follow that one; which of four poets wrote these lines. (In pairs the encoder is told which
 # tokens both texts have; what counting them reaches alone stands below the table.) *Half the layers* is a shallower model. DeeBERT
-# trains the exits after the model and asks for their entropy; PABEE trains all at once and asks for patience. The slide's last
+# trains the exits after the model and asks for their entropy; PABEE trains all at once and asks for patience (a whole number:
+# so that it meets the budget, some texts, drawn by lot, must be patient for one exit more, which is ours and not the paper's). The slide's last
 # row reads more than one layer: the *past*, the states of all layers so far, and a guess of the *future*, in which a small product
 # imitates the state of every layer that would still come (Liao et al. 2021). Thresholds are chosen on validation texts for
 # twice the speed in layers, and told on others. *Predict*: which row loses most? And what is twice the speed worth by the clock?
@@ -882,8 +887,8 @@ print(f"as the whole model: {shown} layers; an exit has the weights of {output /
 for signal in ("patience", "confidence", "entropy"):
     best = early_exit.most_agreement(early_exit.curve(chosen_on, signal), budget)
     told = early_exit.heat_of(told_on, range(len(told_on.targets)), best.rule)
-    says = f"{signal} at {next(iter(vars(best.rule).values())):.2f}: {best.mean_layers:.2f} layers"
-    print(f"{says}, {best.agreement:.0%} the same; on 4.12 {told.mean_layers:.2f}, {told.agreement:.0%}")
+    says = f"{best.rule}: {best.mean_layers:.2f} layers, {best.agreement:.0%} as the whole model"
+    print(f"{says}; on the texts of 4.12: {told.mean_layers:.2f} layers, {told.agreement:.0%}")
 widgets.ExitExplorer(exits, tokenizer, TEXTS["code"][0])
 
 # %%
@@ -913,15 +918,18 @@ from llmcourse.figures import exit_table, exit_trade_off
 
 names = [f"{way}_{domain}_b1" for way, domain in product(("medusa", "early_exit"), TEXTS)]
 print("\n".join(map(recorded.told, recorded.all_of(("tree64_llama3_8b", *names)))))
-print("\n" + exit_table.told(("docstring", "following", "author")))
+display(exit_table.exit_table(("docstring", "following", "author")))
 answered = read_recorded(recorded.RESULTS / "raw/exit_table_nvidia_h200.json.xz")
 below = "thresholds chosen on validation texts, scores of 500 test texts; dashed: all leave after one layer"
 exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", below)
 
 # %% [markdown]
-# Patience has few thresholds, and the best one within the budget may run far fewer layers than it might: compare rules
-# at equal layers, in the explorer's lower panel. As long as a text is only *read*, the exits keep about what their
-# threshold promised. But whoever leaves early *writes* another text: from the first token that differs on it goes its
+# **Read.** Compare the first line, where all tokens leave after the same layer, with the rules at a mean of as many: what lies
+# between them is what leaving at the right moment is worth. Patience has few thresholds, and the best one
+# within the budget may run far fewer layers than it might: compare rules at equal layers, in the explorer's lower panel.
+# As long as a text is only read, the exits keep about what their threshold promised.
+#
+# **Written.** But whoever leaves early *writes* another text: from the first token that differs on it goes its
 # own way, and only the reading again tells how good it is. Not every token is the favourite any more, and the log-probability shows by how much less likely they are.
 # *Recompute* repairs the keys, not the choice; the oftener a token goes all the way up, the more layers it runs in the
 # end, though several tokens at a time. Self-speculation writes the whole model's text, all of it. (A drafted token is
@@ -929,19 +937,20 @@ exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", be
 # verification begin behind them. But then the last draft, from which nothing is drafted, passes them alone: where a
 # pass over five tokens takes as long as one over a single token, nothing is gained by it.)
 #
-# And by the clock? A third of the layers is not a third of the time: what is below 1 is *slower* than the whole model.
+# **By the clock.** A third of the layers is not a third of the time: what is below 1 is *slower* than the whole model.
 # An exit multiplies by the whole vocabulary, in `base` the weights of several layers; asked after every layer, it costs
 # about what is skipped, or more. A single exit, with a threshold of its own for the same budget, costs less, and need
 # not agree less often; and where layers are larger, the balance is another one: in Llama-3-8B an exit is as large as two or three
 # of its thirty-two layers. Count layers *and* seconds.
 #
-# Printed next is what was recorded on a GPU: a step over a tree of 64 tokens at Llama-3-8B's shape; then greedy texts of
-# larger targets that were trained for the purpose, with Medusa (`benchmarks/medusa.py`, the best tree for each domain), and
-# drafted early with a shared cache (`benchmarks/early_exit.py`). Beside each stands what its parts promise together. That target
-# was trained with one exit from the start (`llmcourse.training.exits --exits 1 --objective last`); compare it with the exits of
-# `base`, which came after the model.
+# **Recorded** on a GPU, the first lines of the last cell. `tree64_llama3_8b` is the time of a plain step over that of a step
+# which reads a tree of 64 tokens, at Llama-3-8B's shape: 1 would be the tree for nothing. The others are greedy texts of larger
+# targets that were trained for the purpose, with Medusa (`benchmarks/medusa.py`, the best tree for each domain), and
+# drafted early with a shared cache (`benchmarks/early_exit.py`); beside each stands what its parts promise together. The
+# target that drafts early was trained with one exit from the start (`llmcourse.training.exits --exits 1 --objective last`):
+# those of `base` came after the model. Where tokens are foreseen worst, in verse, drafting early does not pay there either.
 #
-# The table has the slide's picture, and not yet its proof. The last row keeps the full model's mean, at half of the layers. But
+# **The classifiers' table.** The table has the slide's picture, and not yet its proof. The last row keeps the full model's mean, at half of the layers. But
 # look at the intervals, and count how many rows it is compared with; and see where the lead comes from: from the poets alone, and
 # there already at the left end of the curve, where all layers run. So it comes from training all exits together, and hardly from
 # leaving at the right moment: what a rule is worth is the height of its curve above the dashed line, on which all texts leave

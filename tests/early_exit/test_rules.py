@@ -74,3 +74,12 @@ def test_a_patience_that_waits_for_nothing_is_refused(patience):
 def test_no_history_is_refused(rule):
     with pytest.raises(ValueError, match="history must be the logits of at least one exit"):
         rule.exits([])
+
+
+def test_rules_in_words():
+    rules = EntropyRule(2.996), ConfidenceRule(0.5), PatienceRule(2)
+    assert [str(rule) for rule in rules] == [
+        "entropy below 3.00 nats",
+        "confidence above 50%",
+        "patience of 2",
+    ]

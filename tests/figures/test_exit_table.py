@@ -1,4 +1,4 @@
-"""The recorded table as text, from rows as the benchmark writes them."""
+"""The recorded table in Markdown, from rows as the benchmark writes them."""
 
 import json
 
@@ -32,26 +32,32 @@ def write(folder, device: str, found: list[dict]) -> None:
 
 def test_every_cell_stands_in_its_row(tmp_path):
     write(tmp_path, "A", rows("A"))
-    first, tasks, _, *lines = exit_table.told(TASKS, tmp_path).splitlines()
-    assert first == "one text at a time, operation by operation, on A, recorded 2026-01-02"
-    assert tasks.split("  ")[-1].strip() == "mean"
-    assert all(f"{task} (700 texts)" in tasks for task in TASKS)
+    table = exit_table.exit_table(TASKS, tmp_path)
+    first, _, heads, rule, *lines = str(table).splitlines()
+    assert first.startswith("One text at a time, operation by operation, on A, recorded 2026-01-02.")
+    assert first.endswith("Test texts: pairs 700, poets 700.")
+    columns = [cell.strip() for cell in heads.split("|")[1:-1]]
+    assert columns[1:-1] == ["pairs: right", "layers", "time", "poets: right", "layers", "time", "mean"]
+    assert rule.count("|") == heads.count("|")
     for number, (method, line) in enumerate(zip(METHODS, lines, strict=False)):
-        assert line.startswith(method.title)
-        cell = [f"{80 + number}.0%", "2.00×", "1.50×"]
-        assert line.removeprefix(method.title).split() == [*cell, *cell, f"{90 + number}.0%"]
-    assert lines[len(METHODS)].split() == ["shared", "words", "61.2%", "–"]
-    assert f"of {METHODS[0].title} +4.0 (-1.0 to +2.0);" in lines[-1]
-    assert lines[-1].count(" of ") == len(METHODS) - 1, "not of itself"
+        cell, last = [f"{80 + number}.0%", "2.00×", "1.50×"], f"{4 - number:+.1f} (-1.0 to +2.0)"
+        wanted = [method.title, *cell, *cell, f"{90 + number}.0%"]
+        wanted.append("" if number == len(METHODS) - 1 else last)  # it is not ahead of itself
+        assert [part.strip() for part in line.split("|")[1:-1]] == wanted
+    words = [part.strip() for part in lines[len(METHODS)].split("|")[1:-1]]
+    assert words == ["shared words", "61.2%", "", "", "–", "", "", "", ""]
+    assert table._repr_markdown_() == str(table) == repr(table)
 
 
 def test_a_device_that_has_not_all_of_it_is_left_out(tmp_path):
     write(tmp_path, "A", rows("A")[:-1])
-    assert exit_table.told(TASKS, tmp_path) == ""
+    assert str(exit_table.exit_table(TASKS, tmp_path)) == ""
     write(tmp_path, "B", rows("B"))
-    assert exit_table.told(TASKS, tmp_path).startswith("one text at a time, operation by operation, on B")
+    assert str(exit_table.exit_table(TASKS, tmp_path)).startswith(
+        "One text at a time, operation by operation, on B"
+    )
     write(tmp_path, "A", rows("A"))
-    assert exit_table.told(TASKS, tmp_path).count("one text at a time") == 2
+    assert str(exit_table.exit_table(TASKS, tmp_path)).count("One text at a time") == 2
 
 
 @pytest.mark.parametrize("key", ["value", "speed_up_layers", "past_future_ahead", "word_overlap", "examples"])
@@ -59,12 +65,12 @@ def test_a_damaged_row_is_said_to_be_one(tmp_path, key):
     damaged = [{k: v for k, v in row.items() if k != key} for row in rows("A")]
     write(tmp_path, "A", damaged)
     with pytest.raises(ValueError, match=f"a row of the table is damaged .*{key}.*; record it again"):
-        exit_table.told(TASKS, tmp_path)
+        exit_table.exit_table(TASKS, tmp_path)
     with pytest.raises(ValueError, match="tasks must be at least one, got 0"):
-        exit_table.told([], tmp_path)
+        exit_table.exit_table([], tmp_path)
 
 
 @pytest.mark.parametrize("tasks", [("docstring", "following", "author")])
 def test_the_stored_table_is_whole(tasks):
-    told = exit_table.told(tasks)
-    assert all(told.count(f"\n{method.title} ") >= 1 for method in METHODS)
+    told = str(exit_table.exit_table(tasks))
+    assert all(told.count(f"\n| {method.title} |") >= 1 for method in METHODS)

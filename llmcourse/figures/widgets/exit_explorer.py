@@ -216,14 +216,5 @@ class ExitExplorer(v.PromptView):
         if prompt not in self.plots:
             labels = [self.ready.tokenizer.label(token) for token in read.tokens]
             self.plots[prompt] = ExitLinePlot(self.heat, labels, read.curves)
-        title = f"{self.ready.name} leaves by {rule_in_words(inputs)}"
+        title = f"{self.ready.name} leaves by {inputs.make_rule()}"
         self.show(self.plots[prompt].update(self.heat, title), counts_html(self.heat), read.text)
-
-
-def rule_in_words(inputs: ExitInputs) -> str:
-    """`entropy below 3.00 nats`."""
-    return {
-        "entropy": f"entropy below {inputs.entropy:.2f} nats",
-        "confidence": f"confidence above {inputs.confidence:.0%}",
-        "patience": f"patience of {inputs.patience}",
-    }[inputs.rule]
