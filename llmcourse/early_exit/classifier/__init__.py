@@ -10,5 +10,5 @@ overlap     what counting the words that two texts share reaches
 table       score and both speed-ups, and how sure a difference is
 recorded    what the exits said, read back: any speed can be tried
 
-`llmcourse.training.encoder` trains it all.
+`llmcourse.training.classifier` trains it all.
 """

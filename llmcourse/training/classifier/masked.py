@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from llmcourse import pretrained
 from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, START, Encoder, encoder_shape
-from llmcourse.training.exit_setting import Setting
+from llmcourse.training.classifier.next_passage import GAP, follows_loss, pair_rows
+from llmcourse.training.classifier.setting import Setting
 from llmcourse.training.muon import BatchedMuon
-from llmcourse.training.next_passage import GAP, follows_loss, pair_rows
 from llmcourse.training.paced import Pace, autocast, train
 from llmcourse.training.tokenizer import load_tokenizer
 from llmcourse.training.tokens import Domain, batch, encode_documents, shares
