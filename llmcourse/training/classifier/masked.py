@@ -152,7 +152,9 @@ def _right(encoder: Encoder, head: nn.Linear, rows: Iterator[tuple[Tensor, ...]]
 
 
 def _domains(documents: Mapping[str, Sequence[str]], device: torch.device) -> list[Domain]:
+    """Their tokens; `<|pad|>` or `<|sep|>` in a text is text, as it is in fine-tuning (`encode_plain`)."""
     tokenizer = load_tokenizer(pretrained.find_checkpoint("draft") / "tokenizer.json")
+    tokenizer.encode_special_tokens = True
     domains = []
     for kind, texts in documents.items():
         array = encode_documents(tokenizer, texts, START, kind)

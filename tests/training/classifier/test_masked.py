@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from llmcourse import pretrained
 from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, START
+from llmcourse.training.classifier import masked
 from llmcourse.training.classifier.masked import hide, masked_loss, pair_loss
 from llmcourse.training.classifier.next_passage import follows_loss
 from tests.early_exit.classifier.tiny import SIZE, VOCAB, tiny_encoder
@@ -80,3 +82,12 @@ def test_only_what_is_asked_for_counts():
     logits = encoder.token_logits(encoder(rows)).log_softmax(-1)
     expected = -torch.stack([logits[b, p, rows[b, p]] for b in range(3) for p in places[b]]).mean()
     torch.testing.assert_close(masked_loss(encoder, encoder(rows), places, rows), expected)
+
+
+def test_special_tokens_that_a_text_spells_are_text():
+    """As fine-tuning reads it: the only special tokens are those that stand between documents."""
+    texts = ["END = '<|endoftext|>'", "<|mask|><|sep|> x", "<|pad|>"]
+    (domain,) = masked._domains({"python": texts}, torch.device("cpu"))
+    encode_plain = pretrained.load("draft").tokenizer.encode_plain
+    assert domain.tokens.tolist() == [token for text in texts for token in (*encode_plain(text), START)]
+    assert (domain.tokens < NUM_SPECIAL).sum() == len(texts)
