@@ -8,6 +8,7 @@
     pretrain     the loop: one GPU or several, resumable
     family       from text files to the whole family, one member after the other
     options      what all training programs ask on their command lines
+    checkpoint   a run as one file, to go on from
     interrupts   signals that wait for the end of a step
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
