@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,19 @@ def init_weights(model: Decoder, seed: int) -> None:
             deviation /= (2 * model.config.num_layers) ** 0.5
         values = torch.empty(parameter.shape).normal_(0, deviation, generator=generator)
         parameter.data.copy_(values)
+
+
+def update(
+    loss_of: Callable[[Tensor], Tensor], rows: Tensor, optimizers: Sequence[torch.optim.Optimizer]
+) -> Tensor:
+    """One forward and backward pass in bf16 (on a CPU as it is) and one update; the loss, on the device."""
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=rows.is_cuda):
+        loss = loss_of(rows)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
 
 
 def pretrain(
@@ -109,19 +122,13 @@ class _Run:
     world: int
 
     def step(self, index: int) -> Tensor:
-        """One forward and backward pass and one update; returns the loss, on the device."""
+        """`update` on the rows of a step, at its rates."""
         r = self.recipe
         weights = [r.weight(domain.name) for domain in self.domains]
         where = {"seed": r.seed, "rank": self.rank, "world": self.world}
         rows = batch(self.domains, weights, index, r.batch_size, r.sequence_length + 1, **where)
         set_rates(self.optimizers, index, r)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.loss_of(rows.to(self.device))
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return update(self.loss_of, rows.to(self.device), self.optimizers)
 
     def to_the_end(self, first: int, time_limit_s: float) -> bool:
         started = saved = time.monotonic()
