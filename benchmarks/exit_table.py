@@ -3,8 +3,8 @@
     python benchmarks/exit_table.py --text prose=prose.txt --blocks poetry=poems.txt \\
         --python code=installed --out FOLDER
 
-Trains what is not in FOLDER yet (`llmcourse.training.encoder`, whose options it takes; with that program the
-tasks can be trained side by side before), and records a line for each cell,
+Trains what is not in FOLDER yet (`llmcourse.training.classifier`, whose options it takes; with that program
+the tasks can be trained side by side before), and records a line for each cell,
 `early_exit_table_<task>_<method>`: the value is the score, the peer the full model's. What every exit says of
 500 texts of the validation and of the test side goes, rounded and packed, to
 `results/raw/exit_table_<device>.json.xz`, so that thresholds can be chosen from it anywhere. Then it times
@@ -27,8 +27,8 @@ from llmcourse.early_exit.classifier.encoded import Encoded, exit_logits
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE
 from llmcourse.early_exit.classifier.recorded import write_recorded
 from llmcourse.early_exit.classifier.table import Result, as_text, difference, seconds
-from llmcourse.training.encoder import parser, run_of
-from llmcourse.training.exit_run import Run
+from llmcourse.training.classifier.__main__ import parser, run_of
+from llmcourse.training.classifier.run import Run
 from llmcourse.training.options import exit_code
 
 TIMED = 100  # texts of each task

@@ -139,7 +139,7 @@ def label(name: str, model: Decoder) -> str:
     """An embedded model's own name; one from a folder goes by its size."""
     if name in pretrained.embedded_names():
         return name
-    return f"{model.num_parameters / 1e6:.0f} M, of train_target.py"
+    return f"{model.num_parameters / 1e6:.1f} M parameters"
 
 
 def report_parity(names: Sequence[str], num_prompts: int, device: torch.device) -> None:

@@ -31,14 +31,15 @@ from llmcourse import pretrained
 from llmcourse.arguments import parse_path
 from llmcourse.hardware import default_device
 from llmcourse.model import Decoder
+from llmcourse.training.backbone import rows_of
 from llmcourse.training.evaluate import HeldOut, evaluate
 from llmcourse.training.export import hugging_face_config, tokenizer_config, write_json, write_weights
 from llmcourse.training.optimizer import build_optimizers, set_rates
-from llmcourse.training.pretrain import NextTokenLoss, init_weights
+from llmcourse.training.pretrain import NextTokenLoss, init_weights, update
 from llmcourse.training.recipes import Recipe, shape
 from llmcourse.training.text import Source, shorten, split
 from llmcourse.training.tokenizer import load_tokenizer
-from llmcourse.training.tokens import Domain, batch, encode_documents
+from llmcourse.training.tokens import Domain, encode_documents
 
 TARGET = replace(shape(2048, 8, 6144, 16, 4), head_dim=128)
 NARROW = Recipe("target", TARGET, steps=1, batch_size=32, matrix_lr=0.003, other_lr=0.002, warmup=60)
@@ -124,11 +125,15 @@ class Distance(nn.Module):
 def train(
     loss_of: nn.Module, model: Decoder, recipe: Recipe, domains: Sequence[Domain], limit_s: float
 ) -> str:
-    """Steps until the time is up, the rate falling to zero by then; says what they were."""
+    """Steps until the time is up, the rate falling to zero by then; says what they were.
+
+    They are `pretrain`'s. `paced` ends by the clock too, but it clips gradients, rises for a share of the
+    time, not for so many steps, and does not count what compiling takes: that makes another target.
+    """
     begun, device = time.monotonic(), model.device
     optimizers = build_optimizers(model, recipe)
     forward: Callable[[Tensor], Tensor] = torch.compile(loss_of) if device.type == "cuda" else loss_of
-    weights = [recipe.weight(domain.name) for domain in domains]
+    rows = rows_of(recipe, domains, recipe.sequence_length + 1, device)
     recipe, index, losses = replace(recipe, steps=10**6), 0, []
     while index < recipe.steps:
         if index in TIMED:
@@ -139,16 +144,9 @@ def train(
             left = int((limit_s - (moments[1] - begun)) / each_s)
             recipe = replace(recipe, steps=index + max(left, 1))
         set_rates(optimizers, index, recipe)
-        rows = batch(domains, weights, index, recipe.batch_size, recipe.sequence_length + 1, seed=recipe.seed)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = forward(rows)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
+        losses.append(update(forward, next(rows), optimizers))
         if index % 100 == 0:
-            print(f"{recipe.name} step {index} of {recipe.steps}: {loss.item():.3f}", flush=True)
+            print(f"{recipe.name} step {index} of {recipe.steps}: {losses[-1].item():.3f}", flush=True)
         index += 1
     return (
         f"{index} steps, {recipe.tokens / 1e6:.1f} M tokens in {time.monotonic() - begun:.0f} s, loss of the "

@@ -24,10 +24,10 @@ def exit_layers(readings: Readings, rule: ExitRule) -> Int[Tensor, " N"]:
     Raises:
         TypeError: a rule other than the three of `rules`, which may look at more than was read.
     """
-    return torch.tensor(readings.layers)[exits_taken(readings, rule)]
+    return torch.tensor(readings.layers)[exit_numbers(readings, rule)]
 
 
-def exits_taken(readings: Readings, rule: ExitRule) -> Int[Tensor, " N"]:
+def exit_numbers(readings: Readings, rule: ExitRule) -> Int[Tensor, " N"]:
     """At which of the exits, numbered from 0, each position leaves; raises as `exit_layers`."""
     goes = _lets_go(readings, rule)
     always = torch.ones_like(goes[:1])  # the last layer

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_number
-from llmcourse.early_exit.leaving import exits_taken
+from llmcourse.early_exit.leaving import exit_numbers
 from llmcourse.early_exit.readings import Readings
 from llmcourse.early_exit.rules import ConfidenceRule, EntropyRule, ExitRule, PatienceRule
 
@@ -141,7 +141,7 @@ def _patience(readings: Readings, layers: Float[Tensor, " L"], agrees: Float[Ten
     count = len(layers) - 1
     means = []
     for patience in range(count, 0, -1):
-        leaves = exits_taken(readings, PatienceRule(patience))
+        leaves = exit_numbers(readings, PatienceRule(patience))
         means.append([layers[leaves].mean(), agrees.gather(0, leaves[None]).mean()])
     points = torch.tensor(means, dtype=torch.float64).T
     return Curve("patience", torch.arange(count, 0, -1), points[0], points[1])

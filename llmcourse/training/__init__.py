@@ -8,6 +8,7 @@
     pretrain     the loop: one GPU or several, resumable
     family       from text files to the whole family, one member after the other
     options      what all training programs ask on their command lines
+    checkpoint   a run as one file, to go on from
     interrupts   signals that wait for the end of a step
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card
@@ -16,18 +17,15 @@ What is trained on a member of the family, which stays as it is if not said othe
 
     backbone     what these have in common
     paced        trainings that end by their steps or by the clock
+    step_graph   one of their steps as a single launch on a GPU
     medusa       heads that guess further tokens, also with their backbone; `heads` is what they learn
     exits        exit heads on every layer; `exit_loss` is what they learn
     layer_skip   the same with their backbone: LayerSkip, and a loss for self-speculation
     blocks       adapters that let it write in blocks
 
-The small encoder of the table of early exit, by `python -m llmcourse.training.encoder`:
+And apart from the family:
 
-    masked       an encoder that fills in masked tokens; `next_passage` is what else it learns
-    exit_texts   its texts, and the tasks made of them
-    step_graph   a step as one launch on a GPU
-    fine_tune    one method on one task
-    exit_run     all of them, and the table; exit_setting says how large
+    classifier   the small encoder of the table of early exit, and all classifiers that are made of it
 
 The family is one command; `python -m llmcourse.training --help` lists its options.
 """

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from llmcourse.model import Decoder
 from llmcourse.pretrained import load
 from llmcourse.training import paced
+from llmcourse.training.checkpoint import Checkpoint
 from llmcourse.training.export import hugging_face_config, write_json, write_weights
 from llmcourse.training.family import Corpus, prepare, training_domains
-from llmcourse.training.paced import Checkpoint, Pace, Trained
+from llmcourse.training.paced import Pace, Trained
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokens import Domain, batch
 

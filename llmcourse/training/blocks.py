@@ -30,11 +30,12 @@ from llmcourse.blockwise.stored import save_adapters
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.hardware import this_machine
 from llmcourse.training.backbone import prepare_for
+from llmcourse.training.checkpoint import Checkpoint
 from llmcourse.training.evaluate import HeldOut
 from llmcourse.training.export import write_json
 from llmcourse.training.family import held_out_tokens, work_folder
 from llmcourse.training.options import add_run_options, add_text_options, exit_code, read_corpus
-from llmcourse.training.paced import Checkpoint, Pace, Trained, train
+from llmcourse.training.paced import Pace, Trained, train
 from llmcourse.training.recipes import MIX
 from llmcourse.training.tokens import Domain, batch
 

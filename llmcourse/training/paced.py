@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +19,10 @@ from tqdm import tqdm
 
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.timing import synchronize
+from llmcourse.training.checkpoint import Checkpoint
 from llmcourse.training.interrupts import Interrupts
-from llmcourse.training.pretrain import SAVE_EVERY_S, load_state, save_state
 from llmcourse.training.step_graph import recorded_update
 
-SAVING = 0.05  # of the time, at most: a checkpoint of a large model takes long to write
 CHECK_EVERY = 25  # steps: looking at the loss makes the host wait, and so keeps it close to the device
 WARM_UP = 0.05  # of a training
 MAX_NORM = 1.0
@@ -74,41 +72,6 @@ def share_of_rate(progress: float) -> float:
     return min((progress + 1e-3) / WARM_UP, (1 - progress) / (1 - WARM_UP))
 
 
-class Checkpoint(nn.Module):
-    """What a training keeps in a file, every minute or less often, and at its end, to go on from.
-
-    Args:
-        path: of the file.
-        trained: its weights are kept.
-        run: a dataclass that says which training it is; the file of another one is refused.
-    """
-
-    def __init__(self, path: Path, trained: nn.Module, run: Any):
-        super().__init__()
-        self.path, self.trained, self.run = path, trained, run
-        self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
-
-    def load(self, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, float]:
-        """The steps that were made and the seconds that they took; 0 and 0 where there is no file.
-
-        Raises:
-            ValueError: the file is damaged, or of another run.
-        """
-        step = load_state(self.path, self, list(optimizers), self.run)
-        return step, self.seconds.item()
-
-    def save(self, optimizers: Sequence[torch.optim.Optimizer], step: int, seconds: float) -> None:
-        """Replaces the file.
-
-        Raises:
-            FloatingPointError: the weights are no longer finite; the file is left as it was.
-        """
-        if not all(torch.isfinite(weight).all() for weight in self.trained.parameters()):
-            raise FloatingPointError(f"step {step}: the weights are not finite; lower the learning rate")
-        self.seconds.fill_(seconds)
-        save_state(self.path, self, list(optimizers), step, self.run)
-
-
 def train(
     name: str,
     loss_of: Callable[..., Tensor],
@@ -140,8 +103,7 @@ def train(
     """
     peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     step, before_s = checkpoint.load(optimizers) if checkpoint else (0, 0.0)
-    done, recent = pace.progress(step, before_s), []
-    if done >= 1:
+    if pace.progress(step, before_s) >= 1:
         _require_enough(name, step, pace)  # starting again makes a run that was too short no longer
         return Trained(step, math.nan, before_s)
     batches = islice(batches, step, None)
@@ -151,33 +113,48 @@ def train(
     update = lambda batch: _update(loss_of, batch, optimizers, device)  # noqa: E731
     if recorded:
         update = recorded_update(update, first[0], optimizers, device)
-    saved, pause_s = time.monotonic(), SAVE_EVERY_S
-    started = saved - before_s
-    bar = tqdm(total=pace.steps, initial=step, desc=name, mininterval=5, leave=False)
-    with bar, Interrupts() as interrupts:
-        for batch in chain(first, batches):
-            _set_rates(optimizers, peaks, share_of_rate(done))
-            loss = update(batch)
-            recent, step = [*recent[1 - CHECK_EVERY :], loss], step + 1
-            bar.update()
-            now = time.monotonic()
-            done = pace.progress(step, now - started)
-            stop = done >= 1 or interrupts.pending
-            if stop or step % CHECK_EVERY == 0:
-                bar.set_postfix(loss=f"{_mean(name, step, recent):.3f}")
-            if checkpoint and (stop or now - saved > pause_s):
-                checkpoint.save(optimizers, step, now - started)
-                saved = time.monotonic()
-                pause_s = max(SAVE_EVERY_S, (saved - now) / SAVING)
-            if interrupts.pending:
-                raise KeyboardInterrupt
-            if stop:
-                break
-    _require_enough(name, step, pace)
-    loss, seconds = _mean(name, step, recent), time.monotonic() - started  # the loss is waited for
+    run = _Run(name, update, optimizers, peaks, pace, checkpoint)
+    trained = run.to_the_end(chain(first, batches), step, before_s)
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    return Trained(step, loss, seconds)
+    return trained
+
+
+@dataclass
+class _Run:
+    """What is compiled and ready to go: what every step needs, and the loop over steps."""
+
+    name: str
+    update: Callable[[Sequence[Any]], Tensor]
+    optimizers: Sequence[torch.optim.Optimizer]
+    peaks: list[list[float]]
+    pace: Pace
+    checkpoint: Checkpoint | None
+
+    def to_the_end(self, batches: Iterable[Sequence[Any]], step: int, before_s: float) -> Trained:
+        """From that step and so many seconds on; the clock starts here."""
+        started, recent = time.monotonic() - before_s, []
+        done = self.pace.progress(step, before_s)
+        bar = tqdm(total=self.pace.steps, initial=step, desc=self.name, mininterval=5, leave=False)
+        with bar, Interrupts() as interrupts:
+            for batch in batches:
+                _set_rates(self.optimizers, self.peaks, share_of_rate(done))
+                recent, step = [*recent[1 - CHECK_EVERY :], self.update(batch)], step + 1
+                bar.update()
+                seconds, interrupted = time.monotonic() - started, interrupts.pending
+                done = self.pace.progress(step, seconds)
+                stop = done >= 1 or interrupted
+                if stop or step % CHECK_EVERY == 0:
+                    bar.set_postfix(loss=f"{_mean(self.name, step, recent):.3f}")
+                if self.checkpoint:
+                    self.checkpoint.save_when_due(self.optimizers, step, seconds, at_once=stop)
+                if interrupted:
+                    raise KeyboardInterrupt
+                if stop:
+                    break
+        _require_enough(self.name, step, self.pace)
+        loss = _mean(self.name, step, recent)  # which is waited for
+        return Trained(step, loss, time.monotonic() - started)
 
 
 def _require_enough(name: str, step: int, pace: Pace) -> None:

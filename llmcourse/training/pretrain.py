@@ -7,13 +7,10 @@ A checkpoint holds weights, optimizer states and the step. Batches are a functio
 from __future__ import annotations
 
 import math
-import os
 import time
-import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from llmcourse.model import Decoder
+from llmcourse.training.checkpoint import SAVE_EVERY_S, load_state, save_state
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.optimizer import build_optimizers, set_rates
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokens import Domain, batch
 
-SAVE_EVERY_S = 60.0
 CHECK_EVERY = 50  # steps: looking at the loss makes the host wait for the GPU
 
 
@@ -58,64 +55,17 @@ def init_weights(model: Decoder, seed: int) -> None:
         parameter.data.copy_(values)
 
 
-def save_state(path: Path, model: nn.Module, optimizers: list, step: int, recipe: Any) -> None:
-    """Writes a checkpoint beside the old one and renames it, so that none is ever half-written.
-
-    Args:
-        recipe: a dataclass of numbers and text, by which a checkpoint of another run is told.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": model.state_dict(),
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        "step": step,
-        "recipe": asdict(recipe),
-    }
-    torch.save(state, path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
-
-
-def load_state(path: Path, model: nn.Module, optimizers: list, recipe: Any) -> int:
-    """Restores a checkpoint; returns the step to go on from, 0 when there is none.
-
-    Raises:
-        ValueError: the checkpoint is damaged, or of another recipe.
-    """
-    if not path.is_file():
-        return 0
-    state, ours = read_state(path, next(model.parameters()).device), asdict(recipe)
-    if state["recipe"] != ours:
-        theirs = state["recipe"]
-        changed = [f"{n} was {theirs.get(n)}, is {ours[n]}" for n in ours if theirs.get(n) != ours[n]]
-        raise ValueError(
-            f"{path} was made with another recipe ({'; '.join(changed)}); "
-            "remove it, or use another output folder"
-        )
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return state["step"]
-
-
-def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """A checkpoint's content, whose checksums hold.
-
-    Raises:
-        ValueError: the file is damaged, or something else.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:  # PyTorch itself checks no checksum
-            if damaged := archive.testzip():
-                raise ValueError(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location=device, weights_only=True)
-        if state.keys() != {"model", "optimizers", "step", "recipe"}:
-            raise ValueError("no checkpoint of this program")
-    except OSError:
-        raise
-    except Exception as error:  # damage shows in many ways: no zip, a cut pickle, missing entries
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged ({reason}); remove it to train from the start") from error
-    return state
+def update(
+    loss_of: Callable[[Tensor], Tensor], rows: Tensor, optimizers: Sequence[torch.optim.Optimizer]
+) -> Tensor:
+    """One forward and backward pass in bf16 (on a CPU as it is) and one update; the loss, on the device."""
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=rows.is_cuda):
+        loss = loss_of(rows)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
 
 
 def pretrain(
@@ -172,19 +122,13 @@ class _Run:
     world: int
 
     def step(self, index: int) -> Tensor:
-        """One forward and backward pass and one update; returns the loss, on the device."""
+        """`update` on the rows of a step, at its rates."""
         r = self.recipe
         weights = [r.weight(domain.name) for domain in self.domains]
         where = {"seed": r.seed, "rank": self.rank, "world": self.world}
         rows = batch(self.domains, weights, index, r.batch_size, r.sequence_length + 1, **where)
         set_rates(self.optimizers, index, r)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.loss_of(rows.to(self.device))
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return update(self.loss_of, rows.to(self.device), self.optimizers)
 
     def to_the_end(self, first: int, time_limit_s: float) -> bool:
         started = saved = time.monotonic()

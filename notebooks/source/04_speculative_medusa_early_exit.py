@@ -865,7 +865,7 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["prose"][0])
 #
 # **A classifier** answers once a text; no later token looks for its keys, and no vocabulary stands in the way. That is what the
 # slide's table is about. Here it is made again, with an encoder of twelve layers that was pre-trained on the course's
-# kinds of text (`llmcourse.training.encoder`), and fine-tuned for each row on each of three tasks: does this docstring belong to
+# kinds of text (`llmcourse.training.classifier`), and fine-tuned for each row on each of three tasks: does this docstring belong to
 # this function; does this paragraph follow that one; which of four poets wrote these lines. (In pairs the encoder is told which
 # tokens both texts have; what counting them reaches alone stands below the table.) *Half the layers* is a shallower model. DeeBERT
 # trains the exits after the model and asks for their entropy; PABEE trains all at once and asks for patience (a whole number:

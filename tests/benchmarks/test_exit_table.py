@@ -12,14 +12,15 @@ import exit_table
 import record
 
 from llmcourse.early_exit.classifier.methods import METHODS
-from llmcourse.training import encoder, exit_texts
-from tests.training.test_encoder import SMALL, arguments, source
+from llmcourse.training.classifier import __main__ as command
+from llmcourse.training.classifier import texts
+from tests.training.classifier.test_main import SMALL, arguments, source
 
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
-    monkeypatch.setattr(exit_texts, "standard_library", lambda: {f"{n}.py": source(n) for n in range(60)})
-    monkeypatch.setattr(encoder, "CPU", SMALL)
+    monkeypatch.setattr(texts, "standard_library", lambda: {f"{n}.py": source(n) for n in range(60)})
+    monkeypatch.setattr(command, "CPU", SMALL)
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(exit_table, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(exit_table, "TIMED", 2)

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,8 +82,9 @@ def test_every_prompt_of_parity_is_another():
     assert found[:4] == PROMPTS and len({tuple(text) for text in found}) == 12
 
 
-def test_a_model_from_a_folder_goes_by_its_size(monkeypatch):
+def test_a_model_from_a_folder_goes_by_its_size_whoever_trained_it(monkeypatch):
     monkeypatch.undo()
-    model = tiny_decoder()
-    assert speculative.label("base", model) == "base"
-    assert speculative.label("somewhere/target", model) == "0 M, of train_target.py"
+    for count, size in ((411_300_000, "411.3 M parameters"), (2_450_000_000, "2450.0 M parameters")):
+        model = SimpleNamespace(num_parameters=count)
+        assert speculative.label("base", model) == "base"
+        assert speculative.label("somewhere/target", model) == size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from llmcourse.training import paced
+from llmcourse.training import checkpoint, paced
 from llmcourse.training.backbone import load_backbone, train
 from llmcourse.training.tokens import Domain
 from tests.training.tiny import tiny_recipe
@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch, steps: int, saving_s: float = 0.0, **more):
         clock[0] += saving_s
         saved.append(step)
 
-    monkeypatch.setattr(paced, "save_state", save_state)
+    monkeypatch.setattr(checkpoint, "save_state", save_state)
     monkeypatch.setattr(paced.time, "monotonic", lambda: clock[0])
     recipe = tiny_recipe(steps=steps, mix={"counted": 1.0})
     end = train(recipe, [COUNTED], loss, [optimizer], loss, tmp_path / "x.pt", device=CPU, **more)

@@ -9,7 +9,6 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import nn
 
 from llmcourse import pretrained
 from llmcourse.blockwise import AdapterConfig, BlockDecoder, denoising_loss, first_pass_loss, load_adapters
@@ -17,7 +16,7 @@ from llmcourse.model import Decoder
 from llmcourse.training import blocks
 from llmcourse.training.blocks import BlockRecipe, held_out_losses, main, train_adapters
 from llmcourse.training.evaluate import HeldOut
-from llmcourse.training.paced import LEAST_STEPS, Checkpoint
+from llmcourse.training.paced import LEAST_STEPS
 from llmcourse.training.pretrain import init_weights
 from llmcourse.training.tokens import Domain
 from tests.training.tiny import tiny_config
@@ -123,16 +122,6 @@ class TestGoingOn:
         smaller = BlockDecoder(fresh().backbone, AdapterConfig(rank=4, alpha=8, num_masks=4))
         with pytest.raises(ValueError, match=r"made with another recipe \(adapters was .*'rank': 8"):
             train_adapters(smaller, [PATTERN], self.RECIPE, state_path=path)
-
-    def test_weights_that_are_no_numbers_are_not_kept(self, tmp_path):
-        model = fresh()
-        checkpoint = Checkpoint(tmp_path / "x.pt", nn.ParameterList(model.adapters().values()), RECIPE)
-        checkpoint.trained[0].data.fill_(math.nan)
-        with pytest.raises(
-            FloatingPointError, match="step 3: the weights are not finite; lower the learning"
-        ):
-            checkpoint.save([], 3, 1.0)
-        assert not (tmp_path / "x.pt").exists()
 
 
 def test_a_loss_that_is_no_number_ends_the_run():

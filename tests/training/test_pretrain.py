@@ -10,7 +10,7 @@ import torch
 
 from llmcourse.model import Decoder
 from llmcourse.training import pretrain as loop
-from llmcourse.training.pretrain import NextTokenLoss, init_weights, load_state, pretrain
+from llmcourse.training.pretrain import NextTokenLoss, init_weights, pretrain
 from llmcourse.training.tokens import Domain
 from tests.training.tiny import interrupted_at, tiny_config, tiny_recipe
 
@@ -202,9 +202,6 @@ class TestCheckpoint:
             run = loop._Run(recipe(), [PATTERN], model, [], model, path, CPU, rank, world=2)
             run.save(3)
             assert path.exists() is written
-
-    def test_none_is_a_start_from_step_zero(self, path):
-        assert load_state(path, Decoder(recipe().model), [], recipe()) == 0
 
 
 def not_finite_from(number: int, value: float = math.nan):

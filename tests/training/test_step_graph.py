@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from llmcourse.early_exit.classifier.methods import METHODS
-from llmcourse.training import masked, paced
-from llmcourse.training.exit_setting import Setting
-from llmcourse.training.fine_tune import Tuning, fine_tune, start
-from llmcourse.training.masked import hide
+from llmcourse.training import paced
+from llmcourse.training.classifier import masked
+from llmcourse.training.classifier.fine_tune import Tuning, fine_tune, start
+from llmcourse.training.classifier.masked import hide
+from llmcourse.training.classifier.next_passage import GAP, pair_rows
+from llmcourse.training.classifier.setting import Setting
 from llmcourse.training.muon import BatchedMuon
-from llmcourse.training.next_passage import GAP, pair_rows
 from llmcourse.training.paced import Pace, train
 from llmcourse.training.step_graph import recorded_update
 from tests.early_exit.classifier.tiny import SIZE, VOCAB, tiny_data, tiny_encoder

@@ -5,10 +5,11 @@ tasks       three tasks from real text, split by document
 encoded     a side of a task as token rows
 exits       a classifier that reads a state after each layer, and may stop there
 methods     full, half the layers, DeeBERT, PABEE, past and future
-thresholds  the rule that fits a budget of layers
+taken       which exit a rule takes
+equal_speed the rule that brings a method to a speed, so that all are compared at one
 overlap     what counting the words that two texts share reaches
 table       score and both speed-ups, and how sure a difference is
 recorded    what the exits said, read back: any speed can be tried
 
-`llmcourse.training.encoder` trains it all.
+`llmcourse.training.classifier` trains it all.
 """

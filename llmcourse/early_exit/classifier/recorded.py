@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llmcourse.decoding.errors import require_number
 from llmcourse.early_exit.classifier.methods import METHODS, Method
-from llmcourse.early_exit.classifier.thresholds import Rule, exits_taken, mean_layers
+from llmcourse.early_exit.classifier.taken import Rule, exits_taken, mean_layers
 
 DAMAGED = (KeyError, TypeError, ValueError, OverflowError, RecursionError, EOFError, lzma.LZMAError)
 

@@ -23,7 +23,7 @@ from llmcourse.decoding.errors import require, require_integer
 from llmcourse.early_exit.classifier.encoded import Encoded, exit_logits
 from llmcourse.early_exit.classifier.exits import ExitClassifier
 from llmcourse.early_exit.classifier.methods import Method
-from llmcourse.early_exit.classifier.thresholds import Rule, exits_taken, mean_layers, rule_of
+from llmcourse.early_exit.classifier.taken import Rule, exits_taken, mean_layers, rule_of
 from llmcourse.early_exit.rules import ExitRule
 from llmcourse.timing import synchronize
 

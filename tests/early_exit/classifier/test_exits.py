@@ -12,7 +12,7 @@ from llmcourse.early_exit.classifier.methods.past_future import (
     imitation_loss,
     past_future_loss,
 )
-from llmcourse.early_exit.classifier.thresholds import exits_taken
+from llmcourse.early_exit.classifier.taken import exits_taken
 from llmcourse.early_exit.rules import EntropyRule, PatienceRule, entropy
 from tests.early_exit.classifier.tiny import LAYERS, SIZE, VOCAB, tiny_encoder, tiny_rows
 

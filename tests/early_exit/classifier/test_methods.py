@@ -8,7 +8,7 @@ from llmcourse.early_exit.classifier.encoded import exit_logits
 from llmcourse.early_exit.classifier.methods import DEEBERT, FULL, HALF_DEPTH, METHODS, PABEE, PAST_FUTURE
 from llmcourse.early_exit.classifier.methods.half_depth import first_half
 from llmcourse.early_exit.classifier.methods.method import exit_losses, last_exit_loss, weighted_by_depth
-from llmcourse.training.fine_tune import Tuning, fine_tune, start
+from llmcourse.training.classifier.fine_tune import Tuning, fine_tune, start
 from tests.early_exit.classifier.tiny import LAYERS, tiny_data, tiny_encoder, tiny_rows
 
 TUNING = Tuning(batch_size=32, lr=5e-3, hidden=0.0)

@@ -11,8 +11,8 @@ from llmcourse.early_exit.classifier.encoder import PAD, SEPARATOR, START
 from llmcourse.early_exit.classifier.exits import Answer, ExitClassifier
 from llmcourse.early_exit.classifier.methods import DEEBERT, FULL, METHODS, PABEE
 from llmcourse.early_exit.classifier.table import Result, as_text, difference, evaluate, seconds
+from llmcourse.early_exit.classifier.taken import MixedRule
 from llmcourse.early_exit.classifier.tasks import SIDES, Example, Task
-from llmcourse.early_exit.classifier.thresholds import MixedRule
 from llmcourse.early_exit.rules import PatienceRule
 from llmcourse.tokenizer import Tokenizer
 from tests.early_exit.classifier.tiny import tiny_data, tiny_encoder

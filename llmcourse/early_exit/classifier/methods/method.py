@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from llmcourse.decoding.errors import require
 from llmcourse.early_exit.classifier.encoder import Encoder
+from llmcourse.early_exit.classifier.equal_speed import choose_rule
 from llmcourse.early_exit.classifier.exits import ExitClassifier
-from llmcourse.early_exit.classifier.thresholds import Rule, choose_rule
+from llmcourse.early_exit.classifier.taken import Rule
 from llmcourse.early_exit.rules import EntropyRule, ExitRule, PatienceRule, entropy
 
 NUM_THRESHOLDS = 100

@@ -2,7 +2,7 @@
 
 The loss is Σ_i i L_i / Σ_i i over the exits' cross-entropies L_i (Zhou et al. 2020). At inference a text
 leaves when its answer has stayed the same for `patience` more exits. Where no patience meets a budget of
-layers, the table lets some texts be more patient than others by one (`thresholds.mix_rules`): that is ours,
+layers, the table lets some texts be more patient than others by one (`equal_speed.mix_rules`): that is ours,
 as is a pooler for each exit.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llmcourse.early_exit.classifier.equal_speed import mix_rules
 from llmcourse.early_exit.classifier.exits import ExitClassifier
 from llmcourse.early_exit.classifier.methods.deebert import build_deebert
 from llmcourse.early_exit.classifier.methods.method import (
@@ -21,7 +22,6 @@ from llmcourse.early_exit.classifier.methods.method import (
     patience_rules,
     weighted_by_depth,
 )
-from llmcourse.early_exit.classifier.thresholds import mix_rules
 
 
 def joint_loss(

@@ -1,6 +1,6 @@
-"""`python -m llmcourse.training.encoder`: a small encoder for the table of early exit, from text to table.
+"""`python -m llmcourse.training.classifier`: a small encoder for the table of early exit, from text to table.
 
-    python -m llmcourse.training.encoder --text prose=prose.txt --blocks poetry=poems.txt \\
+    python -m llmcourse.training.classifier --text prose=prose.txt --blocks poetry=poems.txt \\
         --python code=installed --out FOLDER [--minutes 8]
 
 The encoder learns to fill in masked tokens and which passages follow each other (`masked`), then every method
@@ -35,15 +35,15 @@ from llmcourse.arguments import Parser
 from llmcourse.early_exit.classifier import table
 from llmcourse.early_exit.classifier.methods import METHODS
 from llmcourse.hardware import default_device, this_machine
-from llmcourse.training.exit_run import Run
-from llmcourse.training.exit_setting import CPU, Setting
-from llmcourse.training.exit_texts import TASKS
-from llmcourse.training.fine_tune import Tuning
+from llmcourse.training.classifier.fine_tune import Tuning
+from llmcourse.training.classifier.run import Run
+from llmcourse.training.classifier.setting import CPU, Setting
+from llmcourse.training.classifier.texts import TASKS
 from llmcourse.training.options import add_sources, exit_code, minutes, sources_of
 
 
 def parser() -> Parser:
-    result = Parser(prog="python -m llmcourse.training.encoder", description=__doc__.split("\n")[0])
+    result = Parser(prog="python -m llmcourse.training.classifier", description=__doc__.split("\n")[0])
     add_sources(result)
     result.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of those with text")
     result.add_argument("--encoder-only", action="store_true", help="pre-train, and stop there")

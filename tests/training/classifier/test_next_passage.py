@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmcourse.early_exit.classifier.encoder import SEPARATOR, START
-from llmcourse.training.next_passage import GAP, follows_loss, pair_rows
+from llmcourse.training.classifier.next_passage import GAP, follows_loss, pair_rows
 
 LENGTH = 24
 KINDS = (5, 3)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from llmcourse import pretrained
 from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, START, Encoder, encoder_shape
-from llmcourse.training.exit_setting import Setting
+from llmcourse.training.classifier.next_passage import GAP, follows_loss, pair_rows
+from llmcourse.training.classifier.setting import Setting
 from llmcourse.training.muon import BatchedMuon
-from llmcourse.training.next_passage import GAP, follows_loss, pair_rows
 from llmcourse.training.paced import Pace, autocast, train
 from llmcourse.training.tokenizer import load_tokenizer
 from llmcourse.training.tokens import Domain, batch, encode_documents, shares
@@ -152,7 +152,9 @@ def _right(encoder: Encoder, head: nn.Linear, rows: Iterator[tuple[Tensor, ...]]
 
 
 def _domains(documents: Mapping[str, Sequence[str]], device: torch.device) -> list[Domain]:
+    """Their tokens; `<|pad|>` or `<|sep|>` in a text is text, as it is in fine-tuning (`encode_plain`)."""
     tokenizer = load_tokenizer(pretrained.find_checkpoint("draft") / "tokenizer.json")
+    tokenizer.encode_special_tokens = True
     domains = []
     for kind, texts in documents.items():
         array = encode_documents(tokenizer, texts, START, kind)

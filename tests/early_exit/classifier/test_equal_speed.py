@@ -1,41 +1,14 @@
-"""Which exit a rule takes, and the rule for a budget."""
+"""The rule for a budget of layers, alone or of two."""
 
 import pytest
 import torch
 
+from llmcourse.early_exit.classifier.equal_speed import choose_rule, mix_rules
 from llmcourse.early_exit.classifier.methods.method import entropy_rules, patience_rules
-from llmcourse.early_exit.classifier.thresholds import (
-    MixedRule,
-    choose_rule,
-    exits_taken,
-    mean_layers,
-    mix_rules,
-    rule_of,
-)
+from llmcourse.early_exit.classifier.taken import exits_taken, mean_layers, rule_of
 from llmcourse.early_exit.rules import EntropyRule, PatienceRule
 
-SURE, UNSURE, OTHER = [9.0, 0.0], [0.1, 0.0], [0.0, 0.1]
-
-
-def logits(*texts):
-    return torch.tensor(texts)
-
-
-def test_the_first_exit_that_is_sure():
-    found = logits([SURE, SURE, SURE], [UNSURE, SURE, UNSURE], [UNSURE, OTHER, SURE], [OTHER] * 3)
-    assert exits_taken(found, EntropyRule(0.1)).tolist() == [0, 1, 2, 2]
-    assert exits_taken(found, EntropyRule(0)).tolist() == [2] * 4
-    assert exits_taken(found, None).tolist() == [2] * 4
-
-
-def test_the_first_exit_where_enough_agree():
-    found = logits([SURE, SURE, OTHER], [UNSURE, OTHER, OTHER], [SURE, OTHER, UNSURE])
-    assert exits_taken(found, PatienceRule(1)).tolist() == [1, 2, 2]
-    assert exits_taken(found, PatienceRule(2)).tolist() == [2, 2, 2]
-
-
-def test_layers_on_average():
-    assert mean_layers(torch.tensor([0, 1, 1, 2]), (2, 4, 12)) == 5.5
+SURE = [9.0, 0.0]
 
 
 @pytest.fixture
@@ -73,15 +46,6 @@ class TestMixture:
             assert alone[0] == taken[number]
         assert {rule_of(rule, number) for number in range(150)} == {rule.quick, rule.slow}
 
-    def test_shares(self):
-        """Of 2,000 texts 600 are expected to get the slow rule, deviation 20; five of these are far."""
-        rule = MixedRule(PatienceRule(1), PatienceRule(2), 0.3)
-        slow = [rule_of(rule, number) is rule.slow for number in range(2000)]
-        assert abs(sum(slow) - 600) < 100
-        other = MixedRule(PatienceRule(1), PatienceRule(2), 0.3, seed=1)
-        assert slow != [rule_of(other, number) is other.slow for number in range(2000)]
-        assert rule_of(None, 0) is None and rule_of(EntropyRule(0), 5) == EntropyRule(0)
-
     def test_a_rule_that_meets_it_or_a_budget_beyond_all_needs_no_mixture(self, many):
         exits = tuple(range(1, 13))
         mean = mean_layers(exits_taken(many, PatienceRule(2)), exits)
@@ -89,14 +53,9 @@ class TestMixture:
         assert mix_rules(patience_rules(many), many, exits, 1) == PatienceRule(1)
         assert mix_rules([PatienceRule(1)], many, exits, 9) == PatienceRule(1)
 
-    @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-    def test_what_is_no_share(self, share):
-        with pytest.raises(ValueError, match=r"share must be in \[0, 1\]"):
-            MixedRule(PatienceRule(1), PatienceRule(2), share)
-
 
 def test_of_two_as_near_the_stricter():
-    found = logits(*[[SURE, SURE, SURE]] * 2)
+    found = torch.tensor([[SURE, SURE, SURE]] * 2)
     assert choose_rule([EntropyRule(1), EntropyRule(0)], found, (1, 2, 3), 2) == EntropyRule(0)
 
 

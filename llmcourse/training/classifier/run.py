@@ -29,11 +29,11 @@ from llmcourse.early_exit.classifier.methods import METHODS, Method
 from llmcourse.early_exit.classifier.overlap import word_overlap_score
 from llmcourse.early_exit.classifier.tasks import Side, Task
 from llmcourse.hardware import default_device
-from llmcourse.training.exit_setting import Setting
-from llmcourse.training.exit_texts import TASKS, Texts
+from llmcourse.training.classifier.fine_tune import fine_tune, start
+from llmcourse.training.classifier.masked import pretrain
+from llmcourse.training.classifier.setting import Setting
+from llmcourse.training.classifier.texts import TASKS, Texts
 from llmcourse.training.family import read_note, write_whole
-from llmcourse.training.fine_tune import fine_tune, start
-from llmcourse.training.masked import pretrain
 from llmcourse.training.paced import Pace
 from llmcourse.training.text import Source
 

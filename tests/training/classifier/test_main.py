@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from llmcourse.early_exit.classifier.methods import METHODS
 from llmcourse.early_exit.classifier.tasks import SIDES, author_task, following_task, side_of
-from llmcourse.training import encoder as command
-from llmcourse.training import exit_run, exit_texts
-from llmcourse.training.encoder import main, parser, run_of
-from llmcourse.training.exit_setting import Setting
-from llmcourse.training.fine_tune import Tuning
+from llmcourse.training.classifier import __main__ as command
+from llmcourse.training.classifier import run as exit_run
+from llmcourse.training.classifier import texts as exit_texts
+from llmcourse.training.classifier.__main__ import main, parser, run_of
+from llmcourse.training.classifier.fine_tune import Tuning
+from llmcourse.training.classifier.setting import Setting
 from llmcourse.training.text import Source
 
 SMALL = Setting(

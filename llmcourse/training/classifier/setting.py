@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from llmcourse.decoding.errors import require, require_integer
-from llmcourse.training.fine_tune import Tuning
+from llmcourse.training.classifier.fine_tune import Tuning
 
 
 @dataclass(frozen=True)
