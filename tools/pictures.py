@@ -14,7 +14,7 @@ COLOURS = 256
 
 
 def smaller(png: str) -> str:
-    """A PNG in base64 with at most `COLOURS` colours; as it was if that saves nothing, or it is see-through."""
+    """A PNG in base64 with at most `COLOURS` colours; as it was if that saves nothing, or see-through."""
     found = Image.open(io.BytesIO(base64.b64decode(png)))
     if found.mode != "RGB" and not (found.mode == "RGBA" and found.getextrema()[3] == (255, 255)):
         return png

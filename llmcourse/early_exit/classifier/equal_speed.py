@@ -18,8 +18,18 @@ from llmcourse.early_exit.classifier.taken import MixedRule, Rule, drawn, exits_
 from llmcourse.early_exit.rules import ExitRule
 
 
+def layers_of(rules: Sequence[ExitRule], logits: Float[Tensor, "N E K"], exits: Sequence[int]) -> list[float]:
+    """The mean number of layers that each rule runs; as in `choose_rule`."""
+    return [mean_layers(exits_taken(logits, rule), exits) for rule in rules]
+
+
 def choose_rule(
-    rules: Sequence[ExitRule], logits: Float[Tensor, "N E K"], exits: Sequence[int], layers: int | float
+    rules: Sequence[ExitRule],
+    logits: Float[Tensor, "N E K"],
+    exits: Sequence[int],
+    layers: int | float,
+    *,
+    means: Sequence[float] | None = None,
 ) -> ExitRule:
     """The rule whose mean number of layers is nearest to a budget; the stricter one of two.
 
@@ -28,11 +38,13 @@ def choose_rule(
         logits: of validation data; never of the test's.
         exits: after which layers they are.
         layers: the budget, from 1 to the last exit's.
+        means: `layers_of` these rules, where several budgets are asked for; None finds them.
 
     Raises:
         ValueError: no rules, or a budget out of its range.
     """
-    means = _means(rules, logits, exits, layers)
+    _check(rules, exits, layers)
+    means = layers_of(rules, logits, exits) if means is None else means
     distances = [(abs(mean - layers), -mean) for mean in means]
     return rules[distances.index(min(distances))]
 
@@ -43,12 +55,13 @@ def mix_rules(
     exits: Sequence[int],
     layers: int | float,
     *,
+    means: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Rule:
     """The two rules next to a budget, mixed so that the mean meets it but for the layers of one text.
 
     Args:
-        rules, logits, exits, layers: as in `choose_rule`.
+        rules, logits, exits, layers, means: as in `choose_rule`.
         seed: of which text gets which.
 
     Returns:
@@ -57,11 +70,12 @@ def mix_rules(
     Raises:
         ValueError: as `choose_rule`.
     """
-    means = _means(rules, logits, exits, layers)
+    _check(rules, exits, layers)
+    means = layers_of(rules, logits, exits) if means is None else means
     below = [place for place, mean in enumerate(means) if mean < layers]
     above = [place for place, mean in enumerate(means) if mean > layers]
     if not below or not above or len(below) + len(above) < len(rules):
-        return choose_rule(rules, logits, exits, layers)
+        return choose_rule(rules, logits, exits, layers, means=means)
     quick = rules[max(below, key=means.__getitem__)]
     slow = rules[min(above, key=means.__getitem__)]
     after = torch.tensor(exits, dtype=torch.float64)
@@ -75,11 +89,7 @@ def mix_rules(
     return MixedRule(quick, slow, (edges[count] + edges[count + 1]).item() / 2, seed)
 
 
-def _means(
-    rules: Sequence[ExitRule], logits: Tensor, exits: Sequence[int], layers: int | float
-) -> list[float]:
-    """Layers of each rule, after the arguments were checked."""
+def _check(rules: Sequence[ExitRule], exits: Sequence[int], layers: int | float) -> None:
     require(len(rules) > 0, "rules", "one or more", 0, "give thresholds to choose from")
     inside = lambda number: 1 <= number <= exits[-1]  # noqa: E731
     require_number(inside, "layers", f"in [1, {exits[-1]}]", layers, "half of them is 2x")
-    return [mean_layers(exits_taken(logits, rule), exits) for rule in rules]

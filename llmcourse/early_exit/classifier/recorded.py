@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import require_number
+from llmcourse.early_exit.classifier.equal_speed import layers_of
 from llmcourse.early_exit.classifier.methods import METHODS, Method
 from llmcourse.early_exit.classifier.taken import Rule, exits_taken, mean_layers
 
@@ -125,21 +126,31 @@ def at_speed(recorded: Recorded, speed_up: int | float) -> Reached:
     Raises:
         ValueError: a speed-up out of its range.
     """
-    inside = lambda x: 1 <= x <= recorded.depth  # noqa: E731
-    require_number(inside, "speed_up", f"in [1, {recorded.depth}]", speed_up, "2 runs half of the layers")
-    method, seen = recorded.method, recorded.validation
-    if method.rules is None:
-        return reached(recorded, None)
-    budget = min(recorded.depth / speed_up, recorded.exits[-1])
-    return reached(recorded, method.choose(method.rules(seen), seen, recorded.exits, budget))
+    (point,) = _at_speeds(recorded, [speed_up])
+    return point
 
 
 def trade_off(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reached]:
     """What is reached at each speed-up, in ascending order; one point for a method without a choice."""
-    if recorded.method.rules is None:
-        return [reached(recorded, None)]
-    found = {at_speed(recorded, speed_up) for speed_up in speed_ups}
+    found = set(_at_speeds(recorded, speed_ups))
     return sorted(found, key=lambda point: (point.speed_up, -point.score))
+
+
+def _at_speeds(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reached]:
+    """A point for each, by rules that are asked about the validation data once."""
+    inside = lambda x: 1 <= x <= recorded.depth  # noqa: E731
+    for speed_up in speed_ups:
+        allowed = f"in [1, {recorded.depth}]"
+        require_number(inside, "speed_up", allowed, speed_up, "2 runs half of the layers")
+    method, seen, exits = recorded.method, recorded.validation, recorded.exits
+    if method.rules is None:
+        return [reached(recorded, None)] * len(speed_ups)
+    rules = method.rules(seen)
+    means = layers_of(rules, seen, exits)
+    budgets = [min(recorded.depth / speed_up, exits[-1]) for speed_up in speed_ups]
+    chosen = [method.choose(rules, seen, exits, budget, means=means) for budget in budgets]
+    points = {rule: reached(recorded, rule) for rule in set(chosen)}
+    return [points[rule] for rule in chosen]
 
 
 def always_at_one(recorded: Recorded) -> list[Reached]:

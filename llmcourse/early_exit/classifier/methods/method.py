@@ -45,7 +45,7 @@ class Method:
         stages: trainings, one after the other.
         rules: from the logits of all exits on validation data to the rules to choose from; None where
             nothing is chosen: all layers run.
-        choose: one of them, or a mixture, for a budget of layers.
+        choose: one of them, or a mixture, for a budget of layers; called as `choose_rule`.
         after: another method whose trained classifier this one starts from, None for a fresh one.
         adopt: takes over what it needs of that: `adopt(own, other)`.
     """
@@ -55,7 +55,7 @@ class Method:
     build: Callable[[Encoder, int], ExitClassifier]
     stages: tuple[Stage, ...]
     rules: Callable[[Tensor], Sequence[ExitRule]] | None = None
-    choose: Callable[[Sequence[ExitRule], Tensor, Sequence[int], float], Rule] = choose_rule
+    choose: Callable[..., Rule] = choose_rule
     after: str | None = None
     adopt: Callable[[ExitClassifier, ExitClassifier], None] | None = None
 
