@@ -3,7 +3,8 @@
 Passes go down, places to the right. A dark cell is written in that pass, a pale one stood before, and the
 tokens of the pass shown are named above their columns. Token by token the dark cells go down a diagonal;
 block by block they are stairs; all at once, a line. To the right all settings of the same text: what the
-backbone thinks of the text, against tokens of a forward pass.
+backbone thinks of the text, against tokens of a forward pass. A line there joins those of as many passes a
+block, the paler the more.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from llmcourse.figures import style as look
-from llmcourse.figures.block_filling import Dial, Filling, TextState
+from llmcourse.figures.block_filling import Dial, Filling, TextState, powers_of_two
 from llmcourse.figures.fonts import readable
 
 HEIGHT, MAP_TOP, MAP_HEIGHT = 4.75, 1.58, 2.72  # inches
 MAP_LEFT, MAP_WIDTH = 0.56, 4.95
 MOST_LABELS = 40
 LETTERS = 10
+SHADES, DARKEST, PALEST = colormaps["Blues"], 0.95, 0.35  # of the numbers of passes
 NEW, STANDS, NOT_YET = to_rgb("#1b5587"), to_rgb("#c3d9ec"), to_rgb(look.PAPER)
 
 
@@ -40,7 +43,7 @@ class FillingPlot:
             self.title, self.subtitle = look.heading(self.figure, " ", " ")
             self._make_map()
             self._make_dial()
-        changing = (self._image, self._edges, self._line, *self._labels, self._points, self._here)
+        changing = (self._image, self._edges, self._line, *self._labels, *self._points.values(), self._here)
         self.figure.moving = [*changing, self.title, self.subtitle, self._here_name]
 
     def _make_map(self) -> None:
@@ -75,13 +78,20 @@ class FillingPlot:
         self.dial.tick_params(labelsize=9)
         self.dial.grid(axis="y", color="#eceff2", linewidth=0.8)
         look.fix_label(self.dial)
-        self._points = self.dial.plot([], [], "o", color=look.KEPT, markersize=4, linestyle="none")[0]
+        self._points = {passes: self._line_of(passes) for passes in powers_of_two(self.length)}
         here = {"markersize": 10, "markeredgewidth": 2.2, "linestyle": "none", "markerfacecolor": "none"}
         self._here = self.dial.plot([], [], "o", markeredgecolor=look.ACCENT, **here)[0]
         above = {"transform": self.dial.transAxes, "va": "bottom"}
         self.dial.text(0, 1.17, "loss under the backbone", weight="bold", size=10.5, **above)
-        self.dial.text(0, 1.10, "nats a token, for every setting", size=9, color=look.MUTED, **above)
+        told = "nats a token; paler: more passes"
+        self.dial.text(0, 1.10, told, size=9, color=look.MUTED, **above)
         self._here_name = self.dial.text(0, 1.03, "", size=9, color=look.ACCENT, **above)
+
+    def _line_of(self, passes: int):
+        """Of the settings with so many passes over a block, still empty."""
+        share = passes.bit_length() / self.length.bit_length()
+        color = SHADES(DARKEST + (PALEST - DARKEST) * share)
+        return self.dial.plot([], [], color=color, marker="o", markersize=4, linewidth=1.2)[0]
 
     def update(
         self,
@@ -106,8 +116,10 @@ class FillingPlot:
             self._draw_map(filling, at)
             for place, text in enumerate(self._labels):
                 _write(text, state, place, label)
-            losses = [(one.tokens_per_pass, one.nats_per_token) for one in fillings.values()]
-            self._points.set_data(*zip(*losses, strict=True))
+            for passes, line in self._points.items():
+                same = [one for one in fillings.values() if one.passes == passes]
+                places = sorted((one.tokens_per_pass, one.nats_per_token) for one in same)
+                line.set_data([x for x, _ in places], [y for _, y in places])
             self._here.set_data([filling.tokens_per_pass], [filling.nats_per_token])
             self._here_name.set_text(
                 f"◯ {filling.nats_per_token:.2f}, different pairs {filling.distinct_2:.2f}"

@@ -56,7 +56,9 @@ def test_tokens_of_the_pass_are_named_and_new_ones_bold():
 def test_every_setting_is_a_point_and_the_one_shown_has_a_ring():
     plot = FillingPlot(4)
     plot.update(FILLINGS, (2, 1), 1, LABELS.get)
-    assert sorted(map(tuple, plot._points.get_xydata())) == [(1, 1.5), (2, 2.5), (4, 4.0)]
+    lines = {passes: line.get_xydata().tolist() for passes, line in plot._points.items()}
+    assert lines == {1: [[1, 1.5], [2, 2.5], [4, 4.0]], 2: [], 4: []}
+    assert len({line.get_color() for line in plot._points.values()}) == 3
     assert plot._here.get_xydata().tolist() == [[2, 2.5]]
     assert plot.dial.get_ylim()[1] > 4
 

@@ -134,7 +134,7 @@ class CandidateTreeViewer(v.PromptView):
         self._assemble(settings, v.row(self.step, self.play, self.back, self.forward))
         self.refresh()
         if self.trace is not None:
-            self.step.value = longest_branch(self.trace)
+            self.step.value = longest_branch(self.trace) + 1
 
     def _make_settings(self, tree: str, temperature: int | float, accepts: str) -> None:
         self.tree = v.dropdown("tree", list(self.trees), tree, "230px")
@@ -146,9 +146,9 @@ class CandidateTreeViewer(v.PromptView):
             control.observe(lambda _: self.refresh(), "value")
 
     def _make_steps(self) -> None:
-        self.step = v.int_slider("step", 0, 0, 10_000, "a pass of the backbone, which reads a whole tree")
+        self.step = v.int_slider("step", 1, 1, 10_000, "a pass of the backbone, which reads a whole tree")
         self.step.layout.width = "420px"
-        self.play = Play(min=0, max=10_000, interval=1200, show_repeat=False, description="play")
+        self.play = Play(min=1, max=10_000, interval=1200, show_repeat=False, description="play")
         self.back = v.button("Back", "one step back", "step-backward")
         self.forward = v.button("Step", "one step on", "step-forward", "primary")
         self.back.on_click(lambda _: self.go(-1))
@@ -179,13 +179,13 @@ class CandidateTreeViewer(v.PromptView):
             self.complain(str(error))
             return
         self.trace = self.traces[inputs]
-        last = len(self.trace.steps) - 1
-        at = min(self.step.value, last)
+        last = len(self.trace.steps)
+        step = min(self.step.value, last)  # counted from 1
         self.step.max = self.play.max = last  # a shorter trace takes the slider along, which refreshes
-        self.back.disabled, self.forward.disabled = at == 0, at == last
+        self.back.disabled, self.forward.disabled = step == 1, step == last
         title = f"Medusa on {self.ready.name}, {inputs.tree}, after “{v.end_of(inputs.prompt, 16)}”"
-        words = strip_html(candidate_text(self.trace, at), font=False, keys=("accepted", "own"))
-        self.show(self.plots[inputs.tree].update(self.trace, at, title), words)
+        words = strip_html(candidate_text(self.trace, step - 1), font=False, keys=("accepted", "own"))
+        self.show(self.plots[inputs.tree].update(self.trace, step - 1, title), words)
 
 
 def _named(trees: MedusaTree | Mapping[str, MedusaTree] | None, heads: MedusaHeads) -> dict[str, MedusaTree]:

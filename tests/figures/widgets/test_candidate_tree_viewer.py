@@ -36,8 +36,8 @@ def viewer(models, heads):
 def test_it_starts_at_the_longest_branch(viewer):
     assert viewer.message == ""
     assert viewer.inputs == CandidateInputs(PROMPT, "wide", max_new_tokens=6)
-    assert viewer.step.value == longest_branch(viewer.trace)
-    assert viewer.step.max == viewer.play.max == len(viewer.trace.steps) - 1
+    assert viewer.step.value == longest_branch(viewer.trace) + 1
+    assert viewer.step.max == viewer.play.max == len(viewer.trace.steps)
     assert viewer.picture.alt.startswith("Medusa on base, wide, after “…ce upon a time”, step")
 
 
@@ -52,19 +52,19 @@ def test_without_temperature_the_text_is_greedy(viewer, models):
 def test_steps_use_the_trace_that_was_made(viewer, monkeypatch):
     monkeypatch.setattr(candidate_tree_viewer, "trace_candidates", None)  # would fail if it were asked
     pictures = set()
-    for step in (0, 1, 2):
+    for step in (1, 2, 3):
         viewer.step.value = step
-        assert f"step {step + 1} of" in viewer.picture.alt
+        assert f"step {step} of" in viewer.picture.alt
         pictures.add(bytes(viewer._image.value))
-    viewer.play.value = 1
-    assert viewer.step.value == 1 and len(pictures) == 3 and len(viewer.traces) == 1
+    viewer.play.value = 2
+    assert viewer.step.value == 2 and len(pictures) == 3 and len(viewer.traces) == 1
 
 
 def test_buttons_move_the_step_and_stop_at_the_ends(viewer):
-    viewer.step.value = 1
+    viewer.step.value = 2
     viewer.back.click()
     viewer.back.click()
-    assert viewer.step.value == 0 and viewer.back.disabled
+    assert viewer.step.value == 1 and viewer.back.disabled
     viewer.step.value = viewer.step.max
     viewer.forward.click()
     assert viewer.step.value == viewer.step.max and viewer.forward.disabled
