@@ -234,3 +234,25 @@ def test_agreement_goes_up_and_down():
         shares = [exit_threshold(entropies, favourites, [t], len(entropies))[2] for t in thresholds]
         up_and_down += shares != sorted(shares, reverse=True)
     assert up_and_down == len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (type("Both", (KeyError, ValueError), {}), "pass"),
+        (type("Own", (ValueError,), {}), "pass"),
+        (type("ValueError", (Exception,), {}), "fail"),
+        (LookupError, "fail"),
+    ],
+)
+def test_a_refusal_is_what_a_caller_would_catch_as_one(kind, status):
+    exercise = catalogue.find("04.exit_threshold")
+
+    def refuses(**given):
+        try:
+            return exit_threshold(**given)
+        except ValueError:
+            raise kind("none") from None
+
+    verdict = examine(exercise, 0, InProcess(refuses))
+    assert (verdict.status, verdict.check) == (status, "" if status == "pass" else "more than can be saved")
