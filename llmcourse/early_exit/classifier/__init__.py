@@ -7,6 +7,7 @@ exits       a classifier that reads a state after each layer, and may stop there
 methods     full, half the layers, DeeBERT, PABEE, past and future
 thresholds  the rule that fits a budget of layers
 overlap     what counting the words that two texts share reaches
+intervals   how sure a mean is whose examples come in few documents
 table       score and both speed-ups, and how sure a difference is
 recorded    what the exits said, read back: any speed can be tried
 
