@@ -33,6 +33,7 @@ from llmcourse.training.options import exit_code
 
 TIMED = 100  # texts of each task
 REPEATS = 5
+INTERVAL = "jackknife over documents, Student's t"
 DIGITS = 2  # of a logit in the raw file
 KEPT = 500  # texts of each side in it
 
@@ -64,6 +65,7 @@ def record_cells(run: Run, results: Sequence[Result]) -> None:
             speed_up_layers=rounded(result.speed_up),
             difference=[round(gap, 2), round(low, 2), round(high, 2)],
             interval_covers="test documents, one seed",
+            interval_by=INTERVAL,
             steps=result.steps,
             word_overlap=rounded(overlap.get(result.task)),
             rule=repr(result.rule),
@@ -103,6 +105,7 @@ def record_macro(run: Run, results: Sequence[Result]) -> None:
             device=run.device,
             past_future_ahead=[round(gap, 2), round(low, 2), round(high, 2)],
             interval_covers="test documents, one seed",
+            interval_by=INTERVAL,
             steps={result.task: result.steps for result in own},
         )
 

@@ -46,10 +46,16 @@ class Oracle:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a call gave no value; `message` is one line, made of printable characters."""
+    """Why a call gave no value.
+
+    Args:
+        message: one line, made of printable characters.
+        kinds: of what was raised: the names of Python's own exceptions that `except` takes it for.
+    """
 
     kind: FailureKind
     message: str = ""
+    kinds: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}" if self.message else self.kind

@@ -958,8 +958,9 @@ exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", be
 # nobody can lose: its curves cross and cross back, which is what noise looks like (of 500 texts one standard error is more than a
 # point; mind the panels' different scales). PABEE and the last row do not begin at the full model, for their layers were trained
 # otherwise. (One training each, with one seed; the table has all test texts, the figure the first 500 of each task. When this was
-# recorded, passages of one book and variants of one poem could lie on both sides of the split, which flatters all rows; the
-# program has since learnt to keep them together.)
+# recorded, passages of one book and variants of one poem could lie on both sides of the split, which flatters all rows; and the
+# intervals were drawn by a bootstrap, too narrow where a task has few books to test on. The program has since learnt to keep
+# together what belongs together, and to take Student's t for few documents.)
 #
 # And the clock is the other half of the truth. Half the layers come close to twice as fast. Those who ask after every layer
 # do not, for at this size a layer is a few dozen short operations, which Python launches one by one, an exit and its rule are

@@ -133,14 +133,22 @@ def refusing() -> Exercise:
     return exercise(cases=lambda rng: drawn, reference=root, comparison=Exact())
 
 
+NO = Failure("raised", "ValueError: no", ("ValueError",))
+BOTH, LOST = ("KeyError", "LookupError", "ValueError"), ("IndexError", "LookupError")
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (Answer(error=Failure("raised", "ValueError: no")), ""),
-        (Answer(error=Failure("raised", "ValueError")), ""),
-        (Answer(error=Failure("raised", "Orphan (a kind of ValueError): no")), ""),
+        (Answer(error=NO), ""),
+        (Answer(error=Failure("raised", "Both (a kind of KeyError and ValueError): no", BOTH)), ""),
+        (Answer(error=Failure("raised", "UnicodeError: no", ("UnicodeError", "ValueError"))), ""),
         (
-            Answer(error=Failure("raised", "Lost (a kind of IndexError): a kind of ValueError")),
+            Answer(error=Failure("raised", "ValueError (not Python's own): no")),
+            "below 0: got raised: ValueError (not Python's own): no, expected a ValueError",
+        ),
+        (
+            Answer(error=Failure("raised", "Lost (a kind of IndexError): a kind of ValueError", LOST)),
             "below 0: got raised: Lost (a kind of IndexError): a kind of ValueError, expected a ValueError",
         ),
         (
@@ -150,7 +158,7 @@ def refusing() -> Exercise:
         (Answer([1.0]), "below 0: got [1], expected a ValueError"),
         (Answer(None), "below 0: got None, expected a ValueError"),
         (
-            Answer(error=Failure("raised", "IndexError: far")),
+            Answer(error=Failure("raised", "IndexError: far", LOST)),
             "below 0: got raised: IndexError: far, expected a ValueError",
         ),
         (
@@ -158,11 +166,11 @@ def refusing() -> Exercise:
             "below 0: got raised: ValueErrors: mine, expected a ValueError",
         ),
         (
-            Answer(error=Failure("time limit", "ValueError")),
+            Answer(error=Failure("time limit", "ValueError", ("ValueError",))),
             "below 0: got time limit: ValueError, expected a ValueError",
         ),
         (
-            Answer(error=Failure("raised", "ValueError: no"), mutated=("x",)),
+            Answer(error=NO, mutated=("x",)),
             "below 0: x was changed before the ValueError; look first",
         ),
     ],
@@ -173,7 +181,7 @@ def test_what_is_not_to_be_answered_has_to_be_refused(answer, reason):
 
 
 def test_a_refusal_where_there_is_an_answer_is_wrong():
-    refusal = Answer(error=Failure("raised", "ValueError: no"))
+    refusal = Answer(error=NO)
     verdict = examine(refusing(), 0, answering(refusal))
     assert (verdict.status, verdict.check) == ("fail", "a square")
 

@@ -8,6 +8,7 @@ methods     full, half the layers, DeeBERT, PABEE, past and future
 taken       which exit a rule takes
 equal_speed the rule that brings a method to a speed, so that all are compared at one
 overlap     what counting the words that two texts share reaches
+intervals   how sure a mean is whose examples come in few documents
 table       score and both speed-ups, and how sure a difference is
 recorded    what the exits said, read back: any speed can be tried
 

@@ -22,13 +22,14 @@ from torch import Tensor
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.early_exit.classifier.encoded import Encoded, exit_logits
 from llmcourse.early_exit.classifier.exits import ExitClassifier
+from llmcourse.early_exit.classifier.intervals import mean_of, spread
 from llmcourse.early_exit.classifier.methods import Method
 from llmcourse.early_exit.classifier.taken import Rule, exits_taken, mean_layers, rule_of
 from llmcourse.early_exit.rules import ExitRule
 from llmcourse.timing import synchronize
 
 SPEED_UP = 2.0  # that thresholds are tuned for
-RESAMPLES = 2000
+LEVEL = 0.95  # of intervals
 
 
 @dataclass(frozen=True)
@@ -153,40 +154,37 @@ def _seconds(classifier: ExitClassifier, tokens: Tensor, rule: ExitRule | None) 
 
 
 def difference(
-    pairs: Sequence[tuple[Result, Result]], *, resamples: int = RESAMPLES, seed: int = 0, level: float = 0.95
+    pairs: Sequence[tuple[Result, Result]], *, level: float | int = LEVEL
 ) -> tuple[float, float, float]:
-    """First score minus second, the mean over tasks, and its bootstrapped interval (Efron 1979).
+    """First score minus second, the mean over tasks, and an interval that holds the truth so often.
 
-    Documents are drawn with replacement, not examples: those of one document are right or wrong together.
-    Both methods of a pair get the same draws. The interval covers the sampling of test documents only: every
-    cell is one training with one seed, and another seed would move the score as well. With a few dozen
-    documents it is somewhat too narrow, and the document that a wrong second text is from does not count.
+    Documents were drawn, not examples: those of one document are right or wrong together, and there may be
+    few of them; see `intervals`. The interval covers the sampling of test documents only: every cell is one
+    training with one seed, and another seed would move the score as well; and the document that a wrong
+    second text is from does not count. It ends at a hundred points, where differences do, and reaches that
+    far where a task has one document. Results that differ nowhere, or everywhere alike, give it no width.
 
     Args:
         pairs: of each task the results of the two methods; one for a single task, all for the macro average.
+        level: how often, in (0, 1).
 
     Returns:
         the difference, and the ends of the interval, in points.
 
     Raises:
-        ValueError: no pairs, or results of different tasks in one.
+        ValueError: no pairs, results of different tasks in one, or a level out of its range.
     """
     require(len(pairs) > 0, "pairs", "at least one", 0, "compare two results")
-    generator = torch.Generator().manual_seed(seed)
-    total, drawn = 0.0, torch.zeros(resamples, dtype=torch.float64)
+    gaps, spreads = [], []
     for first, second in pairs:
-        same = first.task == second.task and len(first.right) == len(second.right)
-        require(same, "pairs", "of one task each", f"{first.task}, {second.task}", "compare like with like")
+        same = first.task == second.task and torch.equal(first.documents, second.documents)
+        what = "of one task each, on the same documents"
+        require(same, "pairs", what, f"{first.task}, {second.task}", "compare like with like")
         gained = first.right.double() - second.right.double()
-        groups = int(first.documents.max()) + 1
-        sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, first.documents, gained)
-        sizes = torch.bincount(first.documents, minlength=groups).double()
-        chosen = torch.randint(groups, (resamples, groups), generator=generator)
-        drawn += sums[chosen].sum(1) / sizes[chosen].sum(1)
-        total += gained.mean().item()
-    ends = torch.quantile(drawn, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
-    low, high = (100 * end / len(pairs) for end in ends.tolist())
-    return 100 * total / len(pairs), low, high
+        gaps.append(gained.mean().item())
+        spreads.append(spread(gained, first.documents))
+    gap, half = statistics.fmean(gaps), mean_of(spreads).half_width(level)
+    return 100 * gap, 100 * max(gap - half, -1.0), 100 * min(gap + half, 1.0)
 
 
 def as_text(

@@ -56,7 +56,7 @@ class InProcess:
             return Failure("time limit", f"took more than {self.limit_s:g} s")
         code = getattr(self.function, "__code__", None)
         text, line = replay.shown(error, code.co_filename if code else "<")
-        return Failure("raised", clean(f"{text} (line {line})" if line else text))
+        return Failure("raised", clean(f"{text} (line {line})" if line else text), replay.kinds(error))
 
 
 def _objecting(oracle: Callable) -> Callable:

@@ -383,7 +383,7 @@ def _answer(reply: dict[str, Any], arguments: dict[str, Any]) -> Answer:
     kind, message = reply["failed"], reply.get("message")
     if kind not in REPORTED or type(message) is not str:
         _malformed("a failure that is none")
-    return replace(answer, error=Failure(kind, clean(message, MESSAGE)))
+    return replace(answer, error=Failure(kind, clean(message, MESSAGE), _names(reply, "kinds")))
 
 
 def _counts(reply: dict[str, Any]) -> dict[str, int]:

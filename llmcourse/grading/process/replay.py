@@ -23,9 +23,10 @@ MESSAGE = 500  # characters
 TIMING_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")  # what follows is Python
 FUTURES = sum({getattr(__future__, name).compiler_flag for name in __future__.all_feature_names})
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-# Of Python's own errors those that say what is wrong; a student may raise a class of theirs below one.
+# Of Python's own errors those that say what is wrong; a student may raise a class of theirs below some.
 KINDS = {kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)}
 KINDS -= {Exception}
+KIND_NAMES = {kind.__name__ for kind in KINDS}
 LAB_BUILDS_IT = "llmcourse.decoding is what this lab builds; answers cannot use it"
 
 
@@ -144,7 +145,7 @@ def describe(error: BaseException, filename: str = "<cell ") -> tuple[str, str, 
 def shown(error: BaseException, filename: str = "<cell ") -> tuple[str, int]:
     """An exception as `ValueError: why`, and the line of the student's code; see `describe`.
 
-    A class that is not Python's own is told with the first that is: `Orphan (a kind of ValueError): why`.
+    A class that is not Python's own is told with the nearest that are: `Orphan (a kind of ValueError): why`.
     """
     try:
         name, message, line = describe(error, filename)
@@ -154,9 +155,22 @@ def shown(error: BaseException, filename: str = "<cell ") -> tuple[str, int]:
     return (f"{name}: {message}" if message else name), line
 
 
+def kinds(error: BaseException) -> tuple[str, ...]:
+    """The names of Python's own exceptions that `except` takes it for, whatever its class is called."""
+    return tuple(sorted(kind.__name__ for kind in _above(type(error))))
+
+
+def _above(kind: type[BaseException]) -> set[type[Exception]]:
+    return {own for own in KINDS if issubclass(kind, own)}  # asks no method of the student's
+
+
 def _kind_of(kind: type[BaseException]) -> str:
-    first = next((base for base in kind.__mro__ if base in KINDS), kind)
-    return "" if first is kind else f" (a kind of {first.__name__})"
+    above = _above(kind)
+    if kind in above:
+        return ""
+    nearest = sorted(own.__name__ for own in above if not any(own in other.__bases__ for other in above))
+    borrowed = " (not Python's own)" if kind.__name__ in KIND_NAMES else ""
+    return f" (a kind of {' and '.join(nearest)})" if nearest else borrowed
 
 
 def frames(traceback: types.TracebackType | None) -> Iterator[tuple[str, int]]:

@@ -103,7 +103,8 @@ def _raised(error: BaseException) -> dict[str, Any]:
     text, line = replay.shown(error)
     kind = "memory limit" if replay.is_out_of_memory(error) else "raised"
     where = _line_of(error, line) if line else ""
-    return {"failed": kind, "message": clean(f"{text}{where}", replay.MESSAGE)}
+    message = clean(f"{text}{where}", replay.MESSAGE)
+    return {"failed": kind, "message": message, "kinds": list(replay.kinds(error))}
 
 
 def _line_of(error: BaseException, line: int) -> str:

@@ -35,8 +35,26 @@ class TestDifference:
     def test_by_hand(self):
         first, second = result([1, 1, 0, 1]), result([1, 0, 0, 0])
         value, low, high = difference([(first, second)])
-        assert value == 50 and 0 <= low < 50 < high <= 100
+        half = (
+            100 * 3.18245 * (1 / 3 / 4) ** 0.5
+        )  # t of three degrees; gains of 0, 1, 0, 1 have variance 1 / 3
+        assert value == 50 and low == pytest.approx(50 - half, abs=1e-3) and high == 100
         assert difference([(first, first)]) == (0, 0, 0)
+
+    def test_the_level(self):
+        pair = result([1, 1, 0, 1] * 9), result([1, 0, 0, 0] * 9)
+        _, low, high = difference([pair], level=0.5)
+        assert (high - low) / 2 == pytest.approx(100 * 0.681564 * (36 / 35 / 4 / 36) ** 0.5, rel=1e-5)
+        with pytest.raises(ValueError, match=r"level must be in \(0, 1\), got 95"):
+            difference([pair], level=95)
+
+    def test_one_document_says_nothing(self):
+        """And what is not known of one task is not known of the mean."""
+        one = torch.zeros(4, dtype=torch.long)
+        pair = result([1, 1, 0, 1], one), result([1, 0, 0, 0], one)
+        assert difference([pair]) == (50, -100, 100)
+        many = result([1, 0] * 40, task="u"), result([0, 0] * 40, task="u")
+        assert difference([pair, many]) == (50, -100, 100)
 
     def test_the_macro_average_is_the_mean_over_tasks(self):
         better = (result([1] * 4), result([0] * 4))
@@ -48,12 +66,12 @@ class TestDifference:
         are right or wrong together."""
         generator, missed = torch.Generator().manual_seed(0), 0
         documents = torch.arange(40).repeat_interleave(8)
-        for seed in range(200):
+        for _ in range(200):
             pair = []
             for _ in range(2):
                 right = (torch.rand(40, generator=generator) < 0.8).repeat_interleave(8)
                 pair.append(result(right, documents if by_document else None))
-            _, low, high = difference([tuple(pair)], resamples=200, seed=seed)
+            _, low, high = difference([tuple(pair)])
             missed += not low <= 0 <= high
         return missed
 
@@ -75,6 +93,8 @@ class TestDifference:
             difference([])
         with pytest.raises(ValueError, match="pairs must be of one task each"):
             difference([(result([1]), result([1], task="u"))])
+        with pytest.raises(ValueError, match="on the same documents"):
+            difference([(result([1, 1]), result([1, 1], torch.tensor([0, 0])))])
 
 
 @pytest.fixture(scope="module")

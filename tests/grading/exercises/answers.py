@@ -24,6 +24,7 @@ from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.flash_attention import triton_softmax
+from llmcourse.grading.process.replay import kinds
 from llmcourse.grading.question import arguments_of, counted
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Rope, apply_rope
@@ -73,7 +74,7 @@ def directly(function):
         try:
             value = function(**arguments_of(case, oracles))
         except Exception as error:
-            return Answer(error=Failure("raised", f"{type(error).__name__}: {error}"))
+            return Answer(error=Failure("raised", f"{type(error).__name__}: {error}", kinds(error)))
         return Answer(value, oracle_calls={name: oracle.calls for name, oracle in oracles.items()})
 
     return call

@@ -2,6 +2,7 @@
 
 import math
 import random
+from contextlib import suppress
 
 import pytest
 import torch
@@ -234,3 +235,68 @@ def test_agreement_goes_up_and_down():
         shares = [exit_threshold(entropies, favourites, [t], len(entropies))[2] for t in thresholds]
         up_and_down += shares != sorted(shares, reverse=True)
     assert up_and_down == len(SEEDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (type("Both", (KeyError, ValueError), {}), "pass"),
+        (type("Own", (ValueError,), {}), "pass"),
+        (type("ValueError", (Exception,), {}), "fail"),
+        (LookupError, "fail"),
+    ],
+)
+def test_a_refusal_is_what_a_caller_would_catch_as_one(kind, status):
+    exercise = catalogue.find("04.exit_threshold")
+
+    def refuses(**given):
+        try:
+            return exit_threshold(**given)
+        except ValueError:
+            raise kind("none") from None
+
+    verdict = examine(exercise, 0, InProcess(refuses))
+    assert (verdict.status, verdict.check) == (status, "" if status == "pass" else "more than can be saved")
+
+
+def best_so_far(first, replaces):
+    """A loop that keeps the best it has seen, as many would write it."""
+
+    def answer(entropies, favourites, thresholds, budget):
+        best = first
+        for threshold in thresholds:
+            with suppress(ValueError):
+                _, layers, agreement = exit_threshold(entropies, favourites, [threshold], budget)
+                found = (agreement, -layers, -threshold)
+                best = found if replaces(found, best) else best
+        if best == first:
+            raise ValueError("no threshold keeps to the budget")
+        return -best[2], -best[1], best[0]
+
+    return answer
+
+
+def test_a_loop_that_begins_with_less_than_anything_is_right():
+    exercise = catalogue.find("04.exit_threshold")
+    right = best_so_far((-1.0, 0.0, 0.0), lambda found, best: found > best)
+    for seed in SEEDS:
+        assert examine(drawn_once(exercise, seed), seed, InProcess(right)).passed, seed
+
+
+@pytest.mark.parametrize(
+    "replaces",
+    [lambda found, best: found > best, lambda found, best: found[0] > best[0]],
+    ids=["all of it", "agreement alone"],
+)
+def test_a_loop_that_begins_with_nothing_agreed_fails_for_every_seed(replaces):
+    fails_for_every_seed("04.exit_threshold", best_so_far((0.0, 0.0, 0.0), replaces))
+
+
+def test_in_one_case_nothing_agrees_and_the_cost_decides():
+    for seed in SEEDS:
+        (case,) = [c for c in cases("04.exit_threshold", seed) if c.label == "no agreement at all"]
+        threshold, layers, agreement = exit_threshold(**case.arguments)
+        assert agreement == 0
+        others = [other for other in case.arguments["thresholds"] if other != threshold]
+        found = exit_threshold(**{**case.arguments, "thresholds": others})
+        assert (found[1], found[0]) > (layers, threshold) and found[2] == 0

@@ -77,6 +77,8 @@ BODIES = {
     "an item": "rows[0].append(g(1))",
     "asks what the oracle refuses": "return g(-1)",
     "exits": "raise SystemExit(3)",
+    "raises what is of two kinds": "raise type('Both', (KeyError, ValueError), {})('no')",
+    "raises what is only called so": "raise type('ValueError', (Exception,), {})('no')",
     "a raise that cannot be shown": "raise type('Mute', (RuntimeError,), {'__str__': lambda self: 1 / 0})()",
 }
 
@@ -102,3 +104,4 @@ def test_a_worker_and_the_self_check_see_the_same(nursery, body):
     assert (here.error is None) == (there.error is None)
     if here.error is not None:  # a worker adds the text of the line
         assert str(there.error).startswith(str(here.error).removesuffix(")"))
+        assert here.error.kinds == there.error.kinds

@@ -13,6 +13,7 @@ from llmcourse.grading.process.replay import (
     CellError,
     describe,
     is_out_of_memory,
+    kinds,
     new_main,
     run,
     shown,
@@ -140,7 +141,7 @@ def test_an_exception_is_shown_whatever_its_methods_do():
     )
 
 
-def test_a_class_of_ones_own_is_shown_with_the_first_of_pythons_own_above_it():
+def test_a_class_of_ones_own_is_shown_with_the_nearest_of_pythons_own_above_it():
     class Orphan(ValueError):
         pass
 
@@ -150,10 +151,50 @@ def test_a_class_of_ones_own_is_shown_with_the_first_of_pythons_own_above_it():
     class Mine(Exception):
         pass
 
+    class Both(KeyError, ValueError):
+        pass
+
     class Meta(type):
         __mro__ = ()
 
+    borrowed = type("ValueError", (Exception,), {})
     assert shown(Orphan("why")) == ("Orphan (a kind of ValueError): why", 0)
-    assert shown(Lost()) == ("Lost (a kind of ValueError)", 0)
+    assert shown(Lost()) == ("Lost (a kind of IndexError and ValueError)", 0)
+    assert shown(Both()) == ("Both (a kind of KeyError and ValueError)", 0)
     assert shown(Mine("why")) == ("Mine: why", 0) and shown(UnicodeError()) == ("UnicodeError", 0)
-    assert shown(Meta("Odd", (ValueError,), {})("why")) == ("Odd: why", 0)
+    assert shown(Meta("Odd", (ValueError,), {})("why")) == ("Odd (a kind of ValueError): why", 0)
+    assert shown(borrowed("why")) == ("ValueError (not Python's own): why", 0)
+
+
+def test_an_exception_is_of_the_kinds_that_except_takes_it_for():
+    class Meta(type):
+        __mro__ = __bases__ = (ValueError,)
+        __name__ = "ValueError"
+
+        def __instancecheck__(cls, instance):
+            return True
+
+        def __subclasscheck__(cls, other):
+            return True
+
+    class Both(KeyError, ValueError):
+        pass
+
+    class Poses(IndexError):
+        __class__ = ValueError
+
+    for error, found in (
+        (Both(), ("KeyError", "LookupError", "ValueError")),
+        (UnicodeError(), ("UnicodeError", "ValueError")),
+        (Poses(), ("IndexError", "LookupError")),
+        (Meta("ValueError", (Exception,), {})(), ()),
+        (type("ValueError", (Exception,), {})(), ()),
+        (SystemExit(), ()),
+    ):
+        assert kinds(error) == found
+        try:
+            raise error
+        except ValueError:
+            assert "ValueError" in found
+        except BaseException:
+            assert "ValueError" not in found

@@ -17,6 +17,7 @@ from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.exercises.early_exit.readings import (
     Plan,
     above_one,
+    above_three,
     all_layers,
     at_the_edge,
     below_all,
@@ -25,6 +26,7 @@ from llmcourse.grading.exercises.early_exit.readings import (
     falling,
     in_threes,
     just_under,
+    none_agrees,
     one_fits,
     one_of_them,
     rising,
@@ -118,6 +120,10 @@ HINTS_AT = {
     "a threshold of 0": "A threshold of 0.0 is one to choose: it takes all layers (`not 0.0` is True).",
     "a single threshold": "A list of one threshold leaves no choice, if that keeps to the budget.",
     "agreement below a half": "The best agreement may be low, less than a half: it has no least value.",
+    "no agreement at all": (
+        "The best agreement may be 0, and is an answer all the same. "
+        "If the best so far begins with 0, nothing is above it."
+    ),
     "more than can be saved": "If no threshold keeps to the budget, raise a ValueError.",
 }
 
@@ -202,6 +208,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("a threshold of 0", Plan(all_layers, with_0, unlimited, ends=True), (_without_lowest, _not_0)),
         case("a single threshold", Plan(grid=single_one, budget=above_one, ends=True)),
         case("agreement below a half", Plan(late=True), (_above_half,)),
+        case("no agreement at all", NONE_AGREES, (_above_0, _instead_of_0)),
         case("more than can be saved", Plan(budget=below_all)),
     ]
 
@@ -284,6 +291,20 @@ def _above_half(entropies, favourites, thresholds, budget):
     return found
 
 
+def _above_0(entropies, favourites, thresholds, budget):
+    """The best agreement begins at 0, and is replaced by a higher one."""
+    found = exit_threshold(entropies, favourites, thresholds, budget)
+    if found[2] <= 0:
+        raise ValueError("no threshold keeps to the budget")
+    return found
+
+
+def _instead_of_0(entropies, favourites, thresholds, budget):
+    """The same, with the first threshold as the best so far."""
+    found = exit_threshold(entropies, favourites, thresholds, budget)
+    return found if found[2] > 0 else exit_threshold(entropies, favourites, thresholds[:1], len(entropies))
+
+
 def _all_layers_instead(entropies, favourites, thresholds, budget):
     try:
         return exit_threshold(entropies, favourites, thresholds, budget)
@@ -297,6 +318,7 @@ def _in_place(entropies, favourites, thresholds, budget):
     return found
 
 
+NONE_AGREES = Plan(none_agrees, shuffled, above_three, late=True, agrees=0.0, ends=True)
 EQUALS = (_highest_of_equals, _first_of_equals, _last_of_equals)
 TOLD = (_ignores_budget, _fewest, _nearest, _from_0, _of_the_early, _neighbour, _other_way)
 
@@ -339,6 +361,8 @@ EXERCISE = Exercise(
         Mutant("skips the lowest threshold", _without_lowest, "a threshold of 0"),
         Mutant("takes a threshold of 0 for none", _not_0, "a threshold of 0"),
         Mutant("begins with an agreement of a half", _above_half, "agreement below a half"),
+        Mutant("begins with an agreement of 0", _above_0, "no agreement at all"),
+        Mutant("begins with the first threshold, as if it agreed at 0", _instead_of_0, "no agreement at all"),
         Mutant("takes all layers for want of a threshold", _all_layers_instead, "more than can be saved"),
         Mutant("writes into its input", _in_place, NoMutation().name),
     ),

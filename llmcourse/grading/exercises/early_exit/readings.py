@@ -71,6 +71,10 @@ def above_one(rng: random.Random, means: list[float]) -> float | None:
     return (means[0] + means[1]) / 2 if len(means) > 1 else means[0] + rng.choice((0.25, 0.5))
 
 
+def above_three(rng: random.Random, means: list[float]) -> float | None:
+    return (means[2] + means[3]) / 2 if len(means) >= 4 else None
+
+
 def below_all(rng: random.Random, means: list[float]) -> float | None:
     return (means[0] + 1) / 2 if means[0] > 1 else None
 
@@ -115,6 +119,12 @@ def one_fits(found: Found, budget: float) -> bool:
     return len(within(found, budget)) == 1
 
 
+def none_agrees(found: Found, budget: float) -> bool:
+    """Several keep to the budget, at different costs, and no answer of theirs is the whole model's."""
+    able = within(found, budget)
+    return len(able) >= 3 and able[0][0] == able[-1][0] == 0 and able[0][1] < able[-1][1]
+
+
 def all_layers(found: Found, budget: float) -> bool:
     """Nothing but all layers agrees always."""
     able = within(found, budget)
@@ -130,6 +140,7 @@ class Plan:
         grid: the thresholds, from the entropies.
         budget: from the means, rising.
         late: whether most tokens settle at the last layer alone: then the best agreement is below a half.
+        agrees: how often a favourite that is not settled is the whole model's, at least.
         close: whether a mean may lie just above the budget.
         ends: whether the best threshold may be the first or the last of the list.
     """
@@ -138,13 +149,15 @@ class Plan:
     grid: Callable[..., list[float]] = rising
     budget: Callable[..., float | None] = between
     late: bool = False
+    agrees: float = AGREES
     close: bool = False
     ends: bool = False
 
     def arguments(self, rng: random.Random) -> dict[str, Any]:
         """Of a call."""
         while True:
-            entropies, favourites = readings(rng, rng.randint(4, 8), rng.choice(TOKENS), self.late)
+            sizes = rng.randint(4, 8), rng.choice(TOKENS)
+            entropies, favourites = readings(rng, *sizes, self.late, self.agrees)
             thresholds = self.grid(rng, entropies)
             found = [figures(entropies, favourites, threshold) for threshold in thresholds]
             budget = self.budget(rng, sorted({layers for layers, _ in found}))
@@ -171,7 +184,7 @@ class Plan:
 
 
 def readings(
-    rng: random.Random, layers: int, tokens: int, late: bool
+    rng: random.Random, layers: int, tokens: int, late: bool, agrees: float
 ) -> tuple[list[list[float]], list[list[int]]]:
     """Entropies and favourites of each token, layer by layer.
 
@@ -180,6 +193,7 @@ def readings(
 
     Args:
         late: whether only the last layer is settled.
+        agrees: how often one that is not is the last one's all the same, but for chance.
     """
     entropies, favourites = [], []
     for _ in range(tokens):
@@ -188,9 +202,9 @@ def readings(
             one, other = rng.sample(range(layers), 2)
             parts[one], parts[other] = parts[other], parts[one]
         last, settled = rng.randrange(VOCAB), layers if late else rng.randrange(layers)
-        right = [n >= settled or rng.random() < AGREES for n in range(layers - 1)]
+        right = [n >= settled or rng.random() < agrees for n in range(layers - 1)]
         entropies.append([part / FINE for part in parts])
-        favourites.append([*(last if agrees else rng.randrange(VOCAB) for agrees in right), last])
+        favourites.append([*(last if is_last else rng.randrange(VOCAB) for is_last in right), last])
     return entropies, favourites
 
 
