@@ -41,11 +41,11 @@
 # | | lookup: what followed the same tokens before | 查找 | `look_up` |
 # | | to roll back a cache | 回滚 | `cache[:n]` |
 # | | cascade decoding; its judge; threshold; held out | 级联解码;二分类器;阈值;留出集 | `score`, `threshold`, `held_out` |
-# | $K$ | Medusa's heads; candidates, the nodes of a tree | 美杜莎头;候选 | `logits`, `choices` |
-# | | tree mask: which keys a node sees | 树状注意力掩码 | `mask` |
+# | $K$ | Medusa's heads; candidates, the nodes of a tree | 预测头;候选 | `logits`, `choices` |
+# | | tree mask: which keys a node sees | 树注意力掩码 | `mask` |
 # | $H$ | entropy of an exit, in nats; early exit | 熵;早退 | `entropies`, `exit_logits` |
 # | | patience: how often in a row an answer is confirmed | 耐心值 | `patience` |
-# | $n,\ T$ | block size; passes over a block (refinement) | 块大小;迭代次数 | `block_size`, `passes` |
+# | $n,\ T$ | block size; passes over a block (refinement) | 组大小;迭代次数 | `block_size`, `passes` |
 
 # %% name="04-setup"
 import math

@@ -35,7 +35,8 @@ Write `block_decoding(logits_of, prompt, block_size, passes, max_new_tokens, mas
 
 - `logits_of`: a function, one forward pass. `logits_of(text, block)` takes two lists of token ids, all text
   before the block and the block with `mask` at its open places, and returns a `float32` tensor of shape
-  `(N, V)`: the logits at each of the $N$ places of the block. `mask` is not one of the $V$ tokens.
+  `(N, V)`: the logits at each of the $N$ places of the block. `mask` is not one of the $V$ tokens, and no two
+  confidences of a pass are equal.
 - `prompt`: list of token ids, at least one. `max_new_tokens`: at least 0.
 - `block_size`: at least 1. The last block is what is left, if that is less.
 - `passes`: at least 1 and at most `block_size`. A shorter last block of $n$ tokens gets as
@@ -85,6 +86,7 @@ FIRST_GUESSES = (
     "All of this is what the first pass guessed. Each pass fills its share alone, and guesses anew what "
     "is still masked, with what was filled in view."
 )
+WITH_PROMPT = "Only the new tokens are asked for, without the prompt."
 EVEN = (
     "The first passes fill one more each, and the later ones one less. After pass t there are ceil(n·t/T) "
     "places filled: count them for the block as a whole, from its beginning."
@@ -304,7 +306,7 @@ def _grows_the_prompt(logits_of, prompt, block_size, passes, max_new_tokens, mas
     return new
 
 
-TOLD = (_least, _left_to_right, _by_logit, _rewritten, _one_pass)
+TOLD = (_least, _left_to_right, _by_logit, _rewritten, _one_pass, _with_prompt)
 DOUBTED = (_by_entropy, _by_lead, _by_squares, _by_height)
 PASSES = OracleCalls("logits_of", name="forward passes")
 
@@ -334,7 +336,7 @@ EXERCISE = Exercise(
         Mutant("guesses filled places anew", _rewritten, "one block", REWRITTEN),
         Mutant("fills all in the first pass", _one_pass, "one block", FIRST_GUESSES),
         Mutant("keeps the first guesses", _first_guesses, "one block", FIRST_GUESSES),
-        Mutant("returns the prompt as well", _with_prompt, "one block"),
+        Mutant("returns the prompt as well", _with_prompt, "one block", WITH_PROMPT),
         Mutant("forgets the blocks before", _prompt_alone, "several blocks"),
         Mutant("rounds down", _rounds_down, "passes that do not divide the block"),
         Mutant("leaves masks", _leaves_masks, "passes that do not divide the block"),

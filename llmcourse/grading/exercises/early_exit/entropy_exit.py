@@ -88,7 +88,7 @@ HINTS_AT = {
     "never sure": "Where no layer is sure, the last one answers.",
     "a threshold of 0": (
         "Less, not equal: nothing is below 0, so that a threshold of 0 runs all layers, also where one is "
-        "certain."
+        "certain. (With a small number added within the logarithm an entropy can come out below 0.)"
     ),
     "impossible answers": (
         "A logit of -inf has p = 0, and 0 times its logarithm, -inf, is NaN. In the entropy such a term "
@@ -165,7 +165,9 @@ def cases(rng: random.Random) -> list[Case]:
         case("a layer on the way", way, apart=TOLD),
         case("never sure", never, (_only_if_sure, _the_first)),
         case("sure at once", replace(way, leaves=1), (_from_the_second,)),
-        case("a threshold of 0", replace(never, threshold=0.0, changed=with_a_certain_one), (_or_equal,)),
+        case(
+            "a threshold of 0", replace(never, threshold=0.0, changed=with_a_certain_one), (_or_equal, _added)
+        ),
         case("impossible answers", replace(way, changed=with_few_possible), IMPOSSIBLE),
         case("next to impossible", replace(way, changed=with_a_far_one), (_far_is_not_a_number,)),
         case("two favourites", tied, (_last_of_equals,)),
@@ -189,6 +191,7 @@ _as_the_least = Leave(measure=lambda logits: nats(logits.clamp(min=logits[logits
 _without_impossible = Leave(answer=lambda logits: int(logits[logits > -math.inf].argmax()))
 _far_is_not_a_number = Leave(measure=lambda logits: _plain(logits.softmax(-1)[logits > -math.inf]))
 _of_20 = Leave(measure=lambda logits: nats(logits.topk(min(20, len(logits))).values))
+_added = Leave(measure=lambda logits: -(logits.softmax(-1) * (logits.softmax(-1) + 1e-6).log()).sum())
 _rounded = Leave(measure=lambda logits: round(nats(logits).item(), 2))
 _last_of_equals = Leave(answer=lambda logits: len(logits) - 1 - int(logits.flip(0).argmax()))
 
@@ -251,6 +254,7 @@ def _asks_again(exit_logits, num_layers, threshold):
 
 
 IMPOSSIBLE = (_not_a_number, _as_0, _clamped, _as_the_least, _without_impossible)
+AT_ONCE = (_or_equal, _added)
 TOLD = (_bits, _other_way, _share, _late, _from_0, _last_answer, _surest)
 RUN = OracleCalls("exit_logits", name="layers run")
 
@@ -282,6 +286,7 @@ EXERCISE = Exercise(
         Mutant("takes the first layer for want of a sure one", _the_first, "never sure"),
         Mutant("does not ask the first layer", _from_the_second, "sure at once"),
         Mutant("leaves at equality", _or_equal, "a threshold of 0"),
+        Mutant("adds a small number within the logarithm", _added, "a threshold of 0"),
         Mutant("multiplies 0 by infinity", _not_a_number, "impossible answers"),
         Mutant("takes 0 for -inf", _as_0, "impossible answers"),
         Mutant("takes -10 for -inf", _clamped, "impossible answers"),

@@ -99,6 +99,12 @@ OF_THE_EARLY = (
     "The agreement is a share of all tokens. Those that run all layers agree for certain, and count too."
 )
 OTHER_WAY = "Sure is what has a low entropy: a token leaves where it is less than the threshold."
+NEVER_SURE = "A token that is never sure leaves at the last layer; argmax over no True at all says the first."
+OTHER_EXIT = (
+    "Agreement compares the favourite at the exit, the layer at which the token leaves, with the last "
+    "layer's. Counted from 0, as rows of a tensor are, that layer is one less than counted from 1."
+)
+ROUNDED = "The mean and the agreement are asked for as they are; nothing is to be rounded."
 NEIGHBOUR = "Agreement is with the whole model, the last layer; not with the next layer."
 HINTS_AT = {
     "exactly the budget": (
@@ -225,6 +231,11 @@ def _above(entropies, threshold):
     return sure.int().argmax(0)
 
 
+def _never_forced(entropies, threshold):
+    """The first layer for want of a sure one."""
+    return (entropies < threshold).int().argmax(0)
+
+
 def _at_most(entropies, threshold):
     sure = entropies <= threshold
     sure[-1] = True
@@ -241,6 +252,14 @@ def _with_the_next(answers, favourites, left):
     return (answers == following).double().mean().item()
 
 
+def _with_the_last_a_layer_on(answers, favourites, left):
+    """The answer is read a row too far down."""
+    later = favourites.gather(0, (left + 1).clamp(max=len(favourites) - 1)[None])[0]
+    return with_the_last(later, favourites, left)
+
+
+_unforced = Choose(left=_never_forced)
+_other_exit = Choose(agree=_with_the_last_a_layer_on)
 _over = Choose(able=lambda layers, budget: layers >= budget)
 _fewest = Choose(order=lambda threshold, layers, agreement, budget: (layers, threshold))
 _nearest = Choose(order=lambda threshold, layers, agreement, budget: (-layers, threshold))
@@ -263,6 +282,11 @@ _without_first = Choose(given=lambda thresholds: thresholds[1:])
 _without_last = Choose(given=lambda thresholds: thresholds[:-1])
 _without_lowest = Choose(given=lambda thresholds: sorted(thresholds)[1:])
 _ignores_budget = Choose(able=lambda layers, budget: True)
+
+
+def _rounds_result(entropies, favourites, thresholds, budget):
+    threshold, layers, agreement = exit_threshold(entropies, favourites, thresholds, budget)
+    return threshold, round(layers, 1), round(agreement, 1)
 
 
 def _down_to_the_budget(entropies, favourites, thresholds, budget):
@@ -320,7 +344,10 @@ def _in_place(entropies, favourites, thresholds, budget):
 
 NONE_AGREES = Plan(none_agrees, shuffled, above_three, late=True, agrees=0.0, ends=True)
 EQUALS = (_highest_of_equals, _first_of_equals, _last_of_equals)
-TOLD = (_ignores_budget, _fewest, _nearest, _from_0, _of_the_early, _neighbour, _other_way)
+TOLD = (
+    *(_ignores_budget, _fewest, _nearest, _from_0, _of_the_early, _neighbour, _other_way, _unforced),
+    *(_other_exit, _rounds_result),
+)
 
 EXERCISE = Exercise(
     name="04.exit_threshold",
@@ -344,6 +371,9 @@ EXERCISE = Exercise(
         Mutant("counts layers from 0", _from_0, "a budget", FROM_0),
         Mutant("asks only those that left early", _of_the_early, "a budget", OF_THE_EARLY),
         Mutant("compares with the next layer", _neighbour, "a budget", NEIGHBOUR),
+        Mutant("leaves at layer 1 for want of a sure one", _unforced, "a budget", NEVER_SURE),
+        Mutant("answers a layer too late", _other_exit, "a budget", OTHER_EXIT),
+        Mutant("rounds what it returns", _rounds_result, "a budget", ROUNDED),
         Mutant("leaves at the surest layer", _surest, "a budget"),
         Mutant("leaves where the entropy is high", _other_way, "a budget", OTHER_WAY),
         Mutant("looks at agreement alone", _ignores_budget, "a budget", OVER),

@@ -60,8 +60,9 @@ LATE = (
     "It leaves a layer late. The layer that brings the count to the patience is the exit: at least, not more."
 )
 EARLY = (
-    "That is a layer early. The first of equal favourites confirms nothing: with patience 2 it takes three "
-    "layers of one mind. And the first layer is number 1, not 0."
+    "That is a layer early. If the answers are right, it is the number: the first layer is 1, not 0. If not, "
+    "the first of equal favourites was counted, which confirms nothing: patience 2 takes three layers of one "
+    "mind."
 )
 ALL_ALIKE = (
     "All layers so far had to agree here. The streak may begin anywhere: only the last layers have to be of "

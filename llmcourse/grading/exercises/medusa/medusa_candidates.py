@@ -22,9 +22,9 @@ ROOT = -1
 
 ASKS = r"""
 Medusa needs no second model. When the target writes a token, $K$ small heads on the same hidden state guess
-what follows it: the first head the next token, the second the one after that, and so on. Each head has a
-second and a third choice too, so the guesses make a **tree**, and one pass reads all of it (Cai et al. 2024,
-section 2.1.2; chapter 4, *Candidates as a tree*).
+what follows *that* token: the first head the token right behind it, the second the one after, and so on. Each
+head has a second and a third choice too, so the guesses make a **tree**, and one pass reads all of it (Cai et
+al. 2024, section 2.1.2; chapter 4, *Candidates as a tree*).
 
 A node is named by ranks, of which 0 is the likeliest: `(1,)` is the first head's second choice, and `(1, 0)`
 below it the second head's first. The last rank says which token a node holds, and the number of ranks says

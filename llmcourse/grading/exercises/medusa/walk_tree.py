@@ -32,7 +32,7 @@ tokens.
 
 Write `walk_tree(logits, tokens, parents, length)`.
 
-- `logits`: `float32` tensor of shape `(T, V)` with $T = N + 1$: row 0 is what the target says after the
+- `logits`: `float32` tensor of shape `(N + 1, V)` for $N$ nodes: row 0 is what the target says after the
   text, row $i + 1$ what it says after node $i$. Each row has one largest number.
 - `tokens`: `int64` tensor of shape `(N,)`: the token of each node. Two children of one node never hold the
   same, nodes elsewhere may.
@@ -84,6 +84,7 @@ SLOTS_IN_A_ROW = (
 )
 ALL_SLOTS = "All slots are kept, those of fallen nodes among them: later tokens would look at them."
 NO_TEXT = "The slots of the text are kept too: 0 to length - 1, and those of the path behind them."
+SLOT_BESIDE = "A slot beside a node's own: node i lies in slot length + i, whatever its depth."
 BONUS_SLOT = "A slot is kept for the bonus token, which has not been read: the cache does not hold it."
 ONE_DRAFT = "Only one node was followed. Its children are next, as long as one of them stands."
 ANY_PARENT = (
@@ -335,13 +336,22 @@ _bonus_last = Walk(bonus=lambda node, count: count)
 _slots_in_a_row = Walk(slots=lambda length, path, count: list(range(length + len(path))))
 _all_slots = Walk(slots=lambda length, path, count: list(range(length + count)))
 _slots_of_path = Walk(slots=lambda length, path, count: [length + node for node in path])
+_slots_early = Walk(slots=lambda length, path, count: [*range(length), *(length + n - 1 for n in path)])
+_slots_late = Walk(slots=lambda length, path, count: [*range(length), *(length + n + 1 for n in path)])
+_bonus_behind = Walk(
+    slots=lambda length, path, count: [
+        *range(length),
+        *(length + n for n in path),
+        length + (path[-1] if path else ROOT) + 1,
+    ]
+)
 _bonus_slot = Walk(
     slots=lambda length, path, count: [*range(length), *(length + n for n in path), length + count]
 )
 
 TOLD = (
     *(_longest, _own_row, _bonus_row, _bonus_text, _bonus_last, _slots_in_a_row, _all_slots),
-    *(_slots_of_path, _bonus_slot, _one_draft, _any_parent),
+    *(_slots_of_path, _slots_early, _slots_late, _bonus_slot, _bonus_behind, _one_draft, _any_parent),
 )
 DOUBTED = (_first_branch,)
 
@@ -373,6 +383,9 @@ EXERCISE = Exercise(
         Mutant("keeps all slots", _all_slots, "a branch stands in part", ALL_SLOTS),
         Mutant("forgets the text", _slots_of_path, "a branch stands in part", NO_TEXT),
         Mutant("keeps a slot for the bonus token", _bonus_slot, "a branch stands in part", BONUS_SLOT),
+        Mutant("keeps a slot behind the path", _bonus_behind, "a branch stands in part", BONUS_SLOT),
+        Mutant("takes the slot before a node's", _slots_early, "a branch stands in part", SLOT_BESIDE),
+        Mutant("takes the slot behind a node's", _slots_late, "a branch stands in part", SLOT_BESIDE),
         Mutant("follows one draft", _one_draft, "a branch stands in part", ONE_DRAFT),
         Mutant("follows eldest children alone", _first_branch, "a branch stands in part"),
         Mutant("takes node 0 for none", _false_at_0, "node 0 stands"),
