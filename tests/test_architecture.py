@@ -45,6 +45,7 @@ FORBIDDEN_NAMES = ("utils", "util", "common", "helpers", "misc")
 GRADING_LAYERS = (
     ("printable", "answer", "results", "sandbox"),
     ("process", "intake", "records", "compare"),
+    ("names_used",),
     ("cells", "rules", "slips"),
     ("exercise",),
     ("question",),

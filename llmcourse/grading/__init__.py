@@ -2,6 +2,7 @@
 
 exercise, compare, rules, question, answer     what an exercise is, and how one answer to it is examined
 exercises/                                     the exercises of every lab
+names_used                                     what an answer needs from outside, by text and by objects
 slips                                          failures that no hint fits, and what is said of them
 selfcheck, lab_view, in_notebook/              what a student runs and sees
 labs                                           labs made from solutions

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -86,12 +86,14 @@ class Verdict:
         """Nothing, as the last value of a cell: `check` has shown it already."""
 
 
-def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], source: str = "") -> Verdict:
+def examine(
+    exercise: Exercise, seed: int, call: Callable[[Case], Answer], used: Collection[str] = frozenset()
+) -> Verdict:
     """Asks the cases of a seed one after another, up to the first that earns nothing.
 
     Args:
         call: puts one case to the student's function. What it raises goes through: it is no answer.
-        source: the cell that defines the function, for rules about what it may use.
+        used: names that the function needs from outside, for rules about what it may use; see `names_used`.
 
     Raises:
         ExerciseError: the cases, the reference, the comparison or a rule raised.
@@ -101,7 +103,7 @@ def examine(exercise: Exercise, seed: int, call: Callable[[Case], Answer], sourc
     for number, case in enumerate(cases, 1):
         expected, reference_calls = _ours(exercise, "reference", _expected, exercise, case)
         answer = call(case)
-        evidence = Evidence(exercise.function, answer, reference_calls, source, case.allows)
+        evidence = Evidence(answer, reference_calls, used, case.allows)
         wrong = _ours(exercise, "comparison", _wrong, exercise, case, evidence, expected)
         if wrong is None:
             continue

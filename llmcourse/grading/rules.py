@@ -1,29 +1,22 @@
 """What must hold besides the value: no input changed or returned, no forward pass too many, no matrix where
 tiles are asked for, own work.
 
-A forbidden operation is looked for in the operations that ran and in the syntax tree of the cell. Both can
-be fooled by somebody who tries: this is best effort, and is said to be.
+A forbidden operation is looked for among the operations that ran, in the syntax trees of the cells, and among
+the objects that an answer can reach: see `names_used`. All can be fooled by somebody who tries: this is best
+effort, and is said to be.
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
 from llmcourse.grading.answer import Answer
+from llmcourse.grading.names_used import COURSE, LIBRARIES
 from llmcourse.grading.printable import clean
-from llmcourse.grading.process.replay import without_magics
 
-COURSE = "llmcourse"
-LIBRARIES = ("transformers", "vllm", "scipy")  # hold finished answers to what this course asks
 KIB = 1024
-LONGEST_CELL, LONGEST_SOURCE = 50_000, 500_000  # characters that are read; an answer has a few thousand
-NO_PYTHON, TOO_DEEP = (SyntaxError, ValueError), (RecursionError, MemoryError)
-BY_TEXT = ("getattr", "attrgetter", "methodcaller", "import_module", "__import__")
 
 
 @dataclass(frozen=True)
@@ -31,17 +24,15 @@ class Evidence:
     """One call, as the rules see it.
 
     Args:
-        function: what the exercise asks for.
         answer: what the call came to; its value was right.
         reference_calls: how often the reference asked each oracle for the same case.
-        source: the cell that defines the function, empty where it is not known.
+        used: names that the function needs from outside, see `names_used`; empty where nothing is known.
         allows: the most that may be counted, `Case.allows`.
     """
 
-    function: str
     answer: Answer
     reference_calls: Mapping[str, int] = field(default_factory=dict)
-    source: str = ""
+    used: Collection[str] = frozenset()
     allows: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -207,119 +198,6 @@ class Forbid:
 
     def __call__(self, evidence: Evidence) -> str:
         ran = {operation.lstrip("_") for operation in evidence.answer.operations}
-        used = names_used(evidence.source, evidence.function)
-        refused = {*self.operations, *self.names, *(self.parts if COURSE in used else ())}
-        found = sorted(ran & set(self.operations)) or sorted(used & refused)
+        refused = {*self.operations, *self.names, *(self.parts if COURSE in evidence.used else ())}
+        found = sorted(ran & set(self.operations)) or sorted(refused & set(evidence.used))
         return f"uses {found[0]}, which this exercise is about" if found else ""
-
-
-@lru_cache(maxsize=64)  # the same cell is looked at with every case
-def names_used(source: str, function: str) -> frozenset[str]:
-    """Names that a function needs from outside the source: globals, attributes, imports.
-
-    Followed through everything in the source that the function refers to; what is defined there under
-    a forbidden name is the student's own. The course is among them where text speaks of it or all of a
-    module of its is imported, since nobody sees what comes of that. Empty where the source is no Python.
-    """
-    places: dict[str, list[ast.stmt]] = {}
-    for statement in _parsed(source):
-        for name in _defines(statement):
-            places.setdefault(name, []).append(statement)
-    found, waiting, asked, done = set(), [function], {function}, set()
-    while waiting:
-        for statement in places.get(waiting.pop(), []):
-            if statement in done:  # one import can define thousands of names
-                continue
-            done.add(statement)
-            inside = set(_local(statement))
-            loaded = {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)} - inside
-            waiting += loaded - asked
-            asked |= loaded
-            found |= {name for name in loaded if name not in places} | set(_reached(statement))
-    found |= {COURSE} & {name for statement in places.get("*", []) for name in _reached(statement)}
-    return frozenset(found)
-
-
-def joined(cells: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """Cells as one source, and those that cannot be read, each with the reason: they must not run either.
-
-    Cells that are no Python are not in it, since they do not run and must not hide the rest. Too long is
-    what is longer than any answer: parsing takes a hundred times the memory of the text.
-    """
-    read, unread, length = [], {}, 0
-    for cell in cells:
-        text, trouble = _read(cell)
-        if not trouble and length + len(cell) > LONGEST_SOURCE:
-            trouble = f"at most {LONGEST_SOURCE:,} characters of a notebook are read"
-        if trouble:
-            unread[cell] = trouble
-        else:
-            length += len(cell)
-            read.append(text)
-    return "\n\n".join(read), unread
-
-
-@lru_cache(maxsize=64)  # every question of a submission looks at the same cells
-def _read(cell: str) -> tuple[str, str]:
-    """A cell without IPython's own lines, empty if it is no Python; and why it cannot be read."""
-    if len(cell) > LONGEST_CELL:
-        return "", f"{len(cell):,} characters long, at most {LONGEST_CELL:,} are read"
-    try:
-        text = without_magics(cell)
-        ast.parse(text)
-    except NO_PYTHON:
-        return "", ""
-    except TOO_DEEP:
-        return "", "nested too deep to be read"
-    return text, ""
-
-
-def _parsed(source: str) -> list[ast.stmt]:
-    text = _read(source)[0] if len(source) <= LONGEST_CELL else source
-    with contextlib.suppress(*NO_PYTHON, *TOO_DEEP):
-        return ast.parse(text).body if len(text) <= 2 * LONGEST_SOURCE else []
-    return []
-
-
-def _defines(statement: ast.stmt) -> Iterator[str]:
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield statement.name
-    elif isinstance(statement, ast.Import | ast.ImportFrom):
-        yield from ((alias.asname or alias.name).split(".")[0] for alias in statement.names)
-    else:
-        yield from _stored(statement)
-
-
-def _local(statement: ast.stmt) -> Iterator[str]:
-    """Names that a statement binds itself: parameters, variables, inner functions."""
-    for node in ast.walk(statement):
-        if isinstance(node, ast.arg):
-            yield node.arg
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            yield node.name
-    yield from _stored(statement)
-
-
-def _stored(tree: ast.AST) -> Iterable[str]:
-    return [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-
-
-def _reached(statement: ast.stmt) -> Iterator[str]:
-    """Names after a dot, in imports, and as text in `getattr(torch, "softmax")`; the course in any text."""
-    for node in ast.walk(statement):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            yield node.attr
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            for alias in node.names:
-                yield from alias.name.split(".")
-            yield from (getattr(node, "module", None) or "").split(".")
-        elif isinstance(node, ast.Call) and _last_name(node.func) in BY_TEXT:
-            texts = (argument.value for argument in node.args if isinstance(argument, ast.Constant))
-            yield from (part for text in texts if isinstance(text, str) for part in text.split("."))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and COURSE in node.value:
-            yield COURSE
-
-
-def _last_name(function: ast.expr) -> str:
-    """`import_module` of `importlib.import_module`; not from `ast.unparse`, which recurses."""
-    return getattr(function, "attr", getattr(function, "id", ""))

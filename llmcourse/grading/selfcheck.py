@@ -19,7 +19,7 @@ from llmcourse.grading.exercise import Exercise
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.in_notebook.box import Report
 from llmcourse.grading.in_notebook.call import InProcess
-from llmcourse.grading.in_notebook.source import source_of
+from llmcourse.grading.in_notebook.source import used_by
 from llmcourse.grading.in_notebook.time_limit import can_limit
 from llmcourse.grading.printable import clean
 from llmcourse.grading.question import Verdict, arguments_of, examine
@@ -145,9 +145,9 @@ def examine_here(exercise: Exercise, function: object, seeds: tuple[int, ...]) -
         return Examined(Verdict("fail", "the answer", reason), seeds[0])
     if obstacle := exercise.obstacle():
         return Examined(Verdict("not run", reason=obstacle), seeds[0])
-    call, source, found, run = InProcess(function, exercise.time_limit_s), source_of(function), None, 0
+    call, used, found, run = InProcess(function, exercise.time_limit_s), used_by(function), None, 0
     for seed in seeds:
-        verdict = examine(exercise, seed, call, source)
+        verdict = examine(exercise, seed, call, used)
         run += verdict.cases_run
         if found is None or verdict.earned < found.verdict.earned:
             # What the last call printed belongs to the case that is shown, unless that is only near.

@@ -16,10 +16,10 @@ from llmcourse.grading.answer import Answer, Failure
 from llmcourse.grading.cells.left_out import LeftOut
 from llmcourse.grading.cells.matching import Answers
 from llmcourse.grading.exercise import Case, Exercise
+from llmcourse.grading.names_used import joined, names_used
 from llmcourse.grading.process.nursery import LoadReport, MachineryError, Nursery, Worker
 from llmcourse.grading.question import ExerciseError, Verdict, examine, worst
 from llmcourse.grading.results import Finding, QuestionResult
-from llmcourse.grading.rules import joined
 
 LOAD_LIMIT_S = 10.0  # for the cells before the question, all together
 AGAIN_S = 20.0  # what asking again may cost a submission, before the last time
@@ -140,7 +140,8 @@ class Sitting:
         def call(case: Case) -> Answer:
             return worker.call(exercise.function, case.arguments, case.oracles, exercise.time_limit_s)
 
-        return worst(examine(exercise, seed, call, source) for seed in self._seeds(exercise.name))
+        used = names_used(source, exercise.function, worker.origins(exercise.function))
+        return worst(examine(exercise, seed, call, used) for seed in self._seeds(exercise.name))
 
 
 def _finding(verdict: Verdict) -> Finding:

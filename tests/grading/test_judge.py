@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcourse.grading import assembly, judge, rules, sitting, slips
+from llmcourse.grading import assembly, judge, names_used, sitting, slips
 from llmcourse.grading.intake.submissions import Submission
 from llmcourse.grading.process.nursery import MachineryError, Nursery
 from llmcourse.grading.results import Finding
@@ -172,7 +172,7 @@ def test_an_answer_that_cannot_be_read_gets_no_points_and_says_why(lab, nursery)
 
 
 def test_what_lies_beyond_the_most_that_is_read_does_not_run(lab, nursery, monkeypatch):
-    monkeypatch.setattr(rules, "LONGEST_SOURCE", 10_000)
+    monkeypatch.setattr(names_used, "LONGEST_SOURCE", 10_000)
     why = "cell left out: at most 10,000 characters of a notebook are read"
     result = added_before_top_p(lab, nursery, "#" * 9_990)
     assert result.status == "pass" and result.flags == (why,)

@@ -3,8 +3,8 @@
 import pytest
 
 from llmcourse.grading.answer import Answer
+from llmcourse.grading.names_used import LIBRARIES, joined, names_used
 from llmcourse.grading.rules import (
-    LIBRARIES,
     Evidence,
     Forbid,
     InPlace,
@@ -14,8 +14,6 @@ from llmcourse.grading.rules import (
     Only,
     OracleCalls,
     PeakMemory,
-    joined,
-    names_used,
 )
 
 SOFTMAX = Forbid(("softmax", "log_softmax"))
@@ -23,11 +21,11 @@ SOFTMAX = Forbid(("softmax", "log_softmax"))
 
 def evidence(source="", operations=(), mutated=(), aliased=(), calls=None, reference_calls=None):
     answer = Answer(1, None, operations, mutated, aliased, calls or {})
-    return Evidence("f", answer, reference_calls or {}, source)
+    return Evidence(answer, reference_calls or {}, names_used(source, "f"))
 
 
 def counted(allows, **counts):
-    return Evidence("f", Answer(1, counts=counts), allows=allows)
+    return Evidence(Answer(1, counts=counts), allows=allows)
 
 
 def test_memory_is_compared_with_what_the_case_allows():

@@ -72,6 +72,9 @@ class Told(Worker):
         time.sleep(self.takes_s)
         return LoadReport()
 
+    def origins(self, function: str) -> frozenset[str]:
+        return frozenset()
+
     def call(self, function: str, arguments: dict, oracles: dict, limit_s: float) -> Answer:
         return Answer(error=self.end) if self.end else Answer(double(**arguments))
 

@@ -4,6 +4,7 @@ nursery, fork_client, uids      in the judge's process: starts workers and asks 
 fork_server, scratch            the process that workers are copies of; watches and ends them
 worker, replay                  in a worker, beside the student's code
 observe, operations, aliasing   one call of that code, here or in a student's own notebook
+origins                         which objects an answer reaches, and the modules that they are from
 wire, frames, deadline          messages, and by when
 allowance                       how much a worker may use, which all of them know
 

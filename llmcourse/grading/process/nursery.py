@@ -33,7 +33,7 @@ __all__ = ["Allowance", "CellError", "LoadReport", "MachineryError", "Nursery", 
 READY_S = 30.0  # the sandbox and the first message, on a machine that is very busy
 LAST_WORDS_S = 1.0  # between a closed connection and the end of its process
 GRACE_S = 1.0  # for reading what lay there in time
-HAS_S = 20.0
+ORIGINS_S = 10.0
 MAX_NAMES, MAX_NAME, MOST = 1_000, 100, 1 << 62
 REPORTED = ("raised", "missing", "memory limit", "reply too large", "malformed reply")  # by the worker itself
 
@@ -184,15 +184,15 @@ class Worker:
             cell_seconds=tuple(laps.seconds),
         )
 
-    def has(self, function: str) -> bool:
-        """Whether the cells defined a function of this name."""
-        deadline = Deadline(HAS_S)
+    def origins(self, function: str) -> frozenset[str]:
+        """`Origins.names` of what the cells call so; the process can make it say anything."""
+        deadline = Deadline(ORIGINS_S)
         try:
-            reply = self._hear(self._ask({"do": "has", "function": function}, deadline), deadline)
-            return reply.get("has") is True
+            reply = self._hear(self._ask({"do": "origins", "function": function}, deadline), deadline)
+            return frozenset(_names(reply, "origins"))
         except _Failed as failed:
             self._fail(failed, deadline)
-            return False
+            return frozenset()
 
     def call(
         self,

@@ -19,6 +19,7 @@ from llmcourse.grading.printable import clean
 from llmcourse.grading.process import replay, wire
 from llmcourse.grading.process.frames import receive, send
 from llmcourse.grading.process.observe import observe
+from llmcourse.grading.process.origins import Origins
 from llmcourse.grading.process.wire import REPLY, REQUEST
 
 _exit = os._exit  # what the student's code puts in its place does not keep this process alive
@@ -47,14 +48,15 @@ class _Conversation:
 
     def answer(self, request: dict[str, Any]) -> None:
         self.nonce = request["nonce"]
-        self.say({"load": self.load, "has": self.has, "call": self.call}[request["do"]](request))
+        self.say({"load": self.load, "origins": self.origins, "call": self.call}[request["do"]](request))
 
     def load(self, request: dict[str, Any]) -> dict[str, Any]:
         errors = replay.run(request["cells"], self.main, lambda index: self.say({"cell": index}))
         return {"loaded": [[e.cell_index, e.type, e.message, e.line] for e in errors]}
 
-    def has(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {"has": callable(vars(self.main).get(request["function"]))}
+    def origins(self, request: dict[str, Any]) -> dict[str, Any]:
+        function = vars(self.main).get(request["function"])
+        return {"origins": sorted(Origins(function).names)}
 
     def call(self, request: dict[str, Any]) -> dict[str, Any]:
         name = request["function"]

@@ -45,7 +45,7 @@ def softmax_with_temperature(logits, temperature):
         first = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, first, 1.0)
     found = []
-    borrowed = getattr(torch, "soft" + "max")
+    borrowed = getattr(torch, "xamtfos"[::-1])
     thread = threading.Thread(target=lambda: found.append(borrowed(logits / temperature, -1)))
     thread.start()
     thread.join()
@@ -59,10 +59,11 @@ def softmax_with_temperature(logits, temperature):
         first = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(-1, first, 1.0)
     with watch._disable_current_modes():
-        return getattr(torch, "soft" + "max")(logits / temperature, -1)
+        return getattr(torch, "xamtfos"[::-1])(logits / temperature, -1)
 """,
 }
-UNWATCHED = LIMITS["watch-off"].replace('getattr(torch, "soft" + "max")', "torch.softmax")
+UNWATCHED = LIMITS["watch-off"].replace('getattr(torch, "xamtfos"[::-1])', "torch.softmax")
+PUT_TOGETHER = {name: code.replace('"xamtfos"[::-1]', '"soft" + "max"') for name, code in LIMITS.items()}
 HELPER = UNWATCHED.replace("def softmax_with_temperature", "def helper")
 DEEPER = "import sys\nsys.setrecursionlimit(10**6)"  # Python then parses what the judge's own cannot
 
@@ -149,6 +150,10 @@ ATTACKS = [
             zero={"01.softmax": r"own work: uses \w*(soft|logsumexp|scipy)"},
         )
         for name, code in FORBIDDEN.items()
+    ],
+    *[
+        by_code(f"26-{name}", (26,), {"01.softmax": code}, alone=True, zero={"01.softmax": "uses softmax"})
+        for name, code in PUT_TOGETHER.items()
     ],
     by_code(
         "26-padded",

@@ -18,6 +18,7 @@ import torch
 from llmcourse.grading.answer import Oracle
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.in_notebook.call import InProcess
+from llmcourse.grading.names_used import names_used
 from llmcourse.grading.process import wire
 from llmcourse.grading.question import examine
 from llmcourse.grading.selfcheck import PUBLIC_SEEDS
@@ -88,7 +89,8 @@ def test_the_reference_passes(exercise):
     light = replace(exercise, rules=())
     source = inspect.getsource(inspect.getmodule(exercise.reference))
     for seed in PUBLIC_SEEDS:
-        verdict = examine(exercise, seed, InProcess(right(exercise)), source)
+        used = names_used(source, exercise.function)
+        verdict = examine(exercise, seed, InProcess(right(exercise)), used)
         assert verdict.earned == 1 and verdict.cases_run == len(cases(exercise.name, seed))
     with unchecked():
         for seed in SEEDS:

@@ -1,7 +1,6 @@
 """Exercises about kernels, examined as all others, in a process that interprets kernels from the start."""
 
 import platform
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from llmcourse.grading.answer import Answer
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.flash_attention import triton_softmax
 from llmcourse.grading.in_notebook.call import InProcess
+from llmcourse.grading.names_used import names_used
 from llmcourse.grading.question import examine
 from llmcourse.grading.rules import Evidence
 from llmcourse.grading.selfcheck import examine_here
@@ -31,12 +31,13 @@ def test_the_value_alone_is_not_enough():
 
 
 def test_the_librarys_softmax_is_no_answer_inside_of_a_kernel_either():
+    def said(source):
+        return triton_softmax.OWN_WORK(Evidence(Answer(), used=names_used(source, "triton_softmax")))
+
     source = triton_softmax.ANSWER.replace("e / tl.sum(e, axis=0)", "tl.softmax(x)")
-    evidence = Evidence("triton_softmax", Answer(), source=source)
-    assert triton_softmax.OWN_WORK(evidence) == "uses softmax, which this exercise is about"
-    assert triton_softmax.OWN_WORK(replace(evidence, source=triton_softmax.ANSWER)) == ""
-    own = triton_softmax.ANSWER.replace("kernel", "softmax")
-    assert triton_softmax.OWN_WORK(replace(evidence, source=own)) == ""
+    assert said(source) == "uses softmax, which this exercise is about"
+    assert said(triton_softmax.ANSWER) == ""
+    assert said(triton_softmax.ANSWER.replace("kernel", "softmax")) == ""
 
 
 def test_a_store_without_a_mask_is_told_of_it():

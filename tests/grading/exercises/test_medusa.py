@@ -11,6 +11,7 @@ from llmcourse.grading.exercises.medusa import walk_tree as walking
 from llmcourse.grading.exercises.medusa.medusa_candidates import medusa_candidates
 from llmcourse.grading.exercises.medusa.walk_tree import walk_tree
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
+from llmcourse.grading.names_used import names_used
 from llmcourse.grading.rules import Evidence
 from tests.grading.exercises.answers import cases
 from tests.grading.exercises.mistakes import assert_told
@@ -175,7 +176,7 @@ def test_the_tree_that_the_first_exercise_makes_is_one_that_the_second_walks():
 )
 def test_an_answer_of_the_course_itself_is_not_own_work_on_whatever_road(imported, used, told):
     source = f"{imported}\n\ndef walk_tree(logits, tokens, parents, length):\n    return {used}(logits)\n"
-    broken = OWN_WORK(Evidence("walk_tree", Answer(), source=source))
+    broken = OWN_WORK(Evidence(Answer(), used=names_used(source, "walk_tree")))
     assert broken == (told and f"uses {told}, which this exercise is about")
 
 
@@ -192,7 +193,7 @@ def test_an_answer_of_the_course_itself_is_not_own_work_on_whatever_road(importe
 )
 def test_a_part_of_the_course_is_found_behind_it(above, used):
     source = f"{above}\n\ndef walk_tree(logits, tokens, parents, length):\n    return {used}\n"
-    broken = OWN_WORK(Evidence("walk_tree", Answer(), source=source))
+    broken = OWN_WORK(Evidence(Answer(), used=names_used(source, "walk_tree")))
     assert broken == "uses early_exit, which this exercise is about"
 
 
@@ -208,4 +209,4 @@ def test_a_part_of_the_course_is_found_behind_it(above, used):
 def test_words_of_ones_own_may_be_called_like_a_part_of_the_course(body):
     setup = "from llmcourse.grading.selfcheck import check\nfrom llmcourse import pretrained\n"
     source = f"{setup}\ndef walk_tree(logits, tokens, parents, length):\n    {body}\n"
-    assert OWN_WORK(Evidence("walk_tree", Answer(), source=source)) == ""
+    assert OWN_WORK(Evidence(Answer(), used=names_used(source, "walk_tree"))) == ""

@@ -106,7 +106,7 @@ def test_an_honest_function_gives_its_value(nursery):
     with nursery.worker(cells) as worker:
         report = worker.load(10.0)
         assert report.errors == () and report.failure is None and report.output_bytes == 0
-        assert worker.has("f") and not worker.has("g") and not worker.has("torch")
+        assert worker.origins("f") == {"__main__"} and "torch" not in worker.origins("g")
         for _ in range(3):
             answer = worker.call("f", {"logits": torch.arange(5.0), "k": 2, "names": ["top"]}, {}, 10.0)
             assert answer.error is None and answer.value["top"].tolist() == [4, 3]
@@ -444,7 +444,7 @@ def test_after_the_end_each_call_says_why(nursery):
         worker.load(10.0)
         first = worker.call("f", {}, {}, 10.0)
         assert worker.call("def", {}, {}, 10.0).error == first.error
-        assert first.error.message == "the process ended with exit code 3" and not worker.has("f")
+        assert first.error.message == "the process ended with exit code 3" and not worker.origins("f")
         assert worker.load(1.0).failure == first.error
 
 
