@@ -736,9 +736,7 @@ runs = {n: partial(quick, wide[:, : n + 1]) for n in (0, *shapes)}
 runs["heads"] = partial(heads.logits, quick, quick.hidden_states(wide)[:, -1])
 taken = timing.measure_in_turns(runs, device=device)
 v = {key: time.median_s / taken[0].median_s for key, time in taken.items()}
-print(
-    f"Llama-3-8B on an H200, by the roofline: v(45) = {paper[45] / paper[1]:.3f}; here c_h = {v['heads']:.2f}"
-)
+print(f"Llama-3-8B, H200, by the roofline: v(45) = {paper[45] / paper[1]:.3f}; here c_h = {v['heads']:.2f}")
 ways = {n: partial(medusa.stream, heads=heads, tree=shape) for n, shape in shapes.items()}
 for domain in ("code", "verse"):
     runs, one_s = in_turns(domain, ways | {"draft": with_drafts(ModelDrafter(fast["draft"]), 2)}, rounds=2)
