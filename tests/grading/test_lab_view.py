@@ -1,7 +1,9 @@
 """Demonstrations and the table of points: nothing that a student has not written stops a notebook."""
 
+import inspect
 import signal
 import time
+from types import FunctionType
 
 import pytest
 
@@ -61,11 +63,17 @@ def test_no_more_is_printed_than_somebody_would_read(capsys):
     assert lines[-1] == "… and 2,970 more lines"
 
 
+def as_written_here(function):
+    """As if a notebook had it: the course's own functions are no answers."""
+    bare = inspect.unwrap(function)  # of what checks shapes
+    return FunctionType(bare.__code__, {**bare.__globals__, "__name__": "__main__"})
+
+
 def test_points_are_those_of_the_answers_as_they_stand():
-    right = {exercise.function: exercise.reference for exercise in EXERCISES}
+    right = {exercise.function: as_written_here(exercise.reference) for exercise in EXERCISES}
     assert points_so_far(LAB, right).total == (100, 100)
     first, second, *_ = EXERCISES
-    names = {first.function: first.reference, second.function: lambda *arguments, **named: None}
+    names = {first.function: as_written_here(first.reference), second.function: lambda *arguments, **named: None}
     table = points_so_far(LAB, names)
     assert table.total == (first.points, 100)
     states = [state for _, _, state, _, _ in table.rows]

@@ -74,7 +74,7 @@ def test_a_broken_rule_is_told_by_its_name_and_after_the_value():
     assert verdict.reason == "arguments stay as they were: x was changed in place; work on a copy"
     assert examine(exercise(), 7, answering(Answer(right + 1, mutated=("x",)))).check == "first"
     assert examine(exercise(), 7, answering(Answer(right, operations=("add",)))).check == "own work"
-    assert examine(exercise(), 7, answering(), "def double(x): return x.add(x)").check == "own work"
+    assert examine(exercise(), 7, answering(), {"add"}).check == "own work"
 
 
 @pytest.mark.parametrize(
