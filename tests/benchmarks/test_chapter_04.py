@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,26 +14,38 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "chapter_04.sh"
 INSTEAD = """#!{python}
-import json, sys
+import json, signal, sys
 with open("{calls}", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    sys.exit("ignores Ctrl-C")
+if "{failing}" in sys.argv:
+    sys.exit(3)
 """
+
+
+def heed_ctrl_c():
+    """Whatever the shell of these tests has: what is to be ignored stays so in programs that are started."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
 def started(tmp_path):
     """Runs the script with a program in Python's place that only notes how it was called."""
-    texts, calls, instead = tmp_path / "texts", tmp_path / "calls.jsonl", tmp_path / "python"
+    texts, calls, instead = tmp_path / "the texts", tmp_path / "calls.jsonl", tmp_path / "python"
     texts.mkdir()
     (texts / "prose.txt.xz").touch()
     (texts / "poetry.txt").touch()
-    instead.write_text(INSTEAD.format(python=sys.executable, calls=calls))
-    instead.chmod(0o755)
 
-    def start(*parts, folder=texts):
-        run = ["sh", str(SCRIPT), str(folder), str(tmp_path / "out"), *parts]
+    def start(*parts, folder=texts, failing=""):
+        instead.write_text(INSTEAD.format(python=sys.executable, calls=calls, failing=failing))
+        instead.chmod(0o755)
+        run = ["sh", str(SCRIPT), str(folder), str(tmp_path / "the out"), *parts]
         ended = subprocess.run(
-            run, env={"PYTHON": str(instead), "PATH": "/usr/bin:/bin"}, capture_output=True
+            run,
+            env={"PYTHON": str(instead), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            preexec_fn=heed_ctrl_c,
         )
         lines = calls.read_text().splitlines() if calls.exists() else []
         return ended, [json.loads(line) for line in lines]
@@ -42,7 +55,7 @@ def started(tmp_path):
 
 def test_every_call_is_one_that_its_program_takes(started):
     ended, calls = started()
-    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert (ended.returncode, ended.stderr) == (0, b""), "and none of them ignores Ctrl-C"
     assert len(calls) == 13
     for program, *arguments in calls:
         if program == "-m":
@@ -60,14 +73,20 @@ def test_every_call_is_one_that_its_program_takes(started):
 
 
 def test_parts_run_by_themselves_and_what_is_there_is_not_trained_again(started, tmp_path):
-    (tmp_path / "out/medusa/target").mkdir(parents=True)
-    (tmp_path / "out/medusa/target/config.json").touch()
+    (tmp_path / "the out/medusa/target").mkdir(parents=True)
+    (tmp_path / "the out/medusa/target/config.json").touch()
     ended, calls = started("medusa")
     assert ended.returncode == 0
     assert [Path(call[-1]).name if call[0] == "-m" else Path(call[0]).name for call in calls] == [
         "code=installed",
         "medusa.py",
     ]
+
+
+def test_the_table_is_not_recorded_of_tasks_that_failed(started):
+    ended, calls = started("classifier", failing="author")
+    assert ended.returncode not in (0, 2) and not any("exit_table" in call[0] for call in calls)
+    assert sum("--tasks" in call for call in calls) == 3
 
 
 @pytest.mark.parametrize(
