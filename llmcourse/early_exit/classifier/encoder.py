@@ -188,7 +188,9 @@ def load_encoder(folder: Path, table: Float[Tensor, "V C"]) -> Encoder:
         encoder.load_state_dict({TABLE: table, **weights})
     except (json.JSONDecodeError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{folder} must hold an encoder, got {reason}; train it again") from error
+        raise ValueError(
+            f"{folder} must hold an encoder, got {reason}; remove it, and train it again"
+        ) from error
     return encoder
 
 

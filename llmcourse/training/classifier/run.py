@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from llmcourse import pretrained
-from llmcourse.decoding.errors import require
+from llmcourse.decoding.errors import require, require_number
 from llmcourse.early_exit.classifier import table
 from llmcourse.early_exit.classifier.encoded import Encoded, encode
 from llmcourse.early_exit.classifier.encoder import Encoder, load_encoder, save_encoder
@@ -51,7 +52,8 @@ class Run:
         tasks: those of them that there is text for.
 
     Raises:
-        ValueError: the folder holds what other arguments made.
+        ValueError: the folder holds what other arguments made; a seed out of its range; no task, or too
+            little text for one.
     """
 
     def __init__(
@@ -67,17 +69,19 @@ class Run:
         compiled: bool | None = None,
         tasks: Sequence[str] = TASKS,
     ):
+        inside = lambda number: 0 <= number < 2**63  # noqa: E731
+        require_number(inside, "seed", "an integer in [0, 2**63)", seed, "0 will do", kind=Integral)
         self.started, self.limit_s = time.monotonic(), limit_s
         self.out, self.setting, self.seed = out, setting, seed
         self.device = default_device() if device is None else device
         on_gpu = self.device.type == "cuda"
         self.recorded = on_gpu if recorded is None else recorded
         self.compiled = on_gpu and not self.recorded if compiled is None else compiled
-        self._claim(sources)
         self.texts = Texts(sources)
         self.tasks = self.texts.tasks(seed, tasks)
         remedy = "give the text that it is made of"
         require(bool(self.tasks), "tasks", "one or more that there is text for", list(tasks), remedy)
+        self._claim(sources)  # last: arguments that are refused leave the folder to better ones
         self._rows: dict[tuple[str, Side], Encoded] = {}
         self.classifiers: dict[tuple[str, str], ExitClassifier] = {}
         self.steps: dict[tuple[str, str], int] = {}
@@ -103,7 +107,12 @@ class Run:
         return max(1.0, self.limit_s - (time.monotonic() - self.started))
 
     def encoder(self) -> Encoder:
-        """The pre-trained encoder as it is kept: in bfloat16, read back from its file."""
+        """The pre-trained encoder as it is kept: in bfloat16, read back from its file.
+
+        Raises:
+            ValueError: the one that lies there is damaged, or of another depth.
+            FloatingPointError, KeyboardInterrupt: as `pretrain`.
+        """
         folder = self.out / ENCODER
         if not (folder / "config.json").is_file():
             documents = self.texts.training_side(self.seed)
@@ -112,7 +121,10 @@ class Run:
             more = {"seed": self.seed, "compiled": self.compiled, "recorded": self.recorded}
             save_encoder(pretrain(documents, self.setting, pace, self.device, **more), folder)
         embeddings = pretrained.load("draft").model.model.embed_tokens.weight
-        return load_encoder(folder, embeddings).to(self.device)
+        encoder, wanted = load_encoder(folder, embeddings), self.setting.num_layers
+        layers, remedy = encoder.config.num_layers, f"give --layers as many, or remove {folder}"
+        require(layers == wanted, f"layers of the encoder in {folder}", str(wanted), layers, remedy)
+        return encoder.to(self.device)
 
     def rows(self, task: Task, side: Side) -> Encoded:
         """Token rows, made when they are first asked for."""

@@ -13,6 +13,7 @@ class Setting:
     """How large and how long everything is.
 
     Attributes:
+        num_layers: an even number, for one of the methods is half of them.
         length: tokens of a row, in pre-training and in the tasks.
         rows: of a step of pre-training.
         steps, tuning_steps: at most so many, of pre-training and of each fine-tuning.
@@ -37,6 +38,7 @@ class Setting:
     def __post_init__(self):
         for name in ("num_layers", "rows", "steps", "tuning_steps", "test_examples"):
             require_integer(1, name, getattr(self, name), "see --help")
+        require(self.num_layers % 2 == 0, "num_layers", "even", self.num_layers, "an odd number has no half")
         require_integer(8, "length", self.length, "give texts some room")
         require(0 < self.share < 1, "share", "in (0, 1)", self.share, "0.45 leaves most to fine-tuning")
 

@@ -254,6 +254,8 @@ class TestSteps:
         ("no file or folder 'nowhere.txt'", ["--text", "prose=nowhere.txt"]),
         ("num_layers must be an integer of at least 1", ["--layers", "0"]),
         ("num_layers must be even, got 3", ["--layers", "3"]),
+        ("seed must be an integer in [0, 2**63), got -1", ["--seed", "-1"]),
+        ("seed must be an integer in [0, 2**63), got 9223372036854775808", ["--seed", str(2**63)]),
         ("share must be in (0, 1), got 2.0", ["--share", "2"]),
         ("steps must be an integer of at least 1", ["--steps", "0"]),
         ("tasks must be one or more that there is text for, got ['author']", ["--tasks", "author"]),
@@ -264,6 +266,16 @@ def test_bad_arguments(tmp_path, capsys, message, more):
     assert main(arguments(tmp_path, *more)) == 2
     errors = capsys.readouterr().err
     assert errors.splitlines()[-1].startswith("error: ") and message in errors, errors
+    assert not list(tmp_path.iterdir())  # better arguments may have the folder
+
+
+def test_an_encoder_of_another_depth_is_not_taken(out, tmp_path, capsys):
+    """Speed-ups are counted in its layers."""
+    main(arguments(out))
+    shutil.copytree(out / "encoder", tmp_path / "encoder")
+    assert main(arguments(tmp_path, "--layers", "4")) == 2
+    assert f"layers of the encoder in {tmp_path / 'encoder'} must be 4, got 2" in capsys.readouterr().err
+    assert main(arguments(tmp_path / "other", "--layers", "4", "--encoder-only")) == 0
 
 
 def test_two_sources_of_a_kind(tmp_path):
