@@ -339,15 +339,9 @@ _slots_of_path = Walk(slots=lambda length, path, count: [length + node for node 
 _slots_early = Walk(slots=lambda length, path, count: [*range(length), *(length + n - 1 for n in path)])
 _slots_late = Walk(slots=lambda length, path, count: [*range(length), *(length + n + 1 for n in path)])
 _bonus_behind = Walk(
-    slots=lambda length, path, count: [
-        *range(length),
-        *(length + n for n in path),
-        length + (path[-1] if path else ROOT) + 1,
-    ]
+    slots=lambda length, path, count: [*Walk.slots(length, path, count), length + [ROOT, *path][-1] + 1]
 )
-_bonus_slot = Walk(
-    slots=lambda length, path, count: [*range(length), *(length + n for n in path), length + count]
-)
+_bonus_slot = Walk(slots=lambda length, path, count: [*Walk.slots(length, path, count), length + count])
 
 TOLD = (
     *(_longest, _own_row, _bonus_row, _bonus_text, _bonus_last, _slots_in_a_row, _all_slots),
