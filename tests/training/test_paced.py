@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmcourse.training import paced
-from llmcourse.training.paced import LEAST_STEPS, Pace, random_devices, share_of_rate, train
+from llmcourse.training.paced import CHECK_EVERY, LEAST_STEPS, Pace, random_devices, share_of_rate, train
 
 
 class TestPace:
@@ -37,6 +37,12 @@ class TestPace:
         assert steps == 40 and len(self.rates) == 40
         assert max(self.rates) <= 0.5 and self.rates[0] < 0.05 and self.rates[-1] < 0.02
         assert self.rates.index(max(self.rates)) == 2
+
+    @pytest.mark.parametrize("large", [7, 8])
+    def test_the_loss_is_the_mean_of_the_last_ones(self, large):
+        """Of 25, among which the eighth of 32 is and the seventh is not."""
+        _, loss, _ = self.run(Pace(7 + CHECK_EVERY), [1000.0] * large + [1.0] * 25)
+        assert (abs(loss) > 1) == (large == 8)
 
     def test_it_ends_by_the_clock(self):
         times = iter(range(1000))

@@ -5,8 +5,10 @@ bootstrap over few of them (Efron 1979) lie too close: over eight it leaves the 
 as it says (Cameron, Gelbach and Miller 2008). Instead the mean is taken anew without each document in turn,
 which is the jackknife, and the variance of these means is judged by Student's t. Where a few large documents
 outweigh the others, that variance is less sure than their number says. So its degrees of freedom are those of
-Bell and McCaffrey (2002), as Imbens and Kolesár (2016) recommend: they are counted as if all examples were
-independent.
+Bell and McCaffrey (2002), counted as if all examples were independent. Imbens and Kolesár (2016), who
+recommend them, take a variance that is corrected less, and for clusters estimate how alike their examples
+are; the jackknife's is rather too large, so that where one document outweighs all others the interval is
+wider than it need be.
 """
 
 from __future__ import annotations

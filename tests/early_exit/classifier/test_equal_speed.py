@@ -37,6 +37,9 @@ class TestMixture:
         rule = mix_rules(patience_rules(many), many, exits, budget)
         assert abs(mean_layers(exits_taken(many, rule), exits) - budget) <= 11 / 150  # one text
         assert rule.slow.patience == rule.quick.patience + 1
+        other = mix_rules(patience_rules(many), many, exits, budget, seed=1)  # other texts, as many
+        assert abs(mean_layers(exits_taken(many, other), exits) - budget) <= 11 / 150
+        assert not torch.equal(exits_taken(many, other), exits_taken(many, rule))
 
     def test_each_text_gets_one_of_both(self, many):
         rule = mix_rules(patience_rules(many), many, range(1, 13), 6)

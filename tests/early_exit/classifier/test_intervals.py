@@ -114,10 +114,26 @@ def test_the_variance_is_that_of_means_without_each_document():
     assert spread(values, documents).variance == pytest.approx(jack.item())
 
 
+@pytest.mark.parametrize("sizes", [(6, 3, 2, 1), (1, 1, 1, 9), (4, 4, 4), (1, 2, 3, 4, 5, 6)])
+def test_the_degrees_are_those_of_the_variance_as_a_form_in_all_examples(sizes):
+    """The slow truth: the jackknife's variance is y' B y of the examples y; were these independent, its
+    degrees would be (tr B)² / tr B² (Bell and McCaffrey 2002)."""
+    documents = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    count, groups = len(documents), len(sizes)
+    changes = torch.empty(groups, count, dtype=torch.float64)  # of the mean, where a document is left out
+    for one in range(groups):
+        kept = (documents != one).double()
+        changes[one] = kept / kept.sum() - 1 / count
+    form = (groups - 1) / groups * changes.T @ changes
+    found = spread(torch.randn(count), documents)
+    assert found.freedom == pytest.approx((form.trace() ** 2 / (form @ form).trace()).item())
+
+
 def test_a_document_that_outweighs_all_leaves_one_degree():
     found = spread(torch.randn(2007), torch.cat((torch.zeros(2000), torch.arange(1, 8))).long())
     assert 1 <= found.freedom < 1.01
-    assert spread(torch.randn(2), torch.arange(2)).freedom == pytest.approx(1)
+    one_and_seven = torch.tensor([0] + [1] * 7)  # without rounding it would be 1; with it, a little less
+    assert spread(torch.randn(8), one_and_seven).freedom == 1
 
 
 def test_one_document_tells_nothing_and_no_variance_no_width():
