@@ -36,7 +36,7 @@ def test_a_mistake_is_told_by_name(mistake, told):
     assert_told(EXERCISE, mistake, told)
 
 
-@pytest.mark.parametrize("window", [16, 32, 64])
+@pytest.mark.parametrize("window", [16, 32, 64, 128])
 def test_a_window_of_the_text_fails_for_every_seed(window):
     short = Fill(sees=lambda prompt, new: (prompt + new)[-window:])
     with unchecked():

@@ -9,9 +9,10 @@ import torch
 
 from llmcourse import early_exit
 from llmcourse.grading.exercises import catalogue
-from llmcourse.grading.exercises.early_exit import drawn
+from llmcourse.grading.exercises.early_exit import choices, drawn
+from llmcourse.grading.exercises.early_exit import patience_exit as patience_exercise
+from llmcourse.grading.exercises.early_exit.choices import exit_threshold
 from llmcourse.grading.exercises.early_exit.entropy_exit import Leave, nats
-from llmcourse.grading.exercises.early_exit.exit_threshold import exit_threshold
 from llmcourse.grading.exercises.early_exit.layers import MARGIN, NEAREST, Exits
 from llmcourse.grading.exercises.early_exit.patience_exit import patience_exit
 from llmcourse.grading.in_notebook.call import InProcess
@@ -186,6 +187,13 @@ def test_token_0_is_a_favourite_in_cases_of_its_own():
     assert patience_of == {5, 6}
 
 
+@pytest.mark.parametrize(
+    "wrong", [patience_exercise._over_one_layer, patience_exercise._forgives_one], ids=["passes", "forgives"]
+)
+def test_a_count_that_outlives_one_layer_fails_for_every_seed(wrong):
+    fails_for_every_seed("04.patience_exit", wrong)
+
+
 def test_ties_are_exact_and_decide():
     """Where two answers are as likely, another favourite would leave at another layer."""
     for seed in SEEDS:
@@ -225,6 +233,13 @@ def test_only_one_case_has_an_entropy_that_is_a_threshold():
             thresholds = torch.tensor(case.arguments["thresholds"])
             equal = torch.isin(case.arguments["entropies"], thresholds).any()
             assert bool(equal) == (case.label == "an entropy that is a threshold")
+
+
+@pytest.mark.parametrize(
+    "wrong", [*choices.HASTY, choices.rounds_budget], ids=["goes up", "goes down", "rounds the budget"]
+)
+def test_a_choice_that_is_hasty_fails_for_every_seed(wrong):
+    fails_for_every_seed("04.exit_threshold", wrong)
 
 
 def test_agreement_goes_up_and_down():

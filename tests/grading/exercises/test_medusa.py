@@ -7,13 +7,15 @@ import torch
 
 from llmcourse.grading.answer import Answer
 from llmcourse.grading.exercises import catalogue
-from llmcourse.grading.exercises.medusa import walk_tree as walking
+from llmcourse.grading.exercises.medusa import walks
 from llmcourse.grading.exercises.medusa.medusa_candidates import medusa_candidates
 from llmcourse.grading.exercises.medusa.walk_tree import walk_tree
 from llmcourse.grading.exercises.speculative.drawn import OWN_WORK
+from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.names_used import names_used
+from llmcourse.grading.question import examine
 from llmcourse.grading.rules import Evidence
-from tests.grading.exercises.answers import cases
+from tests.grading.exercises.answers import cases, drawn_once, unchecked
 from tests.grading.exercises.mistakes import assert_told
 
 SEEDS = range(20)
@@ -68,7 +70,7 @@ def test_nodes_of_so_many_ranks_miss_their_parent(label, ranks):
         assert {len(node) for node in nodes if len(node) > 1 and node[:-1] not in nodes} == {ranks}
 
 
-def test_an_orphan_may_be_at_any_depth_and_ranks_may_be_high():
+def test_an_orphan_may_be_deep_and_ranks_may_be_high():
     orphans, sizes = set(), set()
     for seed in SEEDS:
         drawn = {case.label: case.arguments for case in cases("04.medusa_candidates", seed)}
@@ -77,7 +79,7 @@ def test_an_orphan_may_be_at_any_depth_and_ranks_may_be_high():
         many = drawn["many heads and high ranks"]
         sizes.add(max(map(len, many["choices"])))
         assert max(map(max, many["choices"])) >= 10 and many["logits"].shape[1] >= 13
-    assert orphans == {4, 5, 6} and sizes == {5, 6}
+    assert orphans == sizes == {6, 7}
 
 
 def test_siblings_hold_different_tokens_and_branches_share_some():
@@ -97,9 +99,11 @@ def test_siblings_hold_different_tokens_and_branches_share_some():
         ("a branch stands in part", {2}),
         ("node 0 stands", {2, 3}),
         ("nothing stands", {0}),
-        ("a whole branch stands", {5, 6, 7}),
+        ("a draft of token 0", {2, 3}),
+        ("a whole branch stands", {6, 7, 8}),
         ("a single node", {1}),
         ("right behind one that fell", {1}),
+        ("a cousin holds the token", {2}),
         ("not level by level", {2}),
         ("no nodes", {0}),
     ],
@@ -111,7 +115,7 @@ def test_so_many_nodes_stand_as_a_case_wants(label, depths):
         path, bonus, slots = walk_tree(**case.arguments)
         found.add(len(path))
         assert len(slots) == case.arguments["length"] + len(path)
-        last = path[-1] if path else walking.ROOT
+        last = path[-1] if path else walks.ROOT
         below = case.arguments["tokens"][case.arguments["parents"] == last].tolist()
         assert bonus not in below
         if path:
@@ -119,7 +123,7 @@ def test_so_many_nodes_stand_as_a_case_wants(label, depths):
     assert found == depths
 
 
-def test_trees_have_three_to_seven_levels():
+def test_trees_have_three_to_eight_levels():
     found = set()
     for seed in SEEDS:
         for case in cases("04.walk_tree", seed):
@@ -127,7 +131,27 @@ def test_trees_have_three_to_seven_levels():
             for parent in case.arguments["parents"].tolist():
                 depths.append(depths[parent + 1] + 1)
             found.add(max(depths))
-    assert found == {0, 1, 3, 4, 5, 6, 7}
+    assert found == {0, 1, 3, 4, 5, 6, 7, 8}
+
+
+@pytest.mark.parametrize("wrong", walks.OF_A_LEVEL, ids=["of any branch", "of the same"])
+def test_a_node_of_the_next_level_fails_for_every_seed(wrong):
+    with unchecked():
+        for seed in range(30):
+            verdict = examine(drawn_once(catalogue.find("04.walk_tree"), seed), seed, InProcess(wrong))
+            assert verdict.status == "fail", seed
+
+
+def test_token_0_stands_in_a_case_of_its_own():
+    for seed in SEEDS:
+        for case in cases("04.walk_tree", seed):
+            path, *_ = walk_tree(**case.arguments)
+            assert (0 in case.arguments["tokens"][path].tolist()) == (case.label == "a draft of token 0")
+
+
+def test_a_text_of_one_token_is_among_the_cases():
+    lengths = {case.arguments["length"] for seed in SEEDS for case in cases("04.medusa_candidates", seed)}
+    assert lengths == {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize(("label", "at_0"), [("a branch stands in part", False), ("node 0 stands", True)])

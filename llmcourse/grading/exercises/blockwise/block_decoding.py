@@ -208,7 +208,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("a short last block", 6, 3, 8, (_whole_last_block, _cuts_the_last_block)),
         case("a last block of more than its passes", 6, 3, 6 + rng.randint(4, 5), (_one_a_pass, _in_two)),
         case("a text shorter than a block", 7, 2, rng.randint(4, 6), (_one_a_pass, _in_three)),
-        case("a long text", 4, 2, 8, (_last_64,), prompt=range(80, 100)),
+        case("a long text", 4, 2, 8, (_last_64, _last_128), prompt=range(140, 160)),
         case("guesses nearly as sure", 6, 3, 6, (_two_digits, _three_digits), step=CLOSE),
         case("blocks of one", 1, 1, size, (_masks_the_last,)),
         case("the whole text at once", size, 1, size),
@@ -239,6 +239,7 @@ _leaves_masks = Fill(filled=lambda size, turn, passes: size // passes * turn)
 _shares_the_rest = Fill(filled=lambda size, turn, passes: _by_shares(size, turn, passes))
 _rest_first = Fill(filled=lambda size, turn, passes: size // passes * turn + min(turn, size % passes))
 _last_64 = Fill(sees=lambda prompt, new: (prompt + new)[-64:])
+_last_128 = Fill(sees=lambda prompt, new: (prompt + new)[-128:])
 _two_digits = Fill(confidence=lambda logits: probability(logits).round(decimals=2))
 _three_digits = Fill(confidence=lambda logits: probability(logits).round(decimals=3))
 _whole_last_block = Fill(shortens=False)
@@ -349,6 +350,7 @@ EXERCISE = Exercise(
         Mutant("fills a short block in three passes", _in_three, "a text shorter than a block"),
         Mutant("needs a full block", _needs_a_full_block, "a text shorter than a block"),
         Mutant("reads the last 64 tokens", _last_64, "a long text"),
+        Mutant("reads the last 128 tokens", _last_128, "a long text"),
         Mutant("rounds to two digits", _two_digits, "guesses nearly as sure"),
         Mutant("rounds to three digits", _three_digits, "guesses nearly as sure"),
         Mutant("gives a short block all passes", _as_many_passes, PASSES.name),

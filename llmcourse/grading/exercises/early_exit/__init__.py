@@ -6,5 +6,6 @@ entropy_exit     leave at the first layer whose distribution is narrow, and run 
 runs             rows of favourites that stay for some layers, and a patience that fits them
 patience_exit    leave when the favourite has been confirmed often enough
 readings         held-out readings, thresholds and a budget
+choices          a threshold chosen from them, rightly and wrongly
 exit_threshold   the threshold for a budget of layers, from held-out readings
 """

@@ -78,6 +78,10 @@ HINTS_AT = {
         "A favourite that changes takes the count back to 0, also if it changes back later: confirmed is "
         "what is confirmed in a row."
     ),
+    "another favourite for one layer": (
+        "One layer of another mind is enough: the count begins again from 0, also where the favourite comes "
+        "right back."
+    ),
     "a first favourite of 0": (
         "The first layer confirms nothing, also where its favourite is token 0: there is no layer before "
         "it. Begin to compare at the second layer, not with a favourite of 0 before the first."
@@ -87,7 +91,9 @@ HINTS_AT = {
         "answered: `answers == 0` does not say that it stays."
     ),
     "a long patience": "Patience may be any number: here it takes many layers of one mind.",
-    "several rows": "Each row has a count, an exit and an answer of its own.",
+    "several rows": (
+        "Each row has a count, an exit and an answer of its own; in a loop over rows, each begins anew."
+    ),
     "more patience than layers": "With E layers nothing is confirmed more than E - 1 times: all leave at E.",
     "a change in the last layer": "Whoever gets to the last layer leaves there, with the answer of that one.",
     "a single layer": "With one layer there is nothing to confirm: each row leaves at layer 1.",
@@ -176,15 +182,16 @@ def cases(rng: random.Random) -> list[Case]:
 
     return [
         case("a streak", drawing.a_streak, apart=TOLD),
-        case("a streak that breaks", drawing.a_break, (_never_reset, _votes, _takes_back_one)),
+        case("a streak that breaks", drawing.a_break, BROKEN),
         case("a first favourite of 0", drawing.first_0, (_confirmed_by_zeros,)),
         case("an answer of 0", drawing.answer_0, (_answer_0_is_none, _leaves_again)),
         case("a long patience", drawing.a_long_patience, (_at_most_4,)),
-        case("several rows", drawing.several, (_shared, _all_or_none)),
+        case("several rows", drawing.several, SEVERAL),
         case("more patience than layers", drawing.too_few, (_first_for_want,)),
         case("a change in the last layer", drawing.a_late_change, (_never_the_last,)),
         case("two favourites", drawing.one_change, (_last_of_equals,), changed=tied),
         case("a patience of 1", lambda: (drawing.rows(rng.randint(5, 8), 3), 1)),
+        case("another favourite for one layer", drawing.a_blink, (_over_one_layer, _forgives_one)),
         case("a single layer", lambda: (drawing.rows(1, 1), rng.randint(1, 2))),
     ]
 
@@ -232,6 +239,45 @@ _takes_back_one = Leave(counts=_counts_down)
 _last_of_equals = Leave(favourites=lambda logits: logits.shape[-1] - 1 - logits.flip(-1).argmax(-1))
 _confirmed_by_zeros = Leave(counts=_counts_from_zeros)
 _at_most_4 = Leave(enough=lambda count, patience: count >= min(patience, 4))
+
+
+def _counts_over_one_layer(row):
+    """As if a favourite that comes back behind another had not been away."""
+    counts = [0]
+    for n in range(1, len(row)):
+        counts.append(counts[-1] + 1 if row[n] in row[max(0, n - 2) : n] else 0)
+    return counts
+
+
+def _counts_but_for_one(row):
+    """A single layer of another mind leaves the count as it is."""
+    counts = [0]
+    for n in range(1, len(row)):
+        back = n > 1 and row[n] == row[n - 2]
+        strays = n + 1 < len(row) and row[n + 1] == row[n - 1]
+        counts.append(counts[-1] + 1 if row[n] == row[n - 1] else counts[-1] if back or strays else 0)
+    return counts
+
+
+def _row_by_row(goes_on):
+    """In a loop over rows where the count, the favourite before, or both are those of the last row's end."""
+
+    def leave(logits, patience):
+        found, count, before = [], 0, None
+        for row in first(logits).T.tolist():
+            count = count if "count" in goes_on else 0
+            before = before if "favourite" in goes_on else None
+            for layer, favourite in enumerate(row, 1):
+                if before is not None:
+                    count = count + 1 if favourite == before else 0
+                before = favourite
+                if count >= patience or layer == len(row):
+                    found.append((layer, favourite))
+                    break
+        layers, answers = zip(*found, strict=True)
+        return torch.tensor(layers), torch.tensor(answers)
+
+    return leave
 
 
 def _answer_0_is_none(logits, patience):
@@ -292,7 +338,15 @@ def _in_place(logits, patience):
     return found
 
 
+_over_one_layer = Leave(counts=_counts_over_one_layer)
+_forgives_one = Leave(counts=_counts_but_for_one)
+_count_goes_on = _row_by_row(("count",))
+_favourite_goes_on = _row_by_row(("favourite",))
+_both_go_on = _row_by_row(("count", "favourite"))
+
 TOLD = (_late, _early, _all_alike, _last_answer, _leaves_last)
+BROKEN = (_never_reset, _votes, _takes_back_one)
+SEVERAL = (_shared, _all_or_none, _count_goes_on, _favourite_goes_on, _both_go_on)
 
 EXERCISE = Exercise(
     name="04.patience_exit",
@@ -325,6 +379,9 @@ EXERCISE = Exercise(
         Mutant("has a patience of at most 4", _at_most_4, "a long patience"),
         Mutant("has one count for all rows", _shared, "several rows"),
         Mutant("lets all rows wait for the last", _all_or_none, "several rows"),
+        Mutant("goes on with the count of the row before", _count_goes_on, "several rows"),
+        Mutant("compares with the row before", _favourite_goes_on, "several rows"),
+        Mutant("takes all rows for one", _both_go_on, "several rows"),
         Mutant("leaves at layer 1 for want of another", _first_for_want, "more patience than layers"),
         Mutant("answers a layer before the last", _never_the_last, "a change in the last layer"),
         Mutant("takes the last of two favourites", _last_of_equals, "two favourites"),

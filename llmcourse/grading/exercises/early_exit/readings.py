@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 GRID = 8
 TOKENS = (8, 16, 32)  # shares of these are exact in float32 too
+MANY = (128, 256)  # and of these, which may differ by less than two digits show
 VOCAB, SWAPPED, AGREES = 20, 0.5, 0.3
 FINE = 64  # parts of a nat: entropies and thresholds are exact too
 ROOM = 0.05  # layers above a budget, in which no mean lies but where a case is about that
@@ -28,6 +30,12 @@ def falling(rng: random.Random, entropies: list[list[float]]) -> list[float]:
 
 def shuffled(rng: random.Random, entropies: list[list[float]]) -> list[float]:
     return rng.sample(rising(rng, entropies), GRID)
+
+
+def side_by_side(rng: random.Random, entropies: list[list[float]]) -> list[float]:
+    """A few entropies between one and the next; in any order."""
+    first = rng.randrange(6, 2 * FINE - GRID)
+    return rng.sample([(2 * part + 1) / (2 * FINE) for part in range(first, first + GRID)], GRID)
 
 
 def in_threes(rng: random.Random, entropies: list[list[float]]) -> list[float]:
@@ -115,6 +123,20 @@ def several(found: Found, budget: float) -> bool:
     return len(able) >= 3 and able[0][0] == able[1][0] and able[0][1] < able[1][1]
 
 
+def up_and_down(found: Found, budget: float) -> bool:
+    """Agreement falls on the way to the best, from the fewest layers as from the most."""
+    rising = [agreement for layers, agreement in sorted(found) if layers <= budget]
+    best = rising.index(max(rising)) if rising else 0
+    ways = rising[:best], rising[:best:-1]
+    return all(any(after < before for before, after in pairwise(way)) for way in ways)
+
+
+def nearly_equal(found: Found, budget: float) -> bool:
+    """Another agrees less often, for fewer layers, but by less than two digits show."""
+    (agreement, layers), *others = within(found, budget) or [(0.0, 0.0)]
+    return any(a != agreement and round(a, 2) == round(agreement, 2) and n < layers for a, n in others)
+
+
 def one_fits(found: Found, budget: float) -> bool:
     return len(within(found, budget)) == 1
 
@@ -141,6 +163,7 @@ class Plan:
         budget: from the means, rising.
         late: whether most tokens settle at the last layer alone: then the best agreement is below a half.
         agrees: how often a favourite that is not settled is the whole model's, at least.
+        tokens: how many there may be.
         close: whether a mean may lie just above the budget.
         ends: whether the best threshold may be the first or the last of the list.
     """
@@ -150,13 +173,14 @@ class Plan:
     budget: Callable[..., float | None] = between
     late: bool = False
     agrees: float = AGREES
+    tokens: tuple[int, ...] = TOKENS
     close: bool = False
     ends: bool = False
 
     def arguments(self, rng: random.Random) -> dict[str, Any]:
         """Of a call."""
         while True:
-            sizes = rng.randint(4, 8), rng.choice(TOKENS)
+            sizes = rng.randint(4, 8), rng.choice(self.tokens)
             entropies, favourites = readings(rng, *sizes, self.late, self.agrees)
             thresholds = self.grid(rng, entropies)
             found = [figures(entropies, favourites, threshold) for threshold in thresholds]

@@ -33,6 +33,14 @@ class Runs:
         two = self.rng.sample(range(1, self.vocab), 2)
         return [[two[n % 2] for n, length in enumerate(lengths) for _ in range(length)]], patience
 
+    def a_blink(self):
+        """Another favourite for a single layer, and the first one again for long enough."""
+        patience = self.rng.randint(2, 4)
+        lengths = [self._up_to(patience), 1, patience + self.rng.randint(2, 4), self._up_to(3)]
+        one, other, last = self.rng.sample(range(1, self.vocab), 3)
+        runs = zip((one, other, one, last), lengths, strict=True)
+        return [[token for token, length in runs for _ in range(length)]], patience
+
     def first_0(self):
         """Token 0, a layer less often than it takes to leave, and then another for long enough."""
         patience = self.rng.randint(2, 4)

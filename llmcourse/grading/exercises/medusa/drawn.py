@@ -44,9 +44,14 @@ def in_any_order(rng: random.Random, parents: list[int]) -> list[int]:
     return [places[parents[node]] for node in order[1:]]
 
 
-def words(rng: random.Random, parents: list[int]) -> list[int]:
-    """A token for each node: none twice below a parent; a few in all, so that branches share them."""
-    few, tokens = rng.sample(range(VOCAB), 6), []
+def words(rng: random.Random, parents: list[int], with_0: bool) -> list[int]:
+    """A token for each node: none twice below a parent; a few in all, so that branches share them.
+
+    Args:
+        with_0: whether 0 is one of the few.
+    """
+    few, tokens = rng.sample(range(1, VOCAB), 6), []
+    few[:1] = [0] if with_0 else few[:1]
     for node, parent in enumerate(parents):
         taken = {tokens[other] for other in range(node) if parents[other] == parent}
         tokens.append(rng.choice([token for token in few if token not in taken]))
@@ -58,10 +63,18 @@ def said_along(
     tokens: list[int],
     parents: list[int],
     depth: int,
-    trap: bool,
+    trap: bool = False,
+    cousin: bool = False,
     begins: Callable[[int], bool] = lambda node: True,
 ) -> list[int]:
-    """What the target wants after the text and each node, so that a path of so many nodes stands."""
+    """What the target wants after the text and each node, so that a path of so many nodes stands.
+
+    Args:
+        trap: whether nodes off the path have a child that they would go on to.
+        cousin: whether what follows the path is held by a grandchild of its last node's parent, if there is
+            one that tells.
+        begins: whether a node may be the first of the path.
+    """
 
     def below(node):
         return [child for child, parent in enumerate(parents) if parent == node]
@@ -78,6 +91,10 @@ def said_along(
     for child in goal:
         wanted[node + 1], node = tokens[child], child
     wanted[node + 1] = no_child(node)
+    siblings = below(parents[node]) if cousin else []
+    held = {tokens[child] for other in siblings if other != node for child in below(other)}
+    if telling := sorted(held - {tokens[child] for child in below(node)}):
+        wanted[node + 1] = rng.choice(telling)
     return wanted
 
 

@@ -107,7 +107,8 @@ HINTS_AT = {
     ),
     "many heads and high ranks": (
         "There may be more than four heads, and ranks up to V - 1: rank all tokens of a head, and go up to "
-        "the first ancestor, however many there are."
+        "the first ancestor, however many there are. Ranks are numbers, not texts: 12 comes after 2, and "
+        "(1,) is no ancestor of (12, 0)."
     ),
     "an orphan deeper still": (
         "Every parent has to be there, at whatever depth: look up node[:-1] for each node."
@@ -183,7 +184,7 @@ def cases(rng: random.Random) -> list[Case]:
             heads = levels + rng.randint(0, 1)
             nodes = changed(_tree(rng, levels))
             logits = inputs.logits(rng, heads, vocab + rng.randint(0, 2))
-            return {"logits": logits, "choices": nodes, "length": rng.randint(2, 5)}
+            return {"logits": logits, "choices": nodes, "length": rng.randint(1, 5)}
 
         arguments = draw() if raises else drawn.telling(draw, medusa_candidates, wrong, apart)
         return Case(arguments, label, raises=raises)
@@ -193,8 +194,8 @@ def cases(rng: random.Random) -> list[Case]:
         return by_depth([tuple(ranks[rank] for rank in node) for node in nodes])
 
     def high(nodes):
-        """At least one rank of 10 or more."""
-        ranks = [rng.randint(0, 9), *sorted(rng.sample(range(10, 13), 2))]
+        """Ranks of one digit and of two, whose order is another as texts, and paths that are one text."""
+        ranks = (1, 2, 12)
         return by_depth([tuple(ranks[rank] for rank in node) for node in nodes])
 
     def shuffled(nodes):
@@ -206,18 +207,23 @@ def cases(rng: random.Random) -> list[Case]:
         nodes.remove(rng.choice([node for node in parents if len(node) == ranks]))
         return nodes
 
-    deep = rng.randint(5, 6)
-    lost = rng.randint(3, deep - 1)
+    deep = rng.randint(6, 7)
     return [
         case("two levels", 2, wrong=DOUBTED, apart=TOLD),
         case("four levels", 4, wrong=(_parent_alone, _parent_by_root)),
         case("ranks left out", 2, gaps, wrong=(_counts_siblings,)),
-        case("nodes in any order", 3, shuffled, wrong=(_as_given,)),
+        case("nodes in any order", 3, shuffled, wrong=(_as_given, _by_length, _parents_come_first)),
         case("a single node", 1, lambda nodes: [rng.choice(nodes)], wrong=(_squeezed,)),
-        case("many heads and high ranks", deep, high, wrong=(_three_ancestors,), vocab=13),
+        case("many heads and high ranks", deep, high, wrong=HIGH, vocab=13),
         case("a node without its parent", 3, orphaned, raises=ValueError),
         case("a deep node without its parent", 4, lambda nodes: orphaned(nodes, 2), raises=ValueError),
-        case("an orphan deeper still", deep, lambda nodes: orphaned(nodes, lost), raises=ValueError),
+        case(
+            "an orphan deeper still",
+            deep,
+            lambda nodes: orphaned(nodes, deep - 1),
+            raises=ValueError,
+            vocab=10,
+        ),
     ]
 
 
@@ -252,9 +258,30 @@ _checks_up_to_three_ranks = Build(checks=lambda node: 1 < len(node) <= 3)
 _three_ancestors = Build(
     sees=lambda node, other, *places: on_path(node, other) and len(node) - len(other) <= 3
 )
+_as_text = Build(order=lambda choices: sorted(choices, key=lambda choice: (len(choice), str(choice))))
+_by_length = Build(order=lambda choices: sorted(choices, key=len))
+_begins_alike = Build(sees=lambda node, other, *places: _digits(node).startswith(_digits(other)))
 _counts_siblings = Build(
     rank=lambda node, nodes: sum(other[:-1] == node[:-1] and other < node for other in nodes)
 )
+
+
+def _digits(node):
+    return "".join(map(str, node))
+
+
+def _parents_by_text(logits, choices, length):
+    tokens, _, *rest = medusa_candidates(logits, choices, length)
+    places = {_digits(node): place for place, node in enumerate(by_depth(choices))}
+    above = [_digits(node[:-1]) for node in by_depth(choices)]
+    return tokens, torch.tensor([places.get(name, ROOT) for name in above]), *rest
+
+
+def _parents_come_first(logits, choices, length):
+    """Looks for a parent among the nodes that were given before."""
+    if any(len(node) > 1 and node[:-1] not in choices[:place] for place, node in enumerate(choices)):
+        raise ValueError("the parent of a node is missing")
+    return medusa_candidates(logits, choices, length)
 
 
 def _sorts_in_place(logits, choices, length):
@@ -296,6 +323,7 @@ TOLD = (
     *(_descendants, _by_path),
 )
 DOUBTED = (_least_likely,)
+HIGH = (_three_ancestors, _as_text, _begins_alike, _parents_by_text)
 
 EXERCISE = Exercise(
     name="04.medusa_candidates",
@@ -335,6 +363,8 @@ EXERCISE = Exercise(
         Mutant("finds a parent by its first rank", _parent_by_root, "four levels"),
         Mutant("counts siblings instead of ranks", _counts_siblings, "ranks left out"),
         Mutant("takes the nodes as given", _as_given, "nodes in any order"),
+        Mutant("sorts by the number of ranks alone", _by_length, "nodes in any order"),
+        Mutant("looks for a parent in front", _parents_come_first, "nodes in any order"),
         Mutant("takes an orphan for a child of the text", _unchecked, "a node without its parent"),
         Mutant("leaves an orphan out", _without_an_orphan, "a node without its parent"),
         Mutant("looks for no parent of one rank", _checks_above_two_ranks, "a node without its parent"),
@@ -342,6 +372,9 @@ EXERCISE = Exercise(
         Mutant("looks for parents of one and two ranks", _checks_up_to_three_ranks, "an orphan deeper still"),
         Mutant("ranks seven tokens", _seven_likeliest, "many heads and high ranks"),
         Mutant("lets a node see three ancestors", _three_ancestors, "many heads and high ranks"),
+        Mutant("sorts ranks as texts", _as_text, "many heads and high ranks"),
+        Mutant("finds a parent by its text", _parents_by_text, "many heads and high ranks"),
+        Mutant("compares paths as texts", _begins_alike, "many heads and high ranks"),
         Mutant("drops an axis of one node", _squeezed, "a single node"),
         Mutant("sorts its input", _sorts_in_place, NoMutation().name),
     ),
