@@ -19,7 +19,7 @@ def smaller(png: str) -> str:
     if found.mode != "RGB" and not (found.mode == "RGBA" and found.getextrema()[3] == (255, 255)):
         return png
     packed = io.BytesIO()
-    method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
-    found.convert("RGB").quantize(COLOURS, method=method, dither=dither).save(packed, "PNG", optimize=True)
+    few = found.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE)
+    few.save(packed, "PNG", optimize=True)
     short = base64.b64encode(packed.getvalue()).decode("ascii")
     return min(png, short, key=len)

@@ -55,10 +55,12 @@ def test_tokens_of_the_pass_are_named_and_new_ones_bold():
 
 def test_every_setting_is_a_point_and_the_one_shown_has_a_ring():
     plot = FillingPlot(4)
-    plot.update(FILLINGS, (2, 1), 1, LABELS.get)
+    plot.update(dict(reversed(FILLINGS.items())), (2, 1), 1, LABELS.get)
     lines = {passes: line.get_xydata().tolist() for passes, line in plot._points.items()}
     assert lines == {1: [[1, 1.5], [2, 2.5], [4, 4.0]], 2: [], 4: []}
-    assert len({line.get_color() for line in plot._points.values()}) == 3
+    shades = [sum(line.get_color()[:3]) for line in plot._points.values()]
+    assert len(set(shades)) == 3 and shades == sorted(shades), "the paler the more passes"
+    assert set(plot._points.values()) <= set(plot.figure.moving), "or another setting leaves the old lines"
     assert plot._here.get_xydata().tolist() == [[2, 2.5]]
     assert plot.dial.get_ylim()[1] > 4
 

@@ -69,8 +69,8 @@ class Run:
         compiled: bool | None = None,
         tasks: Sequence[str] = TASKS,
     ):
-        inside = lambda number: 0 <= number < 2**63  # noqa: E731
-        require_number(inside, "seed", "an integer in [0, 2**63)", seed, "0 will do", kind=Integral)
+        inside = lambda number: 0 <= number < 2**32  # noqa: E731
+        require_number(inside, "seed", "an integer in [0, 2**32)", seed, "0 will do", kind=Integral)
         self.started, self.limit_s = time.monotonic(), limit_s
         self.out, self.setting, self.seed = out, setting, seed
         self.device = default_device() if device is None else device

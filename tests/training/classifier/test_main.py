@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -16,6 +17,7 @@ from llmcourse.training.classifier import texts as exit_texts
 from llmcourse.training.classifier.__main__ import main, parser, run_of
 from llmcourse.training.classifier.fine_tune import Tuning
 from llmcourse.training.classifier.setting import Setting
+from llmcourse.training.paced import Pace
 from llmcourse.training.text import Source
 
 SMALL = Setting(
@@ -164,6 +166,38 @@ def test_an_interrupt_keeps_what_is_whole(tmp_path, capsys):
     assert calls == ["deebert", "pabee", "past_future"]
 
 
+def test_a_file_that_was_not_written_to_its_end_is_none(tmp_path):
+    def stopped(state, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with mock.patch.object(exit_run, "save_file", stopped):
+        assert main(arguments(tmp_path)) == 130
+    assert not list((tmp_path / ".tasks").glob("*.safetensors"))
+
+
+def test_pre_training_gets_the_seed_and_its_share_of_the_time_that_is_left(tmp_path, monkeypatch):
+    """Of ten minutes five; of which reading the text may have taken some."""
+    clock = [0.0]
+    monkeypatch.setattr(exit_run.time, "monotonic", lambda: clock[0])
+    asked = parser().parse_args(arguments(tmp_path, "--seed", "3", "--minutes", "10", "--share", "0.5"))
+    run = run_of(asked)
+    for now, seconds in ((0, 300), (200, 300), (550, 50), (700, 1)):
+        clock[0] = now
+        stopped = mock.patch.object(exit_run, "pretrain", side_effect=KeyboardInterrupt)
+        with stopped as pretrain, pytest.raises(KeyboardInterrupt):
+            run.encoder()
+        assert pretrain.call_args.kwargs["seed"] == 3
+        assert pretrain.call_args.args[2] == Pace(SMALL.steps, seconds)
+
+
+def test_what_is_not_trained_on_is_cut_to_so_many_examples(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "CPU", replace(SMALL, test_examples=3))
+    run = run_of(parser().parse_args(arguments(tmp_path)))
+    (task,) = run.tasks
+    assert [len(run.rows(task, side)) for side in SIDES] == [len(task.train), 3, 3] and len(task.train) > 3
+
+
 def test_pieces_side_by_side_make_the_same_table(out, tmp_path, capsys):
     """The encoder first, then fine-tunings; what both made is found by the command that makes the table."""
     assert main(arguments(tmp_path, "--encoder-only")) == 0
@@ -254,8 +288,8 @@ class TestSteps:
         ("no file or folder 'nowhere.txt'", ["--text", "prose=nowhere.txt"]),
         ("num_layers must be an integer of at least 1", ["--layers", "0"]),
         ("num_layers must be even, got 3", ["--layers", "3"]),
-        ("seed must be an integer in [0, 2**63), got -1", ["--seed", "-1"]),
-        ("seed must be an integer in [0, 2**63), got 9223372036854775808", ["--seed", str(2**63)]),
+        ("seed must be an integer in [0, 2**32), got -1", ["--seed", "-1"]),
+        ("seed must be an integer in [0, 2**32), got 4294967296", ["--seed", str(2**32)]),
         ("share must be in (0, 1), got 2.0", ["--share", "2"]),
         ("steps must be an integer of at least 1", ["--steps", "0"]),
         ("tasks must be one or more that there is text for, got ['author']", ["--tasks", "author"]),

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from llmcourse import pretrained
-from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, START
+from llmcourse.early_exit.classifier.encoder import MASK, NUM_SPECIAL, SEPARATOR, START
 from llmcourse.training.classifier import masked
 from llmcourse.training.classifier.masked import hide, masked_loss, pair_loss
-from llmcourse.training.classifier.next_passage import follows_loss
+from llmcourse.training.classifier.next_passage import GAP, follows_loss
+from llmcourse.training.classifier.setting import Setting
+from llmcourse.training.tokens import Domain
 from tests.early_exit.classifier.tiny import SIZE, VOCAB, tiny_encoder
 
 
@@ -91,3 +93,26 @@ def test_special_tokens_that_a_text_spells_are_text():
     encode_plain = pretrained.load("draft").tokenizer.encode_plain
     assert domain.tokens.tolist() == [token for text in texts for token in (*encode_plain(text), START)]
     assert (domain.tokens < NUM_SPECIAL).sum() == len(texts)
+
+
+def test_a_batch_is_hidden_rows_what_they_were_and_whether_passages_follow():
+    """In a text that counts a passage follows where the numbers go on, the left out ones between."""
+    counted = Domain("python", torch.arange(NUM_SPECIAL, 9000), START)
+    setting = Setting(num_layers=2, length=32, rows=64)
+    drawn = masked._masked_rows([counted], setting, 9000, torch.device("cpu"), seed=0)
+    for _ in range(3):
+        hidden, places, rows, follows = next(drawn)
+        assert torch.equal(hidden.scatter(1, places, 0), rows.scatter(1, places, 0))
+        assert not torch.equal(hidden, rows)
+        for row, right in zip(rows.tolist(), follows.tolist(), strict=True):
+            end = row.index(SEPARATOR)
+            assert (row[end + 1] == row[end - 1] + GAP + 1) == right
+
+
+def test_everything_that_is_learned_is_in_one_optimizer():
+    encoder, head = tiny_encoder(), torch.nn.Linear(SIZE, 2)
+    optimizers = masked._optimizers(encoder, head, Setting())
+    held = [id(weight) for one in optimizers for group in one.param_groups for weight in group["params"]]
+    learned = [weight for weight in (*encoder.parameters(), *head.parameters()) if weight.requires_grad]
+    assert sorted(held) == sorted(map(id, learned))
+    assert not encoder.embed_tokens.weight.requires_grad
