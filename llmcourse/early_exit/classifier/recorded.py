@@ -118,7 +118,7 @@ def reached(recorded: Recorded, rule: Rule | None) -> Reached:
 
 
 def at_speed(recorded: Recorded, speed_up: int | float) -> Reached:
-    """The rule whose mean of layers on validation data is nearest to what a speed-up allows, on the test.
+    """What the method's rule for a speed-up comes to on the test; it is chosen on validation data.
 
     Args:
         speed_up: in layers, from 1 to the depth.
@@ -131,7 +131,14 @@ def at_speed(recorded: Recorded, speed_up: int | float) -> Reached:
 
 
 def trade_off(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reached]:
-    """What is reached at each speed-up, in ascending order; one point for a method without a choice."""
+    """What is reached at each speed-up, the slowest first; one point for a method without a choice.
+
+    Args:
+        speed_ups: in layers, each from 1 to the depth.
+
+    Raises:
+        ValueError: a speed-up out of its range.
+    """
     found = set(_at_speeds(recorded, speed_ups))
     return sorted(found, key=lambda point: (point.speed_up, -point.score))
 
