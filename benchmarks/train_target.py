@@ -17,7 +17,6 @@ The number of steps is what fits into the time, by the speed of the first.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,16 +27,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcourse import pretrained
-from llmcourse.arguments import parse_path
+from llmcourse.arguments import Parser
 from llmcourse.hardware import default_device
 from llmcourse.model import Decoder
 from llmcourse.training.backbone import rows_of
 from llmcourse.training.evaluate import HeldOut, evaluate
 from llmcourse.training.export import hugging_face_config, tokenizer_config, write_json, write_weights
+from llmcourse.training.family import Corpus
 from llmcourse.training.optimizer import build_optimizers, set_rates
+from llmcourse.training.options import add_text_options, minutes, read_corpus
 from llmcourse.training.pretrain import NextTokenLoss, init_weights, update
 from llmcourse.training.recipes import Recipe, shape
-from llmcourse.training.text import Source, shorten, split
+from llmcourse.training.text import shorten, split
 from llmcourse.training.tokenizer import load_tokenizer
 from llmcourse.training.tokens import Domain, encode_documents
 
@@ -49,21 +50,21 @@ TUNING = Recipe("drafter", TARGET, steps=1, batch_size=24, matrix_lr=0.002, othe
 TIMED = (8, 16)  # steps by which the speed is told; compiling is over by the first of them
 
 
+def parser() -> Parser:
+    result = Parser(prog="train_target.py", description=__doc__.split("\n")[0])
+    add_text_options(result)
+    result.add_argument("--out", type=Path, required=True, help="folder for both models")
+    result.add_argument("--shape", choices=RECIPES, default="narrow", help="of the target")
+    result.add_argument("--minutes", type=minutes, default=4.0, help="of the target's training")
+    tuning = "of the drafter's; 0 leaves it out"
+    result.add_argument("--tune-minutes", type=float, default=0.5, help=tuning)
+    return result
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for kind in ("text", "blocks", "python"):
-        parser.add_argument(f"--{kind}", type=parse_path, action="append", default=[], metavar="NAME=PATH")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--shape", choices=RECIPES, default="narrow", help="of the target")
-    parser.add_argument("--minutes", type=float, default=4.0, help="of the target's training")
-    parser.add_argument("--tune-minutes", type=float, default=0.5, help="of the drafter's; 0 leaves it out")
-    options = parser.parse_args()
+    options = parser().parse_args()
     device, folder = default_device(), pretrained.find_checkpoint("draft")
-    kinds = {"text": options.text, "blocks": options.blocks, "python": options.python}
-    sources = [Source(name, kind, path) for kind, pairs in kinds.items() for name, path in pairs]
-    domains, held_out = prepare(sources, load_tokenizer(folder / "tokenizer.json"), device)
+    domains, held_out = prepare(read_corpus(options), load_tokenizer(folder / "tokenizer.json"), device)
     recipe = RECIPES[options.shape]
     target = Decoder(recipe.model).to(device)
     init_weights(target, recipe.seed)
@@ -83,11 +84,11 @@ def main() -> None:
     save(drafter, folder, options.out / "drafter")
 
 
-def prepare(sources: Sequence[Source], tokenizer, device: torch.device):
+def prepare(corpus: Corpus, tokenizer, device: torch.device):
     """The tokens to train on, and those to be measured by, of every domain."""
     domains, held_out = [], []
-    for source in sources:
-        train_side, other = split(source.documents())
+    for source in corpus.sources:
+        train_side, other = split(source.documents(), corpus.held_out)
         train_side = shorten(train_side) if source.kind == "text" else train_side
         encode = lambda texts, name: encode_documents(tokenizer, texts, 0, name)  # noqa: E731
         tokens = torch.from_numpy(encode(train_side, source.name).astype("int32")).to(device)
@@ -155,11 +156,12 @@ def train(
 
 
 def save(model: Decoder, tokenizer_folder: Path, folder: Path) -> None:
+    """Writes a checkpoint; `config.json` comes last: where it lies, `chapter_04.sh` takes all for whole."""
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(model, folder)
-    write_json(folder / "config.json", hugging_face_config(model.config))
     write_json(folder / "tokenizer_config.json", tokenizer_config(model.config))
     (folder / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
+    write_json(folder / "config.json", hugging_face_config(model.config))
 
 
 if __name__ == "__main__":

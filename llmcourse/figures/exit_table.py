@@ -36,7 +36,7 @@ def exit_table(tasks: Sequence[str], folder: Path = RESULTS) -> ExitTable:
     """A table for each device that has all of it: methods down, tasks across, then the mean over tasks.
 
     In the last column stands how far the last row is ahead of each other one, with the benchmark's interval.
-    Empty where nothing was recorded.
+    Empty where nothing was recorded; a device whose last mean is over other tasks has not all of it.
 
     Args:
         tasks: by name, in the order of the columns; at least one.
@@ -51,10 +51,16 @@ def exit_table(tasks: Sequence[str], folder: Path = RESULTS) -> ExitTable:
     everywhere = set.intersection(*map(set, [*cells.values(), *times.values()]))
     on = lambda some, device: {key: rows[device] for key, rows in some.items()}  # noqa: E731
     try:
-        tables = [_table(d, tasks, on(cells, d), on(times, d)) for d in sorted(everywhere)]
+        whole = [d for d in sorted(everywhere) if all(_is_over(cells["macro", m][d], tasks) for m in methods)]
+        tables = [_table(d, tasks, on(cells, d), on(times, d)) for d in whole]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"a row of the table is damaged ({error!r}); record it again") from error
     return ExitTable("\n\n".join(tables))
+
+
+def _is_over(macro: Mapping, tasks: Sequence[str]) -> bool:
+    """Whether a mean is that of these tasks: the benchmark may have been run on some of them."""
+    return set(macro["steps"]) == set(tasks)
 
 
 def _table(device: str, tasks: Sequence[str], cells: Mapping, times: Mapping) -> str:

@@ -64,6 +64,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
 
     Raises:
         ValueError: the file is damaged, or something else.
+        OSError, MemoryError, torch.OutOfMemoryError: it cannot be read here and now, whole as it may be.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # PyTorch itself checks no checksum
@@ -72,7 +73,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
         if state.keys() != {"model", "optimizers", "step", "recipe"}:
             raise ValueError("no checkpoint of this program")
-    except OSError:
+    except (OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # damage shows in many ways: no zip, a cut pickle, missing entries
         reason = str(error).partition("\n")[0]

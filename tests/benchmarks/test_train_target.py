@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import train_target
 
 from llmcourse.model import Decoder
+from llmcourse.pretrained import find_checkpoint
 from llmcourse.training.pretrain import NextTokenLoss, init_weights, pretrain
 from llmcourse.training.tokens import Domain
 from tests.training.tiny import tiny_recipe
@@ -49,3 +50,23 @@ def test_a_step_too_long_for_the_time_is_the_last(target, monkeypatch):
     with mock.patch.object(train_target, "set_rates", wraps=train_target.set_rates) as rates:
         said = train_target.train(NextTokenLoss(target), target, RECIPE, [COUNTED], 2.0)
     assert said.startswith("17 steps") and rates.call_args.args[2].steps == 17
+
+
+def test_a_target_that_was_not_written_to_its_end_has_no_config(target, tmp_path, monkeypatch):
+    """By which chapter_04.sh tells whether there is one."""
+    given = target, find_checkpoint("draft"), tmp_path / "target"
+    for step in ("write_weights", "tokenizer_config"):
+        with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+            stopped.setattr(train_target, step, mock.Mock(side_effect=KeyboardInterrupt))
+            train_target.save(*given)
+        assert not (tmp_path / "target/config.json").exists()
+    train_target.save(*given)
+    files = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {file.name for file in (tmp_path / "target").iterdir()} == files
+
+
+def test_text_is_asked_for(monkeypatch):
+    """As by all training programs."""
+    monkeypatch.setattr(sys, "argv", ["train_target.py", "--out", "nowhere"])
+    with pytest.raises(ValueError, match="no text given; use --text, --blocks or --python NAME=PATH"):
+        train_target.main()

@@ -20,6 +20,7 @@ def rows(device: str) -> list[dict]:
             found.append(common | cell | {"name": f"early_exit_table_{task}_{method.name}"})
             found.append(common | {"name": f"early_exit_speed_{task}_{method.name}", "value": 1.5})
         macro = {"value": 90.0 + number, "past_future_ahead": [4.0 - number, -1.0, 2.0]}
+        macro["steps"] = dict.fromkeys(TASKS, 2000)
         found.append(common | macro | {"name": f"early_exit_table_macro_{method.name}"})
     return found
 
@@ -60,7 +61,17 @@ def test_a_device_that_has_not_all_of_it_is_left_out(tmp_path):
     assert str(exit_table.exit_table(TASKS, tmp_path)).count("One text at a time") == 2
 
 
-@pytest.mark.parametrize("key", ["value", "speed_up_layers", "past_future_ahead", "word_overlap", "examples"])
+def test_a_mean_over_other_tasks_is_none_of_this_table(tmp_path):
+    write(tmp_path, "A", rows("A"))
+    assert str(exit_table.exit_table(TASKS[:1], tmp_path)) == ""
+    alone = [row | {"steps": {"pairs": 2000}} if "macro_pabee" in row["name"] else row for row in rows("A")]
+    write(tmp_path, "A", alone)
+    assert str(exit_table.exit_table(TASKS, tmp_path)) == ""
+
+
+@pytest.mark.parametrize(
+    "key", ["steps", "value", "speed_up_layers", "past_future_ahead", "word_overlap", "examples"]
+)
 def test_a_damaged_row_is_said_to_be_one(tmp_path, key):
     damaged = [{k: v for k, v in row.items() if k != key} for row in rows("A")]
     write(tmp_path, "A", damaged)

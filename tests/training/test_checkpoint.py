@@ -34,3 +34,17 @@ def test_the_minute_is_one_of_this_start(tmp_path):
     for step, seconds, at_once, kept in ((8, 159.0, False, 7), (9, 161.0, False, 9), (10, 162.0, True, 10)):
         checkpoint.save_when_due([], step, seconds, at_once)
         assert torch.load(checkpoint.path)["step"] == kept
+
+
+@pytest.mark.parametrize("error", [PermissionError("denied"), MemoryError(), torch.OutOfMemoryError("full")])
+def test_a_file_that_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
+    """Who is told so removes it, and with it the training."""
+    checkpoint = checkpoint_at(tmp_path)
+    checkpoint.save([], 3, 1.0)
+
+    def fails(*given, **how):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fails)
+    with pytest.raises(type(error)):
+        checkpoint.load([])

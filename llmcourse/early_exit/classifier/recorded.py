@@ -10,6 +10,7 @@ import json
 import lzma
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from llmcourse.early_exit.classifier.equal_speed import layers_of
 from llmcourse.early_exit.classifier.methods import METHODS, Method
 from llmcourse.early_exit.classifier.taken import Rule, exits_taken, mean_layers
 
-DAMAGED = (KeyError, TypeError, ValueError, OverflowError, RecursionError, EOFError, lzma.LZMAError)
+DAMAGED = (KeyError, TypeError, ValueError, OverflowError, RuntimeError, EOFError, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,13 @@ def _one(content: dict[str, Any], task: str, method: Method) -> Recorded:
 
 def _damage(found: Recorded) -> str | None:
     """What is wrong with numbers that were read, if anything."""
-    whole = all(type(number) is int for number in (found.depth, *found.exits))
-    if not whole or list(found.exits) != sorted(set(found.exits) & set(range(1, found.depth + 1))):
-        return f"exits {found.exits} of {found.depth} layers"
+    exits = found.exits
+    whole = bool(exits) and all(type(number) is int for number in (found.depth, *exits))
+    if not whole or any(one >= other for one, other in pairwise((0, *exits, found.depth + 1))):
+        return f"exits {exits} of {found.depth} layers"
     if found.labels.dim() != 1 or found.labels.is_floating_point():
         return "labels that are no list of classes"
-    shape = (len(found.labels), len(found.exits))
+    shape = (len(found.labels), len(exits))
     if (
         found.test.dim() != 3
         or found.test.shape[:2] != shape
@@ -118,7 +120,7 @@ def reached(recorded: Recorded, rule: Rule | None) -> Reached:
 
 
 def at_speed(recorded: Recorded, speed_up: int | float) -> Reached:
-    """The rule whose mean of layers on validation data is nearest to what a speed-up allows, on the test.
+    """What the method's rule for a speed-up comes to on the test; it is chosen on validation data.
 
     Args:
         speed_up: in layers, from 1 to the depth.
@@ -131,7 +133,14 @@ def at_speed(recorded: Recorded, speed_up: int | float) -> Reached:
 
 
 def trade_off(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reached]:
-    """What is reached at each speed-up, in ascending order; one point for a method without a choice."""
+    """What is reached at each speed-up, the slowest first; one point for a method without a choice.
+
+    Args:
+        speed_ups: in layers, each from 1 to the depth.
+
+    Raises:
+        ValueError: a speed-up out of its range.
+    """
     found = set(_at_speeds(recorded, speed_ups))
     return sorted(found, key=lambda point: (point.speed_up, -point.score))
 
