@@ -236,9 +236,11 @@ def test_only_one_case_has_an_entropy_that_is_a_threshold():
 
 
 @pytest.mark.parametrize(
-    "wrong", [*choices.HASTY, choices.rounds_budget], ids=["goes up", "goes down", "rounds the budget"]
+    "wrong",
+    [*choices.HASTY, choices.rounds_budget, choices.rounds_to_a_digit, choices.weighs_more],
+    ids=["goes up", "goes down", "rounds the budget", "rounds to a digit", "weighs"],
 )
-def test_a_choice_that_is_hasty_fails_for_every_seed(wrong):
+def test_a_choice_that_is_nearly_right_fails_for_every_seed(wrong):
     fails_for_every_seed("04.exit_threshold", wrong)
 
 

@@ -138,6 +138,13 @@ rounds_tied_layers = Choose(
 rounds_agreement = Choose(
     order=lambda threshold, layers, agreement, budget: (-round(agreement, 2), layers, threshold)
 )
+rounds_to_a_digit = Choose(
+    order=lambda threshold, layers, agreement, budget: (-round(agreement, 1), layers, threshold)
+)
+weighs = Choose(order=lambda threshold, layers, agreement, budget: (0.004 * layers - agreement, threshold))
+weighs_more = Choose(
+    order=lambda threshold, layers, agreement, budget: (0.01 * layers - agreement, threshold)
+)
 without_first = Choose(given=lambda thresholds: thresholds[1:])
 without_last = Choose(given=lambda thresholds: thresholds[:-1])
 without_lowest = Choose(given=lambda thresholds: sorted(thresholds)[1:])
@@ -225,6 +232,8 @@ def in_place(entropies, favourites, thresholds, budget):
 EQUALS = (highest_of_equals, first_of_equals, last_of_equals)
 OVER_IT = (rounds_layers, nearly)
 AT_THE_EDGE = (below_budget, rounds_budget)
+ROUNDED = (rounds_agreement, rounds_to_a_digit)
+WEIGHED = (weighs, weighs_more)
 HASTY = (climbs_up, climbs_down)
 TOLD = (
     *(ignores_budget, fewest, nearest, from_0, of_the_early, neighbour, other_way, unforced, other_exit),

@@ -120,6 +120,10 @@ HINTS_AT = {
         "Several thresholds agree equally often: the one with fewer layers is asked for, and if these "
         "are equal the lowest."
     ),
+    "many layers": (
+        "Agreement comes first, whatever it costs within the budget. A score of both, agreement less a bit "
+        "for each layer, is another order where there are many layers."
+    ),
     "nearly as good": (
         "Agreements are compared as they are, however near: nothing is to be rounded. The fewest layers "
         "decide where agreements are equal, not before."
@@ -140,6 +144,8 @@ HINTS_AT = {
 }
 
 
+UP_AND_DOWN = Plan(up_and_down, shuffled, agrees=0.5, tokens=(8, 16))
+MANY_LAYERS = Plan(grid=shuffled, layers=(20, 28), agrees=0.9, ends=True)
 NEARLY = Plan(nearly_equal, side_by_side, unlimited, tokens=MANY, ends=True)
 NONE_AGREES = Plan(none_agrees, shuffled, above_three, late=True, agrees=0.0, ends=True)
 
@@ -173,8 +179,9 @@ def cases(rng: random.Random) -> list[Case]:
         case("a single threshold", Plan(grid=single_one, budget=above_one, ends=True)),
         case("agreement below a half", Plan(late=True), (choices.above_half,)),
         case("no agreement at all", NONE_AGREES, (choices.above_0, choices.instead_of_0)),
-        case("nearly as good", NEARLY, (choices.rounds_agreement,)),
-        case("up and down", Plan(up_and_down, shuffled, agrees=0.5), choices.HASTY),
+        case("nearly as good", NEARLY, choices.ROUNDED),
+        case("many layers", MANY_LAYERS, choices.WEIGHED),
+        case("up and down", UP_AND_DOWN, choices.HASTY),
         case("more than can be saved", Plan(budget=below_all)),
     ]
 
@@ -235,6 +242,7 @@ EXERCISE = Exercise(
             "no agreement at all",
         ),
         Mutant("rounds agreements", choices.rounds_agreement, "nearly as good"),
+        Mutant("weighs layers against agreement", choices.weighs, "many layers"),
         Mutant(
             "takes all layers for want of a threshold", choices.all_layers_instead, "more than can be saved"
         ),

@@ -163,6 +163,7 @@ class Plan:
         budget: from the means, rising.
         late: whether most tokens settle at the last layer alone: then the best agreement is below a half.
         agrees: how often a favourite that is not settled is the whole model's, at least.
+        layers: how many there are at least and at most.
         tokens: how many there may be.
         close: whether a mean may lie just above the budget.
         ends: whether the best threshold may be the first or the last of the list.
@@ -173,6 +174,7 @@ class Plan:
     budget: Callable[..., float | None] = between
     late: bool = False
     agrees: float = AGREES
+    layers: tuple[int, int] = (4, 8)
     tokens: tuple[int, ...] = TOKENS
     close: bool = False
     ends: bool = False
@@ -180,7 +182,7 @@ class Plan:
     def arguments(self, rng: random.Random) -> dict[str, Any]:
         """Of a call."""
         while True:
-            sizes = rng.randint(4, 8), rng.choice(self.tokens)
+            sizes = rng.randint(*self.layers), rng.choice(self.tokens)
             entropies, favourites = readings(rng, *sizes, self.late, self.agrees)
             thresholds = self.grid(rng, entropies)
             found = [figures(entropies, favourites, threshold) for threshold in thresholds]
