@@ -1,7 +1,7 @@
-"""`python -m llmcourse`, the same as the command `llmcourse`: whenever Ctrl-C comes, it ends with 130.
+"""`python -m llmcourse`, as the command `llmcourse`: Ctrl-C ends it with 130 before and after a command.
 
-`cli.main` sees to that while a command runs. Here it holds before and after, and while something is imported,
-which with PyTorch takes a second or more.
+And while something is imported, which with PyTorch takes a second or more. In between the command sees to it,
+or `cli.main`: a server's own end is 0, and grading first finishes what it has in hand.
 """
 
 import os

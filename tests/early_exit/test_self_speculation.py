@@ -98,7 +98,7 @@ def test_a_trained_exit_is_what_drafts(heads):
 
 
 def test_rules_that_compare_exits_are_refused(heads):
-    with pytest.raises(ValueError, match="sure must be a rule that looks at one exit, got patience of 1; use"):
+    with pytest.raises(ValueError, match="sure must be a rule that looks at one exit, got patience of 1"):
         ExitDrafter(heads, 1, PatienceRule(1))
     with pytest.raises(ValueError, match="an exit must be at most 3, got 4"):
         ExitDrafter(heads, 4)
