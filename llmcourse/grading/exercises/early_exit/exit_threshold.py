@@ -145,7 +145,7 @@ HINTS_AT = {
 
 
 UP_AND_DOWN = Plan(up_and_down, shuffled, agrees=0.5, tokens=(8, 16))
-MANY_LAYERS = Plan(grid=shuffled, layers=(20, 28), agrees=0.9, ends=True)
+MANY_LAYERS = Plan(grid=shuffled, layers=(20, 28), agrees=0.9, tokens=(32, 64), ends=True)
 NEARLY = Plan(nearly_equal, side_by_side, unlimited, tokens=MANY, ends=True)
 NONE_AGREES = Plan(none_agrees, shuffled, above_three, late=True, agrees=0.0, ends=True)
 
