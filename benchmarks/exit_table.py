@@ -13,7 +13,6 @@ one text at a time in fp32, and records the speed-ups as `early_exit_speed_<task
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from llmcourse.early_exit.classifier.encoded import Encoded, exit_logits
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE
 from llmcourse.early_exit.classifier.recorded import write_recorded
 from llmcourse.early_exit.classifier.table import Result, as_text, difference, seconds
-from llmcourse.training.classifier.__main__ import parser, run_of
+from llmcourse.training.classifier.__main__ import parser, train_and_tell
 from llmcourse.training.classifier.run import Run
 from llmcourse.training.options import exit_code
 
@@ -127,14 +126,8 @@ def raw(run: Run) -> dict[str, Any]:
     return {"depth": run.setting.num_layers, "scale": 10**-DIGITS, "exits": exits, "tasks": tasks}
 
 
-def measure(options: argparse.Namespace) -> bool:
-    """Trains, records what was answered, and only then times the answers; False when the time was up."""
-    run = run_of(options)
-    if options.encoder_only:
-        run.encoder()
-        return True
-    if not run.fine_tune_all():
-        return False
+def measure(run: Run) -> None:
+    """Records what was answered, and only then times the answers."""
     results = run.results()
     record_cells(run, results)
     record_macro(run, results)
@@ -146,13 +139,12 @@ def measure(options: argparse.Namespace) -> bool:
     times_s = times_of(run, results)
     record_times(run, times_s)
     print(as_text(results, times_s, METHODS, run.word_overlap()))
-    return True
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures; returns `exit_code`'s."""
+    """Trains and measures; returns `exit_code`'s."""
     options = parser().parse_args(argv)
-    return exit_code(lambda: measure(options))
+    return exit_code(lambda: train_and_tell(options, measure))
 
 
 if __name__ == "__main__":

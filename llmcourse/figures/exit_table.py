@@ -25,9 +25,6 @@ class ExitTable:
     def _repr_markdown_(self) -> str:
         return self.markdown
 
-    def __str__(self) -> str:
-        return self.markdown
-
     def __repr__(self) -> str:
         return self.markdown
 

@@ -119,47 +119,31 @@ def reached(recorded: Recorded, rule: Rule | None) -> Reached:
     return Reached(rule, score, recorded.depth / mean_layers(taken, recorded.exits))
 
 
-def at_speed(recorded: Recorded, speed_up: int | float) -> Reached:
-    """What the method's rule for a speed-up comes to on the test; it is chosen on validation data.
-
-    Args:
-        speed_up: in layers, from 1 to the depth.
-
-    Raises:
-        ValueError: a speed-up out of its range.
-    """
-    (point,) = _at_speeds(recorded, [speed_up])
-    return point
-
-
 def trade_off(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reached]:
-    """What is reached at each speed-up, the slowest first; one point for a method without a choice.
+    """What the method's rules for some speed-ups come to on the test; they are chosen on validation data.
 
     Args:
         speed_ups: in layers, each from 1 to the depth.
 
+    Returns:
+        a point for each, the slowest first, equal ones once; a single one for a method without a choice.
+
     Raises:
         ValueError: a speed-up out of its range.
     """
-    found = set(_at_speeds(recorded, speed_ups))
-    return sorted(found, key=lambda point: (point.speed_up, -point.score))
-
-
-def _at_speeds(recorded: Recorded, speed_ups: Sequence[int | float]) -> list[Reached]:
-    """A point for each, by rules that are asked about the validation data once."""
     inside = lambda x: 1 <= x <= recorded.depth  # noqa: E731
     for speed_up in speed_ups:
         allowed = f"in [1, {recorded.depth}]"
         require_number(inside, "speed_up", allowed, speed_up, "2 runs half of the layers")
     method, seen, exits = recorded.method, recorded.validation, recorded.exits
     if method.rules is None:
-        return [reached(recorded, None)] * len(speed_ups)
+        return [reached(recorded, None)]
     rules = method.rules(seen)
     means = layers_of(rules, seen, exits)
     budgets = [min(recorded.depth / speed_up, exits[-1]) for speed_up in speed_ups]
     chosen = [method.choose(rules, seen, exits, budget, means=means) for budget in budgets]
-    points = {rule: reached(recorded, rule) for rule in set(chosen)}
-    return [points[rule] for rule in chosen]
+    found = {reached(recorded, rule) for rule in set(chosen)}
+    return sorted(found, key=lambda point: (point.speed_up, -point.score))
 
 
 def always_at_one(recorded: Recorded) -> list[Reached]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,19 +82,23 @@ def run_of(options: argparse.Namespace) -> Run:
 def main(argv: list[str] | None = None) -> int:
     """Runs it all; returns `exit_code`'s."""
     options = parser().parse_args(argv)
-    return exit_code(lambda: make_table(options))
+    return exit_code(lambda: train_and_tell(options, print_table))
 
 
-def make_table(options: argparse.Namespace) -> bool:
-    """Trains what is missing and prints the table; False when the time was up first."""
+def train_and_tell(options: argparse.Namespace, tell: Callable[[Run], None]) -> bool:
+    """Trains what is missing, then tells of it where all was asked for; False when the time was up first."""
     run = run_of(options)
     if options.encoder_only:
         run.encoder()
         return True
     if not run.fine_tune_all():
         return False
-    print(table.as_text(run.results(), {}, METHODS, run.word_overlap()))
+    tell(run)
     return True
+
+
+def print_table(run: Run) -> None:
+    print(table.as_text(run.results(), {}, METHODS, run.word_overlap()))
 
 
 if __name__ == "__main__":

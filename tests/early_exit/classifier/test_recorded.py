@@ -8,7 +8,6 @@ import torch
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PABEE
 from llmcourse.early_exit.classifier.recorded import (
     always_at_one,
-    at_speed,
     reached,
     read_recorded,
     trade_off,
@@ -48,15 +47,17 @@ def test_all_layers_are_the_last_exit(path):
 
 def test_a_rule_comes_from_validation_alone(path):
     deebert = of(path, "deebert")
-    chosen = at_speed(deebert, 2)
+    (chosen,) = trade_off(deebert, [2])
     other = of(path, "deebert")
     other.test.mul_(
         -0.2
     )  # less sure, too: of two classes the other way round alone leaves entropies as they are
-    assert at_speed(other, 2).rule == chosen.rule
-    assert at_speed(other, 2).score != chosen.score
+    (same,) = trade_off(other, [2])
+    assert same.rule == chosen.rule
+    assert same.score != chosen.score
     other.validation.mul_(0.2)
-    assert at_speed(other, 2).rule != chosen.rule
+    (another,) = trade_off(other, [2])
+    assert another.rule != chosen.rule
 
 
 def test_what_leaves_at_once_runs_one_layer(path):
@@ -77,7 +78,7 @@ def test_where_nothing_is_chosen_there_is_a_point(path):
 @pytest.mark.parametrize("speed_up", [0, 0.5, -1, DEPTH + 1, float("nan")])
 def test_no_such_speed(path, speed_up):
     with pytest.raises(ValueError, match=rf"speed_up must be in \[1, {DEPTH}\]"):
-        at_speed(of(path, PABEE.name), speed_up)
+        trade_off(of(path, PABEE.name), [speed_up])
 
 
 @pytest.mark.parametrize(
