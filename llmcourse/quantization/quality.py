@@ -123,14 +123,16 @@ def compare(
     require(len(streams) > 0, "streams", "of one domain at least", "none", "give some text")
     if max_windows is not None:
         require_integer(2, "max_windows", max_windows, "one window has no spread")
-    windows = {}
-    for domain, stream in streams.items():
-        count = (len(stream) - 1) // length
-        name, allowed = f"tokens of {domain!r}", f"at least {2 * length + 1}, two windows"
-        require(count >= 2, name, allowed, len(stream), "give more text, or a smaller length")
-        starts = range(0, count * length, length)[:max_windows]
-        windows[domain] = [stream[start : start + length + 1] for start in starts]
-    return [_measured(reference, quantized, domain, each) for domain, each in windows.items()]
+    windows = {domain: _windows(domain, stream, length) for domain, stream in streams.items()}
+    return [_measured(reference, quantized, domain, each[:max_windows]) for domain, each in windows.items()]
+
+
+def _windows(domain: str, stream: Int[Tensor, " N"], length: int) -> list[Tensor]:
+    """Of one token more than is predicted; neighbours share it."""
+    count = (len(stream) - 1) // length
+    name, allowed = f"tokens of {domain!r}", f"at least {2 * length + 1}, two windows"
+    require(count >= 2, name, allowed, len(stream), "give more text, or a smaller length")
+    return [stream[start : start + length + 1] for start in range(0, count * length, length)]
 
 
 def _measured(reference: Decoder, quantized: Decoder, domain: str, windows: list[Tensor]) -> Quality:

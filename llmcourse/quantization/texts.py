@@ -25,6 +25,7 @@ from llmcourse.tokenizer import Tokenizer
 
 Use = Literal["calibrate", "measure"]
 MODULE_CHARS = 20_000  # of a file: the longest ones are no better text than the others
+POEMS = 3  # behind each opening of verse: they are short
 SEED = 5
 
 
@@ -47,8 +48,9 @@ def texts_at_hand(
     half = slice(use == "measure", None, 2)
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     code = [(stdlib / name).read_text(encoding="utf-8")[:MODULE_CHARS] for name in CODE_MODULES[half]]
-    prose = written(writer, tokenizer, PROSE[half], num_tokens, seed)
-    return {"prose": prose, "verse": written(writer, tokenizer, VERSE[half], num_tokens, seed), "code": code}
+    openings = {"prose": PROSE[half], "verse": VERSE[half] * POEMS}
+    texts = {name: written(writer, tokenizer, each, num_tokens, seed) for name, each in openings.items()}
+    return texts | {"code": code}
 
 
 def written(
