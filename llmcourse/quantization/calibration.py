@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -22,10 +22,12 @@ from tqdm.auto import tqdm
 
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.model import Decoder
+from llmcourse.quantization.quantized_tensor import QuantizedTensor
 from llmcourse.tokenizer import Tokenizer
 
 LINEARS = ("model.layers.*",)  # all of the decoder's layers; the output matrix stays as it is
 SEPARATOR = "<|endoftext|>"
+Place = Callable[[str, nn.Linear, QuantizedTensor], None]  # puts a layer's codes into its model
 
 
 class CalibrationWarning(UserWarning):
@@ -69,6 +71,12 @@ class InputStatistics:
         self.abs_sum += magnitude.sum(0, dtype=self.abs_sum.dtype)
         if self.hessian is not None:
             self.hessian.add_(_gram(rows, self.hessian.dtype), alpha=2)
+
+    def divide(self, scale: Float[Tensor, " K"]) -> None:
+        """Makes them those of x / scale."""
+        self.abs_max, self.abs_sum = self.abs_max / scale, self.abs_sum / scale
+        if self.hessian is not None:
+            self.hessian /= scale[:, None] * scale
 
     def check_finite(self) -> None:
         """Raises ValueError, with the layer's name, where it has read NaN or infinity."""
@@ -278,6 +286,12 @@ def layer_by_layer(
             for x in hidden:
                 model.lm_head(model.model.norm(x))
         yield observer.inputs()
+
+
+def place_values(_: str, linear: nn.Linear, quantized: QuantizedTensor) -> None:
+    """Leaves the layer in its dtype, with the numbers that its codes stand for; ties of the weight end."""
+    weight = torch.empty_like(linear.weight).copy_(quantized.dequantized())
+    linear.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
 
 
 def _check_tokens(token_ids: Tensor, batch_size: int, linears: Mapping[str, nn.Linear]) -> None:

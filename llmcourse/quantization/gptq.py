@@ -26,13 +26,11 @@ from llmcourse.kernels.backend import Backend
 from llmcourse.kernels.gptq_block import MOST_COLUMNS, gptq_block
 from llmcourse.model import Decoder
 from llmcourse.quantization.affine import check_finite, quantize_weight
-from llmcourse.quantization.calibration import LINEARS, InputStatistics, layer_by_layer
+from llmcourse.quantization.calibration import LINEARS, InputStatistics, Place, layer_by_layer, place_values
 from llmcourse.quantization.grid import code_range
 from llmcourse.quantization.hessian import damped_factor, inverse_factor_reference, output_error
 from llmcourse.quantization.quantized_tensor import QuantizedTensor, check_group_size
 from llmcourse.quantization.ranges import RangeMethod
-
-Place = Callable[[str, nn.Linear, QuantizedTensor], None]
 
 
 @dataclass(frozen=True)
@@ -275,11 +273,6 @@ def _values(quantized: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "N 
     return QuantizedTensor(q.codes, q.scale.to(dtype), q.zero_point, q.bits, q.group_size).dequantized()
 
 
-def dequantize_in_place(_: str, linear: nn.Linear, quantized: QuantizedTensor) -> None:
-    """The layer stays as it is, with the numbers that its codes stand for."""
-    linear.weight.data.copy_(quantized.dequantized())
-
-
 @torch.no_grad()
 def gptq_inputs(
     inputs: InputStatistics,
@@ -310,7 +303,7 @@ def gptq_model(
     settings: GPTQSettings,
     *,
     layers: Sequence[str] = LINEARS,
-    place: Place = dequantize_in_place,
+    place: Place = place_values,
     batch_size: int = 8,
     backend: Backend = "auto",
     progress: bool = True,
