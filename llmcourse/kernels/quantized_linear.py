@@ -8,7 +8,6 @@ stacked, and may do in one kernel what `layer` does step by step: norm, product,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,7 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def stacked(cls, parts: Sequence[Self]) -> Self:
+    def stacked(cls, parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
         """The rows of all parts below each other, as one layer: q, k and v, or gate and up.
 
         Raises:

@@ -56,6 +56,7 @@ CONTRACT = [
         "contract_of_serving.py",
         "contract_of_flash_attention.py",
         "contract_of_arguments.py",
+        "contract_of_int8.py",
     )
 ]
 
