@@ -57,6 +57,7 @@ CONTRACT = [
         "contract_of_flash_attention.py",
         "contract_of_gptq_block.py",
         "contract_of_arguments.py",
+        "contract_of_int8.py",
     )
 ]
 
