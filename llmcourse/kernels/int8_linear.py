@@ -86,7 +86,7 @@ class Int8Linear(QuantizedLinear):
         return ended(y, residual, gated, out)
 
     def forward(self, x: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape N"]:
-        y = self.layer(x.reshape(-1, self.in_features))
+        y = self.layer(x.reshape(-1, self.in_features), backend=self.backend)
         return y.view(*x.shape[:-1], self.out_features)
 
     def dequantized(self) -> Float[Tensor, "N K"]:

@@ -23,7 +23,10 @@ class QuantizedLinear(nn.Module):
     Attributes:
         in_features, out_features: K and N.
         bias: `(N,)` or None.
+        backend: what the layer multiplies by where it is called as a module, and nobody names another.
     """
+
+    backend: Backend = "auto"
 
     def __init__(self, in_features: int, out_features: int, bias: Float[Tensor, " N"] | None = None):
         super().__init__()
@@ -64,7 +67,7 @@ class QuantizedLinear(nn.Module):
         """
 
     def forward(self, x: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape N"]:
-        y = self.product(x.reshape(-1, self.in_features))
+        y = self.product(x.reshape(-1, self.in_features), self.backend)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)

@@ -1,49 +1,20 @@
-"""The linear layers of a model: chosen by patterns over their names, taken out, replaced."""
+"""Layers in few bits within a model: put in, found, and told what to run by."""
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
+import warnings
 
+import torch
 from torch import nn
 
-from llmcourse.decoding.errors import require
+from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.model import Decoder
 
-LAYERS = ("model.layers.*",)  # all but the head, which is the embedding's twin or decides between tokens
 
-
-def linear_names(model: Decoder, patterns: Sequence[str] = LAYERS) -> list[str]:
-    """The names of linear layers in 16 bits or more that match a pattern, in the model's order.
-
-    Args:
-        patterns: of whole names, as of files: `*` is anything, `model.layers.*.mlp.down_proj` one kind.
-
-    Raises:
-        ValueError: text in place of a sequence of patterns, no pattern, one that matches none, or that
-            matches a layer which is quantized already.
-    """
-    remedy = "give a tuple of patterns such as ('*.mlp.*',)"
-    many = not isinstance(patterns, str) and len(patterns) > 0
-    require(many, "layers", "a sequence of patterns", repr(patterns), remedy)
-    all_linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | QuantizedLinear)
-    }
-    kinds = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in all_linear)
-    chosen = set()
-    for pattern in patterns:
-        found = {name for name in all_linear if fnmatchcase(name, pattern)}
-        none, there_are = f"{pattern!r}, which does not", f"there are {', '.join(kinds)}"
-        require(bool(found), "layers", "patterns that match", none, there_are)
-        chosen |= found
-    again = [name for name in all_linear if name in chosen and isinstance(all_linear[name], QuantizedLinear)]
-    require(not again, "layers", "in 16 bits or more", f"{', '.join(again[:1])}, quantized", "load it anew")
-    return [name for name in all_linear if name in chosen]
+class ReferenceWarning(UserWarning):
+    """Layers run by their references where they are, since their kernels cannot."""
 
 
 def quantized_layers(model: Decoder) -> dict[str, QuantizedLinear]:
@@ -64,3 +35,38 @@ def twin(model: Decoder) -> Decoder:
     """
     memo = {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
+
+
+@torch.no_grad()
+def choose_backend(model: Decoder, backend: Backend, name: str) -> None:
+    """Tells all layers in few bits what to run by where the model is called; engines have their own choice.
+
+    Each shape of layer multiplies a row once, by which it is seen whether its kernel runs here.
+
+    Args:
+        backend: "auto" takes kernels where they run; "triton" insists on them.
+        name: of the scheme, for messages.
+
+    Raises:
+        ValueError: a backend that does not exist, or that cannot run here.
+
+    Warns:
+        ReferenceWarning: "auto", and no kernel runs here.
+    """
+    resolve(backend, model.device, model.dtype)
+    layers = list(quantized_layers(model).values())
+    for layer in layers:
+        layer.backend = backend
+    if backend == "reference":
+        return
+    for layer in {(type(layer), layer.shape): layer for layer in layers}.values():
+        row = torch.zeros(1, layer.in_features, dtype=model.dtype, device=model.device)
+        try:
+            layer.product(row, "triton")
+        except ValueError:
+            if backend != "auto":
+                raise
+            where = f"{model.device.type} in {str(model.dtype).removeprefix('torch.')}"
+            text = f"{name} has no kernel on {where} and runs by its reference, which is slower"
+            warnings.warn(text, ReferenceWarning, stacklevel=3)
+            return

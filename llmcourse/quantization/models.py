@@ -8,8 +8,9 @@ without changing the function, and then round.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -24,11 +25,13 @@ from llmcourse.kernels.packed_linear import PackedLinear
 from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.model import Decoder
 from llmcourse.quantization.affine import quantize_weight
+from llmcourse.quantization.awq import AWQSettings, awq_model
 from llmcourse.quantization.calibration import LINEARS, calibrate, linear_layers
 from llmcourse.quantization.gptq import GPTQSettings, gptq_model
-from llmcourse.quantization.layers import replace_layer, twin
+from llmcourse.quantization.layers import quantized_layers, replace_layer, twin
 from llmcourse.quantization.quantized_tensor import QuantizedTensor, check_group_size
 from llmcourse.quantization.schemes import Scheme, scheme_of
+from llmcourse.quantization.smooth_quant import smooth
 
 LARGEST_INPUT = {"int8": 127.0, "fp8": 448.0}  # of the codes
 
@@ -40,38 +43,52 @@ def quantize(
     calibration: Int[Tensor, "N T"] | None = None,
     *,
     layers: Sequence[str] = LINEARS,
+    backend: Backend = "auto",
     progress: bool = True,
 ) -> Decoder:
     """Another decoder with its linear layers in few bits; the one given stays as it is.
 
-    What is not quantized lies in the same memory in both.
+    What is not changed lies in the same memory in both.
 
     Args:
         scheme: one of `SCHEMES` by name, or of one's own.
-        calibration: texts of one length as token ids, as from `calibration.windows`; for schemes that look
-            at text.
-        layers: patterns of the names of layers, as `linear_layers` takes them. Those that an engine reads as
-            one, q, k and v or gate and up, should be of one kind.
+        calibration: texts of one length as token ids, as `calibration.windows` gives them; for schemes that
+            look at text.
+        layers: patterns of the names of layers, as `linear_layers` takes them.
+        backend: what the layers run by where the model is called; engines have their own choice.
+        progress: show bars while calibrating.
 
     Raises:
         ValueError: a scheme that does not exist, a pattern that matches no layer, a model that is quantized
             already, no calibration where the scheme needs one, a group size that does not divide the columns
-            of a layer, weights that are not finite; the layer is named.
+            of a layer, weights that are not finite (the layer is named), or a backend that cannot run.
 
     Warns:
         CalibrationWarning: less text than a layer has inputs.
     """
     scheme = scheme_of(scheme)
-    done = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
-    require(not done, "model", "in 16 bits or more", f"{', '.join(done[:1])} quantized", "load it anew")
+    resolve(backend, model.device, model.dtype)
+    done = next(iter(quantized_layers(model)), None)
+    require(done is None, "model", "in 16 bits or more", f"one whose {done} is in few", "load it anew")
     linears = linear_layers(model, layers)
     scheme = scheme.fitted(linear.in_features for linear in linears.values())
     _check(scheme, linears, calibration)
-    result = twin(model)
+    rewrites = scheme.method in ("awq", "smooth")  # weights and norms, in their own memory
+    result = copy.deepcopy(model) if rewrites else twin(model)
+    place = partial(_place, result, scheme)
+    settings = scheme.bits, scheme.group_size, scheme.symmetric
+    chosen = {"layers": layers, "progress": progress}
     if scheme.method == "gptq":
-        _gptq(result, scheme, calibration, layers, progress)
+        gptq_model(result, calibration, GPTQSettings(*settings), place=place, **chosen)
+    elif scheme.method == "awq":
+        awq_model(result, calibration, AWQSettings(*settings), place=place, **chosen)
     else:
-        _round(result, scheme, calibration, layers, progress)
+        largest = _prepared(result, scheme, calibration, chosen)
+        for name, linear in linear_layers(result, layers).items():
+            quantized = quantize_weight(linear.weight.data, *settings, name=name)
+            place(name, linear, quantized, largest.get(name))
+    for layer in quantized_layers(result).values():
+        layer.backend = backend
     return result
 
 
@@ -87,28 +104,31 @@ def _check(scheme: Scheme, linears: Mapping[str, nn.Linear], calibration: Tensor
             raise ValueError(f"{name}: {error}") from error
 
 
-def _gptq(
-    model: Decoder, scheme: Scheme, calibration: Tensor, layers: Sequence[str], progress: bool
-) -> None:
-    settings = GPTQSettings(scheme.bits, scheme.group_size, scheme.symmetric)
-
-    def place(name: str, linear: nn.Linear, quantized: QuantizedTensor) -> None:
-        replace_layer(model, name, layer_of(scheme, linear, quantized))
-
-    gptq_model(model, calibration, settings, layers=layers, place=place, progress=progress)
-
-
-def _round(
-    model: Decoder, scheme: Scheme, calibration: Tensor | None, layers: Sequence[str], progress: bool
-) -> None:
+def _prepared(
+    model: Decoder, scheme: Scheme, calibration: Tensor | None, chosen: dict[str, Any]
+) -> dict[str, float]:
+    """Smooths what is to be smoothed; the largest inputs of layers, where their scales are static."""
+    if not scheme.needs_calibration:
+        return {}
+    calibrated = calibrate(model, calibration, hessians=False, **chosen)
+    if scheme.method == "smooth":
+        smooth(model, calibrated)
     largest = {}
     if scheme.activations == "tensor":
-        for inputs in calibrate(model, calibration, layers=layers, hessians=False, progress=progress):
+        for inputs in calibrated:
             largest |= dict.fromkeys(inputs.names, inputs.abs_max.max().item())
-    for name, linear in linear_layers(model, layers).items():
-        size, symmetric = scheme.group_size, scheme.symmetric
-        quantized = quantize_weight(linear.weight.data, scheme.bits, size, symmetric, name=name)
-        replace_layer(model, name, layer_of(scheme, linear, quantized, largest.get(name)))
+    return largest
+
+
+def _place(
+    model: Decoder,
+    scheme: Scheme,
+    name: str,
+    linear: nn.Linear,
+    quantized: QuantizedTensor,
+    largest_input: float | None = None,
+) -> None:
+    replace_layer(model, name, layer_of(scheme, linear, quantized, largest_input))
 
 
 def layer_of(
