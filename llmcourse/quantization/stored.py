@@ -75,7 +75,7 @@ def save(model: Decoder, folder: str | Path, source: str | Path, scheme: str | N
     found = scheme_of_layers(layers.values(), scheme)
     same = read_config(source, quantized=True) == model.config
     require(same, "source", "the checkpoint that the model was made of", str(source), "give that one")
-    _check_replaceable(folder)
+    check_replaceable(folder)
     ignored = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     config = read_json(source / "config.json") | {ENTRY: to_config(found, ignored)}
     config["dtype"] = str(model.dtype).removeprefix("torch.")
@@ -94,7 +94,8 @@ def save(model: Decoder, folder: str | Path, source: str | Path, scheme: str | N
     new.rename(folder)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Raises FileExistsError where a folder holds something else than a quantized checkpoint."""
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not ((folder / "config.json").is_file() and is_quantized(folder)):
         raise FileExistsError(
