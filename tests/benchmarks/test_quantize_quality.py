@@ -1,18 +1,18 @@
 """What benchmarks/quantize_quality.py records, and whether what it has recorded is as the field expects."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import quantize_quality
 import record
 
-RECORDED = sorted((BENCHMARKS / "results" / "raw").glob("quantize_quality_*.jsonl"))
+RECORDED = sorted((record.RESULTS / "raw").glob("quantize_quality_*.jsonl"))
 ORDER = ("int8", "int4-gptq", "int4", "int3", "int2")  # KL rises from one to the next, in every domain
 
 
@@ -63,7 +63,7 @@ def test_what_was_recorded_rises_as_bits_fall_on_every_model_and_domain(file):
     assert models and {"prose", "code"} <= {row["domain"] for row in rows}
     for model, domain in {(model, domain) for model, domain, _ in kl}:
         found = [kl[model, domain, scheme] for scheme in ORDER]
-        for less, more in zip(found, found[1:], strict=False):
+        for less, more in itertools.pairwise(found):
             assert less["kl"] < more["kl"], (model, domain, less["scheme"], more["scheme"])
             slack = 2 * (less["rise_error"] + more["rise_error"])
             assert less["nats"] < more["nats"] + slack, (model, domain, less["scheme"], more["scheme"])

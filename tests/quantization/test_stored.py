@@ -334,7 +334,7 @@ def test_each_loader_says_whose_checkpoint_it_is(written, tiny_checkpoint, tmp_p
     config["quantization_config"]["config_groups"]["group_0"]["weights"]["group_size"] = 24
     del config["quantization_config"]["llmcourse"]
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="q_proj in .*: group_size must divide the 32 columns, got 24"):
+    with pytest.raises(CheckpointError, match=r"q_proj in .*: group_size must divide the 32 columns, got 24"):
         load(other)
 
 
