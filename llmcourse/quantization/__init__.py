@@ -3,4 +3,11 @@
 quantized_tensor  integer codes of a matrix, their scales and zero points: what every method below gives
 grid, ranges      evenly spaced numbers for a range; ranges by min–max, percentile, least squared error
 affine            quantize, dequantize and the error, by tensor, channel, token or group; weights by rounding
+calibration       what layers read while a model runs over real text: 2 XᵀX and magnitudes by channel
+hessian           the error of an output as a quadratic form, and the factor of its inverse
+gptq              columns one by one, those still free making up for the error of each
+channel_scales    channels that are divided here and multiplied there, the function staying what it is
+awq               so that weights which meet large activations are rounded more finely
+smooth_quant      so that activations with outliers can be rounded to 8 bits
+outliers          which channels are some, models that have more of them, and what they cost
 """

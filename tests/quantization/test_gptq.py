@@ -66,7 +66,7 @@ def test_columns_are_eliminated_as_by_the_surgeon(bits, symmetric):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(
     ("columns", "group_size"),
-    [(300, None), (256, 64), (256, 128), (300, 150), (130, 13), (7, None), (1, 1), (60, 1)],
+    [(300, None), (256, 64), (256, 128), (300, 150), (130, 13), (7, None), (1, 1), (60, 4)],
 )
 def test_blocks_give_the_codes_of_single_columns(columns, group_size, symmetric, act_order):
     weight, hessian = problem(9, columns, tokens=2 * columns + 8)
@@ -204,7 +204,7 @@ def test_a_channel_that_the_text_never_used_is_rounded():
         ({"bits": 9}, "bits must be one of 2, 3, 4, 5, 6, 7, 8, got 9"),
         ({"bits": 1}, "bits must be one of"),
         ({"damping": 0.0}, "damping must be in (0, 1], got 0.0; use 0.01"),
-        ({"damping": None}, "damping must be in (0, 1], got None"),
+        ({"damping": 2.0}, "damping must be in (0, 1], got 2.0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
@@ -258,17 +258,15 @@ def test_the_model_is_left_with_its_codes_and_layers_saw_those_before_them(name)
     for layer, linear in linear_layers(model).items():
         assert torch.equal(linear.weight, results[layer].quantized.dequantized())
     steps = layer_by_layer(model_of(name), calibration_tokens(name), **QUIET)
-    first = next(steps)
+    first, second = next(steps), next(steps)
     assert results["model.layers.0.self_attn.o_proj"].rounding_loss == pytest.approx(
-        rounding_loss(model_of(name), first[1]), rel=1e-3
+        rounding_loss(model_of(name), first[1]), rel=1e-4
     )
     again = calibrate(model, calibration_tokens(name), **QUIET)
     later = next(inputs for inputs in again if inputs.names[0] == "model.layers.1.self_attn.q_proj")
     found = sum(results[layer].rounding_loss for layer in later.names)
-    assert found == pytest.approx(rounding_loss(model_of(name), later), rel=1e-3)
-    assert found != pytest.approx(rounding_loss(model_of(name), next(steps)[0]), rel=1e-2), (
-        "of the plain model"
-    )
+    assert found == pytest.approx(rounding_loss(model_of(name), later), rel=1e-5)
+    assert found != pytest.approx(rounding_loss(model_of(name), second[0]), rel=1e-4), "of the plain model"
 
 
 def rounding_loss(model: Decoder, inputs) -> float:

@@ -33,15 +33,6 @@ def test_both_factors_are_the_upper_one_of_the_inverse(rows):
         assert torch.allclose(factor.T @ factor @ hessian, torch.eye(12).double(), atol=1e-9)
 
 
-def test_one_decomposition_loses_fewer_digits_than_two(rows):
-    hessian = 2 * rows.T @ rows + 1e4 * torch.ones(12, 12)
-    truth = inverse_factor(hessian)
-    lost, lost_by_two = (
-        (factor(hessian.float()) - truth).abs().max() for factor in (inverse_factor, inverse_factor_reference)
-    )
-    assert lost < lost_by_two
-
-
 def test_damping_is_of_the_mean_diagonal_and_of_nothing_is_one():
     assert torch.allclose(
         damped(torch.diag(torch.tensor([1.0, 3.0])), 0.01).diagonal(), torch.tensor([1.02, 3.02])
