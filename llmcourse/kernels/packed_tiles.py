@@ -124,7 +124,7 @@ def ring_rule(
         splits *= 2
     warps = 8 if rows == 128 and num_rows > 16 else 4
     warps_k = max(1, 16 * warps // rows)
-    blocks = max(warps_k, 1 if num_rows > 16 else 128 // rows)
+    blocks = max(warps_k, 1 if num_rows > 8 and (gated or num_rows > 16) else 128 // rows)
     return filled(PackedRing(rows, blocks, warps_k, 2, 2, splits, warps), num_rows, width, gated, zeros)
 
 
