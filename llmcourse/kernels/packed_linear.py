@@ -375,7 +375,10 @@ def _check(
     rows, columns = codes.shape
     group_size = columns if group_size is None else group_size
     if not isinstance(group_size, int) or not 1 <= group_size <= columns or columns % group_size:
-        raise ValueError(f"group_size must divide the {columns} columns, got {group_size!r}")
+        fitting = ", ".join(str(size) for size in range(1, columns + 1) if columns % size == 0)
+        raise ValueError(
+            f"group_size must divide the {columns} columns, got {group_size!r}; these do: {fitting}"
+        )
     check_memory("codes", codes.contiguous(), codes, dtype=torch.int8)
     if not scale.is_floating_point():
         raise ValueError(f"scale must be in a floating-point dtype, got {scale.dtype}")
