@@ -72,7 +72,8 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 
 
 @pytest.mark.skipif(not HOPPER, reason="only a GPU of Hopper multiplies by four warps together")
 def test_rings_that_go_round_keep_their_contract():
-    check_passes("--noconftest", Path(__file__).with_name("contract_of_rings.py"), switches={})
+    names = ("contract_of_rings.py", "contract_of_wide_int8.py")
+    check_passes("--noconftest", *(Path(__file__).with_name(name) for name in names), switches={})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="thousands of texts take the interpreter hours")
