@@ -65,11 +65,13 @@ class MixedLinear(Int8Linear):
         self.register_buffer("fixed", flags)
         self.register_buffer("kept", None if kept is None else kept.contiguous())
 
-    def outliers(self, x: Float[Tensor, "B K"], backend: Backend = "auto") -> OutlierColumns:
+    def outliers(
+        self, x: Float[Tensor, "B K"], backend: Backend = "auto", pdl: bool = False
+    ) -> OutlierColumns:
         """The columns of x that are multiplied in 16 bits."""
         if self.fixed is not None:
             return OutlierColumns.of(self.fixed)
-        return find_outliers(x.contiguous(), self.threshold, backend=backend)
+        return find_outliers(x.contiguous(), self.threshold, backend=backend, pdl=pdl)
 
     def dequantized(self) -> Float[Tensor, "N K"]:
         """W as the codes have it, and in a fixed O as it was kept."""
@@ -117,7 +119,7 @@ class MixedLinear(Int8Linear):
     ) -> Tensor:
         if norm is not None:
             x = rms_norm(x, norm, eps, backend=backend, pdl=pdl)
-        outliers = self.outliers(x, backend)
+        outliers = self.outliers(x, backend, pdl)
         codes, scale = quantize_rows(x, skipped=outliers.flags, backend=backend, pdl=pdl)
         kept = None if self.kept is None else self.kept.to(x.dtype)
         given = {"bias": bias, "backend": backend, "pdl": pdl, "tile": tile}

@@ -75,7 +75,7 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 
 
 @pytest.mark.skipif(not HOPPER, reason="only a GPU of Hopper multiplies by four warps together")
 def test_rings_that_go_round_keep_their_contract():
-    for name in ("contract_of_rings.py", "contract_of_packed_rings.py"):
+    for name in ("contract_of_rings.py", "contract_of_packed_rings.py", "contract_of_wide_int8.py"):
         check_passes("--noconftest", Path(__file__).with_name(name), switches={})
 
 
