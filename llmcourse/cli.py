@@ -180,7 +180,7 @@ def run_serve(options: argparse.Namespace) -> int:
         dtype=options.dtype,
     )
     with bind(options.host, options.port) as listening:
-        service, model = build(settings, drafters)
+        service, model = build(settings, drafters, load_any)
         serve(listening, service, model, grace_s=settings.grace_s)
     return 0
 
@@ -227,14 +227,20 @@ def load_model(name: str, options: argparse.Namespace):
     """A model and its tokenizer on the device and in the dtype of the options, be it quantized or not."""
     import torch
 
-    from llmcourse import pretrained
     from llmcourse.hardware import default_device, this_machine
-    from llmcourse.quantization import stored
 
     device = options.device or default_device()
     this_machine(device)  # refuses a device that is not here
+    return load_any(name, device=device, dtype=getattr(torch, options.dtype))
+
+
+def load_any(name: str, **settings):
+    """`pretrained.load`, or `quantization.load` where the checkpoint says that it is quantized."""
+    from llmcourse import pretrained
+    from llmcourse.quantization import stored
+
     load = stored.load if stored.is_quantized(name) else pretrained.load
-    return load(name, device=device, dtype=getattr(torch, options.dtype))
+    return load(name, **settings)
 
 
 def quantized(model, tokenizer, scheme_name: str):
