@@ -121,7 +121,7 @@ def test_engines_and_speculation_write_what_the_loop_writes(draft, quantized, na
     assert speculating.generate([prompt], 8).tokens == [plain]
 
 
-@pytest.mark.parametrize("name", ["int4-g16", "int2-g16", "w8a8", "fp8"])
+@pytest.mark.parametrize("name", ["int4-g16", "w8a8"])
 def test_serving_writes_what_the_loop_writes(name):
     model = quantize(tiny(torch.float32), name)
     wanted = requests()
@@ -143,8 +143,8 @@ def test_biases_stay_and_an_untied_head_can_be_quantized():
         bias = model.get_submodule(name).bias
         assert (layer.bias is None) == (bias is None)
         assert bias is None or torch.equal(layer.bias, bias)
-    ids = torch.arange(20)[None]
-    assert torch.allclose(made(ids), model(ids), atol=0.05 * model(ids).std().item())
+    expected, found = (each(torch.arange(20)[None]) for each in (model, made))
+    assert 0 < (found - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
 def test_a_static_scale_covers_the_largest_input_that_was_seen(draft):
@@ -163,10 +163,11 @@ def test_a_static_scale_covers_the_largest_input_that_was_seen(draft):
 
 
 def test_smoothing_and_awq_change_norms_of_the_new_model_alone(draft, quantized):
-    before = draft.model.layers[0].input_layernorm.weight.clone()
+    norms = {name: p.clone() for name, p in draft.named_parameters() if "layernorm" in name}
     for name in ("smoothquant-w8a8", "int4-awq"):
-        assert not torch.equal(quantized(name).model.layers[0].input_layernorm.weight, before)
-        assert torch.equal(draft.model.layers[0].input_layernorm.weight, before)
+        parameters = dict(quantized(name).named_parameters())
+        assert any(not torch.equal(parameters[key], norm) for key, norm in norms.items()), name
+        assert all(torch.equal(draft.get_parameter(key), norm) for key, norm in norms.items()), name
 
 
 def test_patterns_choose_layers_and_the_others_stay(draft):
