@@ -1,8 +1,8 @@
 """Products in codes of 4 and 8 bits beside the same in bfloat16, for the few rows that decoding has.
 
 Each product runs in a chain inside a CUDA graph, over matrices that do not fit into the cache together. In
-the same process: the limit, a copy of as many bytes; and the peers, PyTorch's product in bfloat16, and for 4 bits
-PyTorch's own (tinygemm, which gpt-fast uses). 4 bits are in groups of 128, 8 bits by channels.
+the same process: the limit, a copy of as many bytes; and the peers, PyTorch's product in bfloat16, and for 4
+bits PyTorch's own (tinygemm, which gpt-fast uses). 4 bits are in groups of 128, 8 bits by channels.
 
     python benchmarks/linear_low_bit.py [--rows 1,4,16,32,64] [--widths 4,8]
 """
