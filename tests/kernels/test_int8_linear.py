@@ -156,8 +156,9 @@ def test_what_does_not_fit_is_refused_by_name(call, given, message):
         (Int8Tile, (16, 16, 32, 4, 0), "stages must be at least 1, got 0"),
         (WideTile, (32,), "rows must be one of (64, 128), got 32"),
         (WideTile, (64, 100), "outputs must be one of"),
-        (WideTile, (64, 256, 2, 1), "stages must be at least 2, got 1"),
-        (WideTile, (64, 256, 2, 4, 8, 20), "outliers must be a multiple of 64, got 20"),
+        (WideTile, (64, 256, 2, False, 1), "stages must be at least 2, got 1"),
+        (WideTile, (64, 256, 2, False, 4, 2, 8, 20), "outliers must be one of (64, 128, 256), got 20"),
+        (WideTile, (128, 256), "rows · outputs must be at most 16384, which registers hold, got 128 · 256"),
     ],
 )
 def test_a_tile_that_no_kernel_can_be_launched_with_is_refused(kind, numbers, message):
