@@ -99,6 +99,10 @@ class Int8Linear(QuantizedLinear):
         codes, scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scale"))
         return cls(codes, scale, stacked_biases(parts), input_scale=static)
 
+    def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
+        """Its tensors become views of those of a stacked layer, whose rows from `begin` on are its own."""
+        take_rows(self, whole, begin, ("codes", "scale", "bias"))
+
     def _multiplied(
         self,
         x: Tensor,
@@ -112,6 +116,13 @@ class Int8Linear(QuantizedLinear):
         codes, scale = quantize_rows(x, norm=norm, eps=eps, static=self.input_scale, backend=backend, pdl=pdl)
         given = {"bias": bias, "backend": backend, "pdl": pdl, "tile": tile}
         return int8_matmul(codes, scale, self.codes, self.scale, x.dtype, **given)
+
+
+def take_rows(part: QuantizedLinear, whole: QuantizedLinear, begin: int, names: Sequence[str]) -> None:
+    """Lets these tensors of a layer, where it has them, be the rows of another's from `begin` on."""
+    for name in names:
+        if getattr(part, name) is not None:
+            setattr(part, name, getattr(whole, name)[begin : begin + part.out_features])
 
 
 def ended(

@@ -76,6 +76,19 @@ def test_stacked_layers_are_their_parts_side_by_side(which, bias):
     torch.testing.assert_close(whole.dequantized(), torch.cat([part.dequantized() for part in parts]))
 
 
+@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("bias", [False, True])
+def test_parts_become_rows_of_the_stack_and_compute_what_they_did(which, bias):
+    parts, x = [layers(bias)[which], layers(bias)[which]], torch.randn(4, K)
+    before = [part(x) for part in parts]
+    whole = type(parts[0]).stacked(parts)
+    for number, part in enumerate(parts):
+        part.become_rows(whole, number * N)
+        assert torch.equal(part(x), before[number])
+        assert part.codes.data_ptr() == whole.codes[number * N :].data_ptr()
+        assert part.scale.data_ptr() == whole.scale[number * N :].data_ptr()
+
+
 def test_parts_that_read_their_input_differently_are_not_stacked():
     _, codes, scale = coded()
     with pytest.raises(ValueError, match="parts must all have an input_scale or none, got one for 1 of 2"):
