@@ -91,7 +91,7 @@ def _produce(given, SIXTEEN: gl.constexpr, LIMIT: gl.constexpr, PDL: gl.constexp
                 nth_step += 1
 
 
-@gluon.jit(do_not_specialize=["num_rows", "num_outputs", "steps", "num_tiles", "band"])
+@gluon.jit(do_not_specialize=["num_rows", "steps", "num_tiles", "band"])
 def _wide_int8_matmul_kernel(
     codes,
     weight,

@@ -21,12 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.kernels.backend import Backend
-from llmcourse.kernels.int8_linear import Int8Linear
+from llmcourse.kernels.int8_linear import Int8Linear, take_rows
 from llmcourse.kernels.int8_matmul import InSixteenBits, int8_matmul
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile
 from llmcourse.kernels.outlier_columns import THRESHOLD, OutlierColumns, check_threshold, find_outliers
 from llmcourse.kernels.quantize_rows import quantize_rows
-from llmcourse.kernels.quantized_linear import stacked_biases
+from llmcourse.kernels.quantized_linear import QuantizedLinear, stacked_biases
 from llmcourse.kernels.rms_norm import rms_norm
 
 
@@ -106,6 +106,9 @@ class MixedLinear(Int8Linear):
             columns=columns,
             kept=kept,
         )
+
+    def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
+        take_rows(self, whole, begin, ("codes", "scale", "bias", "kept"))
 
     def _multiplied(
         self,
