@@ -8,8 +8,9 @@ linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few
                   `linear_gluon` for one, `linear_rows_gluon` and `linear_rows_strip_gluon` for up to eight,
                   `linear_split_gluon` for dozens in a pass over several tokens, with its consumers beside it
 quantized_linear  what layers in few bits have in common, whatever their format, and how engines stack them
-packed_linear     layers of packed codes of 4 or 8 bits; on Hopper `packed_gluon`, whose operands
-                  `packed_codes_gluon` makes of codes; `packed_tiles` says how matrices are cut
+packed_linear     layers of packed codes of 4 or 8 bits, which lie as `packed_words` says; on Hopper by
+                  `packed_gluon`, whose operands `packed_codes_gluon` makes of codes, and which ends with
+                  `packed_end_gluon`; `packed_tiles` says how matrices are cut
 tiles             how the kernels cut their matrices and caches: what was measured to be best; `split_rings`
                   for dozens of rows
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores

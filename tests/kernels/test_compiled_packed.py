@@ -42,14 +42,14 @@ def test_no_kernel_spills_and_each_fits_the_shared_memory(kernels, job):
 
 @pytest.mark.parametrize("job", STEPS, ids=name_of)
 def test_a_step_launches_what_it_says(kernels, job):
-    """One kernel a matrix, as in 16 bits, which starts early on Hopper; norms of many rows are their own."""
+    """One kernel a matrix, as in 16 bits, which starts early on Hopper; norms of many rows are apart."""
     _, _, num_tokens, dtype, gpu = job
     ring = "packed_ring" if gpu >= 90 and dtype == BF16 else "packed"
     embed, attention = "embed", "decode_attention"
     if num_tokens > 1:
         embed, attention = "embed_window", "append_attention"
-    norm = ["rms_norm"] if num_tokens > 16 else []
-    expected = [embed, *norm, ring, attention, ring, *norm, ring, ring, *norm, ring]
+    norm, swiglu = (["rms_norm"], ["swiglu"]) if num_tokens > 16 else ([], [])
+    expected = [embed, *norm, ring, attention, ring, *norm, ring, *swiglu, ring, *norm, ring]
     assert names_of(kernels[job]) == expected
     assert all(kernel.has_pdl == (gpu >= 90) for kernel in kernels[job])
 

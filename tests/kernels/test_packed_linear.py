@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from llmcourse.kernels.packed_linear import PackedLinear, packed_words, unpacked_codes
+from llmcourse.kernels.packed_linear import PackedLinear
 from llmcourse.kernels.packed_tiles import (
     BY_TWOS,
     PACKED_RINGS,
@@ -16,6 +16,7 @@ from llmcourse.kernels.packed_tiles import (
     packed_rule,
     ring_rule,
 )
+from llmcourse.kernels.packed_words import packed_words, unpacked_codes
 from tests.kernels.test_kernels import MATRICES
 
 
@@ -161,9 +162,9 @@ def test_rings_leave_room_for_a_program_of_the_next_kernel():
 
 
 def test_small_groups_and_odd_sizes_have_tiles():
-    assert packed_rule(4096, 128, 2).columns == 128 and packed_rule(4096, 32, 2).columns == 32
-    assert packed_rule(4096, 4096, 2).columns == 128 and packed_rule(40, 8, 4).columns == 64
-    assert packed_rule(5, 5, 4).columns == 16
+    assert packed_rule(4096, 128, 2, False).columns == 128 and packed_rule(4096, 32, 2, False).columns == 32
+    assert packed_rule(4096, 4096, 2, False).columns == 128 and packed_rule(40, 8, 4, False).columns == 64
+    assert packed_rule(5, 5, 4, True).columns == 16
 
 
 @pytest.mark.parametrize(
