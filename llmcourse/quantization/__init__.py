@@ -1,4 +1,6 @@
 """Fewer bits for weights, activations and caches: from rounding to layers that a model runs on.
 
 quantized_tensor  integer codes of a matrix, their scales and zero points: what every method below gives
+grid, ranges      evenly spaced numbers for a range; ranges by min–max, percentile, least squared error
+affine            quantize, dequantize and the error, by tensor, channel, token or group; weights by rounding
 """
