@@ -169,7 +169,7 @@ def _what(name: str | None) -> str:
     return "x" if name is None else f"the tensor of {name}"
 
 
-def _groups(x: Tensor, granularity: Granularity, group_size: int | None) -> Float[Tensor, "G n"]:
+def _groups(x: Tensor, granularity: str, group_size: int | None) -> Float[Tensor, "G n"]:
     """The numbers of a group in a row."""
     kinds = ", ".join(map(repr, GRANULARITIES))
     require(granularity in GRANULARITIES, "granularity", f"one of {kinds}", repr(granularity), "choose one")
@@ -190,7 +190,7 @@ def _groups(x: Tensor, granularity: Granularity, group_size: int | None) -> Floa
     return x.reshape(-1, group_size)
 
 
-def _scale_shape(x: Tensor, granularity: Granularity, group_size: int | None) -> tuple[int, ...]:
+def _scale_shape(x: Tensor, granularity: str, group_size: int | None) -> tuple[int, ...]:
     if granularity == "tensor":
         return ()
     if granularity == "channel":

@@ -64,20 +64,24 @@ def scale_and_zero_point(
     low, high, steps = low.double().clamp(max=0), high.double().clamp(min=0), most - least
     widest = torch.maximum(-low, high)
     wide = widest / (steps / 2) if symmetric else high / steps - low / steps  # high − low might overflow
-    scale = torch.where(widest > 0, _rounded_up(wide, dtype), 1)
+    scale = torch.where(widest > 0, rounded_up(wide, dtype), 1)
     if symmetric:
         return scale, None
     zero_point = (least - low / scale.double()).round().clamp(least, most)
     return scale, zero_point.to(torch.int8)
 
 
-def _rounded_up(wide: Float[Tensor, "*groups"], dtype: torch.dtype) -> Float[Tensor, "*groups"]:
-    """The least positive number of the dtype that is not below `wide`."""
+def rounded_up(wide: Float[Tensor, "*groups"], dtype: torch.dtype) -> Float[Tensor, "*groups"]:
+    """The least positive number of the dtype that is not below `wide`, which is not below 0.
+
+    Raises:
+        ValueError: there is none.
+    """
     near = wide.to(dtype)
     if near.isinf().any():
         raise ValueError(
             f"the scale's dtype must hold {wide.max().item():.4g}, got {dtype}, whose largest number is "
-            f"{torch.finfo(dtype).max:.4g}; give scale_dtype=torch.float32"
+            f"{torch.finfo(dtype).max:.4g}; take a wider one, or scale the numbers down"
         )
     short = (near.double() < wide) | (near == 0)
     # Positive floating-point numbers are ordered as their bits are, read as an integer.
@@ -116,6 +120,7 @@ def values(
     Only a number within 1 / 2^bits of that largest number, rounded away from 0, needs the last.
     """
     dtype = scale.dtype if dtype is None else dtype
+    scale = scale.to(torch.promote_types(scale.dtype, dtype))
     q = codes.to(scale.dtype)
     if zero_point is not None:
         q = q - zero_point.to(q.dtype)

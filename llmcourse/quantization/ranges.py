@@ -109,7 +109,7 @@ def find_range(
     x: Float[Tensor, "G n"],
     bits: int,
     *,
-    method: RangeMethod = "minmax",
+    method: str = "minmax",
     percentile: float = 99.9,
     symmetric: bool = True,
     narrow_range: bool = False,

@@ -1,5 +1,6 @@
 """Rounding to a grid: the bound of S / 2, codes in range, round trips, and what is refused."""
 
+import itertools
 import math
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_weights_scales_in_its_own_dtype_cover_its_range(x, bits, symmetric):
 @given(
     st.sampled_from(BITS),
     st.sampled_from(FLOATS),
-    st.floats(1e-3, 1e3),
+    st.floats(1e-3, 200),  # 255 such steps are a number of fp16
     st.integers(-(2**7), 2**7 - 1),
 )
 def test_points_of_the_grid_come_back_exactly(bits, dtype, step, zero_point):
@@ -91,9 +92,11 @@ def test_points_of_the_grid_come_back_exactly(bits, dtype, step, zero_point):
     zero_point = torch.tensor(max(least, min(most, zero_point)), dtype=torch.int8)
     codes = torch.arange(least, most + 1, dtype=torch.int8)
     for z in (None, zero_point):
-        x = values(codes, scale, z)
+        # Behind 7 bits and a sign, bf16 has no room for q − Z: it rounds 159 S to 160 S.
+        wide = torch.float32 if dtype == torch.bfloat16 and bits == 8 else dtype
+        x = values(codes, scale, z, wide)
         assert nearest_codes(x, scale, z, bits).equal(codes)
-        assert values(nearest_codes(x, scale, z, bits), scale, z).equal(x)
+        assert values(nearest_codes(x, scale, z, bits), scale, z, wide).equal(x)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -147,8 +150,6 @@ def test_what_shares_a_scale():
     assert by["channel"].scale.tolist() == pytest.approx([12 / step, 24 / step])
     assert by["token"].scale.flatten().tolist() == pytest.approx([n / step for n in range(4, 25, 4)])
     assert by["group"].scale.flatten().tolist() == pytest.approx([n / step for n in range(2, 25, 2)])
-    errors = [quantization_error(x, by[kind].dequantized()) for kind in GRANULARITIES]
-    assert errors == sorted(errors, reverse=True) and errors[0] > 4 * errors[-1]
     assert by["tensor"].bits_per_number == 8 + 32 / 24 and by["group"].bits_per_number == 8 + 32 / 2
 
 
@@ -191,10 +192,27 @@ def test_inputs_stay_as_they_were():
 
 
 def test_dequantizing_saturates():
-    x = torch.tensor([-65504.0, 65504.0], dtype=torch.float16)
-    assert quantize(x, bits=2).dequantized(torch.float16).equal(x.clamp(min=-65504))
-    weight = quantize_weight(x[None], 2)
-    assert weight.dequantized().isfinite().all()
+    """At the very end of a dtype, the nearest point may lie beyond it."""
+    codes, scale = torch.tensor([-2, -1, 0, 1], dtype=torch.int8), torch.tensor(43648.0, dtype=torch.float16)
+    assert values(codes, scale, None).tolist() == [-65504, -43648, 0, 43648]
+    assert values(codes, scale.float(), None).tolist() == [-87296, -43648, 0, 43648]
+    assert values(codes, scale.float(), None, torch.float16).tolist() == [-65504, -43648, 0, 43648]
+
+
+def test_finer_granularity_loses_less():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 16, 64, generator=generator) * torch.rand(4, 16, 64, generator=generator).exp() ** 2
+    x *= torch.tensor([0.1, 1, 3, 10])[:, None, None] * torch.rand(16, 1, generator=generator)
+    sizes = [None, None, None, 16]
+    for bits in BITS:
+        found = [
+            quantize(x, bits=bits, granularity=kind, group_size=size)
+            for kind, size in zip(GRANULARITIES, sizes, strict=True)
+        ]
+        errors = [quantization_error(x, codes.dequantized()) for codes in found]
+        assert all(finer < coarser for coarser, finer in itertools.pairwise(errors))
+        held = [codes.bits_per_number for codes in found]
+        assert held == sorted(held)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
@@ -228,7 +246,7 @@ def test_what_is_not_finite_is_refused_with_the_layers_name(broken, dtype):
         ),
         ({"symmetric": False, "narrow_range": True}, "narrow_range must be False for asymmetric codes"),
         ({"percentile": 0.0, "range_method": "percentile"}, r"percentile must be in \(0, 100\], got 0.0"),
-        ({"percentile": 101, "range_method": "percentile"}, r"percentile must be in \(0, 100\], got 101"),
+        ({"percentile": 101.0, "range_method": "percentile"}, r"percentile must be in \(0, 100\], got 101.0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
