@@ -15,6 +15,7 @@ from llmcourse.figures.widgets import (
     ContrastViewer,
     ExitExplorer,
     MemoryCalculator,
+    QuantizerExplorer,
     RooflineExplorer,
     SamplingExplorer,
     TilePlayer,
@@ -42,6 +43,7 @@ OF_HEADS = {
     ExitExplorer: lambda model, tokenizer: ExitExplorer(
         random_heads(model), tokenizer, PROMPT, max_new_tokens=2
     ),
+    QuantizerExplorer: lambda model, tokenizer: QuantizerExplorer(model),
 }
 
 
