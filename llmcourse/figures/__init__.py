@@ -33,6 +33,8 @@
     format_points           the values of number formats on one axis
     rounded_weight          a weight in few bits: levels, clipping, error, signal to noise
     levels_plot             its figure
+    outlier_split           outlier columns apart, the rest in int8: what a layer's product loses
+    outlier_plot            its figure
     bits_curve              quality by bits, and what is lost by the size of a model
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views

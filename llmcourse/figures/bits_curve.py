@@ -77,7 +77,7 @@ def plot_bits(
     method: str | None = None,
     gap: str = "kl",
 ) -> look.Picture:
-    """To the left perplexity by bits, a line for each model; to the right the loss by size, one for each width.
+    """To the left perplexity by bits, a line a model; to the right the loss by size, a line a width.
 
     Args:
         points: of one to eight models; up to three methods, which the right panel tells by dashes.

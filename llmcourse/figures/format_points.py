@@ -48,15 +48,17 @@ def code_points(name: str, codes: Sequence[int | float], numbers: np.ndarray | N
     """A format's points, and how well numbers are rounded to the nearest of them.
 
     Args:
-        codes: every value of the format, at any scale and in any order; what repeats counts once.
+        codes: every value of the format, at any scale and in any order; what repeats counts once, and what is
+            no number (NaN, infinity) not at all.
         numbers: in [−1, 1], such as weights divided by the largest magnitude of their group.
 
     Raises:
-        ValueError: fewer than two values, or one that is not finite.
+        ValueError: fewer than two numbers.
     """
-    points = np.unique(np.asarray(codes, float))
-    if len(points) < 2 or not np.isfinite(points).all():
-        raise ValueError(f"codes of {name} must be two or more finite values, got {len(points)} of them")
+    given = np.asarray(codes, float)
+    points = np.unique(given[np.isfinite(given)])
+    if len(points) < 2:
+        raise ValueError(f"codes of {name} must be two or more numbers, got {points.tolist()}")
     points = points / np.abs(points).max()
     if numbers is None:
         return CodePoints(name, tuple(points.tolist()), math.nan)

@@ -41,9 +41,12 @@ class LevelsPlot:
     def __init__(self, weight: np.ndarray, curves: Mapping[bool, Mapping[str, Sequence[tuple]]]):
         rms = float(np.sqrt(np.square(weight, dtype=float).mean()))
         if not rms:
-            raise ValueError("weight must have a number that is not 0, got zeros alone; nothing is lost there")
+            raise ValueError(
+                "weight must have a number that is not 0, got zeros alone; nothing is lost there"
+            )
         self.curves = curves
-        self.limit, self.error_limit = min(WIDEST * rms, 1.04 * float(np.abs(weight).max())), WIDEST_ERROR * rms
+        self.limit = min(WIDEST * rms, 1.04 * float(np.abs(weight).max()))
+        self.error_limit = WIDEST_ERROR * rms
         self.edges = np.linspace(-self.limit, self.limit, BINS + 1)
         self.fine_edges = np.linspace(-self.error_limit, self.error_limit, ERROR_BINS + 1)
         with look.style():

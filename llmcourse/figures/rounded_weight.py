@@ -146,7 +146,7 @@ def _clipped(weight: Float[Tensor, "N K"], codes: AffineCodes) -> Bool[Tensor, "
 
 
 def trade_offs(weight: Float[Tensor, "N K"], symmetric: bool) -> dict[str, list[tuple[float, float]]]:
-    """What every width costs and brings under min–max: (bits a weight, SNR in dB), 2 to 8 bits, by granularity.
+    """What 2 to 8 bits cost and bring under min–max: (bits a weight, SNR in dB), by granularity.
 
     Granularities that do not fit the columns are left out.
     """

@@ -16,6 +16,7 @@ block_player           autoregressive to non-autoregressive: two dials, and the 
 exit_explorer          early exit: a threshold moves the line on a map of layers and tokens
 cascade_explorer       what cascades are worth, on questions that they were not chosen on
 quantizer_explorer     a weight in few bits: levels, clipping, error, and what bits buy
+outlier_map            outlier columns of activations by a threshold, and what int8 loses
 """
 
 from llmcourse.figures.widgets.batching_timeline import BatchingTimeline
@@ -26,6 +27,7 @@ from llmcourse.figures.widgets.cascade_explorer import CascadeExplorer
 from llmcourse.figures.widgets.contrast_viewer import ContrastViewer
 from llmcourse.figures.widgets.exit_explorer import ExitExplorer
 from llmcourse.figures.widgets.memory_calculator import MemoryCalculator
+from llmcourse.figures.widgets.outlier_map import OutlierMap
 from llmcourse.figures.widgets.quantizer_explorer import QuantizerExplorer
 from llmcourse.figures.widgets.roofline_explorer import RooflineExplorer
 from llmcourse.figures.widgets.sampling_explorer import SamplingExplorer
@@ -41,6 +43,7 @@ __all__ = [
     "ContrastViewer",
     "ExitExplorer",
     "MemoryCalculator",
+    "OutlierMap",
     "QuantizerExplorer",
     "RooflineExplorer",
     "SamplingExplorer",

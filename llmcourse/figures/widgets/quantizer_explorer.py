@@ -53,7 +53,9 @@ class QuantizerExplorer(v.View):
         self.plots: dict[str, LevelsPlot] = {}
         self.samples: dict[str, Tensor] = {}
         self.rounded: RoundedWeight | None = None
-        self._make_controls(chosen(layer, self.weights, "layer"), RoundingInputs() if inputs is None else inputs)
+        self._make_controls(
+            chosen(layer, self.weights, "layer"), RoundingInputs() if inputs is None else inputs
+        )
         how = v.row(self.bits, self.symmetric, self.granularity)
         self._assemble(v.row(self.layer), how, v.row(self.range_method, self.percentile))
         self.refresh()

@@ -15,6 +15,7 @@ from llmcourse.figures.widgets import (
     ContrastViewer,
     ExitExplorer,
     MemoryCalculator,
+    OutlierMap,
     QuantizerExplorer,
     RooflineExplorer,
     SamplingExplorer,
@@ -29,7 +30,7 @@ from tests.speculative.medusa.tiny import tiny_heads
 PROMPT = "Once upon a time"
 
 
-OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer, TracePlayer)
+OF_MODELS = (BeamTreeViewer, ContrastViewer, OutlierMap, SamplingExplorer, TracePlayer)
 OF_MACHINES = (MemoryCalculator, RooflineExplorer)
 
 
