@@ -3,8 +3,8 @@
     Y ≈ X₁₆ W₁₆ᵀ + X₈ W₈ᵀ        (Dettmers et al. 2022, LLM.int8(), section 3.2)
 
 A column of X is an outlier if any of its values reaches the threshold. All others are quantized token by
-token: one outlier among them would stretch the steps of its whole token. Weights keep their bits here, so that
-what is lost is lost by the activations.
+token: one outlier among them would stretch the steps of its whole token. Weights keep their bits here: what is
+lost is lost by the activations.
 """
 
 from __future__ import annotations

@@ -159,10 +159,16 @@ def trade_offs(weight: Float[Tensor, "N K"], symmetric: bool) -> dict[str, list[
 
 
 def some_rows(weight: Float[Tensor, "N K"], most: int = MOST_NUMBERS) -> Float[Tensor, "n K"]:
-    """Rows at even distances, as many as `most` numbers are, but one at least; in fp32."""
+    """Rows at even distances, as many as `most` numbers are, but one at least; in fp32.
+
+    The first is moved to the row with the largest magnitude, so that the range of a tensor is that of all rows.
+    """
     rows, columns = weight.shape
     count = min(rows, max(1, most // columns))
-    return weight.detach()[torch.arange(count) * rows // count].float().cpu()
+    taken, widest = torch.arange(count) * rows // count, int(weight.detach().abs().amax(1).argmax())
+    if widest not in taken:
+        taken[0] = widest
+    return weight.detach()[taken.to(weight.device)].float().cpu()
 
 
 def linear_weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
