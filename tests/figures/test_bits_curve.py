@@ -11,7 +11,11 @@ MODELS = {"draft": 1_900_000, "small": 5_400_000, "base": 11_200_000}
 
 def row(model="draft", method="round", bits=4, kl=0.1, domain="prose", reference=20.0):
     found = {"model": model, "parameters": MODELS.get(model, 10**6), "method": method, "bits": bits, "kl": kl}
-    return found | {"domain": domain, "perplexity": reference * math.exp(kl), "reference_perplexity": reference}
+    return found | {
+        "domain": domain,
+        "perplexity": reference * math.exp(kl),
+        "reference_perplexity": reference,
+    }
 
 
 ROWS = [
