@@ -7,7 +7,7 @@ one the share of it that each method leaves, layer by layer: a bar at 100 % has 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
@@ -18,6 +18,7 @@ MOST_LAYERS = 64
 COLORS = (look.SERIES[0], look.SERIES[3], look.SERIES[2])  # lightness 35, 73 and 58
 
 
+@runtime_checkable
 class Loss(Protocol):
     """Of one layer: what results of GPTQ and AWQ say of themselves."""
 

@@ -1,5 +1,7 @@
 """The rounded weight's picture: bars count numbers, strokes are levels, the circle is on its curve."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -61,7 +63,7 @@ def test_errors_are_counted_within_their_axis(plot, weight):
 
 def test_the_circle_is_on_its_curve_under_min_max_and_above_it_with_clipping(plot, weight):
     for symmetric in (True, False):
-        rounded, _ = shown(plot, weight, bits=5, symmetric=symmetric, granularity="group of 64")
+        shown(plot, weight, bits=5, symmetric=symmetric, granularity="group of 64")
         here = tuple(plot._here.get_xydata()[0])
         curve = plot._lines["group of 64"].get_xydata().tolist()
         assert list(here) in curve and curve == [
@@ -96,7 +98,7 @@ def test_words_do_not_lie_on_one_another(plot, weight):
     for axes in picture.axes:
         above = [text for text in axes.texts if text.get_position()[1] > 1]
         boxes = sorted((text.get_window_extent(renderer) for text in above), key=lambda box: box.x0)
-        assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
         assert boxes[-1].x1 <= picture.bbox.x1
 
 

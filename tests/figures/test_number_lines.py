@@ -1,4 +1,4 @@
-"""The worked example's picture: codes where the slide has them, windows that slide by one, errors in steps."""
+"""The worked example's picture: codes where the slide has them, windows one apart, errors in steps."""
 
 import pytest
 from matplotlib.colors import to_hex
