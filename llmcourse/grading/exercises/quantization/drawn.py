@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llmcourse.grading.exercises.kv_cache.drawn import normal
 from llmcourse.grading.rules import LIBRARIES, Forbid
 
+CLEAR = 0.002  # steps from the middle between two codes, where numbers are not made of codes
 FARTHEST = 0.4  # of a step, that a number is away from its code
 # The course's own is the answer to these exercises; grading holds references, and figures pass others on.
 OWN_PARTS = ("quantization", "kernels", "grading", "figures")
@@ -58,3 +60,21 @@ def rows_of(
     rng.shuffle(exponents)
     scales = [rng.uniform(0.01, 0.012) * 1.5**exponent for exponent in exponents]
     return (near_codes(rng, rows, columns, bits) * torch.tensor(scales)[:, None].double()).float()
+
+
+def hessian(rng: random.Random, columns: int, related: float = 1.0) -> Float[Tensor, "columns columns"]:
+    """2 XᵀX of inputs whose neighbouring columns say much of each other, with a little on the diagonal.
+
+    Args:
+        related: how much of each column is what all have in common; 0 for none.
+    """
+    x = normal(rng, 8 * columns, columns, dtype=torch.float64)
+    x = x + related * normal(rng, 8 * columns, 1, dtype=torch.float64)
+    x = x * torch.tensor([rng.uniform(0.6, 1.6) for _ in range(columns)], dtype=torch.float64)
+    gram = 2 * x.T @ x / len(x)
+    return gram + 0.01 * gram.diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+
+
+def clear(steps: Float[Tensor, ...]) -> bool:
+    """Whether none of these numbers, in steps, lies near the middle between two codes."""
+    return bool(((steps - steps.floor() - 0.5).abs() > CLEAR).all())
