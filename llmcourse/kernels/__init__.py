@@ -8,6 +8,7 @@ linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few
                   `linear_gluon` for one, `linear_rows_gluon` and `linear_rows_strip_gluon` for up to eight,
                   `linear_split_gluon` for dozens in a pass over several tokens, with its consumers beside it
 quantized_linear  what layers in few bits have in common, whatever their format
+gptq_block        a block of columns of a matrix, rounded one after the other as GPTQ does
 tiles             how the kernels cut their matrices and caches: what was measured to be best; `split_rings`
                   for dozens of rows
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores
