@@ -432,18 +432,15 @@ with once_written(llm_int8):
 ### BEGIN SOLUTION
 @triton.jit
 def int8_kernel(x_ptr, w_ptr, x_scales_ptr, w_scales_ptr, y_ptr, M, N, K, BLOCK: tl.constexpr):
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    down, across = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
+    rows, columns = tl.program_id(0) * BLOCK + down, tl.program_id(1) * BLOCK + across
     acc = tl.zeros((BLOCK, BLOCK), dtype=tl.int32)
-    for start in range(0, K, BLOCK):
-        across, down = start + tl.arange(0, BLOCK)[None, :], start + tl.arange(0, BLOCK)[:, None]
-        x = tl.load(x_ptr + rows * K + across, mask=(rows < M) & (across < K), other=0)
-        w = tl.load(w_ptr + columns * K + down, mask=(columns < N) & (down < K), other=0)
+    for k in range(0, K, BLOCK):
+        x = tl.load(x_ptr + rows * K + k + across, mask=(rows < M) & (k + across < K), other=0)
+        w = tl.load(w_ptr + columns * K + k + down, mask=(columns < N) & (k + down < K), other=0)
         acc += tl.dot(x, w)
-    x_scales = tl.load(x_scales_ptr + rows, mask=rows < M, other=0.0)
-    w_scales = tl.load(w_scales_ptr + columns, mask=columns < N, other=0.0)
-    y = acc.to(tl.float32) * x_scales * w_scales
-    tl.store(y_ptr + rows * N + columns, y, mask=(rows < M) & (columns < N))
+    s, S = tl.load(x_scales_ptr + rows, rows < M), tl.load(w_scales_ptr + columns, columns < N)
+    tl.store(y_ptr + rows * N + columns, acc.to(tl.float32) * s * S, mask=(rows < M) & (columns < N))
 
 
 ### END SOLUTION
@@ -452,9 +449,8 @@ def int8_kernel(x_ptr, w_ptr, x_scales_ptr, w_scales_ptr, y_ptr, M, N, K, BLOCK:
 def int8_matmul(x, w, x_scales, w_scales, tile):
     """The product of codes, times both scales, by a kernel."""
     ### BEGIN SOLUTION
-    (M, K), N = x.shape, w.shape[0]
-    y = torch.empty((M, N), dtype=torch.float32, device=x.device)
-    grid = (triton.cdiv(M, tile), triton.cdiv(N, tile))
+    (M, K), N, y = x.shape, len(w), x_scales.new_empty(len(x), len(w))
+    grid = triton.cdiv(M, tile), triton.cdiv(N, tile)
     int8_kernel[grid](x, w, x_scales, w_scales, y, M, N, K, BLOCK=tile)
     return y
     ### END SOLUTION
