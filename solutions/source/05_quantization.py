@@ -40,6 +40,7 @@
 # | | granularity: a scale for a tensor, a channel, a token | 量化粒度:张量、通道、词元 | `scales` |
 # | $\lVert W - \tilde W \rVert^2$ | quantization error | 量化误差 | `error` |
 # | $r$ | to clip: share of the largest magnitude at which a range ends | 截断 | `shares` |
+# | $\mathrm{clamp}(\cdot, \pm a)$ | kept between $-a$ and $a$ | 限制在范围内 | `clamp(-a, a)` |
 # | | to pack: two codes in a byte | 打包 | `packed` |
 # | $H = 2 X^\top X$ | Hessian of a layer's output error; calibration text | 海森矩阵;校准数据 | `hessian`, `inverse` |
 # | $U$ | Cholesky factor of $H^{-1}$ | 楚列斯基分解 | |

@@ -24,7 +24,8 @@ second the high half:
 
 $$\text{byte}_i = (q_{2i} \bmod 16) + 16 \cdot (q_{2i + 1} \bmod 16)$$
 
-(Checkpoints often store $q + 8$ instead, which is the same but for the highest bit of each half.)
+where $q \bmod 16$ lies in 0 to 15, as Python has it: $-1 \bmod 16 = 15$. (Checkpoints often store $q + 8$
+instead, which is the same but for the highest bit of each half.)
 
 Write `pack_int4(codes)`.
 

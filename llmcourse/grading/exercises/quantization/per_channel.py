@@ -119,9 +119,9 @@ class Rows:
 
     def __call__(self, w, bits):
         scales = self.guarded(self.peaks(w) / self.levels(bits))
-        codes = self.rounded(w / scales).nan_to_num().to(torch.int8)
-        error = self.error(w - scales * codes.float()).item()
-        return codes, self.returned(scales).clone(), error
+        codes = self.rounded(w / scales)
+        error = self.error(w - scales * codes).item()
+        return codes.to(torch.int8), self.returned(scales).clone(), error
 
 
 def cases(rng: random.Random) -> list[Case]:
