@@ -6,6 +6,7 @@ Triton's interpreter runs it on any CPU, as that of 03.triton_softmax.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -137,7 +138,7 @@ def int8_matmul(x, w, x_scales, w_scales, tile):
 """
 
 
-def written(*changes: tuple[str, str]):
+def written(*changes: tuple[str, str]) -> Callable:
     """The answer with these texts replaced."""
     return programs.written(ANSWER, "int8_matmul", *changes)
 
@@ -342,5 +343,3 @@ EXERCISE = Exercise(
     ),
     obstacle=no_triton,
 )
-
-RIGHT_ANSWER = written()
