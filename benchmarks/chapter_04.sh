@@ -4,7 +4,7 @@
 #   benchmarks/chapter_04.sh TEXTS OUT [PART …]          parts: medusa exits classifier kernels; all if left out
 #
 # TEXTS holds prose.txt and poetry.txt (poems between blank lines), or either as .xz; code is this machine's own
-# Python. One H200 takes some nine minutes for medusa, seven each for exits and classifier, one for kernels, and
+# Python. One H200 takes some ten minutes for medusa, seven each for exits and classifier, one for kernels, and
 # with two of them two parts can run side by side (CUDA_VISIBLE_DEVICES). What is trained stays in OUT, and is
 # taken from there when the same command runs again; lines are added to benchmarks/results.
 set -eu
@@ -39,7 +39,7 @@ target() { # a model of 923 M parameters, in minutes, into a folder that has non
 medusa() {
     target medusa 5
     trained "$python" -m llmcourse.training.medusa --model "$out/medusa/target" --out "$out/medusa/heads" \
-        --minutes 2
+        --minutes 2 --own-text 2000000
     "$python" "$root/benchmarks/medusa.py" --model "$out/medusa/target" --heads "$out/medusa/heads"
 }
 

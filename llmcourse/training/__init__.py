@@ -19,6 +19,7 @@ What is trained on a member of the family, which stays as it is if not said othe
     paced        trainings that end by their steps or by the clock
     step_graph   one of their steps as a single launch on a GPU
     medusa       heads that guess further tokens, also with their backbone; `heads` is what they learn
+                 with `own_text` on what their backbone writes
     exits        exit heads on every layer; `exit_loss` is what they learn
     layer_skip   the same with their backbone: LayerSkip, and a loss for self-speculation
     blocks       adapters that let it write in blocks

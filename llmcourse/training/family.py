@@ -122,7 +122,7 @@ def read_note(path: Path) -> Any:
         raise _damaged(path) from error
 
 
-def _tokens(path: Path) -> np.ndarray:
+def stored_tokens(path: Path) -> np.ndarray:
     """Token ids that an earlier run left, as int32."""
     try:
         return np.load(path, allow_pickle=False).astype(np.int32)
@@ -227,7 +227,7 @@ def train_family(
 
 def training_domains(corpus: Corpus, work: Path, device: torch.device) -> list[Domain]:
     """What `prepare` left of each source to train on."""
-    arrays = {s.name: _tokens(work / f"{s.name}-train.npy") for s in corpus.sources}
+    arrays = {s.name: stored_tokens(work / f"{s.name}-train.npy") for s in corpus.sources}
     separator = load_tokenizer(work / "tokenizer.json").token_to_id(END_OF_TEXT)
     return [Domain(name, torch.from_numpy(array).to(device), separator) for name, array in arrays.items()]
 
@@ -239,7 +239,7 @@ def held_out_tokens(source: Source, num_chars: int, work: Path, device: torch.de
 
 def held_out_ids(name: str, work: Path) -> torch.Tensor:
     """The tokens of a domain that `prepare` kept out of training."""
-    return torch.from_numpy(_tokens(work / f"{name}-held_out.npy"))
+    return torch.from_numpy(stored_tokens(work / f"{name}-held_out.npy"))
 
 
 def work_folder(out: Path) -> Path:

@@ -39,6 +39,7 @@ from llmcourse.training.options import (
     exit_code,
     read_corpus,
 )
+from llmcourse.training.own_text import own_domains
 from llmcourse.training.recipes import Recipe
 
 NUM_RANKS = 10  # reported of each head
@@ -55,6 +56,8 @@ def parser() -> Parser:
     result.add_argument("--blocks-per-head", type=int, default=1, help="residual blocks of each head")
     result.add_argument("--batch-size", type=int, default=64, help="sequences a step")
     result.add_argument("--length", type=int, default=512, help="tokens a sequence")
+    own = "train on what the backbone writes to openings of the text, so many tokens of each domain"
+    result.add_argument("--own-text", type=int, metavar="TOKENS", help=own)
     result.add_argument("--joint", action="store_true", help="train the backbone too (Medusa-2)")
     add_run_options(result, minutes_are="the rates fall to zero by then")
     return result
@@ -72,8 +75,9 @@ def run_recipe(options: argparse.Namespace, model: Decoder, recipe: HeadsRecipe)
             "give longer sequences or fewer heads"
         )
     shape = f"{recipe.num_heads}x{recipe.num_blocks}{' joint' if recipe.joint else ''}"
+    text = "" if options.own_text is None else f" by {options.own_text} own tokens"
     return Recipe(
-        name=f"medusa {shape} on {fingerprint(model)[:8]}",
+        name=f"medusa {shape} on {fingerprint(model)[:8]}{text}",
         model=model.config,
         steps=4000,
         batch_size=options.batch_size,
@@ -117,6 +121,9 @@ def train_heads(options: argparse.Namespace) -> bool:
     run = adapted(run_recipe(options, model, recipe), options, [source.name for source in corpus.sources])
     work = work_folder(options.out)
     counts, domains = prepare_for(folder, corpus, work, device)
+    if options.own_text is not None:
+        domains = own_domains(model, domains, options.own_text, options.length, work)
+    model.requires_grad_(recipe.joint)
     held_out = held_out_of(work, list(counts), recipe.num_heads, device)
     heads = MedusaHeads(HeadsConfig.for_model(model, recipe.num_heads, recipe.num_blocks)).to(device)
     model.requires_grad_(recipe.joint)

@@ -12,13 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.model import Decoder
 from llmcourse.pretrained import CheckpointError, fingerprint, load
 from llmcourse.speculative.medusa import HeadsConfig, MedusaHeads, load_heads
 from llmcourse.training import paced
 from llmcourse.training.backbone import train
+from llmcourse.training.family import training_domains
 from llmcourse.training.heads import HeadsLoss, HeadsRecipe, Jointly, heads_optimizers
-from llmcourse.training.medusa import accuracy_report, main
+from llmcourse.training.medusa import accuracy_report, main, parser
+from llmcourse.training.options import read_corpus
+from llmcourse.training.own_text import own_domains
 from llmcourse.training.paced import Trained
 from llmcourse.training.pretrain import init_weights
 from llmcourse.training.tokens import Domain
@@ -171,6 +175,28 @@ def test_a_run_ends_by_the_clock(tiny_checkpoint, text_options, tmp_path, monkey
     assert all(one["param_groups"][0]["lr"] < 0.001 for one in optimizers), "near zero at the end"
 
 
+def test_heads_learn_from_what_their_backbone_writes(tiny_checkpoint, text_options, tmp_path):
+    """Rows that begin with given text and go on greedily; written once, and read again."""
+    out = tmp_path / "out"
+    arguments = [*text_options, "--model", str(tiny_checkpoint), *SMALL, "--own-text", "300"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    model, _ = load(tiny_checkpoint)
+    work = out / ".training"
+    options = parser().parse_args([*arguments, "--out", str(out)])
+    given = training_domains(read_corpus(options), work, CPU)
+    with mock.patch.object(DecodeEngine, "start", side_effect=AssertionError("written before")):
+        found = own_domains(model, given, 300, 16, work)
+    assert [domain.name for domain in found] == [domain.name for domain in given]
+    for own, domain in zip(found, given, strict=True):
+        rows = own.tokens.view(-1, 16)  # 300 tokens are 19 rows, which 16 at a time make 32
+        assert len(rows) == 32 and own.separator == domain.separator
+        begun = {tuple(window.tolist()) for window in domain.tokens.unfold(0, 4, 1)}
+        assert all(tuple(row[:4].tolist()) in begun for row in rows)
+        engine = DecodeEngine(model)
+        engine.start(rows[:, :4].tolist(), 16)
+        assert engine.decode(12).equal(rows[:, 4:].long())
+
+
 def test_joint_training_writes_its_own_backbone(tiny_checkpoint, text_options, tmp_path):
     out = tmp_path / "out"
     arguments = [*text_options, "--model", str(tiny_checkpoint), *SMALL, "--joint", "--out", str(out)]
@@ -186,6 +212,8 @@ def test_errors_of_one_line(fails, tmp_path):
     fails("no model or folder named 'nowhere'", "--model", "nowhere")
     fails("num_heads must be an integer of at least 1, got 0", "--heads", "0")
     fails("length must be above the number of heads, 2, got 2", "--length", "2")
+    fails("own_text must be at least 1 token, got 0", "--own-text", "0")
+    fails("length must be from 4 to the model's context", "--own-text", "9", "--length", "3", "--heads", "1")
     fails("batch_size must be at least 1, got 0", "--batch-size", "0")
     fails("sequence_length must be at most the model's context, 64, got 65", "--length", "65")
     fails("device must be one that this machine has, got 'cuda:99'", "--device", "cuda:99")
