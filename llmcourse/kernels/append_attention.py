@@ -21,16 +21,19 @@ from torch import Tensor
 from llmcourse.kernels.arguments import check_dims
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import (
+    MOST_SPLITS,
     HeadNorm,
     Workspace,
     check_inputs,
     launch_arguments,
+    multiprocessors,
     num_splits,
 )
 from llmcourse.kernels.tiles import MOST_QUERIES, AttentionTile
 from llmcourse.kernels.tree_mask import TreeMask
 
 MOST_TOKENS = 64  # of a row
+LEAST_KEYS = 256  # of a split, where the queries of a key head take several programs
 
 
 def append_attention_reference(
@@ -140,11 +143,19 @@ def append_tile(keys: Float[Tensor, "B Hkv S D"], num_heads: int, num_tokens: in
 def append_splits(
     keys: Float[Tensor, "B Hkv S D"], num_heads: int, num_tokens: int, tile: AttentionTile
 ) -> int:
-    """Of the cache, so that the programs about fill the chip."""
+    """Of the cache, so that the programs about fill the chip.
+
+    Where the queries of a key head take several programs, each has a multiprocessor to itself, holding as
+    many as registers allow, and what its splits leave is long to join: each is to read `LEAST_KEYS`. (A tree of
+    64 tokens behind a short text: one split is the fastest, raw/tree64_nvidia_h200.jsonl in the results.)
+    """
     batch, num_kv_heads, capacity, _ = keys.shape
-    processors = torch.cuda.get_device_properties(keys.device).multi_processor_count if keys.is_cuda else 8
-    programs = batch * query_blocks(num_tokens, num_heads, num_kv_heads)
-    return num_splits(programs, num_kv_heads, capacity, tile, processors)
+    processors = multiprocessors(keys.device)
+    blocks = query_blocks(num_tokens, num_heads, num_kv_heads)
+    if blocks == 1:
+        return num_splits(batch, num_kv_heads, capacity, tile, processors)
+    wanted = min(processors // (batch * blocks * num_kv_heads), capacity // LEAST_KEYS, MOST_SPLITS)
+    return 1 << (max(1, wanted).bit_length() - 1)
 
 
 def query_blocks(num_tokens: int, num_heads: int, num_kv_heads: int) -> int:

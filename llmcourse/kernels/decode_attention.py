@@ -103,6 +103,11 @@ def num_splits(
     return 1 << (min(wanted, useful, MOST_SPLITS).bit_length() - 1)
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; elsewhere, where nothing is gained by splits, as if there were 8."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
 def decode_attention_reference(
     qkv: Float[Tensor, "B heads_D"],
     keys: Float[Tensor, "B Hkv S D"],
@@ -220,8 +225,7 @@ def decode_attention(
     tile = tile or best_attention_tile(keys, num_heads)
     batch, num_kv_heads, capacity, head_dim = keys.shape
     if workspace is None:
-        processors = torch.cuda.get_device_properties(qkv.device).multi_processor_count if qkv.is_cuda else 8
-        splits = num_splits(batch, num_kv_heads, capacity, tile, processors)
+        splits = num_splits(batch, num_kv_heads, capacity, tile, multiprocessors(qkv.device))
         workspace = Workspace(batch, num_heads, num_kv_heads, head_dim, splits, qkv.device)
     if out is None:
         out = qkv.new_empty(batch, num_heads * head_dim)

@@ -948,17 +948,17 @@ exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", be
 # target that drafts early was trained with one exit from the start (`llmcourse.training.exits --exits 1 --objective last`):
 # those of `base` came after the model. Where tokens are foreseen worst, in verse, drafting early does not pay there either.
 #
-# **The classifiers' table.** The table has the slide's picture, and not yet its proof. The last row keeps the full model's mean, at half of the layers. But
-# look at the intervals, and count how many rows it is compared with; and see where the lead comes from: from the poets alone, and
-# there already at the left end of the curve, where all layers run. So it comes from training all exits together, and hardly from
-# leaving at the right moment: what a rule is worth is the height of its curve above the dashed line, on which all texts leave
-# after the same layer. On docstrings, where counting words goes far, the first exits know nearly as much as the last, and
-# nobody can lose: its curves cross and cross back, which is what noise looks like (of 500 texts one standard error is more than a
-# point; mind the panels' different scales). PABEE and the last row do not begin at the full model, for their layers were trained
-# otherwise. (One training each, with one seed; the table has all test texts, the figure the first 500 of each task. When this was
-# recorded, passages of one book and variants of one poem could lie on both sides of the split, which flatters all rows; and the
-# intervals were drawn by a bootstrap, too narrow where a task has few books to test on. The program has since learnt to keep
-# together what belongs together, and to take Student's t for few documents.)
+# **The classifiers' table.** The table has the slide's order: at twice the speed in layers the last row comes nearest to the full
+# model, then PABEE, then the shallower model, then DeeBERT. But look at the intervals before you believe all of it: DeeBERT, whose exits
+# were trained after the model, is behind; between the others nothing is proved. On docstrings, where counting words goes far, the
+# first exits know nearly as much as the last, every row is ahead of the full model, and that is what noise looks like
+# (of 500 texts one standard error is more than a point; mind the panels' different scales). What a *rule* is worth is the height
+# of its curve above the dashed line of its colour, on which all texts leave after the same layer: the two cross and cross back
+# up to twice the speed, so that training all exits together does more than leaving at the right moment. Beyond it, follow the last
+# row on the two other tasks: it falls latest. PABEE and the last row do not begin at the full model, for their
+# layers were trained otherwise. (One training each, with one seed; the table has all test texts, the figure the first 500 of each
+# task. A book, or a poet's variants of one poem, lie on one side of the split, and the intervals are for other books than these:
+# a jackknife over documents and Student's t.)
 #
 # And the clock is the other half of the truth. Half the layers come close to twice as fast. Those who ask after every layer
 # do not, for at this size a layer is a few dozen short operations, which Python launches one by one, an exit and its rule are

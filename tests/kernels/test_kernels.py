@@ -13,6 +13,7 @@ from llmcourse.costs.models import MODELS
 from llmcourse.costs.shapes import ModelShapes
 from llmcourse.decoding.engine.step import KernelSettings
 from llmcourse.decoding.engine.window import _WindowStep
+from llmcourse.kernels import append_attention
 from llmcourse.kernels.backend import resolve
 from llmcourse.kernels.decode_attention import MOST_SPLITS, STAGED_KEYS, Workspace, num_splits
 from llmcourse.kernels.linear import best_linear_tile, linear
@@ -280,6 +281,18 @@ def test_splits_fill_the_chip_and_none_is_without_keys(batch_size, capacity, til
     full = splits * batch_size * 8 <= room * 132
     assert splits == 1 or (full and splits * tile.block < capacity + tile.block)
     assert splits == 1 or not tile.stages or capacity > STAGED_KEYS
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "capacity", "expected"),
+    [(64, 392, 1), (64, 600, 2), (64, 32768, 4), (17, 32768, 8), (16, 392, 8), (8, 32768, 32)],
+)
+def test_splits_of_many_queries_are_few_and_long(monkeypatch, num_tokens, capacity, expected):
+    """32 query heads on 8 key heads, 132 multiprocessors: up to 16 tokens are one program for a key head."""
+    monkeypatch.setattr(append_attention, "multiprocessors", lambda device: 132)
+    keys = torch.empty(1, 8, capacity, 128, dtype=torch.bfloat16, device="meta")
+    tile = append_attention.append_tile(keys, 32, num_tokens)
+    assert append_attention.append_splits(keys, 32, num_tokens, tile) == expected
 
 
 RAGGED = [(outputs, inputs, gated) for outputs, inputs in ((1, 7), (77, 1000)) for gated in (False, True)]

@@ -167,12 +167,8 @@ class KernelStep:
         self.qkv = x.new_empty(rows, width + 2 * c.num_kv_heads * c.head_dim)
         self.mixed = x.new_empty(rows, width)
         self.inner = x.new_empty(rows, c.intermediate_size)
-        processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 8
         self.attention = settings.attention or self._attention_tile(state)
-        programs = self._num_programs(state)
-        splits = settings.splits or num_splits(
-            programs, c.num_kv_heads, state.capacity, self.attention, processors
-        )
+        splits = settings.splits or self._num_splits(state)
         self.workspace = Workspace(rows, c.num_heads, c.num_kv_heads, c.head_dim, splits, x.device)
         self.split_memory = self._split_memory(state)
 
@@ -221,9 +217,13 @@ class KernelStep:
         strips = isinstance(self._tile(self.hidden, state.layers[0].qkv, gated=False), Strip)
         return best_attention_tile(state.cache.keys[0], state.model.config.num_heads, staged=strips)
 
-    def _num_programs(self, state: StepState) -> int:
-        """Of attention, for each key head and split."""
-        return state.batch_size
+    def _num_splits(self, state: StepState) -> int:
+        """Of the cache in attention."""
+        keys, c = state.cache.keys[0], state.model.config
+        processors = (
+            torch.cuda.get_device_properties(keys.device).multi_processor_count if keys.is_cuda else 8
+        )
+        return num_splits(state.batch_size, c.num_kv_heads, state.capacity, self.attention, processors)
 
     def _linear(self, x: Tensor, weight: Matrix, out: Tensor, **parts) -> None:
         if isinstance(weight, QuantizedLinear):

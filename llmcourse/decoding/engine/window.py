@@ -20,8 +20,8 @@ from llmcourse.decoding.engine.weights import Matrix, head_matrix, multiplied
 from llmcourse.kernels.append_attention import (
     append_attention,
     append_attention_reference,
+    append_splits,
     append_tile,
-    query_blocks,
 )
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import HeadNorm
@@ -134,9 +134,9 @@ class _WindowStep(KernelStep):
     def _attention_tile(self, state: StepState) -> AttentionTile:
         return append_tile(state.cache.keys[0], state.model.config.num_heads, self.window.tokens.shape[1])
 
-    def _num_programs(self, state: StepState) -> int:
-        config, num_tokens = state.model.config, self.window.tokens.shape[1]
-        return state.batch_size * query_blocks(num_tokens, config.num_heads, config.num_kv_heads)
+    def _num_splits(self, state: StepState) -> int:
+        keys, num_tokens = state.cache.keys[0], self.window.tokens.shape[1]
+        return append_splits(keys, state.model.config.num_heads, num_tokens, self.attention)
 
     def _tile(self, x: Tensor, weight: Matrix, gated: bool) -> AnyTile | None:
         """Ours for any matrix while the rows are few: PyTorch's product has three launches more around it.
