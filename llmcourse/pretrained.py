@@ -76,7 +76,7 @@ def load(
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
     folder = find_checkpoint(name)
     config = read_config(folder)
-    tokenizer = _read_tokenizer(folder, config.vocab_size)
+    tokenizer = read_tokenizer(folder, config.vocab_size)
     shapes = stored_shapes(folder)
     if config.num_layers > len(shapes):  # before a model of so many layers is built
         raise CheckpointError(
@@ -135,10 +135,8 @@ def find_checkpoint(name: str | Path) -> Path:
         raise CheckpointError(f"{path} is a file; give the folder that holds it and its config.json")
     if isinstance(name, str) and text.count("/") == 1 and text[0] not in "./~":
         return _fetch_from_hub(text)
-    raise FileNotFoundError(
-        f"no model or folder named {str(name)!r}; embedded models: {_embedded()}; "
-        "or give a folder or a hub name such as Qwen/Qwen3-0.6B"
-    )
+    remedy = "or give a folder or a hub name such as Qwen/Qwen3-0.6B"
+    raise FileNotFoundError(f"no model or folder named {text!r}; embedded models: {_embedded()}; {remedy}")
 
 
 def _embedded() -> str:
@@ -162,16 +160,19 @@ def _fetch_from_hub(name: str) -> Path:
         ) from error
 
 
-def read_config(folder: Path) -> DecoderConfig:
+def read_config(folder: Path, *, quantized: bool = False) -> DecoderConfig:
     """`config.json` as this course's configuration, in the layouts of transformers 4 and 5.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or describes what is not supported.
+        CheckpointError: missing, damaged, not supported, or of quantized weights where none are expected.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"no config.json in {folder}; a checkpoint folder needs one")
-    raw = _read_json(path)
+    raw = read_json(path)
+    if raw.get("quantization_config") and not quantized:
+        remedy = "load them with llmcourse.quantization.load, or give a checkpoint in bf16, fp16 or fp32"
+        raise CheckpointError(f"the weights in {folder} are quantized; {remedy}")
     architectures = raw.get("architectures")
     architecture = architectures[0] if architectures and isinstance(architectures, list) else architectures
     if architecture not in ARCHITECTURES:
@@ -179,14 +180,14 @@ def read_config(folder: Path) -> DecoderConfig:
             f"architecture {architecture!r} in {path} is not supported; supported: {', '.join(ARCHITECTURES)}"
         )
     generation = folder / "generation_config.json"  # chat models name further end tokens here
-    eos = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+    eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
     try:
         return _decoder_config(raw, architecture, raw.get("eos_token_id") if eos is None else eos)
     except ValueError as error:
         raise CheckpointError(f"{error} (in {path})") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # also what is not UTF-8
@@ -234,8 +235,6 @@ def _refuse_variants(raw: dict[str, Any]) -> None:
         raise CheckpointError(
             f"partial_rotary_factor {raw['partial_rotary_factor']!r} is not supported; supported: 1"
         )
-    if raw.get("quantization_config"):
-        raise CheckpointError("quantized weights are not supported; give a checkpoint in bf16, fp16 or fp32")
     sliding = "sliding_attention" in (raw.get("layer_types") or [])
     if sliding or ("layer_types" not in raw and raw.get("use_sliding_window")):
         raise CheckpointError("sliding-window attention is not supported; supported: full attention")
@@ -279,7 +278,7 @@ def _token_ids(value: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     try:
         return Tokenizer(folder, vocab_size=vocab_size)
     except (FileNotFoundError, ValueError) as error:
@@ -307,7 +306,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    entries = _read_json(index).get("weight_map")
+    entries = read_json(index).get("weight_map")
     if not entries or not isinstance(entries, dict) or {type(name) for name in entries.values()} != {str}:
         raise CheckpointError(f"{index} must hold a weight_map from tensor to file names; fetch it again")
     names = sorted(set(entries.values()))

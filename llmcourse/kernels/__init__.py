@@ -8,6 +8,10 @@ linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few
                   `linear_gluon` for one, `linear_rows_gluon` and `linear_rows_strip_gluon` for up to eight,
                   `linear_split_gluon` for dozens in a pass over several tokens, with its consumers beside it
 quantized_linear  what layers in few bits have in common, whatever their format
+gptq_block        a block of columns of a matrix, rounded one after the other as GPTQ does
+int8_linear       activations in int8 too: `quantize_rows` on the way in, `int8_matmul` with all that
+                  dequantizes; `mixed_linear` keeps the columns of `outlier_columns` in 16 bits (LLM.int8()),
+                  `fp8_linear` multiplies in e4m3; `int8_tiles` says how products are cut
 tiles             how the kernels cut their matrices and caches: what was measured to be best; `split_rings`
                   for dozens of rows
 blas              on a CPU: how matrices lie, and a single row multiplied by several cores

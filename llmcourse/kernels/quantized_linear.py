@@ -8,7 +8,6 @@ stacked, and may do in one kernel what `layer` does step by step: norm, product,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,10 @@ class QuantizedLinear(nn.Module):
     Attributes:
         in_features, out_features: K and N.
         bias: `(N,)` or None.
+        backend: what the layer multiplies by where it is called as a module, and nobody names another.
     """
+
+    backend: Backend = "auto"
 
     def __init__(self, in_features: int, out_features: int, bias: Float[Tensor, " N"] | None = None):
         super().__init__()
@@ -50,7 +52,7 @@ class QuantizedLinear(nn.Module):
         raise NotImplementedError
 
     @classmethod
-    def stacked(cls, parts: Sequence[Self]) -> Self:
+    def stacked(cls, parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
         """The rows of all parts below each other, as one layer: q, k and v, or gate and up.
 
         Raises:
@@ -58,8 +60,14 @@ class QuantizedLinear(nn.Module):
         """
         raise NotImplementedError
 
+    def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
+        """Its tensors become views of those of a stacked layer, whose rows from `begin` on are its own.
+
+        A format that does nothing here is held twice by an engine, as the layer and as a part of the stack.
+        """
+
     def forward(self, x: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape N"]:
-        y = self.product(x.reshape(-1, self.in_features))
+        y = self.product(x.reshape(-1, self.in_features), self.backend)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)
@@ -111,3 +119,54 @@ def stacked_biases(parts: Sequence[QuantizedLinear]) -> Tensor | None:
     """Of all parts, one behind the other."""
     biases = [part.bias for part in parts if part.bias is not None]
     return torch.cat(biases) if biases else None
+
+
+class SideBySide(QuantizedLinear):
+    """Layers of different formats on one input, which nothing stacks: their outputs one behind the other.
+
+    Args:
+        parts: layers in few bits, or `nn.Linear`, of the same number of columns.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module]):
+        super().__init__(parts[0].in_features, sum(part.out_features for part in parts))
+        self.parts = nn.ModuleList(parts)
+
+    def product(self, x: Float[Tensor, "B K"], backend: Backend = "auto") -> Float[Tensor, "B N"]:
+        return torch.cat([_of_part(part, x, backend) for part in self.parts], dim=1)
+
+    def dequantized(self) -> Float[Tensor, "N K"]:
+        parts = [p.dequantized() if isinstance(p, QuantizedLinear) else p.weight for p in self.parts]
+        return torch.cat(parts)
+
+
+def _of_part(part: nn.Module, x: Tensor, backend: Backend) -> Tensor:
+    return part.layer(x, backend=backend) if isinstance(part, QuantizedLinear) else part(x)
+
+
+def fused(parts: Sequence[nn.Module]) -> QuantizedLinear:
+    """The parts as one layer, stacked if they are of one format; fusing twice gives the same layer.
+
+    They become views of it where their format can (`become_rows`).
+    """
+    held = vars(parts[0]).get("_fused")
+    if held and held[0] == _memory_of(parts):
+        return held[1][0]
+    kinds = {type(part) for part in parts}
+    try:
+        whole = parts[0].stacked(parts) if len(kinds) == 1 else SideBySide(parts)
+    except ValueError:
+        whole = SideBySide(parts)
+    begin = 0
+    for part in parts:
+        if not isinstance(whole, SideBySide):
+            part.become_rows(whole, begin)
+        begin += part.out_features
+    parts[0]._fused = (_memory_of(parts), (whole,))  # in tuples, so that it is no submodule
+    return whole
+
+
+def _memory_of(parts: Sequence[nn.Module]) -> list[tuple[object, ...]]:
+    """What changes when a part moves, or is written to."""
+    tensors = [t for part in parts for t in (*part.buffers(), *part.parameters())]
+    return [(t.data_ptr(), t.dtype, None if t.is_inference() else t._version) for t in tensors]

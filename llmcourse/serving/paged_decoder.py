@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmcourse.decoding.engine.weights import LayerWeights, fuse_layers
+from llmcourse.decoding.engine.weights import LayerWeights, Matrix, fuse_layers, head_matrix, product_by
 from llmcourse.decoding.errors import require
 from llmcourse.kernels.arguments import check_kind
 from llmcourse.kernels.backend import Backend, resolve
-from llmcourse.kernels.blas import lay_out, product
+from llmcourse.kernels.blas import lay_out
 from llmcourse.kernels.choose_rows import choose_rows
 from llmcourse.kernels.decode_attention import MOST_SPLITS, Workspace
 from llmcourse.kernels.paged_attention import paged_attention
 from llmcourse.kernels.paged_decode import paged_decode_attention
+from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.kernels.rms_norm import rms_norm
 from llmcourse.kernels.rotary import rotate_and_store
 from llmcourse.kernels.swiglu import swiglu
@@ -66,7 +67,7 @@ class PagedDecoder:
         expected, found = (c.num_layers, c.num_kv_heads, c.head_dim), (cache.keys.shape[i] for i in (0, 2, 4))
         found = tuple(found)
         require(found == expected, "cache", f"one of (layers, Hkv, D) {expected}", found, "make it for model")
-        check_kind("cache", cache.keys, model.lm_head.weight)
+        check_kind("cache", cache.keys, model.model.norm.weight)
         self.model, self.cache = model, cache
         self.backend = resolve(backend, device, model.dtype)
         self.pdl = pdl
@@ -90,8 +91,11 @@ class PagedDecoder:
         token_ids = torch.where(inputs.token_ids < 0, known, inputs.token_ids)
         hidden = self._hidden(token_ids, inputs, size)
         x = self._norm(hidden[inputs.drawn_after], self.model.model.norm.weight)
-        head = self.model.lm_head.weight
-        logits = product(x, head) if logits is None else torch.mm(x, head.t(), out=logits)
+        head = head_matrix(self.model)
+        if isinstance(head, QuantizedLinear):
+            logits = head.layer(x, out=logits, backend=self.backend, pdl=self.pdl)
+        else:
+            logits = product_by(x, head) if logits is None else torch.mm(x, head.t(), out=logits)
         settings = (inputs.temperatures, inputs.seeds, inputs.drawn_positions)
         tokens = choose_rows(logits, *settings, backend=self.backend)
         self.last_tokens.index_copy_(0, inputs.drawn_slots, tokens.clamp(min=0))
@@ -103,14 +107,15 @@ class PagedDecoder:
         """All layers; keys and values of the new tokens are in the pool afterwards."""
         x = F.embedding(token_ids, self.model.model.embed_tokens.weight)
         workspace = self._workspace(size.decodes)
+        given = {"backend": self.backend, "pdl": self.pdl}
         for index, w in enumerate(self.layers):
-            qkv = product(self._norm(x, w.input_norm), w.qkv, w.qkv_bias)
+            qkv = product_by(self._norm(x, w.input_norm), w.qkv, w.qkv_bias, **given)
             mixed = qkv.new_empty(len(qkv), w.output.shape[1])
             self._decode(qkv, index, inputs, size, workspace, mixed)
             self._prefill(qkv, index, inputs, size, mixed)
-            x = _added(x, mixed, w.output, w.output_bias)
-            inner = swiglu(product(self._norm(x, w.mlp_norm), w.gate_up), backend=self.backend, pdl=self.pdl)
-            x = _added(x, inner, w.down)
+            x = _added(x, mixed, w.output, w.output_bias, **given)
+            inner = swiglu(product_by(self._norm(x, w.mlp_norm), w.gate_up, **given), **given)
+            x = _added(x, inner, w.down, **given)
         return x
 
     def _norm(self, x: Float[Tensor, "T C"], weight: Float[Tensor, " C"]) -> Float[Tensor, "T C"]:
@@ -181,10 +186,15 @@ class PagedDecoder:
 def _added(
     x: Float[Tensor, "T C"],
     inner: Float[Tensor, "T K"],
-    weight: Float[Tensor, "C K"],
+    weight: Matrix,
     bias: Float[Tensor, " C"] | None = None,
+    *,
+    backend: Backend,
+    pdl: bool,
 ) -> Float[Tensor, "T C"]:
     """x + inner Wᵀ + b; on a GPU in x's own memory, added by the product itself."""
+    if isinstance(weight, QuantizedLinear):
+        return weight.layer(inner, residual=x, backend=backend, pdl=pdl)
     if bias is not None:
         x = x + bias
-    return x.addmm_(inner, weight.t()) if x.is_cuda else x + product(inner, weight)
+    return x.addmm_(inner, weight.t()) if x.is_cuda else x + product_by(inner, weight)

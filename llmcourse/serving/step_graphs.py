@@ -118,8 +118,8 @@ class StepGraphs:
         return StepSize(decodes, chunks, tokens, tokens, self._builder.most_blocks, drafts)
 
     def _logits_for(self, num_rows: int) -> Float[Tensor, "most V"]:
-        weight = self._decoder.model.lm_head.weight
-        return weight.new_empty(num_rows, len(weight))
+        model = self._decoder.model
+        return model.model.norm.weight.new_empty(num_rows, model.config.vocab_size)
 
 
 def _at_least(number: int, sizes: Sequence[int]) -> int:

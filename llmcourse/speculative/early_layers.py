@@ -19,6 +19,7 @@ from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import Processor
 from llmcourse.decoding.sampling import Randomness
+from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Decoder, RMSNorm
 from llmcourse.speculative.drafter import Draft
@@ -175,6 +176,10 @@ def _of_shape(name: str, given: nn.Module | None, own: nn.Module) -> nn.Module:
     """The module that is given, if its weight has the shape of the model's own; that one for None."""
     if given is None:
         return own
-    shapes = [tuple(module.weight.shape) for module in (own, given)]
+    shapes = [_shape(module) for module in (own, given)]
     require(shapes[0] == shapes[1], name, f"of shape {shapes[0]}", shapes[1], "train it on this model")
     return given
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    return module.shape if isinstance(module, QuantizedLinear) else tuple(module.weight.shape)

@@ -29,6 +29,7 @@ from llmcourse.kernels.draft_trees import PathMemory, keep_path, path_end, settl
 from llmcourse.kernels.drafts import settle_greedy
 from llmcourse.kernels.drawn_drafts import VerdictMemory, settle_drawn
 from llmcourse.kernels.flash_attention import FlashAttention, Packed, Scoring, best_flash_tile
+from llmcourse.kernels.gptq_block import gptq_block
 from llmcourse.kernels.linear import linear
 from llmcourse.kernels.paged_attention import paged_attention
 from llmcourse.kernels.paged_decode import paged_decode_attention
@@ -375,6 +376,15 @@ def _compiled_flash(
         leaves = [x.requires_grad_() for x in (q, k, v, bias) if x is not None]
         out = FlashAttention.apply(q, k, v, bias, scoring, tile, packed)
         torch.autograd.grad(out, leaves, torch.empty_like(out))
+    return found
+
+
+def compiled_gptq_block(columns: int, capability: int) -> list[Compiled]:
+    """So many columns of a matrix of Llama-3-8B, rounded one after the other."""
+    with recorded(capability) as found, torch.device("meta"):
+        weight, factor = torch.empty(14336, 4096)[:, :columns], torch.empty(4096, 4096)[:columns, :columns]
+        scale, group = torch.empty(1, 14336), torch.empty(columns, dtype=torch.int32)
+        gptq_block(weight, factor, scale, scale.to(torch.int8), group, 4, backend="triton")
     return found
 
 

@@ -16,6 +16,7 @@ from tests.kernels.compiled import (
     compiled_bias,
     compiled_few_rows,
     compiled_flash,
+    compiled_gptq_block,
     compiled_guesses,
     compiled_paged,
     compiled_paged_step,
@@ -61,6 +62,7 @@ GUESSES = [
 ]
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 9, 17, 64)]
 SPLIT = [(compiled_split_rings, num_rows) for num_rows in (24, 64)]
+GPTQ = [(compiled_gptq_block, columns, gpu) for columns in (64, 128) for gpu in SHARED_BYTES]
 STAGED = [(compiled_staged, head_dim, gpu) for head_dim in (64, 128, 256) for gpu in SHARED_BYTES]
 FLASH_JOBS = [
     *[(compiled_flash, size, "causal", BF16, gpu) for size in (64, 128) for gpu in (80, 89)],
@@ -90,7 +92,7 @@ BIAS_JOBS = [
     (compiled_bias, 128, "full", BF16, 4096, 90),
 ]
 READABLE_JOBS = [*FLASH_JOBS, *SIMPLE_JOBS, *VARLEN_JOBS, *BIAS_JOBS]
-ALL = [*JOBS, *TREES, *GUESSES, *FEW_ROWS, *SPLIT, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
+ALL = [*JOBS, *TREES, *GUESSES, *FEW_ROWS, *SPLIT, *GPTQ, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
 # Of a thread, and not a loss: an address that is stored once by a program and loaded once a tile of queries.
 KEPT_BYTES = {("_warp_specialized_forward_kernel", 128, True): 8}  # by head size and causality
 TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step

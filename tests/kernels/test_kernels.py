@@ -55,7 +55,9 @@ CONTRACT = [
         "contract_of_shared_drafts.py",
         "contract_of_serving.py",
         "contract_of_flash_attention.py",
+        "contract_of_gptq_block.py",
         "contract_of_arguments.py",
+        "contract_of_int8.py",
     )
 ]
 

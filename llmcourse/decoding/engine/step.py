@@ -9,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llmcourse.costs import Precision, weight_bytes
-from llmcourse.decoding.engine.weights import LayerWeights, Layout, fuse_layers
+from llmcourse.decoding.engine.weights import (
+    LayerWeights,
+    Layout,
+    Matrix,
+    fuse_layers,
+    head_matrix,
+    multiplied,
+)
 from llmcourse.hardware import dtype_name, free_bytes
 from llmcourse.kernels.arguments import check_power_of_2
 from llmcourse.kernels.blas import lay_out
@@ -23,6 +30,7 @@ from llmcourse.kernels.decode_attention import (
     num_splits,
 )
 from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear, linear_reference
+from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.kernels.split_rings import SplitMemory, SplitRing
 from llmcourse.kernels.tiles import AttentionTile, Strip
 from llmcourse.kernels.tokens import embed, embed_reference
@@ -118,7 +126,7 @@ def reference_step(state: StepState) -> Float[Tensor, "B C"]:
     """
     model, x = state.model, reference_layers(state)
     norm = model.model.norm.weight
-    state.logits.copy_(linear_reference(x, model.lm_head.weight, norm=norm, eps=state.eps))
+    state.logits.copy_(multiplied(x, head_matrix(model), norm=norm, eps=state.eps))
     return x
 
 
@@ -128,11 +136,11 @@ def reference_layers(state: StepState) -> Float[Tensor, "B C"]:
     x = embed_reference(state.text, positions, model.model.embed_tokens.weight)
     place = Place.of(positions, state.cos, state.sin)
     for index, w in enumerate(state.layers):
-        qkv = linear_reference(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
+        qkv = multiplied(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
         mixed = attend_at(place, qkv, state.cache.keys[index], state.cache.values[index], w.head_norm)
-        x = linear_reference(mixed, w.output, bias=w.output_bias, residual=x)
-        inner = linear_reference(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
-        x = linear_reference(inner, w.down, residual=x)
+        x = multiplied(mixed, w.output, bias=w.output_bias, residual=x)
+        inner = multiplied(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
+        x = multiplied(inner, w.down, residual=x)
     return x
 
 
@@ -171,8 +179,8 @@ class KernelStep:
     def __call__(self, state: StepState) -> None:
         self.layers(state)
         model = state.model
-        head, norm = model.lm_head.weight.data, model.model.norm.weight.data
-        self._linear(self.hidden, head, self._logits(state), norm=norm, eps=state.eps)
+        norm = model.model.norm.weight.data
+        self._linear(self.hidden, head_matrix(model), self._logits(state), norm=norm, eps=state.eps)
 
     def layers(self, state: StepState) -> None:
         """All but the head: keys, values, and `hidden`."""
@@ -217,7 +225,10 @@ class KernelStep:
         """Of attention, for each key head and split."""
         return state.batch_size
 
-    def _linear(self, x: Tensor, weight: Tensor, out: Tensor, **parts) -> None:
+    def _linear(self, x: Tensor, weight: Matrix, out: Tensor, **parts) -> None:
+        if isinstance(weight, QuantizedLinear):
+            multiplied(x, weight, backend="triton", out=out, pdl=self.pdl, **parts)
+            return
         tile = self._tile(x, weight, parts.get("gated", False))
         if tile is None:
             out.copy_(linear_reference(x, weight, **parts))
@@ -227,7 +238,7 @@ class KernelStep:
 
     def _split_memory(self, state: StepState) -> SplitMemory | None:
         """Of the matrices whose columns are shared by programs: one after the other, they use the same."""
-        w, head = state.layers[0], state.model.lm_head.weight.data
+        w, head = state.layers[0], head_matrix(state.model)
         matrices = [
             (self.hidden, w.qkv, False),
             (self.mixed, w.output, False),
@@ -240,7 +251,9 @@ class KernelStep:
                 needs.append(tile.needs(len(x), weight.shape[0] // (1 + gated), gated))
         return SplitMemory.of(needs, self.hidden.device) if needs else None
 
-    def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> AnyTile | None:
+    def _tile(self, x: Tensor, weight: Matrix, gated: bool) -> AnyTile | None:
+        if isinstance(weight, QuantizedLinear):
+            return None
         if len(x) == 1:
             chosen = self.settings.tiles.get((weight.shape[0] // (1 + gated), x.shape[1], gated))
             return chosen or best_linear_tile(x, weight, gated, "triton")

@@ -1,15 +1,24 @@
-"""A decoder's matrices, fused once: q, k and v are read by one kernel, gate and up by another."""
+"""A decoder's matrices, fused once: q, k and v are read by one kernel, gate and up by another.
+
+A matrix is a tensor, or a layer in few bits (`QuantizedLinear`), which has its bias inside.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from llmcourse.kernels.backend import Backend
+from llmcourse.kernels.blas import product
 from llmcourse.kernels.decode_attention import HeadNorm
+from llmcourse.kernels.linear import linear_reference
+from llmcourse.kernels.quantized_linear import QuantizedLinear, fused
 from llmcourse.model import Decoder, DecoderLayer
+
+Matrix = Tensor | QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -17,14 +26,14 @@ class LayerWeights:
     """What one layer reads for a token."""
 
     input_norm: Tensor
-    qkv: Tensor  # (q, k and v heads below each other) · D rows
+    qkv: Matrix  # (q, k and v heads below each other) · D rows
     qkv_bias: Tensor | None
     head_norm: HeadNorm | None
-    output: Tensor
+    output: Matrix
     output_bias: Tensor | None
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
 
 
 Layout = Callable[[Tensor], Tensor]  # the same matrix, laid out anew where it must be
@@ -36,34 +45,77 @@ def fuse_layers(model: Decoder, layout: Layout) -> list[LayerWeights]:
     So nothing is held twice, and both see a change made in place; moving or casting the model
     afterwards parts them.
     """
-    model.lm_head.weight.data = layout(model.lm_head.weight.data)
+    _matrix(model.lm_head, layout)
     return [_fuse_layer(layer, layout) for layer in model.model.layers]
 
 
 def _fuse_layer(layer: DecoderLayer, layout: Layout) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    for projection in (attention.o_proj, mlp.down_proj):
-        projection.weight.data = layout(projection.weight.data)
+    qkv, qkv_bias = _fused((attention.q_proj, attention.k_proj, attention.v_proj), layout)
+    gate_up, _ = _fused((mlp.gate_proj, mlp.up_proj), layout)
     norm = None
     if not isinstance(attention.q_norm, nn.Identity):
         norm = HeadNorm(attention.q_norm.weight.data, attention.k_norm.weight.data, attention.q_norm.eps)
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.data,
-        qkv=_fused([projection.weight for projection in projections], layout),
-        qkv_bias=None
-        if projections[0].bias is None
-        else _fused([projection.bias for projection in projections], torch.Tensor.contiguous),
+        qkv=qkv,
+        qkv_bias=qkv_bias,
         head_norm=norm,
-        output=attention.o_proj.weight.data,
-        output_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.data,
+        output=_matrix(attention.o_proj, layout),
+        output_bias=_bias(attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight.data,
-        gate_up=_fused([mlp.gate_proj.weight, mlp.up_proj.weight], layout),
-        down=mlp.down_proj.weight.data,
+        gate_up=gate_up,
+        down=_matrix(mlp.down_proj, layout),
     )
 
 
-def _fused(parts: list[nn.Parameter], layout: Layout) -> Tensor:
+def head_matrix(model: Decoder) -> Matrix:
+    """That of `lm_head`."""
+    head = model.lm_head
+    return head if isinstance(head, QuantizedLinear) else head.weight.data
+
+
+def multiplied(x: Tensor, matrix: Matrix, *, backend: Backend = "reference", **parts) -> Tensor:
+    """`linear_reference`, or `layer` of a matrix in few bits; parts as of both."""
+    if isinstance(matrix, QuantizedLinear):
+        parts.pop("bias", None)
+        return matrix.layer(x, backend=backend, **parts)
+    return linear_reference(x, matrix, **parts)
+
+
+def product_by(
+    x: Tensor, matrix: Matrix, bias: Tensor | None = None, *, backend: Backend = "auto", pdl: bool = False
+) -> Tensor:
+    """x Wᵀ + b; of a matrix in few bits with the bias that it has itself."""
+    if isinstance(matrix, QuantizedLinear):
+        return matrix.layer(x, backend=backend, pdl=pdl)
+    return product(x, matrix, bias)
+
+
+def _matrix(module: nn.Module, layout: Layout) -> Matrix:
+    """The module's matrix, laid out anew; a layer in few bits lies as its kernels want it."""
+    if isinstance(module, QuantizedLinear):
+        return module
+    module.weight.data = layout(module.weight.data)
+    return module.weight.data
+
+
+def _bias(module: nn.Module) -> Tensor | None:
+    """What is to be added to a product by `_matrix`."""
+    return None if module.bias is None or isinstance(module, QuantizedLinear) else module.bias.data
+
+
+def _fused(modules: Sequence[nn.Module], layout: Layout) -> tuple[Matrix, Tensor | None]:
+    """Modules with one input as one matrix, and the bias to be added to its products."""
+    if any(isinstance(module, QuantizedLinear) for module in modules):
+        return fused(modules), None
+    matrix = _fused_tensor([module.weight for module in modules], layout)
+    if modules[0].bias is None:
+        return matrix, None
+    return matrix, _fused_tensor([module.bias for module in modules], torch.Tensor.contiguous)
+
+
+def _fused_tensor(parts: list[nn.Parameter], layout: Layout) -> Tensor:
     """The parts below each other; each then is a view of the whole. Fusing twice gives the same memory."""
     whole = _whole_of(parts)
     if whole is None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llmcourse.decoding.engine.step import KernelSettings, KernelStep, StepState
+from llmcourse.decoding.engine.weights import Matrix, head_matrix, multiplied
 from llmcourse.kernels.append_attention import (
     append_attention,
     append_attention_reference,
@@ -25,7 +26,8 @@ from llmcourse.kernels.append_attention import (
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.decode_attention import HeadNorm
 from llmcourse.kernels.drafts import embed_window, embed_window_reference
-from llmcourse.kernels.linear import AnyTile, best_linear_tile, linear_reference, window_ring
+from llmcourse.kernels.linear import AnyTile, best_linear_tile, window_ring
+from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.kernels.tiles import AttentionTile
 from llmcourse.kernels.tree_mask import TreeMask
 
@@ -85,16 +87,16 @@ class Window:
             x = embed_window_reference(state.text, state.positions, table, self.tokens)
         for index in range(self.first_layer, len(state.layers)):
             w = state.layers[index]
-            qkv = linear_reference(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
+            qkv = multiplied(x, w.qkv, norm=w.input_norm, eps=state.eps, bias=w.qkv_bias)
             layer = (state.cache.keys[index], state.cache.values[index])
             places = (state.positions, state.cos, state.sin)
             mixed = append_attention_reference(qkv, *layer, *places, w.head_norm, self.tree)
-            x = linear_reference(mixed, w.output, bias=w.output_bias, residual=x)
-            inner = linear_reference(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
-            x = linear_reference(inner, w.down, residual=x)
+            x = multiplied(mixed, w.output, bias=w.output_bias, residual=x)
+            inner = multiplied(x, w.gate_up, norm=w.mlp_norm, eps=state.eps, gated=True)
+            x = multiplied(inner, w.down, residual=x)
         self.hidden.copy_(x)
         norm = model.model.norm.weight
-        logits = linear_reference(x, model.lm_head.weight, norm=norm, eps=state.eps)
+        logits = multiplied(x, head_matrix(model), norm=norm, eps=state.eps)
         self.logits.copy_(logits.view_as(self.logits))
 
 
@@ -136,12 +138,14 @@ class _WindowStep(KernelStep):
         config, num_tokens = state.model.config, self.window.tokens.shape[1]
         return state.batch_size * query_blocks(num_tokens, config.num_heads, config.num_kv_heads)
 
-    def _tile(self, x: Tensor, weight: Tensor, gated: bool) -> AnyTile | None:
+    def _tile(self, x: Tensor, weight: Matrix, gated: bool) -> AnyTile | None:
         """Ours for any matrix while the rows are few: PyTorch's product has three launches more around it.
 
         With more rows, where no ring was measured to be faster, the matrices are cut as in a step of as many
         texts, most of them by PyTorch: our kernel would read the weights once for every 64 rows.
         """
+        if isinstance(weight, QuantizedLinear):
+            return None
         chosen = self.settings.tiles.get((weight.shape[0] // (1 + gated), x.shape[1], gated))
         if chosen or not self.settings.few_rows:
             return chosen

@@ -14,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llmcourse.decoding.engine.step import KernelSettings
+from llmcourse.decoding.engine.weights import Matrix, head_matrix, multiplied
 from llmcourse.decoding.engine.window import MOST_WINDOW_ROWS
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out
-from llmcourse.kernels.linear import linear, linear_reference
+from llmcourse.kernels.linear import linear
+from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.kernels.silu_residual import silu_residual
 from llmcourse.model import Decoder
 from llmcourse.speculative.medusa.heads import MedusaHeads
@@ -45,7 +47,7 @@ class Guesses:
         backend: Backend = "auto",
         settings: KernelSettings | None = None,
     ):
-        self._head, self._settings = model.lm_head, settings or KernelSettings()
+        self._model, self._settings = model, settings or KernelSettings()
         self._backend = resolve(backend, model.device, model.dtype)
         # The first block of each head, then the second, …
         first, *later = zip(*heads.heads[:num_heads], strict=True)
@@ -72,15 +74,17 @@ class Guesses:
             y = torch.baddbmm(biases, x.transpose(0, 1), weights)  # (K, B, C)
             x = x + F.silu(y).transpose(0, 1)
         rows = x.reshape(-1, hidden.shape[1])
-        return self._product(rows, self._head.weight.data, pdl=pdl, wide=True).view(*x.shape[:2], -1)
+        return self._product(rows, head_matrix(self._model), pdl=pdl, wide=True).view(*x.shape[:2], -1)
 
     def _product(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, pdl: bool, wide: bool = False
+        self, x: Tensor, weight: Matrix, bias: Tensor | None = None, *, pdl: bool, wide: bool = False
     ) -> Tensor:
         """Our kernel while the rows are few, as in a pass over a `Window`, and as in a batch beyond."""
         if self._backend == "reference":
-            return linear_reference(x, weight, bias=bias)
-        out = x.new_empty(len(x), len(weight), dtype=torch.float32 if wide else x.dtype)
+            return multiplied(x, weight, bias=bias)
+        out = x.new_empty(len(x), weight.shape[0], dtype=torch.float32 if wide else x.dtype)
+        if isinstance(weight, QuantizedLinear):
+            return weight.layer(x, out=out, backend="triton", pdl=pdl)
         backend = "triton" if len(x) <= MOST_WINDOW_ROWS else "auto"
         return linear(x, weight, bias=bias, out=out, backend=backend, pdl=pdl)
 

@@ -1,0 +1,334 @@
+"""A linear layer whose weights are packed codes of 4 or 8 bits, unpacked on their way to the multiplier.
+
+    y = x Wᵀ + b,   W[n, k] = S[n, g] (q[n, k] − Z[n, g]),   g = ⌊k / group_size⌋
+
+Decoding a text is bound by reading W. In codes it is half or a quarter of the bytes, if what makes numbers of
+codes costs less than the reading that it saves (Frantar et al. 2024, Marlin, section 3). A word of 32 bits
+holds eight codes of 4 bits or four of 8, in two's complement, code 2j + e of a word from bit `width` · j +
+16 e on: so one mask cuts out two neighbours, one in each half, which is how the tensor cores take a pair.
+Codes of fewer bits lie in the next of the two widths, and are as fast as these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, check_tensor
+from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.packed_tiles import MOST_KERNEL_ROWS, AnyPackedTile, packed_rule
+from llmcourse.kernels.quantized_linear import QuantizedLinear, same_columns, stacked_biases
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
+DEQUANTIZED_AT_ONCE = 2**27  # numbers of W that a product of many rows writes out
+
+
+class PackedLinear(QuantizedLinear):
+    """Takes the place of `nn.Linear`; made by `of`, from the codes of any method.
+
+    Attributes:
+        words: `(N, ⌈K / codes a word⌉)`, int32.
+        scales: `(groups, N)`, S by groups, since neighbours are multiplied by those of their own rows.
+        zeros: `(groups, N)`, Z, int8; None where it is 0 everywhere.
+        bits, group_size: of the codes; a group of K columns is a channel.
+    """
+
+    def __init__(
+        self,
+        words: Int[Tensor, "N words"],
+        scales: Float[Tensor, "groups N"],
+        zeros: Int[Tensor, "groups N"] | None,
+        *,
+        bits: int,
+        group_size: int,
+        in_features: int,
+        bias: Float[Tensor, " N"] | None = None,
+    ):
+        super().__init__(in_features, len(words), bias)
+        self.bits, self.group_size = bits, group_size
+        for name, tensor in (("words", words), ("scales", scales), ("zeros", zeros)):
+            self.register_buffer(name, tensor)
+
+    @classmethod
+    def of(
+        cls,
+        codes: Int[Tensor, "N K"],
+        scale: Float[Tensor, "N groups"],
+        zero_point: Int[Tensor, "N groups"] | None = None,
+        *,
+        bits: int,
+        group_size: int | None = None,
+        bias: Float[Tensor, " N"] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> PackedLinear:
+        """A layer of the fields of a `QuantizedTensor`.
+
+        Args:
+            codes: q, int8, in [−2^(bits − 1), 2^(bits − 1) − 1].
+            scale, zero_point: S and Z.
+            bits: 2 to 8.
+            group_size: columns of a group; K if None.
+            dtype: of scales and bias, the model's; that of each as it is given if None. Scales of whole
+                channels stay in float32 or wider, which costs nothing.
+
+        Raises:
+            ValueError: tensors that do not fit each other, or codes out of the range of `bits`.
+        """
+        group_size = _check(codes, scale, zero_point, bits, group_size, bias)
+        groups = scale.shape[1]
+        own = dtype or scale.dtype
+        kept = torch.promote_types(own, torch.float32) if groups == 1 else own
+        return cls(
+            pack(codes, code_width(bits)),
+            scale.T.to(kept).contiguous(),
+            None if zero_point is None else zero_point.T.contiguous(),
+            bits=bits,
+            group_size=group_size,
+            in_features=codes.shape[1],
+            bias=None if bias is None else bias.detach().to(dtype or bias.dtype),
+        )
+
+    @property
+    def width(self) -> int:
+        """Bits that a code takes."""
+        return code_width(self.bits)
+
+    @property
+    def codes(self) -> Int[Tensor, "N K"]:
+        """q, one a byte."""
+        return unpack(self.words, self.width)[:, : self.in_features]
+
+    @property
+    def scale(self) -> Float[Tensor, "N groups"]:
+        return self.scales.T
+
+    @property
+    def zero_point(self) -> Int[Tensor, "N groups"] | None:
+        return None if self.zeros is None else self.zeros.T
+
+    def dequantized(self) -> Float[Tensor, "N K"]:
+        """S (q − Z), in the dtype of the scales; computed in that or float32, whichever is wider."""
+        return self._rows_dequantized(0, self.out_features).to(self.scales.dtype)
+
+    def product(self, x: Float[Tensor, "B K"], backend: Backend = "auto") -> Float[Tensor, "B N"]:
+        return self._layer(x, backend=backend, bias=None)
+
+    def layer(
+        self,
+        x: Float[Tensor, "B K"],
+        *,
+        norm: Float[Tensor, " K"] | None = None,
+        eps: float = 1e-6,
+        residual: Float[Tensor, "B N"] | None = None,
+        gated: bool = False,
+        out: Float[Tensor, "B N"] | None = None,
+        backend: Backend = "auto",
+        pdl: bool = False,
+        tile: AnyPackedTile | None = None,
+    ) -> Float[Tensor, "B N"]:
+        """RMSNorm, product, bias, SwiGLU and residual, in one kernel for up to 64 rows; as `linear`.
+
+        Args:
+            x, norm, residual: contiguous, of one dtype.
+            tile: how the kernel cuts the matrix; None takes the measured or the default shape.
+
+        Raises:
+            ValueError: shapes, dtypes, devices or memory that do not fit, or a backend that cannot run.
+        """
+        parts = {"norm": norm, "eps": eps, "residual": residual, "gated": gated}
+        return self._layer(x, backend=backend, bias=self.bias, out=out, pdl=pdl, tile=tile, **parts)
+
+    def _layer(
+        self,
+        x: Tensor,
+        *,
+        backend: Backend,
+        bias: Tensor | None,
+        norm: Tensor | None = None,
+        eps: float = 1e-6,
+        residual: Tensor | None = None,
+        gated: bool = False,
+        out: Tensor | None = None,
+        pdl: bool = False,
+        tile: AnyPackedTile | None = None,
+    ) -> Tensor:
+        num_outputs = self._check_input(x, norm, residual, gated, out)
+        kernel = resolve(backend, x.device, x.dtype) == "triton"
+        if not kernel or (tile is None and len(x) > MOST_KERNEL_ROWS):
+            y = self._by_operations(x, bias, norm, eps, residual, gated, kernel)
+            return y if out is None else out.copy_(y)
+        if out is None:
+            out = x.new_empty(len(x), num_outputs)
+        tile = tile or packed_rule(self.in_features, self.group_size, gated, x.element_size())
+        from llmcourse.kernels import packed_triton
+
+        packed_triton.launch(self, x, norm, eps, bias, residual, gated, out, tile, pdl)
+        return out
+
+    def _by_operations(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        norm: Tensor | None,
+        eps: float,
+        residual: Tensor | None,
+        gated: bool,
+        kernel: bool,
+    ) -> Tensor:
+        """What the kernel computes, operation by operation; with some rows of W written out at a time."""
+        if norm is not None:
+            x = F.rms_norm(x, norm.shape, norm, eps)
+        step = max(1, DEQUANTIZED_AT_ONCE // self.in_features)
+        parts = []
+        for begin in range(0, self.out_features, step):
+            end = min(begin + step, self.out_features)
+            parts.append(F.linear(x, self._weight(begin, end, x.dtype, kernel)))
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        if bias is not None:
+            y = y.add_(bias)
+        if gated:
+            gate, up = y.chunk(2, dim=-1)
+            y = F.silu(gate).mul_(up)
+        return y if residual is None else y.add_(residual)
+
+    def _weight(self, begin: int, end: int, dtype: torch.dtype, kernel: bool) -> Tensor:
+        if not kernel:
+            return self._rows_dequantized(begin, end).to(dtype)
+        from llmcourse.kernels import packed_triton
+
+        return packed_triton.dequantize(self, begin, end, dtype)
+
+    def _rows_dequantized(self, begin: int, end: int) -> Tensor:
+        """In the dtype of the scales, or float32 if that is wider."""
+        scales = self.scales[:, begin:end].T
+        scales = scales.to(torch.promote_types(scales.dtype, torch.float32))
+        q = unpack(self.words[begin:end], self.width)[:, : self.in_features]
+        q = q.unflatten(1, (-1, self.group_size)).to(scales.dtype)
+        if self.zeros is not None:
+            q = q.sub_(self.zeros[:, begin:end].T[..., None])
+        return q.mul_(scales[..., None]).flatten(1)
+
+    def _check_input(
+        self, x: Tensor, norm: Tensor | None, residual: Tensor | None, gated: bool, out: Tensor | None
+    ) -> int:
+        """The number of outputs, of arguments that fit each other."""
+        check_dims("x", x, "B", "K")
+        if gated and (self.out_features % 2 or self.bias is not None):
+            has = "no bias" if self.bias is None else "a bias"
+            raise ValueError(
+                f"a gated layer must have an even number of rows and no bias, got {self.out_features} rows "
+                f"and {has}; stack gate and up below each other, and add a bias yourself"
+            )
+        num_outputs = self.out_features // (1 + gated)
+        wide, columns = (len(x), num_outputs), self.in_features
+        check_tensor("x", x, (len(x), columns), x, "it needs the columns that the layer has")
+        check_memory("words", self.words, x, dtype=torch.int32)
+        check_tensor("norm", norm, (columns,), x, "pass a weight for each column of x, or None")
+        check_memory("bias", self.bias, x)
+        check_tensor("residual", residual, wide, x, "pass a number for each output, or None")
+        memory = "leave it at None for new memory"
+        own = out.dtype if out is not None and out.is_floating_point() else None
+        check_tensor("out", out, wide, x, memory, dtype=own, layout=memory)
+        check_apart(out, x=x, residual=residual)
+        return num_outputs
+
+    @classmethod
+    def stacked(cls, parts: Sequence[PackedLinear]) -> PackedLinear:
+        same_columns(parts)
+        first = parts[0]
+        kinds = {(p.bits, p.group_size, p.zeros is None, p.scales.dtype) for p in parts}
+        if len(kinds) != 1:
+            raise ValueError(
+                "parts must agree in bits, group_size, zero points and the dtype of their scales, got "
+                f"{', '.join(repr(part) for part in parts)}"
+            )
+        return cls(
+            torch.cat([part.words for part in parts]),
+            torch.cat([part.scales for part in parts], dim=1),
+            None if first.zeros is None else torch.cat([part.zeros for part in parts], dim=1),
+            bits=first.bits,
+            group_size=first.group_size,
+            in_features=first.in_features,
+            bias=stacked_biases(parts),
+        )
+
+    def become_rows(self, whole: PackedLinear, begin: int) -> None:
+        end = begin + self.out_features
+        self.words = whole.words[begin:end]
+        self.scales = whole.scales[:, begin:end]
+        self.zeros = None if whole.zeros is None else whole.zeros[:, begin:end]
+        self.bias = None if whole.bias is None else whole.bias[begin:end]
+
+    def extra_repr(self) -> str:
+        zeros = "" if self.zeros is None else ", zero points"
+        return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}{zeros}"
+
+
+def code_width(bits: int) -> int:
+    """Bits that a code takes in a word."""
+    return 4 if bits <= 4 else 8
+
+
+def pack(codes: Int[Tensor, "N K"], width: int) -> Int[Tensor, "N words"]:
+    """Codes in words of 32 bits, as the module says; zeros behind the last."""
+    a_word = 32 // width
+    codes = F.pad(codes, (0, -codes.shape[1] % a_word)).unflatten(1, (-1, a_word)).to(torch.int32)
+    words = torch.zeros(codes.shape[:2], dtype=torch.int32, device=codes.device)
+    for place in range(a_word):
+        words |= (codes[..., place] & (2**width - 1)) << code_shift(place, width)
+    return words
+
+
+def unpack(words: Int[Tensor, "N words"], width: int) -> Int[Tensor, "N K"]:
+    """What `pack` packed, int8, and the zeros behind it."""
+    a_word = 32 // width
+    codes = torch.empty(*words.shape, a_word, dtype=torch.int8, device=words.device)
+    for place in range(a_word):
+        up = 32 - width - code_shift(place, width)  # the code's sign to the word's
+        codes[..., place] = (words << up) >> (32 - width)
+    return codes.flatten(1)
+
+
+def code_shift(place: int, width: int) -> int:
+    """The bit of a word from which its code number `place` lies."""
+    return place // 2 * width + place % 2 * 16
+
+
+def _check(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    bits: int,
+    group_size: int | None,
+    bias: Tensor | None,
+) -> int:
+    """The group size, of fields that fit each other."""
+    if bits not in BITS:
+        raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {bits!r}")
+    check_dims("codes", codes, "N", "K")
+    rows, columns = codes.shape
+    group_size = columns if group_size is None else group_size
+    if not isinstance(group_size, int) or not 1 <= group_size <= columns or columns % group_size:
+        raise ValueError(f"group_size must divide the {columns} columns, got {group_size!r}")
+    check_memory("codes", codes.contiguous(), codes, dtype=torch.int8)
+    if not scale.is_floating_point():
+        raise ValueError(f"scale must be in a floating-point dtype, got {scale.dtype}")
+    groups = (rows, columns // group_size)
+    remedy = "one for each row's groups"
+    check_tensor("scale", scale.contiguous(), groups, codes, remedy, dtype=scale.dtype)
+    if zero_point is not None:
+        check_tensor("zero_point", zero_point.contiguous(), groups, codes, remedy, dtype=torch.int8)
+    if bias is not None:
+        check_tensor("bias", bias.contiguous(), (rows,), codes, "one for each row", dtype=bias.dtype)
+    if codes.numel() and not codes.is_meta:
+        low, high = (int(end) for end in codes.aminmax())
+        if low < -(2 ** (bits - 1)) or high >= 2 ** (bits - 1):
+            raise ValueError(
+                f"codes must be in [{-(2 ** (bits - 1))}, {2 ** (bits - 1) - 1}] for {bits} bits, "
+                f"got {low} to {high}; quantize to as many bits"
+            )
+    return group_size
