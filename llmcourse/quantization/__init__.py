@@ -5,4 +5,11 @@ grid, ranges      evenly spaced numbers for a range; ranges by min–max, percen
 affine            quantize, dequantize and the error, by tensor, channel, token or group; weights by rounding
 packing           codes of 2 to 8 bits in bytes or 32-bit words, without gaps
 formats           points that are not evenly spaced: FP8 e4m3 and e5m2, NF4, MXFP4
+calibration       what layers read while a model runs over real text: 2 XᵀX and magnitudes by channel
+hessian           the error of an output as a quadratic form, and the factor of its inverse
+gptq              columns one by one, those still free making up for the error of each
+channel_scales    channels that are divided here and multiplied there, the function staying what it is
+awq               so that weights which meet large activations are rounded more finely
+smooth_quant      so that activations with outliers can be rounded to 8 bits
+outliers          which channels are some, models that have more of them, and what they cost
 """

@@ -124,5 +124,5 @@ def values(
     q = codes.to(scale.dtype)
     if zero_point is not None:
         q = q - zero_point.to(q.dtype)
-    limit = torch.finfo(dtype).max
+    limit = min(torch.finfo(dtype).max, torch.finfo(scale.dtype).max)
     return (scale * q).clamp_(-limit, limit).to(dtype)

@@ -29,7 +29,7 @@ def inverse_factor_reference(hessian: Float[Tensor, "K K"]) -> Float[Tensor, "K 
 
 
 def inverse_factor(hessian: Float[Tensor, "K K"]) -> Float[Tensor, "K K"]:
-    """The same from one decomposition and one triangular inverse, which is faster and loses fewer digits.
+    """The same from one decomposition and one triangular inverse: half of the work.
 
     Taken from its last column to its first, H = L Lᵀ; turned back, L is an upper R with H = R Rᵀ, so that
     H⁻¹ = R⁻ᵀ R⁻¹ and U = R⁻¹.

@@ -66,6 +66,7 @@ def find_outliers(calibrated: Iterable[InputStatistics], threshold: float = THRE
     Raises:
         ValueError: a threshold that is not positive.
     """
+    _check_threshold(threshold)
     found = []
     for inputs in calibrated:
         largest, median = inputs.abs_max.max().item(), inputs.abs_max.median().item()

@@ -15,6 +15,8 @@ candidate_tree_viewer  Medusa: a tree of candidates and the branch that stands, 
 block_player           autoregressive to non-autoregressive: two dials, and the text filling in
 exit_explorer          early exit: a threshold moves the line on a map of layers and tokens
 cascade_explorer       what cascades are worth, on questions that they were not chosen on
+quantizer_explorer     a weight in few bits: levels, clipping, error, and what bits buy
+outlier_map            outlier columns of activations by a threshold, and what int8 loses
 """
 
 from llmcourse.figures.widgets.batching_timeline import BatchingTimeline
@@ -25,6 +27,8 @@ from llmcourse.figures.widgets.cascade_explorer import CascadeExplorer
 from llmcourse.figures.widgets.contrast_viewer import ContrastViewer
 from llmcourse.figures.widgets.exit_explorer import ExitExplorer
 from llmcourse.figures.widgets.memory_calculator import MemoryCalculator
+from llmcourse.figures.widgets.outlier_map import OutlierMap
+from llmcourse.figures.widgets.quantizer_explorer import QuantizerExplorer
 from llmcourse.figures.widgets.roofline_explorer import RooflineExplorer
 from llmcourse.figures.widgets.sampling_explorer import SamplingExplorer
 from llmcourse.figures.widgets.tile_player import TilePlayer
@@ -39,6 +43,8 @@ __all__ = [
     "ContrastViewer",
     "ExitExplorer",
     "MemoryCalculator",
+    "OutlierMap",
+    "QuantizerExplorer",
     "RooflineExplorer",
     "SamplingExplorer",
     "TilePlayer",

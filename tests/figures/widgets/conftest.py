@@ -1,6 +1,7 @@
 """Two small models of random weights that share the tiny tokenizer, and how long views take to answer."""
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,11 +24,13 @@ def models(tiny_checkpoint):
 
 
 ROOT = Path(__file__).parents[3]
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}  # whose time is all of the time
 ANSWERS = """
 import json, sys, time
 from llmcourse import pretrained
 from llmcourse.blockwise import BlockDecoder
 from llmcourse.early_exit import ExitHeads
+from llmcourse.figures.rounded_weight import RoundingInputs
 from llmcourse.figures.widgets import *
 from llmcourse.speculative.medusa import HeadsConfig, MedusaHeads
 from tests.usual_speed import slowness_of_drawing
@@ -56,7 +59,7 @@ def kernel_seconds():
 
     def run(view: str, slider: str) -> float:
         command = [sys.executable, "-c", ANSWERS, view, slider]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | ONE_THREAD, capture_output=True, check=True)
         times = json.loads(done.stdout)
         size = len(times) // 3
         return min(statistics.median(times[at : at + size]) for at in range(0, len(times), size))

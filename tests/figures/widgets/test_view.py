@@ -15,6 +15,8 @@ from llmcourse.figures.widgets import (
     ContrastViewer,
     ExitExplorer,
     MemoryCalculator,
+    OutlierMap,
+    QuantizerExplorer,
     RooflineExplorer,
     SamplingExplorer,
     TilePlayer,
@@ -28,7 +30,7 @@ from tests.speculative.medusa.tiny import tiny_heads
 PROMPT = "Once upon a time"
 
 
-OF_MODELS = (BeamTreeViewer, ContrastViewer, SamplingExplorer, TracePlayer)
+OF_MODELS = (BeamTreeViewer, ContrastViewer, OutlierMap, SamplingExplorer, TracePlayer)
 OF_MACHINES = (MemoryCalculator, RooflineExplorer)
 
 
@@ -42,6 +44,7 @@ OF_HEADS = {
     ExitExplorer: lambda model, tokenizer: ExitExplorer(
         random_heads(model), tokenizer, PROMPT, max_new_tokens=2
     ),
+    QuantizerExplorer: lambda model, tokenizer: QuantizerExplorer(model),
 }
 
 
