@@ -144,8 +144,12 @@ class OneLaunch:
     """A kernel of Triton's does it: one launch, which loads and stores as many numbers as the case allows.
 
     Best effort, as `PeakMemory`.
+
+    Args:
+        loads_at_most: fewer loads are right too.
     """
 
+    loads_at_most: bool = False
     name: str = "one kernel"
 
     def __call__(self, evidence: Evidence) -> str:
@@ -156,8 +160,9 @@ class OneLaunch:
             return f"{times}, expected 1 launch"
         for what in ("loads", "stores"):
             moved, wanted = counts.get(what, 0), evidence.allows[what]
-            if moved != wanted:
-                return f"the kernel {what} {moved:,} numbers, expected {wanted:,}"
+            fewer = self.loads_at_most and what == "loads"
+            if moved > wanted or (moved < wanted and not fewer):
+                return f"the kernel {what} {moved:,} numbers, expected {'at most ' * fewer}{wanted:,}"
         return ""
 
 

@@ -8,4 +8,5 @@ roofline/, kv_cache/         lab 2
 flash_attention/, serving/   lab 3
 speculative/, medusa/        lab 4
 early_exit/, blockwise/
+quantization/                lab 5
 """

@@ -44,6 +44,17 @@ from llmcourse.grading.exercises.medusa import (
     medusa_candidates,
     walk_tree,
 )
+from llmcourse.grading.exercises.quantization import (
+    affine,
+    clip_range,
+    gptq,
+    gptq_column,
+    llm_int8,
+    pack_int4,
+    per_channel,
+    triton_int8,
+    unpack_int4,
+)
 from llmcourse.grading.exercises.roofline import (
     largest_batch,
     layer_flops,
@@ -121,6 +132,17 @@ LABS = {
         patience_exit.EXERCISE,
         exit_threshold.EXERCISE,
         block_decoding.EXERCISE,
+    ),
+    "05_quantization": (
+        affine.EXERCISE,
+        per_channel.EXERCISE,
+        clip_range.EXERCISE,
+        pack_int4.EXERCISE,
+        unpack_int4.EXERCISE,
+        gptq_column.EXERCISE,
+        gptq.EXERCISE,
+        llm_int8.EXERCISE,
+        triton_int8.EXERCISE,
     ),
 }
 

@@ -24,11 +24,13 @@ from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.flash_attention import triton_softmax
+from llmcourse.grading.exercises.quantization import triton_int8
 from llmcourse.grading.process.replay import kinds
 from llmcourse.grading.question import arguments_of, counted
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Rope, apply_rope
 from llmcourse.speculative.medusa import MedusaTree
+from tests.grading.exercises import quantization_answers
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def unchecked():
 
 
 # In an interpreter where Triton was imported otherwise, kernels cannot be interpreted: see test_kernels.
-KERNELS = {"03.triton_softmax": triton_softmax.written()}
+KERNELS = {"03.triton_softmax": triton_softmax.written(), "05.triton_int8": triton_int8.written()}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
     importlib.import_module("triton")  # before any call, as a lab does
@@ -585,6 +587,7 @@ OTHER_ROADS = {
     "04.patience_exit": patience_exit,
     "04.exit_threshold": exit_threshold,
     "04.block_decoding": block_decoding,
+    **quantization_answers.ROADS,
 }
 
 

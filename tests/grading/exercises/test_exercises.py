@@ -79,6 +79,12 @@ def test_lab_4_has_twelve_exercises_and_a_hundred_points_half_of_them_for_drafts
     assert first == list(lab[:6]) and sum(exercise.points for exercise in first) == 50
 
 
+def test_lab_5_has_nine_exercises_and_a_hundred_points():
+    lab = catalogue.labs()["05_quantization"]
+    assert len(lab) == 9 and sum(exercise.points for exercise in lab) == 100
+    assert {exercise.level for exercise in lab} == {1, 2, 3, 4, 5}
+
+
 def test_every_exercise_is_answered_by_another_road():
     assert {exercise.name for exercise in EVERY} == set(OTHER_ROADS)
 
