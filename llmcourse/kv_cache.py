@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Sequence
 from operator import index
 
@@ -28,7 +27,11 @@ from llmcourse.roofline import DoesNotFit
 class KVCache:
     """Keys and values of all layers, `(layers, B, Hkv, capacity, D)`, allocated once.
 
+    A cache that keeps them in another form has other `tensors`, whose first four dimensions are these, and
+    overrides that, `allocate`, `token_bytes` and `write`.
+
     Attributes:
+        head_dim, dtype: of the keys and values that are written and returned.
         lengths: `(B,)`, tokens held by each row, on the device of the keys.
         extent: the longest of them, and
         ragged: whether they differ; both known to the host, so that no step waits for the device.
@@ -56,46 +59,63 @@ class KVCache:
                 raise ValueError(f"{name} must be at least 1, got {value}; a cache has room for one token")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point one, got {dtype}; take the model's")
-        _check_fits(shape, dtype, device)
+        needed = batch_size * capacity * self.token_bytes(num_layers, num_kv_heads, head_dim, dtype)
+        _check_fits(needed, batch_size, capacity, device)
         try:
-            self.keys = torch.zeros(shape, dtype=dtype, device=device)
-            self.values = torch.zeros(shape, dtype=dtype, device=device)
+            self.allocate(shape, dtype, device)
         except RuntimeError as error:  # memory in pieces, or a system that does not say what is free
             raise DoesNotFit(
-                f"cannot allocate a cache of {_gb(_num_bytes(shape, dtype))} on {device} for batch_size "
+                f"cannot allocate a cache of {_gb(needed)} on {device} for batch_size "
                 f"{batch_size} and capacity {capacity}; ask for fewer rows (prompts, beams) or fewer tokens"
             ) from error
+        self.head_dim, self.dtype = head_dim, dtype
         self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
         self.extent = 0
         self.ragged = False
 
+    def token_bytes(self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """What one token of one row takes, in all layers."""
+        return 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
+
+    def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> None:
+        """Makes the tensors, which were found to fit."""
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of one row, in all layers: memory to hold it, and traffic of each later step."""
+        c = self
+        return c.token_bytes(c.num_layers, c.num_kv_heads, c.head_dim, c.dtype)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that holds keys and values, by the names of its attributes."""
+        return {"keys": self.keys, "values": self.values}
+
+    @property
+    def _sizes(self) -> torch.Size:
+        return next(iter(self.tensors.values())).shape
+
     @property
     def num_layers(self) -> int:
-        return self.keys.shape[0]
+        return self._sizes[0]
 
     @property
     def batch_size(self) -> int:
-        return self.keys.shape[1]
+        return self._sizes[1]
 
     @property
     def num_kv_heads(self) -> int:
-        return self.keys.shape[2]
+        return self._sizes[2]
 
     @property
     def capacity(self) -> int:
-        return self.keys.shape[3]
-
-    @property
-    def head_dim(self) -> int:
-        return self.keys.shape[4]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.keys.dtype
+        return self._sizes[3]
 
     @property
     def device(self) -> torch.device:
-        return self.keys.device
+        return self.lengths.device
 
     def reserve(self, num_tokens: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T S"] | None]:
         """Makes room for `num_tokens` more in every row, before a forward pass.
@@ -145,6 +165,13 @@ class KVCache:
         Raises:
             ValueError: keys or values that are not `(B, Hkv, T, D)`; nothing is written.
         """
+        self._check_new(k, v, positions)
+        slots = positions[:, None, :, None].expand_as(k)
+        self.keys[layer].scatter_(2, slots, k)
+        self.values[layer].scatter_(2, slots, v)
+        return self.keys[layer, :, :, : self.extent], self.values[layer, :, :, : self.extent]
+
+    def _check_new(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
         expected = (self.batch_size, self.num_kv_heads, positions.shape[1], self.head_dim)
         for name, new in (("k", k), ("v", v)):  # a smaller one would be scattered without a word
             if new.shape != expected:
@@ -152,10 +179,6 @@ class KVCache:
                     f"{name} must have shape {expected}, got {tuple(new.shape)}; "
                     "make the cache with new_cache of the model that writes"
                 )
-        slots = positions[:, None, :, None].expand_as(k)
-        self.keys[layer].scatter_(2, slots, k)
-        self.values[layer].scatter_(2, slots, v)
-        return self.keys[layer, :, :, : self.extent], self.values[layer, :, :, : self.extent]
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Rolls every row back to the given length: later tokens are forgotten.
@@ -212,7 +235,7 @@ class KVCache:
         rows = torch.arange(len(bases))[:, None].to(self.device)
         source = (bases[:, None] + numbers).to(self.device)
         target = (bases[:, None] + torch.arange(numbers.shape[1])).to(self.device)
-        for held in (self.keys, self.values):
+        for held in self.tensors.values():
             held[:, rows, :, target] = held[:, rows, :, source]
 
     def first_layers(self, num_layers: int) -> KVCache:
@@ -228,7 +251,8 @@ class KVCache:
                 f"num_layers must be in [1, {self.num_layers}], got {num_layers}; the cache has no others"
             )
         part = copy.copy(self)  # `lengths` is replaced when it changes, never written to
-        part.keys, part.values = self.keys[:num_layers], self.values[:num_layers]
+        for name, tensor in self.tensors.items():
+            setattr(part, name, tensor[:num_layers])
         return part
 
     def reorder(self, rows: Int[Tensor, " B"]) -> None:
@@ -252,10 +276,11 @@ class KVCache:
             ) from error
         if len(rows) == self.batch_size:
             held = slice(0, self.extent)  # the rest is empty, and stays where it is
-            self.keys[:, :, :, held] = self.keys[:, rows, :, held]
-            self.values[:, :, :, held] = self.values[:, rows, :, held]
+            for tensor in self.tensors.values():
+                tensor[:, :, :, held] = tensor[:, rows, :, held]
         else:
-            self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+            for name, tensor in self.tensors.items():
+                setattr(self, name, tensor[:, rows])
         if self.ragged:  # the longest rows may have left; only then the device is waited for
             self._set_lengths(self.lengths.tolist())
 
@@ -281,24 +306,19 @@ def _one_a_row(name: str, given: Sequence[int], held: list[int]) -> list[int]:
     return numbers
 
 
-def _check_fits(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> None:
+def _check_fits(needed: int, batch_size: int, capacity: int, device: torch.device | str) -> None:
     """Refuses what would not fit, while it is only a number; tensors on "meta" take no memory."""
     if torch.device(device).type == "meta":
         return
-    needed, free = _num_bytes(shape, dtype), hardware.free_bytes(device)
+    free = hardware.free_bytes(device)
     if free is None or needed <= free:
         return
-    _, batch_size, _, capacity, _ = shape
     a_token = needed // (batch_size * capacity)
     raise DoesNotFit(
         f"a cache for batch_size {batch_size} and capacity {capacity} needs {_gb(needed)}, {_gb(free)} are "
         f"free on {device}, room for {free // a_token:,} tokens in all; ask for fewer rows (prompts, beams) "
         "or fewer tokens"
     )
-
-
-def _num_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    return 2 * math.prod(shape) * dtype.itemsize
 
 
 def _gb(num_bytes: int) -> str:

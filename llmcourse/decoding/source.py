@@ -6,7 +6,7 @@ with a cache, a model without one, two models (contrastive decoding), or a table
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from numbers import Integral
 from typing import Protocol, runtime_checkable
 
@@ -87,11 +87,18 @@ class CachedLogits(_ModelLogits):
 
     Ragged prompts are padded on the right and the cache is rolled back to the true lengths, so a
     row's positions, and its logits, are those it would have alone.
+
+    Args:
+        new_cache: gives an empty cache for so many rows and tokens of each; None is `model.new_cache`.
     """
+
+    def __init__(self, model: Decoder, new_cache: Callable[[int, int], KVCache] | None = None):
+        super().__init__(model)
+        self.new_cache = model.new_cache if new_cache is None else new_cache
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], capacity: int) -> Float[Tensor, "B V"]:
-        self.cache = self.model.new_cache(len(prompts), capacity)
+        self.cache = self.new_cache(len(prompts), capacity)
         logits = self._logits_at_ends(prompts, self.cache)
         self.cache.truncate([len(prompt) for prompt in prompts])
         return logits

@@ -5,6 +5,9 @@ grid, ranges      evenly spaced numbers for a range; ranges by min–max, percen
 affine            quantize, dequantize and the error, by tensor, channel, token or group; weights by rounding
 packing           codes of 2 to 8 bits in bytes or 32-bit words, without gaps
 formats           points that are not evenly spaced: FP8 e4m3 and e5m2, NF4, MXFP4
+lecture_example   the lecture's six numbers in int8, and which way Z points
+cache             a KV cache in 2 to 8 bits, for decoding as it is
+cache_error       what that does to keys, values, attention and the next token
 calibration       what layers read while a model runs over real text: 2 XᵀX and magnitudes by channel
 hessian           the error of an output as a quadratic form, and the factor of its inverse
 gptq              columns one by one, those still free making up for the error of each

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import require
-from llmcourse.quantization.grid import code_range, nearest_codes, scale_and_zero_point, values
+from llmcourse.quantization.grid import check_scale, code_range, nearest_codes, scale_and_zero_point, values
 from llmcourse.quantization.quantized_tensor import QuantizedTensor, check_group_size
 from llmcourse.quantization.ranges import RangeMethod, find_range
 
@@ -92,11 +92,9 @@ def quantize(
     groups = groups.to(torch.promote_types(x.dtype, torch.float32))
     dtype = groups.dtype if scale_dtype is None else scale_dtype
     shared = {"symmetric": symmetric, "narrow_range": narrow_range, "dtype": dtype}
-    try:
-        low, high = find_range(groups, bits, method=range_method, percentile=percentile, **shared)
-        scale, zero_point = scale_and_zero_point(low, high, bits, **shared)
-    except ValueError as error:
-        raise error if name is None else ValueError(f"{what}: {error}") from error
+    low, high = find_range(groups, bits, method=range_method, percentile=percentile, **shared)
+    scale, zero_point = scale_and_zero_point(low, high, bits, **shared)
+    check_scale(scale, torch.maximum(-low, high), what)
     columns = scale[:, None], None if zero_point is None else zero_point[:, None]
     codes = nearest_codes(groups, *columns, bits, narrow_range=narrow_range)
     shape = _scale_shape(x, granularity, group_size)

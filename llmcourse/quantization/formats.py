@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llmcourse.decoding.errors import require
 from llmcourse.quantization.affine import check_finite
-from llmcourse.quantization.grid import rounded_up
+from llmcourse.quantization.grid import check_scale, rounded_up
 from llmcourse.quantization.quantized_tensor import check_group_size
 
 
@@ -90,11 +90,15 @@ class NumberFormat:
         require(
             x.numel() > 0, "x", "at least one number", f"shape {tuple(x.shape)}", "leave out what is empty"
         )
-        check_finite(x, "x" if name is None else f"the tensor of {name}")
+        what = "x" if name is None else f"the tensor of {name}"
+        check_finite(x, what)
         size = block_size or self.block_size or x.shape[-1]
         check_group_size(size, x.shape[-1])
         blocks = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, size))
-        scale = self._scale(blocks.abs().amax(-1))
+        widest = blocks.abs().amax(-1)
+        scale = self._scale(widest)
+        if self.scale_kind == "absmax":
+            check_scale(scale, widest, what)
         codes = self.nearest(blocks / scale[..., None].to(blocks.dtype))
         return FormatCodes(codes.flatten(-2), scale, self)
 
@@ -102,11 +106,11 @@ class NumberFormat:
         """Of blocks with these largest magnitudes, fp32 or e8m0; 1 where that is 0."""
         if self.scale_kind == "absmax":
             scale = rounded_up(widest.double() / self.largest, torch.float32)
-            return torch.where(widest > 0, scale, 1)
+            return torch.where(widest == 0, 1, scale)
         # frexp has the mantissa in [0.5, 1): floor(log2 x) is its exponent less 1.
         exponent = torch.frexp(widest).exponent - math.frexp(self.largest)[1]
         power = torch.ldexp(torch.ones_like(widest), exponent.clamp(-127, 127))
-        return torch.where(widest > 0, power, 1).to(torch.float8_e8m0fnu)
+        return torch.where(widest == 0, 1, power).to(torch.float8_e8m0fnu)
 
 
 @dataclass(frozen=True)

@@ -49,12 +49,11 @@ def scale_and_zero_point(
     """S and Z for the range of each group; a range that is 0 alone has S = 1, and Z = 0 or the nearest to it.
 
     Args:
-        low, high: finite; widened to reach to 0.
-        dtype: of the scales, which are positive.
+        low, high: widened to reach to 0. Where they are not finite, nor is S.
+        dtype: of the scales, which are positive; beyond its largest number they are infinite (`check_scale`).
 
     Raises:
-        ValueError: bits out of 2 to 8, a narrow range that is not symmetric, or a scale that would be
-            infinite in this dtype.
+        ValueError: bits out of 2 to 8, or a narrow range that is not symmetric.
     """
     least, most = code_range(bits, narrow_range)
     if narrow_range and not symmetric:
@@ -64,7 +63,7 @@ def scale_and_zero_point(
     low, high, steps = low.double().clamp(max=0), high.double().clamp(min=0), most - least
     widest = torch.maximum(-low, high)
     wide = widest / (steps / 2) if symmetric else high / steps - low / steps  # high − low might overflow
-    scale = torch.where(widest > 0, rounded_up(wide, dtype), 1)
+    scale = torch.where(widest == 0, 1, rounded_up(wide, dtype))
     if symmetric:
         return scale, None
     zero_point = (least - low / scale.double()).round().clamp(least, most)
@@ -72,20 +71,22 @@ def scale_and_zero_point(
 
 
 def rounded_up(wide: Float[Tensor, "*groups"], dtype: torch.dtype) -> Float[Tensor, "*groups"]:
-    """The least positive number of the dtype that is not below `wide`, which is not below 0.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The least positive number of the dtype that is not below `wide`, which is not below 0."""
     near = wide.to(dtype)
-    if near.isinf().any():
-        raise ValueError(
-            f"the scale's dtype must hold {wide.max().item():.4g}, got {dtype}, whose largest number is "
-            f"{torch.finfo(dtype).max:.4g}; take a wider one, or scale the numbers down"
-        )
     short = (near.double() < wide) | (near == 0)
     # Positive floating-point numbers are ordered as their bits are, read as an integer.
     return (near.view(_INTEGERS[dtype.itemsize]) + short).view(dtype)
+
+
+def check_scale(scale: Float[Tensor, "*groups"], widest: Float[Tensor, "*groups"], what: str = "x") -> None:
+    """Raises ValueError where finite numbers, up to `widest` in a group, got a scale beyond its dtype."""
+    beyond = scale.isinf()
+    if beyond.any():
+        raise ValueError(
+            f"{what} must have scales within {scale.dtype}, got a magnitude of "
+            f"{widest[beyond].max().item():.4g}, whose scale is not; take a wider dtype for scales, or scale "
+            "the numbers down"
+        )
 
 
 def nearest_codes(

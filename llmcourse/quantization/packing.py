@@ -19,12 +19,19 @@ from llmcourse.decoding.errors import require, require_integer
 from llmcourse.quantization.grid import code_range
 
 
-def pack_bytes(codes: Int[Tensor, "*rows K"], bits: int) -> UInt8[Tensor, "*rows N"]:
+def pack_bytes(codes: Int[Tensor, "*rows K"], bits: int, *, checked: bool = True) -> UInt8[Tensor, "*rows N"]:
     """The rows' codes in ⌈K · bits / 8⌉ bytes each.
+
+    Args:
+        checked: look at the codes first, for which a GPU must be waited for.
 
     Raises:
         ValueError: bits out of 2 to 8, no codes in a row, or codes that do not fit in them.
     """
+    if checked:
+        _check_codes(codes, bits)
+    if 8 % bits == 0:
+        return _joined(codes, bits, 8 // bits, torch.uint8)
     wide = _joined(codes, bits, 8, torch.int64)  # 8 codes in the lowest 8 · bits bits of each number
     in_bytes = torch.stack([(wide >> 8 * place) & 255 for place in range(bits)], -1)
     return in_bytes.flatten(-2)[..., : bytes_of(codes.shape[-1], bits)].to(torch.uint8)
@@ -39,6 +46,8 @@ def unpack_bytes(packed: UInt8[Tensor, "*rows N"], bits: int, num_codes: int) ->
     code_range(bits)
     require_integer(1, "num_codes", num_codes, "give the codes of a row")
     _check_length(packed, bytes_of(num_codes, bits), "bytes", bits, num_codes)
+    if 8 % bits == 0:
+        return _split(packed, bits, 8 // bits, num_codes)
     missing = -packed.shape[-1] % bits
     whole = torch.nn.functional.pad(packed, (0, missing)).unflatten(-1, (-1, bits))
     wide = torch.zeros(whole.shape[:-1], dtype=torch.int64, device=packed.device)
@@ -49,7 +58,8 @@ def unpack_bytes(packed: UInt8[Tensor, "*rows N"], bits: int, num_codes: int) ->
 
 def pack_words(codes: Int[Tensor, "*rows K"], bits: int) -> Int32[Tensor, "*rows N"]:
     """The rows' codes in ⌈K / (32 // bits)⌉ words each; errors as `pack_bytes`."""
-    return _joined(codes, bits, 32 // bits if bits else 1, torch.int32)
+    _check_codes(codes, bits)
+    return _joined(codes, bits, 32 // bits, torch.int32)
 
 
 def unpack_words(packed: Int32[Tensor, "*rows N"], bits: int, num_codes: int) -> Int8[Tensor, "*rows K"]:
@@ -66,13 +76,10 @@ def bytes_of(num_codes: int, bits: int) -> int:
     return -(-num_codes * bits // 8)
 
 
-def _joined(codes: Tensor, bits: int, together: int, dtype: torch.dtype) -> Tensor:
-    """Each `together` neighbours of a row in one number, the first in the lowest bits."""
+def _check_codes(codes: Tensor, bits: int) -> None:
     least, most = code_range(bits)
-    remedy = "pack what has codes"
-    require(
-        codes.ndim > 0 and codes.numel() > 0, "codes", "rows of codes", f"shape {tuple(codes.shape)}", remedy
-    )
+    shape, remedy = tuple(codes.shape), "pack what has codes"
+    require(codes.ndim > 0 and codes.numel() > 0, "codes", "rows of codes", f"shape {shape}", remedy)
     low, high = (end.item() for end in codes.aminmax())
     require(
         least <= low and high <= most,
@@ -81,17 +88,26 @@ def _joined(codes: Tensor, bits: int, together: int, dtype: torch.dtype) -> Tens
         f"{low} to {high}",
         "give the bits that they were made with",
     )
+
+
+def _joined(codes: Tensor, bits: int, together: int, dtype: torch.dtype) -> Tensor:
+    """Each `together` neighbours of a row in one number, the first in the lowest bits."""
+    mask, half = 2**bits - 1, 2 ** (bits - 1)
     missing = -codes.shape[-1] % together
-    padded = torch.nn.functional.pad(codes, (0, missing), value=least).unflatten(-1, (-1, together))
+    padded = torch.nn.functional.pad(codes, (0, missing), value=-half).unflatten(-1, (-1, together))
     joined = torch.zeros(padded.shape[:-1], dtype=dtype, device=codes.device)
     for place in range(together):
-        joined |= (padded[..., place].to(dtype) - least) << bits * place
+        # In two's complement, q + half is q with its sign bit turned over.
+        joined |= ((padded[..., place].to(dtype) & mask) ^ half) << bits * place
     return joined
 
 
 def _split(joined: Tensor, bits: int, together: int, num_codes: int) -> Int8[Tensor, "*rows K"]:
-    mask, least = 2**bits - 1, code_range(bits)[0]
-    places = [((joined >> bits * place) & mask).add_(least).to(torch.int8) for place in range(together)]
+    mask, half, unused = 2**bits - 1, 2 ** (bits - 1), 8 - bits
+    places = []
+    for place in range(together):
+        code = (((joined >> bits * place) & mask) ^ half).to(torch.int8)
+        places.append((code << unused) >> unused)  # the sign bit fills those in front of it
     return torch.stack(places, -1).flatten(-2)[..., :num_codes].contiguous()
 
 

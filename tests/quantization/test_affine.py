@@ -269,9 +269,8 @@ def test_no_numbers_are_refused():
 
 def test_a_scale_beyond_its_dtype_is_refused_with_the_layers_name():
     w = torch.full((1, 2), 1e38)
-    with pytest.raises(
-        ValueError, match=r"the tensor of lm_head: the scale's dtype must hold 7.8\d*e\+35, got torc"
-    ):
+    message = r"the tensor of lm_head must have scales within torch.float16, got a magnitude of 1e\+38, whose"
+    with pytest.raises(ValueError, match=message):
         quantize_weight(w, 8, name="lm_head", scale_dtype=torch.float16)
     assert quantize_weight(w, 8, scale_dtype=torch.bfloat16).scale.dtype == torch.bfloat16
 
