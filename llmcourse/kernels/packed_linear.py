@@ -6,7 +6,9 @@ Decoding a text is bound by reading W. In codes it is half or a quarter of the b
 codes costs less than the reading that it saves (Frantar et al. 2024, Marlin, section 3). A word of 32 bits
 holds eight codes of 4 bits or four of 8, in two's complement, code 2j + e of a word from bit `width` · j +
 16 e on: so one mask cuts out two neighbours, one in each half, which is how the tensor cores take a pair.
-Codes of fewer bits lie in the next of the two widths, and are as fast as these.
+Where K is a multiple of 128, words lie by the threads that multiply them: of 128 columns, thread t of four
+has columns 16 t to 16 t + 15 of both halves, and its words are neighbours. Codes of fewer bits lie in the
+next of the two widths, and are as fast as these.
 """
 
 from __future__ import annotations
@@ -20,8 +22,17 @@ from torch import Tensor
 
 from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
-from llmcourse.kernels.packed_tiles import MOST_KERNEL_ROWS, AnyPackedTile, packed_rule
+from llmcourse.kernels.packed_tiles import (
+    BLOCK,
+    MOST_KERNEL_ROWS,
+    AnyPackedTile,
+    PackedRing,
+    packed_ring,
+    packed_rule,
+)
 from llmcourse.kernels.quantized_linear import QuantizedLinear, same_columns, stacked_biases
+from llmcourse.kernels.split_rings import Needs, SplitMemory
+from llmcourse.kernels.tiles import SPARE_BYTES
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 DEQUANTIZED_AT_ONCE = 2**27  # numbers of W that a product of many rows writes out
@@ -52,6 +63,7 @@ class PackedLinear(QuantizedLinear):
         self.bits, self.group_size = bits, group_size
         for name, tensor in (("words", words), ("scales", scales), ("zeros", zeros)):
             self.register_buffer(name, tensor)
+        self._memory: dict[Needs, SplitMemory] = {}
 
     @classmethod
     def of(
@@ -83,7 +95,7 @@ class PackedLinear(QuantizedLinear):
         own = dtype or scale.dtype
         kept = torch.promote_types(own, torch.float32) if groups == 1 else own
         return cls(
-            pack(codes, code_width(bits)),
+            packed_words(codes, code_width(bits)),
             scale.T.to(kept).contiguous(),
             None if zero_point is None else zero_point.T.contiguous(),
             bits=bits,
@@ -100,7 +112,7 @@ class PackedLinear(QuantizedLinear):
     @property
     def codes(self) -> Int[Tensor, "N K"]:
         """q, one a byte."""
-        return unpack(self.words, self.width)[:, : self.in_features]
+        return unpacked_codes(self.words, self.width, self.in_features)
 
     @property
     def scale(self) -> Float[Tensor, "N groups"]:
@@ -163,11 +175,52 @@ class PackedLinear(QuantizedLinear):
             return y if out is None else out.copy_(y)
         if out is None:
             out = x.new_empty(len(x), num_outputs)
-        tile = tile or packed_rule(self.in_features, self.group_size, gated, x.element_size())
-        from llmcourse.kernels import packed_triton
-
-        packed_triton.launch(self, x, norm, eps, bias, residual, gated, out, tile, pdl)
+        tile = tile or self.best_tile(x, gated)
+        if isinstance(tile, PackedRing):
+            if obstacle := self._ring_obstacle(x, gated, tile):
+                raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
+            from llmcourse.kernels import packed_gluon as kernels
+        else:
+            from llmcourse.kernels import packed_triton as kernels
+        kernels.launch(self, x, norm, eps, bias, residual, gated, out, tile, pdl)
         return out
+
+    def best_tile(self, x: Tensor, gated: bool) -> AnyPackedTile:
+        """How a kernel is to cut the matrix for these rows."""
+        shape = (self.out_features // (1 + gated), self.in_features, gated)
+        if len(x) <= MOST_KERNEL_ROWS:
+            ring = packed_ring(len(x), *shape, self.width, self.zeros is not None)
+            if not self._ring_obstacle(x, gated, ring):
+                return ring
+        return packed_rule(self.in_features, self.group_size, x.element_size())
+
+    def _ring_obstacle(self, x: Tensor, gated: bool, ring: PackedRing) -> str | None:
+        """Why the kernel in Gluon cannot run with such a ring, or None."""
+        from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
+
+        grouped, zeros = self.group_size < self.in_features, self.zeros is not None
+        if len(x) > MOST_KERNEL_ROWS or x.dtype != torch.bfloat16 or self.in_features % BLOCK:
+            takes = f"up to {MOST_KERNEL_ROWS} rows, a multiple of {BLOCK} numbers each, in bfloat16"
+            return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes {takes}"
+        if grouped and (self.group_size != BLOCK or self.scales.dtype != torch.bfloat16):
+            found = f"groups of {self.group_size} with scales in {self.scales.dtype}"
+            return f"for {found}; it takes {BLOCK} and bfloat16"
+        if zeros and not grouped:
+            return "for zero points of whole channels; it takes those of groups"
+        if not runs_gluon(90):
+            return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
+        aligned = [x, self.words, *([self.scales] if grouped else []), *([self.zeros] if zeros else [])]
+        if any((not t.is_meta and t.data_ptr() % 16) or t.stride(0) * t.element_size() % 16 for t in aligned):
+            return "for rows of memory that do not begin at multiples of 16 bytes"
+        held, room = ring.held_bytes(len(x), self.width, gated, zeros), shared_bytes() - SPARE_BYTES
+        return f"with {held} bytes for a program, which has room for {room}" if held > room else None
+
+    def memory_of(self, needs: Needs) -> SplitMemory:
+        """What programs that share columns leave their sums in; kept, since recordings hold its address."""
+        held = self._memory.get(needs)
+        if held is None or held.parts.device != self.words.device:
+            held = self._memory[needs] = SplitMemory.of([needs], self.words.device)
+        return held
 
     def _by_operations(
         self,
@@ -206,7 +259,7 @@ class PackedLinear(QuantizedLinear):
         """In the dtype of the scales, or float32 if that is wider."""
         scales = self.scales[:, begin:end].T
         scales = scales.to(torch.promote_types(scales.dtype, torch.float32))
-        q = unpack(self.words[begin:end], self.width)[:, : self.in_features]
+        q = unpacked_codes(self.words[begin:end], self.width, self.in_features)
         q = q.unflatten(1, (-1, self.group_size)).to(scales.dtype)
         if self.zeros is not None:
             q = q.sub_(self.zeros[:, begin:end].T[..., None])
@@ -273,24 +326,33 @@ def code_width(bits: int) -> int:
     return 4 if bits <= 4 else 8
 
 
-def pack(codes: Int[Tensor, "N K"], width: int) -> Int[Tensor, "N words"]:
+def packed_words(codes: Int[Tensor, "N K"], width: int) -> Int[Tensor, "N words"]:
     """Codes in words of 32 bits, as the module says; zeros behind the last."""
-    a_word = 32 // width
-    codes = F.pad(codes, (0, -codes.shape[1] % a_word)).unflatten(1, (-1, a_word)).to(torch.int32)
+    columns, a_word = codes.shape[1], 32 // width
+    codes = F.pad(codes, (0, -columns % a_word)).unflatten(1, (-1, a_word)).to(torch.int32)
     words = torch.zeros(codes.shape[:2], dtype=torch.int32, device=codes.device)
     for place in range(a_word):
         words |= (codes[..., place] & (2**width - 1)) << code_shift(place, width)
+    if by_threads(columns):
+        words = words.unflatten(1, (-1, 2, 4, width // 2)).transpose(2, 3).flatten(1)
     return words
 
 
-def unpack(words: Int[Tensor, "N words"], width: int) -> Int[Tensor, "N K"]:
-    """What `pack` packed, int8, and the zeros behind it."""
+def unpacked_codes(words: Int[Tensor, "N words"], width: int, columns: int) -> Int[Tensor, "N K"]:
+    """What `packed_words` packed, int8."""
     a_word = 32 // width
+    if by_threads(columns):
+        words = words.unflatten(1, (-1, 4, 2, width // 2)).transpose(2, 3).flatten(1)
     codes = torch.empty(*words.shape, a_word, dtype=torch.int8, device=words.device)
     for place in range(a_word):
         up = 32 - width - code_shift(place, width)  # the code's sign to the word's
         codes[..., place] = (words << up) >> (32 - width)
-    return codes.flatten(1)
+    return codes.flatten(1)[:, :columns]
+
+
+def by_threads(columns: int) -> bool:
+    """Whether words lie by the threads that multiply them."""
+    return columns % 128 == 0
 
 
 def code_shift(place: int, width: int) -> int:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from llmcourse.kernels.arguments import check_power_of_2, is_count
+from llmcourse.kernels.split_rings import Needs
+from llmcourse.kernels.tiles import ring_rows
+
 MOST_KERNEL_ROWS = 64  # of input, up to which codes are multiplied by a kernel; for more, W is written out
+MOST_NORM_ROWS = 16  # of input, up to which the ring's kernel takes an RMSNorm
+BLOCK = 128  # columns of a group that a ring has scales for
 
 
 class PackedTile(NamedTuple):
@@ -23,13 +30,125 @@ class PackedTile(NamedTuple):
     stages: int
 
 
-AnyPackedTile = PackedTile
+@dataclass(frozen=True)
+class PackedRing:
+    """How `packed_gluon` cuts a matrix: tiles that come through shared memory, and who shares its columns.
+
+    Attributes:
+        rows: of the weights for one program, a power of two of at least 16 for each warp that does not share
+            them; of both halves each where gate and up are fused.
+        blocks: of 128 columns in a step, a power of two, of which each warp that shares columns has one or
+            more.
+        warps_k: warps that share the columns of a step, a power of two.
+        stages: steps of codes under way at once.
+        input_stages: steps of x under way at once.
+        splits: programs that share the columns of a tile's rows; 1 for none.
+        warps: of 32 threads, for one program.
+
+    Raises:
+        ValueError: a number that no kernel can be launched with.
+    """
+
+    rows: int
+    blocks: int
+    warps_k: int
+    stages: int
+    input_stages: int
+    splits: int = 1
+    warps: int = 4
+
+    def __post_init__(self):
+        for name in ("blocks", "warps_k", "warps"):
+            check_power_of_2(name, getattr(self, name))
+        if self.warps > 8 or self.warps_k > self.warps or self.warps_k > self.blocks:
+            raise ValueError(
+                f"warps_k must be at most warps, which are at most 8, and at most blocks, got {self}"
+            )
+        check_power_of_2("rows", self.rows, 16 * self.warps // self.warps_k)
+        if self.rows > 256:
+            raise ValueError(f"rows must be at most 256, which is what one copy takes, got {self.rows}")
+        for name in ("stages", "input_stages"):
+            if getattr(self, name) < 2:
+                raise ValueError(
+                    f"{name} must be at least 2, got {getattr(self, name)}; 2 keep one step in flight"
+                )
+        if not is_count(self.splits):
+            raise ValueError(f"splits must be an integer of at least 1, got {self.splits!r}; 1 is for none")
+
+    def steps(self, num_inputs: int) -> int:
+        """That a program goes through, of a matrix of so many columns."""
+        return _up(_up(num_inputs, BLOCK * self.blocks), self.splits)
+
+    def held_bytes(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
+        """Of shared memory."""
+        code = self.rows * (BLOCK * width // 8 + 2 + zeros) * (1 + gated)
+        return self.blocks * (self.stages * code + self.input_stages * ring_rows(num_rows) * BLOCK * 2)
+
+    def needs(self, num_rows: int, num_outputs: int, gated: bool) -> Needs:
+        """Sums of a tile for each program, and the squares of each row of input beside them."""
+        if self.splits == 1:
+            return Needs(0, 0)
+        tiles = _up(num_outputs, self.rows)
+        return Needs(tiles, tiles * self.splits * (self.rows * (1 + gated) + 1) * ring_rows(num_rows))
 
 
-def packed_rule(num_inputs: int, group_size: int, gated: bool, item_bytes: int) -> PackedTile:
+AnyPackedTile = PackedTile | PackedRing
+
+# Bytes of shared memory for a program, so that several fit on a multiprocessor of Hopper.
+BY_FOURS, BY_TWOS = 52 * 1024, 104 * 1024
+
+# For up to so many rows of input, (outputs, inputs, gated, width of a code) to what was fastest on an H200.
+PACKED_RINGS: dict[int, dict[tuple[int, int, bool, int], PackedRing]] = {8: {}, 16: {}, 32: {}, 64: {}}
+
+
+def packed_ring(
+    num_rows: int, num_outputs: int, num_inputs: int, gated: bool, width: int, zeros: bool
+) -> PackedRing:
+    """What was measured for this matrix, otherwise what the rule gives."""
+    most = next(most for most in PACKED_RINGS if num_rows <= most)
+    measured = PACKED_RINGS[most].get((num_outputs, num_inputs, gated, width))
+    return measured or ring_rule(num_rows, num_outputs, num_inputs, gated, width, zeros)
+
+
+def ring_rule(
+    num_rows: int, num_outputs: int, num_inputs: int, gated: bool, width: int, zeros: bool
+) -> PackedRing:
+    """A program or two for every multiprocessor, and as many steps under way as let two share one."""
+    rows = 64 if num_rows <= 8 else 128
+    if gated:
+        rows //= 2
+    splits = 1
+    while rows > 16 and num_rows <= 8 and num_outputs < 112 * rows:
+        rows //= 2
+    while num_rows > 8 and num_outputs * splits < 112 * rows and num_inputs >= 1024 * splits:
+        splits *= 2
+    warps = 8 if rows == 128 and num_rows > 16 else 4
+    warps_k = max(1, 16 * warps // rows)
+    blocks = max(warps_k, 1 if num_rows > 16 else 128 // rows)
+    return filled(PackedRing(rows, blocks, warps_k, 2, 2, splits, warps), num_rows, width, gated, zeros)
+
+
+def filled(
+    ring: PackedRing, num_rows: int, width: int, gated: bool, zeros: bool = False, most: int = BY_TWOS
+) -> PackedRing:
+    """As many stages as fit: of x up to four, of codes what is left."""
+    for name, end in (("stages", 3), ("input_stages", 4), ("stages", 10)):
+        while getattr(ring, name) < end:
+            more = replace(ring, **{name: getattr(ring, name) + 1})
+            if more.held_bytes(num_rows, width, gated, zeros) > most:
+                break
+            ring = more
+    return ring
+
+
+def packed_rule(num_inputs: int, group_size: int, item_bytes: int) -> PackedTile:
     """For any GPU and shape: columns of one group if it is large enough; within 99 KiB of shared memory."""
-    whole = group_size == num_inputs or group_size & -group_size >= 32
-    most = 128 if item_bytes <= 2 else 64
-    own = most if group_size == num_inputs or not whole else group_size & -group_size
-    columns = max(16, min(most, own, 1 << (num_inputs - 1).bit_length()))
-    return PackedTile(32, columns, 4 if item_bytes <= 2 else 8, 4 if item_bytes <= 2 else 3)
+    own, most = group_size & -group_size, 128 if item_bytes <= 2 else 64
+    columns = min(most, own) if own >= 32 and group_size < num_inputs else most
+    columns = max(16, min(columns, 1 << (num_inputs - 1).bit_length()))
+    return PackedTile(32, columns, 4, 4) if item_bytes <= 2 else PackedTile(32, columns, 8, 3)
+
+
+def _up(number: int, parts: int) -> int:
+    """The quotient, rounded up."""
+    return -(-number // parts)

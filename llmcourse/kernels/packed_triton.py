@@ -37,6 +37,16 @@ def _codes(words, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 
 
 @triton.jit
+def _places(word, K: tl.constexpr, WIDTH: tl.constexpr):
+    """Where a row's words lie: by threads if K is a multiple of 128, see `packed_linear`."""
+    N: tl.constexpr = WIDTH // 2
+    if K % 128 != 0:
+        return word
+    of_thread, half = word // N % 4, word // (4 * N) % 2
+    return word // (8 * N) * (8 * N) + of_thread * (2 * N) + half * N + word % N
+
+
+@triton.jit
 def _by_row(table_ptr, stride, group, rows):
     """The numbers of a group, (ROWS, 1)."""
     return tl.load(table_ptr + tl.cast(group, tl.int64) * stride + rows)[:, None]
@@ -117,7 +127,7 @@ def _packed_kernel(
     held = tl.minimum(rows, num_outputs - 1)
     up_held = held + num_outputs
     columns, word = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_K // A_WORD)
-    words = words_ptr + held[:, None].to(tl.int64) * WORDS + word[None, :]
+    words = words_ptr + held[:, None].to(tl.int64) * WORDS
     up_words = words + tl.cast(num_outputs, tl.int64) * WORDS
     batch = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     inputs = x_ptr + batch[:, None].to(tl.int64) * K + columns[None, :]  # (BLOCK_M, BLOCK_K)
@@ -135,14 +145,15 @@ def _packed_kernel(
             squares += tl.sum(wide * wide, axis=1)
             gain = tl.load(norm_ptr + start + columns, mask=start + columns < K, other=0.0).to(tl.float32)
             x = (wide * gain[None, :]).to(x.dtype)
-        there = (start // A_WORD + word < WORDS)[None, :]
-        tile = tl.load(words + start // A_WORD, mask=there, other=0)
+        at_word = start // A_WORD + word
+        there, at_word = (at_word < WORDS)[None, :], _places(at_word, K, WIDTH)[None, :]
+        tile = tl.load(words + at_word, mask=there, other=0)
         sums = _added(
             sums, x, tile, scales_ptr, zeros_ptr, scales_stride, zeros_stride, held, start, columns,
             BLOCK_N, BLOCK_K, K, GROUP, WIDTH, HAS_ZEROS,
         )  # fmt: skip
         if GATED:
-            up_tile = tl.load(up_words + start // A_WORD, mask=there, other=0)
+            up_tile = tl.load(up_words + at_word, mask=there, other=0)
             up_sums = _added(
                 up_sums, x, up_tile, scales_ptr, zeros_ptr, scales_stride, zeros_stride, up_held, start,
                 columns, BLOCK_N, BLOCK_K, K, GROUP, WIDTH, HAS_ZEROS,
@@ -234,7 +245,7 @@ def _dequantize_kernel(
     held = tl.minimum(rows, num_outputs - 1)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     word = tl.program_id(1) * (COLUMNS // A_WORD) + tl.arange(0, COLUMNS // A_WORD)
-    words = words_ptr + held[:, None].to(tl.int64) * WORDS + word[None, :]
+    words = words_ptr + held[:, None].to(tl.int64) * WORDS + _places(word, K, WIDTH)[None, :]
     codes = _codes(tl.load(words, mask=(word < WORDS)[None, :], other=0), WIDTH, ROWS, COLUMNS)
     if HAS_ZEROS:
         codes -= _by_code(zeros_ptr, zeros_stride, columns, held, K, GROUP).to(tl.int32)

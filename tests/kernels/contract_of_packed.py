@@ -14,7 +14,7 @@ from llmcourse.kernels.packed_linear import PackedLinear
 from llmcourse.kernels.packed_tiles import PackedTile
 from tests.kernels.contract import DEVICE, DTYPES, PARTS, PDL, check, doubled, random, seeded  # noqa: F401
 
-SHAPES = ((8, 32, 32), (50, 96, 8), (33, 128, 128), (1, 40, 40), (17, 100, 5), (80, 64, 32))
+SHAPES = ((8, 32, 32), (50, 96, 8), (33, 128, 128), (1, 40, 40), (17, 100, 5), (80, 64, 32), (24, 256, 64))
 TILES = (None, PackedTile(16, 16, 4, 2), PackedTile(64, 32, 4, 2))
 
 

@@ -1,0 +1,142 @@
+"""How codes become the operands of tensor cores without a step between threads: layouts, and a few masks.
+
+A number of bfloat16 between 128 and 256 has the bits 0x4300 and seven more, which count by one. So a code of
+four bits in these, its sign turned, is 136 more than it says:  128 + (q + 8) = 0x4300 | (q ⊕ 8).  One mask
+over both halves of a word gives two numbers, and an exact subtraction two codes. Eight bits do not fit into
+seven: the sign is taken as a number of its own,  q = (128 + low) − (128 + 128 · sign).
+(Frantar et al. 2024, Marlin, section 3.4, after Kim et al. 2022 for float16.)
+
+Which columns a product adds up in which order is free, as long as both operands agree. Each thread of four
+takes 16 neighbours of each half of 128 columns. Its codes are neighbours in memory too (see `packed_linear`).
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+BLOCK = gl.constexpr(128)  # columns that are multiplied together, and of a group of scales
+
+# Bits of the masked word in both halves, and then 136 in both.
+_OF_FOUR = gl.constexpr("""{
+    .reg .b32 w, zero;
+    mov.b32 zero, 0x43084308;
+    lop3.b32 $0, $4, 0x000f000f, 0x43084308, 0x6a;
+    shr.u32 w, $4, 4;
+    lop3.b32 $1, w, 0x000f000f, 0x43084308, 0x6a;
+    shr.u32 w, $4, 8;
+    lop3.b32 $2, w, 0x000f000f, 0x43084308, 0x6a;
+    shr.u32 w, $4, 12;
+    lop3.b32 $3, w, 0x000f000f, 0x43084308, 0x6a;
+    sub.rn.bf16x2 $0, $0, zero;
+    sub.rn.bf16x2 $1, $1, zero;
+    sub.rn.bf16x2 $2, $2, zero;
+    sub.rn.bf16x2 $3, $3, zero;
+}""")
+_OF_EIGHT = gl.constexpr("""{
+    .reg .b32 w, sign;
+    lop3.b32 $0, $2, 0x007f007f, 0x43004300, 0xea;
+    lop3.b32 sign, $2, 0x00800080, 0x43004300, 0xea;
+    shr.u32 w, $2, 8;
+    sub.rn.bf16x2 $0, $0, sign;
+    lop3.b32 $1, w, 0x007f007f, 0x43004300, 0xea;
+    lop3.b32 sign, w, 0x00800080, 0x43004300, 0xea;
+    sub.rn.bf16x2 $1, $1, sign;
+}""")
+
+
+@gluon.constexpr_function
+def layout_of_products(warps_k, warps):
+    """(blocks, rows, batch): so many warps share the blocks, the others the rows."""
+    return gl.NVMMADistributedLayout(
+        version=[2, 0], warps_per_cta=[warps_k, warps // warps_k, 1], instr_shape=[1, 16, 8]
+    )
+
+
+@gluon.constexpr_function
+def _doubled(first, end):
+    """first, 2 · first, … below end."""
+    found = []
+    while first < end:
+        found.append(first)
+        first *= 2
+    return found
+
+
+@gluon.constexpr_function
+def _layout_of_codes(blocks, rows, pieces, warps_k, warps):
+    """Of (blocks · rows, pieces), pieces of 16 bits: what a thread multiplies, in runs of 16 bytes."""
+    run = pieces // 4  # of a thread, side by side
+    warps_m = warps // warps_k
+    by_registers = [[0, at] for at in _doubled(1, run)] + [[8, 0]]
+    by_registers += [[row, 0] for row in _doubled(16 * warps_m, rows)]
+    by_registers += [[block * rows, 0] for block in _doubled(warps_k, blocks)]
+    lanes = [[0, run], [0, 2 * run], [1, 0], [2, 0], [4, 0]]
+    by_warps = [[row, 0] for row in _doubled(16, 16 * warps_m)]
+    by_warps += [[block * rows, 0] for block in _doubled(1, warps_k)]
+    return gl.DistributedLinearLayout(by_registers, lanes, by_warps, [], [blocks * rows, pieces])
+
+
+@gluon.constexpr_function
+def _layout_of_input(blocks, batch, warps_k, warps):
+    """Of (2 · blocks · batch, 64): what a thread multiplies codes by, 16 numbers side by side."""
+    by_registers = [[0, at] for at in _doubled(1, 16)] + [[batch, 0]]
+    by_registers += [[row, 0] for row in _doubled(8, batch)]
+    by_registers += [[2 * block * batch, 0] for block in _doubled(warps_k, blocks)]
+    lanes = [[0, 16], [0, 32], [1, 0], [2, 0], [4, 0]]
+    by_warps = [[0, 0] for _ in _doubled(1, warps // warps_k)]
+    by_warps += [[2 * block * batch, 0] for block in _doubled(1, warps_k)]
+    return gl.DistributedLinearLayout(by_registers, lanes, by_warps, [], [2 * blocks * batch, 64])
+
+
+@gluon.jit
+def flat(tile):
+    """(blocks, rows, columns) in shared memory as blocks of rows below each other."""
+    SHAPE: gl.constexpr = [tile.shape[0] * tile.shape[1], tile.shape[2]]
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(tile.shape[2] * 2, 16, 2)
+    return tile._reinterpret(tile.dtype, SHAPE, LAYOUT)
+
+
+@gluon.jit
+def numbers_of_codes(
+    ring, nth, BLOCKS: gl.constexpr, WARPS_K: gl.constexpr, WIDTH: gl.constexpr, C: gl.constexpr
+):
+    """The codes of a step as the left operand, (blocks, rows, 128)."""
+    ROWS: gl.constexpr = ring.shape[2]
+    PIECES: gl.constexpr = ring.shape[3]
+    L: gl.constexpr = _layout_of_codes(BLOCKS, ROWS, PIECES, WARPS_K, gl.num_warps())
+    pieces = flat(ring.index(nth)).load(L)
+    N: gl.constexpr = WIDTH // 2  # words of a thread in half of a block
+    if WIDTH == 4:
+        a, b, c, d = gl.inline_asm_elementwise(
+            _OF_FOUR, "=&r,=&r,=&r,=&r,r", [pieces], dtype=(gl.bfloat16,) * 4, is_pure=True, pack=2
+        )
+        pairs = gl.join(gl.join(a, c), gl.join(b, d))
+        parts = gl.reshape(pairs, [BLOCKS, ROWS, 4, 2, N, 2, 2, 2])
+        ordered = gl.permute(parts, (0, 1, 3, 2, 4, 6, 7, 5))
+    else:
+        a, b = gl.inline_asm_elementwise(
+            _OF_EIGHT, "=&r,=&r,r", [pieces], dtype=(gl.bfloat16,) * 2, is_pure=True, pack=2
+        )
+        parts = gl.reshape(gl.join(a, b), [BLOCKS, ROWS, 4, 2, N, 2, 2])
+        ordered = gl.permute(parts, (0, 1, 3, 2, 4, 6, 5))
+    operand: gl.constexpr = gl.DotOperandLayout(0, C, 16)
+    return gl.convert_layout(gl.reshape(ordered, [BLOCKS, ROWS, BLOCK]), operand, assert_trivial=True)
+
+
+@gluon.jit
+def blocks_of_input(ring, slot, BLOCKS: gl.constexpr, WARPS_K: gl.constexpr, C: gl.constexpr):
+    """x of a step as the right operand, (blocks, 128, batch)."""
+    BATCH: gl.constexpr = ring.shape[2]
+    L: gl.constexpr = _layout_of_input(BLOCKS, BATCH, WARPS_K, gl.num_warps())
+    parts = gl.permute(gl.reshape(flat(ring.index(slot)).load(L), [BLOCKS, 2, BATCH, 64]), (0, 1, 3, 2))
+    operand: gl.constexpr = gl.DotOperandLayout(1, C, 16)
+    return gl.convert_layout(gl.reshape(parts, [BLOCKS, BLOCK, BATCH]), operand, assert_trivial=True)
+
+
+@gluon.jit
+def weighted(x, gain):
+    """Two numbers and their gains by one instruction, rounded once: the compiler would make several of it."""
+    return gl.inline_asm_elementwise(
+        "mul.rn.bf16x2 $0, $1, $2;", "=r,r,r", [x, gain], dtype=gl.bfloat16, is_pure=True, pack=2
+    )
