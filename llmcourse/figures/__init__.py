@@ -29,12 +29,16 @@
     cascade_answers         recorded answers as a cascade meets them, stage by stage
     block_dial              quality against tokens of a forward pass, by block size and passes
     exit_heat               entropy by layer and token, and where a rule of early exit leaves
-    number_lines            one scale and several zero points, on a line of multiples of the scale
+    number_lines            the lecture's worked example, on a line of multiples of its scale
     format_points           the values of number formats on one axis
     rounded_weight          a weight in few bits: levels, clipping, error, signal to noise
     levels_plot             its figure
+    clip_trade_off          rounding and clipping against the range, and the range that loses least
     outlier_split           outlier columns apart, the rest in int8: what a layer's product loses
     outlier_plot            its figure
+    outlier_growth          what activations lose by int8 as a few channels grow
+    layer_errors            what rounding loses layer by layer, and what other methods leave of it
+    low_bit_bars            recorded low-bit layers by the number of rows, in speed-ups over 16 bits
     bits_curve              quality by bits, and what is lost by the size of a model
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views

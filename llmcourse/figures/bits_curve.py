@@ -152,7 +152,7 @@ def _draw_gaps(
     sizes = sorted({p.parameters for p in points})
     axes.set(xscale="log", yscale="log", xlabel="parameters", xlim=(sizes[0] / 1.3, sizes[-1] * 1.3))
     axes.xaxis.set_major_locator(FixedLocator(_apart(sizes)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(float(x))))
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.7f}".rstrip("0").rstrip(".")))
     style = {"markersize": 5, "linewidth": 1.6}

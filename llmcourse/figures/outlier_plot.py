@@ -129,7 +129,7 @@ class OutlierPlot:
             self.subtitle.set_text(in_words(shown, self.every[-1]))
             self._stems.set_segments([[(c, 0), (c, self.maxima[c])] for c in at])
             self._columns.set_segments([[(c, 1.0), (c, 1.035)] for c in at])
-            seen = shown.threshold <= self.tops.get_ylim()[1]
+            seen = bool(shown.threshold <= self.tops.get_ylim()[1])
             self._limit.set_visible(seen)
             self._limit_name.set_visible(seen)
             if seen:

@@ -3,8 +3,8 @@
     Y ≈ X₁₆ W₁₆ᵀ + X₈ W₈ᵀ        (Dettmers et al. 2022, LLM.int8(), section 3.2)
 
 A column of X is an outlier if any of its values reaches the threshold. All others are quantized token by
-token: one outlier among them would stretch the steps of its whole token. Weights keep their bits here: what is
-lost is lost by the activations.
+token: one outlier among them would stretch the steps of its whole token. Weights keep their bits here: all
+that is lost is lost by the activations.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from llmcourse.quantization.affine import quantize
+from llmcourse.quantization.outliers import THRESHOLD, outlier_columns
 
 THRESHOLDS = (0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, math.inf)
-DEFAULT_THRESHOLD = 6  # of the paper
+DEFAULT_THRESHOLD = int(THRESHOLD)  # of the paper
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +74,8 @@ def split(layer: LayerInput, threshold: int | float) -> Split:
     Raises:
         ValueError: a threshold that is not positive, or activations that are not finite.
     """
-    if not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}; use ∞ for no decomposition")
-    columns = layer.maxima >= threshold
+    columns = torch.zeros(layer.x.shape[1], dtype=torch.bool)
+    columns[outlier_columns(layer.x, float(threshold))] = True
     rest = layer.x.masked_fill(columns, 0)
     codes = quantize(rest, bits=8, granularity="token", narrow_range=True)
     lost = (rest - codes.dequantized()) @ layer.weight.T

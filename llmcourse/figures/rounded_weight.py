@@ -161,7 +161,7 @@ def trade_offs(weight: Float[Tensor, "N K"], symmetric: bool) -> dict[str, list[
 def some_rows(weight: Float[Tensor, "N K"], most: int = MOST_NUMBERS) -> Float[Tensor, "n K"]:
     """Rows at even distances, as many as `most` numbers are, but one at least; in fp32.
 
-    The first is moved to the row with the largest magnitude, so that the range of a tensor is that of all rows.
+    The first is moved to the row with the largest magnitude: the range of a tensor is that of all rows.
     """
     rows, columns = weight.shape
     count = min(rows, max(1, most // columns))

@@ -136,3 +136,16 @@ def test_end_tokens_are_in_the_vocabulary(token):
 def test_one_end_token_comes_in_a_list():
     with pytest.raises(TypeError, match=r"eos_token_ids must be a list of token ids, got 0; pass one as \[t"):
         check_request(TableSource(torch.zeros(5, 5)), [[1]], 1, 0)
+
+
+def test_a_cache_may_be_made_by_another_hand(model):
+    made = []
+
+    def new_cache(batch_size, capacity):
+        made.append(model.new_cache(batch_size, capacity))
+        return made[-1]
+
+    source = CachedLogits(model, new_cache)
+    logits = source.start(PROMPTS, 12)
+    assert source.cache is made[0] and (made[0].batch_size, made[0].capacity) == (3, 12)
+    assert torch.equal(logits, CachedLogits(model).start(PROMPTS, 12))

@@ -218,7 +218,7 @@ def test_beam_search_takes_it(small):
     settings = {"num_beams": 2, "max_new_tokens": 6}
     found = beam_search(quantized_cache_logits(model), prompts[0], **settings)
     expected = beam_search(UncachedLogits(model), prompts[0], **settings)
-    assert found[0].tokens == expected[0].tokens
+    assert found.hypotheses[0].tokens == expected.hypotheses[0].tokens
 
 
 def test_a_source_of_other_bits_is_refused(small):

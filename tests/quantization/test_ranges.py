@@ -122,3 +122,20 @@ def test_pieces_of_the_search_are_joined_in_order(monkeypatch):
     monkeypatch.setattr(ranges, "_CHUNK", 30)
     for end, expected in zip(mse_range(x, 3), whole, strict=True):
         assert end.equal(expected)
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "narrow", "asymmetric"])
+@pytest.mark.parametrize("exponent", [-120, -60, 60, 120])
+def test_the_search_knows_no_units(exponent, kind):
+    """Squares of such numbers leave fp32, in either direction."""
+    x, unit = normal(4, 32), 2.0**exponent
+    settings = {"symmetric": kind != "asymmetric", "narrow_range": kind == "narrow"}
+    for end, expected in zip(mse_range(x * unit, 3, **settings), mse_range(x, 3, **settings), strict=True):
+        assert (end / unit).equal(expected) and not end.equal(min_max(x * unit)[0])
+
+
+@pytest.mark.parametrize("method", ranges.RANGE_METHODS)
+def test_narrow_ranges_by_every_method(method):
+    x = normal(8, 64)
+    found = quantize(x, bits=3, granularity="token", range_method=method, narrow_range=True, percentile=95.0)
+    assert found.codes.min() == -3 and found.codes.max() == 3

@@ -1,0 +1,105 @@
+"""Quality by bits and by size: lines go through the rows, and what does not fit is refused."""
+
+import math
+
+import pytest
+
+from llmcourse.figures.bits_curve import BitsPoint, count, plot_bits, points_of
+
+MODELS = {"draft": 1_900_000, "small": 5_400_000, "base": 11_200_000}
+
+
+def row(model="draft", method="round", bits=4, kl=0.1, domain="prose", reference=20.0):
+    found = {"model": model, "parameters": MODELS.get(model, 10**6), "method": method, "bits": bits, "kl": kl}
+    return found | {
+        "domain": domain,
+        "perplexity": reference * math.exp(kl),
+        "reference_perplexity": reference,
+    }
+
+
+ROWS = [
+    row(model, method, bits, kl / MODELS[model] * 1e6 * (0.5 if method == "gptq" else 1))
+    for model in MODELS
+    for method in ("gptq", "round")
+    for bits, kl in ((8, 0.001), (4, 0.1), (2, 2.0))
+]
+
+
+def test_points_are_those_of_one_domain_from_the_smallest_model_on():
+    points = points_of([*ROWS[::-1], row(domain="code", kl=9.0)], "prose")
+    assert len(points) == len(ROWS) and max(p.kl for p in points) < 9
+    assert [p.parameters for p in points] == sorted(p.parameters for p in points)
+    assert points[0] == BitsPoint("draft", 1_900_000, "gptq", 8, *(points[0].perplexity, 20.0, points[0].kl))
+    with pytest.raises(ValueError, match="domain must be one of prose, got 'verse'"):
+        points_of(ROWS, "verse")
+    with pytest.raises(ValueError, match="none: there are no rows"):
+        points_of([], "prose")
+
+
+def test_the_rise_is_that_of_the_loss():
+    assert points_of([row(kl=0.25)], "prose")[0].rise == pytest.approx(0.25)
+
+
+def test_the_left_lines_are_perplexities_up_to_16_bits():
+    points = points_of(ROWS, "prose")
+    picture = plot_bits(points, method="round")
+    left, _ = picture.axes
+    assert [label.get_text() for label in left.get_xticklabels()] == ["2", "4", "8", "16"]
+    for line, model in zip(left.lines, MODELS, strict=True):
+        known = {p.bits: p.perplexity for p in points if (p.model, p.method) == (model, "round")}
+        assert list(line.get_ydata()) == [known[2], known[4], known[8], 20.0]
+    assert "perplexity 20; 8 bits 20.01 (KL 0.000526)" in picture.alt
+    picture.png(1.0)
+
+
+@pytest.mark.parametrize("gap", ["kl", "rise"])
+def test_the_right_lines_are_losses_by_size(gap):
+    points = points_of(ROWS, "prose")
+    _, right = plot_bits(points, gap=gap).axes
+    drawn = [list(line.get_ydata()) for line in right.lines]
+    expected = [
+        [getattr(p, gap) for p in points if (p.bits, p.method) == (bits, method)]
+        for bits in (8, 4, 2)
+        for method in ("gptq", "round")
+    ]
+    assert drawn == [pytest.approx(one) for one in expected]
+    assert all(list(line.get_xdata()) == sorted(MODELS.values()) for line in right.lines)
+
+
+def test_a_loss_below_0_is_drawn_at_the_edge():
+    _, right = plot_bits(points_of([row(kl=-0.01), row("base", kl=0.01)], "prose"), gap="rise").axes
+    assert list(right.lines[0].get_ydata()) == [1e-6, pytest.approx(0.01)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([], {}, "points must be of 1 to 8 models, got 0"),
+        (ROWS, {"gap": "speed"}, "gap must be one of kl, rise, got 'speed'"),
+        (ROWS, {"method": "awq"}, "method must be one of gptq, round, got 'awq'"),
+        ([row(method=m) for m in "abcd"], {}, "points must be of 1 to 3 methods, got 4"),
+        ([row(bits=b) for b in (8, 6, 4, 3, 2)], {}, "points must be of 1 to 4 widths, got 5"),
+        ([row(str(n)) for n in range(9)], {}, "points must be of 1 to 8 models, got 9"),
+    ],
+)
+def test_what_does_not_fit_is_refused(rows, settings, message):
+    points = points_of(rows, "prose") if rows else []
+    with pytest.raises(ValueError, match=message):
+        plot_bits(points, **settings)
+
+
+def test_words_do_not_lie_on_one_another():
+    picture = plot_bits(points_of(ROWS, "prose"), "Title", "prose")
+    picture.png(1.0)
+    renderer = picture.canvas.get_renderer()
+    left, right = picture.axes
+    legend = left.get_legend().get_window_extent(renderer)
+    ticks = [label.get_window_extent(renderer) for label in right.get_yticklabels()]
+    assert all(legend.x1 < box.x0 for box in ticks if box.y1 > legend.y0)
+    assert right.get_legend().get_window_extent(renderer).x1 <= picture.bbox.x1
+    assert left.texts[0].get_window_extent(renderer).y1 < picture.texts[1].get_window_extent(renderer).y0
+
+
+def test_counts_of_parameters():
+    assert [count(n) for n in (8e9, 13_800_000, 1_900_000, 5000, 12)] == ["8B", "13.8M", "1.9M", "5K", "12"]
