@@ -15,7 +15,4 @@ channel_scales    channels that are divided here and multiplied there, the funct
 awq               so that weights which meet large activations are rounded more finely
 smooth_quant      so that activations with outliers can be rounded to 8 bits
 outliers          which channels are some, models that have more of them, and what they cost
-lecture_example   the lecture's six numbers in int8, and which way Z points
-cache             a KV cache in 2 to 8 bits, for decoding as it is
-cache_error       what that does to keys, values, attention and the next token
 """
