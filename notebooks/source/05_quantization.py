@@ -1,0 +1,635 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Chapter 5 · Quantization
+#
+# A decoding step reads all the weights (chapter 2). Chapters 3 and 4 do more with one reading: they serve more readers,
+# or write more tokens. This chapter makes the reading itself shorter. A weight of 16 bits becomes a *code* of 8, 4 or
+# fewer, that is a whole number, and a few numbers say what the codes stand for. Then the same is done to activations, which
+# makes the arithmetic cheaper, and to the KV cache, which lets more requests in. Nothing of this is exact. So each part
+# asks two things: what is saved, and what is lost; and it measures the loss in several ways, since each of them alone
+# can be fooled.
+#
+# **When you have worked through this chapter you can**
+#
+# - quantize and dequantize by hand, find $S$ and $Z$, and tell which of two signs a text uses for $Z$,
+# - choose granularity and range, and predict the error of $b$ bits in decibels,
+# - say where the points of int4, NF4, FP8 and MXFP4 lie, and pack codes into bytes,
+# - predict from bytes alone how much faster a quantized model decodes, and from which batch on it no longer does,
+# - derive GPTQ's update of a column, run it on a real layer, and compare rounding, GPTQ and AWQ at 8 to 2 bits,
+# - find outliers in activations, make some, and choose among W8A8, SmoothQuant and LLM.int8(),
+# - say how many requests more a cache in int8 or int4 lets in, and what it does to the text,
+# - run a quantized model through decoding, serving and speculation, and say on which machine it is faster.
+#
+# **Time** about 90 minutes of reading and playing; the cells run in under three minutes.
+# **Hardware** any laptop; the speed of low-bit kernels was recorded on a GPU, and is measured where there is one.
+#
+# | symbol | term | 中文 |
+# |---|---|---|
+# | $b$; $q$ | bits of a code; the code | 比特数;量化值 |
+# | $S,\ Z$ | scale, the length of a step; zero point | 缩放因子;零点 |
+# | $\tilde x$ | what a code stands for: dequantized | 反量化 |
+# | $\Delta = \lVert X - \tilde X \rVert^2$ | quantization error | 量化误差 |
+# | | symmetric ($Z = 0$), asymmetric | 对称量化,非对称量化 |
+# | | granularity: what shares a scale, by tensor, channel, token, group | 量化粒度:张量,通道,词元,组 |
+# | | to clip: a range that leaves some numbers out | 截断 |
+# | SNR | signal-to-noise ratio, in dB: $10 \log_{10} (\lVert X \rVert^2 / \Delta)$ | 信噪比 |
+# | | post-training quantization; calibration text | 训练后量化;校准数据 |
+# | $\lVert X w - X w_q \rVert^2$ | what a layer's output loses | 重构误差 |
+# | $H = 2 X^\top X$; $U$ | its Hessian; the Cholesky factor of $H^{-1}$ | 海森矩阵;楚列斯基分解 |
+# | RTN, GPTQ, AWQ | rounding to the nearest; two methods that look at text | 就近取整 |
+# | W8A8, W4A16 | bits of weights and of activations | 权重,激活值 |
+# | | outlier; mixed-precision decomposition | 异常值;混合精度分解 |
+# | KL | Kullback-Leibler divergence to the 16-bit model, nats a token | KL 散度 |
+
+# %% tags=["nbval-check-output"]
+import copy
+import json
+import math
+from itertools import product
+
+import torch
+
+from llmcourse import decoding, hardware, pretrained, prompts, roofline, speculative, timing
+from llmcourse.costs import LLAMA_3_8B, Precision, Step, weight_bytes
+from llmcourse.decoding import generate
+from llmcourse.figures import kernel_bars, low_bit_bars, recorded, widgets
+
+torch.set_num_threads(1)  # with models this small, two threads mostly wait for each other
+h200, names = hardware.datasheet("H200"), ("draft", "small", "base")
+family = {name: pretrained.load(name) for name in names}
+base, tokenizer = family["base"]
+for name, (model, _) in family.items():
+    inside = sum(weight.numel() for weight in model.model.layers.parameters())
+    print(f"{name:6}{model.num_parameters / 1e6:5.1f} M parameters, {inside / model.num_parameters:.0%} in layers")
+
+# %% [markdown]
+# (What is not in layers is the embedding, which is the output matrix, too. In this chapter it keeps its bits, as in most
+# of the literature; in these small models it is a larger share than in large ones.)
+#
+# # Part one: numbers
+#
+# ## 5.1 A number, its code, and back
+#
+# There are $2^b$ codes, the whole numbers from $-2^{b-1}$ to $2^{b-1} - 1$. To *quantize* (量化) is to choose a code, to
+# *dequantize* (反量化) is to say what it stands for; $R$ rounds to the nearest whole number:
+#
+# $$q = \mathrm{clamp}\big(R(x / S) + Z\big), \qquad \tilde x = S\,(q - Z), \qquad \Delta = \lVert X - \tilde X \rVert^2 .$$
+#
+# $S$ is the length of a step, and $Z$ is the code of the number 0. Inside the range nothing is more than half a step off.
+#
+# **Two signs.** The lecture defines $X_q = R(X/S) - Z$ and $\tilde X = S\,(X_q + Z)$: its $Z$ is an offset to be added back. The
+# codes are the same, $Z$ has the other sign. And it calculates an example, in int8: the six numbers of the first cell, of
+# which the least should get the code $-128$ and the largest $127$. By its own definition that means
+#
+# $$S\,(-128 + Z) = 1.2, \qquad S\,(127 + Z) = 13.6 .$$
+#
+# The slide prints $S \cdot 127 + Z = 13.6$ instead, where $Z$ would be counted in the units of $X$, and then $Z = -152$. *Predict*: which
+# sign has $Z$ by the two equations here? It is no whole number, so it must be rounded: what goes wrong if it is cut off
+# (152), what if it is rounded (153), and which worst error is smaller?
+
+# %% tags=["nbval-check-output"]
+from llmcourse.figures.number_lines import plot_number_lines
+from llmcourse.quantization import affine
+from llmcourse.quantization import lecture_example as lecture
+
+(scale, exact), wrong = lecture.exact_parameters(), lecture.misread_zero_point()
+print(f"S = {float(scale):.5f}, Z = {float(exact):.2f}; from the equation as it is printed, Z = {float(wrong):.2f}")
+print("the slide:", *lecture.SLIDE_CODES, "  back:", *lecture.SLIDE_RESTORED)
+for one in map(lecture.worked_example, (lecture.SLIDE_ZERO_POINT, lecture.ROUNDED_ZERO_POINT)):
+    print(f"Z = {one.zero_point}:  ", *one.codes, "  back:", *(f"{float(x):.2f}" for x in one.restored), end="")
+    print(f"   worst error {one.worst_error:.4f}, Δ = {one.squared_error:.6f}")
+numbers = [float(x) for x in lecture.NUMBERS]
+usual = affine.quantize(torch.tensor(numbers), symmetric=False)
+worst = (usual.dequantized() - torch.tensor(numbers)).abs().max()
+print(f"the field's way: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst error {worst:.4f}")
+plot_number_lines(numbers, float(scale), (152, 153), exact=float(exact))
+
+# %% [markdown]
+# The slide's codes follow from its own definitions with $Z = +152$, digit for digit. (Of the numbers that come back only the
+# last one is off, in the last digit.) The sign on the slide is the other convention's: $-152$ is right in
+# $\tilde x = S\,(q - Z)$, and wrong two lines after $\tilde X = S\,(X_q + Z)$. Whoever mixes the two is off by $2 S Z$, more than
+# the whole range.
+#
+# Cut off, the largest number asks for code 128, which int8 does not have, and is clamped. Rounded to 153 nothing is
+# clamped, all codes but the last are one less, and the worst error is half as large: no more than about half a step. So
+# round $Z$, too. And the last printed line: nearly everybody lets a range reach to 0, so that 0 is exactly a code (padding,
+# a ReLU's zeros), and $Z$ a code as well. These six numbers are all far from 0, and pay for it with a longer step.
+#
+# ## 5.2 What shares a scale, and where its range ends
+#
+# Three choices, each of which makes steps shorter, and each has its price.
+#
+# - **Symmetric or asymmetric** (对称, 非对称): $Z = 0$ and a range $[-a, a]$; or a zero point for each scale, and a range that
+#   fits both ends.
+# - **Granularity** (量化粒度): one scale for a whole *tensor*; for each *channel*, of a weight each row, what makes one output;
+#   for a *group* of neighbours in a row; for each *token*, of activations. The fewer numbers share a scale, the shorter its
+#   step, and the more scales there are to be stored: 16 bits for 64 weights are a quarter of a bit a weight.
+# - **The range** from least to largest (*min–max*); or one that clips a *percentile*; or the one with the least squared error
+#   (*MSE*), found by trying shorter and shorter ones.
+#
+# *Predict* for a real weight of `base` in 4 bits, in decibels (10 dB are a tenth of the squared error): what does a scale for each row bring over one for the
+# tensor? Groups of 64 over rows? A zero point? And where does clipping help most? The second cell shows why it helps at all, and the explorer
+# has all of this under your fingers, for every layer. Look for a layer in which a tensor's scale is nearly as good as a
+# row's; and find the cheapest way to 20 dB, in bits a weight.
+
+# %% tags=["nbval-check-output"]
+from llmcourse.figures.rounded_weight import GRANULARITIES, RoundingInputs, round_weight
+from llmcourse.quantization.ranges import RANGE_METHODS
+
+layer = "model.layers.2.mlp.down_proj"
+weight = base.get_submodule(layer).weight.data
+peak = (weight.abs().max() / weight.std()).item()
+print(f"{layer}, {len(weight)} rows of {weight.shape[1]}; its largest number is {peak:.0f} standard deviations\n")
+print(f"{'':26}bits a weight   " + "".join(f"{method:>12}" for method in RANGE_METHODS))
+for symmetric, granularity in product((True, False), GRANULARITIES):
+    given = [RoundingInputs(4, symmetric, granularity, method) for method in RANGE_METHODS]
+    ways = [round_weight(weight, one) for one in given]
+    name = f"{'symmetric' if symmetric else 'asymmetric'}, {granularity}"
+    print(f"{name:26}{ways[0].bits_per_weight:10.2f}      " + "".join(f"{w.snr_db:9.1f} dB" for w in ways))
+
+# %%
+from llmcourse.figures.clip_trade_off import clip_trade_off, plot_clip_trade_off
+
+below = f"{layer} of base, a symmetric range for each row"
+display(plot_clip_trade_off([clip_trade_off(weight, bits) for bits in (2, 4, 8)], subtitle=below))
+widgets.QuantizerExplorer(base, layer=layer.removeprefix("model."))
+
+# %% [markdown]
+# One number far out decides over the step of all that share its scale: with one scale for the tensor nearly everything is
+# rounded to 0. A scale for each row confines the damage to its row, a group to a few dozen numbers. Clipping does the
+# same by giving one up for the many: it helps most where ranges are wide and codes are few, and hardly at all at 8 bits,
+# where a step is short anyway. A zero point brings about as much as half a bit in small groups, since few numbers seldom
+# reach as far down as up, and it has to be stored, too. (The percentile here is the 99th, and a group of 32 has hardly a
+# number beyond it.)
+#
+# ## 5.3 Six decibels a bit
+#
+# How good can $b$ bits be? Spread over $[-a, a]$, a step is $S = 2a / (2^b - 1)$; where it is short, errors are spread evenly over
+# $[-S/2, S/2]$, and their mean square is $S^2 / 12$. With a standard deviation $\sigma$ of what is rounded,
+#
+# $$\mathrm{SNR} = 10 \log_{10} \frac{\sigma^2}{S^2 / 12} \approx 6.02\, b + 4.77 - 20 \log_{10} \frac{a}{\sigma} .$$
+#
+# A bit halves the step and quarters the squared error: 6 dB, whatever is rounded. What differs is $a / \sigma$, how far the
+# largest number lies out. *Predict*: in which rows of the cell will this formula be wrong, for few bits or for many? And
+# which SNR does 4 bits give, for normally distributed numbers?
+
+# %% tags=["nbval-check-output"]
+MY_GUESS = 24  # dB, for normal numbers in 4 bits
+
+
+def snr_db(x, restored):
+    return 10 * math.log10(x.square().sum().item() / affine.quantization_error(x, restored))
+
+
+drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+for name, x in (("normal numbers", drawn), ("the weight", weight)):
+    print(f"{name}, a scale for each row; dB by the formula, min–max, least squared error")
+    for bits in (8, 6, 4, 3, 2):
+        found = [affine.quantize_weight(x, bits, range_method=method) for method in ("minmax", "mse")]
+        noise = (found[0].scale.square() / 12).mean().item()
+        says = 10 * math.log10(x.square().mean().item() / noise)
+        print(f"  {bits} bits {says:8.1f}" + "".join(f"{snr_db(x, one.dequantized()):8.1f}" for one in found))
+print(f"your guess: {MY_GUESS}")
+
+# %% [markdown]
+# The formula holds down to about 4 bits. With fewer, steps are longer than what is rounded, and errors are no longer spread
+# evenly over a step; there the range is the better lever, and clipping brings nearly as much as a bit more.
+# So 8 bits are nearly always enough, and 4 depend on what shares a scale; below that rounding alone is lost, and one
+# has to look at what the numbers are *for* (part two).
+#
+# ## 5.4 Points that are not evenly spaced; and packing
+#
+# A code may stand for anything. The *floating-point* formats have a sign, an exponent and a mantissa: e4m3 and e5m2 (FP8)
+# are named by the bits of both. Their points lie twice as densely with every halving, so that small numbers keep
+# their relative precision. *NF4* has its 16 points where normally distributed numbers are equally often, so that no code is wasted.
+# *MXFP4* (e2m1) has a scale for every 32 neighbours that is a power of two, and takes one byte. *Predict*: which of
+# the two FP8 formats keeps this weight better, and is either as good as int8? Which is the best with 4 bits? (Mind the last column: scales are bits,
+# too.)
+#
+# Codes have to lie in memory without gaps, or nothing is saved. The second cell packs some, and unpacks them.
+
+# %%
+from llmcourse.figures.format_points import plot_code_points
+from llmcourse.quantization.formats import FORMATS
+
+within = weight.view(-1, 64) / weight.view(-1, 64).abs().amax(1, keepdim=True)
+points = {"int4": range(-8, 8)} | {name: known.points for name, known in FORMATS.items()}
+below = f"numbers of {layer}, over the largest of 64 neighbours"
+display(plot_code_points(points, subtitle=below, numbers=within.numpy()))
+shared = {"granularity": "group", "scale_dtype": torch.float16}
+found = {f"int4, groups of {n}": affine.quantize(weight, bits=4, group_size=n, **shared) for n in (32, 64)}
+found["int8, a row"] = affine.quantize(weight, granularity="channel")
+found |= {name: known.encode(weight) for name, known in FORMATS.items()}
+for name, one in found.items():
+    restored = one.decoded() if name in FORMATS else one.dequantized(torch.float32)
+    print(f"{name:20}{snr_db(weight, restored):5.1f} dB, {one.bits_per_number:.2f} bits a weight with scales")
+
+# %% tags=["nbval-check-output"]
+from llmcourse.quantization.packing import pack_bytes, unpack_bytes
+
+codes = affine.quantize_weight(weight, 4, 64).codes
+packed = pack_bytes(codes, 4)
+print("codes", *codes[0, :4].tolist(), "and 8 each:", *(codes[0, :4] + 8).tolist())
+print("bytes", *(f"{byte:08b}" for byte in packed[0, :2].tolist()), "(the first code has the lowest bits)")
+for bits in (8, 4, 3, 2):
+    codes = affine.quantize_weight(weight, bits).codes
+    packed = pack_bytes(codes, bits)
+    same = torch.equal(unpack_bytes(packed, bits, codes.shape[1]), codes)
+    print(f"{bits} bits: {packed.nbytes:,} of {2 * weight.numel():,} bytes; unpacked the same: {same}")
+
+# %% [markdown]
+# With 8 bits, an even grid beats floating point on a weight: its numbers are all of about one size, and what the exponent
+# costs the mantissa lacks. FP8 shines where sizes differ wildly, as in activations (5.9). Among 4 bits NF4 gets
+# more out of a code than the even grid does, and MXFP4 less, as its scales can only double; compare at
+# equal bits with scales. (In the figure every format may be scaled freely, and the words beside it are for that; the printed
+# lines have the formats' own scales.) FP8, and MXFP4 on newer GPUs, are formats that the tensor cores multiply; NF4 and int4 must first be turned
+# into 16 bits.
+#
+# # Part two: weights alone
+#
+# ## 5.5 What a bit is worth
+#
+# A decoding step at batch 1 reads every weight once and does next to no arithmetic: its time is bytes over bandwidth
+# (chapter 2). Kernels read codes, and make numbers of them on the chip, in registers; the products are still those of 16
+# bits, *W4A16*. *Predict* for Llama-3-8B on an H200: how many times faster is int4 in groups of 128, with a scale of 16 bits each, than 16 bits, for one
+# sequence? And for 256 of them? What happens to a prefill of 2,048 tokens? (What `MY_GUESS` holds is only our first
+# guess: put yours in its place.)
+
+# %% tags=["nbval-check-output"]
+MY_GUESS = 4.0  # times faster at batch 1
+formats = {"bf16": Precision(), "int8": Precision("int8"), "int4": Precision("int4", group_size=128)}
+
+
+def time_s(step, precision, compute=None):
+    return roofline.predict_step(LLAMA_3_8B, step, h200, precision, compute=compute).time_s
+
+
+print("Llama-3-8B on an H200, by the roofline, 1,024 tokens of context; your guess:", MY_GUESS)
+for name, precision in formats.items():
+    row = f"{name}: {weight_bytes(LLAMA_3_8B, precision) / 1e9:4.1f} GB"
+    for batch in (1, 16, 64, 256):
+        one, plain = (time_s(Step.decode(batch, 1024), p) for p in (precision, Precision()))
+        row += f"   batch {batch}: {batch / one:6,.0f} tokens/s, {plain / one:.2f} ×"
+    print(row)
+plain, *others = (time_s(Step.prefill(1, 2048), p) for p in formats.values())
+w8a8 = time_s(Step.prefill(1, 2048), Precision("int8"), "int8")
+print(f"prefill: int8 {plain / others[0]:.2f} ×, int4 {plain / others[1]:.2f} ×, in int8 products {plain / w8a8:.2f} ×")
+
+# %% [markdown]
+# At batch 1 the gain is nearly that of the bytes. (Not quite: scales are read, too, and so are keys and values.) With
+# the batch, the cache grows and the weights do not, and the gain shrinks; then the arithmetic sets the pace, and bits of weights are
+# worth nothing. In prefill they never were: there only products in fewer bits help, which is part three. What real kernels make
+# of this limit is shown in 5.13.
+#
+# ## 5.6 Which rounding?
+#
+# Nobody needs $W$; what is needed is $XW$. So the lecture's aim (训练后量化, *post-training* quantization) is not
+# $\lVert W - \tilde W \rVert^2$ but, for each output with weights $w$,
+#
+# $$\min_{w_q} \lVert X w - X w_q \rVert^2 = \min_{\delta} \tfrac12\, \delta\, H \delta^\top, \qquad H = 2 X^\top X, \quad \delta = w_q - w ,$$
+#
+# with $X$ what the layer reads of some *calibration* text. Rounding to the nearest (RTN) makes each $\delta_j$ small. But
+# inputs are *correlated*: if channel 2 mostly moves with channel 1, then an error in $w_1$ can be made up for by an
+# opposite one in $w_2$. Round column $j$, so that $\delta_j = e$ is settled, and ask what the other columns should do, which
+# are still free. Minimizing the quadratic form under that condition (Hassibi and Stork 1993) gives
+#
+# $$\delta = \frac{e}{[H^{-1}]_{jj}}\, [H^{-1}]_{j,:} , \qquad \text{at a loss of } \frac{e^2}{2\, [H^{-1}]_{jj}} .$$
+#
+# Then the next column is rounded as it is *now*, and so on: that is *error feedback*, and GPTQ (Frantar et al. 2022) is this
+# with the columns in one order for all rows, so that one matrix serves them all: row $j$ of the upper Cholesky factor $U$, $H^{-1} = U^\top U$,
+# holds what column $j$ needs when all before it are settled. It works group by group of columns (按列分组), for speed alone.
+#
+# With uncorrelated inputs $H$ is diagonal, nothing can be passed on, and rounding is best. *Predict* for rows of four
+# weights in 2 bits: how does the loss over rounding's fall as the correlation $\rho$ grows? And does greedy GPTQ find the best
+# of all $4^4$ codes?
+
+# %% tags=["nbval-check-output"]
+from llmcourse.quantization.gptq import GPTQSettings, gptq_reference
+from llmcourse.quantization.hessian import output_error
+
+weights = torch.randn(300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+choices = torch.cartesian_prod(*4 * [torch.arange(-2, 2)]).double()  # all codes of four weights
+for rho in (0, 0.5, 0.9, 0.99):
+    hessian = 2 * ((1 - rho) * torch.eye(4) + rho).double()
+    plain = affine.quantize_weight(weights, 2)
+    greedy = gptq_reference(weights, hessian, GPTQSettings(bits=2, damping=1e-6))
+    every = (plain.scale[:, None] * choices - weights[:, None]).flatten(0, 1)
+    best = output_error(every, hessian).view(300, -1).amin(1)
+    lost = [output_error(q.dequantized() - weights, hessian) for q in (plain, greedy)]
+    shares = [(loss.mean() / lost[0].mean()).item() for loss in (*lost, best)]
+    optimal = ((lost[1] - best).abs() < 1e-9).double().mean()
+    print(f"ρ = {rho:4}: of rounding's loss GPTQ leaves {shares[1]:4.0%}, the best codes {shares[2]:4.0%}; ", end="")
+    print(f"GPTQ is the best in {optimal:.0%} of the rows")
+
+# %% [markdown]
+# Feedback is worth much where channels move together. Greed costs something: a column never knows what those behind it will
+# need. (Trying all codes is out of the question for rows of hundreds.)
+#
+# Now a real layer. Text of three domains is at hand: source code of the standard library, and prose and verse as `base`
+# writes them behind openings that it knows. Half of it is for calibration, the other half for measuring: whoever measures on what was calibrated on
+# measures luck. The loop below is GPTQ, whole: after column $j$, `left[:, j]` is its own rounded value, and all columns behind it have been
+# corrected. *Damping* adds a hundredth of the mean of $H$'s diagonal, for directions that the text never showed.
+
+# %%
+from llmcourse.quantization import texts
+from llmcourse.quantization.calibration import calibrate
+from llmcourse.quantization.grid import nearest_codes
+from llmcourse.quantization.hessian import damped_factor
+
+found = {use: texts.texts_at_hand(base, tokenizer, use, num_tokens=64) for use in ("calibrate", "measure")}
+found = {u: {d: texts.token_stream(tokenizer, t)[:1024] for d, t in each.items()} for u, each in found.items()}
+rows, streams = texts.rows_of(found["calibrate"], 128), found["measure"]
+hessian = next(x.hessian for x in calibrate(base, rows, progress=False) if layer in x.names)
+plain = affine.quantize_weight(weight, 3)
+left, factor = weight.clone(), damped_factor(hessian, 0.01)
+for j in range(left.shape[1]):
+    codes = nearest_codes(left[:, j : j + 1], plain.scale, None, bits=3)
+    error = (left[:, j] - (plain.scale * codes)[:, 0]) / factor[j, j]
+    left[:, j:] -= error[:, None] * factor[j, j:]
+
+# %%
+package = gptq_reference(weight, hessian, GPTQSettings(bits=3)).dequantized()
+scale = plain.scale
+print("the package's codes are those of the loop:", torch.allclose(left, package, atol=1e-4))
+lost = {}
+for name, restored in (("rounding", plain.dequantized()), ("GPTQ", left)):
+    lost[name] = output_error(restored - weight, hessian).sum().item()
+    print(f"{name:9}SNR of the weight {snr_db(weight, restored):4.1f} dB, ‖Xw − Xw_q‖² {lost[name]:,.1f}")
+print(f"{layer}, 3 bits: GPTQ leaves {lost['GPTQ'] / lost['rounding']:.0%} of what rounding loses")
+
+# %% [markdown]
+# Look at both columns: the *weight* is farther from what it was than after rounding, and the *output* is nearer. (GPTQ's
+# numbers are not the nearest ones any more, and that is the point.)
+#
+# ## 5.7 Whole models: 8, 4, 3, 2 bits
+#
+# **AWQ** (Lin et al. 2023) leaves rounding as it is and changes what is rounded. Weights that meet large activations matter
+# most: multiply such an input channel of $W$ by $s > 1$ and divide the channel of $X$ by it. The function stays the same, the division
+# can be folded into the norm before, and a weight that is twice as large is rounded half as coarsely. How much, $s = (\text{mean}\,|x|)^\alpha$, is found by trying some $\alpha$
+# for every layer. It needs no Hessian for that, and overfits less.
+#
+# First layer by layer: what is left of the loss of rounding. Then all of `base` at four widths (8 bits by rows, others
+# in groups of 64, with zero points at 3 and 2 bits), by three numbers: *perplexity* $e^{\text{loss}}$; *KL* of the 16-bit model's
+# distribution to the quantized one's, which sees every token and cannot fall by chance; and how often both have the same
+# favourite, which is what greedy decoding would notice. *Predict*: at how many bits does the text begin to suffer? In which
+# domain? And what is GPTQ worth, in bits?
+
+# %%
+from llmcourse.figures.layer_errors import plot_layer_errors
+from llmcourse.quantization.awq import AWQSettings, awq_model
+from llmcourse.quantization.gptq import gptq_model
+
+whole = {"GPTQ": (gptq_model, GPTQSettings), "AWQ": (awq_model, AWQSettings)}
+for name, (method, settings) in whole.items():
+    whole[name] = method(copy.deepcopy(base), rows, settings(3, 64, symmetric=False), progress=False)
+below = "base, 3 bits, groups of 64, on the calibration text; each layer reads what the rounded ones before it give"
+plot_layer_errors(whole, subtitle=below)
+
+# %%
+from llmcourse.quantization import quality
+from llmcourse.quantization.models import quantize
+
+
+def compared(model, scheme, reference=None):
+    """Perplexity, KL and agreement of a model under a scheme, by domain."""
+    quantized = quantize(model, scheme, rows, progress=False)
+    return quality.compare(reference or model, quantized, streams, length=128, max_windows=4)
+
+
+def in_a_row(found):
+    return "   ".join(f"{q.domain} {q.perplexity:6.1f}, {q.kl.mean:.4f}, {q.agreement.mean:3.0%}" for q in found)
+
+
+# %%
+of_base = {}
+for bits, method in product((8, 4, 3, 2), ("", "-gptq", "-awq")):
+    scheme = f"int{bits}{method}"
+    of_base[scheme] = compared(base, scheme)
+    if scheme == "int8":
+        print("16 bits     " + "   ".join(f"{q.domain} {q.reference_perplexity:6.1f}" for q in of_base[scheme]))
+        print("perplexity, KL, same favourite")
+    print(f"{scheme:10}  {in_a_row(of_base[scheme])}")
+worst = max(q.kl.error / q.kl.mean for found in of_base.values() for q in found)
+print(f"standard error of a KL: up to {worst:.0%} of it")
+
+# %% [markdown]
+# Read down: 8 bits cost nothing that these texts could show, 4 bits little, 3 bits plainly something, and at 2 bits rounding leaves ruins. GPTQ
+# lowers the KL at every width at which there is much to lose, and AWQ, in models as small as these, by less. (They have few channels, and none that is
+# very much larger than all others: there is little to protect, see 5.8.) Read across: which domain suffers most is told by KL, hardly
+# by perplexity, whose rise is small next to how texts differ. And "8 of 10 favourites are the same" sounds good, until you remember that a
+# text goes its own way from the first that differs.
+#
+# ## The larger the model, the closer
+#
+# The lecture's claim for 3 and 4 bits against 16. Ours are three models of one family, trained alike; all in groups of 64. *Predict* from 5.3 what
+# changes with size: the weights' SNR, or how much of it matters? Left: perplexity against bits. Right: KL against
+# parameters. (Where runs of larger models are recorded, they are drawn below.)
+
+# %%
+from llmcourse.figures.bits_curve import plot_bits, points_of
+
+
+def quality_rows(name, schemes=("int4", "int4-gptq", "int3", "int3-gptq")):
+    model, found = family[name].model, []
+    for scheme in schemes:
+        known = of_base[scheme] if name == "base" else compared(model, f"{scheme}-g64")
+        what = {"method": "gptq" if "gptq" in scheme else "round", "bits": int(scheme[3])}
+        what |= {"model": name, "parameters": model.num_parameters}
+        for q in known:
+            row = {k: getattr(q, k) for k in ("domain", "perplexity", "reference_perplexity")}
+            found.append(what | row | {"kl": q.kl.mean})
+    return found
+
+
+# %%
+here = [row for name in names for row in quality_rows(name)]
+display(plot_bits(points_of(here, "prose"), "The family, prose", "groups of 64; measured here", method="gptq"))
+for bits, method in product((4, 3), ("round", "gptq")):
+    kls = {(r["model"], r["domain"]): r["kl"] for r in here if (r["bits"], r["method"]) == (bits, method)}
+    row = (f"{d} " + " > ".join(f"{kls[name, d]:.3f}" for name in names) for d in streams)
+    print(f"{bits} bits, {method}: KL of {', '.join(names)}: " + "; ".join(row))
+for path in sorted(recorded.RESULTS.glob("raw/quantize_quality_*.jsonl")):
+    more = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    more = [r for r in more if r["method"] in ("round", "gptq")]
+    below = f"recorded on {more[0]['device']}, {more[0]['date']}"
+    display(plot_bits(points_of(more, "prose"), "More sizes, prose", below, method="gptq"))
+
+# %% [markdown]
+# The larger the model, the smaller the KL, at the same bits a weight. The weights' SNR is nearly the same for all three (6 dB a bit
+# knows nothing of models), so it must be what errors *do*: an output of a wide layer is a sum of more products, in which errors of
+# both signs cancel while the signal adds up, and a large model is surer of its next token. Three points are a hint, no law; and the models also differ in
+# depth.
+#
+# # Part three: weights and activations
+#
+# ## 5.8 Outliers
+#
+# If activations are int8 as well (*W8A8*), the product itself is one of whole numbers, on units that are twice as fast:
+#
+# $$Y \approx s_X\, s_W\, (Q_X Q_W^\top) .$$
+#
+# The scale $s_W$ may differ from output to output, $s_X$ from token to token, and both come out of the sum. A scale for each
+# *input* channel would not: that is what makes activations hard. Weights are known beforehand; an activation's scale is either measured on the way, for each
+# token (*dynamic*), or taken from calibration, one for all (*static*), which is faster. And beyond some scale of model a few dimensions carry *outliers* (异常值): numbers
+# twenty times as large as all others, in the same few channels, for every token (Dettmers et al. 2022). One of them in a row, and 8 bits
+# with a step for the largest number leave nothing of the others.
+#
+# *Predict*: do our small models have any? The paper counts magnitudes from 6 on. The cell counts, for each input of a layer, how many
+# channels reach that, and by how much the largest channel stands out over the median one.
+
+# %%
+from llmcourse.quantization.outliers import errors_by_scale, find_outliers, scaled_channels
+
+for name, (model, _) in family.items():
+    seen = find_outliers(calibrate(model, rows, hessians=False, progress=False))
+    print(f"{name}: channels that reach {seen[0].threshold:g}, of all; largest over median channel")
+    for part in ("q_proj", "o_proj", "gate_proj", "down_proj"):
+        of_part = [one for one in seen if one.names[0].endswith(part)]
+        row = "".join(f"{len(one.columns):5}/{one.num_channels} {one.ratio:5.1f} ×" for one in of_part)
+        print(f"    {part:10}{row}")
+errors = errors_by_scale(base, rows[:8], (1, 4, 16, 64, 256), (53, 256))
+
+# %% [markdown]
+# Outliers in the paper's sense they are not. Behind a norm the largest channel is a few times the median one, and where many
+# channels reach 6, the whole input is simply larger: a threshold in absolute numbers was made for other models. Only some
+# inputs of `down_proj`, products of two numbers, have a few large channels.
+#
+# So let us make some. Channels between a norm and the layers that read it can be scaled at will: multiply the norm's gain by $f$
+# in some channels, and divide the same columns of $W$ by $f$. The function is *exactly* the same (powers of two round
+# nothing), but rounding no longer sees the same numbers. Large models arrive there by training. Three answers to that:
+#
+# - **By token** instead of by tensor: helps where *tokens* differ. Outliers are channels.
+# - **LLM.int8()** (Dettmers et al. 2022), the lecture's mixed-precision decomposition (混合精度分解): columns of $X$ with outliers, $O$, are
+#   multiplied in 16 bits, all others in int8, and both are added:
+#   $$Y \approx \sum_{h \in O} x_h w_h^\top + s_X\, s_W \sum_{k \notin O} q_k Q_k^\top .$$
+# - **SmoothQuant** (Xiao et al. 2022): undo it. $Y = (X\,\mathrm{diag}(s)^{-1})\,(\mathrm{diag}(s)\,W)$ with
+#   $s_j = \max|X_j|^{1/2} / \max|W_j|^{1/2}$, folded into the norm beforehand; nothing is left to do at run time.
+#
+# *Predict*: from which factor on is int8 by token as bad as it was by tensor without outliers? And then for the whole model with two
+# channels 64 times as large: which of the five schemes notice?
+
+# %%
+from llmcourse.figures.outlier_growth import plot_outlier_growth
+
+below = "base, two channels behind every norm scaled, the function unchanged; error of all layers' products, inputs in int8"
+display(plot_outlier_growth(errors, subtitle=below))
+scaled = scaled_channels(base, 64, (53, 256))
+print("the same function:", torch.equal(scaled(rows[:4]), base(rows[:4])))
+for name, model in (("base", base), ("two channels, 64 times", scaled)):
+    print(f"{name}: perplexity, KL to 16 bits, same favourite")
+    for scheme in ("int8", "w8a8", "w8a8-static", "llm.int8", "smoothquant-w8a8", "fp8"):
+        print(f"    {scheme:18}{in_a_row(compared(model, scheme))}")
+
+# %% [markdown]
+# (`int8` are weights alone, for comparison.) On `base` as it is, a scale for each token costs next to nothing, and a static one plainly
+# something: one number for all tokens and all texts has to cover the largest. With outliers plain W8A8 falls apart. SmoothQuant does not
+# notice: it finds just the factor that was put in, and its numbers are those from before. And FP8 hardly does: every number has an exponent of its own.
+#
+# LLM.int8() mends most of it, but not all. Why? Its *activations* are exact in those columns; the weights are not: to find outliers as they
+# come, all columns must be there in int8, and here they were divided by 64 before they were rounded with the scale of their row.
+# (See `int8`, which rounds no activation and loses as much.) Where calibration names the columns beforehand, their weights can be kept in 16 bits, as the
+# equation says. The next cell does so for one layer, and then look at the map: which columns keep 16 bits at which threshold, and
+# what is lost without them? Find the threshold from which on the error rises; and for `base` itself, what a threshold of 6 would do to the last layers.
+
+# %%
+from llmcourse.figures.outlier_split import read_inputs
+from llmcourse.kernels.int8_linear import Int8Linear
+from llmcourse.kernels.mixed_linear import MixedLinear
+
+given = read_inputs(scaled, rows[0].tolist())["layers.2.mlp.up_proj"]
+exact, rounded = given.x @ given.weight.T, affine.quantize_weight(given.weight, 8)
+columns = (given.maxima >= 32).nonzero()[:, 0]
+others = affine.quantize_weight(given.weight.index_fill(1, columns, 0), 8)
+ways = {"W8A8": Int8Linear(rounded.codes, rounded.scale)}
+ways["LLM.int8(), columns as they come"] = MixedLinear(rounded.codes, rounded.scale, threshold=32)
+kept = {"columns": columns, "kept": given.weight[:, columns]}
+ways[f"LLM.int8(), columns {columns.tolist()} in 16 bits"] = MixedLinear(others.codes, others.scale, **kept)
+for name, linear in ways.items():
+    print(f"{name:42} error {(linear(given.x) - exact).norm() / exact.norm():.2%}")
+two = {"base": family["base"], "base, two channels × 64": (scaled, tokenizer)}
+widgets.OutlierMap(two, model="base, two channels × 64", layer="layers.2.mlp.up_proj")
+
+# %% [markdown]
+# # Part four: the cache
+#
+# ## 5.9 A KV cache in few bits
+#
+# With long texts or many of them the cache is larger than the weights, and is read just as often. Keys and values are rounded as
+# they are written, with a scale for each token and head: nothing has to be calibrated, and nothing is rounded twice. *Predict*, for Llama-3-8B
+# on an H200 with texts of 8,192 tokens: how many fit at once with a cache in 16, 8 and 4 bits; how many if the weights are int4, too? And which of the two
+# forgives less, keys or values?
+
+# %% tags=["nbval-check-output"]
+def fitting(precision):
+    return roofline.largest_batch(LLAMA_3_8B, 8192, h200.memory_bytes * 9 // 10, precision)  # a tenth stays free
+
+
+caches = {"bf16": {}, "int8": {"cache": "int8", "cache_group_size": 128}}
+caches["int4"] = {"cache": "int4", "cache_group_size": 128}
+print("Llama-3-8B on an H200, texts of 8,192 tokens")
+for name, kind in caches.items():
+    all16, int4 = Precision(**kind), Precision("int4", group_size=128, **kind)
+    step = time_s(Step.decode(64, 8192), Precision()) / time_s(Step.decode(64, 8192), all16)
+    size = roofline.kv_bytes_per_token(LLAMA_3_8B, all16)
+    print(f"cache in {name}: {size:7,} bytes a token; {fitting(all16):3} texts fit, ", end="")
+    print(f"with int4 weights {fitting(int4):3}; 64 of them {step:.2f} times as fast as with bf16")
+
+# %%
+from llmcourse.quantization.cache import QuantizedKVCache, quantized_cache_logits
+from llmcourse.quantization.cache_error import cache_errors
+
+openings = [*prompts.PROSE[:4], *prompts.VERSE[:4], *prompts.CODE[:4]]
+asked = {"prompts": [tokenizer.encode_prompt(opening) for opening in openings], "tokenizer": tokenizer}
+exact = generate(base, **asked, max_new_tokens=32)
+print("16 bits:", repr(openings[0] + exact[0].text))
+for bits in (8, 4, 3, 2):
+    size = QuantizedKVCache.of(base, 1, 1, bits=bits).nbytes / base.new_cache(1, 1).nbytes / 2
+    lost = cache_errors(base, rows, bits)
+    keys, values = (sum(each) / len(each) for each in (lost.from_keys, lost.from_values))
+    new = generate(quantized_cache_logits(base, bits), **asked, max_new_tokens=32)
+    same = sum(a.tokens == b.tokens for a, b in zip(exact, new, strict=True))
+    print(f"{bits} bits: attention off by {keys:.2%} through keys, {values:.2%} through values; ", end="")
+    print(f"KL {lost.kl_divergence:.4f}; {same} of {len(new)} texts the same; {openings[0] + new[0].text!r}")
+
+# %% [markdown]
+# An error in a value is averaged with those of all other tokens; one in a key moves the weights of attention, through an
+# exponential. So keys forgive less, and below 4 bits one would give *them* a scale for each channel (Liu et al. 2024, KIVI). In 8 bits the texts
+# are the same or nearly so, with 4 bits many go their own way, and are none the worse for it: read them again with `base` (`decoding.reread`) before you
+# judge. (Heads of 32 numbers, as here, pay more for their scales than heads of 128 do.)
+#
+# # Part five: through the chapters
+#
+# ## 5.10 The same engines
+#
+# To the rest of the course a quantized model is a model: `quantize` swaps its linear layers for others, and nothing else knows.
+# So everything that was proved about decoding, serving and speculation must hold for it, about *its own* text: batches, blocks of a cache and drafts
+# change no token. In double precision, below. And a new role: a quantized copy of the target is a *drafter* that agrees with it nearly always, and costs a half or a
+# quarter (4.4). *Predict* its acceptance $\alpha$ for 4 and for 3 bits, beside that of `draft`; and whether rounding `draft` itself hurts.
+
+# %% tags=["nbval-check-output"]
+from llmcourse import serving
+from llmcourse.speculative import ModelDrafter, measured
+
+wide = {name: pretrained.load(name, dtype=torch.float64).model for name in ("base", "draft")}
+int4, int3 = (quantize(wide["base"], scheme) for scheme in ("int4", "int3"))
+few = {"prompts": asked["prompts"][::2], "max_new_tokens": 24}
+alone = [one.tokens for one in generate(int4, **few)]
+ways = {"DecodeEngine": [one.tokens for one in generate(decoding.DecodeEngine(int4), **few)]}
+runner = serving.PagedRunner(int4, serving.PagedCache(int4, 64, 16), max_running=4)
+engine = serving.Engine(serving.Scheduler(serving.BlockPool(64, 16), serving.ChunkedPrefill(12), max_running=4), runner)
+states = [engine.add(serving.Request(str(i), prompt, max_tokens=24)) for i, prompt in enumerate(few["prompts"])]
+while engine.has_work:
+    engine.step()
+print([state.generated for state in states] == alone)
+
+# %% [markdown]
+# Lab etc.
