@@ -51,25 +51,21 @@
 # | KL | Kullback-Leibler divergence to the 16-bit model, nats a token | KL 散度 |
 
 # %% tags=["nbval-check-output"]
-import copy
-import json
 import math
 from itertools import product
 
 import torch
 
-from llmcourse import decoding, hardware, pretrained, prompts, roofline, speculative, timing
-from llmcourse.costs import LLAMA_3_8B, Precision, Step, weight_bytes
-from llmcourse.decoding import generate
-from llmcourse.figures import kernel_bars, low_bit_bars, recorded, widgets
+from llmcourse import hardware, pretrained, roofline
+from llmcourse.figures import recorded, widgets
 
 torch.set_num_threads(1)  # with models this small, two threads mostly wait for each other
 h200, names = hardware.datasheet("H200"), ("draft", "small", "base")
 family = {name: pretrained.load(name) for name in names}
 base, tokenizer = family["base"]
 for name, (model, _) in family.items():
-    inside = sum(weight.numel() for weight in model.model.layers.parameters())
-    print(f"{name:6}{model.num_parameters / 1e6:5.1f} M parameters, {inside / model.num_parameters:.0%} in layers")
+    size, inside = (sum(w.numel() for w in part.parameters()) for part in (model, model.model.layers))
+    print(f"{name:6}{size / 1e6:5.1f} M parameters, {inside / size:.0%} of them in layers")
 
 # %% [markdown]
 # (What is not in layers is the embedding, which is the output matrix, too. In this chapter it keeps its bits, as in most
@@ -98,20 +94,20 @@ for name, (model, _) in family.items():
 
 # %% tags=["nbval-check-output"]
 from llmcourse.figures.number_lines import plot_number_lines
-from llmcourse.quantization import affine
-from llmcourse.quantization import lecture_example as lecture
+from llmcourse.quantization import affine, lecture_example
 
-(scale, exact), wrong = lecture.exact_parameters(), lecture.misread_zero_point()
-print(f"S = {float(scale):.5f}, Z = {float(exact):.2f}; from the equation as it is printed, Z = {float(wrong):.2f}")
-print("the slide:", *lecture.SLIDE_CODES, "  back:", *lecture.SLIDE_RESTORED)
-for one in map(lecture.worked_example, (lecture.SLIDE_ZERO_POINT, lecture.ROUNDED_ZERO_POINT)):
-    print(f"Z = {one.zero_point}:  ", *one.codes, "  back:", *(f"{float(x):.2f}" for x in one.restored), end="")
-    print(f"   worst error {one.worst_error:.4f}, Δ = {one.squared_error:.6f}")
-numbers = [float(x) for x in lecture.NUMBERS]
-usual = affine.quantize(torch.tensor(numbers), symmetric=False)
-worst = (usual.dequantized() - torch.tensor(numbers)).abs().max()
-print(f"the field's way: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst error {worst:.4f}")
-plot_number_lines(numbers, float(scale), (152, 153), exact=float(exact))
+found = *lecture_example.exact_parameters(), lecture_example.misread_zero_point()
+print("S = {:.5f}, Z = {:.2f}; by the equation as printed Z = {:.2f}".format(*map(float, found)))
+print("the slide:", *lecture_example.SLIDE_CODES, "  back:", *lecture_example.SLIDE_RESTORED)
+examples = [lecture_example.worked_example(zero_point) for zero_point in (152, 153)]
+for one in examples:
+    print(f"Z = {one.zero_point}:  ", *one.codes, "  back:", *(f"{float(x):.2f}" for x in one.restored))
+    print(f"    worst error {one.worst_error:.4f}, Δ = {one.squared_error:.6f}")
+numbers = torch.tensor([float(x) for x in lecture_example.NUMBERS])
+usual = affine.quantize(numbers, symmetric=False)
+worst = (usual.dequantized() - numbers).abs().max()
+print(f"with a range that reaches to 0: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst {worst:.4f}")
+plot_number_lines(examples)
 
 # %% [markdown]
 # The slide's codes follow from its own definitions with $Z = +152$, digit for digit. (Of the numbers that come back only the
@@ -148,7 +144,9 @@ from llmcourse.quantization.ranges import RANGE_METHODS
 layer = "model.layers.2.mlp.down_proj"
 weight = base.get_submodule(layer).weight.data
 peak = (weight.abs().max() / weight.std()).item()
-print(f"{layer}, {len(weight)} rows of {weight.shape[1]}; its largest number is {peak:.0f} standard deviations\n")
+print(
+    f"{layer}, {len(weight)} rows of {weight.shape[1]}; its largest number is {peak:.0f} standard deviations\n"
+)
 print(f"{'':26}bits a weight   " + "".join(f"{method:>12}" for method in RANGE_METHODS))
 for symmetric, granularity in product((True, False), GRANULARITIES):
     given = [RoundingInputs(4, symmetric, granularity, method) for method in RANGE_METHODS]
@@ -191,14 +189,13 @@ def snr_db(x, restored):
 
 
 drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-for name, x in (("normal numbers", drawn), ("the weight", weight)):
+for name, x in ((f"normal numbers (your guess: {MY_GUESS})", drawn), ("the weight", weight)):
     print(f"{name}, a scale for each row; dB by the formula, min–max, least squared error")
     for bits in (8, 6, 4, 3, 2):
         found = [affine.quantize_weight(x, bits, range_method=method) for method in ("minmax", "mse")]
         noise = (found[0].scale.square() / 12).mean().item()
-        says = 10 * math.log10(x.square().mean().item() / noise)
-        print(f"  {bits} bits {says:8.1f}" + "".join(f"{snr_db(x, one.dequantized()):8.1f}" for one in found))
-print(f"your guess: {MY_GUESS}")
+        told = 10 * math.log10(x.square().mean().item() / noise), *(snr_db(x, q.dequantized()) for q in found)
+        print(f"  {bits} bits" + "".join(f"{db:8.1f}" for db in told))
 
 # %% [markdown]
 # The formula holds down to about 4 bits. With fewer, steps are longer than what is rounded, and errors are no longer spread
@@ -248,7 +245,7 @@ for bits in (8, 4, 3, 2):
 
 # %% [markdown]
 # With 8 bits, an even grid beats floating point on a weight: its numbers are all of about one size, and what the exponent
-# costs the mantissa lacks. FP8 shines where sizes differ wildly, as in activations (5.9). Among 4 bits NF4 gets
+# costs the mantissa lacks. FP8 shines where sizes differ wildly, as in activations (5.8). Among 4 bits NF4 gets
 # more out of a code than the even grid does, and MXFP4 less, as its scales can only double; compare at
 # equal bits with scales. (In the figure every format may be scaled freely, and the words beside it are for that; the printed
 # lines have the formats' own scales.) FP8, and MXFP4 on newer GPUs, are formats that the tensor cores multiply; NF4 and int4 must first be turned
@@ -265,30 +262,26 @@ for bits in (8, 4, 3, 2):
 # guess: put yours in its place.)
 
 # %% tags=["nbval-check-output"]
+from llmcourse.costs import LLAMA_3_8B, Precision, Step, weight_bytes
+
 MY_GUESS = 4.0  # times faster at batch 1
 formats = {"bf16": Precision(), "int8": Precision("int8"), "int4": Precision("int4", group_size=128)}
-
-
-def time_s(step, precision, compute=None):
-    return roofline.predict_step(LLAMA_3_8B, step, h200, precision, compute=compute).time_s
-
-
-print("Llama-3-8B on an H200, by the roofline, 1,024 tokens of context; your guess:", MY_GUESS)
-for name, precision in formats.items():
+steps = {f"batch {batch}": Step.decode(batch, 1024) for batch in (1, 16, 64, 256)}
+steps["prefill"] = Step.prefill(1, 2048)
+ways = {name: (precision, None) for name, precision in formats.items()} | {"W8A8": (formats["int8"], "int8")}
+print("Llama-3-8B on an H200, by the roofline: times as fast as bf16; your guess:", MY_GUESS)
+for name, (precision, compute) in ways.items():
     row = f"{name}: {weight_bytes(LLAMA_3_8B, precision) / 1e9:4.1f} GB"
-    for batch in (1, 16, 64, 256):
-        one, plain = (time_s(Step.decode(batch, 1024), p) for p in (precision, Precision()))
-        row += f"   batch {batch}: {batch / one:6,.0f} tokens/s, {plain / one:.2f} ×"
+    for kind, step in steps.items():
+        plain = roofline.predict_step(LLAMA_3_8B, step, h200).time_s
+        row += f", {kind} {plain / roofline.predict_step(LLAMA_3_8B, step, h200, precision, compute=compute).time_s:.2f}"
     print(row)
-plain, *others = (time_s(Step.prefill(1, 2048), p) for p in formats.values())
-w8a8 = time_s(Step.prefill(1, 2048), Precision("int8"), "int8")
-print(f"prefill: int8 {plain / others[0]:.2f} ×, int4 {plain / others[1]:.2f} ×, in int8 products {plain / w8a8:.2f} ×")
 
 # %% [markdown]
 # At batch 1 the gain is nearly that of the bytes. (Not quite: scales are read, too, and so are keys and values.) With
 # the batch, the cache grows and the weights do not, and the gain shrinks; then the arithmetic sets the pace, and bits of weights are
 # worth nothing. In prefill they never were: there only products in fewer bits help, which is part three. What real kernels make
-# of this limit is shown in 5.13.
+# of this limit is shown in 5.12.
 #
 # ## 5.6 Which rounding?
 #
@@ -314,21 +307,19 @@ print(f"prefill: int8 {plain / others[0]:.2f} ×, int4 {plain / others[1]:.2f} �
 
 # %% tags=["nbval-check-output"]
 from llmcourse.quantization.gptq import GPTQSettings, gptq_reference
-from llmcourse.quantization.hessian import output_error
+from llmcourse.quantization.hessian import damped_factor, output_error
 
 weights = torch.randn(300, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 choices = torch.cartesian_prod(*4 * [torch.arange(-2, 2)]).double()  # all codes of four weights
+plain = affine.quantize_weight(weights, 2)
+every = (plain.scale[:, None] * choices - weights[:, None]).flatten(0, 1)
 for rho in (0, 0.5, 0.9, 0.99):
     hessian = 2 * ((1 - rho) * torch.eye(4) + rho).double()
-    plain = affine.quantize_weight(weights, 2)
     greedy = gptq_reference(weights, hessian, GPTQSettings(bits=2, damping=1e-6))
-    every = (plain.scale[:, None] * choices - weights[:, None]).flatten(0, 1)
-    best = output_error(every, hessian).view(300, -1).amin(1)
     lost = [output_error(q.dequantized() - weights, hessian) for q in (plain, greedy)]
-    shares = [(loss.mean() / lost[0].mean()).item() for loss in (*lost, best)]
-    optimal = ((lost[1] - best).abs() < 1e-9).double().mean()
-    print(f"ρ = {rho:4}: of rounding's loss GPTQ leaves {shares[1]:4.0%}, the best codes {shares[2]:4.0%}; ", end="")
-    print(f"GPTQ is the best in {optimal:.0%} of the rows")
+    best = output_error(every, hessian).view(300, -1).amin(1)
+    shares = [loss.sum() / lost[0].sum() for loss in (lost[1], best)]
+    print("ρ = {}: GPTQ leaves {:.0%} of rounding's loss, the best codes {:.0%}".format(rho, *shares))
 
 # %% [markdown]
 # Feedback is worth much where channels move together. Greed costs something: a column never knows what those behind it will
@@ -342,29 +333,29 @@ for rho in (0, 0.5, 0.9, 0.99):
 # %%
 from llmcourse.quantization import texts
 from llmcourse.quantization.calibration import calibrate
-from llmcourse.quantization.grid import nearest_codes
-from llmcourse.quantization.hessian import damped_factor
 
-found = {use: texts.texts_at_hand(base, tokenizer, use, num_tokens=64) for use in ("calibrate", "measure")}
-found = {u: {d: texts.token_stream(tokenizer, t)[:1024] for d, t in each.items()} for u, each in found.items()}
-rows, streams = texts.rows_of(found["calibrate"], 128), found["measure"]
-hessian = next(x.hessian for x in calibrate(base, rows, progress=False) if layer in x.names)
+found = []
+for use in ("calibrate", "measure"):
+    written = texts.texts_at_hand(base, tokenizer, use, num_tokens=64)
+    found.append({domain: texts.token_stream(tokenizer, each)[:1024] for domain, each in written.items()})
+rows, streams = texts.rows_of(found[0], 128), found[1]
+hessians = {name: one.hessian for one in calibrate(base, rows, progress=False) for name in one.names}
+print(f"{rows.numel():,} tokens to calibrate on, {sum(map(len, streams.values())):,} to measure by")
+
+# %%
+from llmcourse.quantization.grid import nearest_codes
+
 plain = affine.quantize_weight(weight, 3)
-left, factor = weight.clone(), damped_factor(hessian, 0.01)
+left, factor = weight.clone(), damped_factor(hessians[layer], 0.01)
 for j in range(left.shape[1]):
     codes = nearest_codes(left[:, j : j + 1], plain.scale, None, bits=3)
     error = (left[:, j] - (plain.scale * codes)[:, 0]) / factor[j, j]
     left[:, j:] -= error[:, None] * factor[j, j:]
-
-# %%
-package = gptq_reference(weight, hessian, GPTQSettings(bits=3)).dequantized()
-scale = plain.scale
-print("the package's codes are those of the loop:", torch.allclose(left, package, atol=1e-4))
-lost = {}
+package = gptq_reference(weight, hessians[layer], GPTQSettings(bits=3)).dequantized()
+print("the package's codes are those of this loop:", torch.allclose(left, package, atol=1e-4))
 for name, restored in (("rounding", plain.dequantized()), ("GPTQ", left)):
-    lost[name] = output_error(restored - weight, hessian).sum().item()
-    print(f"{name:9}SNR of the weight {snr_db(weight, restored):4.1f} dB, ‖Xw − Xw_q‖² {lost[name]:,.1f}")
-print(f"{layer}, 3 bits: GPTQ leaves {lost['GPTQ'] / lost['rounding']:.0%} of what rounding loses")
+    lost = output_error(restored - weight, hessians[layer]).sum().item()
+    print(f"{name:9}SNR of the weight {snr_db(weight, restored):4.1f} dB, ‖Xw − Xw_q‖² {lost:,.0f}")
 
 # %% [markdown]
 # Look at both columns: the *weight* is farther from what it was than after rounding, and the *output* is nearer. (GPTQ's
@@ -384,6 +375,8 @@ print(f"{layer}, 3 bits: GPTQ leaves {lost['GPTQ'] / lost['rounding']:.0%} of wh
 # domain? And what is GPTQ worth, in bits?
 
 # %%
+import copy
+
 from llmcourse.figures.layer_errors import plot_layer_errors
 from llmcourse.quantization.awq import AWQSettings, awq_model
 from llmcourse.quantization.gptq import gptq_model
@@ -391,7 +384,7 @@ from llmcourse.quantization.gptq import gptq_model
 whole = {"GPTQ": (gptq_model, GPTQSettings), "AWQ": (awq_model, AWQSettings)}
 for name, (method, settings) in whole.items():
     whole[name] = method(copy.deepcopy(base), rows, settings(3, 64, symmetric=False), progress=False)
-below = "base, 3 bits, groups of 64, on the calibration text; each layer reads what the rounded ones before it give"
+below = "base, 3 bits, groups of 64, calibration text; each layer reads what the rounded ones before it give"
 plot_layer_errors(whole, subtitle=below)
 
 # %%
@@ -406,7 +399,9 @@ def compared(model, scheme, reference=None):
 
 
 def in_a_row(found):
-    return "   ".join(f"{q.domain} {q.perplexity:6.1f}, {q.kl.mean:.4f}, {q.agreement.mean:3.0%}" for q in found)
+    return "   ".join(
+        f"{q.domain} {q.perplexity:6.1f}, {q.kl.mean:.4f}, {q.agreement.mean:3.0%}" for q in found
+    )
 
 
 # %%
@@ -415,7 +410,9 @@ for bits, method in product((8, 4, 3, 2), ("", "-gptq", "-awq")):
     scheme = f"int{bits}{method}"
     of_base[scheme] = compared(base, scheme)
     if scheme == "int8":
-        print("16 bits     " + "   ".join(f"{q.domain} {q.reference_perplexity:6.1f}" for q in of_base[scheme]))
+        print(
+            "16 bits     " + "   ".join(f"{q.domain} {q.reference_perplexity:6.1f}" for q in of_base[scheme])
+        )
         print("perplexity, KL, same favourite")
     print(f"{scheme:10}  {in_a_row(of_base[scheme])}")
 worst = max(q.kl.error / q.kl.mean for found in of_base.values() for q in found)
@@ -436,32 +433,35 @@ print(f"standard error of a KL: up to {worst:.0%} of it")
 
 # %%
 from llmcourse.figures.bits_curve import plot_bits, points_of
+from llmcourse.quantization.schemes import scheme_of
 
-
-def quality_rows(name, schemes=("int4", "int4-gptq", "int3", "int3-gptq")):
-    model, found = family[name].model, []
-    for scheme in schemes:
-        known = of_base[scheme] if name == "base" else compared(model, f"{scheme}-g64")
-        what = {"method": "gptq" if "gptq" in scheme else "round", "bits": int(scheme[3])}
-        what |= {"model": name, "parameters": model.num_parameters}
-        for q in known:
-            row = {k: getattr(q, k) for k in ("domain", "perplexity", "reference_perplexity")}
-            found.append(what | row | {"kl": q.kl.mean})
-    return found
-
+few = ("int4", "int4-gptq", "int3", "int3-gptq")
+here = []
+for name, scheme in product(names, few):
+    model = family[name].model
+    known = of_base[scheme] if name == "base" else compared(model, f"{scheme}-g64")
+    what = {"model": name, "parameters": model.num_parameters, "scheme": scheme}
+    for q in known:
+        kinds = {"domain": q.domain, "perplexity": q.perplexity, "kl": q.kl.mean}
+        here.append(what | kinds | {"reference_perplexity": q.reference_perplexity})
+for row in here:
+    row |= {"method": scheme_of(row["scheme"]).method, "bits": scheme_of(row["scheme"]).bits}
 
 # %%
-here = [row for name in names for row in quality_rows(name)]
-display(plot_bits(points_of(here, "prose"), "The family, prose", "groups of 64; measured here", method="gptq"))
-for bits, method in product((4, 3), ("round", "gptq")):
-    kls = {(r["model"], r["domain"]): r["kl"] for r in here if (r["bits"], r["method"]) == (bits, method)}
-    row = (f"{d} " + " > ".join(f"{kls[name, d]:.3f}" for name in names) for d in streams)
-    print(f"{bits} bits, {method}: KL of {', '.join(names)}: " + "; ".join(row))
+import json
+
+below = "groups of 64, measured here"
+display(plot_bits(points_of(here, "prose"), "The family, prose", below, method="gptq"))
+for scheme in few:
+    kls = {(row["model"], row["domain"]): row["kl"] for row in here if row["scheme"] == scheme}
+    told = (f"{domain} " + " > ".join(f"{kls[name, domain]:.3f}" for name in names) for domain in streams)
+    print(f"{scheme:9} KL of {', '.join(names)}: {'; '.join(told)}")
 for path in sorted(recorded.RESULTS.glob("raw/quantize_quality_*.jsonl")):
-    more = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    more = [r for r in more if r["method"] in ("round", "gptq")]
-    below = f"recorded on {more[0]['device']}, {more[0]['date']}"
-    display(plot_bits(points_of(more, "prose"), "More sizes, prose", below, method="gptq"))
+    more = map(json.loads, path.read_text("utf-8").splitlines())
+    for row in (more := [row for row in more if row["scheme"] in few]):
+        row |= {"method": scheme_of(row["scheme"]).method, "bits": scheme_of(row["scheme"]).bits}
+    below = f"recorded on {path.stem.removeprefix('quantize_quality_').replace('_', ' ')}"
+    display(plot_bits(points_of(more, more[0]["domain"]), "More sizes", below, method="gptq"))
 
 # %% [markdown]
 # The larger the model, the smaller the KL, at the same bits a weight. The weights' SNR is nearly the same for all three (6 dB a bit
@@ -515,16 +515,16 @@ errors = errors_by_scale(base, rows[:8], (1, 4, 16, 64, 256), (53, 256))
 #   $s_j = \max|X_j|^{1/2} / \max|W_j|^{1/2}$, folded into the norm beforehand; nothing is left to do at run time.
 #
 # *Predict*: from which factor on is int8 by token as bad as it was by tensor without outliers? And then for the whole model with two
-# channels 64 times as large: which of the five schemes notice?
+# channels 16 times as large: which of the five schemes notice?
 
 # %%
 from llmcourse.figures.outlier_growth import plot_outlier_growth
 
-below = "base, two channels behind every norm scaled, the function unchanged; error of all layers' products, inputs in int8"
+below = "base, two channels behind every norm scaled, its function unchanged; inputs of layers in int8"
 display(plot_outlier_growth(errors, subtitle=below))
-scaled = scaled_channels(base, 64, (53, 256))
+scaled = scaled_channels(base, 16, (53, 256))
 print("the same function:", torch.equal(scaled(rows[:4]), base(rows[:4])))
-for name, model in (("base", base), ("two channels, 64 times", scaled)):
+for name, model in (("base", base), ("two channels, 16 times", scaled)):
     print(f"{name}: perplexity, KL to 16 bits, same favourite")
     for scheme in ("int8", "w8a8", "w8a8-static", "llm.int8", "smoothquant-w8a8", "fp8"):
         print(f"    {scheme:18}{in_a_row(compared(model, scheme))}")
@@ -535,7 +535,7 @@ for name, model in (("base", base), ("two channels, 64 times", scaled)):
 # notice: it finds just the factor that was put in, and its numbers are those from before. And FP8 hardly does: every number has an exponent of its own.
 #
 # LLM.int8() mends most of it, but not all. Why? Its *activations* are exact in those columns; the weights are not: to find outliers as they
-# come, all columns must be there in int8, and here they were divided by 64 before they were rounded with the scale of their row.
+# come, all columns must be there in int8, and here they were divided by 16 before they were rounded with the scale of their row.
 # (See `int8`, which rounds no activation and loses as much.) Where calibration names the columns beforehand, their weights can be kept in 16 bits, as the
 # equation says. The next cell does so for one layer, and then look at the map: which columns keep 16 bits at which threshold, and
 # what is lost without them? Find the threshold from which on the error rises; and for `base` itself, what a threshold of 6 would do to the last layers.
@@ -546,17 +546,15 @@ from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.mixed_linear import MixedLinear
 
 given = read_inputs(scaled, rows[0].tolist())["layers.2.mlp.up_proj"]
-exact, rounded = given.x @ given.weight.T, affine.quantize_weight(given.weight, 8)
-columns = (given.maxima >= 32).nonzero()[:, 0]
-others = affine.quantize_weight(given.weight.index_fill(1, columns, 0), 8)
-ways = {"W8A8": Int8Linear(rounded.codes, rounded.scale)}
-ways["LLM.int8(), columns as they come"] = MixedLinear(rounded.codes, rounded.scale, threshold=32)
+exact, columns = given.x @ given.weight.T, (given.maxima >= 20).nonzero()[:, 0]
+q, others = (affine.quantize_weight(w, 8) for w in (given.weight, given.weight.index_fill(1, columns, 0)))
 kept = {"columns": columns, "kept": given.weight[:, columns]}
-ways[f"LLM.int8(), columns {columns.tolist()} in 16 bits"] = MixedLinear(others.codes, others.scale, **kept)
+ways = {"W8A8": Int8Linear(q.codes, q.scale), "LLM.int8()": MixedLinear(q.codes, q.scale, threshold=20)}
+ways[f"LLM.int8(), columns {columns.tolist()} known"] = MixedLinear(others.codes, others.scale, **kept)
 for name, linear in ways.items():
-    print(f"{name:42} error {(linear(given.x) - exact).norm() / exact.norm():.2%}")
-two = {"base": family["base"], "base, two channels × 64": (scaled, tokenizer)}
-widgets.OutlierMap(two, model="base, two channels × 64", layer="layers.2.mlp.up_proj")
+    print(f"{name:34} error {(linear(given.x) - exact).norm() / exact.norm():.2%}")
+two = {"base": family["base"], "base, two channels × 16": (scaled, tokenizer)}
+widgets.OutlierMap(two, model="base, two channels × 16", layer="layers.2.mlp.up_proj")
 
 # %% [markdown]
 # # Part four: the cache
@@ -568,37 +566,42 @@ widgets.OutlierMap(two, model="base, two channels × 64", layer="layers.2.mlp.up
 # on an H200 with texts of 8,192 tokens: how many fit at once with a cache in 16, 8 and 4 bits; how many if the weights are int4, too? And which of the two
 # forgives less, keys or values?
 
+
 # %% tags=["nbval-check-output"]
-def fitting(precision):
-    return roofline.largest_batch(LLAMA_3_8B, 8192, h200.memory_bytes * 9 // 10, precision)  # a tenth stays free
-
-
-caches = {"bf16": {}, "int8": {"cache": "int8", "cache_group_size": 128}}
-caches["int4"] = {"cache": "int4", "cache_group_size": 128}
-print("Llama-3-8B on an H200, texts of 8,192 tokens")
+caches = {"bf16": {}} | {kind: {"cache": kind, "cache_group_size": 128} for kind in ("int8", "int4")}
+print("Llama-3-8B on an H200, a tenth of it free, texts of 8,192 tokens")
 for name, kind in caches.items():
-    all16, int4 = Precision(**kind), Precision("int4", group_size=128, **kind)
-    step = time_s(Step.decode(64, 8192), Precision()) / time_s(Step.decode(64, 8192), all16)
-    size = roofline.kv_bytes_per_token(LLAMA_3_8B, all16)
-    print(f"cache in {name}: {size:7,} bytes a token; {fitting(all16):3} texts fit, ", end="")
-    print(f"with int4 weights {fitting(int4):3}; 64 of them {step:.2f} times as fast as with bf16")
+    precisions = Precision(**kind), Precision("int4", group_size=128, **kind)
+    fit = [roofline.largest_batch(LLAMA_3_8B, 8192, h200.memory_bytes * 9 // 10, p) for p in precisions]
+    size = roofline.kv_bytes_per_token(LLAMA_3_8B, precisions[0])
+    times = [roofline.predict_step(LLAMA_3_8B, Step.decode(64, 8192), h200, p).time_s for p in precisions]
+    print(f"cache in {name}: {size:7,} bytes a token; with weights in bf16, and in int4: ", end="")
+    print(f"{fit[0]}, {fit[1]} texts fit; a step of 64 takes {1e3 * times[0]:.1f}, {1e3 * times[1]:.1f} ms")
 
 # %%
+from llmcourse import decoding, prompts
+from llmcourse.decoding import generate
 from llmcourse.quantization.cache import QuantizedKVCache, quantized_cache_logits
 from llmcourse.quantization.cache_error import cache_errors
 
 openings = [*prompts.PROSE[:4], *prompts.VERSE[:4], *prompts.CODE[:4]]
 asked = {"prompts": [tokenizer.encode_prompt(opening) for opening in openings], "tokenizer": tokenizer}
-exact = generate(base, **asked, max_new_tokens=32)
-print("16 bits:", repr(openings[0] + exact[0].text))
 for bits in (8, 4, 3, 2):
-    size = QuantizedKVCache.of(base, 1, 1, bits=bits).nbytes / base.new_cache(1, 1).nbytes / 2
     lost = cache_errors(base, rows, bits)
-    keys, values = (sum(each) / len(each) for each in (lost.from_keys, lost.from_values))
+    through = (100 * sum(each) / len(each) for each in (lost.from_keys, lost.from_values))
+    size = QuantizedKVCache.of(base, 1, 1, bits=bits).bytes_per_token
+    half = base.new_cache(1, 1).bytes_per_token // 2  # in 16 bits
+    row = "attention off by {:.3f} % through keys, {:.3f} % through values".format(*through)
+    print(f"{bits} bits, {size} bytes a token for {half}: {row}; KL {lost.kl_divergence:.4f}")
+
+# %%
+exact = generate(base, **asked, max_new_tokens=32)
+print("16 bits:", repr(exact[0].text))
+for bits in (8, 4, 3, 2):
     new = generate(quantized_cache_logits(base, bits), **asked, max_new_tokens=32)
     same = sum(a.tokens == b.tokens for a, b in zip(exact, new, strict=True))
-    print(f"{bits} bits: attention off by {keys:.2%} through keys, {values:.2%} through values; ", end="")
-    print(f"KL {lost.kl_divergence:.4f}; {same} of {len(new)} texts the same; {openings[0] + new[0].text!r}")
+    print(f"{bits} bits, {same} of {len(new)} texts the same: {new[0].text!r}")
+    print("   ", decoding.reread(base, asked["prompts"], [one.tokens for one in new]))
 
 # %% [markdown]
 # An error in a value is averaged with those of all other tokens; one in a key moves the weights of attention, through an
@@ -617,19 +620,168 @@ for bits in (8, 4, 3, 2):
 
 # %% tags=["nbval-check-output"]
 from llmcourse import serving
-from llmcourse.speculative import ModelDrafter, measured
 
 wide = {name: pretrained.load(name, dtype=torch.float64).model for name in ("base", "draft")}
-int4, int3 = (quantize(wide["base"], scheme) for scheme in ("int4", "int3"))
-few = {"prompts": asked["prompts"][::2], "max_new_tokens": 24}
+int4, few = quantize(wide["base"], "int4"), {"prompts": asked["prompts"][::2], "max_new_tokens": 24}
+few["eos_token_ids"] = ()
 alone = [one.tokens for one in generate(int4, **few)]
 ways = {"DecodeEngine": [one.tokens for one in generate(decoding.DecodeEngine(int4), **few)]}
+scheduler = serving.Scheduler(serving.BlockPool(64, 16), serving.ChunkedPrefill(12), max_running=4)
 runner = serving.PagedRunner(int4, serving.PagedCache(int4, 64, 16), max_running=4)
-engine = serving.Engine(serving.Scheduler(serving.BlockPool(64, 16), serving.ChunkedPrefill(12), max_running=4), runner)
-states = [engine.add(serving.Request(str(i), prompt, max_tokens=24)) for i, prompt in enumerate(few["prompts"])]
-while engine.has_work:
-    engine.step()
-print([state.generated for state in states] == alone)
+server = serving.Engine(scheduler, runner)
+states = [server.add(serving.Request(str(i), text, max_tokens=24)) for i, text in enumerate(few["prompts"])]
+while server.has_work:
+    server.step()
+ways["serving in pieces"] = [state.generated for state in states]
+print("\n".join(f"int4 through {name}: the text of generate: {text == alone}" for name, text in ways.items()))
+
+# %% tags=["nbval-check-output"]
+from llmcourse import speculative
+from llmcourse.speculative import ModelDrafter, measured
+
+targets = {"base": wide["base"], "int4": int4}
+plain = {name: [one.tokens for one in generate(model, **few)] for name, model in targets.items()}
+drafters = {"draft": wide["draft"], "draft in int4": quantize(wide["draft"], "int4")}
+drafters |= {f"base in {scheme}": quantize(wide["base"], scheme) for scheme in ("int8", "int4", "int3")}
+for target, name in [*product(["base"], drafters), ("int4", "draft")]:
+    model = targets[target]
+    steps = list(speculative.stream(model, drafter=ModelDrafter(drafters[name]), draft_length=4, **few))
+    alpha, gained = measured.tally(steps).rate, measured.tokens_per_step(steps)
+    same = measured.written(steps) == plain[target]
+    print(f"{target}, drafts by {name:13} α = {alpha:.2f}, {gained:.2f} tokens a step; its own text: {same}")
+
+# %%
+import tempfile
+from pathlib import Path
+
+from llmcourse.quantization import stored
+
+half, ids = pretrained.load("base", dtype=torch.bfloat16).model, rows[:1]
+with tempfile.TemporaryDirectory() as folder:
+    for scheme in ("int8", "int4", "w8a8"):
+        quantized, place = quantize(half, scheme), Path(folder) / scheme
+        stored.save(quantized, place, "base", scheme)
+        size = (place / "model.safetensors").stat().st_size / sum(p.nbytes for p in half.parameters())
+        same = torch.equal(stored.load(place, dtype=torch.bfloat16).model(ids), quantized(ids))
+        print(f"{scheme}: {size:.0%} of the bytes of bf16, embedding included; loaded, the same: {same}")
+    entry = json.loads((place / "config.json").read_text("utf-8"))["quantization_config"]
+print({key: entry[key] for key in ("quant_method", "format")}, *entry["config_groups"].values())
 
 # %% [markdown]
-# Lab etc.
+# What is promised is that `int4` writes *its own* text everywhere. That is not the text of `base`, which only a verification by `base` in 16 bits
+# guarantees: a quantized drafter may be as coarse as it likes, the text does not notice, and the fewer bits, the more drafts
+# fall. (And rounding a drafter costs it hardly any of its acceptance.) On disk the format is that of *compressed-tensors*, which vLLM and
+# transformers read: `python -m llmcourse quantize base FOLDER --scheme int4-gptq` writes such a folder, and `generate` and
+# `serve` take it by its path.
+#
+# ## 5.11 On this machine
+#
+# *Predict*: by the bytes of its layers a step of int8 should be up to four times as fast as one in 32 bits, and int4 nearly eight times. What
+# does the clock say here? (On a machine with a GPU the comparison is with bf16, and runs on kernels.)
+
+# %%
+from llmcourse import timing
+
+device = hardware.default_device()
+dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+model, engines, size = pretrained.load("base", device=device, dtype=dtype).model, {}, {}
+for scheme in ("none", "int8", "int4", "w8a8", "llm.int8"):
+    one = model if scheme == "none" else quantize(model, scheme)
+    size[scheme] = sum(t.nbytes for t in (*one.model.layers.parameters(), *one.model.layers.buffers()))
+    engines[scheme] = decoding.DecodeEngine(one)
+    engines[scheme].start([asked["prompts"][0]], 512)
+runs = {name: lambda one=one: one.decode(8) for name, one in engines.items()}
+taken = {name: t.median_s for name, t in timing.measure_in_turns(runs, device=device, repeats=7).items()}
+for name, time_s in taken.items():
+    print(f"{name:9}{size['none'] / size[name]:5.2f} × by bytes, {taken['none'] / time_s:.2f} × by the clock")
+
+# %% [markdown]
+# On a CPU all of them are *slower*, and that is no measuring error. There the reference runs: it unpacks codes and writes them out as
+# whole matrices, and only then multiplies, so that a step moves more bytes than before; or it multiplies whole numbers by operations that nobody tuned. And
+# `base` fits into the CPU's caches, so that bandwidth was not the limit in the first place. Fewer bits are faster only
+# where a kernel unpacks them on the chip, *and* reading weights is what takes the time. Programs for CPUs have such
+# kernels; this course writes its own for GPUs.
+#
+# ## 5.12 On a GPU
+#
+# What a kernel has to do in the time that reading 4 bits takes: cut eight codes out of a word, make 16 bits of each, multiply
+# by a scale for every 128, and feed the tensor cores; for 64 rows as for one, and with no second kernel for anything. *Predict*,
+# from 5.5: the speed-up of int4 over bf16 at $M = 1$, and from which number of rows $M$ (sequences decoded together) it falls. W8A8 has to find a scale for each token first, before it can
+# multiply: at which $M$ does that pay?
+#
+# Bars are runs of `benchmarks/linear_low_bit.py` and `linear_w8a8.py`, each beside its limit and its peers in the same process;
+# then whole models of Llama-3-8B's shape (`decode_low_bit.py`), and GPTQ itself.
+
+# %%
+from llmcourse.figures import kernel_bars, low_bit_bars
+
+titles = {"int4": "Weights in int4, groups of 128", "int8": "Weights in int8"}
+titles |= {"w8a8": "Weights and activations in int8", "llm_int8": "LLM.int8(), 0.5 % of the columns outliers"}
+for kind, title in titles.items():
+    sizes = {"rows": low_bit_bars.ROWS if kind in ("int4", "int8") else (1, 16, 64, 4096, 8192)}
+    wanted = low_bit_bars.names_of(kind, **sizes)
+    rows_of_kind = recorded.all_of([*wanted, *low_bit_bars.names_of(kind, **sizes, peer="tinygemm")])
+    display(low_bit_bars.plot_low_bit(rows_of_kind, kind, title, wanted))
+wanted = [f"decode_llama3_8b_{kind}_b1" for kind in ("bf16", "int8", "int4")]
+display(kernel_bars.plot_kernels(recorded.all_of(wanted), "Llama-3-8B's shape, batch 1", wanted))
+of_gptq = recorded.recorded("gptq_llama3_8b")
+print("\n".join(map(recorded.told, of_gptq)) or "GPTQ on a GPU is not recorded yet.")
+
+# %% [markdown]
+# Where a bar is missing, its benchmark has not been recorded yet, and the figure says so. Read the others against three lines. The dashed one at 1: below
+# it 16 bits are faster. The limit: for few rows bytes over bandwidth, for thousands of rows the rate of int8
+# products. The diamond: what PyTorch has for int4 (tinygemm). A matrix of int4 is read in a few microseconds, so that starting, filling the memory pipeline and the
+# last wave weigh more than they do in 16 bits: that is what lies between bar and limit, and it is why small matrices gain less. A whole
+# model gains less than its matrices, since attention, norms and the cache stay as they were.
+#
+# ## 5.13 What goes wrong
+#
+# | belief | where it fails | what you saw |
+# |---|---|---|
+# | $Z$ is $Z$ | two conventions with opposite signs | 5.1 |
+# | min–max loses nothing | it loses the many for the sake of one | 5.2 |
+# | a zero point is free precision | it is stored, too; at 8 bits it brings nothing | 5.2 |
+# | 4-bit formats are alike | count the bits of scales, and where the points lie | 5.4 |
+# | FP8 is more precise than int8 | for numbers of one size it is less | 5.4, 5.8 |
+# | four times fewer bits are four times the speed | scales, cache, kernels; and not for large batches or prefill | 5.5, 5.12 |
+# | the nearest codes are the best codes | the nearest weights, not the nearest outputs | 5.6 |
+# | a lower layer loss is a better model | mostly; measure on text that was not calibrated on | 5.7 |
+# | perplexity hardly moved, so the model is the same | look at KL, and at favourites | 5.7 |
+# | what works on a large model works on a small one | the smaller, the more it loses | 5.7 |
+# | outliers are numbers above 6 | above the others of their row; 6 was one paper's models | 5.8 |
+# | LLM.int8() is exact in its columns | activations are; weights only if the columns are known beforehand | 5.8 |
+# | static scales are as good as dynamic ones | one number has to do for all tokens | 5.8 |
+# | keys and values are alike | keys forgive less | 5.9 |
+# | a quantized model is faster | where a kernel unpacks on the chip, and bytes were the limit | 5.11 |
+# | lossless speculation with an int4 target is lossless | it keeps the text of the int4 model | 5.10 |
+#
+# **On the slides.** The example's equations want $Z$ inside the bracket; its printed $-152$ has the other convention's sign, and cutting off
+# instead of rounding costs twice the worst error (5.1). That post-training quantization minimizes $\lVert Xw - Xw_q \rVert^2$ is right, and it is not
+# what rounding does. "The larger the model, the closer" held for our three sizes, too. That outliers appear beyond some scale is true of the
+# models that were looked at; ours have none worth the name, so we made some.
+#
+# ## Lab
+#
+# [Lab 5](../labs/05_quantization.ipynb) has you build the parts: codes and scales, a scale for each row, where a range should
+# end, two codes in a byte; a column of GPTQ and then all of them; outlier columns and their product; a kernel that multiplies codes. To warm up, here in this notebook:
+#
+# 1. (5 min) In 5.1 find six numbers for which cutting $Z$ off is no worse than rounding it.
+# 2. (10 min) In 5.3 replace the normal numbers by uniform ones. Where does the formula hold now, and does clipping still pay?
+# 3. (15 min) In 5.6 walk through the columns from the last to the first, or with the largest diagonal of $H$ first
+#    (`act_order`). Which loses least?
+# 4. (15 min) Calibrate GPTQ in 5.7 on code alone. Which domain gains, which one loses?
+# 5. (10 min) In 5.8 scale 40 channels instead of two. Which of the schemes is first to give in, and why?
+# 6. (10 min) In 5.9 ask how many texts fit if the cache has 8 bits and a text 1,024 tokens. Is the cache still the right thing to shrink?
+#
+# ## Summary
+#
+# - A code stands for $S\,(q - Z)$; a bit is worth 6 dB, and what shares a scale, and where its range ends, are worth bits.
+# - Weights alone: int8 for nothing, int4 for little, less only with methods that look at text; GPTQ passes each column's error on
+#   to those that are still free, and larger models lose less.
+# - Fewer bits are faster where bytes were the limit and a kernel unpacks on the chip; activations in int8 speed up what is
+#   bound by arithmetic, if outliers are smoothed away or kept apart; and a smaller cache lets more requests in.
+#
+# **Sources** Jacob et al. 2018 (affine quantization) · Nagel et al. 2021 (ranges, granularity: a white paper) · Micikevicius et al. 2022 (FP8) ·
+# Dettmers et al. 2023 (QLoRA: NF4) · OCP Microscaling Formats 1.0 (MXFP4) · Hassibi and Stork 1993 (Optimal Brain Surgeon) ·
+# Frantar et al. 2022 (GPTQ) · Lin et al. 2023 (AWQ) · Dettmers et al. 2022 (LLM.int8()) · Xiao et al. 2022 (SmoothQuant) ·
+# Liu et al. 2024 (KIVI) · Frantar et al. 2024 (Marlin: kernels for int4)
