@@ -392,31 +392,17 @@ from llmcourse.quantization import quality
 from llmcourse.quantization.models import quantize
 
 
-def compared(model, scheme, reference=None):
-    """Perplexity, KL and agreement of a model under a scheme, by domain."""
+def compared(model, scheme):
     quantized = quantize(model, scheme, rows, progress=False)
-    return quality.compare(reference or model, quantized, streams, length=128, max_windows=4)
+    found = quality.compare(model, quantized, streams, length=128, max_windows=4)
+    told = (f"{q.domain} {q.perplexity:6.1f}, {q.kl.mean:.4f}, {q.agreement.mean:4.0%}" for q in found)
+    print(f"    {scheme:18}{'   '.join(told)}")
+    return found
 
 
-def in_a_row(found):
-    return "   ".join(
-        f"{q.domain} {q.perplexity:6.1f}, {q.kl.mean:.4f}, {q.agreement.mean:3.0%}" for q in found
-    )
-
-
-# %%
-of_base = {}
-for bits, method in product((8, 4, 3, 2), ("", "-gptq", "-awq")):
-    scheme = f"int{bits}{method}"
-    of_base[scheme] = compared(base, scheme)
-    if scheme == "int8":
-        print(
-            "16 bits     " + "   ".join(f"{q.domain} {q.reference_perplexity:6.1f}" for q in of_base[scheme])
-        )
-        print("perplexity, KL, same favourite")
-    print(f"{scheme:10}  {in_a_row(of_base[scheme])}")
-worst = max(q.kl.error / q.kl.mean for found in of_base.values() for q in found)
-print(f"standard error of a KL: up to {worst:.0%} of it")
+print("base: perplexity, KL to what it was, same favourite")
+schemes = [f"int{bits}{method}" for bits, method in product((8, 4, 3, 2), ("", "-gptq", "-awq"))]
+of_base = {scheme: compared(base, scheme) for scheme in schemes}
 
 # %% [markdown]
 # Read down: 8 bits cost nothing that these texts could show, 4 bits little, 3 bits plainly something, and at 2 bits rounding leaves ruins. GPTQ
@@ -432,36 +418,46 @@ print(f"standard error of a KL: up to {worst:.0%} of it")
 # parameters. (Where runs of larger models are recorded, they are drawn below.)
 
 # %%
-from llmcourse.figures.bits_curve import plot_bits, points_of
-from llmcourse.quantization.schemes import scheme_of
-
-few = ("int4", "int4-gptq", "int3", "int3-gptq")
-here = []
+few, here = ("int4", "int4-gptq", "int3", "int3-gptq"), []
 for name, scheme in product(names, few):
     model = family[name].model
     known = of_base[scheme] if name == "base" else compared(model, f"{scheme}-g64")
-    what = {"model": name, "parameters": model.num_parameters, "scheme": scheme}
     for q in known:
-        kinds = {"domain": q.domain, "perplexity": q.perplexity, "kl": q.kl.mean}
-        here.append(what | kinds | {"reference_perplexity": q.reference_perplexity})
-for row in here:
-    row |= {"method": scheme_of(row["scheme"]).method, "bits": scheme_of(row["scheme"]).bits}
+        row = {"model": name, "parameters": model.num_parameters, "scheme": scheme, "domain": q.domain}
+        row |= {"perplexity": q.perplexity, "reference_perplexity": q.reference_perplexity, "kl": q.kl.mean}
+        here.append(row)
+worst = max(q.kl.error / q.kl.mean for found in of_base.values() for q in found)
+print(f"standard error of a KL: up to {worst:.0%} of it")
+for name, (model, _) in family.items():
+    groups = torch.cat([w.data.view(-1, 64) for w in model.model.layers.parameters() if w.ndim == 2])
+    snr = snr_db(groups, affine.quantize_weight(groups, 4).dequantized())
+    print(f"{name:6}all weights in 4 bits, groups of 64: {snr:.1f} dB")
 
 # %%
-import json
+from llmcourse.figures.bits_curve import plot_bits, points_of
+from llmcourse.quantization.schemes import scheme_of
 
+for row in here:
+    row |= {"method": scheme_of(row["scheme"]).method, "bits": scheme_of(row["scheme"]).bits}
 below = "groups of 64, measured here"
 display(plot_bits(points_of(here, "prose"), "The family, prose", below, method="gptq"))
 for scheme in few:
     kls = {(row["model"], row["domain"]): row["kl"] for row in here if row["scheme"] == scheme}
     told = (f"{domain} " + " > ".join(f"{kls[name, domain]:.3f}" for name in names) for domain in streams)
     print(f"{scheme:9} KL of {', '.join(names)}: {'; '.join(told)}")
-for path in sorted(recorded.RESULTS.glob("raw/quantize_quality_*.jsonl")):
+
+# %%
+import json
+
+recordings = sorted(recorded.RESULTS.glob("raw/quantize_quality_*.jsonl"))
+for path in recordings:
     more = map(json.loads, path.read_text("utf-8").splitlines())
     for row in (more := [row for row in more if row["scheme"] in few]):
         row |= {"method": scheme_of(row["scheme"]).method, "bits": scheme_of(row["scheme"]).bits}
     below = f"recorded on {path.stem.removeprefix('quantize_quality_').replace('_', ' ')}"
-    display(plot_bits(points_of(more, more[0]["domain"]), "More sizes", below, method="gptq"))
+    for domain in dict.fromkeys(row["domain"] for row in more):
+        display(plot_bits(points_of(more, domain), f"More sizes, {domain}", below, method="gptq"))
+print(f"{len(recordings)} recordings of more sizes" if recordings else "More sizes are not recorded yet.")
 
 # %% [markdown]
 # The larger the model, the smaller the KL, at the same bits a weight. The weights' SNR is nearly the same for all three (6 dB a bit
@@ -525,9 +521,9 @@ display(plot_outlier_growth(errors, subtitle=below))
 scaled = scaled_channels(base, 16, (53, 256))
 print("the same function:", torch.equal(scaled(rows[:4]), base(rows[:4])))
 for name, model in (("base", base), ("two channels, 16 times", scaled)):
-    print(f"{name}: perplexity, KL to 16 bits, same favourite")
+    print(f"{name}: perplexity, KL to what it was, same favourite")
     for scheme in ("int8", "w8a8", "w8a8-static", "llm.int8", "smoothquant-w8a8", "fp8"):
-        print(f"    {scheme:18}{in_a_row(compared(model, scheme))}")
+        compared(model, scheme)
 
 # %% [markdown]
 # (`int8` are weights alone, for comparison.) On `base` as it is, a scale for each token costs next to nothing, and a static one plainly
@@ -656,16 +652,16 @@ from pathlib import Path
 
 from llmcourse.quantization import stored
 
-half, ids = pretrained.load("base", dtype=torch.bfloat16).model, rows[:1]
-with tempfile.TemporaryDirectory() as folder:
-    for scheme in ("int8", "int4", "w8a8"):
+half = pretrained.load("base", dtype=torch.bfloat16).model
+for scheme in ("int8", "int4", "w8a8"):
+    with tempfile.TemporaryDirectory() as folder:
         quantized, place = quantize(half, scheme), Path(folder) / scheme
         stored.save(quantized, place, "base", scheme)
-        size = (place / "model.safetensors").stat().st_size / sum(p.nbytes for p in half.parameters())
-        same = torch.equal(stored.load(place, dtype=torch.bfloat16).model(ids), quantized(ids))
-        print(f"{scheme}: {size:.0%} of the bytes of bf16, embedding included; loaded, the same: {same}")
-    entry = json.loads((place / "config.json").read_text("utf-8"))["quantization_config"]
-print({key: entry[key] for key in ("quant_method", "format")}, *entry["config_groups"].values())
+        loaded = stored.load(place, dtype=torch.bfloat16, backend="reference").model
+        share = (place / "model.safetensors").stat().st_size / sum(p.nbytes for p in half.parameters())
+        entry = json.loads((place / "config.json").read_text("utf-8"))["quantization_config"]
+    same = torch.equal(loaded(rows[:1]), quantized(rows[:1]))
+    print(f"{scheme}: {entry['format']}, {share:.0%} of the bytes of bf16; loaded, the same: {same}")
 
 # %% [markdown]
 # What is promised is that `int4` writes *its own* text everywhere. That is not the text of `base`, which only a verification by `base` in 16 bits
