@@ -82,15 +82,16 @@ for name, (model, _) in family.items():
 #
 # $S$ is the length of a step, and $Z$ is the code of the number 0. Inside the range nothing is more than half a step off.
 #
-# **Two signs.** The lecture defines $X_q = R(X/S) - Z$ and $\tilde X = S\,(X_q + Z)$: its $Z$ is an offset to be added back. The
-# codes are the same, $Z$ has the other sign. And it calculates an example, in int8: the six numbers of the first cell, of
-# which the least should get the code $-128$ and the largest $127$. By its own definition that means
+# **Two signs.** The lecture defines $X_q = R(X/S) - Z$ and $\tilde X = S\,(X_q + Z)$: its $Z$ is an offset to be
+# added back. The codes are the same, $Z$ has the other sign. And it calculates an example, in int8: the six numbers
+# of the first cell, of which the least should get the code $-128$ and the largest $127$. By its own definition that
+# means
 #
 # $$S\,(-128 + Z) = 1.2, \qquad S\,(127 + Z) = 13.6 .$$
 #
-# The slide prints $S \cdot 127 + Z = 13.6$ instead, where $Z$ would be counted in the units of $X$, and then $Z = -152$. *Predict*: which
-# sign has $Z$ by the two equations here? It is no whole number, so it must be rounded: what goes wrong if it is cut off
-# (152), what if it is rounded (153), and which worst error is smaller?
+# The slide prints $S \cdot 127 + Z = 13.6$ instead, where $Z$ would be counted in the units of $X$, and then $Z =
+# -152$. *Predict*: which sign has $Z$ by the two equations here? It is no whole number, so it must be rounded: what
+# goes wrong if it is cut off (152), what if it is rounded (153), and which worst error is smaller?
 
 # %% tags=["nbval-check-output"]
 from llmcourse.figures.number_lines import plot_number_lines
@@ -110,10 +111,10 @@ print(f"with a range that reaches to 0: S = {usual.scale:.5f}, Z = {usual.zero_p
 plot_number_lines(examples)
 
 # %% [markdown]
-# The slide's codes follow from its own definitions with $Z = +152$, digit for digit. (Of the numbers that come back only the
-# last one is off, in the last digit.) The sign on the slide is the other convention's: $-152$ is right in
-# $\tilde x = S\,(q - Z)$, and wrong two lines after $\tilde X = S\,(X_q + Z)$. Whoever mixes the two is off by $2 S Z$, more than
-# the whole range.
+# The slide's codes follow from its own definitions with $Z = +152$, digit for digit. (Of the numbers that come back
+# only the last one is off, in the last digit.) The sign on the slide is the other convention's: $-152$ is right in
+# $\tilde x = S\,(q - Z)$, and wrong two lines after $\tilde X = S\,(X_q + Z)$. Whoever mixes the two is off by $2 S
+# Z$, more than the whole range.
 #
 # Cut off, the largest number asks for code 128, which int8 does not have, and is clamped. Rounded to 153 nothing is
 # clamped, all codes but the last are one less, and the worst error is half as large: no more than about half a step. So
@@ -129,13 +130,14 @@ plot_number_lines(examples)
 # - **Granularity** (量化粒度): one scale for a whole *tensor*; for each *channel*, of a weight each row, what makes one output;
 #   for a *group* of neighbours in a row; for each *token*, of activations. The fewer numbers share a scale, the shorter its
 #   step, and the more scales there are to be stored: 16 bits for 64 weights are a quarter of a bit a weight.
-# - **The range** from least to largest (*min–max*); or one that clips a *percentile*; or the one with the least squared error
-#   (*MSE*), found by trying shorter and shorter ones.
+# - **The range** from least to largest (*min–max*); or one that clips a *percentile*; or the one with the least
+#   squared error (*MSE*), found by trying shorter and shorter ones.
 #
-# *Predict* for a real weight of `base` in 4 bits, in decibels (10 dB are a tenth of the squared error): what does a scale for each row bring over one for the
-# tensor? Groups of 64 over rows? A zero point? And where does clipping help most? The second cell shows why it helps at all, and the explorer
-# has all of this under your fingers, for every layer. Look for a layer in which a tensor's scale is nearly as good as a
-# row's; and find the cheapest way to 20 dB, in bits a weight.
+# *Predict* for a real weight of `base` in 4 bits, in decibels (10 dB are a tenth of the squared error): what does a
+# scale for each row bring over one for the tensor? Groups of 64 over rows? A zero point? And where does clipping help
+# most? The second cell shows why it helps at all, and the explorer has all of this under your fingers, for every
+# layer. Look for a layer in which a tensor's scale is nearly as good as a row's; and find the cheapest way to 20 dB,
+# in bits a weight.
 
 # %% tags=["nbval-check-output"]
 from llmcourse.figures.rounded_weight import GRANULARITIES, RoundingInputs, round_weight
@@ -171,8 +173,9 @@ widgets.QuantizerExplorer(base, layer=layer.removeprefix("model."))
 #
 # ## 5.3 Six decibels a bit
 #
-# How good can $b$ bits be? Spread over $[-a, a]$, a step is $S = 2a / (2^b - 1)$; where it is short, errors are spread evenly over
-# $[-S/2, S/2]$, and their mean square is $S^2 / 12$. With a standard deviation $\sigma$ of what is rounded,
+# How good can $b$ bits be? Spread over $[-a, a]$, a step is $S = 2a / (2^b - 1)$; where it is short, errors are
+# spread evenly over $[-S/2, S/2]$, and their mean square is $S^2 / 12$. With a standard deviation $\sigma$ of what is
+# rounded,
 #
 # $$\mathrm{SNR} = 10 \log_{10} \frac{\sigma^2}{S^2 / 12} \approx 6.02\, b + 4.77 - 20 \log_{10} \frac{a}{\sigma} .$$
 #
@@ -205,12 +208,12 @@ for name, x in ((f"normal numbers (your guess: {MY_GUESS})", drawn), ("the weigh
 #
 # ## 5.4 Points that are not evenly spaced; and packing
 #
-# A code may stand for anything. The *floating-point* formats have a sign, an exponent and a mantissa: e4m3 and e5m2 (FP8)
-# are named by the bits of both. Their points lie twice as densely with every halving, so that small numbers keep
-# their relative precision. *NF4* has its 16 points where normally distributed numbers are equally often, so that no code is wasted.
-# *MXFP4* (e2m1) has a scale for every 32 neighbours that is a power of two, and takes one byte. *Predict*: which of
-# the two FP8 formats keeps this weight better, and is either as good as int8? Which is the best with 4 bits? (Mind the last column: scales are bits,
-# too.)
+# A code may stand for anything. The *floating-point* formats have a sign, an exponent and a mantissa: e4m3 and e5m2
+# (FP8) are named by the bits of both. Their points lie twice as densely with every halving, so that small numbers
+# keep their relative precision. *NF4* has its 16 points where normally distributed numbers are equally often, so that
+# no code is wasted. *MXFP4* (e2m1) has a scale for every 32 neighbours that is a power of two, and takes one byte.
+# *Predict*: which of the two FP8 formats keeps this weight better, and is either as good as int8? Which is the best
+# with 4 bits? (Mind the last column: scales are bits, too.)
 #
 # Codes have to lie in memory without gaps, or nothing is saved. The second cell packs some, and unpacks them.
 
@@ -218,7 +221,7 @@ for name, x in ((f"normal numbers (your guess: {MY_GUESS})", drawn), ("the weigh
 from llmcourse.figures.format_points import plot_code_points
 from llmcourse.quantization.formats import FORMATS
 
-within = weight.view(-1, 64) / weight.view(-1, 64).abs().amax(1, keepdim=True)
+within = weight.reshape(-1, 64) / weight.reshape(-1, 64).abs().amax(1, keepdim=True)
 points = {"int4": range(-8, 8)} | {name: known.points for name, known in FORMATS.items()}
 below = f"numbers of {layer}, over the largest of 64 neighbours"
 display(plot_code_points(points, subtitle=below, numbers=within.numpy()))
@@ -244,22 +247,22 @@ for bits in (8, 4, 3, 2):
     print(f"{bits} bits: {packed.nbytes:,} of {2 * weight.numel():,} bytes; unpacked the same: {same}")
 
 # %% [markdown]
-# With 8 bits, an even grid beats floating point on a weight: its numbers are all of about one size, and what the exponent
-# costs the mantissa lacks. FP8 shines where sizes differ wildly, as in activations (5.8). Among 4 bits NF4 gets
-# more out of a code than the even grid does, and MXFP4 less, as its scales can only double; compare at
-# equal bits with scales. (In the figure every format may be scaled freely, and the words beside it are for that; the printed
-# lines have the formats' own scales.) FP8, and MXFP4 on newer GPUs, are formats that the tensor cores multiply; NF4 and int4 must first be turned
-# into 16 bits.
+# With 8 bits, an even grid beats floating point on a weight: its numbers are all of about one size, and what the
+# exponent costs the mantissa lacks. FP8 shines where sizes differ wildly, as in activations (5.8). Among 4 bits NF4
+# gets more out of a code than the even grid does, and MXFP4 less, as its scales can only double; compare at equal
+# bits with scales. (In the figure every format may be scaled freely, and the words beside it are for that; the
+# printed lines have the formats' own scales.) FP8, and MXFP4 on newer GPUs, are formats that the tensor cores
+# multiply; NF4 and int4 must first be turned into 16 bits.
 #
 # # Part two: weights alone
 #
 # ## 5.5 What a bit is worth
 #
 # A decoding step at batch 1 reads every weight once and does next to no arithmetic: its time is bytes over bandwidth
-# (chapter 2). Kernels read codes, and make numbers of them on the chip, in registers; the products are still those of 16
-# bits, *W4A16*. *Predict* for Llama-3-8B on an H200: how many times faster is int4 in groups of 128, with a scale of 16 bits each, than 16 bits, for one
-# sequence? And for 256 of them? What happens to a prefill of 2,048 tokens? (What `MY_GUESS` holds is only our first
-# guess: put yours in its place.)
+# (chapter 2). Kernels read codes, and make numbers of them on the chip, in registers; the products are still those of
+# 16 bits, *W4A16*. *Predict* for Llama-3-8B on an H200: how many times faster is int4 in groups of 128, with a scale
+# of 16 bits each, than 16 bits, for one sequence? And for 256 of them? What happens to a prefill of 2,048 tokens?
+# (What `MY_GUESS` holds is only our first guess: put yours in its place.)
 
 # %% tags=["nbval-check-output"]
 from llmcourse.costs import LLAMA_3_8B, Precision, Step, weight_bytes
@@ -279,9 +282,9 @@ for name, (precision, compute) in ways.items():
 
 # %% [markdown]
 # At batch 1 the gain is nearly that of the bytes. (Not quite: scales are read, too, and so are keys and values.) With
-# the batch, the cache grows and the weights do not, and the gain shrinks; then the arithmetic sets the pace, and bits of weights are
-# worth nothing. In prefill they never were: there only products in fewer bits help, which is part three. What real kernels make
-# of this limit is shown in 5.12.
+# the batch, the cache grows and the weights do not, and the gain shrinks; then the arithmetic sets the pace, and bits
+# of weights are worth nothing. In prefill they never were: there only products in fewer bits help, which is part
+# three. What real kernels make of this limit is shown in 5.12.
 #
 # ## 5.6 Which rounding?
 #
@@ -290,20 +293,21 @@ for name, (precision, compute) in ways.items():
 #
 # $$\min_{w_q} \lVert X w - X w_q \rVert^2 = \min_{\delta} \tfrac12\, \delta\, H \delta^\top, \qquad H = 2 X^\top X, \quad \delta = w_q - w ,$$
 #
-# with $X$ what the layer reads of some *calibration* text. Rounding to the nearest (RTN) makes each $\delta_j$ small. But
-# inputs are *correlated*: if channel 2 mostly moves with channel 1, then an error in $w_1$ can be made up for by an
-# opposite one in $w_2$. Round column $j$, so that $\delta_j = e$ is settled, and ask what the other columns should do, which
-# are still free. Minimizing the quadratic form under that condition (Hassibi and Stork 1993) gives
+# with $X$ what the layer reads of some *calibration* text. Rounding to the nearest (RTN) makes each $\delta_j$ small.
+# But inputs are *correlated*: if channel 2 mostly moves with channel 1, then an error in $w_1$ can be made up for by
+# an opposite one in $w_2$. Round column $j$, so that $\delta_j = e$ is settled, and ask what the other columns should
+# do, which are still free. Minimizing the quadratic form under that condition (Hassibi and Stork 1993) gives
 #
 # $$\delta = \frac{e}{[H^{-1}]_{jj}}\, [H^{-1}]_{j,:} , \qquad \text{at a loss of } \frac{e^2}{2\, [H^{-1}]_{jj}} .$$
 #
-# Then the next column is rounded as it is *now*, and so on: that is *error feedback*, and GPTQ (Frantar et al. 2022) is this
-# with the columns in one order for all rows, so that one matrix serves them all: row $j$ of the upper Cholesky factor $U$, $H^{-1} = U^\top U$,
-# holds what column $j$ needs when all before it are settled. It works group by group of columns (按列分组), for speed alone.
+# Then the next column is rounded as it is *now*, and so on: that is *error feedback*, and GPTQ (Frantar et al. 2022)
+# is this with the columns in one order for all rows, so that one matrix serves them all: row $j$ of the upper
+# Cholesky factor $U$, $H^{-1} = U^\top U$, holds what column $j$ needs when all before it are settled. It works group
+# by group of columns (按列分组), for speed alone.
 #
 # With uncorrelated inputs $H$ is diagonal, nothing can be passed on, and rounding is best. *Predict* for rows of four
-# weights in 2 bits: how does the loss over rounding's fall as the correlation $\rho$ grows? And does greedy GPTQ find the best
-# of all $4^4$ codes?
+# weights in 2 bits: how does the loss over rounding's fall as the correlation $\rho$ grows? And does greedy GPTQ find
+# the best of all $4^4$ codes?
 
 # %% tags=["nbval-check-output"]
 from llmcourse.quantization.gptq import GPTQSettings, gptq_reference
@@ -325,10 +329,11 @@ for rho in (0, 0.5, 0.9, 0.99):
 # Feedback is worth much where channels move together. Greed costs something: a column never knows what those behind it will
 # need. (Trying all codes is out of the question for rows of hundreds.)
 #
-# Now a real layer. Text of three domains is at hand: source code of the standard library, and prose and verse as `base`
-# writes them behind openings that it knows. Half of it is for calibration, the other half for measuring: whoever measures on what was calibrated on
-# measures luck. The loop below is GPTQ, whole: after column $j$, `left[:, j]` is its own rounded value, and all columns behind it have been
-# corrected. *Damping* adds a hundredth of the mean of $H$'s diagonal, for directions that the text never showed.
+# Now a real layer. Text of three domains is at hand: source code of the standard library, and prose and verse as
+# `base` writes them behind openings that it knows. Half of it is for calibration, the other half for measuring:
+# whoever measures on what was calibrated on measures luck. The loop below is GPTQ, whole: after column $j$, `left[:,
+# j]` is its own rounded value, and all columns behind it have been corrected. *Damping* adds a hundredth of the mean
+# of $H$'s diagonal, for directions that the text never showed.
 
 # %%
 from llmcourse.quantization import texts
@@ -363,16 +368,17 @@ for name, restored in (("rounding", plain.dequantized()), ("GPTQ", left)):
 #
 # ## 5.7 Whole models: 8, 4, 3, 2 bits
 #
-# **AWQ** (Lin et al. 2023) leaves rounding as it is and changes what is rounded. Weights that meet large activations matter
-# most: multiply such an input channel of $W$ by $s > 1$ and divide the channel of $X$ by it. The function stays the same, the division
-# can be folded into the norm before, and a weight that is twice as large is rounded half as coarsely. How much, $s = (\text{mean}\,|x|)^\alpha$, is found by trying some $\alpha$
-# for every layer. It needs no Hessian for that, and overfits less.
+# **AWQ** (Lin et al. 2023) leaves rounding as it is and changes what is rounded. Weights that meet large activations
+# matter most: multiply such an input channel of $W$ by $s > 1$ and divide the channel of $X$ by it. The function
+# stays the same, the division can be folded into the norm before, and a weight that is twice as large is rounded half
+# as coarsely. How much, $s = (\text{mean}\,|x|)^\alpha$, is found by trying some $\alpha$ for every input. With so
+# little to choose, little text will do.
 #
-# First layer by layer: what is left of the loss of rounding. Then all of `base` at four widths (8 bits by rows, others
-# in groups of 64, with zero points at 3 and 2 bits), by three numbers: *perplexity* $e^{\text{loss}}$; *KL* of the 16-bit model's
-# distribution to the quantized one's, which sees every token and cannot fall by chance; and how often both have the same
-# favourite, which is what greedy decoding would notice. *Predict*: at how many bits does the text begin to suffer? In which
-# domain? And what is GPTQ worth, in bits?
+# First layer by layer: what is left of the loss of rounding. Then all of `base` at four widths (8 bits by rows,
+# others in groups of 64, with zero points at 3 and 2 bits), by three numbers: *perplexity* $e^{\text{loss}}$; *KL* of
+# the 16-bit model's distribution to the quantized one's, which sees every token and cannot fall by chance; and how
+# often both have the same favourite, which is what greedy decoding would notice. *Predict*: at how many bits does the
+# text begin to suffer? In which domain? And what is GPTQ worth, in bits?
 
 # %%
 import copy
@@ -405,33 +411,39 @@ schemes = [f"int{bits}{method}" for bits, method in product((8, 4, 3, 2), ("", "
 of_base = {scheme: compared(base, scheme) for scheme in schemes}
 
 # %% [markdown]
-# Read down: 8 bits cost nothing that these texts could show, 4 bits little, 3 bits plainly something, and at 2 bits rounding leaves ruins. GPTQ
-# lowers the KL at every width at which there is much to lose, and AWQ, in models as small as these, by less. (They have few channels, and none that is
-# very much larger than all others: there is little to protect, see 5.8.) Read across: which domain suffers most is told by KL, hardly
-# by perplexity, whose rise is small next to how texts differ. And "8 of 10 favourites are the same" sounds good, until you remember that a
-# text goes its own way from the first that differs.
+# **Layer by layer** GPTQ lowers every bar, as it must: this package's keeps rounding in any row where that loses
+# less. AWQ chooses one scale for all layers that read the same input, so that one of them may lose what the others
+# win. In models as small as these it has little to protect: there are few channels, and none that is much larger than
+# all others (5.8).
+#
+# **Read down**: 8 bits cost nothing that these texts could show, 4 bits little, 3 bits plainly something, and at 2
+# bits rounding leaves ruins. GPTQ lowers the KL in every domain at every width; with it, a width loses far less than
+# by rounding, but not as little as one bit more would. **Read across**: with 4 bits the KL is about the same for all
+# domains, and yet favourites change least in code, where the next token is often settled (chapter 4), and most in
+# verse. And perplexity is the bluntest of the three: it depends on the text far more than on the last bits of a
+# weight, and may even fall. Nine favourites in ten sound good, too, until you remember that a text goes its own way
+# from the first that differs.
 #
 # ## The larger the model, the closer
 #
-# The lecture's claim for 3 and 4 bits against 16. Ours are three models of one family, trained alike; all in groups of 64. *Predict* from 5.3 what
-# changes with size: the weights' SNR, or how much of it matters? Left: perplexity against bits. Right: KL against
-# parameters. (Where runs of larger models are recorded, they are drawn below.)
+# The lecture's claim for 3 and 4 bits against 16. Ours are three models of one family, trained alike; all in groups
+# of 64. *Predict* from 5.3 what changes with size: the weights' SNR, or how much an error matters? Left: perplexity
+# against bits. Right: KL against parameters. (Where runs of larger models are recorded, they are drawn below.)
 
 # %%
 few, here = ("int4", "int4-gptq", "int3", "int3-gptq"), []
-for name, scheme in product(names, few):
-    model = family[name].model
-    known = of_base[scheme] if name == "base" else compared(model, f"{scheme}-g64")
-    for q in known:
-        row = {"model": name, "parameters": model.num_parameters, "scheme": scheme, "domain": q.domain}
-        row |= {"perplexity": q.perplexity, "reference_perplexity": q.reference_perplexity, "kl": q.kl.mean}
-        here.append(row)
-worst = max(q.kl.error / q.kl.mean for found in of_base.values() for q in found)
-print(f"standard error of a KL: up to {worst:.0%} of it")
 for name, (model, _) in family.items():
-    groups = torch.cat([w.data.view(-1, 64) for w in model.model.layers.parameters() if w.ndim == 2])
+    groups = torch.cat([w.data.reshape(-1, 64) for w in model.model.layers.parameters() if w.ndim == 2])
     snr = snr_db(groups, affine.quantize_weight(groups, 4).dequantized())
-    print(f"{name:6}all weights in 4 bits, groups of 64: {snr:.1f} dB")
+    print(f"{name}, whose weights have {snr:.1f} dB in 4 bits, groups of 64")
+    for scheme in few:
+        found = of_base[scheme] if name == "base" else compared(model, f"{scheme}-g64")
+        for q in found:
+            row = {"model": name, "parameters": model.num_parameters, "scheme": scheme, "domain": q.domain}
+            row |= {"perplexity": q.perplexity, "reference_perplexity": q.reference_perplexity}
+            here.append(row | {"kl": q.kl.mean})
+worst = max(q.kl.error / q.kl.mean for found in of_base.values() for q in found)
+print(f"as above; there the standard error of a KL was up to {worst:.0%} of it")
 
 # %%
 from llmcourse.figures.bits_curve import plot_bits, points_of
@@ -460,10 +472,10 @@ for path in recordings:
 print(f"{len(recordings)} recordings of more sizes" if recordings else "More sizes are not recorded yet.")
 
 # %% [markdown]
-# The larger the model, the smaller the KL, at the same bits a weight. The weights' SNR is nearly the same for all three (6 dB a bit
-# knows nothing of models), so it must be what errors *do*: an output of a wide layer is a sum of more products, in which errors of
-# both signs cancel while the signal adds up, and a large model is surer of its next token. Three points are a hint, no law; and the models also differ in
-# depth.
+# The larger the model, the smaller the KL, at the same bits a weight, in every row of the table. And yet the weights
+# of all three are rounded equally well: 6 dB a bit know nothing of models. So it must be what an error *does* to the
+# function that shrinks with size, and not the error. Why is not settled by three models, which differ in depth and in
+# how well they were trained, too.
 #
 # # Part three: weights and activations
 #
@@ -473,14 +485,15 @@ print(f"{len(recordings)} recordings of more sizes" if recordings else "More siz
 #
 # $$Y \approx s_X\, s_W\, (Q_X Q_W^\top) .$$
 #
-# The scale $s_W$ may differ from output to output, $s_X$ from token to token, and both come out of the sum. A scale for each
-# *input* channel would not: that is what makes activations hard. Weights are known beforehand; an activation's scale is either measured on the way, for each
-# token (*dynamic*), or taken from calibration, one for all (*static*), which is faster. And beyond some scale of model a few dimensions carry *outliers* (异常值): numbers
-# twenty times as large as all others, in the same few channels, for every token (Dettmers et al. 2022). One of them in a row, and 8 bits
-# with a step for the largest number leave nothing of the others.
+# The scale $s_W$ may differ from output to output, $s_X$ from token to token, and both come out of the sum. A scale
+# for each *input* channel would not: that is what makes activations hard. Weights are known beforehand; an
+# activation's scale is either measured on the way, for each token (*dynamic*), or taken from calibration, one for all
+# (*static*), which is faster. And beyond some scale of model a few dimensions carry *outliers* (异常值): numbers twenty
+# times as large as all others, in the same few channels, for every token (Dettmers et al. 2022). One of them in a
+# row, and 8 bits with a step for the largest number leave nothing of the others.
 #
-# *Predict*: do our small models have any? The paper counts magnitudes from 6 on. The cell counts, for each input of a layer, how many
-# channels reach that, and by how much the largest channel stands out over the median one.
+# *Predict*: do our small models have any? The paper counts magnitudes from 6 on. The cell counts, for each input of a
+# layer, how many channels reach that, and by how much the largest channel stands out over the median one.
 
 # %%
 from llmcourse.quantization.outliers import errors_by_scale, find_outliers, scaled_channels
@@ -495,23 +508,24 @@ for name, (model, _) in family.items():
 errors = errors_by_scale(base, rows[:8], (1, 4, 16, 64, 256), (53, 256))
 
 # %% [markdown]
-# Outliers in the paper's sense they are not. Behind a norm the largest channel is a few times the median one, and where many
-# channels reach 6, the whole input is simply larger: a threshold in absolute numbers was made for other models. Only some
-# inputs of `down_proj`, products of two numbers, have a few large channels.
+# Outliers in the paper's sense they are not. Behind a norm the largest channel is mostly a few times the median one,
+# and where many channels reach 6, the whole input is simply larger: a threshold in absolute numbers was made for
+# other models. What stands out most are some inputs of `down_proj`, which are products of two numbers.
 #
-# So let us make some. Channels between a norm and the layers that read it can be scaled at will: multiply the norm's gain by $f$
-# in some channels, and divide the same columns of $W$ by $f$. The function is *exactly* the same (powers of two round
-# nothing), but rounding no longer sees the same numbers. Large models arrive there by training. Three answers to that:
+# So let us make some. Channels between a norm and the layers that read it can be scaled at will: multiply the norm's
+# gain by $f$ in some channels, and divide the same columns of $W$ by $f$. The function is *exactly* the same (powers
+# of two round nothing), but rounding no longer sees the same numbers. Large models arrive there by training. Three
+# answers to that:
 #
 # - **By token** instead of by tensor: helps where *tokens* differ. Outliers are channels.
-# - **LLM.int8()** (Dettmers et al. 2022), the lecture's mixed-precision decomposition (混合精度分解): columns of $X$ with outliers, $O$, are
-#   multiplied in 16 bits, all others in int8, and both are added:
+# - **LLM.int8()** (Dettmers et al. 2022), the lecture's mixed-precision decomposition (混合精度分解): columns of $X$ with
+#   outliers, $O$, are multiplied in 16 bits, all others in int8, and both are added:
 #   $$Y \approx \sum_{h \in O} x_h w_h^\top + s_X\, s_W \sum_{k \notin O} q_k Q_k^\top .$$
 # - **SmoothQuant** (Xiao et al. 2022): undo it. $Y = (X\,\mathrm{diag}(s)^{-1})\,(\mathrm{diag}(s)\,W)$ with
 #   $s_j = \max|X_j|^{1/2} / \max|W_j|^{1/2}$, folded into the norm beforehand; nothing is left to do at run time.
 #
-# *Predict*: from which factor on is int8 by token as bad as it was by tensor without outliers? And then for the whole model with two
-# channels 16 times as large: which of the five schemes notice?
+# *Predict*: from which factor on is int8 by token as bad as it was by tensor without outliers? And then for the whole
+# model with two channels 16 times as large: which of the schemes notice?
 
 # %%
 from llmcourse.figures.outlier_growth import plot_outlier_growth
@@ -526,15 +540,20 @@ for name, model in (("base", base), ("two channels, 16 times", scaled)):
         compared(model, scheme)
 
 # %% [markdown]
-# (`int8` are weights alone, for comparison.) On `base` as it is, a scale for each token costs next to nothing, and a static one plainly
-# something: one number for all tokens and all texts has to cover the largest. With outliers plain W8A8 falls apart. SmoothQuant does not
-# notice: it finds just the factor that was put in, and its numbers are those from before. And FP8 hardly does: every number has an exponent of its own.
+# (`int8` are weights alone, for comparison.) By token int8 is soon as bad as it was by tensor. On `base` as it is, a
+# scale for each token costs next to nothing, and a static one plainly something: one number for all tokens and all
+# texts has to cover the largest. With two large channels plain W8A8 loses as much as 4-bit weights do, and static
+# scales far more. SmoothQuant does not notice: it finds just the factor that was put in, and its numbers are those
+# from before. And FP8 hardly does: every number has an exponent of its own. (For activations as tame as those of
+# `base` it is the coarser of the two.)
 #
-# LLM.int8() mends most of it, but not all. Why? Its *activations* are exact in those columns; the weights are not: to find outliers as they
-# come, all columns must be there in int8, and here they were divided by 16 before they were rounded with the scale of their row.
-# (See `int8`, which rounds no activation and loses as much.) Where calibration names the columns beforehand, their weights can be kept in 16 bits, as the
-# equation says. The next cell does so for one layer, and then look at the map: which columns keep 16 bits at which threshold, and
-# what is lost without them? Find the threshold from which on the error rises; and for `base` itself, what a threshold of 6 would do to the last layers.
+# LLM.int8() mends most of it, but not all. Why? Its *activations* are exact in those columns; the weights are not: to
+# find outliers as they come, all columns must be there in int8, and here they were divided by 16 before they were
+# rounded with the scale of their row. (See `int8`, which rounds no activation and loses nearly as much.) Where
+# calibration names the columns beforehand, their weights can be kept in 16 bits, as the equation says. The next cell
+# does so for one layer, and then look at the map: which columns keep 16 bits at which threshold, and what is lost
+# without them? Find the threshold from which on the error rises; and for `base` itself, what a threshold of 6 would
+# do to the last layers.
 
 # %%
 from llmcourse.figures.outlier_split import read_inputs
@@ -557,10 +576,10 @@ widgets.OutlierMap(two, model="base, two channels × 16", layer="layers.2.mlp.up
 #
 # ## 5.9 A KV cache in few bits
 #
-# With long texts or many of them the cache is larger than the weights, and is read just as often. Keys and values are rounded as
-# they are written, with a scale for each token and head: nothing has to be calibrated, and nothing is rounded twice. *Predict*, for Llama-3-8B
-# on an H200 with texts of 8,192 tokens: how many fit at once with a cache in 16, 8 and 4 bits; how many if the weights are int4, too? And which of the two
-# forgives less, keys or values?
+# With long texts or many of them the cache is larger than the weights, and is read just as often. Keys and values are
+# rounded as they are written, with a scale for each token and head: nothing has to be calibrated, and nothing is
+# rounded twice. *Predict*, for Llama-3-8B on an H200 with texts of 8,192 tokens: how many fit at once with a cache in
+# 16, 8 and 4 bits; how many if the weights are int4, too? And which of the two forgives less, keys or values?
 
 
 # %% tags=["nbval-check-output"]
@@ -600,19 +619,23 @@ for bits in (8, 4, 3, 2):
     print("   ", decoding.reread(base, asked["prompts"], [one.tokens for one in new]))
 
 # %% [markdown]
-# An error in a value is averaged with those of all other tokens; one in a key moves the weights of attention, through an
-# exponential. So keys forgive less, and below 4 bits one would give *them* a scale for each channel (Liu et al. 2024, KIVI). In 8 bits the texts
-# are the same or nearly so, with 4 bits many go their own way, and are none the worse for it: read them again with `base` (`decoding.reread`) before you
-# judge. (Heads of 32 numbers, as here, pay more for their scales than heads of 128 do.)
+# An error in a value is averaged with those of all other tokens; one in a key moves the weights of attention, through
+# an exponential. So keys forgive less, and below 4 bits one would give *them* a scale for each channel (Liu et al.
+# 2024, KIVI). In 8 bits most texts stay the same. With 4 bits most go their own way, but are they worse? Read again
+# by `base` with its exact cache, they are about as likely, though not all their tokens are its favourites any more.
+# With 3 bits they are less likely, with 2 they fall apart. (Heads of 32 numbers, as here, pay more for their scales
+# than heads of 128 do. And more texts that fit mean more tokens a second: see the last column above, and chapter 3.)
 #
 # # Part five: through the chapters
 #
 # ## 5.10 The same engines
 #
-# To the rest of the course a quantized model is a model: `quantize` swaps its linear layers for others, and nothing else knows.
-# So everything that was proved about decoding, serving and speculation must hold for it, about *its own* text: batches, blocks of a cache and drafts
-# change no token. In double precision, below. And a new role: a quantized copy of the target is a *drafter* that agrees with it nearly always, and costs a half or a
-# quarter (4.4). *Predict* its acceptance $\alpha$ for 4 and for 3 bits, beside that of `draft`; and whether rounding `draft` itself hurts.
+# To the rest of the course a quantized model is a model: `quantize` swaps its linear layers for others, and nothing
+# else knows. So everything that was proved about decoding, serving and speculation must hold for it, about *its own*
+# text: batches, blocks of a cache and drafts change no token. In double precision, below. And a new role: a quantized
+# copy of the target is a *drafter* that agrees with it nearly always, and costs a half or a quarter of a pass where
+# bytes set the pace (4.4). *Predict* its acceptance $\alpha$ for 4 and for 3 bits, beside that of `draft`; and
+# whether rounding `draft` itself hurts.
 
 # %% tags=["nbval-check-output"]
 from llmcourse import serving
@@ -664,16 +687,17 @@ for scheme in ("int8", "int4", "w8a8"):
     print(f"{scheme}: {entry['format']}, {share:.0%} of the bytes of bf16; loaded, the same: {same}")
 
 # %% [markdown]
-# What is promised is that `int4` writes *its own* text everywhere. That is not the text of `base`, which only a verification by `base` in 16 bits
-# guarantees: a quantized drafter may be as coarse as it likes, the text does not notice, and the fewer bits, the more drafts
-# fall. (And rounding a drafter costs it hardly any of its acceptance.) On disk the format is that of *compressed-tensors*, which vLLM and
-# transformers read: `python -m llmcourse quantize base FOLDER --scheme int4-gptq` writes such a folder, and `generate` and
-# `serve` take it by its path.
+# What is promised is that `int4` writes *its own* text everywhere. That is not the text of `base`, which only a
+# verification by `base` itself guarantees: a quantized drafter may be as coarse as it likes, the text does not
+# notice, and the fewer bits, the more drafts fall. (Rounding `draft` costs it hardly any of its acceptance.) On disk
+# the format is that of *compressed-tensors*, which vLLM and transformers read: `python -m llmcourse quantize base
+# FOLDER --scheme int4-gptq` writes such a folder, and `generate` and `serve` take it by its path.
 #
 # ## 5.11 On this machine
 #
-# *Predict*: by the bytes of its layers a step of int8 should be up to four times as fast as one in 32 bits, and int4 nearly eight times. What
-# does the clock say here? (On a machine with a GPU the comparison is with bf16, and runs on kernels.)
+# *Predict*: by the bytes of its layers a step of int8 should be up to four times as fast as one in 32 bits, and int4
+# nearly eight times. What does the clock say here? (On a machine with a GPU the comparison is with bf16, and runs on
+# kernels.)
 
 # %%
 from llmcourse import timing
@@ -692,21 +716,23 @@ for name, time_s in taken.items():
     print(f"{name:9}{size['none'] / size[name]:5.2f} × by bytes, {taken['none'] / time_s:.2f} × by the clock")
 
 # %% [markdown]
-# On a CPU all of them are *slower*, and that is no measuring error. There the reference runs: it unpacks codes and writes them out as
-# whole matrices, and only then multiplies, so that a step moves more bytes than before; or it multiplies whole numbers by operations that nobody tuned. And
-# `base` fits into the CPU's caches, so that bandwidth was not the limit in the first place. Fewer bits are faster only
+# On a CPU, weights in few bits are *slower*, and that is no measuring error. There the reference runs: it unpacks
+# codes, writes them out as whole matrices, and only then multiplies, so that a step moves more bytes than before.
+# W8A8 multiplies codes as they are and comes nearer, but quantizes its input before every product. And `base` fits
+# into the caches of many a CPU, so that bandwidth was not the limit in the first place. Fewer bits are faster only
 # where a kernel unpacks them on the chip, *and* reading weights is what takes the time. Programs for CPUs have such
 # kernels; this course writes its own for GPUs.
 #
 # ## 5.12 On a GPU
 #
-# What a kernel has to do in the time that reading 4 bits takes: cut eight codes out of a word, make 16 bits of each, multiply
-# by a scale for every 128, and feed the tensor cores; for 64 rows as for one, and with no second kernel for anything. *Predict*,
-# from 5.5: the speed-up of int4 over bf16 at $M = 1$, and from which number of rows $M$ (sequences decoded together) it falls. W8A8 has to find a scale for each token first, before it can
-# multiply: at which $M$ does that pay?
+# What a kernel has to do in the time that reading 4 bits takes: cut eight codes out of a word, make 16 bits of each,
+# multiply by a scale for every 128, and feed the tensor cores; for 64 rows as for one, and with no second kernel for
+# anything. *Predict*, from 5.5: the speed-up of int4 over bf16 at $M = 1$, and from which number of rows $M$
+# (sequences decoded together) it falls. W8A8 has to find a scale for each token first, before it can multiply: at
+# which $M$ does that pay?
 #
-# Bars are runs of `benchmarks/linear_low_bit.py` and `linear_w8a8.py`, each beside its limit and its peers in the same process;
-# then whole models of Llama-3-8B's shape (`decode_low_bit.py`), and GPTQ itself.
+# Bars are runs of `benchmarks/linear_low_bit.py` and `linear_w8a8.py`, each beside its limit and its peers in the
+# same process; then whole models of Llama-3-8B's shape (`decode_low_bit.py`), and GPTQ itself.
 
 # %%
 from llmcourse.figures import kernel_bars, low_bit_bars
@@ -724,11 +750,12 @@ of_gptq = recorded.recorded("gptq_llama3_8b")
 print("\n".join(map(recorded.told, of_gptq)) or "GPTQ on a GPU is not recorded yet.")
 
 # %% [markdown]
-# Where a bar is missing, its benchmark has not been recorded yet, and the figure says so. Read the others against three lines. The dashed one at 1: below
-# it 16 bits are faster. The limit: for few rows bytes over bandwidth, for thousands of rows the rate of int8
-# products. The diamond: what PyTorch has for int4 (tinygemm). A matrix of int4 is read in a few microseconds, so that starting, filling the memory pipeline and the
-# last wave weigh more than they do in 16 bits: that is what lies between bar and limit, and it is why small matrices gain less. A whole
-# model gains less than its matrices, since attention, norms and the cache stay as they were.
+# Where a bar is missing, its benchmark has not been recorded yet, and the figure says so. Read the others against
+# three lines. The dashed one at 1: below it 16 bits are faster. The limit: for few rows bytes over bandwidth, for
+# thousands of rows the rate of int8 products. The diamond: what PyTorch has for int4 (tinygemm). A matrix of int4 is
+# read in a few microseconds, so that starting, filling the memory pipeline and the last wave weigh more than they do
+# in 16 bits: that is what lies between bar and limit, and it is why small matrices gain less. A whole model gains
+# less than its matrices, since attention, norms and the cache stay as they were.
 #
 # ## 5.13 What goes wrong
 #
@@ -751,33 +778,38 @@ print("\n".join(map(recorded.told, of_gptq)) or "GPTQ on a GPU is not recorded y
 # | a quantized model is faster | where a kernel unpacks on the chip, and bytes were the limit | 5.11 |
 # | lossless speculation with an int4 target is lossless | it keeps the text of the int4 model | 5.10 |
 #
-# **On the slides.** The example's equations want $Z$ inside the bracket; its printed $-152$ has the other convention's sign, and cutting off
-# instead of rounding costs twice the worst error (5.1). That post-training quantization minimizes $\lVert Xw - Xw_q \rVert^2$ is right, and it is not
-# what rounding does. "The larger the model, the closer" held for our three sizes, too. That outliers appear beyond some scale is true of the
-# models that were looked at; ours have none worth the name, so we made some.
+# **On the slides.** The example's equations want $Z$ inside the bracket; its printed $-152$ has the other
+# convention's sign, and cutting off instead of rounding costs twice the worst error (5.1). That post-training
+# quantization minimizes $\lVert Xw - Xw_q \rVert^2$ is right, and it is not what rounding does. "The larger the
+# model, the closer" held for our three sizes, too. That outliers appear beyond some scale is true of the models that
+# were looked at; ours have none worth the name, so we made some.
 #
 # ## Lab
 #
-# [Lab 5](../labs/05_quantization.ipynb) has you build the parts: codes and scales, a scale for each row, where a range should
-# end, two codes in a byte; a column of GPTQ and then all of them; outlier columns and their product; a kernel that multiplies codes. To warm up, here in this notebook:
+# [Lab 5](../labs/05_quantization.ipynb) has you build the parts: codes and scales, a scale for each row, where a
+# range should end, two codes in a byte; a column of GPTQ and then all of them; outlier columns and their product; a
+# kernel that multiplies codes. To warm up, here in this notebook:
 #
 # 1. (5 min) In 5.1 find six numbers for which cutting $Z$ off is no worse than rounding it.
-# 2. (10 min) In 5.3 replace the normal numbers by uniform ones. Where does the formula hold now, and does clipping still pay?
+# 2. (10 min) In 5.3 replace the normal numbers by uniform ones. Where does the formula hold now, and does clipping
+#    still pay?
 # 3. (15 min) In 5.6 walk through the columns from the last to the first, or with the largest diagonal of $H$ first
 #    (`act_order`). Which loses least?
 # 4. (15 min) Calibrate GPTQ in 5.7 on code alone. Which domain gains, which one loses?
 # 5. (10 min) In 5.8 scale 40 channels instead of two. Which of the schemes is first to give in, and why?
-# 6. (10 min) In 5.9 ask how many texts fit if the cache has 8 bits and a text 1,024 tokens. Is the cache still the right thing to shrink?
+# 6. (10 min) In 5.9 ask how many texts fit if the cache has 8 bits and a text 1,024 tokens. Is the cache still the
+#    right thing to shrink?
 #
 # ## Summary
 #
 # - A code stands for $S\,(q - Z)$; a bit is worth 6 dB, and what shares a scale, and where its range ends, are worth bits.
-# - Weights alone: int8 for nothing, int4 for little, less only with methods that look at text; GPTQ passes each column's error on
-#   to those that are still free, and larger models lose less.
+# - Weights alone: int8 for nothing, int4 for little, less only with methods that look at text; GPTQ passes each
+#   column's error on to those that are still free, and larger models lose less.
 # - Fewer bits are faster where bytes were the limit and a kernel unpacks on the chip; activations in int8 speed up what is
 #   bound by arithmetic, if outliers are smoothed away or kept apart; and a smaller cache lets more requests in.
 #
-# **Sources** Jacob et al. 2018 (affine quantization) · Nagel et al. 2021 (ranges, granularity: a white paper) · Micikevicius et al. 2022 (FP8) ·
-# Dettmers et al. 2023 (QLoRA: NF4) · OCP Microscaling Formats 1.0 (MXFP4) · Hassibi and Stork 1993 (Optimal Brain Surgeon) ·
-# Frantar et al. 2022 (GPTQ) · Lin et al. 2023 (AWQ) · Dettmers et al. 2022 (LLM.int8()) · Xiao et al. 2022 (SmoothQuant) ·
-# Liu et al. 2024 (KIVI) · Frantar et al. 2024 (Marlin: kernels for int4)
+# **Sources** Jacob et al. 2018 (affine quantization) · Nagel et al. 2021 (ranges, granularity: a white paper) ·
+# Micikevicius et al. 2022 (FP8) · Dettmers et al. 2023 (QLoRA: NF4) · OCP Microscaling Formats 1.0 (MXFP4) · Hassibi
+# and Stork 1993 (Optimal Brain Surgeon) · Frantar et al. 2022 (GPTQ) · Lin et al. 2023 (AWQ) · Dettmers et al. 2022
+# (LLM.int8()) · Xiao et al. 2022 (SmoothQuant) · Liu et al. 2024 (KIVI) · Frantar et al. 2024 (Marlin: kernels for
+# int4)
