@@ -127,9 +127,10 @@ plot_number_lines(examples)
 #
 # - **Symmetric or asymmetric** (对称, 非对称): $Z = 0$ and a range $[-a, a]$; or a zero point for each scale, and a range that
 #   fits both ends.
-# - **Granularity** (量化粒度): one scale for a whole *tensor*; for each *channel*, of a weight each row, what makes one output;
-#   for a *group* of neighbours in a row; for each *token*, of activations. The fewer numbers share a scale, the shorter its
-#   step, and the more scales there are to be stored: 16 bits for 64 weights are a quarter of a bit a weight.
+# - **Granularity** (量化粒度): one scale for a whole *tensor*; for each *channel*, of a weight each row, what makes one
+#   output; (the slide's column, 列维度, since it writes $Xw$); for a *group* of neighbours in a row; for each *token*,
+#   of activations. The fewer numbers share a scale, the shorter its step, and the more scales there are to be stored:
+#   16 bits for 64 weights are a quarter of a bit a weight.
 # - **The range** from least to largest (*min–max*); or one that clips a *percentile*; or the one with the least
 #   squared error (*MSE*), found by trying shorter and shorter ones.
 #
@@ -164,12 +165,13 @@ display(plot_clip_trade_off([clip_trade_off(weight, bits) for bits in (2, 4, 8)]
 widgets.QuantizerExplorer(base, layer=layer.removeprefix("model."))
 
 # %% [markdown]
-# One number far out decides over the step of all that share its scale: with one scale for the tensor nearly everything is
-# rounded to 0. A scale for each row confines the damage to its row, a group to a few dozen numbers. Clipping does the
-# same by giving one up for the many: it helps most where ranges are wide and codes are few, and hardly at all at 8 bits,
-# where a step is short anyway. A zero point brings about as much as half a bit in small groups, since few numbers seldom
-# reach as far down as up, and it has to be stored, too. (The percentile here is the 99th, and a group of 32 has hardly a
-# number beyond it.)
+# One number far out decides over the step of all that share its scale: with one scale for the tensor nearly everything
+# is rounded to 0. A scale for each row confines the damage to its row, a group to a few dozen numbers. Clipping does
+# the same by giving one up for the many: it helps most where ranges are wide and codes are few, and hardly at all at 8
+# bits, where a step is short anyway. (The search shortens both ends of an asymmetric range by one ratio; where a single
+# number sticks out at one end, a percentile does better. And in a group of 32 there is hardly a number beyond the 99th.)
+# A zero point brings a decibel or more in small groups, since few numbers seldom reach as far down as up. But it has to
+# be stored: compare with symmetric groups of the same bits a weight.
 #
 # ## 5.3 Six decibels a bit
 #
@@ -201,10 +203,11 @@ for name, x in ((f"normal numbers (your guess: {MY_GUESS})", drawn), ("the weigh
         print(f"  {bits} bits" + "".join(f"{db:8.1f}" for db in told))
 
 # %% [markdown]
-# The formula holds down to about 4 bits. With fewer, steps are longer than what is rounded, and errors are no longer spread
-# evenly over a step; there the range is the better lever, and clipping brings nearly as much as a bit more.
-# So 8 bits are nearly always enough, and 4 depend on what shares a scale; below that rounding alone is lost, and one
-# has to look at what the numbers are *for* (part two).
+# For min–max the formula holds farther down than its assumption does: at 2 bits, where steps are longer than most of what
+# is rounded, it is still off by half a decibel at most. The last column is another matter. The fewer the bits, the more
+# clipping is worth, at 2 bits nearly as much as another bit. So 8 bits are good enough for nearly everything, 4 depend
+# on what shares a scale and where its range ends, and below that one has to look at what the numbers are *for* (part
+# two).
 #
 # ## 5.4 Points that are not evenly spaced; and packing
 #
@@ -276,8 +279,9 @@ print("Llama-3-8B on an H200, by the roofline: times as fast as bf16; your guess
 for name, (precision, compute) in ways.items():
     row = f"{name}: {weight_bytes(LLAMA_3_8B, precision) / 1e9:4.1f} GB"
     for kind, step in steps.items():
-        plain = roofline.predict_step(LLAMA_3_8B, step, h200).time_s
-        row += f", {kind} {plain / roofline.predict_step(LLAMA_3_8B, step, h200, precision, compute=compute).time_s:.2f}"
+        plain = roofline.predict_step(LLAMA_3_8B, step, h200)
+        fewer = roofline.predict_step(LLAMA_3_8B, step, h200, precision, compute=compute)
+        row += f", {kind} {plain.time_s / fewer.time_s:.2f}"
     print(row)
 
 # %% [markdown]
@@ -303,7 +307,7 @@ for name, (precision, compute) in ways.items():
 # Then the next column is rounded as it is *now*, and so on: that is *error feedback*, and GPTQ (Frantar et al. 2022)
 # is this with the columns in one order for all rows, so that one matrix serves them all: row $j$ of the upper
 # Cholesky factor $U$, $H^{-1} = U^\top U$, holds what column $j$ needs when all before it are settled. It works group
-# by group of columns (按列分组), for speed alone.
+# by group of columns (按列维度分组,逐组量化), for speed alone.
 #
 # With uncorrelated inputs $H$ is diagonal, nothing can be passed on, and rounding is best. *Predict* for rows of four
 # weights in 2 bits: how does the loss over rounding's fall as the correlation $\rho$ grows? And does greedy GPTQ find
@@ -464,7 +468,8 @@ import json
 recordings = sorted(recorded.RESULTS.glob("raw/quantize_quality_*.jsonl"))
 for path in recordings:
     more = map(json.loads, path.read_text("utf-8").splitlines())
-    for row in (more := [row for row in more if row["scheme"] in few]):
+    more = {(row["model"], row["scheme"], row["domain"]): row for row in more if row["scheme"] in few}
+    for row in (more := [*more.values()]):  # the latest of each
         row |= {"method": scheme_of(row["scheme"]).method, "bits": scheme_of(row["scheme"]).bits}
     below = f"recorded on {path.stem.removeprefix('quantize_quality_').replace('_', ' ')}"
     for domain in dict.fromkeys(row["domain"] for row in more):
@@ -520,7 +525,7 @@ errors = errors_by_scale(base, rows[:8], (1, 4, 16, 64, 256), (53, 256))
 # - **By token** instead of by tensor: helps where *tokens* differ. Outliers are channels.
 # - **LLM.int8()** (Dettmers et al. 2022), the lecture's mixed-precision decomposition (混合精度分解): columns of $X$ with
 #   outliers, $O$, are multiplied in 16 bits, all others in int8, and both are added:
-#   $$Y \approx \sum_{h \in O} x_h w_h^\top + s_X\, s_W \sum_{k \notin O} q_k Q_k^\top .$$
+#   $Y \approx \sum_{h \in O} x_h w_h^\top + s_X\, s_W \sum_{k \notin O} q_k Q_k^\top$.
 # - **SmoothQuant** (Xiao et al. 2022): undo it. $Y = (X\,\mathrm{diag}(s)^{-1})\,(\mathrm{diag}(s)\,W)$ with
 #   $s_j = \max|X_j|^{1/2} / \max|W_j|^{1/2}$, folded into the norm beforehand; nothing is left to do at run time.
 #
@@ -691,7 +696,7 @@ for scheme in ("int8", "int4", "w8a8"):
 # verification by `base` itself guarantees: a quantized drafter may be as coarse as it likes, the text does not
 # notice, and the fewer bits, the more drafts fall. (Rounding `draft` costs it hardly any of its acceptance.) On disk
 # the format is that of *compressed-tensors*, which vLLM and transformers read: `python -m llmcourse quantize base
-# FOLDER --scheme int4-gptq` writes such a folder, and `generate` and `serve` take it by its path.
+# int4-gptq FOLDER` writes such a folder, and `generate` and `serve` take it by its path.
 #
 # ## 5.11 On this machine
 #
@@ -746,16 +751,18 @@ for kind, title in titles.items():
     display(low_bit_bars.plot_low_bit(rows_of_kind, kind, title, wanted))
 wanted = [f"decode_llama3_8b_{kind}_b1" for kind in ("bf16", "int8", "int4")]
 display(kernel_bars.plot_kernels(recorded.all_of(wanted), "Llama-3-8B's shape, batch 1", wanted))
-of_gptq = recorded.recorded("gptq_llama3_8b")
-print("\n".join(map(recorded.told, of_gptq)) or "GPTQ on a GPU is not recorded yet.")
+print("\n".join(map(recorded.told, recorded.all_of([*wanted, "gptq_llama3_8b"]))))
+if not recorded.recorded("gptq_llama3_8b"):
+    print("GPTQ on a GPU is not recorded yet.")
 
 # %% [markdown]
 # Where a bar is missing, its benchmark has not been recorded yet, and the figure says so. Read the others against
 # three lines. The dashed one at 1: below it 16 bits are faster. The limit: for few rows bytes over bandwidth, for
-# thousands of rows the rate of int8 products. The diamond: what PyTorch has for int4 (tinygemm). A matrix of int4 is
-# read in a few microseconds, so that starting, filling the memory pipeline and the last wave weigh more than they do
-# in 16 bits: that is what lies between bar and limit, and it is why small matrices gain less. A whole model gains
-# less than its matrices, since attention, norms and the cache stay as they were.
+# thousands of rows the rate of int8 products. The diamond: what PyTorch has for int4 (tinygemm); for whole models in
+# int8 and int4, our own decoding in bf16. A matrix of int4 is read in a few microseconds, so that starting, filling
+# the memory pipeline and the last wave weigh more than they do in 16 bits: that is what lies between bar and limit,
+# and it is why small matrices gain less. A whole model gains less than its matrices, since attention, norms and the
+# cache stay as they were.
 #
 # ## 5.13 What goes wrong
 #
@@ -763,7 +770,7 @@ print("\n".join(map(recorded.told, of_gptq)) or "GPTQ on a GPU is not recorded y
 # |---|---|---|
 # | $Z$ is $Z$ | two conventions with opposite signs | 5.1 |
 # | min–max loses nothing | it loses the many for the sake of one | 5.2 |
-# | a zero point is free precision | it is stored, too; at 8 bits it brings nothing | 5.2 |
+# | a zero point is free precision | it is stored, too: compare at equal bits | 5.2 |
 # | 4-bit formats are alike | count the bits of scales, and where the points lie | 5.4 |
 # | FP8 is more precise than int8 | for numbers of one size it is less | 5.4, 5.8 |
 # | four times fewer bits are four times the speed | scales, cache, kernels; and not for large batches or prefill | 5.5, 5.12 |
