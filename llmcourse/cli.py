@@ -1,4 +1,4 @@
-"""The command line: `python -m llmcourse doctor`, `generate "…"`, `serve`, `grade`, `gradebook` and `labs`.
+"""The command line: `python -m llmcourse doctor`, `generate "…"`, `quantize`, `serve`, `grade` and others.
 
 A bad value ends with one line `error: …` and exit code 2, a failure while running with 1, Ctrl-C
 with 130 (a server, which has no other end, with 0). PyTorch is imported by the commands that need it,
@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 
 from llmcourse.arguments import Parser
@@ -37,7 +38,7 @@ SAMPLING = {
 def build_parser() -> Parser:
     parser = Parser(prog="llmcourse", description="Deploying large language models: the course's commands.")
     commands = parser.add_subparsers(
-        title="commands", required=True, metavar="{doctor,generate,serve,grade,gradebook,labs}"
+        title="commands", required=True, metavar="{doctor,generate,quantize,serve,grade,gradebook,labs}"
     )
     doctor = commands.add_parser("doctor", help="what this machine has, and what is missing")
     doctor.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -49,6 +50,7 @@ def build_parser() -> Parser:
     )
     doctor.set_defaults(run=run_doctor)
     _add_generate(commands.add_parser("generate", help="continue a text with a model"))
+    _add_quantize(commands.add_parser("quantize", help="write a model in fewer bits to a folder"))
     _add_serve(commands.add_parser("serve", help="answer programs over HTTP, as OpenAI's server does"))
     add_commands(commands)
     return parser
@@ -65,12 +67,24 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     parser.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one, else cpu)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--quantize", metavar="SCHEME", help="first quantize: int8, int4-gptq, w8a8, …")
     parser.add_argument("--verbose", action="store_true", help="then print the speed and its limit to stderr")
     sampling = parser.add_argument_group("choosing tokens")
     for name, (kind, text) in SAMPLING.items():
         sampling.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X", help=text)
     sampling.add_argument("--num-beams", type=int, metavar="N", help="beam search instead of sampling")
     sampling.add_argument("--contrastive", metavar="MODEL", help="subtract this weaker model (the amateur)")
+
+
+def _add_quantize(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=run_quantize)
+    parser.add_argument("model", help="an embedded model, a folder or a hub name")
+    parser.add_argument("scheme", help="int8, int4, int4-gptq, int4-awq-g64, w8a8, llm.int8, fp8, …")
+    parser.add_argument("out", help="folder to write, which loads as any model does")
+    text = "file to calibrate on, in place of text at hand; repeatable"
+    parser.add_argument("--text", action="append", default=[], metavar="FILE", help=text)
+    parser.add_argument("--device", help="cpu, cuda, … (default: cuda where there is one, else cpu)")
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"))
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -104,12 +118,15 @@ def run_doctor(options: argparse.Namespace) -> int:
 def run_generate(options: argparse.Namespace) -> int:
     """Streams a continuation to standard output; values are checked before weights are read."""
     from llmcourse.decoding.params import SamplingParams
+    from llmcourse.quantization.schemes import scheme_of
 
     given = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     params = SamplingParams(**given)
     if options.num_beams is not None and options.stop:
         raise ValueError("--stop cannot be used with --num-beams; leave one of them out")
     prompt, generator = read_prompt(options.prompt), seeded(options.seed)
+    if options.quantize is not None:
+        scheme_of(options.quantize)
     source, models, tokenizer = load_source(options)
     token_ids = tokenizer.encode_prompt(prompt)
     settings = {"max_new_tokens": options.max_new_tokens}
@@ -121,6 +138,26 @@ def run_generate(options: argparse.Namespace) -> int:
         times_s = _search(prompt, source, token_ids, tokenizer, options.num_beams, settings)
     if options.verbose:
         print(speed_report(times_s, models), file=sys.stderr)
+    return 0
+
+
+def run_quantize(options: argparse.Namespace) -> int:
+    """Quantizes a model and writes it; what cannot be is refused before weights are read."""
+    from pathlib import Path
+
+    from llmcourse.quantization.models import quantize
+    from llmcourse.quantization.schemes import scheme_of
+    from llmcourse.quantization.stored import check_replaceable, save
+    from llmcourse.quantization.texts import calibration_rows
+
+    scheme, folder = scheme_of(options.scheme), Path(options.out)
+    check_replaceable(folder)
+    texts = [Path(path).read_text(encoding="utf-8") for path in options.text]
+    model, tokenizer = load_model(options.model, options)
+    rows = calibration_rows(model, tokenizer, texts) if scheme.needs_calibration else None
+    save(quantize(model, scheme, rows), folder, options.model, scheme.name)
+    size = (folder / "model.safetensors").stat().st_size
+    print(f"{folder}: {options.model} in {scheme.name}, {size / 1e6:.1f} MB of weights")
     return 0
 
 
@@ -143,7 +180,7 @@ def run_serve(options: argparse.Namespace) -> int:
         dtype=options.dtype,
     )
     with bind(options.host, options.port) as listening:
-        service, model = build(settings, drafters)
+        service, model = build(settings, drafters, load_any)
         serve(listening, service, model, grace_s=settings.grace_s)
     return 0
 
@@ -173,22 +210,51 @@ def seeded(seed: int | None):
 
 def load_source(options: argparse.Namespace):
     """What gives logits, the models behind it, and their tokenizer."""
-    import torch
-
     from llmcourse.decoding.contrastive import ContrastiveLogits
     from llmcourse.decoding.source import as_source
+
+    model, tokenizer = load_model(options.model, options)
+    if options.quantize is not None:
+        model = quantized(model, tokenizer, options.quantize)
+    if options.contrastive is None:
+        return as_source(model), [model], tokenizer
+    amateur, amateur_tokenizer = load_model(options.contrastive, options)
+    both = ContrastiveLogits(model, amateur, tokenizers=(tokenizer, amateur_tokenizer))
+    return both, [model, amateur], tokenizer
+
+
+def load_model(name: str, options: argparse.Namespace):
+    """A model and its tokenizer on the device and in the dtype of the options, be it quantized or not."""
+    import torch
+
     from llmcourse.hardware import default_device, this_machine
-    from llmcourse.pretrained import load
 
     device = options.device or default_device()
     this_machine(device)  # refuses a device that is not here
-    dtype = getattr(torch, options.dtype)
-    model, tokenizer = load(options.model, device=device, dtype=dtype)
-    if options.contrastive is None:
-        return as_source(model), [model], tokenizer
-    amateur, amateur_tokenizer = load(options.contrastive, device=device, dtype=dtype)
-    both = ContrastiveLogits(model, amateur, tokenizers=(tokenizer, amateur_tokenizer))
-    return both, [model, amateur], tokenizer
+    return load_any(name, device=device, dtype=getattr(torch, options.dtype))
+
+
+def load_any(name: str, **settings):
+    """`pretrained.load`, or `quantization.load` where the checkpoint says that it is quantized."""
+    from llmcourse import pretrained
+    from llmcourse.quantization import stored
+
+    load = stored.load if stored.is_quantized(name) else pretrained.load
+    return load(name, **settings)
+
+
+def quantized(model, tokenizer, scheme_name: str):
+    """The model in fewer bits, calibrated on text at hand where the scheme asks for it."""
+    from llmcourse.quantization.layers import choose_backend
+    from llmcourse.quantization.models import quantize
+    from llmcourse.quantization.schemes import scheme_of
+    from llmcourse.quantization.texts import calibration_rows
+
+    scheme = scheme_of(scheme_name)
+    rows = calibration_rows(model, tokenizer) if scheme.needs_calibration else None
+    model = quantize(model, scheme, rows)
+    choose_backend(model, "auto", scheme.name)
+    return model
 
 
 def _stream(prompt: str, source, token_ids: list[int], tokenizer, settings: dict) -> list[float]:
@@ -248,9 +314,9 @@ def speed_report(times_s: list[float], models: list) -> str:
 
 def read_bytes(model) -> int:
     """Weights that one decode step reads: all but the input embedding, of which it takes one row."""
-    config = model.config
-    lookup = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    return (model.num_parameters - lookup) * model.dtype.itemsize
+    table = model.model.embed_tokens.weight
+    lookup = 0 if getattr(model.lm_head, "weight", None) is table else table.nbytes
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) - lookup
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -259,6 +325,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     options = build_parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -271,6 +343,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except RuntimeError as error:  # a sequence that cannot go on, memory that runs out
         return _fail(error, 1)
+
+
+def _warn(message: Warning | str, *_) -> None:
+    """In one line, without the place in our code that it comes from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(error: Exception, code: int) -> int:

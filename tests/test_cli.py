@@ -319,3 +319,59 @@ def test_a_server_answers_until_ctrl_c(tiny_checkpoint):
     finally:
         process.kill()
     assert (process.returncode, output, errors) == (0, b"", b"")
+
+
+def test_a_quantized_model_continues_and_says_where_it_runs(generate, tiny_checkpoint):
+    code, output, errors = generate("Once", "--quantize", "int8", "--temperature", "0", "--device", "cpu")
+    assert code == 0 and output.startswith("Once")
+    assert (
+        errors == "warning: int8 has no kernel on cpu in float32 and runs by its reference, which is slower\n"
+    )
+    plain = generate("Once", "--temperature", "0", "--device", "cpu")
+    coarse = generate("Once", "--quantize", "int2-g16", "--temperature", "0", "--device", "cpu")
+    assert coarse[1] != plain[1]
+
+
+def test_fewer_bytes_are_read_of_a_quantized_model(tiny_checkpoint):
+    from llmcourse.quantization import quantize
+
+    model = load(tiny_checkpoint).model
+    table, head = 300 * 32 * 4, 300 * 32 * 4
+    assert cli.read_bytes(model) == model.num_parameters * 4 - table
+    layers = sum(p.numel() for name, p in model.named_parameters() if name.endswith("proj.weight"))
+    norms = 5 * 32 * 4
+    found = cli.read_bytes(quantize(model, "int8"))
+    assert head + norms + layers < found < head + norms + layers * 1.3
+
+
+def test_a_model_is_written_in_fewer_bits_and_read_again(generate, tiny_checkpoint, tmp_path, capsys):
+    out, text = tmp_path / "out", tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a model. " * 60)
+    arguments = ["quantize", str(tiny_checkpoint), "int4-gptq-g16", str(out), "--device", "cpu"]
+    assert main([*arguments, "--text", str(text), "--dtype", "float32"]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: {tiny_checkpoint} in int4-gptq-g16, 0.")
+    assert main(["generate", "Once", "--model", str(out), "--temperature", "0", "--max-new-tokens", "8"]) == 0
+    output, errors = capsys.readouterr()
+    assert output.startswith("Once") and "int4-gptq-g16 has no kernel on" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "Once", "--quantize", "int5"], "scheme must be one of int8, "),
+        (["quantize", "nowhere", "int5", "out"], "scheme must be one of int8, "),
+        (["quantize", "nowhere", "int8", "out"], "no model or folder named 'nowhere'"),
+        (
+            ["quantize", "draft", "int4-g100", "out", "--device", "cpu"],
+            "group_size must divide the 128 columns",
+        ),
+        (["quantize", "draft", "int8", "."], "holds no quantized checkpoint, and would be replaced"),
+        (["quantize", "draft", "int4-gptq", "out", "--text", "nothing.txt"], "No such file"),
+    ],
+)
+def test_what_cannot_be_quantized_ends_with_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    (tmp_path / "essay.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    output, errors = capsys.readouterr()
+    assert output == "" and errors.startswith("error: ") and errors.count("\n") == 1 and message in errors

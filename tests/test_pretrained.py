@@ -501,7 +501,7 @@ class TestBadConfig:
             ({"head_dim": 7}, "head_dim must be even for RoPE, got 7"),
             ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; supported: silu"),
             ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported; supported: 1"),
-            ({"quantization_config": {"bits": 4}}, "are quantized; load them with llmcourse.quantization.load"),
+            ({"quantization_config": {"bits": 4}}, "are quantized; load them with llmcourse"),
             ({"use_sliding_window": True}, "sliding-window attention is not supported; supported: full"),
             ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention is not"),
             ({"rope_parameters": "llama3"}, "rope_parameters must be a JSON object, got 'llama3'"),

@@ -7,7 +7,10 @@ launch            programmatic dependent launch: a kernel starts before its inpu
 linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few rows; on Hopper in bfloat16
                   `linear_gluon` for one, `linear_rows_gluon` and `linear_rows_strip_gluon` for up to eight,
                   `linear_split_gluon` for dozens in a pass over several tokens, with its consumers beside it
-quantized_linear  what layers in few bits have in common, whatever their format
+quantized_linear  what layers in few bits have in common, whatever their format, and how engines stack them
+packed_linear     layers of packed codes of 4 or 8 bits, which lie as `packed_words` says; on Hopper by
+                  `packed_gluon`, whose operands `packed_codes_gluon` makes of codes, and which ends with
+                  `packed_end_gluon`; `packed_tiles` says how matrices are cut
 gptq_block        a block of columns of a matrix, rounded one after the other as GPTQ does
 int8_linear       activations in int8 too: `quantize_rows` on the way in, `int8_matmul` with all that
                   dequantizes; `mixed_linear` keeps the columns of `outlier_columns` in 16 bits (LLM.int8()),

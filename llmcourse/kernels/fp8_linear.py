@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmcourse.kernels.arguments import check_dims
 from llmcourse.kernels.backend import Backend
-from llmcourse.kernels.int8_linear import checked_input_scale, ended, same_input_scale
+from llmcourse.kernels.int8_linear import checked_input_scale, ended, same_input_scale, take_rows
 from llmcourse.kernels.quantize_rows import LARGEST, LEAST_AMAX, quantize_rows
 from llmcourse.kernels.quantized_linear import QuantizedLinear, same_columns, stacked_biases
 
@@ -136,7 +136,7 @@ class Fp8Linear(QuantizedLinear):
         y = self._multiplied(x, norm, eps, backend, pdl)
         if self.bias is not None:
             y = y + self.bias
-        return ended(y, residual, gated, out)
+        return ended(y, residual, gated, out, "auto", pdl)
 
     def dequantized(self) -> Float[Tensor, "N K"]:
         return self.codes.float() * self.scale[:, None]
@@ -147,6 +147,9 @@ class Fp8Linear(QuantizedLinear):
         codes = torch.cat([part.codes.view(torch.uint8) for part in parts]).view(E4M3)
         scale = torch.cat([part.scale for part in parts])
         return cls(codes, scale, stacked_biases(parts), input_scale=same_input_scale(parts))
+
+    def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
+        take_rows(self, whole, begin, ("codes", "scale", "bias"))
 
     def _multiplied(self, x: Tensor, norm: Tensor | None, eps: float, backend: Backend, pdl: bool) -> Tensor:
         quantizing = "reference" if _rounding_obstacle(x) else backend

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from llmcourse.kernels.int8_matmul import int8_matmul
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile
 from llmcourse.kernels.quantize_rows import quantize_rows
 from llmcourse.kernels.quantized_linear import QuantizedLinear, same_columns, stacked_biases
+from llmcourse.kernels.swiglu import swiglu
 
 
 class Int8Linear(QuantizedLinear):
@@ -83,7 +83,7 @@ class Int8Linear(QuantizedLinear):
     ) -> Float[Tensor, "B N"]:
         """As of every `QuantizedLinear`; norm and bias cost no kernel of their own."""
         y = self._multiplied(x.contiguous(), norm, eps, self.bias, backend, pdl, None)
-        return ended(y, residual, gated, out)
+        return ended(y, residual, gated, out, backend, pdl)
 
     def forward(self, x: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape N"]:
         y = self.layer(x.reshape(-1, self.in_features), backend=self.backend)
@@ -98,6 +98,10 @@ class Int8Linear(QuantizedLinear):
         static = same_input_scale(parts)
         codes, scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scale"))
         return cls(codes, scale, stacked_biases(parts), input_scale=static)
+
+    def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
+        """Its tensors become views of those of a stacked layer, whose rows from `begin` on are its own."""
+        take_rows(self, whole, begin, ("codes", "scale", "bias"))
 
     def _multiplied(
         self,
@@ -114,11 +118,19 @@ class Int8Linear(QuantizedLinear):
         return int8_matmul(codes, scale, self.codes, self.scale, x.dtype, **given)
 
 
-def ended(y: Tensor, residual: Tensor | None, gated: bool, out: Tensor | None) -> Tensor:
+def take_rows(part: QuantizedLinear, whole: QuantizedLinear, begin: int, names: Sequence[str]) -> None:
+    """Lets these tensors of a layer, where it has them, be the rows of another's from `begin` on."""
+    for name in names:
+        if getattr(part, name) is not None:
+            setattr(part, name, getattr(whole, name)[begin : begin + part.out_features])
+
+
+def ended(
+    y: Tensor, residual: Tensor | None, gated: bool, out: Tensor | None, backend: Backend, pdl: bool
+) -> Tensor:
     """What follows the product and its bias in a layer."""
     if gated:
-        gate, up = y.chunk(2, dim=-1)
-        y = F.silu(gate) * up
+        y = swiglu(y, backend=backend, pdl=pdl)
     if residual is not None:
         y = y + residual
     return y if out is None else out.copy_(y)

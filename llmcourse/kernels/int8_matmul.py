@@ -109,7 +109,11 @@ def int8_matmul(
         return int8_matmul_reference(codes, scale, weight, weight_scale, dtype, bias=bias, sixteen=sixteen)
     from llmcourse.kernels import int8_matmul_triton
 
-    tile = tile or best_int8_tile(len(codes), *weight.shape, dtype)
+    obstacle = _wide_obstacle(codes, weight, dtype)
+    if tile is None:
+        tile = best_int8_tile(len(codes), *weight.shape, wide=obstacle is None)
+    if isinstance(tile, WideTile) and obstacle:
+        raise ValueError(f"tile must be one that fits, got {tile} {obstacle}; leave it at None")
     out = codes.new_empty(len(codes), len(weight), dtype=dtype)
     arguments = (codes, scale, weight, weight_scale, bias, sixteen, out, tile, pdl)
     if isinstance(tile, WideTile):
@@ -119,6 +123,21 @@ def int8_matmul(
     else:
         int8_matmul_triton.launch(*arguments)
     return out
+
+
+def _wide_obstacle(codes: Tensor, weight: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the kernel for many rows cannot run, or None."""
+    from llmcourse.kernels.capabilities import runs_wgmma
+
+    outputs, columns = weight.shape
+    if not runs_wgmma():
+        return "without a GPU of Hopper, or with a Triton before 3.6"
+    if dtype.itemsize != 2 or columns % 16 or not columns or outputs % 8:
+        takes = "columns in multiples of 16, outputs in multiples of 8, and a result in 16 bits"
+        return f"for a weight of {(outputs, columns)} and a result in {dtype}; it takes {takes}"
+    if any(not tensor.is_meta and tensor.data_ptr() % 16 for tensor in (codes, weight)):
+        return "for codes or a weight that do not begin at a multiple of 16 bytes"
+    return None
 
 
 def _check(

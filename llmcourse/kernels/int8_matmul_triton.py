@@ -45,13 +45,14 @@ def _int8_matmul_kernel(
     num_outputs,
     num_kept,
     least_count,
-    K: tl.constexpr,
+    K,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_O: tl.constexpr,
     STAGES: tl.constexpr,
     BAND: tl.constexpr,
+    EVEN: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SIXTEEN: tl.constexpr,
     KEPT: tl.constexpr,
@@ -72,7 +73,7 @@ def _int8_matmul_kernel(
     if count >= least_count:
         sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
         for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            if K % BLOCK_K == 0:
+            if EVEN:
                 q = tl.load(left + start)
                 w = tl.load(right + start)
             else:
@@ -117,9 +118,7 @@ def launch(
     pdl: bool,
     least_count: int = 0,
 ) -> None:
-    """Args:
-    least_count: of columns in 16 bits, for which anything is computed at all.
-    """
+    """Computes nothing where fewer columns than `least_count` are in 16 bits, which the device finds out."""
     num_rows, num_outputs = out.shape
     kept = None if sixteen is None else sixteen.kept
     if out.numel() == 0:
@@ -140,13 +139,14 @@ def launch(
         num_outputs,
         0 if kept is None else kept.shape[1],
         least_count,
-        K=codes.shape[1],
+        codes.shape[1],
         BLOCK_M=tile.rows,
         BLOCK_N=tile.outputs,
         BLOCK_K=tile.columns,
         BLOCK_O=GATHERED,
         STAGES=tile.stages,
         BAND=BAND,
+        EVEN=codes.shape[1] % tile.columns == 0,
         HAS_BIAS=bias is not None,
         SIXTEEN=sixteen is not None,
         KEPT=kept is not None,

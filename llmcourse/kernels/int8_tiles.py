@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
 
 from llmcourse.kernels.arguments import check_power_of_2, check_warps
+
+LEAST_WIDE_ROWS = 256  # of activations, for a `WideTile`
 
 
 @dataclass(frozen=True)
@@ -45,44 +45,78 @@ class WideTile:
 
     Attributes:
         rows: of activations for each group of four warps, 64 or 128.
-        outputs: a multiple of 64, at most 256.
-        groups: of four warps, one below the other, 2 or 3.
+        outputs: 128 or 256.
+        groups: of four warps, 2 or 3.
+        turns: each group has tiles of its own, and they multiply in turns; otherwise they share a tile, one
+            below the other.
         stages: tiles of 128 columns under way at once, at least 2.
+        buffers: pieces of a group's result under way to memory, at least 1.
         band: tiles of rows that go together, so that what they read stays in the cache.
-        outliers: columns in 16 bits that go with the codes, a multiple of 64.
+        outliers: columns in 16 bits that go with the codes, 64, 128 or 256.
+
+    Raises:
+        ValueError: a number that no kernel can be launched with.
     """
 
     rows: int = 64
     outputs: int = 256
     groups: int = 2
+    turns: bool = False
     stages: int = 4
-    band: int = 8
+    buffers: int = 2
+    band: int = 16
     outliers: int = 64
 
     def __post_init__(self):
-        for name, taken in (("rows", (64, 128)), ("outputs", (64, 128, 192, 256)), ("groups", (2, 3))):
+        for name, taken in (
+            ("rows", (64, 128)),
+            ("outputs", (128, 256)),
+            ("groups", (2, 3)),
+            ("outliers", (64, 128, 256)),
+        ):
             if getattr(self, name) not in taken:
                 raise ValueError(
                     f"{name} must be one of {taken}, got {getattr(self, name)}; take one of these"
                 )
-        for name, least in (("stages", 2), ("band", 1)):
+        for name, least in (("stages", 2), ("buffers", 1), ("band", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}; take {least}")
-        if self.outliers < 64 or self.outliers % 64:
-            raise ValueError(f"outliers must be a multiple of 64, got {self.outliers}; 64 is one step")
+        if self.rows * self.outputs > 2**14:
+            raise ValueError(
+                f"rows · outputs must be at most {2**14}, which registers hold, got {self.rows} · "
+                f"{self.outputs}; make one of them smaller"
+            )
+
+    @property
+    def held_bytes(self) -> int:
+        """Of shared memory, but for its barriers."""
+        high = self.rows * (1 if self.turns else self.groups)
+        return self.stages * (high + self.outputs) * 128 + self.groups * self.buffers * self.rows * 128
 
 
-def best_int8_tile(
-    num_rows: int, num_outputs: int, num_inputs: int, dtype: torch.dtype
-) -> Int8Tile | WideTile:
-    """What was measured to be fastest where Triton runs now, or a shape that fits."""
+def best_int8_tile(num_rows: int, num_outputs: int, num_inputs: int, wide: bool) -> Int8Tile | WideTile:
+    """What was measured to be fastest where Triton runs now, or a shape that fits.
+
+    Args:
+        wide: whether a `WideTile` can run.
+    """
     from llmcourse.kernels.backend import interpreted
-    from llmcourse.kernels.capabilities import compiles_for, shared_bytes
+    from llmcourse.kernels.capabilities import shared_bytes
 
     if interpreted():
         return Int8Tile(16, 16, 64, 1, 1)
     if num_rows <= 64:
         height = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
         return Int8Tile(height, 32, 256, 4, 4)
-    roomy = shared_bytes() >= 160 * 1024
-    return Int8Tile(128, 256 if compiles_for(90) else 128, 128 if roomy else 64, 8, 3)
+    if wide and num_rows >= LEAST_WIDE_ROWS:
+        return replace(WideTile(), outliers=most_outliers(num_inputs))
+    return Int8Tile(128, 128, 128 if shared_bytes() >= 160 * 1024 else 64, 8, 3)
+
+
+def most_outliers(num_inputs: int) -> int:
+    """Columns in 16 bits that go with the codes: at least 1.5 % of all, but not more than 256.
+
+    Beyond that all is computed by a kernel that is slower, and takes any number of them. In the paper's
+    models 0.1 % of the columns are outliers (section 4).
+    """
+    return min(256, max(64, 2 ** (num_inputs // 64 - 1).bit_length()))

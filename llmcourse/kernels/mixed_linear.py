@@ -21,12 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.kernels.backend import Backend
-from llmcourse.kernels.int8_linear import Int8Linear
+from llmcourse.kernels.int8_linear import Int8Linear, take_rows
 from llmcourse.kernels.int8_matmul import InSixteenBits, int8_matmul
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile
 from llmcourse.kernels.outlier_columns import THRESHOLD, OutlierColumns, check_threshold, find_outliers
 from llmcourse.kernels.quantize_rows import quantize_rows
-from llmcourse.kernels.quantized_linear import stacked_biases
+from llmcourse.kernels.quantized_linear import QuantizedLinear, stacked_biases
 from llmcourse.kernels.rms_norm import rms_norm
 
 
@@ -65,11 +65,13 @@ class MixedLinear(Int8Linear):
         self.register_buffer("fixed", flags)
         self.register_buffer("kept", None if kept is None else kept.contiguous())
 
-    def outliers(self, x: Float[Tensor, "B K"], backend: Backend = "auto") -> OutlierColumns:
+    def outliers(
+        self, x: Float[Tensor, "B K"], backend: Backend = "auto", pdl: bool = False
+    ) -> OutlierColumns:
         """The columns of x that are multiplied in 16 bits."""
         if self.fixed is not None:
             return OutlierColumns.of(self.fixed)
-        return find_outliers(x.contiguous(), self.threshold, backend=backend)
+        return find_outliers(x.contiguous(), self.threshold, backend=backend, pdl=pdl)
 
     def dequantized(self) -> Float[Tensor, "N K"]:
         """W as the codes have it, and in a fixed O as it was kept."""
@@ -105,6 +107,9 @@ class MixedLinear(Int8Linear):
             kept=kept,
         )
 
+    def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
+        take_rows(self, whole, begin, ("codes", "scale", "bias", "kept"))
+
     def _multiplied(
         self,
         x: Tensor,
@@ -117,7 +122,7 @@ class MixedLinear(Int8Linear):
     ) -> Tensor:
         if norm is not None:
             x = rms_norm(x, norm, eps, backend=backend, pdl=pdl)
-        outliers = self.outliers(x, backend)
+        outliers = self.outliers(x, backend, pdl)
         codes, scale = quantize_rows(x, skipped=outliers.flags, backend=backend, pdl=pdl)
         kept = None if self.kept is None else self.kept.to(x.dtype)
         given = {"bias": bias, "backend": backend, "pdl": pdl, "tile": tile}

@@ -1,4 +1,4 @@
-"""The kernels of `find_outliers`: flags by blocks of x, then their list by one program."""
+"""The kernels of `find_outliers`: flags by blocks of x and their list, or all by one program."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llmcourse.kernels.outlier_columns import OutlierColumns
 
 ROWS, COLUMNS = 64, 128  # of x for one program
 LISTED = 2048  # flags at a time
+ALONE = 2**16  # numbers of x, padded to powers of two, that one program takes
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -52,20 +53,63 @@ def _list_columns_kernel(
     tl.store(count_ptr, count)
 
 
+@triton.jit(do_not_specialize=["num_rows"])
+def _find_columns_kernel(
+    x_ptr,
+    flags_ptr,
+    columns_ptr,
+    count_ptr,
+    threshold,
+    num_rows,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    start_next(PDL)
+    rows, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
+    inside = (rows < num_rows)[:, None] & (columns < K)[None, :]
+    wait_for_input(PDL)
+    x = tl.load(x_ptr + rows[:, None] * K + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    flag = tl.max((tl.abs(x) >= threshold).to(tl.int32), axis=0)
+    tl.store(flags_ptr + columns, flag.to(tl.int8), mask=columns < K)
+    tl.store(columns_ptr + tl.cumsum(flag, axis=0) - 1, columns, mask=flag > 0)
+    tl.store(count_ptr, tl.sum(flag, axis=0))
+
+
 def launch_find(x: Tensor, threshold: float, pdl: bool) -> OutlierColumns:
     rows, size = x.shape
-    flags = torch.zeros(size, dtype=torch.int8, device=x.device)
+    integers = {"dtype": torch.int32, "device": x.device}
+    height, width = (triton.next_power_of_2(max(n, 1)) for n in (rows, size))
+    alone = rows and size and height * width <= ALONE
+    memory = torch.empty if alone else torch.zeros
     found = OutlierColumns(
-        flags, torch.empty_like(flags, dtype=torch.int32), torch.zeros(1, dtype=torch.int32, device=x.device)
+        memory(size, dtype=torch.int8, device=x.device),
+        torch.empty(size, **integers),
+        memory(1, **integers),
     )
-    if rows and size:
-        height = min(ROWS, triton.next_power_of_2(rows))
+    if alone:
+        warps = max(1, min(height * width // 1024, 16))
+        sizes = {"K": size, "BLOCK_M": height, "BLOCK_K": width, "num_warps": warps}
+        _find_columns_kernel[(1,)](
+            x, found.flags, found.columns, found.count, threshold, rows, **sizes, **options(pdl)
+        )
+    elif rows and size:
+        height = min(ROWS, height)
         width = COLUMNS * ROWS // height
         _flag_columns_kernel[(triton.cdiv(rows, height), triton.cdiv(size, width))](
-            x, flags, threshold, rows, K=size, BLOCK_M=height, BLOCK_K=width, num_warps=4, **options(pdl)
+            x,
+            found.flags,
+            threshold,
+            rows,
+            K=size,
+            BLOCK_M=height,
+            BLOCK_K=width,
+            num_warps=4,
+            **options(pdl),
         )
         _list_columns_kernel[(1,)](
-            flags,
+            found.flags,
             found.columns,
             found.count,
             K=size,

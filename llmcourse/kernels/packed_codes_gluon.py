@@ -7,7 +7,7 @@ seven: the sign is taken as a number of its own,  q = (128 + low) − (128 + 128
 (Frantar et al. 2024, Marlin, section 3.4, after Kim et al. 2022 for float16.)
 
 Which columns a product adds up in which order is free, as long as both operands agree. Each thread of four
-takes 16 neighbours of each half of 128 columns. Its codes are neighbours in memory too (see `packed_linear`).
+takes 16 neighbours of each half of 128 columns. Its codes are neighbours in memory too (see `packed_words`).
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from llmcourse.kernels import swiglu_triton
 from llmcourse.kernels.flash_tiles_gluon import barriers
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.linear_tiles_gluon import layout_of_outputs, layout_of_rows
@@ -40,7 +41,8 @@ from llmcourse.kernels.packed_codes_gluon import (
     numbers_of_codes,
     weighted,
 )
-from llmcourse.kernels.packed_tiles import MOST_NORM_ROWS, PackedRing
+from llmcourse.kernels.packed_end_gluon import ended, gathered
+from llmcourse.kernels.packed_tiles import MOST_FUSED_ROWS, PackedRing
 from llmcourse.kernels.rms_norm import rms_norm
 from llmcourse.kernels.tiles import ring_rows
 
@@ -128,61 +130,6 @@ def _added(
     else:
         sums = mma_v2(weights, x, sums)
     return sums
-
-
-@gluon.jit
-def _gathered(parts_ptr, at, there, SIZE: gl.constexpr, SPLITS: gl.constexpr):
-    """What all programs of a tile have left at these places, added up in the order of their columns."""
-    total = gl.load(parts_ptr + at, mask=there, other=0.0, cache_modifier=".cg")
-    for split in gl.static_range(1, SPLITS):
-        total += gl.load(parts_ptr + split * SIZE + at, mask=there, other=0.0, cache_modifier=".cg")
-    return total
-
-
-@gluon.jit
-def _ended(
-    y,
-    up,
-    squares,
-    scales_ptr,
-    zeros_ptr,
-    bias_ptr,
-    residual_ptr,
-    out_ptr,
-    first,
-    num_rows,
-    num_outputs,
-    eps,
-    K: gl.constexpr,
-    GROUPED: gl.constexpr,
-    HAS_NORM: gl.constexpr,
-    HAS_BIAS: gl.constexpr,
-    HAS_RESIDUAL: gl.constexpr,
-    GATED: gl.constexpr,
-):
-    """What follows the products, (rows, batch), and the store."""
-    Y: gl.constexpr = y.type.layout
-    rows = first + gl.arange(0, y.shape[0], gl.SliceLayout(1, Y))
-    batch = gl.arange(0, y.shape[1], gl.SliceLayout(0, Y))
-    at = batch[None, :].to(gl.int64) * num_outputs + rows[:, None]
-    inside = (batch < num_rows)[None, :] & (rows < num_outputs)[:, None]
-    held = gl.minimum(rows, num_outputs - 1)
-    if not GROUPED:
-        y *= gl.load(scales_ptr + held).to(gl.float32)[:, None]
-        if GATED:
-            up *= gl.load(scales_ptr + num_outputs + held).to(gl.float32)[:, None]
-    if HAS_NORM:
-        scale = (1.0 / gl.sqrt(squares / K + eps))[None, :]
-        y *= scale
-        if GATED:
-            up *= scale
-    if GATED:
-        y = y / (1.0 + gl.exp(-y)) * up
-    if HAS_BIAS:
-        y += gl.load(bias_ptr + held).to(gl.float32)[:, None]
-    if HAS_RESIDUAL:
-        y += gl.load(residual_ptr + at, mask=inside, other=0.0).to(gl.float32)
-    gl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @gluon.jit(do_not_specialize=["num_rows"])
@@ -301,7 +248,7 @@ def _packed_ring_kernel(
         of_parts = gl.reshape(gl.sum(squares, axis=1), [2 * BLOCKS, BATCH])
         of_rows = gl.convert_layout(gl.sum(of_parts, axis=0), Z)
     if SPLITS == 1:
-        _ended(
+        ended(
             y, up, of_rows, scales_ptr, zeros_ptr, bias_ptr, residual_ptr, out_ptr, first, num_rows,
             num_outputs, eps, K, GROUPED, HAS_NORM, HAS_BIAS, HAS_RESIDUAL, GATED,
         )  # fmt: skip
@@ -322,15 +269,15 @@ def _packed_ring_kernel(
         arrived = gl.atomic_add(arrivals_ptr + gl.program_id(0), 1, sem="acq_rel")
         if arrived == SPLITS - 1:
             gl.store(arrivals_ptr + gl.program_id(0), 0)
-            y = _gathered(tile_ptr, left, there, SIZE, SPLITS)
+            y = gathered(tile_ptr, left, there, SIZE, SPLITS)
             up = y
             if GATED:
-                up = _gathered(tile_ptr + ROWS * BATCH, left, there, SIZE, SPLITS)
+                up = gathered(tile_ptr + ROWS * BATCH, left, there, SIZE, SPLITS)
             of_rows = gl.zeros([BATCH], gl.float32, Z)
             if HAS_NORM:
                 at_rows = tile_ptr + HALVES * ROWS * BATCH
-                of_rows = _gathered(at_rows, nth_row, nth_row < num_rows, SIZE, SPLITS)
-            _ended(
+                of_rows = gathered(at_rows, nth_row, nth_row < num_rows, SIZE, SPLITS)
+            ended(
                 y, up, of_rows, scales_ptr, zeros_ptr, bias_ptr, residual_ptr, out_ptr, first, num_rows,
                 num_outputs, eps, K, GROUPED, HAS_NORM, HAS_BIAS, HAS_RESIDUAL, GATED,
             )  # fmt: skip
@@ -349,9 +296,18 @@ def launch(
     pdl: bool,
 ) -> None:
     num_rows, num_outputs = out.shape
-    if norm is not None and num_rows > MOST_NORM_ROWS:
-        # Every program reads all of x: with many rows, more than a kernel more would.
-        x, norm = rms_norm(x, norm, eps, backend="triton", pdl=pdl), None
+    if num_rows > MOST_FUSED_ROWS:
+        # Every program weights all of x, and holds two sums for each: with many rows, that takes longer than
+        # a kernel more, and more registers than there are.
+        if norm is not None:
+            x, norm = rms_norm(x, norm, eps, backend="triton", pdl=pdl), None
+        if gated:
+            both = x.new_empty(num_rows, 2 * num_outputs)
+            launch(layer, x, None, eps, None, None, False, both, ring, pdl)
+            swiglu_triton.launch(both, out, pdl)
+            if residual is not None:
+                out += residual
+            return
     batch, steps = ring_rows(num_rows), ring.steps(x.shape[1])
     words = layer.words.view(torch.int16)
     pieces = 8 * layer.width  # of 16 bits, in a block of a row

@@ -3,12 +3,8 @@
     y = x Wᵀ + b,   W[n, k] = S[n, g] (q[n, k] − Z[n, g]),   g = ⌊k / group_size⌋
 
 Decoding a text is bound by reading W. In codes it is half or a quarter of the bytes, if what makes numbers of
-codes costs less than the reading that it saves (Frantar et al. 2024, Marlin, section 3). A word of 32 bits
-holds eight codes of 4 bits or four of 8, in two's complement, code 2j + e of a word from bit `width` · j +
-16 e on: so one mask cuts out two neighbours, one in each half, which is how the tensor cores take a pair.
-Where K is a multiple of 128, words lie by the threads that multiply them: of 128 columns, thread t of four
-has columns 16 t to 16 t + 15 of both halves, and its words are neighbours. Codes of fewer bits lie in the
-next of the two widths, and are as fast as these.
+codes costs less than the reading that it saves (Frantar et al. 2024, Marlin, section 3). How codes lie in
+words, `packed_words` says. Those of 2 and 3 bits lie in four, and those of 5 to 7 in eight: they are as fast.
 """
 
 from __future__ import annotations
@@ -24,12 +20,14 @@ from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, c
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.packed_tiles import (
     BLOCK,
+    MOST_FUSED_ROWS,
     MOST_KERNEL_ROWS,
     AnyPackedTile,
     PackedRing,
     packed_ring,
     packed_rule,
 )
+from llmcourse.kernels.packed_words import code_width, packed_words, unpacked_codes
 from llmcourse.kernels.quantized_linear import QuantizedLinear, same_columns, stacked_biases
 from llmcourse.kernels.split_rings import Needs, SplitMemory
 from llmcourse.kernels.tiles import SPARE_BYTES
@@ -186,13 +184,14 @@ class PackedLinear(QuantizedLinear):
         return out
 
     def best_tile(self, x: Tensor, gated: bool) -> AnyPackedTile:
-        """How a kernel is to cut the matrix for these rows."""
-        shape = (self.out_features // (1 + gated), self.in_features, gated)
+        """How a kernel is to cut the matrix for these rows; for many, gate and up are one product in it."""
+        fused = gated and len(x) <= MOST_FUSED_ROWS
+        shape = (self.out_features // (1 + fused), self.in_features, fused)
         if len(x) <= MOST_KERNEL_ROWS:
             ring = packed_ring(len(x), *shape, self.width, self.zeros is not None)
             if not self._ring_obstacle(x, gated, ring):
                 return ring
-        return packed_rule(self.in_features, self.group_size, x.element_size())
+        return packed_rule(self.in_features, self.group_size, x.element_size(), gated)
 
     def _ring_obstacle(self, x: Tensor, gated: bool, ring: PackedRing) -> str | None:
         """Why the kernel in Gluon cannot run with such a ring, or None."""
@@ -212,7 +211,8 @@ class PackedLinear(QuantizedLinear):
         aligned = [x, self.words, *([self.scales] if grouped else []), *([self.zeros] if zeros else [])]
         if any((not t.is_meta and t.data_ptr() % 16) or t.stride(0) * t.element_size() % 16 for t in aligned):
             return "for rows of memory that do not begin at multiples of 16 bytes"
-        held, room = ring.held_bytes(len(x), self.width, gated, zeros), shared_bytes() - SPARE_BYTES
+        fused = gated and len(x) <= MOST_FUSED_ROWS
+        held, room = ring.held_bytes(len(x), self.width, fused, zeros), shared_bytes() - SPARE_BYTES
         return f"with {held} bytes for a program, which has room for {room}" if held > room else None
 
     def memory_of(self, needs: Needs) -> SplitMemory:
@@ -321,45 +321,6 @@ class PackedLinear(QuantizedLinear):
         return f"{super().extra_repr()}, bits={self.bits}, group_size={self.group_size}{zeros}"
 
 
-def code_width(bits: int) -> int:
-    """Bits that a code takes in a word."""
-    return 4 if bits <= 4 else 8
-
-
-def packed_words(codes: Int[Tensor, "N K"], width: int) -> Int[Tensor, "N words"]:
-    """Codes in words of 32 bits, as the module says; zeros behind the last."""
-    columns, a_word = codes.shape[1], 32 // width
-    codes = F.pad(codes, (0, -columns % a_word)).unflatten(1, (-1, a_word)).to(torch.int32)
-    words = torch.zeros(codes.shape[:2], dtype=torch.int32, device=codes.device)
-    for place in range(a_word):
-        words |= (codes[..., place] & (2**width - 1)) << code_shift(place, width)
-    if by_threads(columns):
-        words = words.unflatten(1, (-1, 2, 4, width // 2)).transpose(2, 3).flatten(1)
-    return words
-
-
-def unpacked_codes(words: Int[Tensor, "N words"], width: int, columns: int) -> Int[Tensor, "N K"]:
-    """What `packed_words` packed, int8."""
-    a_word = 32 // width
-    if by_threads(columns):
-        words = words.unflatten(1, (-1, 4, 2, width // 2)).transpose(2, 3).flatten(1)
-    codes = torch.empty(*words.shape, a_word, dtype=torch.int8, device=words.device)
-    for place in range(a_word):
-        up = 32 - width - code_shift(place, width)  # the code's sign to the word's
-        codes[..., place] = (words << up) >> (32 - width)
-    return codes.flatten(1)[:, :columns]
-
-
-def by_threads(columns: int) -> bool:
-    """Whether words lie by the threads that multiply them."""
-    return columns % 128 == 0
-
-
-def code_shift(place: int, width: int) -> int:
-    """The bit of a word from which its code number `place` lies."""
-    return place // 2 * width + place % 2 * 16
-
-
 def _check(
     codes: Tensor,
     scale: Tensor,
@@ -375,7 +336,10 @@ def _check(
     rows, columns = codes.shape
     group_size = columns if group_size is None else group_size
     if not isinstance(group_size, int) or not 1 <= group_size <= columns or columns % group_size:
-        raise ValueError(f"group_size must divide the {columns} columns, got {group_size!r}")
+        fitting = ", ".join(str(size) for size in range(1, columns + 1) if columns % size == 0)
+        raise ValueError(
+            f"group_size must divide the {columns} columns, got {group_size!r}; these do: {fitting}"
+        )
     check_memory("codes", codes.contiguous(), codes, dtype=torch.int8)
     if not scale.is_floating_point():
         raise ValueError(f"scale must be in a floating-point dtype, got {scale.dtype}")

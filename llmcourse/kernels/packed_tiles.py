@@ -10,7 +10,7 @@ from llmcourse.kernels.split_rings import Needs
 from llmcourse.kernels.tiles import ring_rows
 
 MOST_KERNEL_ROWS = 64  # of input, up to which codes are multiplied by a kernel; for more, W is written out
-MOST_NORM_ROWS = 16  # of input, up to which the ring's kernel takes an RMSNorm
+MOST_FUSED_ROWS = 16  # of input, up to which the ring's kernel takes RMSNorm and SwiGLU in
 BLOCK = 128  # columns of a group that a ring has scales for
 
 
@@ -124,7 +124,7 @@ def ring_rule(
         splits *= 2
     warps = 8 if rows == 128 and num_rows > 16 else 4
     warps_k = max(1, 16 * warps // rows)
-    blocks = max(warps_k, 1 if num_rows > 16 else 128 // rows)
+    blocks = max(warps_k, 1 if num_rows > 8 and (gated or num_rows > 16) else 128 // rows)
     return filled(PackedRing(rows, blocks, warps_k, 2, 2, splits, warps), num_rows, width, gated, zeros)
 
 
@@ -141,9 +141,9 @@ def filled(
     return ring
 
 
-def packed_rule(num_inputs: int, group_size: int, item_bytes: int) -> PackedTile:
+def packed_rule(num_inputs: int, group_size: int, item_bytes: int, gated: bool) -> PackedTile:
     """For any GPU and shape: columns of one group if it is large enough; within 99 KiB of shared memory."""
-    own, most = group_size & -group_size, 128 if item_bytes <= 2 else 64
+    own, most = group_size & -group_size, (128 if item_bytes <= 2 else 64) // (1 + gated)
     columns = min(most, own) if own >= 32 and group_size < num_inputs else most
     columns = max(16, min(columns, 1 << (num_inputs - 1).bit_length()))
     return PackedTile(32, columns, 4, 4) if item_bytes <= 2 else PackedTile(32, columns, 8, 3)

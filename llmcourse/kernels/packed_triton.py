@@ -38,7 +38,7 @@ def _codes(words, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 
 @triton.jit
 def _places(word, K: tl.constexpr, WIDTH: tl.constexpr):
-    """Where a row's words lie: by threads if K is a multiple of 128, see `packed_linear`."""
+    """Where a row's words lie: by threads if K is a multiple of 128, see `packed_words`."""
     N: tl.constexpr = WIDTH // 2
     if K % 128 != 0:
         return word

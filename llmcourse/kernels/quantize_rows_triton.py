@@ -10,6 +10,7 @@ from torch import Tensor
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.quantize_rows import LARGEST, LEAST_AMAX
 
+COLUMNS_OF_WARP = 1024
 HALF_UP = tl.constexpr(12582912.0)  # 1.5 · 2²³: a small number added to it is rounded to even, as an integer
 INFINITE = tl.constexpr(0x7F800000)  # the bits of Inf; those of any finite |x| are less, and of NaN more
 ALL_BUT_SIGN = tl.constexpr(0x7FFFFFFF)
@@ -100,7 +101,7 @@ def launch(
             HAS_NORM=norm is not None,
             STATIC=static is not None,
             SKIPS=skipped is not None,
-            num_warps=min(max(block // 1024, 1), 16),
+            num_warps=min(max(block // COLUMNS_OF_WARP, 1), 16),
             **options(pdl),
         )
     return codes, scale

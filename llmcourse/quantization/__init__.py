@@ -15,4 +15,34 @@ channel_scales    channels that are divided here and multiplied there, the funct
 awq               so that weights which meet large activations are rounded more finely
 smooth_quant      so that activations with outliers can be rounded to 8 bits
 outliers          which channels are some, models that have more of them, and what they cost
+schemes           names of the field, and what each makes of weights and inputs
+layers            layers in few bits within a model: put in, found, told what to run by
+models            `quantize(model, scheme, calibration)`: a decoder in few bits, which engines run as any
+compressed_*      what `config.json` says of it, and its tensors, in the layouts of compressed-tensors
+stored            quantized models as checkpoints: save, load, and what the device cannot run
+texts             text of three domains with nothing to download
+quality           what it costs: perplexity, KL and greedy agreement by domain, with spread
 """
+
+from llmcourse.quantization.layers import ReferenceWarning, choose_backend, quantized_layers
+from llmcourse.quantization.models import quantize
+from llmcourse.quantization.quality import Estimate, Quality, compare
+from llmcourse.quantization.schemes import SCHEMES, Scheme, scheme_of
+from llmcourse.quantization.stored import describe, is_quantized, load, save
+
+__all__ = [
+    "SCHEMES",
+    "Estimate",
+    "Quality",
+    "ReferenceWarning",
+    "Scheme",
+    "choose_backend",
+    "compare",
+    "describe",
+    "is_quantized",
+    "load",
+    "quantize",
+    "quantized_layers",
+    "save",
+    "scheme_of",
+]

@@ -91,14 +91,17 @@ def _round(weight: Tensor, settings: AWQSettings, name: str, dtype: torch.dtype)
     return quantize_weight(weight, s.bits, s.group_size, s.symmetric, s.range_method, name, scale_dtype=dtype)
 
 
-def _choose(site: Site, inputs: InputStatistics, settings: AWQSettings) -> _Choice:
-    linears = {name: site.readers[name] for name in inputs.names}
-    wide = {name: linear.weight.to(inputs.hessian.dtype) for name, linear in linears.items()}
-    tried = []
-    for step in range(settings.grid):
+def _choose(
+    site: Site | None, inputs: InputStatistics, linears: dict[str, nn.Linear], settings: AWQSettings
+) -> _Choice:
+    """The best α for all layers that read the input; 0 where nothing can be scaled."""
+    wide = {name: linears[name].weight.to(inputs.hessian.dtype) for name in inputs.names}
+    written = site.mean(inputs.abs_mean) if site else inputs.abs_mean
+    tried: list[_Choice] = []
+    for step in range(settings.grid if site else 1):
         alpha = step / settings.grid
-        scale = channel_scale(site.mean(inputs.abs_mean), alpha)
-        read, losses = site.spread(scale), []
+        scale = channel_scale(written, alpha)
+        read, losses = site.spread(scale) if site else scale, []
         for name, weight in wide.items():
             rounded = _round(weight * read, settings, name, weight.dtype).dequantized() / read
             losses.append(output_error(rounded - weight, inputs.hessian).double().sum().item())
@@ -153,11 +156,7 @@ def _scaled(
     for name in inputs.names:
         check_finite(linears[name].weight, f"the weight of {name}")
     site = site_of(found, inputs)
-    if site is None:
-        whole = Site(linears[inputs.names[0]], {n: linears[n] for n in inputs.names}, 1, len(inputs.abs_max))
-        choice = _choose(whole, inputs, AWQSettings(**{**settings.__dict__, "grid": 1}))
-    else:
-        choice = _choose(site, inputs, settings)
-        if choice.alpha:
-            site.divide(choice.scale)
+    choice = _choose(site, inputs, linears, settings)
+    if site and choice.alpha:
+        site.divide(choice.scale)
     return choice.alpha, list(zip(choice.losses, choice.rounding_losses, strict=True))

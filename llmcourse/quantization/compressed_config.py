@@ -86,8 +86,8 @@ def from_config(entry: dict[str, Any]) -> Scheme:
     form = _form_of(group, formats[layout], remedy)
     if form["format"] == "mixed":
         threshold = ours.get("threshold")
-        numeric = isinstance(threshold, float | int) and not isinstance(threshold, bool)
-        require(numeric, "threshold", "a number", repr(threshold), remedy)
+        numeric = isinstance(threshold, float | int) and not isinstance(threshold, bool) and threshold > 0
+        require(numeric, "threshold", "a number above 0", repr(threshold), remedy)
         form["threshold"] = float(threshold)
     name = ours.get("scheme")
     return named(form, name if isinstance(name, str) else None)
@@ -137,7 +137,8 @@ def named(form: dict[str, Any], name: str | None) -> Scheme:
     if name is None:
         return Scheme(_name_of(form), **form)
     known = scheme_of(name)
-    same = all(getattr(known, entry) == form[entry] for entry in form if entry != "group_size")
+    free = ("group_size", "threshold")  # of one's own
+    same = all(getattr(known, entry) == form[entry] for entry in form if entry not in free)
     same = same and (known.shrinks or form["group_size"] in (None, known.group_size))
     require(same, "name", "of a scheme with the form of the layers", repr(name), "leave it out")
     return replace(known, shrinks=False, **form)

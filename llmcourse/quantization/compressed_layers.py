@@ -149,5 +149,6 @@ def _packed(codes: Int[Tensor, "R C"], bits: int) -> Int[Tensor, "R words"]:
 
 
 def _unpacked(words: Int[Tensor, "R words"], bits: int, num_codes: int) -> Int[Tensor, "R C"]:
-    in_bytes = words.contiguous().view(torch.uint8)[:, : -(-num_codes * bits // 8)]
+    words = words.clone(memory_format=torch.contiguous_format)  # one word a row may have any stride
+    in_bytes = words.view(torch.uint8)[:, : -(-num_codes * bits // 8)]
     return unpack_bytes(in_bytes, bits, num_codes)

@@ -6,8 +6,9 @@ Asymmetric: S = (high − low) / (2^bits − 1), Z = round(q_min − low / S). A
 0 is a point of the grid and Z is itself a code. Symmetric: Z = 0 and S = max|x| / ((2^bits − 1) / 2), so that
 the grid of 2^bits points is as wide as the range; the two ends are half a step from their points. That is the
 practice for weights (Frantar et al. 2023; compressed-tensors), where a step that is smaller by a fifteenth at
-4 bits, and by a third at 2, is worth more than a largest number without an error. `narrow_range` leaves
-−2^(bits − 1) out: S = max|x| / (2^(bits − 1) − 1), the practice for int8 activations (Dettmers et al. 2022).
+4 bits, and by a third at 2, is worth more than a largest number without an error; from 6 bits up the two
+hardly differ. `narrow_range` leaves −2^(bits − 1) out: S = max|x| / (2^(bits − 1) − 1), the practice for
+int8 activations (Dettmers et al. 2022).
 
 S is rounded up to its dtype, so |x − x̃| ≤ S / 2 for each x of the range, up to the rounding of x / S itself.
 """

@@ -79,7 +79,7 @@ def quantize(
     settings = scheme.bits, scheme.group_size, scheme.symmetric
     chosen = {"layers": layers, "progress": progress}
     if scheme.method == "gptq":
-        gptq_model(result, calibration, GPTQSettings(*settings), place=place, **chosen)
+        gptq_model(result, calibration, GPTQSettings(*settings, act_order=True), place=place, **chosen)
     elif scheme.method == "awq":
         awq_model(result, calibration, AWQSettings(*settings), place=place, **chosen)
     else:

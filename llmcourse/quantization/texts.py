@@ -8,7 +8,7 @@ is uncertain. All openings and modules are shared out between the two uses, and 
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from llmcourse.decoding.loop import generate
 from llmcourse.decoding.params import SamplingParams
 from llmcourse.model import Decoder
 from llmcourse.prompts import CODE_MODULES, PROSE, VERSE
+from llmcourse.quantization.calibration import windows
 from llmcourse.tokenizer import Tokenizer
 
 Use = Literal["calibrate", "measure"]
@@ -75,15 +76,24 @@ def token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Int[Tensor, " N"
     return torch.tensor([token for text in texts for token in tokenizer.encode_prompt(text)])
 
 
-def rows_of(streams: Mapping[str, Int[Tensor, " _"]], length: int) -> Int[Tensor, "rows length"]:
-    """Whole windows of all domains below each other, as calibration reads them.
+def calibration_rows(
+    model: Decoder, tokenizer: Tokenizer, texts: Sequence[str] = (), *, count: int = 96, length: int = 256
+) -> Int[Tensor, "rows length"]:
+    """Windows of text for a model to be calibrated on.
+
+    Args:
+        texts: to take them from; none stands for those at hand, the three domains in equal parts.
+        count: of windows, in all.
+        length: of a window, at most the model's context.
 
     Raises:
-        ValueError: no domain has as many tokens.
+        ValueError: texts that do not fill a window.
+
+    Warns:
+        CalibrationWarning: texts so short that windows overlap.
     """
-    require_integer(1, "length", length, "take the model's context or less")
-    cut = [stream[: len(stream) // length * length].view(-1, length) for stream in streams.values()]
-    longest = max((len(stream) for stream in streams.values()), default=0)
-    found = f"{longest} at most"
-    require(longest >= length, "streams", f"of {length} tokens or more", found, "give more text")
-    return torch.cat(cut)
+    length = min(length, model.config.max_position_embeddings)
+    at_hand = {} if texts else texts_at_hand(model, tokenizer, "calibrate")
+    groups = [texts] if texts else list(at_hand.values())
+    each = -(-count // len(groups))
+    return torch.cat([windows(group, tokenizer, count=each, length=length) for group in groups])

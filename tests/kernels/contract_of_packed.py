@@ -4,6 +4,7 @@ Run beside `contract.py`, whose remarks on interpreter and GPU hold here too.
 """
 
 import itertools
+import random as drawing
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from llmcourse.kernels.packed_linear import PackedLinear
 from llmcourse.kernels.packed_tiles import PackedTile
 from tests.kernels.contract import DEVICE, DTYPES, PARTS, PDL, check, doubled, random, seeded  # noqa: F401
 
+DRAWN, DRAWN_BY_KERNEL = (
+    1000,
+    1000 if DEVICE.type == "cuda" else 60,
+)  # configurations; interpreted, they take time
 SHAPES = ((8, 32, 32), (50, 96, 8), (33, 128, 128), (1, 40, 40), (17, 100, 5), (80, 64, 32), (24, 256, 64))
 TILES = (None, PackedTile(16, 16, 4, 2), PackedTile(64, 32, 4, 2))
 
@@ -65,10 +70,35 @@ def check_layer(
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize(("rows", "dtype", "pdl"), [*itertools.product((1, 3), DTYPES, PDL)])
 def test_a_layer(parts, rows, dtype, pdl):
-    for number, (outputs, inputs, group) in enumerate(SHAPES):
+    for number, (outputs, inputs, group) in enumerate(SHAPES[:: 1 if rows == 1 else 2]):
         bits, zeros = (4, 8)[number % 2], number % 3 == 0
         layer = layer_of(outputs * (1 + PARTS[parts][1]), inputs, group, bits, zeros, dtype, PARTS[parts][2])
         check_layer(layer, parts, rows, dtype, pdl, TILES)
+
+
+def drawn(number: int, most: int) -> tuple:
+    """A layer, the parts around it, rows of input, their dtype; of few columns and groups, all else free."""
+    draw = drawing.Random(number)
+    inputs, group = draw.choice([(32, 32), (48, 16), (100, 20), (128, 128), (128, 32), (40, 8), (256, 128)])
+    parts, bits = draw.choice([*PARTS]), draw.randint(2, 8)
+    _, gated, bias, _ = PARTS[parts]
+    outputs, dtype = draw.randint(1, most) * (1 + gated), draw.choice(DTYPES)
+    layer = layer_of(outputs, inputs, group, bits, draw.random() < 0.5, dtype, bias)
+    return layer, parts, draw.choice([1, 1, 2, 5, 16, 17]), dtype
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_drawn_configurations_by_operations(tenth):
+    for number in range(DRAWN * tenth // 10, DRAWN * (tenth + 1) // 10):
+        layer, parts, rows, dtype = drawn(number, 200)
+        check_layer(layer, parts, rows, dtype, False, ())
+
+
+@pytest.mark.parametrize("tenth", range(10))
+def test_drawn_configurations_by_the_kernel(tenth):
+    for number in range(DRAWN_BY_KERNEL * tenth // 10, DRAWN_BY_KERNEL * (tenth + 1) // 10):
+        layer, parts, rows, dtype = drawn(DRAWN + number, 60)
+        check_layer(layer, parts, rows, dtype, PDL[-1], (None,))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])

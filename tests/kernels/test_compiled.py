@@ -31,6 +31,7 @@ from tests.kernels.compiled import (
     compiled_window,
     compiled_with,
 )
+from tests.kernels.compiled_int8 import compiled_int8, compiled_wide_int8
 
 # The most shared memory of one program (CUDA C++ Programming Guide, "Compute Capabilities").
 SHARED_BYTES = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
@@ -63,6 +64,11 @@ GUESSES = [
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 9, 17, 64)]
 SPLIT = [(compiled_split_rings, num_rows) for num_rows in (24, 64)]
 GPTQ = [(compiled_gptq_block, columns, gpu) for columns in (64, 128) for gpu in SHARED_BYTES]
+INT8 = [
+    *[(compiled_int8, num_rows, BF16, gpu) for num_rows in (1, 64, 4096) for gpu in SHARED_BYTES],
+    *[(compiled_int8, 64, FP32, gpu) for gpu in (80, 89)],
+]
+WIDE_INT8 = [(compiled_wide_int8, turns) for turns in (False, True)]
 STAGED = [(compiled_staged, head_dim, gpu) for head_dim in (64, 128, 256) for gpu in SHARED_BYTES]
 FLASH_JOBS = [
     *[(compiled_flash, size, "causal", BF16, gpu) for size in (64, 128) for gpu in (80, 89)],
@@ -92,7 +98,8 @@ BIAS_JOBS = [
     (compiled_bias, 128, "full", BF16, 4096, 90),
 ]
 READABLE_JOBS = [*FLASH_JOBS, *SIMPLE_JOBS, *VARLEN_JOBS, *BIAS_JOBS]
-ALL = [*JOBS, *TREES, *GUESSES, *FEW_ROWS, *SPLIT, *GPTQ, *STAGED, *HOPPER_JOBS, *READABLE_JOBS]
+ALL = [*JOBS, *TREES, *GUESSES, *FEW_ROWS, *SPLIT, *GPTQ, *INT8, *WIDE_INT8, *STAGED]
+ALL += [*HOPPER_JOBS, *READABLE_JOBS]
 # Of a thread, and not a loss: an address that is stored once by a program and loaded once a tile of queries.
 KEPT_BYTES = {("_warp_specialized_forward_kernel", 128, True): 8}  # by head size and causality
 TOO_MUCH = (compiled_with, Tile(32, 1024, 4), 80)  # 1,024 bytes of weights a thread in one step
@@ -126,6 +133,16 @@ def test_no_kernel_spills_and_each_fits_the_shared_memory(kernels, job):
     limit = SHARED_BYTES.get(job[-1], SHARED_BYTES[90])
     assert [k for k in kernels[job] if k.spilled_bytes > kept(k, job) or k.shared_bytes > limit] == []
     assert all(k.registers for k in kernels[job])
+
+
+@pytest.mark.parametrize("job", [*INT8, *WIDE_INT8], ids=name_of)
+def test_products_in_8_bits_take_the_kernels_made_for_them(kernels, job):
+    """And the tensor cores' products on Hopper never wait for each other where they need not."""
+    found = {kernel.kernel for kernel in kernels[job]}
+    wide = job[0] is compiled_wide_int8 or (job[1] == 4096 and job[-1] == 90)
+    assert ("_wide_int8_matmul_kernel" in found) == wide
+    assert "_int8_matmul_kernel" in found  # on Hopper for a list that is too long
+    assert not any(kernel.serialized for kernel in kernels[job])
 
 
 def test_several_rows_and_staged_attention_compile_what_they_say(kernels):

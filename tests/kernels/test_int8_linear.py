@@ -76,6 +76,19 @@ def test_stacked_layers_are_their_parts_side_by_side(which, bias):
     torch.testing.assert_close(whole.dequantized(), torch.cat([part.dequantized() for part in parts]))
 
 
+@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("bias", [False, True])
+def test_parts_become_rows_of_the_stack_and_compute_what_they_did(which, bias):
+    parts, x = [layers(bias)[which], layers(bias)[which]], torch.randn(4, K)
+    before = [part(x) for part in parts]
+    whole = type(parts[0]).stacked(parts)
+    for number, part in enumerate(parts):
+        part.become_rows(whole, number * N)
+        assert torch.equal(part(x), before[number])
+        assert part.codes.data_ptr() == whole.codes[number * N :].data_ptr()
+        assert part.scale.data_ptr() == whole.scale[number * N :].data_ptr()
+
+
 def test_parts_that_read_their_input_differently_are_not_stacked():
     _, codes, scale = coded()
     with pytest.raises(ValueError, match="parts must all have an input_scale or none, got one for 1 of 2"):
@@ -156,8 +169,9 @@ def test_what_does_not_fit_is_refused_by_name(call, given, message):
         (Int8Tile, (16, 16, 32, 4, 0), "stages must be at least 1, got 0"),
         (WideTile, (32,), "rows must be one of (64, 128), got 32"),
         (WideTile, (64, 100), "outputs must be one of"),
-        (WideTile, (64, 256, 2, 1), "stages must be at least 2, got 1"),
-        (WideTile, (64, 256, 2, 4, 8, 20), "outliers must be a multiple of 64, got 20"),
+        (WideTile, (64, 256, 2, False, 1), "stages must be at least 2, got 1"),
+        (WideTile, (64, 256, 2, False, 4, 2, 8, 20), "outliers must be one of (64, 128, 256), got 20"),
+        (WideTile, (128, 256), "rows · outputs must be at most 16384, which registers hold, got 128 · 256"),
     ],
 )
 def test_a_tile_that_no_kernel_can_be_launched_with_is_refused(kind, numbers, message):

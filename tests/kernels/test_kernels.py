@@ -54,6 +54,8 @@ CONTRACT = [
         "contract_of_ranked_drafts.py",
         "contract_of_shared_drafts.py",
         "contract_of_serving.py",
+        "contract_of_packed.py",
+        "contract_of_packed_engines.py",
         "contract_of_flash_attention.py",
         "contract_of_gptq_block.py",
         "contract_of_arguments.py",
@@ -73,7 +75,8 @@ HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 
 
 @pytest.mark.skipif(not HOPPER, reason="only a GPU of Hopper multiplies by four warps together")
 def test_rings_that_go_round_keep_their_contract():
-    check_passes("--noconftest", Path(__file__).with_name("contract_of_rings.py"), switches={})
+    for name in ("contract_of_rings.py", "contract_of_packed_rings.py", "contract_of_wide_int8.py"):
+        check_passes("--noconftest", Path(__file__).with_name(name), switches={})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="thousands of texts take the interpreter hours")

@@ -11,6 +11,7 @@ from llmcourse.quantization.affine import quantize_weight
 from llmcourse.quantization.calibration import calibrate, layer_by_layer, linear_layers, place_values
 from llmcourse.quantization.gptq import (
     GPTQSettings,
+    _Walk,
     gptq,
     gptq_codes,
     gptq_model,
@@ -224,7 +225,7 @@ def test_what_does_not_fit_is_refused_by_name():
     with pytest.raises(
         ValueError, match=re.escape("hessian must have shape (12, 12) for 12 columns, got (11, 11)")
     ):
-        gptq(weight, hessian[1:, 1:], GPTQSettings())
+        _Walk.begin(weight, hessian[1:, 1:], GPTQSettings(), None)
     for value in (torch.nan, torch.inf):
         broken = weight.clone()
         broken[2, 3] = value

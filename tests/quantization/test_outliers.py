@@ -58,7 +58,7 @@ def test_made_outliers_leave_the_function_and_the_model_they_are_made_of(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_errors_grow_with_outliers_but_not_where_those_are_kept(name):
     """A channel as large as all others together costs a token's scale its digits: LLM.int8() keeps them."""
-    found = errors_by_scale(model_of(name), calibration_tokens(name, 4), (1, 16, 64, 256), CHANNELS)
+    found = errors_by_scale(model_of(name), calibration_tokens(name, 4), (1.0, 16.0, 64.0, 256.0), CHANNELS)
     for smaller, larger in itertools.pairwise(found):
         assert larger.token > 4 * smaller.token and larger.tensor > 2 * smaller.tensor
     assert all(one.token < one.tensor for one in found)

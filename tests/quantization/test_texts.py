@@ -1,11 +1,10 @@
 """Text that is at hand: two halves of three domains."""
 
 import pytest
-import torch
 
 from llmcourse import pretrained
 from llmcourse.prompts import PROSE, VERSE
-from llmcourse.quantization.texts import POEMS, rows_of, texts_at_hand, token_stream
+from llmcourse.quantization.texts import POEMS, calibration_rows, texts_at_hand, token_stream
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +41,20 @@ def test_a_seed_gives_the_same_texts_again(draft, halves):
     assert texts_at_hand(*draft, "measure", num_tokens=6, seed=6)["prose"] != halves["measure"]["prose"]
 
 
-def test_texts_become_one_stream_and_streams_become_rows(draft):
+def test_texts_become_one_stream(draft):
     stream = token_stream(draft.tokenizer, ["Once", "def"])
     assert stream.tolist() == [*draft.tokenizer.encode_prompt("Once"), *draft.tokenizer.encode_prompt("def")]
-    rows = rows_of({"a": torch.arange(7), "b": torch.arange(2), "c": torch.arange(10, 14)}, 3)
-    assert rows.tolist() == [[0, 1, 2], [3, 4, 5], [10, 11, 12]]
+
+
+def test_rows_to_calibrate_on_are_of_all_domains_or_of_the_texts_given(draft):
+    model, tokenizer = draft
+    rows = calibration_rows(model, tokenizer, count=9, length=256)
+    prose, verse, code = (tokenizer.decode(part.flatten().tolist()) for part in rows.split(3))
+    assert rows.shape == (9, 256) and "\n    " in code
+    assert sum(letter > "一" for letter in verse) > len(verse) / 2 and " the " in prose
+    rows = calibration_rows(model, tokenizer, ["a b c d e f g"], count=3, length=4)
+    assert rows.shape == (3, 4)
+    assert set(rows.flatten().tolist()) <= set(tokenizer.encode_prompt("a b c d e f g"))
 
 
 @pytest.mark.parametrize(
@@ -55,12 +63,7 @@ def test_texts_become_one_stream_and_streams_become_rows(draft):
         (lambda draft: texts_at_hand(*draft, "train"), "use"),
         (lambda draft: texts_at_hand(*draft, "measure", num_tokens=0), "num_tokens must be an integer of at"),
         (lambda draft: token_stream(draft.tokenizer, []), "texts must be at least one, got none"),
-        (
-            lambda draft: rows_of({"a": torch.arange(3)}, 4),
-            "streams must be of 4 tokens or more, got 3 at",
-        ),
-        (lambda draft: rows_of({}, 4), "streams must be of 4 tokens or more, got 0 at most"),
-        (lambda draft: rows_of({"a": torch.arange(3)}, 0), "length must be an integer of at least 1, got 0"),
+        (lambda draft: calibration_rows(*draft, ["a b"]), "texts must have the 256 tokens of a window"),
     ],
 )
 def test_what_gives_no_text_is_refused(draft, call, message):

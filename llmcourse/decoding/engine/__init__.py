@@ -1,6 +1,6 @@
 """The fast decode path: static shapes, fused matrices, one CUDA graph a step, no host in the loop.
 
-weights     the matrices of a `Decoder`, fused once
+weights     the matrices of a `Decoder`, fused once: tensors, or layers in few bits
 prefill     prompts into the memory of the steps, by the ordinary model
 step        one token through all layers, by the kernels or by their references
 window      several tokens of each row through all layers, as drafts are verified

@@ -13,7 +13,7 @@ import torch
 from llmcourse.decoding.errors import require, require_integer, require_number
 from llmcourse.hardware import default_device, free_bytes, this_machine
 from llmcourse.model import Decoder
-from llmcourse.pretrained import load
+from llmcourse.pretrained import Pretrained, load
 from llmcourse.serving.block_pool import BlockPool
 from llmcourse.serving.http.fields import MAX_DRAFT_LENGTH
 from llmcourse.serving.http.prompts import ServedModel
@@ -94,11 +94,14 @@ class ServiceSettings:
 
 
 def build(
-    settings: ServiceSettings, drafters: Mapping[str, MakeSpeculation] = MappingProxyType({})
+    settings: ServiceSettings,
+    drafters: Mapping[str, MakeSpeculation] = MappingProxyType({}),
+    load: Callable[..., Pretrained] = load,
 ) -> tuple[Service, ServedModel]:
     """Loads the model and makes the engine that serves it.
 
     Args:
+        load: in place of `pretrained.load`, for checkpoints that it does not read, such as quantized ones.
         drafters: kinds of speculation that clients may ask for; on a GPU, steps with drafts are then recorded
             ahead too.
 

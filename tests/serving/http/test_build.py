@@ -6,7 +6,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from llmcourse.decoding.loop import generate
-from llmcourse.pretrained import load
+from llmcourse.pretrained import CheckpointError, load
+from llmcourse.quantization import load as load_quantized
+from llmcourse.quantization import quantize, save
 from llmcourse.roofline import DoesNotFit
 from llmcourse.serving.http import build as build_module
 from llmcourse.serving.http.app import create_app
@@ -34,6 +36,23 @@ def test_greedy_answers_are_those_of_decoding_alone(settings, tiny_checkpoint, p
         answer = client.post("/v1/completions", json=body).json()
     assert [choice["text"] for choice in answer["choices"]] == [generation.text for generation in alone]
     assert served.max_length == 64 and served.eos_token_ids == {0}
+
+
+@pytest.mark.filterwarnings("ignore::llmcourse.quantization.layers.ReferenceWarning")
+def test_a_quantized_checkpoint_is_served_by_its_own_loader(tiny_checkpoint, tmp_path):
+    model, tokenizer = load(tiny_checkpoint)
+    model = quantize(model, "int4-g16")
+    save(model, tmp_path / "out", tiny_checkpoint)
+    prompt = tokenizer.encode_prompt("Once upon")
+    (alone,) = generate(model, [prompt], tokenizer=tokenizer, max_new_tokens=12)
+    settings = ServiceSettings(str(tmp_path / "out"), device="cpu", max_running=2, num_blocks=8)
+    service, served = build(settings, load=load_quantized)
+    with TestClient(create_app(service, served)) as client:
+        body = {"model": served.name, "prompt": "Once upon", "temperature": 0, "max_tokens": 12}
+        answer = client.post("/v1/completions", json=body).json()
+    assert answer["choices"][0]["text"] == alone.text
+    with pytest.raises(CheckpointError, match=r"are quantized; load them with llmcourse\.quantization\.load"):
+        build(settings)
 
 
 def by_lookup(vocab_size: int, length: int) -> Speculation:

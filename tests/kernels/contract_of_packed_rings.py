@@ -1,0 +1,77 @@
+"""The contract of layers in packed codes where a ring goes round in shared memory.
+
+`test_kernels` runs it on a GPU of Hopper; no other can, nor can the interpreter.
+"""
+
+import pytest
+import torch
+
+from llmcourse.kernels.packed_linear import PackedLinear
+from llmcourse.kernels.packed_tiles import PackedRing
+from tests.kernels.contract import PARTS, PDL, random, seeded  # noqa: F401
+from tests.kernels.contract_of_packed import check_layer, layer_of
+
+RINGS = (
+    PackedRing(64, 2, 1, 2, 2),
+    PackedRing(16, 4, 4, 3, 2),
+    PackedRing(32, 4, 2, 2, 3),
+    PackedRing(128, 1, 1, 3, 2, warps=8),
+    PackedRing(64, 1, 1, 2, 2, splits=3),
+)
+KINDS = {  # width, group, zero points
+    "four bits": (4, 128, False),
+    "four bits with zero points": (4, 128, True),
+    "eight bits of channels": (8, None, False),
+    "eight bits of groups": (8, 128, True),
+}
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize("parts", ["plain", "bias and residual", "all that go together"])
+@pytest.mark.parametrize("rows", [1, 7, 16, 33, 64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_ring_goes_round(kind, rows, parts):
+    bits, group, zeros = KINDS[kind]
+    gated, bias = PARTS[parts][1], PARTS[parts][2]
+    for outputs, inputs in ((80, 2176), (208, 1024)):
+        layer = layer_of(outputs * (1 + gated), inputs, group or inputs, bits, zeros, BF16, bias)
+        check_layer(layer, parts, rows, BF16, PDL[-1], (*RINGS, None))
+
+
+def test_shared_sums_are_the_same_bit_by_bit_in_every_launch_and_leave_their_memory_ready():
+    """Fifty launches that follow each other at once, over the same memory, with NaN where sums are left."""
+    ring, rows = PackedRing(64, 1, 1, 3, 2, splits=7), 17
+    layer, x = layer_of(2000, 4096, 128, 4, False, BF16), random(rows, 4096, dtype=BF16)
+    memory = layer.memory_of(ring.needs(rows, 2000, False))
+    memory.parts.fill_(torch.nan)
+    found = [layer.layer(x, backend="triton", pdl=PDL[-1], tile=ring) for _ in range(50)]
+    assert torch.isfinite(found[0]).all()
+    assert all(torch.equal(found[0], other) for other in found)
+    assert not memory.arrivals.any()
+
+
+def test_parts_of_a_stack_take_rings_too():
+    parts = [layer_of(outputs, 256, 128, 4, False, BF16) for outputs in (128, 64, 64)]
+    whole, begin, x = PackedLinear.stacked(parts), 0, random(2, 256, dtype=BF16)
+    for part in parts:
+        part.become_rows(whole, begin)
+        begin += part.out_features
+        assert isinstance(part.best_tile(x, False), PackedRing)
+    apart = torch.cat([part.product(x, "triton") for part in parts], dim=1)
+    torch.testing.assert_close(whole.product(x, "triton"), apart)
+
+
+def test_every_ring_goes_round_at_least_twice():
+    assert all(2 * ring.stages <= ring.steps(2176) * ring.splits for ring in RINGS)
+
+
+def test_a_layer_that_no_ring_takes_says_why():
+    x, ring = random(1, 256, dtype=BF16), RINGS[0]
+    for layer, message in (
+        (layer_of(64, 256, 64, 4, False, BF16), "for groups of 64 with scales"),
+        (layer_of(64, 256, 256, 8, True, BF16), "for zero points of whole channels"),
+        (layer_of(64, 96, 96, 8, False, BF16), "it takes up to 64 rows, a multiple of 128 numbers"),
+    ):
+        assert not isinstance(layer.best_tile(x[:, : layer.in_features].contiguous(), False), PackedRing)
+        with pytest.raises(ValueError, match=message):
+            layer.layer(x[:, : layer.in_features].contiguous(), backend="triton", tile=ring)
