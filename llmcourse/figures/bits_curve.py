@@ -7,6 +7,7 @@ the less it loses: lines of the right panel fall.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
 
+SCHEME = re.compile(r"int(?P<bits>\d)(-(?P<method>[a-z]+))?")
 WHOLE = 16  # bits of what is not quantized
 GAPS = {"kl": "KL to the 16-bit model", "rise": "rise of the loss"}
 SIZES = LinearSegmentedColormap.from_list("sizes", ["#9fc0dc", look.SERIES[0], "#0b2742"])
@@ -41,9 +43,9 @@ class BitsPoint:
     parameters: int
     method: str
     bits: int
-    perplexity: float
-    reference_perplexity: float
-    kl: float
+    perplexity: int | float
+    reference_perplexity: int | float
+    kl: int | float
 
     @property
     def rise(self) -> float:
@@ -52,20 +54,25 @@ class BitsPoint:
 
 
 def points_of(rows: Iterable[Mapping], domain: str) -> list[BitsPoint]:
-    """The points of one domain, from the smallest model on; rows of other domains are left out.
+    """The points of one domain, from the smallest model on.
 
     Args:
-        rows: with the attributes of `BitsPoint` as keys, and `domain`.
+        rows: as `benchmarks/quantize_quality.py` records them. Those of other domains are left out, and those
+            of schemes that are not for weights alone with the group size of their name: `int4`, `int3-gptq`.
 
     Raises:
-        ValueError: no row is of this domain.
+        ValueError: no row is of this domain and such a scheme.
     """
-    rows = list(rows)
-    names = BitsPoint.__dataclass_fields__
-    found = [BitsPoint(**{name: row[name] for name in names}) for row in rows if row["domain"] == domain]
+    rows, found = list(rows), []
+    for row in rows:
+        named = SCHEME.fullmatch(row["scheme"])
+        if row["domain"] == domain and named:
+            numbers = [row[name] for name in ("perplexity", "reference_perplexity", "kl")]
+            model = (row["model"].rstrip("/").split("/")[-1], row["parameters"])
+            found.append(BitsPoint(*model, named["method"] or "round", int(named["bits"]), *numbers))
     if not found:
         known = ", ".join(dict.fromkeys(row["domain"] for row in rows)) or "none: there are no rows"
-        raise ValueError(f"domain must be one of {known}, got {domain!r}")
+        raise ValueError(f"domain must be one of {known}, with weights in few bits, got {domain!r}")
     return sorted(found, key=lambda p: (p.parameters, p.method, -p.bits))
 
 

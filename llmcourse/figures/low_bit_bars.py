@@ -16,7 +16,8 @@ from llmcourse.figures import style as look
 from llmcourse.figures.kernel_bars import missing_words, nothing_recorded, origin
 
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # (N, K)
-ROWS = (1, 4, 16, 32, 64)
+ROWS = (1, 4, 16, 32, 64)  # of layers whose weights alone have few bits
+ROWS_W8A8 = (1, 16, 64, 4096, 8192)
 MOST_SHAPES = 3
 NAME = re.compile(r"linear_(?P<kind>\w+?)_n(?P<n>\d+)_k(?P<k>\d+)_m(?P<m>\d+)(_vs_(?P<peer>\w+))?")
 

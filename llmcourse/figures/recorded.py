@@ -45,6 +45,22 @@ def all_of(names: Iterable[str], folder: Path = RESULTS) -> list[dict]:
     return [row for name in names for row in found.get(name, {}).values()]
 
 
+def raw_rows(stem: str, folder: Path = RESULTS) -> list[dict]:
+    """What figures were made of: the lines of `raw/<stem>_<device>.jsonl`, of every device that has some.
+
+    Raises:
+        ValueError: a line is no row in JSON; the message names the file and the line.
+    """
+    rows = []
+    for path in sorted((folder / "raw").glob(f"{stem}_*.jsonl")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {number}, is not JSON: {error}") from error
+    return rows
+
+
 def told(row: dict) -> str:
     """A stored result: the figure and its machine, and a line for each thing it is compared with."""
     parts = []

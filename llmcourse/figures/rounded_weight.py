@@ -175,8 +175,14 @@ def linear_weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]
     """The weights of all linear layers by their names, or matrices that already have names.
 
     Raises:
+        TypeError: neither a model nor named matrices.
         ValueError: there are none, or one is no matrix.
     """
+    if not isinstance(model, nn.Module | Mapping):
+        found = type(model).__name__
+        raise TypeError(
+            f"model must be a Decoder or {{name: matrix}}, got {found}; take pretrained.load(…)[0]"
+        )
     if isinstance(model, nn.Module):
         layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
         found = {name.removeprefix("model."): layer.weight for name, layer in layers.items()}

@@ -4,18 +4,15 @@ import math
 
 import pytest
 
-from llmcourse.figures.bits_curve import BitsPoint, count, plot_bits, points_of
+from llmcourse.figures.bits_curve import count, plot_bits, points_of
 
 MODELS = {"draft": 1_900_000, "small": 5_400_000, "base": 11_200_000}
 
 
 def row(model="draft", method="round", bits=4, kl=0.1, domain="prose", reference=20.0):
-    found = {"model": model, "parameters": MODELS.get(model, 10**6), "method": method, "bits": bits, "kl": kl}
-    return found | {
-        "domain": domain,
-        "perplexity": reference * math.exp(kl),
-        "reference_perplexity": reference,
-    }
+    scheme = f"int{bits}" if method == "round" else f"int{bits}-{method}"
+    found = {"model": model, "parameters": MODELS.get(model, 10**6), "scheme": scheme, "domain": domain}
+    return found | {"perplexity": reference * math.exp(kl), "reference_perplexity": reference, "kl": kl}
 
 
 ROWS = [
@@ -30,8 +27,22 @@ def test_points_are_those_of_one_domain_from_the_smallest_model_on():
     points = points_of([*ROWS[::-1], row(domain="code", kl=9.0)], "prose")
     assert len(points) == len(ROWS) and max(p.kl for p in points) < 9
     assert [p.parameters for p in points] == sorted(p.parameters for p in points)
-    assert points[0] == BitsPoint("draft", 1_900_000, "gptq", 8, *(points[0].perplexity, 20.0, points[0].kl))
-    with pytest.raises(ValueError, match="domain must be one of prose, got 'verse'"):
+    first = points[0]
+    assert (first.model, first.parameters, first.method, first.bits) == ("draft", 1_900_000, "gptq", 8)
+
+
+def test_rows_of_other_schemes_and_folders():
+    others = [
+        row() | {"scheme": scheme} for scheme in ("w8a8", "llm.int8", "fp8", "int4-g32", "int4-gptq-g64")
+    ]
+    (point,) = points_of([*others, row("trained/d512/", "awq", 3)], "prose")
+    assert (point.model, point.method, point.bits) == ("d512", "awq", 3)
+    with pytest.raises(ValueError, match="domain must be one of prose, with weights in few bits"):
+        points_of(others, "prose")
+
+
+def test_a_domain_without_rows_is_refused():
+    with pytest.raises(ValueError, match=r"domain must be one of prose, .* got 'verse'"):
         points_of(ROWS, "verse")
     with pytest.raises(ValueError, match="none: there are no rows"):
         points_of([], "prose")

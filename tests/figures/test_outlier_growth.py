@@ -21,8 +21,8 @@ def test_lines_are_the_errors_in_order_of_the_factor():
 
 
 def test_names_keep_apart_where_lines_meet():
-    same = [ErrorAtScale(f, 1e-4, 1e-4, 1e-4, 0.5) for f in (1.0, 2.0)]
-    picture = plot_outlier_growth([*same[:1], ErrorAtScale(2.0, 1.1e-4, 1e-4, 0.9e-4, 0.5)])
+    far = ErrorAtScale(1.0, 1e-1, 1e-4, 1e-7, 0.5)
+    picture = plot_outlier_growth([far, ErrorAtScale(2.0, 1.1e-4, 1e-4, 0.9e-4, 0.5)])
     picture.png(1.0)
     renderer = picture.canvas.get_renderer()
     names = [text.get_window_extent(renderer) for text in picture.axes[0].texts if len(text.get_text()) > 9]

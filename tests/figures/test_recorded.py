@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from llmcourse.figures.recorded import all_of, plot_speeds, recorded, told
+from llmcourse.figures.recorded import all_of, plot_speeds, raw_rows, recorded, told
 
 
 def write(folder, name, *rows):
@@ -23,6 +23,18 @@ def test_several_benchmarks_come_in_the_order_asked_for(tmp_path):
     rows = [{"name": name, "device": "A", "value": value} for name, value in (("x", 1), ("y", 2))]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert [row["value"] for row in all_of(["y", "z", "x"], tmp_path)] == [2, 1]
+
+
+def test_raw_rows_are_those_of_every_device(tmp_path):
+    assert raw_rows("quality", tmp_path) == []
+    (tmp_path / "raw").mkdir()
+    write(tmp_path / "raw", "quality_b", {"kl": 2}, {"kl": 3})
+    write(tmp_path / "raw", "quality_a", {"kl": 1})
+    write(tmp_path / "raw", "other_a", {"kl": 9})
+    assert [row["kl"] for row in raw_rows("quality", tmp_path)] == [1, 2, 3]
+    (tmp_path / "raw" / "quality_c.jsonl").write_text("{}\n{")
+    with pytest.raises(ValueError, match=r"quality_c\.jsonl, line 2, is not JSON"):
+        raw_rows("quality", tmp_path)
 
 
 def test_a_result_is_told_with_what_it_is_compared_with():

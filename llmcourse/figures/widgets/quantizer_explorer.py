@@ -35,6 +35,7 @@ class QuantizerExplorer(v.View):
         name: of the model, for titles.
 
     Raises:
+        TypeError: neither a model nor named matrices.
         ValueError: no linear layer, no such layer, or settings that are none.
     """
 

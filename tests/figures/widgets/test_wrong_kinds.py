@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 PROGRAM = """
 from llmcourse.early_exit import ExitHeads
-from llmcourse.figures.widgets import BlockPlayer, CandidateTreeViewer, ExitExplorer
+from llmcourse.figures.widgets import BlockPlayer, CandidateTreeViewer, ExitExplorer, QuantizerExplorer
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.speculative.medusa import HeadsConfig, MedusaHeads, full
 
@@ -27,6 +27,7 @@ CALLS = {
     "map's length": lambda: ExitExplorer(ExitHeads(model), None, max_new_tokens=None),
     "map's length in text": lambda: ExitExplorer(ExitHeads(model), None, max_new_tokens="4"),
     "exits": lambda: ExitExplorer(model, None),
+    "weights": lambda: QuantizerExplorer((model, None)),
 }
 for name, call in CALLS.items():
     try:
@@ -49,6 +50,7 @@ EXPECTED = {
     "map's length": "max_new_tokens must be in [0, 58], got None; a map takes at most 60 tokens",
     "map's length in text": "max_new_tokens must be in [0, 58], got '4'; a map takes at most 60 tokens",
     "exits": "heads must be ExitHeads, got Decoder; take those of early_exit.load_heads",
+    "weights": "model must be a Decoder or {name: matrix}, got tuple; take pretrained.load(…)[0]",
 }
 
 
