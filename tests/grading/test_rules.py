@@ -50,6 +50,14 @@ def test_a_kernel_is_launched_once_and_moves_each_number_once(counts, said):
     assert OneLaunch()(counted({"loads": 6, "stores": 6}, **counts)) == said
 
 
+def test_a_kernel_may_be_allowed_to_load_less_but_not_more():
+    rule, allowed = OneLaunch(loads_at_most=True), {"loads": 6, "stores": 6}
+    assert rule(counted(allowed, launches=1, loads=5, stores=6)) == ""
+    said = rule(counted(allowed, launches=1, loads=7, stores=6))
+    assert said == "the kernel loads 7 numbers, expected at most 6"
+    assert rule(counted(allowed, launches=1, loads=6, stores=5)) == "the kernel stores 5 numbers, expected 6"
+
+
 def test_of_pytorch_only_some_operations_may_run():
     rule = Only(frozenset({"empty", "empty_like"}), "the kernel computes")
     assert rule(evidence(operations=("empty", "_empty_like"))) == ""

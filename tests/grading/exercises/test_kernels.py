@@ -8,6 +8,7 @@ import pytest
 from llmcourse.grading.answer import Answer
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.exercises.flash_attention import triton_softmax
+from llmcourse.grading.exercises.quantization import triton_int8
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.names_used import names_used
 from llmcourse.grading.question import examine
@@ -40,6 +41,18 @@ def test_the_librarys_softmax_is_no_answer_inside_of_a_kernel_either():
     assert said(triton_softmax.ANSWER.replace("kernel", "softmax")) == ""
 
 
+def test_a_product_of_pytorchs_is_no_kernel():
+    exercise = catalogue.find("05.triton_int8")
+
+    def product(x, w, x_scales, w_scales, tile):
+        return (x.double() @ w.double().T).float() * x_scales[:, None] * w_scales
+
+    verdict = examine(exercise, 0, InProcess(product))
+    assert verdict.check == "nothing else of PyTorch" and not verdict.slip
+    used = names_used(triton_int8.ANSWER, "int8_matmul")
+    assert triton_int8.OWN_WORK(Evidence(Answer(), used=used)) == ""
+
+
 def test_a_store_without_a_mask_is_told_of_it():
     odd = "a row that is no power of two"
     assert "in the store" in EXERCISE.own_hint("one kernel", odd, False)
@@ -53,8 +66,9 @@ def test_a_store_without_a_mask_is_told_of_it():
         ("Darwin", "there is no Triton for Darwin"),
     ],
 )
-def test_without_triton_it_is_not_run_and_nothing_is_given(monkeypatch, system, reason):
+@pytest.mark.parametrize("name", KERNELS)
+def test_without_triton_it_is_not_run_and_nothing_is_given(monkeypatch, name, system, reason):
     monkeypatch.setattr(triton_softmax.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(triton_softmax.platform, "system", lambda: system)
-    verdict = examine_here(EXERCISE, lambda x: x, (0,)).verdict
+    verdict = examine_here(catalogue.find(name), lambda x: x, (0,)).verdict
     assert (verdict.status, verdict.earned, verdict.reason) == ("not run", 0, reason)

@@ -85,6 +85,10 @@ AS_THEY_WERE = (
     "These are the numbers as they were, not what their codes stand for: restored has only 2^b different "
     "values."
 )
+BACK_IN_INT8 = (
+    "codes - zero_point is int8, as the codes are, and wraps around beyond 127. Make floats of them first: "
+    "codes.float() - zero_point."
+)
 ZEROS = "Everything comes back as 0: restored is S (q − Z) with the codes of x."
 HINTS_AT = {
     "a zero point between two integers": (
@@ -222,6 +226,9 @@ _floor = Affine(codes=lambda x, scale, zero_point, exact: (x / scale).floor() + 
 _own_range = Affine(range=lambda x, low, high: (x.min().item(), x.max().item()))
 _as_they_were = Affine(restores=lambda q, scale, zero_point, exact, x: x.clone())
 _zeros = Affine(restores=lambda q, scale, zero_point, exact, x: torch.zeros_like(x))
+_back_in_int8 = Affine(
+    restores=lambda q, scale, zero_point, exact, x: scale * (q - zero_point)  # an int8 tensor less a number
+)
 _unrounded = Affine(codes=lambda x, scale, zero_point, exact: (x / scale + exact).round())
 _unrounded_back = Affine(restores=lambda q, scale, zero_point, exact, x: scale * (q.float() - exact))
 _zero_cut = Affine(zero=lambda exact, lowest, highest: int(exact))
@@ -238,7 +245,7 @@ def _in_place(x, low, high, bits):
 
 TOLD = (
     *(_lectures_sign, _other_sign_back, _other_sign_there, _unsigned, _from_127, _2_to_the_b, _cut, _floor),
-    *(_own_range, _as_they_were, _zeros),
+    *(_own_range, _as_they_were, _back_in_int8, _zeros),
 )
 EXERCISE = Exercise(
     name="05.affine",
@@ -273,6 +280,7 @@ EXERCISE = Exercise(
         Mutant("rounds down", _floor, FIRST, FLOOR),
         Mutant("takes the ends of x", _own_range, FIRST, OWN_RANGE),
         Mutant("gives the numbers back as they were", _as_they_were, FIRST, AS_THEY_WERE),
+        Mutant("subtracts in int8", _back_in_int8, FIRST, BACK_IN_INT8),
         Mutant("restores zeros", _zeros, FIRST, ZEROS),
         Mutant("does not round the zero point for the codes", _unrounded, BETWEEN),
         Mutant("does not round the zero point on the way back", _unrounded_back, BETWEEN),

@@ -24,6 +24,9 @@ second the high half:
 
 $$\text{byte}_i = (q_{2i} \bmod 16) + 16 \cdot (q_{2i + 1} \bmod 16)$$
 
+where $q \bmod 16$ lies in 0 to 15, as Python has it: $-1 \bmod 16 = 15$. (Checkpoints often store $q + 8$
+instead, which is the same but for the highest bit of each half.)
+
 Write `pack_int4(codes)`.
 
 - `codes`: `int8` tensor of shape `(N, C)`, all in -8 to 7. $C$ may be odd: then the last high half of each

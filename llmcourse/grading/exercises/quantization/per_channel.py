@@ -26,7 +26,9 @@ $$S_n = \frac{\max_c |w_{nc}|}{2^{b-1} - 1}, \qquad
 q_{nc} = \mathrm{round}\Big(\frac{w_{nc}}{S_n}\Big), \qquad \tilde w_{nc} = S_n\, q_{nc}, \qquad \text{error}
 = \lVert W - \tilde W \rVert^2 = \sum_{n,c} (w_{nc} - \tilde w_{nc})^2$$
 
-so the codes lie between $-(2^{b-1} - 1)$ and $2^{b-1} - 1$: of 8 bits, between -127 and 127.
+so the codes lie between $-(2^{b-1} - 1)$ and $2^{b-1} - 1$: of 8 bits, between -127 and 127. (The code
+$-2^{b-1}$ is left out, so that both sides are alike. With few bits one code more is worth having, and other
+schemes use it.)
 
 Write `per_channel(w, bits)`.
 
@@ -40,14 +42,14 @@ A row may be all zeros. Its codes are 0, and its scale is to be 1, since nothing
 tiny numbers is no such row: it keeps the scale of the formula, and so do all others.
 
 ```python
->>> w = torch.tensor([[1.0, -2.0, 0.5], [0.03, 0.02, -0.01], [0.0, 0.0, 0.0]])
+>>> w = torch.tensor([[1.2, -2.0, 0.5], [0.03, 0.02, -0.01], [0.0, 0.0, 0.0]])
 >>> codes, scales, error = per_channel(w, bits=4)
 >>> codes
 tensor([[ 4, -7,  2],
         [ 7,  5, -2],
         [ 0,  0,  0]], dtype=torch.int8)
 >>> scales, round(error, 4)
-(tensor([0.2857, 0.0043, 1.0000]), 0.0255)
+(tensor([0.2857, 0.0043, 1.0000]), 0.0084)
 ```
 """
 
@@ -117,9 +119,9 @@ class Rows:
 
     def __call__(self, w, bits):
         scales = self.guarded(self.peaks(w) / self.levels(bits))
-        codes = self.rounded(w / scales).nan_to_num().to(torch.int8)
-        error = self.error(w - scales * codes.float()).item()
-        return codes, self.returned(scales).clone(), error
+        codes = self.rounded(w / scales)
+        error = self.error(w - scales * codes).item()
+        return codes.to(torch.int8), self.returned(scales).clone(), error
 
 
 def cases(rng: random.Random) -> list[Case]:

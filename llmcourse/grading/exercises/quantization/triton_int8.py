@@ -6,6 +6,7 @@ Triton's interpreter runs it on any CPU, as that of 03.triton_softmax.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +40,9 @@ One launch, in which each program loads the codes of its rows and of its columns
 often as there are tiles beside each other, and `w` as there are below each other) and the scales once, and
 each number of the result is stored once. What lies outside of the matrices is masked. The sums are exact:
 floats have no room for every integer from $2^{24}$ on, int8 none from 128 on. PyTorch makes the result's
-memory; nothing else of it runs. `tl.dot(a, b)` of two int8 tiles gives int32.
+memory; nothing else of it runs. `tl.dot(a, b)` of two int8 tiles gives int32; where the sum
+so far is its third argument, it has to be told: `tl.dot(a, b, acc, out_dtype=tl.int32)`.
+
 The setup cell has imported `triton` and `tl`, and the kernel runs on the CPU, in Python, as in
 03.triton_softmax; where there is no Triton, `check` says that it was not run, and the points are given where
 the lab is graded.
@@ -135,7 +138,7 @@ def int8_matmul(x, w, x_scales, w_scales, tile):
 """
 
 
-def written(*changes: tuple[str, str]):
+def written(*changes: tuple[str, str]) -> Callable:
     """The answer with these texts replaced."""
     return programs.written(ANSWER, "int8_matmul", *changes)
 
@@ -340,5 +343,3 @@ EXERCISE = Exercise(
     ),
     obstacle=no_triton,
 )
-
-RIGHT_ANSWER = written()
