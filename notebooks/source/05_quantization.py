@@ -341,15 +341,13 @@ for rho in (0, 0.5, 0.9, 0.99):
 
 # %%
 from llmcourse.quantization import texts
-from llmcourse.quantization.calibration import calibrate
+from llmcourse.quantization.calibration import calibrate, windows
 
-found = []
-for use in ("calibrate", "measure"):
-    written = texts.texts_at_hand(base, tokenizer, use, num_tokens=64)
-    found.append({domain: texts.token_stream(tokenizer, each)[:1024] for domain, each in written.items()})
-rows, streams = texts.rows_of(found[0], 128), found[1]
+found = {use: texts.texts_at_hand(base, tokenizer, use, num_tokens=64) for use in ("calibrate", "measure")}
+rows = torch.cat([windows(each, tokenizer, count=8, length=128) for each in found["calibrate"].values()])
+streams = {domain: texts.token_stream(tokenizer, each) for domain, each in found["measure"].items()}
 hessians = {name: one.hessian for one in calibrate(base, rows, progress=False) for name in one.names}
-print(f"{rows.numel():,} tokens to calibrate on, {sum(map(len, streams.values())):,} to measure by")
+print(f"{len(rows)} windows of {rows.shape[1]} tokens to calibrate on")
 
 # %%
 from llmcourse.quantization.grid import nearest_codes
@@ -423,10 +421,9 @@ of_base = {scheme: compared(base, scheme) for scheme in schemes}
 # **Read down**: 8 bits cost nothing that these texts could show, 4 bits little, 3 bits plainly something, and at 2
 # bits rounding leaves ruins. GPTQ lowers the KL in every domain at every width; with it, a width loses far less than
 # by rounding, but not as little as one bit more would. **Read across**: with 4 bits the KL is about the same for all
-# domains, and yet favourites change least in code, where the next token is often settled (chapter 4), and most in
-# verse. And perplexity is the bluntest of the three: it depends on the text far more than on the last bits of a
-# weight, and may even fall. Nine favourites in ten sound good, too, until you remember that a text goes its own way
-# from the first that differs.
+# domains, and yet favourites change least in code, where the next token is often settled (chapter 4). And perplexity
+# is the bluntest of the three: it depends on the text far more than on the last bits of a weight, and may even fall.
+# Nine favourites in ten sound good, too, until you remember that a text goes its own way from the first that differs.
 #
 # ## The larger the model, the closer
 #
