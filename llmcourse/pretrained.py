@@ -172,7 +172,7 @@ def read_config(folder: Path, *, quantized: bool = False) -> DecoderConfig:
     raw = read_json(path)
     if raw.get("quantization_config") and not quantized:
         remedy = "load them with llmcourse.quantization.load, or give a checkpoint in bf16, fp16 or fp32"
-        raise CheckpointError(f"the weights in {folder} are quantized; {remedy}")
+        raise CheckpointError(f"the weights are quantized; {remedy} (in {path})")
     architectures = raw.get("architectures")
     architecture = architectures[0] if architectures and isinstance(architectures, list) else architectures
     if architecture not in ARCHITECTURES:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from llmcourse.attention import Attention, sdpa
 from llmcourse.decoding.errors import require
-from llmcourse.kernels.backend import Backend
+from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.blas import lay_out_linears
 from llmcourse.model import Decoder
 from llmcourse.pretrained import (
+    DTYPES,
     CheckpointError,
     Pretrained,
     find_checkpoint,
@@ -157,17 +158,35 @@ def load(
         FileNotFoundError: no such name or folder, or a hub repository that cannot be reached.
         CheckpointError: not quantized, or in a way that no layer here is; a damaged config or tokenizer;
             damaged weights, or tensors that are missing, unknown, of another shape or dtype.
-        ValueError: a backend that was named and cannot run here.
+        ValueError: a dtype that no model computes in, or a backend that was named and cannot run here.
 
     Warns:
         ReferenceWarning: the device cannot run the kernel of the scheme, which is left to its reference.
     """
+    known = ", ".join(map(str, DTYPES))
+    require(dtype in DTYPES, "dtype", f"one of {known}", dtype, "use torch.bfloat16")
+    resolve(backend, torch.device(device), dtype)  # refuses what was forced before a weight is read
     scheme, folder = describe(name), find_checkpoint(name)
     config = read_config(folder, quantized=True)
     tokenizer = read_tokenizer(folder, config.vocab_size)
+    tensors = _read(folder, device)
+    if config.num_layers > len(tensors):  # before a model of so many layers is built
+        raise CheckpointError(
+            f"num_layers in {folder / 'config.json'} must be at most the number of stored tensors, "
+            f"{len(tensors)}, got {config.num_layers}; is it another model's?"
+        )
     with torch.device("meta"):
         model = Decoder(config, attention)
-    tensors = _read(folder, device)
+    _put_layers(model, tensors, scheme, dtype, folder)
+    _put_others(model, {key: tensor.to(dtype) for key, tensor in tensors.items()})
+    choose_backend(model, backend, scheme.name)
+    return Pretrained(model, tokenizer)
+
+
+def _put_layers(
+    model: Decoder, tensors: dict[str, Tensor], scheme: Scheme, dtype: torch.dtype, folder: Path
+) -> None:
+    """Takes what belongs to layers in few bits out of the tensors, once all are as they should be."""
     linears = {key: module for key, module in model.named_modules() if isinstance(module, nn.Linear)}
     chosen = {key: module for key, module in linears.items() if f"{key}.weight_scale" in tensors}
     if not chosen:
@@ -175,17 +194,12 @@ def load(
     _check(tensors, _expected(model, chosen, scheme, folder), folder)
     for key, linear in chosen.items():
         shape = (linear.out_features, linear.in_features)
-        parts = {
-            part: tensors.pop(f"{key}.{part}")
-            for part in expected_parts(scheme, shape, linear.bias is not None)
-        }
+        names = expected_parts(scheme, shape, linear.bias is not None)
         try:
+            parts = {part: tensors.pop(f"{key}.{part}") for part in names}
             replace_layer(model, key, to_layer(parts, scheme, shape, dtype))
         except ValueError as error:
             raise CheckpointError(f"{key} in {folder}: {error}") from error
-    model = _assembled(model, {key: tensor.to(dtype) for key, tensor in tensors.items()})
-    choose_backend(model, backend, scheme.name)
-    return Pretrained(model, tokenizer)
 
 
 def _read(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
@@ -194,7 +208,8 @@ def _read(folder: Path, device: torch.device | str) -> dict[str, Tensor]:
         try:
             with safe_open(file, framework="pt", device="cpu") as handle:
                 for key in handle.keys():  # noqa: SIM118 (a safetensors handle is no dict)
-                    tensors[key] = handle.get_tensor(key).to(device)
+                    if not key.endswith("rotary_emb.inv_freq"):  # which any reader computes
+                        tensors[key] = handle.get_tensor(key).to(device)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged or truncated ({error}); fetch it again") from error
     return tensors
@@ -234,8 +249,8 @@ def _check(tensors: Mapping[str, Any], expected: Mapping[str, Stored], folder: P
             raise CheckpointError(f"{allowed}, got {tuple(found.shape)} in {found.dtype}; fetch it again")
 
 
-def _assembled(model: Decoder, tensors: dict[str, Tensor]) -> Decoder:
-    """With the tensors of all that is not quantized, and its ties."""
+def _put_others(model: Decoder, tensors: dict[str, Tensor]) -> None:
+    """All that is not quantized, and its ties; in evaluation mode."""
     tied = model.config.tie_word_embeddings and isinstance(model.lm_head, nn.Linear)
     if tied:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
@@ -245,4 +260,4 @@ def _assembled(model: Decoder, tensors: dict[str, Tensor]) -> Decoder:
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     lay_out_linears(model)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)

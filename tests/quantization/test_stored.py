@@ -342,6 +342,25 @@ def test_each_loader_says_whose_checkpoint_it_is(written, tiny_checkpoint, tmp_p
         load(other)
 
 
+def test_a_config_of_more_layers_than_are_stored_and_an_odd_dtype_are_refused(written, tmp_path):
+    folder, _ = damaged(written, tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 10**9}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        CheckpointError, match=r"num_layers in .* must be at most the number of stored tensors"
+    ):
+        load(folder)
+    with pytest.raises(ValueError, match=r"dtype must be one of .*, got torch\.int8"):
+        load(folder, dtype=torch.int8)
+
+
+def test_what_early_conversions_stored_of_rope_is_left_aside(written, tmp_path):
+    folder, tensors = damaged(written, tmp_path)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, folder / "model.safetensors")
+    assert torch.equal(load(folder).model(IDS), written("int4-g16")[1](IDS))
+
+
 def test_only_quantized_checkpoints_are_replaced(tiny, tiny_checkpoint, tmp_path):
     model = quantize(tiny, "int8")
     (tmp_path / "mine").mkdir()
