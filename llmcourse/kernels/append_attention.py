@@ -146,8 +146,8 @@ def append_splits(
     """Of the cache, so that the programs about fill the chip.
 
     Where the queries of a key head take several programs, each has a multiprocessor to itself, holding as
-    many as registers allow, and what its splits leave is long to join: each is to read `LEAST_KEYS`. (A tree of
-    64 tokens behind a short text: one split is the fastest, raw/tree64_nvidia_h200.jsonl in the results.)
+    many as registers allow, and what its splits leave is long to join: each is to read `LEAST_KEYS`. (A tree
+    of 64 tokens behind a short text: one split is the fastest, raw/tree64_nvidia_h200.jsonl in the results.)
     """
     batch, num_kv_heads, capacity, _ = keys.shape
     processors = multiprocessors(keys.device)
