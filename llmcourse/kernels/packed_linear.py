@@ -19,6 +19,7 @@ from torch import Tensor
 from llmcourse.kernels.arguments import check_apart, check_dims, check_memory, check_tensor
 from llmcourse.kernels.backend import Backend, resolve
 from llmcourse.kernels.packed_tiles import (
+    ALIGNED_BYTES,
     BLOCK,
     MOST_FUSED_ROWS,
     MOST_KERNEL_ROWS,
@@ -206,6 +207,10 @@ class PackedLinear(QuantizedLinear):
             return f"for {found}; it takes {BLOCK} and bfloat16"
         if zeros and not grouped:
             return "for zero points of whole channels; it takes those of groups"
+        if zeros and ring.rows * ring.blocks < ALIGNED_BYTES:
+            return (
+                f"with {ring.rows} · {ring.blocks} zero points in a copy, which takes {ALIGNED_BYTES} or more"
+            )
         if not runs_gluon(90):
             return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
         aligned = [x, self.words, *([self.scales] if grouped else []), *([self.zeros] if zeros else [])]

@@ -15,8 +15,9 @@ RINGS = (
     PackedRing(64, 2, 1, 2, 2),
     PackedRing(16, 4, 4, 3, 2),
     PackedRing(32, 4, 2, 2, 3),
+    PackedRing(64, 4, 2, 2, 2, warps=8),
     PackedRing(128, 1, 1, 3, 2, warps=8),
-    PackedRing(64, 1, 1, 2, 2, splits=3),
+    PackedRing(64, 2, 1, 2, 2, splits=3),
 )
 KINDS = {  # width, group, zero points
     "four bits": (4, 128, False),
