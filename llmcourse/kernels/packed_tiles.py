@@ -119,20 +119,22 @@ def packed_ring(
 def ring_rule(
     num_rows: int, num_outputs: int, num_inputs: int, gated: bool, width: int, zeros: bool
 ) -> PackedRing:
-    """A program or two for every multiprocessor, of eight warps, and room for another one beside it.
+    """A program or two for every multiprocessor, and as many steps under way as let two share one.
 
-    Making numbers of codes takes about as long as reading them. Sixteen warps at work on a multiprocessor
-    hide each other's waits; with eight of them int8 was 1.4 times as fast as 16 bits, where 2 is the limit.
+    With these a step of Llama-3-8B in 8 bits took 0.71 of that in 16 on an H200, where reading alone would
+    take half; no other ring has been timed. By arithmetic, eight warps on a multiprocessor are too few to
+    hide each other's waits while they make numbers of codes: `benchmarks/packed_variants.py` tries sixteen.
     """
-    few, warps = num_rows <= 8, 8
+    few = num_rows <= 8
     rows = (64 if few else 128) // (1 + gated)
     splits = 1
     while few and rows > 16 and num_outputs < 112 * rows:
         rows //= 2
     while not few and num_outputs * splits < 112 * rows and num_inputs >= 1024 * splits:
         splits *= 2
+    warps = 8 if rows == 128 and num_rows > 16 else 4
     warps_k = max(1, 16 * warps // rows)
-    blocks = warps_k * (2 if few and width == 4 and not gated else 1)
+    blocks = max(warps_k, 1 if not few and (gated or num_rows > 16) else 128 // rows)
     if zeros:
         blocks = max(blocks, ALIGNED_BYTES // rows)
     return filled(PackedRing(rows, blocks, warps_k, 2, 2, splits, warps), num_rows, width, gated, zeros)
