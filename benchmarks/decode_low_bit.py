@@ -9,7 +9,9 @@ in codes, the head too: 8 bits by channels, 4 bits in groups of 128. The limit i
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+from pathlib import Path
 
 import torch
 from decode import CONTEXT, engine_steps
@@ -20,6 +22,7 @@ from torch import nn
 
 from llmcourse import costs, hardware, timing
 from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.kernels.packed_tiles import PACKED_RINGS, PackedRing
 from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.model import Decoder
 
@@ -33,7 +36,12 @@ def main() -> None:
     parser.add_argument("--models", default="llama3_8b")
     parser.add_argument("--widths", default="8,4")
     parser.add_argument("--no-record", action="store_true")
+    parser.add_argument(
+        "--rings", help="a file of packed_variants.py, whose rings take the place of the rule's"
+    )
     arguments = parser.parse_args()
+    if arguments.rings:
+        use(Path(arguments.rings))
     copy = hardware.copy_bandwidth("cuda")
     for name in arguments.models.split(","):
         check(name)
@@ -46,6 +54,14 @@ def main() -> None:
             report(name, model, width, found, first, wide, copy, arguments.no_record)
         del model
         torch.cuda.empty_cache()
+
+
+def use(file: Path) -> None:
+    """Its rings for one row."""
+    for row in json.loads(file.read_text("utf-8")):
+        outputs, inputs, gated, width, rows = row["case"]
+        if rows == 1:
+            PACKED_RINGS[8][outputs, inputs, gated, width] = PackedRing(*row["ring"])
 
 
 def in_codes(model: Decoder, width: int) -> None:

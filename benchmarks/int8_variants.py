@@ -216,10 +216,9 @@ def checked() -> set[tuple]:
     return {tile for tile in tiles if all(last.get((tile, shape), 9.0) < RIGHT for shape in shapes)}
 
 
-def wide(
-    shapes: tuple = ((4096, 14336, 4096), (4096, 4096, 14336), (4096, 4096, 4096), (8192, 8192, 8192)),
-) -> None:
-    for rows, outputs, inputs in shapes:
+def wide() -> None:
+    one, right = torch.ones((), device=DEVICE), checked()
+    for rows, outputs, inputs in WIDE_SHAPES:
         sets = [(*coded(rows, inputs), *coded(outputs, inputs)) for _ in range(3)]
         wides = [
             tuple(torch.randn(n, inputs, device=DEVICE, dtype=BF16) for n in (rows, outputs))

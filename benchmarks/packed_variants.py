@@ -10,12 +10,14 @@ fit into the cache together, beside PyTorch's product in bfloat16.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +27,11 @@ from torch import Tensor
 from llmcourse import timing
 from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.kernels.packed_linear import PackedLinear
-from llmcourse.kernels.packed_tiles import BY_FOURS, BY_TWOS, PackedRing, filled
+from llmcourse.kernels.packed_tiles import BY_FOURS, BY_THREES, BY_TWOS, PackedRing, filled
 
 SHAPES = ((14336, 4096), (4096, 14336), (4096, 4096), (6144, 4096), (128256, 4096))
 GATED = ((14336, 4096),)
 L2_BYTES = 60 * 2**20
-ALONE = 200 * 1024
 Case = tuple[int, int, bool, int, int]  # outputs, inputs, gated, width, rows of x
 
 
@@ -40,20 +41,14 @@ def candidates(case: Case) -> list[PackedRing]:
     few = outputs < 8192
     cuts: list[tuple[int, int, int, int, int]] = []  # rows, blocks, warps_k, splits, warps
     if rows <= 8:
-        cuts += [(64, 2, 1, 1, 4), (32, 2, 2, 1, 4), (32, 4, 2, 1, 4), (64, 4, 1, 1, 4), (128, 2, 1, 1, 8)]
-        cuts += [(64, 2, 2, 1, 8), (128, 2, 1, 1, 4)] if not few else []
-        cuts += (
-            [(16, 4, 4, 1, 4), (32, 4, 4, 1, 8), (16, 8, 8, 1, 8), (64, 2, 1, 2, 4), (64, 2, 1, 4, 4)]
-            if few
-            else []
-        )
+        cuts += [(64, 4, 2, 1, 8), (64, 2, 2, 1, 8), (64, 2, 1, 1, 4), (32, 4, 4, 1, 8), (32, 4, 2, 1, 4)]
+        if few:
+            cuts += [(16, 4, 4, 1, 4), (16, 8, 8, 1, 8), (32, 8, 4, 1, 8), (64, 2, 2, 2, 8), (64, 2, 2, 4, 8)]
+        else:
+            cuts += [(128, 2, 1, 1, 8), (128, 1, 1, 1, 8), (32, 2, 2, 1, 4), (16, 4, 4, 1, 4)]
     elif rows <= 16:
-        cuts += [(64, 2, 1, 1, 4), (128, 2, 1, 1, 8), (128, 1, 1, 1, 4), (64, 1, 1, 1, 4), (128, 2, 1, 2, 8)]
-        cuts += (
-            [(64, 2, 1, 2, 4), (64, 2, 1, 4, 4), (128, 2, 1, 4, 8), (32, 2, 2, 1, 4)]
-            if few
-            else [(128, 2, 1, 1, 4)]
-        )
+        cuts += [(64, 2, 2, 1, 8), (128, 2, 1, 1, 8), (128, 1, 1, 1, 8), (64, 2, 1, 1, 4), (32, 4, 4, 1, 8)]
+        cuts += [(128, 2, 1, 2, 8), (128, 1, 1, 4, 8), (64, 2, 2, 2, 8), (64, 2, 2, 4, 8)] if few else []
     else:
         cuts += [(64, 1, 1, 1, 4), (128, 1, 1, 1, 8), (128, 1, 1, 2, 8)]
         cuts += [(64, 1, 1, 2, 4), (64, 1, 1, 4, 4), (128, 1, 1, 4, 8)] if few else []
@@ -63,7 +58,7 @@ def candidates(case: Case) -> list[PackedRing]:
         ]
     found = []
     for r, blocks, warps_k, splits, warps in cuts:
-        for room in (BY_FOURS, BY_TWOS, ALONE) if rows <= 16 else (BY_TWOS,):
+        for room in (BY_FOURS, BY_THREES, BY_TWOS) if rows <= 16 else (BY_TWOS,):
             ring = filled(PackedRing(r, blocks, warps_k, 2, 2, splits, warps), rows, width, gated, most=room)
             if ring.held_bytes(rows, width, gated, False) <= room and ring not in found:
                 found.append(ring)
@@ -125,7 +120,8 @@ def copies_of(num_bytes: int) -> int:
     return max(4, min(24, -(-6 * L2_BYTES // num_bytes)))
 
 
-def report(case: Case, rings: Sequence[PackedRing], write: Callable[..., None]) -> None:
+def report(case: Case, rings: Sequence[PackedRing], write: Callable[..., None]) -> PackedRing:
+    """The fastest."""
     outputs, inputs, gated, width, rows = case
     x = torch.randn(rows, inputs, device="cuda").bfloat16()
     parts = parts_of(x, outputs, gated)
@@ -149,6 +145,7 @@ def report(case: Case, rings: Sequence[PackedRing], write: Callable[..., None]) 
     best, ring = min(found, key=lambda pair: pair[0])
     print(f"BEST {case} {best * 1e6:.2f} us, bf16 {peer * 1e6:.2f}, {peer / best:.2f} x, "
           f"{one.nbytes / best / 1e9:.0f} GB/s {ring}", flush=True)  # fmt: skip
+    return ring
 
 
 def write(case: Case, ring: PackedRing, taken: float, peer: float, num_bytes: int) -> None:
@@ -168,6 +165,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", default="1,16,64")
     parser.add_argument("--widths", default="4,8")
+    parser.add_argument("--keep", help="a file that gets the fastest ring of each matrix")
     parser.add_argument("--seconds", type=float, default=100, help="after which no other matrix is begun")
     arguments = parser.parse_args()
     begun = time.perf_counter()
@@ -180,7 +178,7 @@ def main() -> None:
     ]
     right: dict[Case, list[PackedRing]] = {case: [] for case in cases}
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(14, os.cpu_count() or 1), mp_context=spawn) as pool:
+    with ProcessPoolExecutor(min(28, os.cpu_count() or 1), mp_context=spawn) as pool:
         running = {}
         for case in cases:
             for ring in candidates(case):
@@ -198,9 +196,13 @@ def main() -> None:
             for case in its_cases:
                 right[case].append(ring)
     print(f"{len(running)} compiled in {time.perf_counter() - begun:.0f} s", flush=True)
+    best: dict[Case, PackedRing] = {}
     for case in cases:
         if right[case] and time.perf_counter() - begun < arguments.seconds:
-            report(case, right[case], write)
+            best[case] = report(case, right[case], write)
+    if arguments.keep:
+        found = [{"case": case, "ring": astuple(ring)} for case, ring in best.items()]
+        Path(arguments.keep).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

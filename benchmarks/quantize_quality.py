@@ -17,6 +17,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
 import torch
 from record import record_raw, rounded
@@ -67,10 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             quantized = quantize(model, scheme, calibration)
             took_s = time.monotonic() - begun
             measured = compare(model, quantized, streams, length=options.length, max_windows=options.windows)
-            shared = {"model": name, **described(model, quantized), "scheme": scheme.name}
+            shared = {"model": label(name), **described(model, quantized), "scheme": scheme.name}
             for quality in measured:
                 print(f"{name}, {scheme.name}, {quality}", flush=True)
                 record_raw("quantize_quality", device, **shared, **row(quality), quantize_s=rounded(took_s))
+
+
+def label(name: str) -> str:
+    """Of a folder the last two names: `train_target.py` calls each of its own `target`."""
+    return "/".join(part for part in Path(name).parts[-2:] if part not in ("/", "."))
 
 
 def texts_of(options: argparse.Namespace) -> tuple[Texts, Texts]:

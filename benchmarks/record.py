@@ -69,7 +69,7 @@ def record_raw(stem: str, device: torch.device, /, **row: Any) -> None:
 
 def _append(path: Path, row: dict[str, Any]) -> None:
     """Closed after each line, so that a program that is stopped keeps what it has."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 

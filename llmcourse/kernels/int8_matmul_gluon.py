@@ -49,7 +49,7 @@ from llmcourse.kernels.launch import options, start_next, wait_for_input
 
 REGISTERS = {2: (240, 24), 3: (160, 32)}  # of a consumer's thread and a producer's; 64 Ki in all
 GATHERED_ROWS = 32  # for one program
-BEYOND = Int8Tile(128, 128, 128, 8, 3)  # of the kernel that takes what is too much for this one
+BEYOND = Int8Tile(128, 64, 128, 4, 4)  # of the kernel that takes what is too much for this one
 
 
 @gluon.jit

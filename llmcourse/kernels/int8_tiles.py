@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from llmcourse.kernels.arguments import check_power_of_2, check_warps
 
-LEAST_WIDE_ROWS = 256  # of activations, for a `WideTile`
+LEAST_WIDE_TILES = 96  # of 128 rows by 256 outputs, which an H200 has 132 multiprocessors for
+ROOMY = 160 * 1024  # bytes of shared memory, as data-centre GPUs have them
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,16 @@ def best_int8_tile(num_rows: int, num_outputs: int, num_inputs: int, wide: bool)
 
     if interpreted():
         return Int8Tile(16, 16, 64, 1, 1)
-    if num_rows <= 64:
-        height = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
-        return Int8Tile(height, 32, 256, 4, 4)
-    if wide and num_rows >= LEAST_WIDE_ROWS:
+    tiles = -(-num_rows // 128) * -(-num_outputs // 256)
+    if wide and tiles >= LEAST_WIDE_TILES:
         return replace(WideTile(), outliers=most_outliers(num_inputs))
-    return Int8Tile(128, 128, 128 if shared_bytes() >= 160 * 1024 else 64, 8, 3)
+    if num_rows <= 32:
+        return Int8Tile(16 if num_rows <= 16 else 32, 32, 256, 4, 6 if shared_bytes() >= ROOMY else 4)
+    if num_rows <= 64:
+        return Int8Tile(64, 32, 256, 4, 4) if num_outputs <= 8192 else Int8Tile(64, 64, 128, 4, 5)
+    if num_rows <= 512:
+        return Int8Tile(64, 64, 128, 4, 5)
+    return Int8Tile(128, 128, 128 if shared_bytes() >= ROOMY else 64, 8, 3)
 
 
 def most_outliers(num_inputs: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.outlier_columns import OutlierColumns
 
-ROWS, COLUMNS = 64, 128  # of x for one program
+ROWS, COLUMNS = 32, 512  # of x for one program
 LISTED = 2048  # flags at a time
 ALONE = 2**16  # numbers of x, padded to powers of two, that one program takes
 
@@ -27,8 +27,8 @@ def _flag_columns_kernel(
     PDL: tl.constexpr,
 ):
     start_next(PDL)
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    columns = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)  # programs side by side read side by side
+    rows = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     inside = (rows < num_rows)[:, None] & (columns < K)[None, :]
     wait_for_input(PDL)
     at = rows[:, None].to(tl.int64) * K + columns[None, :]
@@ -95,17 +95,17 @@ def launch_find(x: Tensor, threshold: float, pdl: bool) -> OutlierColumns:
             x, found.flags, found.columns, found.count, threshold, rows, **sizes, **options(pdl)
         )
     elif rows and size:
-        height = min(ROWS, height)
-        width = COLUMNS * ROWS // height
-        _flag_columns_kernel[(triton.cdiv(rows, height), triton.cdiv(size, width))](
+        high = min(ROWS, height)
+        wide = COLUMNS * ROWS // high
+        _flag_columns_kernel[(triton.cdiv(size, wide), triton.cdiv(rows, high))](
             x,
             found.flags,
             threshold,
             rows,
             K=size,
-            BLOCK_M=height,
-            BLOCK_K=width,
-            num_warps=4,
+            BLOCK_M=high,
+            BLOCK_K=wide,
+            num_warps=8,
             **options(pdl),
         )
         _list_columns_kernel[(1,)](
@@ -113,7 +113,7 @@ def launch_find(x: Tensor, threshold: float, pdl: bool) -> OutlierColumns:
             found.columns,
             found.count,
             K=size,
-            BLOCK=min(LISTED, triton.next_power_of_2(size)),
+            BLOCK=min(LISTED, width),
             num_warps=8,
             **options(pdl),
         )

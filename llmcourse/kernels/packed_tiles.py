@@ -11,6 +11,7 @@ from llmcourse.kernels.tiles import ring_rows
 
 MOST_KERNEL_ROWS = 64  # of input, up to which codes are multiplied by a kernel; for more, W is written out
 MOST_FUSED_ROWS = 16  # of input, up to which the ring's kernel takes RMSNorm and SwiGLU in
+ALIGNED_BYTES = 128  # of shared memory, at multiples of which a copy begins
 BLOCK = 128  # columns of a group that a ring has scales for
 
 
@@ -72,6 +73,11 @@ class PackedRing:
                 raise ValueError(
                     f"{name} must be at least 2, got {getattr(self, name)}; 2 keep one step in flight"
                 )
+        if 2 * self.rows * self.blocks < ALIGNED_BYTES:
+            raise ValueError(
+                f"rows · blocks must be at least {ALIGNED_BYTES // 2}, scales that one copy brings, got "
+                f"{self.rows} · {self.blocks}; make one of them larger"
+            )
         if not is_count(self.splits):
             raise ValueError(f"splits must be an integer of at least 1, got {self.splits!r}; 1 is for none")
 
@@ -95,7 +101,7 @@ class PackedRing:
 AnyPackedTile = PackedTile | PackedRing
 
 # Bytes of shared memory for a program, so that several fit on a multiprocessor of Hopper.
-BY_FOURS, BY_TWOS = 52 * 1024, 104 * 1024
+BY_FOURS, BY_THREES, BY_TWOS = 52 * 1024, 70 * 1024, 104 * 1024
 
 # For up to so many rows of input, (outputs, inputs, gated, width of a code) to what was fastest on an H200.
 PACKED_RINGS: dict[int, dict[tuple[int, int, bool, int], PackedRing]] = {8: {}, 16: {}, 32: {}, 64: {}}
@@ -113,18 +119,24 @@ def packed_ring(
 def ring_rule(
     num_rows: int, num_outputs: int, num_inputs: int, gated: bool, width: int, zeros: bool
 ) -> PackedRing:
-    """A program or two for every multiprocessor, and as many steps under way as let two share one."""
-    rows = 64 if num_rows <= 8 else 128
-    if gated:
-        rows //= 2
+    """A program or two for every multiprocessor, and as many steps under way as let two share one.
+
+    With these a step of Llama-3-8B in 8 bits took 0.71 of that in 16 on an H200, where reading alone would
+    take half; no other ring has been timed. By arithmetic, eight warps on a multiprocessor are too few to
+    hide each other's waits while they make numbers of codes: `benchmarks/packed_variants.py` tries sixteen.
+    """
+    few = num_rows <= 8
+    rows = (64 if few else 128) // (1 + gated)
     splits = 1
-    while rows > 16 and num_rows <= 8 and num_outputs < 112 * rows:
+    while few and rows > 16 and num_outputs < 112 * rows:
         rows //= 2
-    while num_rows > 8 and num_outputs * splits < 112 * rows and num_inputs >= 1024 * splits:
+    while not few and num_outputs * splits < 112 * rows and num_inputs >= 1024 * splits:
         splits *= 2
     warps = 8 if rows == 128 and num_rows > 16 else 4
     warps_k = max(1, 16 * warps // rows)
-    blocks = max(warps_k, 1 if num_rows > 8 and (gated or num_rows > 16) else 128 // rows)
+    blocks = max(warps_k, 1 if not few and (gated or num_rows > 16) else 128 // rows)
+    if zeros:
+        blocks = max(blocks, ALIGNED_BYTES // rows)
     return filled(PackedRing(rows, blocks, warps_k, 2, 2, splits, warps), num_rows, width, gated, zeros)
 
 

@@ -39,9 +39,10 @@ def quantize_rows_reference(
     if skipped is not None:
         wide = wide.masked_fill(skipped.bool(), 0.0)
     peak = wide.abs().amax(1, keepdim=True) if wide.shape[1] else wide.new_zeros(len(x), 1)
-    finite = peak.isfinite()
-    scale = peak.clamp(min=LEAST_AMAX) / most if static is None else static.expand_as(peak)
-    inverse = most / peak.clamp(min=LEAST_AMAX) if static is None else 1.0 / static
+    finite, peak = peak.isfinite(), peak.clamp(min=LEAST_AMAX)
+    # Divided as tensors: by a number PyTorch multiplies with its inverse on a GPU, which is rounded twice.
+    scale = peak / torch.full_like(peak, most) if static is None else static.expand_as(peak)
+    inverse = torch.full_like(peak, most) / peak if static is None else torch.ones_like(static) / static
     found = (wide * inverse).clamp(-most, most).where(finite, 0.0)
     found = found.round().to(codes) if codes == torch.int8 else found.to(codes)
     return found, scale.where(finite, torch.nan)[:, 0]

@@ -11,6 +11,7 @@ from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.quantize_rows import LARGEST, LEAST_AMAX
 
 COLUMNS_OF_WARP = 1024
+LONG = 16384  # columns, of which a warp takes twice as many where no norm needs registers
 HALF_UP = tl.constexpr(12582912.0)  # 1.5 · 2²³: a small number added to it is rounded to even, as an integer
 INFINITE = tl.constexpr(0x7F800000)  # the bits of Inf; those of any finite |x| are less, and of NaN more
 ALL_BUT_SIGN = tl.constexpr(0x7FFFFFFF)
@@ -85,6 +86,7 @@ def launch(
     rows, columns = x.shape
     codes, scale = torch.empty_like(x, dtype=dtype), x.new_empty(rows, dtype=torch.float32)
     block = triton.next_power_of_2(columns)
+    of_warp = COLUMNS_OF_WARP * (2 if block >= LONG and norm is None else 1)
     if rows:
         _quantize_rows_kernel[(rows,)](
             x,
@@ -101,7 +103,7 @@ def launch(
             HAS_NORM=norm is not None,
             STATIC=static is not None,
             SKIPS=skipped is not None,
-            num_warps=min(max(block // COLUMNS_OF_WARP, 1), 16),
+            num_warps=min(max(block // of_warp, 1), 16),
             **options(pdl),
         )
     return codes, scale

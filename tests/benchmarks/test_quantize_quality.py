@@ -49,6 +49,13 @@ def test_documents_are_taken_from_all_over():
     assert quantize_quality.some(["a", "b"]) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("name", "label"), [("base", "base"), ("/tmp/narrow/target", "narrow/target"), ("/x", "x"), ("./x", "x")]
+)
+def test_results_name_no_place_on_this_machine(name, label):
+    assert quantize_quality.label(name) == label
+
+
 def test_schemes_are_checked_before_a_model_is_read():
     with pytest.raises(ValueError, match="scheme must be one of"):
         quantize_quality.main(["nowhere", "--schemes", "int9"])

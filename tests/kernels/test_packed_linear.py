@@ -1,6 +1,8 @@
 """Layers of packed codes keep what they are made of, and refuse what does not fit, by name."""
 
 import copy
+import itertools
+import platform
 import re
 
 import pytest
@@ -161,6 +163,49 @@ def test_rings_leave_room_for_a_program_of_the_next_kernel():
         assert ring.held_bytes(rows, width, gated, False) <= BY_TWOS, (rows, width, ring)
 
 
+@pytest.fixture
+def hopper(monkeypatch):
+    """As on such a GPU, as long as nothing is launched."""
+    monkeypatch.setattr("llmcourse.kernels.capabilities.runs_gluon", lambda least: True)
+    monkeypatch.setattr("llmcourse.kernels.capabilities.shared_bytes", lambda: 227 * 1024)
+
+
+def layer_of(group_size: int, columns: int = 256, zeros: bool = False) -> PackedLinear:
+    groups = columns // group_size
+    zero_point = codes_of(64, groups, 4) if zeros else None
+    settings = {"bits": 4, "group_size": group_size, "dtype": torch.bfloat16}
+    return PackedLinear.of(codes_of(64, columns, 4), torch.rand(64, groups), zero_point, **settings)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+@pytest.mark.parametrize(
+    ("layer", "x", "message"),
+    [
+        (layer_of(64), torch.ones(1, 256).bfloat16(), "for groups of 64 with scales in torch.bfloat16"),
+        (layer_of(256, zeros=True), torch.ones(1, 256).bfloat16(), "for zero points of whole channels"),
+        (layer_of(96, 96), torch.ones(1, 96).bfloat16(), "it takes up to 64 rows, a multiple of 128 numbers"),
+        (layer_of(128), torch.ones(65, 256).bfloat16(), "for (65, 256) numbers in torch.bfloat16"),
+        (layer_of(128), torch.ones(1, 256), "for (1, 256) numbers in torch.float32"),
+        (layer_of(128, zeros=True), torch.ones(1, 256).bfloat16(), "with 64 · 1 zero points in a copy"),
+        (layer_of(128), torch.ones(258).bfloat16()[1:257].view(1, -1), "do not begin at multiples of 16"),
+    ],
+)
+def test_a_layer_that_no_ring_takes_says_why(hopper, layer, x, message):
+    found = layer._ring_obstacle(x, False, PackedRing(64, 1, 1, 2, 2))
+    assert message in found
+    assert not isinstance(layer.best_tile(x, False), PackedRing)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+def test_rings_are_taken_where_they_were_right_on_a_gpu(hopper):
+    """In groups of 128 and by channels, for up to 64 rows; not with zero points."""
+    for rows, layer in itertools.product((1, 16, 64), (layer_of(128), layer_of(256))):
+        assert isinstance(layer.best_tile(torch.ones(rows, 256).bfloat16(), False), PackedRing)
+    layer = layer_of(128, zeros=True)
+    assert not isinstance(layer.best_tile(torch.ones(1, 256).bfloat16(), False), PackedRing)
+    assert layer._ring_obstacle(torch.ones(1, 256).bfloat16(), False, PackedRing(64, 2, 1, 2, 2)) is None
+
+
 def test_small_groups_and_odd_sizes_have_tiles():
     assert packed_rule(4096, 128, 2, False).columns == 128 and packed_rule(4096, 32, 2, False).columns == 32
     assert packed_rule(4096, 4096, 2, False).columns == 128 and packed_rule(40, 8, 4, False).columns == 64
@@ -175,6 +220,10 @@ def test_small_groups_and_odd_sizes_have_tiles():
         ((64, 2, 1, 1, 2), "stages must be at least 2, got 1; 2 keep one step in flight"),
         ((64, 2, 1, 2, 2, 0), "splits must be an integer of at least 1, got 0; 1 is for none"),
         ((512, 2, 1, 2, 2), "rows must be at most 256, which is what one copy takes, got 512"),
+        (
+            (32, 1, 1, 2, 2, 1, 2),
+            "rows · blocks must be at least 64, scales that one copy brings, got 32 · 1",
+        ),
     ],
 )
 def test_a_ring_that_no_kernel_can_have_is_refused(ring, message):

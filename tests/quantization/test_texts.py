@@ -4,6 +4,7 @@ import pytest
 
 from llmcourse import pretrained
 from llmcourse.prompts import PROSE, VERSE
+from llmcourse.quantization import texts
 from llmcourse.quantization.texts import POEMS, calibration_rows, texts_at_hand, token_stream
 
 
@@ -25,8 +26,8 @@ def test_each_half_has_all_domains_and_no_opening_of_the_other(halves):
         if domain != "code":
             assert not first & second
     assert not set(halves["calibrate"]["code"]) & set(halves["measure"]["code"])
-    texts = [text for half in halves.values() for text in half["prose"]]
-    assert sorted(opening for opening in PROSE if any(t.startswith(opening) for t in texts)) == sorted(PROSE)
+    prose = [text for half in halves.values() for text in half["prose"]]
+    assert sorted(opening for opening in PROSE if any(t.startswith(opening) for t in prose)) == sorted(PROSE)
     assert len(halves["calibrate"]["verse"]) + len(halves["measure"]["verse"]) == POEMS * len(VERSE)
 
 
@@ -46,11 +47,13 @@ def test_texts_become_one_stream(draft):
     assert stream.tolist() == [*draft.tokenizer.encode_prompt("Once"), *draft.tokenizer.encode_prompt("def")]
 
 
-def test_rows_to_calibrate_on_are_of_all_domains_or_of_the_texts_given(draft):
+@pytest.mark.filterwarnings("ignore::llmcourse.quantization.calibration.CalibrationWarning")
+def test_rows_to_calibrate_on_are_of_all_domains_or_of_the_texts_given(draft, halves, monkeypatch):
     model, tokenizer = draft
-    rows = calibration_rows(model, tokenizer, count=9, length=256)
+    monkeypatch.setattr(texts, "texts_at_hand", lambda *given: halves[given[2]])
+    rows = calibration_rows(model, tokenizer, count=9, length=60)
     prose, verse, code = (tokenizer.decode(part.flatten().tolist()) for part in rows.split(3))
-    assert rows.shape == (9, 256) and "\n    " in code
+    assert rows.shape == (9, 60) and "\n    " in code
     assert sum(letter > "一" for letter in verse) > len(verse) / 2 and " the " in prose
     rows = calibration_rows(model, tokenizer, ["a b c d e f g"], count=3, length=4)
     assert rows.shape == (3, 4)
