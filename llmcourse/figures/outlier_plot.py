@@ -59,7 +59,7 @@ class OutlierPlot:
             self._make_tops(channels)
             self._make_strip(labels)
             errors, shares = [one.error for one in every], [one.share for one in every]
-            self._rings = [self._make_curve(self.errors, "error of the layer's product", errors)]
+            self._rings = [self._make_curve(self.errors, "error of the product", errors)]
             self._rings.append(self._make_curve(self.shares, "values in 16 bits", shares))
             note = {"transform": self.errors.transAxes, "size": 8.5, "color": look.MUTED, "ha": "right"}
             self.errors.text(1, 1.06, "dashed: all in int8", **note)

@@ -165,13 +165,14 @@ display(plot_clip_trade_off([clip_trade_off(weight, bits) for bits in (2, 4, 8)]
 widgets.QuantizerExplorer(base, layer=layer.removeprefix("model."))
 
 # %% [markdown]
-# One number far out decides over the step of all that share its scale: with one scale for the tensor nearly everything
-# is rounded to 0. A scale for each row confines the damage to its row, a group to a few dozen numbers. Clipping does
-# the same by giving one up for the many: it helps most where ranges are wide and codes are few, and hardly at all at 8
-# bits, where a step is short anyway. (The search shortens both ends of an asymmetric range by one ratio; where a single
-# number sticks out at one end, a percentile does better. And in a group of 32 there is hardly a number beyond the 99th.)
-# A zero point brings a decibel or more in small groups, since few numbers seldom reach as far down as up. But it has to
-# be stored: compare with symmetric groups of the same bits a weight.
+# One number far out decides over the step of all that share its scale: with one scale for the tensor nearly
+# everything is rounded to 0. A scale for each row confines the damage to its row, a group to a few dozen numbers.
+# Clipping does the same by giving one up for the many: it helps most where ranges are wide and codes are few, and
+# hardly at all at 8 bits, where a step is short anyway. (The search shortens both ends of an asymmetric range by one
+# ratio; where a single number sticks out at one end, a percentile does better. And in a group of 32 there is hardly a
+# number beyond the 99th.) A zero point brings a decibel or more in small groups, since few numbers seldom reach as
+# far down as up. But it has to be stored: compare with symmetric groups of the same bits a weight. (The explorer
+# looks at some rows alone, always with the row of the largest number, so its figures lie below the table's.)
 #
 # ## 5.3 Six decibels a bit
 #
@@ -448,10 +449,7 @@ print(f"as above; there the standard error of a KL was up to {worst:.0%} of it")
 
 # %%
 from llmcourse.figures.bits_curve import plot_bits, points_of
-from llmcourse.quantization.schemes import scheme_of
 
-for row in here:
-    row |= {"method": scheme_of(row["scheme"]).method, "bits": scheme_of(row["scheme"]).bits}
 below = "groups of 64, measured here"
 display(plot_bits(points_of(here, "prose"), "The family, prose", below, method="gptq"))
 for scheme in few:
@@ -460,18 +458,14 @@ for scheme in few:
     print(f"{scheme:9} KL of {', '.join(names)}: {'; '.join(told)}")
 
 # %%
-import json
-
-recordings = sorted(recorded.RESULTS.glob("raw/quantize_quality_*.jsonl"))
-for path in recordings:
-    more = map(json.loads, path.read_text("utf-8").splitlines())
-    more = {(row["model"], row["scheme"], row["domain"]): row for row in more if row["scheme"] in few}
-    for row in (more := [*more.values()]):  # the latest of each
-        row |= {"method": scheme_of(row["scheme"]).method, "bits": scheme_of(row["scheme"]).bits}
-    below = f"recorded on {path.stem.removeprefix('quantize_quality_').replace('_', ' ')}"
-    for domain in dict.fromkeys(row["domain"] for row in more):
-        display(plot_bits(points_of(more, domain), f"More sizes, {domain}", below, method="gptq"))
-print(f"{len(recordings)} recordings of more sizes" if recordings else "More sizes are not recorded yet.")
+more = [row for row in recorded.raw_rows("quantize_quality") if row["scheme"] in few]
+more = {(row["model"], row["scheme"], row["domain"]): row for row in more}.values()  # the latest of each
+paths = sorted((recorded.RESULTS / "raw").glob("quantize_quality_*.jsonl"))
+on = (path.stem.removeprefix("quantize_quality_").replace("_", " ") for path in paths)
+below = f"recorded on {', '.join(on)}"
+for domain in dict.fromkeys(row["domain"] for row in more):
+    display(plot_bits(points_of(more, domain), f"More sizes, {domain}", below, method="gptq"))
+print(", ".join(sorted({row["model"] for row in more})) or "More sizes are not recorded yet.")
 
 # %% [markdown]
 # The larger the model, the smaller the KL, at the same bits a weight, in every row of the table. And yet the weights
@@ -684,9 +678,9 @@ for scheme in ("int8", "int4", "w8a8"):
         stored.save(quantized, place, "base", scheme)
         loaded = stored.load(place, dtype=torch.bfloat16, backend="reference").model
         share = (place / "model.safetensors").stat().st_size / sum(p.nbytes for p in half.parameters())
-        entry = json.loads((place / "config.json").read_text("utf-8"))["quantization_config"]
+        read = stored.describe(place)
     same = torch.equal(loaded(rows[:1]), quantized(rows[:1]))
-    print(f"{scheme}: {entry['format']}, {share:.0%} of the bytes of bf16; loaded, the same: {same}")
+    print(f"{scheme}: {share:.0%} of the bytes of bf16; read as {read.name}, loaded the same: {same}")
 
 # %% [markdown]
 # What is promised is that `int4` writes *its own* text everywhere. That is not the text of `base`, which only a
