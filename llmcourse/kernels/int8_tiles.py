@@ -110,7 +110,8 @@ def best_int8_tile(num_rows: int, num_outputs: int, num_inputs: int, wide: bool)
     if wide and tiles >= LEAST_WIDE_TILES:
         return replace(WideTile(), outliers=most_outliers(num_inputs))
     if num_rows <= 32:
-        return Int8Tile(16 if num_rows <= 16 else 32, 32, 256, 4, 6 if shared_bytes() >= ROOMY else 4)
+        stages = 6 if num_inputs > 8192 and shared_bytes() >= ROOMY else 4
+        return Int8Tile(16 if num_rows <= 16 else 32, 32, 256, 4, stages)
     if num_rows <= 64:
         return Int8Tile(64, 32, 256, 4, 4) if num_outputs <= 8192 else Int8Tile(64, 64, 128, 4, 5)
     if num_rows <= 512:

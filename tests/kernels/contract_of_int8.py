@@ -5,10 +5,11 @@ import re
 import pytest
 import torch
 
-from llmcourse.kernels import outlier_columns_triton
+from llmcourse.kernels import int8_matmul_triton, outlier_columns_triton
 from llmcourse.kernels.fp8_linear import E4M3
 from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.int8_matmul import InSixteenBits, int8_matmul, int8_matmul_reference, int8_product
+from llmcourse.kernels.int8_tiles import Int8Tile
 from llmcourse.kernels.mixed_linear import MixedLinear
 from llmcourse.kernels.outlier_columns import OutlierColumns, find_outliers, find_outliers_reference
 from llmcourse.kernels.quantize_rows import quantize_rows, quantize_rows_reference
@@ -202,6 +203,25 @@ def test_a_list_that_is_too_long_for_the_fast_kernel_is_no_matter():
     y = int8_matmul(nothing, one, codes, scale, torch.float16, sixteen=sixteen, backend="triton")
     theirs = int8_matmul_reference(nothing, one, codes, scale, torch.float16, sixteen=sixteen)
     torch.testing.assert_close(y, theirs, rtol=2e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("least", "computed"), [(0, True), (20, True), (21, False)])
+def test_what_is_for_long_lists_leaves_the_result_of_short_ones_alone(least, computed, monkeypatch):
+    """Two programs go through all tiles, or see that there are fewer than 20 columns in 16 bits."""
+    monkeypatch.setattr(int8_matmul_triton, "FEW_PROGRAMS", 2)
+    x, weight = random(40, 64, dtype=torch.float16), whole(70, 64)
+    flags = torch.zeros(64, dtype=torch.int8, device=DEVICE)
+    flags[::3][:20] = 1
+    sixteen = InSixteenBits(x, OutlierColumns.of(flags))
+    codes, scale = quantize_rows(x, skipped=flags)
+    weight_scale = torch.rand(70, device=DEVICE) * 0.01
+    out = torch.full((40, 70), torch.nan, dtype=torch.float16, device=DEVICE)
+    given = (codes, scale, weight, weight_scale, None, sixteen, out, Int8Tile(16, 16, 32, 1, 1), False)
+    int8_matmul_triton.launch(*given, least_count=least)
+    assert out.isfinite().all() if computed else out.isnan().all()
+    if computed:
+        truth = int8_matmul_reference(codes, scale, weight, weight_scale, torch.float16, sixteen=sixteen)
+        torch.testing.assert_close(out, truth, rtol=2e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, MixedLinear])
