@@ -634,7 +634,7 @@ for bits in (8, 4, 3, 2):
 # whether rounding `draft` itself hurts.
 
 # %% tags=["nbval-check-output"]
-from llmcourse import serving
+from llmcourse import serving, timing
 
 wide = {name: pretrained.load(name, dtype=torch.float64).model for name in ("base", "draft")}
 int4, few = quantize(wide["base"], "int4"), {"prompts": asked["prompts"][::2], "max_new_tokens": 24}
@@ -696,8 +696,6 @@ for scheme in ("int8", "int4", "w8a8"):
 # kernels.)
 
 # %%
-from llmcourse import timing
-
 device = hardware.default_device()
 dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 model, engines, size = pretrained.load("base", device=device, dtype=dtype).model, {}, {}
@@ -708,6 +706,7 @@ for scheme in ("none", "int8", "int4", "w8a8", "llm.int8"):
     engines[scheme].start([asked["prompts"][0]], 512)
 runs = {name: lambda one=one: one.decode(8) for name, one in engines.items()}
 taken = {name: t.median_s for name, t in timing.measure_in_turns(runs, device=device, repeats=7).items()}
+print(f"base on {hardware.this_machine(device).name}, batch 1, beside {dtype}")
 for name, time_s in taken.items():
     print(f"{name:9}{size['none'] / size[name]:5.2f} × by bytes, {taken['none'] / time_s:.2f} × by the clock")
 
