@@ -138,6 +138,10 @@ class Fp8Linear(QuantizedLinear):
             y = y + self.bias
         return ended(y, residual, gated, out, "auto", pdl)
 
+    @property
+    def own_dtype(self) -> tuple[str, ...]:
+        return ("codes", "scale", "input_scale")
+
     def dequantized(self) -> Float[Tensor, "N K"]:
         return self.codes.float() * self.scale[:, None]
 

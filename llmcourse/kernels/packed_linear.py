@@ -118,6 +118,11 @@ class PackedLinear(QuantizedLinear):
         return self.scales.T
 
     @property
+    def own_dtype(self) -> tuple[str, ...]:
+        """Scales of whole channels: see `of`."""
+        return ("scales",) if len(self.scales) == 1 else ()
+
+    @property
     def zero_point(self) -> Int[Tensor, "N groups"] | None:
         return None if self.zeros is None else self.zeros.T
 

@@ -1,5 +1,6 @@
 """Every scheme on a real model: how near it stays, what it leaves alone, where it runs, what it refuses."""
 
+import copy
 import functools
 import warnings
 from dataclasses import replace
@@ -119,6 +120,22 @@ def test_engines_and_speculation_write_what_the_loop_writes(draft, quantized, na
     assert engine.decode(8)[0].tolist() == plain
     speculating = SpeculativeEngine(model, draft, draft_length=3)
     assert speculating.generate([prompt], 8).tokens == [plain]
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "w8a8", "w8a8-static", "llm.int8", "fp8"])
+def test_a_cast_changes_the_model_and_leaves_a_format_its_numbers(draft, quantized, name):
+    whole = quantized(name)
+    cast = copy.deepcopy(whole).to(torch.bfloat16)
+    tokens = torch.arange(5, 37)[None]
+    exact, found = whole(tokens), cast(tokens)
+    assert found.dtype == torch.bfloat16
+    coarse = {"fp8": 0.08, "w8a8-static": 0.08}  # where what bfloat16 moves is moved by a whole step
+    assert (found.float() - exact).norm() / exact.norm() < coarse.get(name, 0.02)
+    for layer, before in zip(*(quantized_layers(m).values() for m in (cast, whole)), strict=True):
+        assert layer.own_dtype or name == "int4"
+        for part in layer.own_dtype:
+            held, own = getattr(layer, part), getattr(before, part)
+            assert held is own is None or (held.dtype == own.dtype and torch.equal(held.float(), own.float()))
 
 
 @pytest.mark.parametrize("name", ["int4-g16", "w8a8"])
