@@ -40,7 +40,7 @@ class QuantizedTensor:
     group_size: int
 
     def __post_init__(self):
-        if self.bits not in BITS:
+        if type(self.bits) is not int or self.bits not in BITS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits!r}")
         rows, columns = self.codes.shape
         check_group_size(self.group_size, columns)

@@ -193,6 +193,13 @@ def test_patterns_choose_layers_and_the_others_stay(draft):
     assert isinstance(model.model.layers[0].self_attn.q_proj, torch.nn.Linear)
 
 
+def silent():
+    """A model whose values are 0, and what its output projection reads."""
+    model = tiny_decoder().float()
+    model.model.layers[1].self_attn.v_proj.weight.data.zero_()
+    return model
+
+
 def broken(value: float):
     model = tiny_decoder().float()
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
@@ -220,6 +227,10 @@ def broken(value: float):
         (lambda: quantize(broken(torch.nan), "int4"), "layers.1.mlp.up_proj must be finite"),
         (lambda: quantize(broken(torch.inf), "w8a8"), "layers.1.mlp.up_proj must be finite"),
         (lambda: quantize(broken(-torch.inf), "fp8"), "layers.1.mlp.up_proj must be finite"),
+        (
+            lambda: quantize(silent(), "w8a8-static", torch.arange(40)[None], progress=False),
+            r"layers.1.self_attn.o_proj: input_scale must be one positive number, got 0.0",
+        ),
         (
             lambda: quantize(broken(torch.nan), "int4-gptq", torch.arange(40)[None], progress=False),
             "layers.1.mlp",
