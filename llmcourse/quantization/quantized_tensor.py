@@ -63,12 +63,13 @@ class QuantizedTensor:
     def shape(self) -> tuple[int, int]:
         return tuple(self.codes.shape)
 
-    def dequantized(self) -> Float[Tensor, "rows columns"]:
-        """S (q − Z), in the dtype of the scales."""
-        q = self.codes.unflatten(1, (-1, self.group_size)).to(self.scale.dtype)
+    def dequantized(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows columns"]:
+        """S (q − Z), computed in the dtype of the scales or the one given."""
+        scale = self.scale if dtype is None else self.scale.to(dtype)
+        q = self.codes.unflatten(1, (-1, self.group_size)).to(scale.dtype)
         if self.zero_point is not None:
             q = q - self.zero_point[..., None].to(q.dtype)
-        return (self.scale[..., None] * q).flatten(1)
+        return (scale[..., None] * q).flatten(1)
 
 
 def check_group_size(group_size: int, columns: int) -> None:
