@@ -151,6 +151,10 @@ def run_quantize(options: argparse.Namespace) -> int:
     from llmcourse.quantization.texts import calibration_rows
 
     scheme, folder = scheme_of(options.scheme), Path(options.out)
+    if options.text and not scheme.needs_calibration:
+        raise ValueError(
+            f"--text must be left out for {scheme.name}, which looks at no text; or try int4-gptq"
+        )
     check_replaceable(folder)
     texts = [Path(path).read_text(encoding="utf-8") for path in options.text]
     model, tokenizer = load_model(options.model, options)

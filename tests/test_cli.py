@@ -367,6 +367,10 @@ def test_a_model_is_written_in_fewer_bits_and_read_again(generate, tiny_checkpoi
         ),
         (["quantize", "draft", "int8", "."], "holds no quantized checkpoint, and would be replaced"),
         (["quantize", "draft", "int4-gptq", "out", "--text", "nothing.txt"], "No such file"),
+        (
+            ["quantize", "draft", "int8", "out", "--text", "essay.txt"],
+            "--text must be left out for int8, which",
+        ),
     ],
 )
 def test_what_cannot_be_quantized_ends_with_one_line(arguments, message, tmp_path, monkeypatch, capsys):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.kernels.blas import Linear, lay_out
+from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.model import Decoder, RMSNorm
 from llmcourse.speculative.arguments import check_place
 from llmcourse.speculative.early_layers import first_layers
@@ -115,10 +116,12 @@ class ExitHeads(nn.Module):
         (16 MB for `base`). Later training of the head does not reach it.
         """
         head, full = self.head(layer), self.backbone.lm_head
-        weight = torch.promote_types(full.weight.dtype, torch.float32)
-        w, m = full.weight.to(weight), head.residual.weight.to(weight)
+        dtype = self.backbone.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        w = full.dequantized() if isinstance(full, QuantizedLinear) else full.weight
+        w, m = w.to(wide), head.residual.weight.to(wide)
         lm_head = Linear(full.in_features, full.out_features, bias=False, device="meta")
-        lm_head.weight = nn.Parameter(lay_out((w + w @ m).to(full.weight.dtype)), requires_grad=False)
+        lm_head.weight = nn.Parameter(lay_out((w + w @ m).to(dtype)), requires_grad=False)
         norm = copy.deepcopy(head.norm).requires_grad_(False)
         return first_layers(self.backbone, layer, norm=norm, lm_head=lm_head)
 

@@ -136,7 +136,11 @@ class Fp8Linear(QuantizedLinear):
         y = self._multiplied(x, norm, eps, backend, pdl)
         if self.bias is not None:
             y = y + self.bias
-        return ended(y, residual, gated, out, "auto", pdl)
+        return ended(y, residual, gated, out, backend, pdl)
+
+    @property
+    def own_dtype(self) -> tuple[str, ...]:
+        return ("codes", "scale", "input_scale")
 
     def dequantized(self) -> Float[Tensor, "N K"]:
         return self.codes.float() * self.scale[:, None]

@@ -89,6 +89,10 @@ class Int8Linear(QuantizedLinear):
         y = self.layer(x.reshape(-1, self.in_features), backend=self.backend)
         return y.view(*x.shape[:-1], self.out_features)
 
+    @property
+    def own_dtype(self) -> tuple[str, ...]:
+        return ("scale", "input_scale")
+
     def dequantized(self) -> Float[Tensor, "N K"]:
         return self.codes.float() * self.scale[:, None]
 

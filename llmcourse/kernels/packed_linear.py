@@ -87,15 +87,22 @@ class PackedLinear(QuantizedLinear):
                 channels stay in float32 or wider, which costs nothing.
 
         Raises:
-            ValueError: tensors that do not fit each other, or codes out of the range of `bits`.
+            ValueError: tensors that do not fit each other, codes out of the range of `bits`, or scales that
+                are not positive and finite in their dtype.
         """
         group_size = _check(codes, scale, zero_point, bits, group_size, bias)
         groups = scale.shape[1]
         own = dtype or scale.dtype
         kept = torch.promote_types(own, torch.float32) if groups == 1 else own
+        scales = scale.T.to(kept).contiguous()
+        if not scales.is_meta and not bool((scales.isfinite() & (scales > 0)).all()):
+            raise ValueError(
+                f"scale must be positive and finite in {kept}, got {scale.min().item():.4g} to "
+                f"{scale.max().item():.4g}; take a wider dtype"
+            )
         return cls(
             packed_words(codes, code_width(bits)),
-            scale.T.to(kept).contiguous(),
+            scales,
             None if zero_point is None else zero_point.T.contiguous(),
             bits=bits,
             group_size=group_size,
@@ -116,6 +123,11 @@ class PackedLinear(QuantizedLinear):
     @property
     def scale(self) -> Float[Tensor, "N groups"]:
         return self.scales.T
+
+    @property
+    def own_dtype(self) -> tuple[str, ...]:
+        """Scales of whole channels: see `of`."""
+        return ("scales",) if len(self.scales) == 1 else ()
 
     @property
     def zero_point(self) -> Int[Tensor, "N groups"] | None:

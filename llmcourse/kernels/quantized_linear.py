@@ -7,7 +7,7 @@ stacked, and may do in one kernel what `layer` does step by step: norm, product,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,20 @@ class QuantizedLinear(nn.Module):
             ValueError: parts of different formats or numbers of columns.
         """
         raise NotImplementedError
+
+    @property
+    def own_dtype(self) -> tuple[str, ...]:
+        """Buffers whose dtype belongs to the format, and stays when a model is cast to another."""
+        return ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
+        kept = {name: getattr(self, name) for name in self.own_dtype if getattr(self, name) is not None}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        return self
 
     def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
         """Its tensors become views of those of a stacked layer, whose rows from `begin` on are its own.

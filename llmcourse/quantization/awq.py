@@ -103,7 +103,9 @@ def _choose(
         scale = channel_scale(written, alpha)
         read, losses = site.spread(scale) if site else scale, []
         for name, weight in wide.items():
-            rounded = _round(weight * read, settings, name, weight.dtype).dequantized() / read
+            stored = linears[name].weight.dtype  # of the scaled weight and of its scales
+            scaled = (weight * read).to(stored).to(weight.dtype)
+            rounded = _round(scaled, settings, name, stored).dequantized(weight.dtype) / read
             losses.append(output_error(rounded - weight, inputs.hessian).double().sum().item())
         tried.append(_Choice(alpha, scale, losses, tried[0].losses if tried else losses))
     return min(tried, key=lambda choice: sum(choice.losses))

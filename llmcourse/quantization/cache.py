@@ -135,6 +135,7 @@ class QuantizedKVCache(KVCache):
             *ends, self.bits, symmetric=self.symmetric, dtype=SCALE_DTYPE
         )
         codes = nearest_codes(x, scale, zero_point, self.bits)
+        scale = scale.where(scale.isfinite(), torch.nan)  # infinite times a code would be cut to a number
         parts = {"codes": pack_bytes(codes, self.bits, checked=False), "scale": scale}
         return parts if zero_point is None else {**parts, "zero_point": zero_point}
 

@@ -296,6 +296,8 @@ def place_values(_: str, linear: nn.Linear, quantized: QuantizedTensor) -> None:
 
 def _check_tokens(token_ids: Tensor, batch_size: int, linears: Mapping[str, nn.Linear]) -> None:
     require_integer(1, "batch_size", batch_size, "use 1 to save memory")
+    whole = not token_ids.is_floating_point() and not token_ids.is_complex()
+    require(whole, "token_ids", "integers", token_ids.dtype, "cut them with windows(texts, tokenizer)")
     require(
         token_ids.ndim == 2 and token_ids.numel() > 0,
         "token_ids",

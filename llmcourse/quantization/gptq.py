@@ -249,7 +249,7 @@ def _split(
     plain = quantize_weight(
         wide, s.bits, s.group_size, s.symmetric, s.range_method, together, scale_dtype=weight.dtype
     )
-    loss, plain_loss = (output_error(_values(q, wide.dtype) - wide, hessian) for q in (found, plain))
+    loss, plain_loss = (output_error(q.dequantized(wide.dtype) - wide, hessian) for q in (found, plain))
     worse = loss > plain_loss
     found.codes[worse], found.scale[worse] = plain.codes[worse], plain.scale[worse]
     if found.zero_point is not None:
@@ -265,12 +265,6 @@ def _split(
         sums = loss[here].double().sum().item(), plain_loss[here].double().sum().item()
         results.append(GPTQResult(quantized, *sums, int(worse[here].sum())))
     return results
-
-
-def _values(quantized: QuantizedTensor, dtype: torch.dtype) -> Float[Tensor, "N K"]:
-    """What the codes stand for, not rounded to a narrow dtype of the scales."""
-    q = quantized
-    return QuantizedTensor(q.codes, q.scale.to(dtype), q.zero_point, q.bits, q.group_size).dequantized()
 
 
 @torch.no_grad()

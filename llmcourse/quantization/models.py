@@ -61,7 +61,8 @@ def quantize(
     Raises:
         ValueError: a scheme that does not exist, a pattern that matches no layer, a model that is quantized
             already, no calibration where the scheme needs one, a group size that does not divide the columns
-            of a layer, weights that are not finite (the layer is named), or a backend that cannot run.
+            of a layer, weights that are not finite, inputs that are 0 throughout where their scale is to be
+            static (the layer is named), or a backend that cannot run.
 
     Warns:
         CalibrationWarning: less text than a layer has inputs.
@@ -128,7 +129,11 @@ def _place(
     quantized: QuantizedTensor,
     largest_input: float | None = None,
 ) -> None:
-    replace_layer(model, name, layer_of(scheme, linear, quantized, largest_input))
+    try:
+        layer = layer_of(scheme, linear, quantized, largest_input)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    replace_layer(model, name, layer)
 
 
 def layer_of(

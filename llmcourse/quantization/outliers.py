@@ -57,7 +57,9 @@ def outlier_columns(x: Float[Tensor, "*shape K"], threshold: float = THRESHOLD) 
         ValueError: a threshold that is not positive.
     """
     _check_threshold(threshold)
-    return (x.reshape(-1, x.shape[-1]).abs().amax(0) >= threshold).nonzero()[:, 0]
+    largest = x.reshape(-1, x.shape[-1]).abs().amax(0)
+    # PyTorch would round the threshold to a narrow dtype of x.
+    return (largest.to(torch.promote_types(x.dtype, torch.float32)) >= threshold).nonzero()[:, 0]
 
 
 def find_outliers(calibrated: Iterable[InputStatistics], threshold: float = THRESHOLD) -> list[Outliers]:

@@ -4,7 +4,8 @@ A code is stored as q + 2^(bits − 1), which is not negative; the first code of
 
     bytes: code i of a row has the bits [i · bits, (i + 1) · bits) of the row; 8 codes fill `bits` bytes
     words: each 32-bit word has 32 // bits codes, and its highest bits are empty if bits does not divide 32,
-           as in checkpoints of the compressed-tensors format ("pack-quantized")
+           as in older checkpoints of the compressed-tensors format "pack-quantized" (new ones leave no gaps:
+           see `compressed_layers`)
 
 Rows are filled up to whole bytes or words with zeros.
 """

@@ -40,7 +40,7 @@ class QuantizedTensor:
     group_size: int
 
     def __post_init__(self):
-        if self.bits not in BITS:
+        if type(self.bits) is not int or self.bits not in BITS:
             raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, got {self.bits!r}")
         rows, columns = self.codes.shape
         check_group_size(self.group_size, columns)
@@ -63,12 +63,13 @@ class QuantizedTensor:
     def shape(self) -> tuple[int, int]:
         return tuple(self.codes.shape)
 
-    def dequantized(self) -> Float[Tensor, "rows columns"]:
-        """S (q − Z), in the dtype of the scales."""
-        q = self.codes.unflatten(1, (-1, self.group_size)).to(self.scale.dtype)
+    def dequantized(self, dtype: torch.dtype | None = None) -> Float[Tensor, "rows columns"]:
+        """S (q − Z), computed in the dtype of the scales or the one given."""
+        scale = self.scale if dtype is None else self.scale.to(dtype)
+        q = self.codes.unflatten(1, (-1, self.group_size)).to(scale.dtype)
         if self.zero_point is not None:
             q = q - self.zero_point[..., None].to(q.dtype)
-        return (self.scale[..., None] * q).flatten(1)
+        return (scale[..., None] * q).flatten(1)
 
 
 def check_group_size(group_size: int, columns: int) -> None:

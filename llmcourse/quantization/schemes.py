@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from llmcourse.decoding.errors import require
+from llmcourse.decoding.errors import require, require_number
 from llmcourse.quantization.quantized_tensor import BITS
 
 Format = Literal["packed", "int8", "mixed", "fp8"]
@@ -77,9 +77,13 @@ class Scheme:
         allowed = f"one of {', '.join(map(repr, inputs))} for the format {self.format}"
         given = self.activations
         require(given in inputs, "activations", allowed, repr(given), f"use {inputs[0]!r}")
+        remedy = "use True: only packed codes have zero points"
+        require(packed or self.symmetric, "symmetric", f"True for {self.format}", self.symmetric, remedy)
         if self.format == "mixed":
+            require_number(lambda t: t > 0, "threshold", "above 0", self.threshold, "try 6.0")
+        else:
             found = self.threshold
-            require(found is not None and found > 0, "threshold", "above 0", found, "try 6.0")
+            require(found is None, "threshold", f"None for {self.format}", found, "give it to 'mixed' alone")
 
     @property
     def needs_calibration(self) -> bool:

@@ -12,7 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llmcourse.decoding.engine.weights import LayerWeights, Matrix, fuse_layers, head_matrix, product_by
+from llmcourse.decoding.engine.weights import (
+    LayerWeights,
+    Matrix,
+    fuse_layers,
+    head_matrix,
+    multiplied,
+    product_by,
+)
 from llmcourse.decoding.errors import require
 from llmcourse.kernels.arguments import check_kind
 from llmcourse.kernels.backend import Backend, resolve
@@ -93,7 +100,7 @@ class PagedDecoder:
         x = self._norm(hidden[inputs.drawn_after], self.model.model.norm.weight)
         head = head_matrix(self.model)
         if isinstance(head, QuantizedLinear):
-            logits = head.layer(x, out=logits, backend=self.backend, pdl=self.pdl)
+            logits = multiplied(x, head, backend=self.backend, out=logits, pdl=self.pdl)
         else:
             logits = product_by(x, head) if logits is None else torch.mm(x, head.t(), out=logits)
         settings = (inputs.temperatures, inputs.seeds, inputs.drawn_positions)
@@ -194,7 +201,7 @@ def _added(
 ) -> Float[Tensor, "T C"]:
     """x + inner Wᵀ + b; on a GPU in x's own memory, added by the product itself."""
     if isinstance(weight, QuantizedLinear):
-        return weight.layer(inner, residual=x, backend=backend, pdl=pdl)
+        return multiplied(inner, weight, backend=backend, residual=x, pdl=pdl)
     if bias is not None:
         x = x + bias
     return x.addmm_(inner, weight.t()) if x.is_cuda else x + product_by(inner, weight)

@@ -12,6 +12,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import quantize_quality
 import record
 
+from llmcourse import pretrained
+from llmcourse.quantization.models import quantize
+
 RECORDED = sorted((record.RESULTS / "raw").glob("quantize_quality_*.jsonl"))
 ORDER = ("int8", "int4-gptq", "int4", "int3", "int2")  # KL rises from one to the next, in every domain
 
@@ -41,6 +44,14 @@ def test_a_line_for_each_model_scheme_and_domain(texts, tmp_path, monkeypatch, c
     assert rows[0]["kl"] < rows[2]["kl"] and 8 < rows[0]["bits_a_weight"] < 9
     assert rows[2]["group_size"] == 64 and 4 < rows[2]["bits_a_weight"] < 5
     assert "draft, int8, prose: perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("int2-g64", 2.625), ("int3-g64", 3.625), ("int4-g64", 4.5)])
+def test_bits_of_a_weight_are_those_of_its_code_and_its_share_of_what_says_what_it_stands_for(scheme, bits):
+    """Scales in 32 bits here, and zero points of 8 with fewer than 4 bits."""
+    model = pretrained.load("draft").model
+    found = quantize_quality.described(model, quantize(model, scheme))["bits_a_weight"]
+    assert found == pytest.approx(bits)
 
 
 def test_documents_are_taken_from_all_over():

@@ -7,6 +7,7 @@ from llmcourse.early_exit import ExitHeads, check_exits
 from llmcourse.model import Decoder
 from llmcourse.speculative.early_layers import first_layers
 from tests.early_exit.tiny import PROMPTS, random_heads
+from tests.packed_model import packed_model
 from tests.speculative.tiny import tiny_decoder
 
 TEXT = torch.tensor([[1, 2, 3, 4, 5, 6], [9, 8, 7, 6, 5, 4]])
@@ -42,6 +43,13 @@ def test_a_folded_exit_is_a_decoder_with_the_same_logits(model, dtype):
         assert isinstance(early, Decoder) and not early.config.tie_word_embeddings
         torch.testing.assert_close(early(TEXT), logits)
         assert early.model.layers[0] is heads.backbone.model.layers[0]
+
+
+def test_an_exit_folds_into_a_head_in_few_bits_too():
+    heads = random_heads(packed_model(tiny_decoder(num_layers=4)))
+    early = heads.folded(2)
+    assert type(early.lm_head.weight) is torch.nn.Parameter
+    torch.testing.assert_close(early(TEXT), list(heads.logits(TEXT))[1])
 
 
 def test_the_backbone_is_no_part_of_its_heads(model):

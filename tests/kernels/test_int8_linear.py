@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llmcourse.kernels import int8_linear
 from llmcourse.kernels.fp8_linear import E4M3, Fp8Linear, fp8_matmul
 from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile
@@ -62,6 +63,17 @@ def test_a_layer_with_norm_gate_and_residual_is_its_steps(which):
     gate, up = layer.product(F.rms_norm(x, norm.shape, norm, 1e-5)).chunk(2, dim=-1)
     found = layer.layer(x, norm=norm, eps=1e-5, gated=True, residual=residual)
     torch.testing.assert_close(found, F.silu(gate) * up + residual, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_what_follows_a_product_runs_by_the_backend_that_was_named(which, monkeypatch):
+    asked = []
+    ours = int8_linear.swiglu
+    monkeypatch.setattr(
+        int8_linear, "swiglu", lambda y, backend, pdl: asked.append(backend) or ours(y, backend="reference")
+    )
+    layers()[which].layer(torch.randn(3, K), gated=True, backend="reference")
+    assert asked == ["reference"]
 
 
 @pytest.mark.parametrize("which", range(6))

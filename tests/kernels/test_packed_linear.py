@@ -104,6 +104,18 @@ BAD = {
     "bits": ({"bits": 9}, "bits must be one of 2, 3, 4, 5, 6, 7, 8, got 9"),
     "group size": ({"group_size": 12}, "group_size must divide the 32 columns, got 12; these do: 1, 2, 4, 8"),
     "codes too large": ({"bits": 3}, "codes must be in [-4, 3] for 3 bits, got -8 to 7; quantize to as many"),
+    "a scale of nothing": (
+        {"scale": torch.zeros(4, 2)},
+        "scale must be positive and finite in torch.float32",
+    ),
+    "scales beyond fp16": (
+        {"scale": torch.full((4, 2), 1e6), "dtype": torch.float16},
+        "scale must be positive and finite in torch.float16, got 1e+06 to 1e+06; take a wider dtype",
+    ),
+    "scales below fp16": (
+        {"scale": torch.full((4, 2), 3e-9), "dtype": torch.float16},
+        "scale must be positive and finite in torch.float16, got 3e-09 to 3e-09",
+    ),
     "codes of another dtype": ({"codes": codes_of(4, 32, 4).int()}, "codes must be in torch.int8"),
     "scales of another shape": ({"scale": torch.ones(4, 3)}, "scale must have shape (4, 2), got (4, 3)"),
     "zero points that are wider": (

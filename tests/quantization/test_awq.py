@@ -8,7 +8,9 @@ import torch
 from llmcourse.quantization.affine import quantize_weight
 from llmcourse.quantization.awq import AWQSettings, awq_model, channel_scale
 from llmcourse.quantization.calibration import layer_by_layer, linear_layers, place_values
+from llmcourse.quantization.channel_scales import site_of, sites
 from llmcourse.quantization.gptq import GPTQSettings, gptq_model
+from llmcourse.quantization.hessian import output_error
 from tests.quantization.real_text import NAMES, calibration_tokens, held_out_tokens, model_of, perplexity
 
 QUIET = {"progress": False}
@@ -67,6 +69,31 @@ def test_reported_losses_are_those_of_the_layers_outputs():
         # What writes the values is divided once more, for the output projection; so q and k alone.
         if not key.endswith("v_proj"):
             assert (found - y).square().sum().item() == pytest.approx(results[key].loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_losses_are_those_of_the_codes_and_scales_that_are_kept(dtype):
+    """Of layers of one reader, whose outputs nothing divides afterwards."""
+    tokens, settings = calibration_tokens("draft", 4), AWQSettings(4, 32)
+    results = awq_model(model_of("draft").to(dtype), tokens, settings, place=leave, **QUIET)
+    plain = model_of("draft").to(dtype)
+    found, places = sites(plain), linear_layers(plain)
+    for inputs in next(layer_by_layer(plain, tokens, **QUIET)):
+        (name, *others), site = inputs.names, site_of(found, inputs)
+        if others:
+            continue
+        result, weight = results[name], places[name].weight
+        read = site.spread(channel_scale(site.mean(inputs.abs_mean), result.alpha))
+        ways = (
+            result.quantized.dequantized(torch.float32) / read,
+            quantize_weight(weight, 4, 32).dequantized(torch.float32),
+        )
+        lost, by_rounding = (
+            output_error(way - weight.float(), inputs.hessian).double().sum().item() for way in ways
+        )
+        assert result.alpha > 0 and result.loss == pytest.approx(lost, rel=1e-4)
+        assert result.rounding_loss == pytest.approx(by_rounding, rel=1e-4)
+        assert lost <= by_rounding
 
 
 def test_a_channel_of_outliers_is_protected():

@@ -14,6 +14,7 @@ from llmcourse.quantization.affine import quantize_weight
 from llmcourse.quantization.calibration import (
     CalibrationWarning,
     InputStatistics,
+    _check_tokens,
     calibrate,
     layer_by_layer,
     linear_layers,
@@ -153,6 +154,11 @@ def test_no_tokens_are_refused(model, shape):
         ValueError, match=re.escape("token_ids must be texts of equal length, (N, T), and at")
     ):
         calibrate(model, torch.zeros(shape, dtype=torch.long), **QUIET)
+
+
+def test_tokens_that_are_no_integers_are_refused(model):
+    with pytest.raises(ValueError, match=re.escape("token_ids must be integers, got torch.float32; cut")):
+        _check_tokens(torch.zeros(3, 4), 8, linear_layers(model))
 
 
 def test_too_little_text_is_complained_of_and_named(model):

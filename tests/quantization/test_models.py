@@ -1,5 +1,6 @@
 """Every scheme on a real model: how near it stays, what it leaves alone, where it runs, what it refuses."""
 
+import copy
 import functools
 import warnings
 from dataclasses import replace
@@ -121,6 +122,22 @@ def test_engines_and_speculation_write_what_the_loop_writes(draft, quantized, na
     assert speculating.generate([prompt], 8).tokens == [plain]
 
 
+@pytest.mark.parametrize("name", ["int8", "int4", "w8a8", "w8a8-static", "llm.int8", "fp8"])
+def test_a_cast_changes_the_model_and_leaves_a_format_its_numbers(draft, quantized, name):
+    whole = quantized(name)
+    cast = copy.deepcopy(whole).to(torch.bfloat16)
+    tokens = torch.arange(5, 37)[None]
+    exact, found = whole(tokens), cast(tokens)
+    assert found.dtype == torch.bfloat16
+    coarse = {"fp8": 0.08, "w8a8-static": 0.08}  # where what bfloat16 moves is moved by a whole step
+    assert (found.float() - exact).norm() / exact.norm() < coarse.get(name, 0.02)
+    for layer, before in zip(*(quantized_layers(m).values() for m in (cast, whole)), strict=True):
+        assert layer.own_dtype or name == "int4"
+        for part in layer.own_dtype:
+            held, own = getattr(layer, part), getattr(before, part)
+            assert held is own is None or (held.dtype == own.dtype and torch.equal(held.float(), own.float()))
+
+
 @pytest.mark.parametrize("name", ["int4-g16", "w8a8"])
 def test_serving_writes_what_the_loop_writes(name):
     model = quantize(tiny(torch.float32), name)
@@ -176,6 +193,13 @@ def test_patterns_choose_layers_and_the_others_stay(draft):
     assert isinstance(model.model.layers[0].self_attn.q_proj, torch.nn.Linear)
 
 
+def silent():
+    """A model whose values are 0, and what its output projection reads."""
+    model = tiny_decoder().float()
+    model.model.layers[1].self_attn.v_proj.weight.data.zero_()
+    return model
+
+
 def broken(value: float):
     model = tiny_decoder().float()
     model.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
@@ -203,6 +227,10 @@ def broken(value: float):
         (lambda: quantize(broken(torch.nan), "int4"), "layers.1.mlp.up_proj must be finite"),
         (lambda: quantize(broken(torch.inf), "w8a8"), "layers.1.mlp.up_proj must be finite"),
         (lambda: quantize(broken(-torch.inf), "fp8"), "layers.1.mlp.up_proj must be finite"),
+        (
+            lambda: quantize(silent(), "w8a8-static", torch.arange(40)[None], progress=False),
+            r"layers.1.self_attn.o_proj: input_scale must be one positive number, got 0.0",
+        ),
         (
             lambda: quantize(broken(torch.nan), "int4-gptq", torch.arange(40)[None], progress=False),
             "layers.1.mlp",

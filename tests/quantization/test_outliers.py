@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 
+from llmcourse.kernels.outlier_columns import find_outliers_reference
 from llmcourse.quantization.calibration import calibrate
 from llmcourse.quantization.outliers import (
     errors_by_scale,
@@ -30,6 +31,12 @@ def test_columns_are_those_with_one_magnitude_at_the_threshold():
     assert outlier_columns(x).tolist() == [1, 4]
     assert outlier_columns(x, 5.9).tolist() == [0, 1, 4]
     assert outlier_columns(x, 8.0).tolist() == []
+
+
+def test_a_threshold_between_two_numbers_of_a_narrow_dtype_is_not_rounded():
+    x = torch.tensor([[6.0, 6.03125]], dtype=torch.bfloat16)
+    assert outlier_columns(x, 6.01).tolist() == [1]
+    assert find_outliers_reference(x, 6.01).listed().tolist() == [1]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -44,6 +44,7 @@ def test_each_number_by_its_own_group(data):
     ("changes", "message"),
     [
         ({"bits": 1}, "bits must be one of 2, 3, 4, 5, 6, 7, 8, got 1"),
+        ({"bits": 2.0}, "bits must be one of 2, 3, 4, 5, 6, 7, 8, got 2.0"),
         ({"bits": 16}, "bits must be one of 2, 3, 4, 5, 6, 7, 8, got 16"),
         ({"group_size": 3}, "group_size must divide the 4 columns, got 3; these do: 1, 2, 4"),
         (

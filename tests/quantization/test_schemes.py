@@ -64,6 +64,12 @@ def test_a_group_size_of_ones_own_is_kept_and_the_usual_one_shrinks_to_fit():
         ({"format": "mixed", "bits": 8, "activations": "tensor"}, "activations must be one of 'token' for"),
         ({"format": "mixed", "bits": 8, "activations": "token"}, "threshold must be above 0, got None"),
         ({"format": "mixed", "bits": 8, "activations": "token", "threshold": 0.0}, "threshold must be above"),
+        ({"format": "mixed", "bits": 8, "activations": "token", "threshold": "6"}, "threshold"),
+        ({"threshold": 6.0}, "threshold must be None for packed, got 6.0; give it to 'mixed' alone"),
+        (
+            {"format": "int8", "bits": 8, "activations": "token", "symmetric": False},
+            "symmetric must be True for int8, got False; use True: only packed codes have zero points",
+        ),
     ],
 )
 def test_what_does_not_exist_or_go_together_is_refused(changes, message):

@@ -79,7 +79,7 @@ def multiplied(x: Tensor, matrix: Matrix, *, backend: Backend = "reference", **p
     """`linear_reference`, or `layer` of a matrix in few bits; parts as of both."""
     if isinstance(matrix, QuantizedLinear):
         parts.pop("bias", None)
-        return matrix.layer(x, backend=backend, **parts)
+        return matrix.layer(x, backend=backend_of_format(backend, x.device), **parts)
     return linear_reference(x, matrix, **parts)
 
 
@@ -88,8 +88,17 @@ def product_by(
 ) -> Tensor:
     """x Wᵀ + b; of a matrix in few bits with the bias that it has itself."""
     if isinstance(matrix, QuantizedLinear):
-        return matrix.layer(x, backend=backend, pdl=pdl)
+        return multiplied(x, matrix, backend=backend, pdl=pdl)
     return product(x, matrix, bias)
+
+
+def backend_of_format(backend: Backend, device: torch.device) -> Backend:
+    """What a layer in few bits runs by in an engine of kernels: on a GPU by its own, where it has some.
+
+    An engine that has kernels there says nothing of those of a format: FP8 has none before compute capability
+    8.9, or for odd shapes, and is then left to its reference, as where the model is called.
+    """
+    return "auto" if backend == "triton" and device.type == "cuda" else backend
 
 
 def _matrix(module: nn.Module, layout: Layout) -> Matrix:

@@ -84,7 +84,7 @@ class Guesses:
             return multiplied(x, weight, bias=bias)
         out = x.new_empty(len(x), weight.shape[0], dtype=torch.float32 if wide else x.dtype)
         if isinstance(weight, QuantizedLinear):
-            return weight.layer(x, out=out, backend="triton", pdl=pdl)
+            return multiplied(x, weight, backend="triton", out=out, pdl=pdl)
         backend = "triton" if len(x) <= MOST_WINDOW_ROWS else "auto"
         return linear(x, weight, bias=bias, out=out, backend=backend, pdl=pdl)
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from llmcourse.decoding import generate
-from llmcourse.decoding.engine import DecodeEngine
+from llmcourse.decoding.engine import DecodeEngine, weights
 from llmcourse.decoding.engine.prefill import prefill
 from llmcourse.decoding.engine.step import StepState
-from llmcourse.decoding.engine.weights import fuse_layers
+from llmcourse.decoding.engine.weights import backend_of_format, fuse_layers, multiplied, product_by
 from llmcourse.decoding.engine.window import Window
 from llmcourse.kernels.packed_linear import PackedLinear
 from llmcourse.kernels.quantized_linear import QuantizedLinear, SideBySide
@@ -86,6 +86,23 @@ def test_a_window_gives_the_logits_of_the_whole_text(kind):
     window.read()
     truth = as_wide(model)(torch.tensor([[1, 2, 3, 50, 51]]))[0, 2:]
     torch.testing.assert_close(window.logits[0], truth)
+
+
+def test_on_a_gpu_a_format_takes_its_own_kernels_or_none():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert backend_of_format("triton", cuda) == "auto"
+    assert backend_of_format("reference", cuda) == "reference"
+    assert backend_of_format("triton", cpu) == "triton", "by the interpreter, or refused"
+
+
+@pytest.mark.parametrize("way", [multiplied, product_by])
+def test_every_product_of_an_engine_asks_for_the_backend_of_the_format(monkeypatch, way):
+    asked = []
+    layer = packed_model(tiny()).model.layers[0].self_attn.o_proj
+    monkeypatch.setattr(weights, "backend_of_format", lambda *given: asked.append(given) or "reference")
+    x = torch.randn(2, layer.in_features)
+    torch.testing.assert_close(way(x, layer, backend="triton"), layer(x))
+    assert asked == [("triton", x.device)]
 
 
 def test_stacks_are_made_once_and_hold_nothing_twice():
