@@ -200,8 +200,7 @@ class PackedLinear(QuantizedLinear):
         """How a kernel is to cut the matrix for these rows; for many, gate and up are one product in it."""
         fused = gated and len(x) <= MOST_FUSED_ROWS
         shape = (self.out_features // (1 + fused), self.in_features, fused)
-        # With zero points a ring is for those who name it: on an H200 one was right, and one broke off, whose
-        # copies did not begin at multiples of 128 bytes. It is refused by now, but no other was run.
+        # With zero points a ring is for those who name it: none has passed its contract on a GPU yet.
         if len(x) <= MOST_KERNEL_ROWS and self.zeros is None:
             ring = packed_ring(len(x), *shape, self.width, False)
             if not self._ring_obstacle(x, gated, ring):

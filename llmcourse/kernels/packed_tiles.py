@@ -103,7 +103,8 @@ AnyPackedTile = PackedTile | PackedRing
 # Bytes of shared memory for a program, so that several fit on a multiprocessor of Hopper.
 BY_FOURS, BY_THREES, BY_TWOS = 52 * 1024, 70 * 1024, 104 * 1024
 
-# For up to so many rows of input, (outputs, inputs, gated, width of a code) to what was fastest on an H200.
+# For up to so many rows of input, (outputs, inputs, gated, width of a code) to the ring that
+# benchmarks/packed_variants.py finds fastest on an H200. Where nothing is entered, `ring_rule` decides.
 PACKED_RINGS: dict[int, dict[tuple[int, int, bool, int], PackedRing]] = {8: {}, 16: {}, 32: {}, 64: {}}
 
 
