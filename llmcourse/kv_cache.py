@@ -94,28 +94,28 @@ class KVCache:
         return {"keys": self.keys, "values": self.values}
 
     @property
-    def _sizes(self) -> torch.Size:
-        return next(iter(self.tensors.values())).shape
+    def _first(self) -> Tensor:
+        return next(iter(self.tensors.values()))
 
     @property
     def num_layers(self) -> int:
-        return self._sizes[0]
+        return self._first.shape[0]
 
     @property
     def batch_size(self) -> int:
-        return self._sizes[1]
+        return self._first.shape[1]
 
     @property
     def num_kv_heads(self) -> int:
-        return self._sizes[2]
+        return self._first.shape[2]
 
     @property
     def capacity(self) -> int:
-        return self._sizes[3]
+        return self._first.shape[3]
 
     @property
     def device(self) -> torch.device:
-        return self.lengths.device
+        return self._first.device
 
     def reserve(self, num_tokens: int) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T S"] | None]:
         """Makes room for `num_tokens` more in every row, before a forward pass.
