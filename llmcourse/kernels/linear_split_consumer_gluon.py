@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from llmcourse.kernels.launch import wait_for_input
-from llmcourse.kernels.linear_tiles_gluon import layout_of_rows
+from llmcourse.kernels.linear_tiles_gluon import gathered, layout_of_rows
 from llmcourse.kernels.split_rings import MOST_SPLIT_ROWS
 
 BATCH = gl.constexpr(MOST_SPLIT_ROWS)  # rows of x that are multiplied; zeros where there are fewer
@@ -110,15 +110,6 @@ def _leave(part_ptr, sums, up_sums, squares, num_rows, HAS_NORM: gl.constexpr, G
     if HAS_NORM:
         row = gl.arange(0, BATCH, squares.type.layout)
         gl.store(part_ptr + (2 if GATED else 1) * BATCH * ROWS + row, squares, mask=row < num_rows)
-
-
-@gluon.jit
-def _gathered(parts_ptr, at, there, SIZE: gl.constexpr, SPLITS: gl.constexpr):
-    """What all programs of a tile have left at these places, added up in the order of their columns."""
-    total = gl.load(parts_ptr + at, mask=there, other=0.0, cache_modifier=".cg")
-    for split in gl.static_range(1, SPLITS):
-        total += gl.load(parts_ptr + split * SIZE + at, mask=there, other=0.0, cache_modifier=".cg")
-    return total
 
 
 @gluon.jit
@@ -225,12 +216,12 @@ def consume(
             gl.store(arrivals_ptr + gl.program_id(0), 0)
             added = _added(bias_ptr, residual_ptr, outputs, at, inside, num_outputs, HAS_BIAS, HAS_RESIDUAL)
             left = _places(rows, ROWS, Y)
-            y = _gathered(tile_ptr, left, inside, SIZE, SPLITS)
+            y = gathered(tile_ptr, left, inside, SIZE, SPLITS)
             up = y
             if GATED:
-                up = _gathered(tile_ptr + BATCH * ROWS, left, inside, SIZE, SPLITS)
+                up = gathered(tile_ptr + BATCH * ROWS, left, inside, SIZE, SPLITS)
             of_rows = gl.zeros([BATCH], gl.float32, gl.SliceLayout(1, Y))
             if HAS_NORM:
-                of_rows = _gathered(tile_ptr + HALVES * BATCH * ROWS, rows, rows < num_rows, SIZE, SPLITS)
+                of_rows = gathered(tile_ptr + HALVES * BATCH * ROWS, rows, rows < num_rows, SIZE, SPLITS)
             y = _ended(y, up, of_rows, eps, K, HAS_NORM, GATED)
             _store(out_ptr, at, y, added, inside, HAS_BIAS or HAS_RESIDUAL)

@@ -113,3 +113,12 @@ def weighted_and_gated(
             up *= scale[None, :]
         y = y / (1.0 + gl.exp(-y)) * up
     return y
+
+
+@gluon.jit
+def gathered(parts_ptr, at, there, SIZE: gl.constexpr, SPLITS: gl.constexpr):
+    """What all programs of a tile have left at these places, added up in the order of their columns."""
+    total = gl.load(parts_ptr + at, mask=there, other=0.0, cache_modifier=".cg")
+    for split in gl.static_range(1, SPLITS):
+        total += gl.load(parts_ptr + split * SIZE + at, mask=there, other=0.0, cache_modifier=".cg")
+    return total

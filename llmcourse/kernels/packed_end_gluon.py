@@ -7,15 +7,6 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.jit
-def gathered(parts_ptr, at, there, SIZE: gl.constexpr, SPLITS: gl.constexpr):
-    """What all programs of a tile have left at these places, added up in the order of their columns."""
-    total = gl.load(parts_ptr + at, mask=there, other=0.0, cache_modifier=".cg")
-    for split in gl.static_range(1, SPLITS):
-        total += gl.load(parts_ptr + split * SIZE + at, mask=there, other=0.0, cache_modifier=".cg")
-    return total
-
-
-@gluon.jit
 def ended(
     y,
     up,

@@ -31,7 +31,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from llmcourse.kernels import swiglu_triton
 from llmcourse.kernels.flash_tiles_gluon import barriers
 from llmcourse.kernels.launch import options, start_next, wait_for_input
-from llmcourse.kernels.linear_tiles_gluon import layout_of_outputs, layout_of_rows
+from llmcourse.kernels.linear_tiles_gluon import gathered, layout_of_outputs, layout_of_rows
 from llmcourse.kernels.linear_triton import pointers, switches
 from llmcourse.kernels.packed_codes_gluon import (
     BLOCK,
@@ -41,7 +41,7 @@ from llmcourse.kernels.packed_codes_gluon import (
     numbers_of_codes,
     weighted,
 )
-from llmcourse.kernels.packed_end_gluon import ended, gathered
+from llmcourse.kernels.packed_end_gluon import ended
 from llmcourse.kernels.packed_tiles import MOST_FUSED_ROWS, PackedRing
 from llmcourse.kernels.rms_norm import rms_norm
 from llmcourse.kernels.tiles import ring_rows

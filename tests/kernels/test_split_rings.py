@@ -164,7 +164,7 @@ HASTY = types.SimpleNamespace(init=lambda *_, count: None, expect=expect, wait=h
         {"_leave": lambda *_: None},  # nothing, for the last to add up
         {"_added": lambda *_: 0.0},
         {
-            "_gathered": lambda parts, at, there, size, splits: load(parts + at, there)
+            "gathered": lambda parts, at, there, size, splits: load(parts + at, there)
         },  # what the first has left
     ],
     ids=lambda planted: next(iter(planted)),
