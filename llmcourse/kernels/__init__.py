@@ -12,6 +12,7 @@ packed_linear     layers of packed codes of 4 or 8 bits, which lie as `packed_wo
                   `packed_gluon`, whose operands `packed_codes_gluon` makes of codes, and which ends with
                   `packed_end_gluon`; `packed_tiles` says how matrices are cut
 gptq_block        a block of columns of a matrix, rounded one after the other as GPTQ does
+scaled_linear     layers of codes that are multiplied by codes, with a scale for each row of both
 int8_linear       activations in int8 too: `quantize_rows` on the way in, `int8_matmul` with all that
                   dequantizes; `mixed_linear` keeps the columns of `outlier_columns` in 16 bits (LLM.int8()),
                   `fp8_linear` multiplies in e4m3; `int8_tiles` says how products are cut

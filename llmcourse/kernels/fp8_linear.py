@@ -10,17 +10,14 @@ capability 8.9 on; on Hopper and later with scales for each row, before that the
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from llmcourse.kernels.arguments import check_dims
 from llmcourse.kernels.backend import Backend
-from llmcourse.kernels.int8_linear import checked_input_scale, ended, same_input_scale, take_rows
 from llmcourse.kernels.quantize_rows import LARGEST, LEAST_AMAX, quantize_rows
-from llmcourse.kernels.quantized_linear import QuantizedLinear, same_columns, stacked_biases
+from llmcourse.kernels.scaled_linear import ScaledLinear
 
 E4M3 = torch.float8_e4m3fn
 
@@ -70,39 +67,12 @@ def fp8_matmul(
     return (sums * scale[:, None] * weight_scale).to(dtype)
 
 
-class Fp8Linear(QuantizedLinear):
-    """y = x Wᵀ + b, multiplied in e4m3.
+class Fp8Linear(ScaledLinear):
+    """y = x Wᵀ + b, multiplied in e4m3; arguments and errors as of `ScaledLinear`."""
 
-    Args:
-        codes: `(N, K)`, float8_e4m3fn.
-        scale: `(N,)` or `(N, 1)`, of each output; kept in fp32.
-        bias: `(N,)` or None.
-        input_scale: of all activations; None measures one for each token.
-
-    Raises:
-        ValueError: shapes or dtypes that do not fit, or an input scale that is no positive number.
-    """
-
-    def __init__(
-        self,
-        codes: Shaped[Tensor, "N K"],
-        scale: Tensor,
-        bias: Float[Tensor, " N"] | None = None,
-        *,
-        input_scale: float | Tensor | None = None,
-    ):
-        check_dims("codes", codes, "N", "K")
-        super().__init__(codes.shape[1], codes.shape[0], bias)
-        if codes.dtype != E4M3:
-            raise ValueError(f"codes must be in float8_e4m3fn, got {codes.dtype}; `Fp8Linear.of` makes them")
-        if scale.shape not in ((len(codes),), (len(codes), 1)):
-            raise ValueError(
-                f"scale must have one number for each of the {len(codes)} outputs, got shape "
-                f"{tuple(scale.shape)}; e4m3 has no groups here"
-            )
-        self.register_buffer("codes", codes.contiguous())
-        self.register_buffer("scale", scale.reshape(-1).float().contiguous())
-        self.register_buffer("input_scale", checked_input_scale(input_scale, codes.device))
+    codes_dtype = E4M3
+    codes_remedy = "`Fp8Linear.of` makes them"
+    groups_remedy = "e4m3 has no groups here"
 
     @classmethod
     def of(
@@ -117,49 +87,19 @@ class Fp8Linear(QuantizedLinear):
         codes = (weight.float() * (LARGEST[E4M3] / peak)).to(E4M3)
         return cls(codes, peak / LARGEST[E4M3], bias, input_scale=input_scale)
 
-    def product(self, x: Float[Tensor, "B K"], backend: Backend = "auto") -> Float[Tensor, "B N"]:
-        return self._multiplied(x, None, 0.0, backend, False)
-
-    def layer(
+    def multiplied(
         self,
-        x: Float[Tensor, "B K"],
-        *,
-        norm: Float[Tensor, " K"] | None = None,
-        eps: float = 1e-6,
-        residual: Float[Tensor, "B N"] | None = None,
-        gated: bool = False,
-        out: Float[Tensor, "B N"] | None = None,
-        backend: Backend = "auto",
-        pdl: bool = False,
-    ) -> Float[Tensor, "B N"]:
-        """As of every `QuantizedLinear`; the norm costs no kernel of its own."""
-        y = self._multiplied(x, norm, eps, backend, pdl)
-        if self.bias is not None:
-            y = y + self.bias
-        return ended(y, residual, gated, out, backend, pdl)
-
-    @property
-    def own_dtype(self) -> tuple[str, ...]:
-        return ("codes", "scale", "input_scale")
-
-    def dequantized(self) -> Float[Tensor, "N K"]:
-        return self.codes.float() * self.scale[:, None]
-
-    @classmethod
-    def stacked(cls, parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
-        same_columns(parts)
-        codes = torch.cat([part.codes.view(torch.uint8) for part in parts]).view(E4M3)
-        scale = torch.cat([part.scale for part in parts])
-        return cls(codes, scale, stacked_biases(parts), input_scale=same_input_scale(parts))
-
-    def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
-        take_rows(self, whole, begin, ("codes", "scale", "bias"))
-
-    def _multiplied(self, x: Tensor, norm: Tensor | None, eps: float, backend: Backend, pdl: bool) -> Tensor:
+        x: Tensor,
+        norm: Tensor | None,
+        eps: float,
+        bias: Tensor | None,
+        backend: Backend,
+        pdl: bool,
+    ) -> Tensor:
         # The kernel that rounds to e4m3 has been compiled, and on no GPU compared yet: it is for who asks.
         quantizing = "triton" if backend == "triton" and not _rounding_obstacle(x) else "reference"
         codes, scale = quantize_rows(
-            x.contiguous(),
+            x,
             norm=norm,
             eps=eps,
             static=self.input_scale,
@@ -167,7 +107,8 @@ class Fp8Linear(QuantizedLinear):
             backend=quantizing,
             pdl=pdl,
         )
-        return fp8_matmul(codes, scale, self.codes, self.scale, x.dtype, backend)
+        y = fp8_matmul(codes, scale, self.codes, self.scale, x.dtype, backend)
+        return y if bias is None else y + bias
 
 
 def _rounding_obstacle(x: Tensor) -> str | None:

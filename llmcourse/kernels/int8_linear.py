@@ -10,54 +10,23 @@ dequantizes as it ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from llmcourse.kernels.arguments import check_dims
 from llmcourse.kernels.backend import Backend
 from llmcourse.kernels.int8_matmul import int8_matmul
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile
 from llmcourse.kernels.quantize_rows import quantize_rows
-from llmcourse.kernels.quantized_linear import QuantizedLinear, same_columns, stacked_biases
-from llmcourse.kernels.swiglu import swiglu
+from llmcourse.kernels.scaled_linear import ScaledLinear
 
 
-class Int8Linear(QuantizedLinear):
-    """y = x Wᵀ + b, of x in 16 or 32 bits, multiplied in int8.
+class Int8Linear(ScaledLinear):
+    """y = x Wᵀ + b, of x in 16 or 32 bits, multiplied in int8; arguments and errors as of `ScaledLinear`."""
 
-    Args:
-        codes: `(N, K)`, int8.
-        scale: `(N,)` or `(N, 1)`, of each output, positive; kept in fp32.
-        bias: `(N,)` or None.
-        input_scale: of all activations, a number or a tensor of one; None measures one for each token.
-
-    Raises:
-        ValueError: shapes or dtypes that do not fit, or an input scale that is no positive number.
-    """
-
-    def __init__(
-        self,
-        codes: Int[Tensor, "N K"],
-        scale: Tensor,
-        bias: Float[Tensor, " N"] | None = None,
-        *,
-        input_scale: float | Tensor | None = None,
-    ):
-        check_dims("codes", codes, "N", "K")
-        super().__init__(codes.shape[1], codes.shape[0], bias)
-        if codes.dtype != torch.int8:
-            raise ValueError(f"codes must be in int8, got {codes.dtype}; codes of 8 bits and fewer fit")
-        if scale.shape not in ((len(codes),), (len(codes), 1)):
-            raise ValueError(
-                f"scale must have one number for each of the {len(codes)} outputs, got shape "
-                f"{tuple(scale.shape)}; activations in int8 ask for weights without groups"
-            )
-        self.register_buffer("codes", codes.contiguous())
-        self.register_buffer("scale", scale.reshape(-1).float().contiguous())
-        self.register_buffer("input_scale", checked_input_scale(input_scale, codes.device))
+    codes_dtype = torch.int8
+    codes_remedy = "codes of 8 bits and fewer fit"
+    groups_remedy = "activations in int8 ask for weights without groups"
 
     def product(
         self,
@@ -67,47 +36,9 @@ class Int8Linear(QuantizedLinear):
         tile: Int8Tile | WideTile | None = None,
         pdl: bool = False,
     ) -> Float[Tensor, "B N"]:
-        return self._multiplied(x.contiguous(), None, 0.0, None, backend, pdl, tile)
+        return self.multiplied(x.contiguous(), None, 0.0, None, backend, pdl, tile)
 
-    def layer(
-        self,
-        x: Float[Tensor, "B K"],
-        *,
-        norm: Float[Tensor, " K"] | None = None,
-        eps: float = 1e-6,
-        residual: Float[Tensor, "B N"] | None = None,
-        gated: bool = False,
-        out: Float[Tensor, "B N"] | None = None,
-        backend: Backend = "auto",
-        pdl: bool = False,
-    ) -> Float[Tensor, "B N"]:
-        """As of every `QuantizedLinear`; norm and bias cost no kernel of their own."""
-        y = self._multiplied(x.contiguous(), norm, eps, self.bias, backend, pdl, None)
-        return ended(y, residual, gated, out, backend, pdl)
-
-    def forward(self, x: Float[Tensor, "*shape K"]) -> Float[Tensor, "*shape N"]:
-        y = self.layer(x.reshape(-1, self.in_features), backend=self.backend)
-        return y.view(*x.shape[:-1], self.out_features)
-
-    @property
-    def own_dtype(self) -> tuple[str, ...]:
-        return ("scale", "input_scale")
-
-    def dequantized(self) -> Float[Tensor, "N K"]:
-        return self.codes.float() * self.scale[:, None]
-
-    @classmethod
-    def stacked(cls, parts: Sequence[QuantizedLinear]) -> QuantizedLinear:
-        same_columns(parts)
-        static = same_input_scale(parts)
-        codes, scale = (torch.cat([getattr(part, name) for part in parts]) for name in ("codes", "scale"))
-        return cls(codes, scale, stacked_biases(parts), input_scale=static)
-
-    def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
-        """Its tensors become views of those of a stacked layer, whose rows from `begin` on are its own."""
-        take_rows(self, whole, begin, ("codes", "scale", "bias"))
-
-    def _multiplied(
+    def multiplied(
         self,
         x: Tensor,
         norm: Tensor | None,
@@ -115,49 +46,8 @@ class Int8Linear(QuantizedLinear):
         bias: Tensor | None,
         backend: Backend,
         pdl: bool,
-        tile: Int8Tile | WideTile | None,
+        tile: Int8Tile | WideTile | None = None,
     ) -> Tensor:
         codes, scale = quantize_rows(x, norm=norm, eps=eps, static=self.input_scale, backend=backend, pdl=pdl)
         given = {"bias": bias, "backend": backend, "pdl": pdl, "tile": tile}
         return int8_matmul(codes, scale, self.codes, self.scale, x.dtype, **given)
-
-
-def take_rows(part: QuantizedLinear, whole: QuantizedLinear, begin: int, names: Sequence[str]) -> None:
-    """Lets these tensors of a layer, where it has them, be the rows of another's from `begin` on."""
-    for name in names:
-        if getattr(part, name) is not None:
-            setattr(part, name, getattr(whole, name)[begin : begin + part.out_features])
-
-
-def ended(
-    y: Tensor, residual: Tensor | None, gated: bool, out: Tensor | None, backend: Backend, pdl: bool
-) -> Tensor:
-    """What follows the product and its bias in a layer."""
-    if gated:
-        y = swiglu(y, backend=backend, pdl=pdl)
-    if residual is not None:
-        y = y + residual
-    return y if out is None else out.copy_(y)
-
-
-def checked_input_scale(scale: float | Tensor | None, device: torch.device) -> Tensor | None:
-    """A tensor of one positive number, in fp32; NaN, Inf and 0 are refused by name."""
-    if scale is None:
-        return None
-    number = torch.as_tensor(scale, dtype=torch.float32, device=device).reshape(-1)
-    if number.numel() != 1 or not (number.is_meta or (number.isfinite().all() and (number > 0).all())):
-        raise ValueError(
-            f"input_scale must be one positive number, got {scale}; None measures a scale for each token"
-        )
-    return number
-
-
-def same_input_scale(parts: Sequence[QuantizedLinear]) -> Tensor | None:
-    """The largest of the parts', which all read the same activations; None if they are measured."""
-    scales = [part.input_scale for part in parts if part.input_scale is not None]
-    if scales and len(scales) != len(parts):
-        raise ValueError(
-            f"parts must all have an input_scale or none, got one for {len(scales)} of {len(parts)}; "
-            "calibrate them together"
-        )
-    return torch.stack(scales).amax(0) if scales else None

@@ -21,13 +21,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.kernels.backend import Backend
-from llmcourse.kernels.int8_linear import Int8Linear, take_rows
+from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.int8_matmul import InSixteenBits, int8_matmul
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile
 from llmcourse.kernels.outlier_columns import THRESHOLD, OutlierColumns, check_threshold, find_outliers
 from llmcourse.kernels.quantize_rows import quantize_rows
 from llmcourse.kernels.quantized_linear import QuantizedLinear, stacked_biases
 from llmcourse.kernels.rms_norm import rms_norm
+from llmcourse.kernels.scaled_linear import take_rows
 
 
 class MixedLinear(Int8Linear):
@@ -110,7 +111,7 @@ class MixedLinear(Int8Linear):
     def become_rows(self, whole: QuantizedLinear, begin: int) -> None:
         take_rows(self, whole, begin, ("codes", "scale", "bias", "kept"))
 
-    def _multiplied(
+    def multiplied(
         self,
         x: Tensor,
         norm: Tensor | None,
@@ -118,7 +119,7 @@ class MixedLinear(Int8Linear):
         bias: Tensor | None,
         backend: Backend,
         pdl: bool,
-        tile: Int8Tile | WideTile | None,
+        tile: Int8Tile | WideTile | None = None,
     ) -> Tensor:
         if norm is not None:
             x = rms_norm(x, norm, eps, backend=backend, pdl=pdl)

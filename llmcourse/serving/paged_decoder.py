@@ -23,7 +23,7 @@ from llmcourse.decoding.engine.weights import (
 from llmcourse.decoding.errors import require
 from llmcourse.kernels.arguments import check_kind
 from llmcourse.kernels.backend import Backend, resolve
-from llmcourse.kernels.blas import lay_out
+from llmcourse.kernels.blas import lay_out, product
 from llmcourse.kernels.choose_rows import choose_rows
 from llmcourse.kernels.decode_attention import MOST_SPLITS, Workspace
 from llmcourse.kernels.paged_attention import paged_attention
@@ -102,7 +102,7 @@ class PagedDecoder:
         if isinstance(head, QuantizedLinear):
             logits = multiplied(x, head, backend=self.backend, out=logits, pdl=self.pdl)
         else:
-            logits = product_by(x, head) if logits is None else torch.mm(x, head.t(), out=logits)
+            logits = product(x, head) if logits is None else torch.mm(x, head.t(), out=logits)
         settings = (inputs.temperatures, inputs.seeds, inputs.drawn_positions)
         tokens = choose_rows(logits, *settings, backend=self.backend)
         self.last_tokens.index_copy_(0, inputs.drawn_slots, tokens.clamp(min=0))
@@ -204,4 +204,4 @@ def _added(
         return multiplied(inner, weight, backend=backend, residual=x, pdl=pdl)
     if bias is not None:
         x = x + bias
-    return x.addmm_(inner, weight.t()) if x.is_cuda else x + product_by(inner, weight)
+    return x.addmm_(inner, weight.t()) if x.is_cuda else x + product(inner, weight)

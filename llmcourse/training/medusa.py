@@ -123,7 +123,6 @@ def train_heads(options: argparse.Namespace) -> bool:
     counts, domains = prepare_for(folder, corpus, work, device)
     if options.own_text is not None:
         domains = own_domains(model, domains, options.own_text, options.length, work)
-    model.requires_grad_(recipe.joint)
     held_out = held_out_of(work, list(counts), recipe.num_heads, device)
     heads = MedusaHeads(HeadsConfig.for_model(model, recipe.num_heads, recipe.num_blocks)).to(device)
     model.requires_grad_(recipe.joint)

@@ -50,19 +50,18 @@ def own_domains(
             f"length must be from 4 to the model's context, {model.config.max_position_embeddings}, to write "
             f"rows of it, got {length}; give another one"
         )
-    wide = model.device.type == "cuda"
-    writer = copy.deepcopy(model).to(torch.bfloat16) if wide else copy.deepcopy(model)
-    engine, rows = DecodeEngine(writer), ROWS["cuda" if wide else "cpu"]
+    on_gpu = model.device.type == "cuda"
+    rows = ROWS["cuda" if on_gpu else "cpu"]
     batches = -(-num_tokens // (rows * length))
-    mine = fingerprint(model)[:8]
-    found = []
-    for domain in domains:
-        path = work / f"{domain.name}-own-{mine}-{batches * rows}x{length}.npy"
-        if not path.is_file():
-            _save(path, _written(engine, domain, batches, rows, opening, length))
-        tokens = torch.from_numpy(stored_tokens(path)).to(model.device)
-        found.append(Domain(domain.name, tokens, domain.separator))
-    return found
+    kind = f"own-{fingerprint(model)[:8]}-{batches * rows}x{length}"
+    paths = [work / f"{domain.name}-{kind}.npy" for domain in domains]
+    if not all(path.is_file() for path in paths):
+        engine = DecodeEngine(copy.deepcopy(model).to(torch.bfloat16 if on_gpu else model.dtype))
+        for domain, path in zip(domains, paths, strict=True):
+            if not path.is_file():
+                _save(path, _written(engine, domain, batches, rows, opening, length))
+    tokens = [torch.from_numpy(stored_tokens(path)).to(model.device) for path in paths]
+    return [Domain(domain.name, own, domain.separator) for domain, own in zip(domains, tokens, strict=True)]
 
 
 def _written(

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmcourse.kernels import int8_linear
+from llmcourse.kernels import scaled_linear
 from llmcourse.kernels.fp8_linear import E4M3, Fp8Linear, fp8_matmul
 from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile
@@ -68,9 +68,9 @@ def test_a_layer_with_norm_gate_and_residual_is_its_steps(which):
 @pytest.mark.parametrize("which", range(6))
 def test_what_follows_a_product_runs_by_the_backend_that_was_named(which, monkeypatch):
     asked = []
-    ours = int8_linear.swiglu
+    ours = scaled_linear.swiglu
     monkeypatch.setattr(
-        int8_linear, "swiglu", lambda y, backend, pdl: asked.append(backend) or ours(y, backend="reference")
+        scaled_linear, "swiglu", lambda y, backend, pdl: asked.append(backend) or ours(y, backend="reference")
     )
     layers()[which].layer(torch.randn(3, K), gated=True, backend="reference")
     assert asked == ["reference"]
