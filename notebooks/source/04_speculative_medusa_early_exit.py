@@ -944,9 +944,14 @@ exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", be
 # **Recorded** on a GPU, the first lines of the last cell. `tree64_llama3_8b` is the time of a plain step over that of a step
 # which reads a tree of 64 tokens, at Llama-3-8B's shape: 1 would be the tree for nothing. The others are greedy texts of larger
 # targets that were trained for the purpose, with Medusa (`benchmarks/medusa.py`, the best tree for each domain), and
-# drafted early with a shared cache (`benchmarks/early_exit.py`); beside each stands what its parts promise together. The
-# target that drafts early was trained with one exit from the start (`llmcourse.training.exits --exits 1 --objective last`):
-# those of `base` came after the model. Where tokens are foreseen worst, in verse, drafting early does not pay there either.
+# drafted early with a shared cache (`benchmarks/early_exit.py`); beside each stands what its parts promise together.
+# The heads there learnt, unlike those of `base`, from texts that their target had written itself, greedily
+# (`llmcourse.training.medusa --own-text`): behind such texts they will have to guess. There they are right far oftener than
+# heads that learnt from people's texts, and on people's texts less often; measure heads where they will work. (Greedy texts also
+# repeat themselves, the more the less a model knows, and what repeats is easily foreseen: with a target that was trained for
+# longer than those few minutes, expect less.) The target that drafts early was trained with one exit from the start
+# (`llmcourse.training.exits --exits 1 --objective last`): those of `base` came after the model. Where tokens are foreseen worst,
+# in verse, drafting early does not pay.
 #
 # **The classifiers' table.** The table has the slide's order: at twice the speed in layers the last row comes nearest to the full
 # model, then PABEE, then the shallower model, then DeeBERT. But look at the intervals before you believe all of it: DeeBERT, whose exits
