@@ -344,7 +344,10 @@ for rho in (0, 0.5, 0.9, 0.99):
 from llmcourse.quantization import texts
 from llmcourse.quantization.calibration import calibrate, windows
 
-found = {use: texts.texts_at_hand(base, tokenizer, use, num_tokens=64) for use in ("calibrate", "measure")}
+found = {}
+for use in ("calibrate", "measure"):
+    found[use] = texts.texts_at_hand(base, tokenizer, use, num_tokens=64)
+    print(f"texts to {use}:", ", ".join(f"{len(each)} of {domain}" for domain, each in found[use].items()))
 rows = torch.cat([windows(each, tokenizer, count=8, length=128) for each in found["calibrate"].values()])
 streams = {domain: texts.token_stream(tokenizer, each) for domain, each in found["measure"].items()}
 hessians = {name: one.hessian for one in calibrate(base, rows, progress=False) for name in one.names}
