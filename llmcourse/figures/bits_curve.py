@@ -24,6 +24,7 @@ GAPS = {"kl": "KL to the 16-bit model", "rise": "rise of the loss"}
 SIZES = LinearSegmentedColormap.from_list("sizes", ["#9fc0dc", look.SERIES[0], "#0b2742"])
 LINES = ("-", (0, (4, 2)), (0, (1.2, 1.6)))
 MOST_MODELS = 8
+TWO_DECADES = 100  # of a logarithmic axis, between whose powers of ten there is room for labels up to here
 SMALLEST = 1e-6  # nats: what is below has no place on a log scale, and is drawn there
 
 
@@ -160,7 +161,9 @@ def _draw_gaps(
     axes.set(xscale="log", yscale="log", xlabel="parameters", xlim=(sizes[0] / 1.3, sizes[-1] * 1.3))
     axes.xaxis.set_major_locator(FixedLocator(_apart(sizes)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(float(x))))
-    axes.yaxis.set_major_locator(LogLocator(numticks=8))
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high / low < TWO_DECADES else (1,)  # a single label says nothing of a scale
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.7f}".rstrip("0").rstrip(".")))
     style = {"markersize": 5, "linewidth": 1.6}
     keys = [

@@ -112,7 +112,7 @@ def _draw(axes, one: ClipTradeOff) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_locator(LogLocator(numticks=7))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: look.percent(float(y))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.6f}".rstrip("0").rstrip(".") + "%"))
     axes.tick_params(labelsize=8.5)
     axes.grid(axis="y", color="#eceff2", linewidth=0.8)
     axes.text(0, 1.05, f"{one.bits} bits", transform=axes.transAxes, weight="bold", size=10.5)

@@ -65,7 +65,7 @@ def _name_lines(axes, last: ErrorAtScale) -> None:
         name, marker, color = WAYS[way]
         y = axes.transData.transform((last.factor, getattr(last, way)))[1]
         below = max(y, below + room)
-        share = f", {last.outlier_share:.1%}" if way == "mixed" else ""
+        share = f", {last.outlier_share:.1%} of all" if way == "mixed" else ""
         place = {"transform": axes.transAxes, "va": "center", "size": 9.5}
         letter = {"D": "◆", "s": "■", "o": "●"}[marker]
         height = (below - low) / (high - low)

@@ -14,6 +14,7 @@ from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.in_notebook.printed import tapped
 from llmcourse.grading.in_notebook.time_limit import TimeIsUp, time_limit
 from llmcourse.grading.printable import clean
+from llmcourse.grading.process.launches import Launches
 from llmcourse.grading.selfcheck import PUBLIC_SEEDS, examine_here
 
 LIMIT_S = 20.0  # for a demonstration
@@ -27,10 +28,11 @@ def once_written(*functions: Callable) -> Iterator[None]:
     """Around a demonstration of answers: what they raise is told in a line, and goes no further.
 
     What takes too long is ended, where this system can, and no more is printed than somebody would read.
+    A kernel that forgets a mask writes nowhere but into its tensors.
     """
     names = " and ".join(function.__name__ for function in functions)
     try:
-        with tapped(), time_limit(LIMIT_S):
+        with tapped(), Launches(contextlib.nullcontext), time_limit(LIMIT_S):
             yield
     except TimeIsUp:
         print(f"{NOTHING_YET} of {names}: ended after {LIMIT_S:g} s; does a loop never end?")

@@ -42,6 +42,7 @@ class WorkedExample:
         unclamped: R(X / S) − Z.
         codes: X_q, in [−128, 127].
         restored: X̃.
+        numbers: X.
     """
 
     scale: Fraction
@@ -49,6 +50,7 @@ class WorkedExample:
     unclamped: tuple[int, ...]
     codes: tuple[int, ...]
     restored: tuple[Fraction, ...]
+    numbers: tuple[Fraction, ...] = NUMBERS
 
     @property
     def field_zero_point(self) -> int:
@@ -58,7 +60,7 @@ class WorkedExample:
     @property
     def errors(self) -> tuple[Fraction, ...]:
         """X̃ − X, number by number."""
-        return tuple(back - x for back, x in zip(self.restored, NUMBERS, strict=True))
+        return tuple(back - x for back, x in zip(self.restored, self.numbers, strict=True))
 
     @property
     def worst_error(self) -> float:
@@ -71,11 +73,20 @@ class WorkedExample:
         return float(sum(error**2 for error in self.errors))
 
 
-def exact_parameters() -> tuple[Fraction, Fraction]:
-    """S and the Z that is not rounded yet, from S (−128 + Z) = min X and S (127 + Z) = max X."""
-    least, most = code_range(BITS)
-    scale = (max(NUMBERS) - min(NUMBERS)) / (most - least)
-    return scale, max(NUMBERS) / scale - most
+def exact_parameters(numbers: Sequence[Fraction | float] = NUMBERS) -> tuple[Fraction, Fraction]:
+    """S and the Z that is not rounded yet, from S (−128 + Z) = min X and S (127 + Z) = max X.
+
+    Args:
+        numbers: X; those of the slide, or others. A float is taken as it prints: 1.2 is 12/10.
+
+    Raises:
+        ValueError: not two different numbers, which have no scale.
+    """
+    exact, (least, most) = _fractions(numbers), code_range(BITS)
+    if len(set(exact)) < 2:
+        raise ValueError(f"numbers must hold two different ones at least, got {list(numbers)}; spread them")
+    scale = (max(exact) - min(exact)) / (most - least)
+    return scale, max(exact) / scale - most
 
 
 def misread_zero_point() -> Fraction:
@@ -83,14 +94,27 @@ def misread_zero_point() -> Fraction:
     return max(NUMBERS) - exact_parameters()[0] * code_range(BITS)[1]
 
 
-def worked_example(zero_point: int = SLIDE_ZERO_POINT) -> WorkedExample:
-    """The six numbers quantized and restored with this Z: 152 is the slide's, 153 the nearest."""
-    least, most = code_range(BITS)
-    scale, _ = exact_parameters()
-    unclamped = tuple(round(x / scale) - zero_point for x in NUMBERS)
+def worked_example(
+    zero_point: int = SLIDE_ZERO_POINT, numbers: Sequence[Fraction | float] = NUMBERS
+) -> WorkedExample:
+    """The six numbers quantized and restored with this Z: 152 is the slide's, 153 the nearest.
+
+    Args:
+        numbers: others than the slide's, which have a Z of their own, see `exact_parameters`.
+
+    Raises:
+        ValueError: not two different numbers.
+    """
+    exact, (least, most) = _fractions(numbers), code_range(BITS)
+    scale, _ = exact_parameters(exact)
+    unclamped = tuple(round(x / scale) - zero_point for x in exact)
     codes = tuple(min(max(code, least), most) for code in unclamped)
     restored = tuple(scale * (code + zero_point) for code in codes)
-    return WorkedExample(scale, zero_point, unclamped, codes, restored)
+    return WorkedExample(scale, zero_point, unclamped, codes, restored, exact)
+
+
+def _fractions(numbers: Sequence[Fraction | float]) -> tuple[Fraction, ...]:
+    return tuple(Fraction(str(x)) for x in numbers)
 
 
 def side_by_side(zero_points: Sequence[int] = (SLIDE_ZERO_POINT, ROUNDED_ZERO_POINT)) -> str:

@@ -117,9 +117,10 @@ plot_number_lines(examples)
 # Z$, more than the whole range.
 #
 # Cut off, the largest number asks for code 128, which int8 does not have, and is clamped. Rounded to 153 nothing is
-# clamped, all codes but the last are one less, and the worst error is half as large: no more than about half a step. So
-# round $Z$, too. And the last printed line: nearly everybody lets a range reach to 0, so that 0 is exactly a code (padding,
-# a ReLU's zeros), and $Z$ a code as well. These six numbers are all far from 0, and pay for it with a longer step.
+# clamped, all codes but the last are one less, and the worst error is about half as large, less than half a step. So
+# round $Z$, too. And the last printed line: nearly everybody lets a range reach to 0, so that 0 is exactly a code
+# (padding, a ReLU's zeros), and $Z$ a code as well. These six numbers are all above 0, and pay for it with a longer
+# step.
 #
 # ## 5.2 What shares a scale, and where its range ends
 #
@@ -127,12 +128,12 @@ plot_number_lines(examples)
 #
 # - **Symmetric or asymmetric** (对称, 非对称): $Z = 0$ and a range $[-a, a]$; or a zero point for each scale, and a range that
 #   fits both ends.
-# - **Granularity** (量化粒度): one scale for a whole *tensor*; for each *channel*, of a weight each row, what makes one
-#   output; (the slide's column, 列维度, since it writes $Xw$); for a *group* of neighbours in a row; for each *token*,
-#   of activations. The fewer numbers share a scale, the shorter its step, and the more scales there are to be stored:
-#   16 bits for 64 weights are a quarter of a bit a weight.
-# - **The range** from least to largest (*min–max*); or one that clips a *percentile*; or the one with the least
-#   squared error (*MSE*), found by trying shorter and shorter ones.
+# - **Granularity** (量化粒度): one scale for a whole *tensor*; or one for each *channel*, which in a weight is a row,
+#   all that makes one output (the slide's column, 列维度, since it writes $Xw$); or for each *group* of neighbours in a
+#   row; or, in activations, for each *token*. The fewer numbers share a scale, the shorter its step, and the more
+#   scales there are to be stored: 16 bits for 64 weights are a quarter of a bit a weight.
+# - **The range** from least to largest (*min–max*); or one that ends at a *percentile*, here the 99th, and clips what
+#   lies beyond; or the one with the least squared error (*MSE*), found by trying shorter and shorter ones.
 #
 # *Predict* for a real weight of `base` in 4 bits, in decibels (10 dB are a tenth of the squared error): what does a
 # scale for each row bring over one for the tensor? Groups of 64 over rows? A zero point? And where does clipping help
@@ -165,14 +166,14 @@ display(plot_clip_trade_off([clip_trade_off(weight, bits) for bits in (2, 4, 8)]
 widgets.QuantizerExplorer(base, layer=layer.removeprefix("model."))
 
 # %% [markdown]
-# One number far out decides over the step of all that share its scale: with one scale for the tensor nearly
-# everything is rounded to 0. A scale for each row confines the damage to its row, a group to a few dozen numbers.
+# One number far out decides over the step of all that share its scale: with one scale for the tensor most numbers
+# are rounded to 0. A scale for each row confines the damage to its row, a group to a few dozen numbers.
 # Clipping does the same by giving one up for the many: it helps most where ranges are wide and codes are few, and
 # hardly at all at 8 bits, where a step is short anyway. (The search shortens both ends of an asymmetric range by one
 # ratio; where a single number sticks out at one end, a percentile does better. And in a group of 32 there is hardly a
-# number beyond the 99th.) A zero point brings a decibel or more in small groups, since few numbers seldom reach as
-# far down as up. But it has to be stored: compare with symmetric groups of the same bits a weight. (The explorer
-# looks at some rows alone, always with the row of the largest number, so its figures lie below the table's.)
+# number beyond the 99th percentile.) A zero point brings about a decibel in small groups, since few numbers seldom
+# reach as far down as up. But it has to be stored: compare with symmetric groups of the same bits a weight. (The
+# explorer looks at some rows alone, always with the row of the largest number, so its figures lie below the table's.)
 #
 # ## 5.3 Six decibels a bit
 #
@@ -183,8 +184,8 @@ widgets.QuantizerExplorer(base, layer=layer.removeprefix("model."))
 # $$\mathrm{SNR} = 10 \log_{10} \frac{\sigma^2}{S^2 / 12} \approx 6.02\, b + 4.77 - 20 \log_{10} \frac{a}{\sigma} .$$
 #
 # A bit halves the step and quarters the squared error: 6 dB, whatever is rounded. What differs is $a / \sigma$, how far the
-# largest number lies out. *Predict*: in which rows of the cell will this formula be wrong, for few bits or for many? And
-# which SNR does 4 bits give, for normally distributed numbers?
+# largest number lies out. *Predict*: where will this formula be wrong, for few bits or for many? And which SNR do 4
+# bits give, for normally distributed numbers? (What `MY_GUESS` holds is only our first guess: put yours in its place.)
 
 # %% tags=["nbval-check-output"]
 MY_GUESS = 24  # dB, for normal numbers in 4 bits
@@ -206,7 +207,7 @@ for name, x in ((f"normal numbers (your guess: {MY_GUESS})", drawn), ("the weigh
 # %% [markdown]
 # For min–max the formula holds farther down than its assumption does: at 2 bits, where steps are longer than most of what
 # is rounded, it is still off by half a decibel at most. The last column is another matter. The fewer the bits, the more
-# clipping is worth, at 2 bits nearly as much as another bit. So 8 bits are good enough for nearly everything, 4 depend
+# clipping is worth, at 2 bits three quarters of another bit. So 8 bits are good enough for nearly everything, 4 depend
 # on what shares a scale and where its range ends, and below that one has to look at what the numbers are *for* (part
 # two).
 #
@@ -266,7 +267,6 @@ for bits in (8, 4, 3, 2):
 # (chapter 2). Kernels read codes, and make numbers of them on the chip, in registers; the products are still those of
 # 16 bits, *W4A16*. *Predict* for Llama-3-8B on an H200: how many times faster is int4 in groups of 128, with a scale
 # of 16 bits each, than 16 bits, for one sequence? And for 256 of them? What happens to a prefill of 2,048 tokens?
-# (What `MY_GUESS` holds is only our first guess: put yours in its place.)
 
 # %% tags=["nbval-check-output"]
 from llmcourse.costs import LLAMA_3_8B, Precision, Step, weight_bytes
@@ -311,8 +311,8 @@ for name, (precision, compute) in ways.items():
 # by group of columns (按列维度分组,逐组量化), for speed alone.
 #
 # With uncorrelated inputs $H$ is diagonal, nothing can be passed on, and rounding is best. *Predict* for rows of four
-# weights in 2 bits: how does the loss over rounding's fall as the correlation $\rho$ grows? And does greedy GPTQ find
-# the best of all $4^4$ codes?
+# weights in 2 bits: which share of rounding's loss is left as the correlation $\rho$ grows? And does GPTQ, which is
+# greedy, find the best of all $4^4$ choices of codes?
 
 # %% tags=["nbval-check-output"]
 from llmcourse.quantization.gptq import GPTQSettings, gptq_reference
@@ -344,7 +344,10 @@ for rho in (0, 0.5, 0.9, 0.99):
 from llmcourse.quantization import texts
 from llmcourse.quantization.calibration import calibrate, windows
 
-found = {use: texts.texts_at_hand(base, tokenizer, use, num_tokens=64) for use in ("calibrate", "measure")}
+found = {}
+for use in ("calibrate", "measure"):
+    found[use] = texts.texts_at_hand(base, tokenizer, use, num_tokens=64)
+    print(f"texts to {use}:", ", ".join(f"{len(each)} of {domain}" for domain, each in found[use].items()))
 rows = torch.cat([windows(each, tokenizer, count=8, length=128) for each in found["calibrate"].values()])
 streams = {domain: texts.token_stream(tokenizer, each) for domain, each in found["measure"].items()}
 hessians = {name: one.hessian for one in calibrate(base, rows, progress=False) for name in one.names}
@@ -402,7 +405,7 @@ from llmcourse.quantization.models import quantize
 
 
 def compared(model, scheme):
-    quantized = quantize(model, scheme, rows, progress=False)
+    quantized = model if scheme == "none" else quantize(model, scheme, rows, progress=False)
     found = quality.compare(model, quantized, streams, length=128, max_windows=4)
     told = (f"{q.domain} {q.perplexity:6.1f}, {q.kl.mean:.4f}, {q.agreement.mean:4.0%}" for q in found)
     print(f"    {scheme:18}{'   '.join(told)}")
@@ -410,6 +413,7 @@ def compared(model, scheme):
 
 
 print("base: perplexity, KL to what it was, same favourite")
+compared(base, "none")
 schemes = [f"int{bits}{method}" for bits, method in product((8, 4, 3, 2), ("", "-gptq", "-awq"))]
 of_base = {scheme: compared(base, scheme) for scheme in schemes}
 
@@ -423,8 +427,9 @@ of_base = {scheme: compared(base, scheme) for scheme in schemes}
 # bits rounding leaves ruins. GPTQ lowers the KL in every domain at every width; with it, a width loses far less than
 # by rounding, but not as little as one bit more would. **Read across**: with 4 bits the KL is about the same for all
 # domains, and yet favourites change least in code, where the next token is often settled (chapter 4). And perplexity
-# is the bluntest of the three: it depends on the text far more than on the last bits of a weight, and may even fall.
-# Nine favourites in ten sound good, too, until you remember that a text goes its own way from the first that differs.
+# is the bluntest of the three: it depends on the text far more than on the last bits of a weight, and may even fall
+# below that of the first line. Nine favourites in ten sound good, too, until you remember that a text goes its own
+# way from the first that differs.
 #
 # ## The larger the model, the closer
 #
@@ -445,17 +450,18 @@ for name, (model, _) in family.items():
             row |= {"perplexity": q.perplexity, "reference_perplexity": q.reference_perplexity}
             here.append(row | {"kl": q.kl.mean})
 worst = max(q.kl.error / q.kl.mean for found in of_base.values() for q in found)
-print(f"as above; there the standard error of a KL was up to {worst:.0%} of it")
+print(f"    as in the table above; the standard error of a KL there was up to {worst:.0%} of it")
 
 # %%
 from llmcourse.figures.bits_curve import plot_bits, points_of
 
 below = "groups of 64, measured here"
 display(plot_bits(points_of(here, "prose"), "The family, prose", below, method="gptq"))
+print(f"KL of {' > '.join(names)}")
 for scheme in few:
     kls = {(row["model"], row["domain"]): row["kl"] for row in here if row["scheme"] == scheme}
     told = (f"{domain} " + " > ".join(f"{kls[name, domain]:.3f}" for name in names) for domain in streams)
-    print(f"{scheme:9} KL of {', '.join(names)}: {'; '.join(told)}")
+    print(f"{scheme:9} {'; '.join(told)}")
 
 # %%
 more = [row for row in recorded.raw_rows("quantize_quality") if row["scheme"] in few]
@@ -489,9 +495,11 @@ print(", ".join(sorted({row["model"] for row in more})) or "More sizes are not r
 # row, and 8 bits with a step for the largest number leave nothing of the others.
 #
 # *Predict*: do our small models have any? The paper counts magnitudes from 6 on. The cell counts, for each input of a
-# layer, how many channels reach that, and by how much the largest channel stands out over the median one.
+# layer, how many channels reach that, and by how much the largest channel stands out over the median one; layers lie
+# beside each other. Last it asks, of the one that stands out most, for how many tokens it does.
 
 # %%
+from llmcourse.figures.outlier_split import read_inputs
 from llmcourse.quantization.outliers import errors_by_scale, find_outliers, scaled_channels
 
 for name, (model, _) in family.items():
@@ -501,12 +509,19 @@ for name, (model, _) in family.items():
         of_part = [one for one in seen if one.names[0].endswith(part)]
         row = "".join(f"{len(one.columns):5}/{one.num_channels} {one.ratio:5.1f} ×" for one in of_part)
         print(f"    {part:10}{row}")
+x = torch.cat([read_inputs(base, row)[layer.removeprefix("model.")].x.abs() for row in rows.tolist()])
+far = (x[:, x.amax(0).argmax()] > x.max() / 2).nonzero()[:, 0]
+which = dict.fromkeys(tokenizer.label(token) for token in rows.flatten()[far].tolist())
+print(f"{layer}: half of {x.max():.0f} is reached at {len(far)} of {len(x):,} tokens:", *which)
 errors = errors_by_scale(base, rows[:8], (1, 4, 16, 64, 256), (53, 256))
 
 # %% [markdown]
 # Outliers in the paper's sense they are not. Behind a norm the largest channel is mostly a few times the median one,
 # and where many channels reach 6, the whole input is simply larger: a threshold in absolute numbers was made for
-# other models. What stands out most are some inputs of `down_proj`, which are products of two numbers.
+# other models. What stands out most are some inputs of `down_proj`, which are products of two numbers; and there it
+# is not a channel that is large for every token, but a few *tokens* that are large in it: the first that the model
+# reads, and `<|endoftext|>`, which parts texts. (In large models, too, activations are *massive* at the first token:
+# Sun et al. 2024.) A scale for each token confines that to these few.
 #
 # So let us make some. Channels between a norm and the layers that read it can be scaled at will: multiply the norm's
 # gain by $f$ in some channels, and divide the same columns of $W$ by $f$. The function is *exactly* the same (powers
@@ -536,23 +551,22 @@ for name, model in (("base", base), ("two channels, 16 times", scaled)):
         compared(model, scheme)
 
 # %% [markdown]
-# (`int8` are weights alone, for comparison.) By token int8 is soon as bad as it was by tensor. On `base` as it is, a
-# scale for each token costs next to nothing, and a static one plainly something: one number for all tokens and all
-# texts has to cover the largest. With two large channels plain W8A8 loses as much as 4-bit weights do, and static
-# scales far more. SmoothQuant does not notice: it finds just the factor that was put in, and its numbers are those
-# from before. And FP8 hardly does: every number has an exponent of its own. (For activations as tame as those of
-# `base` it is the coarser of the two.)
+# (`int8` are weights alone, for comparison.) With channels four times as large, int8 by token is already worse than
+# it was by tensor. On `base` as it is, a scale for each token costs next to nothing, and a static one plainly
+# something: one number for all tokens and all texts has to cover the largest. With two large channels plain W8A8
+# loses as much as 4-bit weights do, and static scales far more. SmoothQuant does not notice: it finds just the factor
+# that was put in, and its numbers are those from before. And FP8 hardly does: every number has an exponent of its
+# own. (For activations as tame as those of `base` it is the coarser of the two.)
 #
 # LLM.int8() mends most of it, but not all. Why? Its *activations* are exact in those columns; the weights are not: to
 # find outliers as they come, all columns must be there in int8, and here they were divided by 16 before they were
 # rounded with the scale of their row. (See `int8`, which rounds no activation and loses nearly as much.) Where
 # calibration names the columns beforehand, their weights can be kept in 16 bits, as the equation says. The next cell
 # does so for one layer, and then look at the map: which columns keep 16 bits at which threshold, and what is lost
-# without them? Find the threshold from which on the error rises; and for `base` itself, what a threshold of 6 would
-# do to the last layers.
+# without them? (The map leaves weights as they are, so its errors are those of activations alone.) Find the threshold
+# from which on the error rises; and for `base` itself, what a threshold of 6 would do to the last layers.
 
 # %%
-from llmcourse.figures.outlier_split import read_inputs
 from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.mixed_linear import MixedLinear
 
@@ -597,17 +611,19 @@ from llmcourse.quantization.cache_error import cache_errors
 
 openings = [*prompts.PROSE[:4], *prompts.VERSE[:4], *prompts.CODE[:4]]
 asked = {"prompts": [tokenizer.encode_prompt(opening) for opening in openings], "tokenizer": tokenizer}
+print("what comes out of attention: its squared error, as a share of its square")
 for bits in (8, 4, 3, 2):
     lost = cache_errors(base, rows, bits)
     through = (100 * sum(each) / len(each) for each in (lost.from_keys, lost.from_values))
     size = QuantizedKVCache.of(base, 1, 1, bits=bits).bytes_per_token
     half = base.new_cache(1, 1).bytes_per_token // 2  # in 16 bits
-    row = "attention off by {:.3f} % through keys, {:.3f} % through values".format(*through)
-    print(f"{bits} bits, {size} bytes a token for {half}: {row}; KL {lost.kl_divergence:.4f}")
+    row = "{:.3f} % through keys, {:.3f} % through values".format(*through)
+    print(f"{bits} bits, {size} bytes a token, not {half}: {row}; KL {lost.kl_divergence:.4f}")
 
 # %%
 exact = generate(base, **asked, max_new_tokens=32)
 print("16 bits:", repr(exact[0].text))
+print("   ", decoding.reread(base, asked["prompts"], [one.tokens for one in exact]))
 for bits in (8, 4, 3, 2):
     new = generate(quantized_cache_logits(base, bits), **asked, max_new_tokens=32)
     same = sum(a.tokens == b.tokens for a, b in zip(exact, new, strict=True))
@@ -620,7 +636,8 @@ for bits in (8, 4, 3, 2):
 # 2024, KIVI). In 8 bits most texts stay the same. With 4 bits most go their own way, but are they worse? Read again
 # by `base` with its exact cache, they are about as likely, though not all their tokens are its favourites any more.
 # With 3 bits they are less likely, with 2 they fall apart. (Heads of 32 numbers, as here, pay more for their scales
-# than heads of 128 do. And more texts that fit mean more tokens a second: see the last column above, and chapter 3.)
+# than heads of 128 do. And a smaller cache is faster twice: as many texts take a shorter step, as the last column
+# above has it, and more of them fit, chapter 3.)
 #
 # # Part five: through the chapters
 #
@@ -629,7 +646,7 @@ for bits in (8, 4, 3, 2):
 # To the rest of the course a quantized model is a model: `quantize` swaps its linear layers for others, and nothing
 # else knows. So everything that was proved about decoding, serving and speculation must hold for it, about *its own*
 # text: batches, blocks of a cache and drafts change no token. In double precision, below. And a new role: a quantized
-# copy of the target is a *drafter* that agrees with it nearly always, and costs a half or a quarter of a pass where
+# copy of the target is a *drafter* that mostly agrees with it, and costs a half or a quarter of a pass where
 # bytes set the pace (4.4). *Predict* its acceptance $\alpha$ for 4 and for 3 bits, beside that of `draft`; and
 # whether rounding `draft` itself hurts.
 
@@ -685,9 +702,11 @@ for scheme in ("int8", "int4", "w8a8"):
 # %% [markdown]
 # What is promised is that `int4` writes *its own* text everywhere. That is not the text of `base`, which only a
 # verification by `base` itself guarantees: a quantized drafter may be as coarse as it likes, the text does not
-# notice, and the fewer bits, the more drafts fall. (Rounding `draft` costs it hardly any of its acceptance.) On disk
-# the format is that of *compressed-tensors*, which vLLM and transformers read: `python -m llmcourse quantize base
-# int4-gptq FOLDER` writes such a folder, and `generate` and `serve` take it by its path.
+# notice, and the fewer bits, the more drafts fall. (Rounding `draft` costs it hardly any of its acceptance.)
+#
+# On disk a model shrinks less than its layers do, since the embedding keeps its 16 bits. There the format is that of
+# *compressed-tensors*, which vLLM and transformers read: `python -m llmcourse quantize base int4-gptq FOLDER` writes
+# such a folder, and `generate` and `serve` take it by its path.
 #
 # ## 5.11 On this machine
 #
@@ -779,7 +798,7 @@ if not recorded.recorded("gptq_llama3_8b"):
 # convention's sign, and cutting off instead of rounding costs twice the worst error (5.1). That post-training
 # quantization minimizes $\lVert Xw - Xw_q \rVert^2$ is right, and it is not what rounding does. "The larger the
 # model, the closer" held for our three sizes, too. That outliers appear beyond some scale is true of the models that
-# were looked at; ours have none worth the name, so we made some.
+# were looked at; ours have a few large tokens and no such dimensions, so we made some.
 #
 # ## Lab
 #
@@ -787,7 +806,8 @@ if not recorded.recorded("gptq_llama3_8b"):
 # range should end, two codes in a byte; a column of GPTQ and then all of them; outlier columns and their product; a
 # kernel that multiplies codes. To warm up, here in this notebook:
 #
-# 1. (5 min) In 5.1 find six numbers for which cutting $Z$ off is no worse than rounding it.
+# 1. (5 min) In 5.1 find six numbers for which cutting $Z$ off is no worse than rounding it. (`exact_parameters` and
+#    `worked_example` take other numbers than the slide's, as their last argument.)
 # 2. (10 min) In 5.3 replace the normal numbers by uniform ones. Where does the formula hold now, and does clipping
 #    still pay?
 # 3. (15 min) In 5.6 walk through the columns from the last to the first, or with the largest diagonal of $H$ first
@@ -808,5 +828,5 @@ if not recorded.recorded("gptq_llama3_8b"):
 # **Sources** Jacob et al. 2018 (affine quantization) · Nagel et al. 2021 (ranges, granularity: a white paper) ·
 # Micikevicius et al. 2022 (FP8) · Dettmers et al. 2023 (QLoRA: NF4) · OCP Microscaling Formats 1.0 (MXFP4) · Hassibi
 # and Stork 1993 (Optimal Brain Surgeon) · Frantar et al. 2022 (GPTQ) · Lin et al. 2023 (AWQ) · Dettmers et al. 2022
-# (LLM.int8()) · Xiao et al. 2022 (SmoothQuant) · Liu et al. 2024 (KIVI) · Frantar et al. 2024 (Marlin: kernels for
-# int4)
+# (LLM.int8()) · Xiao et al. 2022 (SmoothQuant) · Sun et al. 2024 (massive activations) · Liu et al. 2024 (KIVI) ·
+# Frantar et al. 2024 (Marlin: kernels for int4)

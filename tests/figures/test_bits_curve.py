@@ -112,5 +112,14 @@ def test_words_do_not_lie_on_one_another():
     assert left.texts[0].get_window_extent(renderer).y1 < picture.texts[1].get_window_extent(renderer).y0
 
 
+@pytest.mark.parametrize(("kls", "expected"), [((0.05, 0.7), 4), ((1e-4, 1e-3, 0.5), 3)])
+def test_a_scale_can_be_read(kls, expected):
+    rows = [row(model, kl=kl) for model, kl in zip(MODELS, kls, strict=False)]
+    axes = plot_bits(points_of(rows, "prose")).axes[1]
+    low, high = axes.get_ylim()
+    shown = [y for y in axes.get_yticks() if low <= y <= high]
+    assert expected <= len(shown) <= 8
+
+
 def test_counts_of_parameters():
     assert [count(n) for n in (8e9, 13_800_000, 1_900_000, 5000, 12)] == ["8B", "13.8M", "1.9M", "5K", "12"]

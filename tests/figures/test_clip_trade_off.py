@@ -52,6 +52,18 @@ def test_lines_and_circle_are_the_data(weight):
     picture.png(1.0)
 
 
+def test_small_shares_are_percentages_like_all_others(weight):
+    picture = plot_clip_trade_off([clip_trade_off(weight, 8)])
+    picture.png(1.0)
+    low, high = picture.axes[0].get_ylim()
+    axis = picture.axes[0].yaxis
+    labels = {y: axis.get_major_formatter()(y, 0) for y in axis.get_majorticklocs() if low <= y <= high}
+    assert min(labels) < 1e-4 and all(
+        float(words.rstrip("%")) == pytest.approx(100 * y) for y, words in labels.items()
+    )
+    assert not any("e" in words for words in labels.values())
+
+
 @pytest.mark.parametrize("count", [0, 4])
 def test_other_counts_are_refused(count):
     one = ClipTradeOff(4, (0.5, 1.0), (0.1, 0.2), (0.3, 0.0))

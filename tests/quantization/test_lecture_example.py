@@ -82,3 +82,21 @@ def test_the_table():
         "| worst error |  | 0.0329 |  | 0.0173 |",
         "| Δ |  | 0.001877 |  | 0.001038 |",
     ]
+
+
+def test_other_numbers_have_parameters_of_their_own():
+    numbers = (-1.0, 0.5, 1.2, 3.0)
+    scale, zero_point = exact_parameters(numbers)
+    assert scale == Fraction(4, 255) and zero_point == Fraction(-1) / scale + 128
+    example = worked_example(round(zero_point), numbers)
+    assert example.codes[0] == -128 and example.codes[-1] == 127 and len(example.errors) == 4
+    for x, code, back in zip(numbers, example.codes, example.restored, strict=True):
+        assert code == round(x / float(scale)) - round(zero_point)
+        assert back - Fraction(str(x)) == example.errors[numbers.index(x)]
+    assert example.worst_error <= scale / 2 + 1e-12
+
+
+@pytest.mark.parametrize("numbers", [(), (1.2,), (3.0, 3.0)])
+def test_numbers_without_a_range_are_refused(numbers):
+    with pytest.raises(ValueError, match="numbers must hold two different ones at least"):
+        exact_parameters(numbers)

@@ -74,7 +74,7 @@ class OutlierMap(v.PromptView):
         self.refresh()
 
     def _make_controls(self, first: ReadyModel, layer: str | None, threshold: int | float) -> None:
-        self.model = v.dropdown("model", self.shelf.names, first.name, "230px")
+        self.model = v.dropdown("model", self.shelf.names, first.name, "260px")
         names = dict.fromkeys(layer_names(first))
         self.layer = v.dropdown("input of", list(names), chosen(layer, names, "layer"), "290px")
         what = "a column with a magnitude of this or more keeps 16 bits; ∞ none"

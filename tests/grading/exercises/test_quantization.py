@@ -46,7 +46,7 @@ def arguments(name, seed):
         ("05.clip_range", "takes one share for all rows", "a best share of its own"),
         ("05.clip_range", "does not clamp the codes", "costs nothing"),
         ("05.clip_range", "counts errors in steps", "multiply by s"),
-        ("05.pack_int4", "begins with the high half", "takes the **low** half"),
+        ("05.pack_int4", "begins with the high half", "takes the low half"),
         ("05.pack_int4", "does not mask", "& 15 keeps the last four"),
         ("05.pack_int4", "repeats the last column", "no neighbour"),
         ("05.unpack_int4", "extends no sign", "subtract 16"),

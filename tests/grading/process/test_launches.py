@@ -41,7 +41,42 @@ print(triton.runtime.interpreter.GridExecutor.__call__ is before)
 INTERPRET = "import os; os.environ['TRITON_INTERPRET'] = '1'"
 
 
-@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+UNMASKED = """
+import os; os.environ['TRITON_INTERPRET'] = '1'
+import torch, triton, triton.language as tl
+from llmcourse.grading.process.observe import observe
+
+@triton.jit
+def everywhere(x_ptr, out_ptr, far, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + lane * far)
+    tl.store(out_ptr + lane, x + 1)
+
+memory = bytearray(32)  # the result has the first five floats of it, and three lanes lie behind them
+
+def answer(x, far):
+    out = torch.frombuffer(memory, dtype=torch.float32, count=5)
+    everywhere[(1,)](x, out, far, BLOCK=8)
+    return out.clone()
+
+for far in (1, 10**12):
+    seen = observe(answer, {"x": torch.zeros(8), "far": far}, {})
+    print(seen.raised or seen.value[0].item(), seen.counts["loads"], seen.counts["stores"], any(memory[20:]))
+
+from llmcourse.grading.lab_view import once_written
+with once_written(answer):
+    print(answer(torch.zeros(8), 1)[0].item(), any(memory[20:]))
+"""
+linux_only = pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+
+
+@linux_only
+def test_what_no_mask_holds_back_is_counted_and_harms_nothing():
+    done = subprocess.run([sys.executable, "-"], input=UNMASKED, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["1.0 8 8 False"] * 2 + ["1.0 False"], done.stderr
+
+
+@linux_only
 def test_launches_loads_and_stores_are_counted_and_the_interpreters_own_doing_is_not():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     program = PROGRAM.format(setup=INTERPRET)

@@ -77,6 +77,11 @@ FROM_127 = (
     "The lowest code is -2^(b−1), one further from 0 than the highest: here every one of the 2^b is used."
 )
 UNSIGNED = "These codes begin at 0. Signed ones begin at -2^(b−1), and the zero point moves with them."
+NO_LOWEST = (
+    "Z is −low / S here, as it is for codes from 0 on. The lowest code belongs to it: low gets q_min, so Z "
+    "is round(q_min − low / S)."
+)
+CLAMPED_FIRST = "round(x / S) is clamped here, and Z added behind it. Only their sum is a code: clamp that."
 STEPS = "The scale is that of 2^b steps. Between 2^b codes there are 2^b − 1 of them."
 CUT = "The codes are cut off, not rounded: .to(torch.int8) drops what is behind the point. round() first."
 FLOOR = "The codes are rounded down. The nearest one is at most half a step away: round()."
@@ -219,6 +224,10 @@ _lectures_sign = Affine(sign=-1)
 _other_sign_back = Affine(restores=lambda q, scale, zero_point, exact, x: scale * (q.float() + zero_point))
 _other_sign_there = Affine(codes=lambda x, scale, zero_point, exact: (x / scale).round() - zero_point)
 _unsigned = Affine(lowest=lambda bits: 0, clamps=False)
+_no_lowest = Affine(zero=lambda exact, lowest, highest: round(exact - lowest))
+_clamped_first = Affine(
+    codes=lambda x, scale, zero_point, exact: (x / scale).round().clamp(-128, 127) + zero_point, clamps=False
+)
 _from_127 = Affine(lowest=lambda bits: 1 - 2 ** (bits - 1))
 _2_to_the_b = Affine(steps=lambda bits: 2**bits)
 _cut = Affine(codes=lambda x, scale, zero_point, exact: (x / scale).trunc() + zero_point)
@@ -244,7 +253,18 @@ def _in_place(x, low, high, bits):
 
 
 TOLD = (
-    *(_lectures_sign, _other_sign_back, _other_sign_there, _unsigned, _from_127, _2_to_the_b, _cut, _floor),
+    *(
+        _lectures_sign,
+        _other_sign_back,
+        _other_sign_there,
+        _unsigned,
+        _no_lowest,
+        _clamped_first,
+        _from_127,
+        _2_to_the_b,
+        _cut,
+        _floor,
+    ),
     *(_own_range, _as_they_were, _back_in_int8, _zeros),
 )
 EXERCISE = Exercise(
@@ -274,6 +294,8 @@ EXERCISE = Exercise(
         Mutant("adds the zero point on the way back", _other_sign_back, FIRST, MIXED),
         Mutant("subtracts the zero point on the way there", _other_sign_there, FIRST, THERE),
         Mutant("begins at code 0", _unsigned, FIRST, UNSIGNED),
+        Mutant("leaves the lowest code out of the zero point", _no_lowest, FIRST, NO_LOWEST),
+        Mutant("clamps before the zero point is added", _clamped_first, FIRST, CLAMPED_FIRST),
         Mutant("begins at code -127", _from_127, FIRST, FROM_127),
         Mutant("counts codes for steps", _2_to_the_b, FIRST, STEPS),
         Mutant("cuts off", _cut, FIRST, CUT),

@@ -60,7 +60,8 @@ HINTS = (
 
 ALONE = (
     "These are the codes of rounding alone. What column j loses has to be taken up by the columns behind it, "
-    "before they are rounded."
+    "before they are rounded. If your loop does that, look at the factor: row j of a lower triangular one "
+    "is 0 behind column j. U is upper triangular: cholesky(…, upper=True)."
 )
 ADDED = (
     "The columns behind move the wrong way: an error that is too little in w_j is w_j − S q_j > 0, and "

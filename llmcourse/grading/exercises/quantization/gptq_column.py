@@ -176,6 +176,10 @@ _alone = Step(
 _added = Step(factor=lambda corner: -1 / corner)
 _undivided = Step(factor=lambda corner: 1.0)
 _root = Step(factor=lambda corner: corner**-0.5)
+_root_of_both = Step(
+    factor=lambda corner: corner**-0.5,
+    left=lambda inverse, j: inverse - torch.outer(inverse[:, j], inverse[j]) * inverse[j, j] ** -0.5,
+)
 _neighbour = Step(shares=lambda inverse, column: inverse[column] * (torch.arange(len(inverse)) <= column + 1))
 _wrong_columns = Step(shares=lambda inverse, column: inverse[column].roll(1))
 _in_steps = Step(error=lambda numbers, scales, codes: numbers / scales - codes)
@@ -222,7 +226,18 @@ def _in_place(w, inverse, column, scales, bits):
 
 
 TOLD = (
-    *(_alone, _added, _undivided, _root, _neighbour, _wrong_columns, _in_steps, _diagonal, _not_updated),
+    *(
+        _alone,
+        _added,
+        _undivided,
+        _root,
+        _root_of_both,
+        _neighbour,
+        _wrong_columns,
+        _in_steps,
+        _diagonal,
+        _not_updated,
+    ),
     *(_only_zeroed, _inverse_undivided, _cut, _unrounded),
 )
 
@@ -252,6 +267,7 @@ EXERCISE = Exercise(
         Mutant("moves the other way", _added, FIRST, ADDED),
         Mutant("does not divide the error", _undivided, FIRST, UNDIVIDED),
         Mutant("divides the error by a root", _root, FIRST, ROOT),
+        Mutant("divides both by a root", _root_of_both, FIRST, ROOT),
         Mutant("moves the next column only", _neighbour, FIRST, NEIGHBOUR),
         Mutant("moves the wrong columns", _wrong_columns, FIRST, WRONG_COLUMNS),
         Mutant("hands on an error in steps", _in_steps, FIRST, IN_STEPS),

@@ -96,7 +96,8 @@ HINTS_AT = {
     "no outliers": "Without outliers all of it is int8: O is empty, a tensor of shape (0,), and adds "
     "nothing.",
     "nothing but outliers": (
-        "Without other columns there is nothing to take the largest of; and all of x is multiplied as it is."
+        "Without other columns there is nothing to take the largest of, the scale is 0, and 0 / 0 is NaN: "
+        "put 1 in its place. All of x is multiplied as it is."
     ),
     "a token of zeros": "0 / 0 is NaN. Replace a scale of 0 by 1.",
     "another threshold": "The threshold is the one that is given.",

@@ -50,7 +50,7 @@ HINTS = (
     "nibbles[:, 0::2] | nibbles[:, 1::2] << 4.",
 )
 
-ORDER = "The two halves are the other way round: the first of two neighbours takes the **low** half."
+ORDER = "The two halves are the other way round: the first of two neighbours takes the low half."
 HALVES = "Neighbours share a byte: columns 2i and 2i + 1, not i and i + C/2."
 OFFSET = (
     "These are the codes plus 8, as unsigned schemes store them. Here it is two's complement: the last four "

@@ -46,7 +46,7 @@ HINTS = (
     "less where it is 8 or more: (nibbles ^ 8) - 8 does it without a comparison.",
 )
 
-ORDER = "The two halves are the other way round: the first of two neighbours is in the **low** half."
+ORDER = "The two halves are the other way round: the first of two neighbours is in the low half."
 HALVES = "All low halves come first here, then all high ones. Columns 2i and 2i + 1 are neighbours."
 MINUS_8 = "These are the halves less 8, as unsigned schemes store codes. Here 0 to 7 stand for themselves."
 LOW_TWICE = "The high half is read like the low one: shift it down by four first."
