@@ -17,6 +17,11 @@ INTERPRETER = "triton.runtime.interpreter"
 LOADED_MASK, STORED_MASK = 1, 2  # places of the mask among the arguments
 
 
+def _lanes(mask: Any) -> int:
+    """How many a mask lets through: that of a block pointer is an array, others hold one."""
+    return int((mask if hasattr(mask, "sum") else mask.data).sum())
+
+
 class Launches:
     """Counts while it is entered; nothing where Triton was not imported before, or is not interpreted.
 
@@ -61,7 +66,7 @@ class Launches:
     def _moving(self, what: str, mask: int) -> Callable[[Callable], Callable]:
         def wrapped(move: Callable) -> Callable:
             def counted(builder: Any, /, *arguments: Any, **options: Any) -> Any:
-                self.counts[what] += int(arguments[mask].data.sum())
+                self.counts[what] += _lanes(arguments[mask])
                 return move(builder, *arguments, **options)
 
             return counted
