@@ -165,7 +165,7 @@ def cases(rng: random.Random) -> list[Case]:
         ),
         case("two bits", [1.0, 0.7, 0.5, 0.3], bits=2, wrong=(_always_3, _falling, _rising)),
         case("eight bits", [1.0, 0.9, 0.7, 0.5], bits=8, rows=5, columns=rng.randint(20, 30)),
-        case("large numbers", falling, unit=2.0**20, wrong=(_from_1e9,)),
+        case("large numbers", falling, columns=rng.randint(50, 60), unit=2.0**20, wrong=(_from_1e9,)),
         case("a single row", falling, rows=1, wrong=(_squeezed,)),
         case("a single share", [rng.choice((0.5, 0.6, 0.7))], wrong=(_tries_1_too,)),
     ]

@@ -213,7 +213,7 @@ def cases(rng: random.Random) -> list[Case]:
         case(FIRST, plan, apart=TOLD),
         case("outliers below 0", replace(plan, signs=(-1,)), (_signed,)),
         case("exactly the threshold", replace(plan, far=(1.0, 1.0), signs=(-1, 1)), (_beyond,)),
-        case("outliers in several tokens", replace(plan, tokens_each=3, signs=(-1, 1)), SEVERAL),
+        case("outliers in several tokens", replace(plan, tokens=6, tokens_each=3, signs=(-1, 1)), SEVERAL),
         case("a single outlier column", replace(plan, outliers=1), (_squeezed,)),
         case("no outliers", replace(plan, outliers=0)),
         case("nothing but outliers", replace(plan, columns=3, outliers=3)),

@@ -85,7 +85,6 @@ HINTS_AT = {
     ),
     "four bits": "The largest code is 2^(b−1) − 1 of the bits that are asked for.",
     "an odd number of bits": "Any number of bits from 2 to 8 may be asked for.",
-    "a single column": "One column is a matrix, too: the codes keep the shape (N, 1).",
     "two bits": "Two bits leave the codes -1, 0 and 1.",
 }
 
@@ -151,7 +150,6 @@ def cases(rng: random.Random) -> list[Case]:
         case("two bits", 3, 6, 2),
         case("an odd number of bits", 4, 6, rng.choice((3, 5, 7)), wrong=(_even_bits,)),
         case("a single row", 1, 6, 8),
-        case("a single column", 4, 1, 8, wrong=(_squeezed,)),
     ]
 
 
@@ -188,12 +186,6 @@ def _broadcast(w, bits):
 
 def _even_bits(w, bits):
     return per_channel(w, drawn.power_of_two(bits))
-
-
-def _squeezed(w, bits):
-    """Without dimensions of one element."""
-    codes, scales, error = per_channel(w, bits)
-    return codes.squeeze(1), scales, error
 
 
 def _in_place(w, bits):
@@ -256,7 +248,6 @@ EXERCISE = Exercise(
         Mutant("always takes 8 bits", _always_8, "four bits"),
         Mutant("knows 2, 4 and 8 bits alone", _even_bits, "an odd number of bits"),
         Mutant("takes a small limit for zero", _least_is_zero, "a row of tiny numbers"),
-        Mutant("loses the only column", _squeezed, "a single column"),
         Mutant("writes into its input", _in_place, NoMutation().name),
     ),
 )
