@@ -20,6 +20,7 @@ Here the logits are whole: this is the slow truth. `kernels.vocabulary_divergenc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -60,7 +61,7 @@ class Response:
     def __post_init__(self):
         allowed, remedy = " or ".join(map(repr, DIVERGENCES)), "choose one"
         require(self.divergence in DIVERGENCES, "divergence", allowed, repr(self.divergence), remedy)
-        _check_temperature(self.temperature)
+        check_temperature(self.temperature)
         _check_beta(self.beta)
         share, remedy = "in [0, 1]", "0 learns from the teacher alone, 1 from the text alone"
         require_number(lambda w: 0 <= w <= 1, "hard_weight", share, self.hard_weight, remedy)
@@ -156,19 +157,41 @@ def response_loss(
     Raises:
         ValueError: different vocabularies, or hard labels with a weight that are not given.
     """
-    check_labels(response, labels)
-    mask = None if labels is None else labels != IGNORED
-    if response.hard_weight == 1:
-        return hard_loss(student_logits, labels)
-    how = {"temperature": response.temperature, "mask": mask}
+
+    def soft() -> Tensor:
+        log_q, log_p = _softened(student_logits, teacher_logits, response.temperature)
+        return divergence_of(response, log_p, log_q)
+
+    return mixed(response, soft, student_logits, labels)
+
+
+def mixed(
+    response: Response,
+    soft: Callable[[], Float[Tensor, "*shape"]],
+    student_logits: Float[Tensor, "*shape V"],
+    labels: Int[Tensor, "*shape"] | None,
+) -> Float[Tensor, ""]:
+    """(1 − w) T² mean of `soft` + w hard loss; what has no weight is not computed."""
+    weight = response.hard_weight
+    remedy = "give the tokens that follow, or set hard_weight to 0"
+    require(labels is not None or weight == 0, "labels", f"given where hard_weight is {weight}", None, remedy)
+    terms = []
+    if weight < 1:
+        mask = None if labels is None else labels != IGNORED
+        terms.append((1 - weight) * response.temperature**2 * mean_over(soft(), mask))
+    if weight > 0:
+        terms.append(weight * hard_loss(student_logits, labels))
+    return sum(terms[1:], start=terms[0])
+
+
+def divergence_of(
+    response: Response, log_p: Float[Tensor, "*shape V"], log_q: Float[Tensor, "*shape V"]
+) -> Float[Tensor, "*shape"]:
+    """The divergence of teacher p and student q at each position, without T²."""
     if response.divergence == "jensen_shannon":
-        soft = jensen_shannon(student_logits, teacher_logits, beta=response.beta, **how)
-    else:
-        loss = forward_kl if response.divergence == "forward_kl" else reverse_kl
-        soft = loss(student_logits, teacher_logits, **how)
-    if response.hard_weight == 0:
-        return soft
-    return (1 - response.hard_weight) * soft + response.hard_weight * hard_loss(student_logits, labels)
+        return generalised_jensen_shannon(log_p, log_q, response.beta)
+    forward = response.divergence == "forward_kl"
+    return relative_entropy(log_p, log_q) if forward else relative_entropy(log_q, log_p)
 
 
 def relative_entropy(
@@ -215,28 +238,22 @@ def check_vocabularies(student: int, teacher: int) -> None:
     )
 
 
-def check_labels(response: Response, labels: Tensor | None) -> None:
-    """Raises ValueError where hard labels have a weight and are not given."""
-    remedy = "give the tokens that follow, or set hard_weight to 0"
-    needed = f"given where hard_weight is {response.hard_weight}"
-    require(labels is not None or response.hard_weight == 0, "labels", needed, None, remedy)
+def check_temperature(temperature: object) -> None:
+    """Raises ValueError unless it is a number above 0."""
+    above = lambda t: 0 < t < math.inf  # noqa: E731
+    remedy = "use 1 for the distributions as they are, 2 to soften them"
+    require_number(above, "temperature", "above 0 and finite", temperature, remedy)
 
 
 def _softened(
     student_logits: Tensor, teacher_logits: Tensor, temperature: int | float
 ) -> tuple[Tensor, Tensor]:
     """ln q_T and ln p_T, the second without a way back to the teacher."""
-    _check_temperature(temperature)
+    check_temperature(temperature)
     check_vocabularies(student_logits.shape[-1], teacher_logits.shape[-1])
     log_q = (widen(student_logits) / temperature).log_softmax(-1)
     log_p = (widen(teacher_logits.detach()) / temperature).log_softmax(-1)
     return log_q, log_p
-
-
-def _check_temperature(temperature: object) -> None:
-    above = lambda t: 0 < t < math.inf  # noqa: E731
-    remedy = "use 1 for the distributions as they are, 2 to soften them"
-    require_number(above, "temperature", "above 0 and finite", temperature, remedy)
 
 
 def _check_beta(beta: object) -> None:
