@@ -41,6 +41,9 @@ Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 CHUNKS = 4  # each reads and writes the head's whole gradient once more, so they are to be few
 # Logits of a chunk: enough to keep the library's products at their speed, and not beyond 1 GiB in 16 bits.
 LEAST_LOGITS, MOST_LOGITS = 2**27, 2**29
+# Numbers of a product's result that fill a large GPU, 128 tiles of 128 × 256: the hidden states' gradient has
+# few columns, and leaves half of the chip idle if it has few rows as well.
+FULL = 2**22
 ROW_TILE = 128  # of the library's products; a chunk is a multiple of it
 ROUNDINGS = 8  # of a sum in 16 bits; more chunks than that are added up in fp32
 ALIGNED = 64  # numbers: rows of logits begin at multiples of it, whatever V is, and are read 16 bytes at once
@@ -63,9 +66,9 @@ class Objective:
     """
 
     divergence: str = "forward_kl"
-    beta: float = 0.5
-    temperature: float = 1.0
-    hard_weight: float = 0.0
+    beta: int | float = 0.5
+    temperature: int | float = 1.0
+    hard_weight: int | float = 0.0
     ignore_index: int = -100
 
     def __post_init__(self):
@@ -135,9 +138,9 @@ def vocabulary_divergence(
     labels: Int[Tensor, " N"] | None = None,
     *,
     divergence: str = "forward_kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    hard_weight: float = 0.0,
+    beta: int | float = 0.5,
+    temperature: int | float = 1.0,
+    hard_weight: int | float = 0.0,
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
@@ -146,9 +149,10 @@ def vocabulary_divergence(
 
     Logits are in the dtype of the hidden states, or in that of autocast; all behind them is in fp32. The
     gradient of the head is added up from chunk to chunk in the head's own dtype, by products that sum in fp32
-    and round once a chunk: an fp32 parameter loses nothing, one in 16 bits no more than a few roundings. Where
-    these would be more than `ROUNDINGS`, the sum is kept in fp32 until the end. Gradients can be taken once,
-    and are made in the forward pass: after `torch.no_grad()` only the loss is.
+    and round once a chunk: an fp32 parameter loses nothing, and one in 16 bits little more than by the last
+    rounding, which it cannot escape, while fp32 would take twice the memory and traffic. Where these would be
+    more than `ROUNDINGS`, the sum is kept in fp32 until the end. Gradients can be taken once, and are made in
+    the forward pass: under `torch.no_grad()` only the loss is.
 
     Args:
         student_head, teacher_head: the matrices that make logits; the teacher gets no gradient.
@@ -174,10 +178,15 @@ def vocabulary_divergence(
     return VocabularyDivergence.apply(*given, chunk_rows, wanted)
 
 
-def best_chunk_rows(rows: int, vocab_size: int) -> int:
-    """A quarter of the rows, unless that is too few logits for the library's products, or too much memory."""
-    quarter = math.ceil(rows / CHUNKS)
-    chosen = min(max(quarter, LEAST_LOGITS // vocab_size), MOST_LOGITS // vocab_size)
+def best_chunk_rows(rows: int, vocab_size: int, hidden_size: int) -> int:
+    """A quarter of the rows, unless that is too few for the library's products, or too much memory.
+
+    Args:
+        hidden_size: of the student.
+    """
+    filling = min(math.ceil(FULL / hidden_size), math.ceil(rows / 2))
+    enough = max(math.ceil(rows / CHUNKS), LEAST_LOGITS // vocab_size, filling)
+    chosen = min(enough, MOST_LOGITS // vocab_size)
     return min(max(math.ceil(chosen / ROW_TILE), 1) * ROW_TILE, rows)
 
 
@@ -190,7 +199,7 @@ def peak_bytes(
         hidden_size: of the student.
         item_bytes: of a number of hidden states, head and logits.
     """
-    chunk = min(chunk_rows or best_chunk_rows(rows, vocab_size), rows)
+    chunk = min(chunk_rows or best_chunk_rows(rows, vocab_size, hidden_size), rows)
     head_bytes = max(item_bytes, 4) if math.ceil(rows / chunk) > ROUNDINGS else item_bytes
     logits = 2 * chunk * _stride(vocab_size) * item_bytes
     return logits + vocab_size * hidden_size * head_bytes + rows * hidden_size * item_bytes + 4 * rows
@@ -211,16 +220,14 @@ class VocabularyDivergence(torch.autograd.Function):
         chunk_rows: int | None,
         wanted: tuple[bool, bool],
     ) -> Tensor:
-        dtypes = [_product_dtype(x) for x in (student_hidden, student_head, teacher_hidden, teacher_head)]
         ctx.dtypes = student_hidden.dtype, student_head.dtype
         counted = len(student_hidden)
         if labels is not None:
             labels = labels.contiguous()
             counted = (labels != objective.ignore_index).sum().clamp(min=1)
-        with torch.autocast(student_hidden.device.type, enabled=False):
-            tensors = (student_hidden, student_head, teacher_hidden, teacher_head)
-            cast = [x.to(dtype) for x, dtype in zip(tensors, dtypes, strict=True)]
-            losses, *ctx.grads = _by_chunks(*cast, labels, objective, chunk_rows, wanted, student_head.dtype)
+        tensors = (student_hidden, student_head, teacher_hidden, teacher_head)
+        cast = [x.to(_product_dtype(x)) for x in tensors]  # products with out=... know of no autocast
+        losses, *ctx.grads = _by_chunks(*cast, labels, objective, chunk_rows, wanted, student_head.dtype)
         ctx.counted, ctx.taken = counted, False
         return losses.sum() / counted
 
@@ -258,8 +265,8 @@ def _by_chunks(
     """
     from llmcourse.kernels.vocabulary_divergence_triton import launch
 
-    rows, vocab_size = len(student_hidden), len(student_head)
-    chunk = min(chunk_rows or best_chunk_rows(rows, vocab_size), rows)
+    (rows, hidden_size), vocab_size = student_hidden.shape, len(student_head)
+    chunk = min(chunk_rows or best_chunk_rows(rows, vocab_size, hidden_size), rows)
     student_logits, teacher_logits = (
         x.new_empty(chunk, _stride(vocab_size)) for x in (student_hidden, teacher_hidden)
     )

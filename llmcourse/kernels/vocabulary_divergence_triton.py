@@ -12,27 +12,60 @@ Logits are in base 2 and already over the temperature.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from llmcourse.kernels.arguments import check_power_of_2, check_warps, is_count
 from llmcourse.kernels.online_softmax_triton import join
 from llmcourse.kernels.vocabulary_divergence import Objective
 
-# One program of so many warps fills a multiprocessor: the rows that all of them are at, half a megabyte each,
-# then nearly fit the cache of 50 MB, and those of two would not.
-WARPS, LANES, REPEATS, STAGES = 16, 4096, 2, 3
 SCALED = 4096  # numbers of a program that scales
 LN2, LOG2E = tl.constexpr(math.log(2)), tl.constexpr(math.log2(math.e))
+
+
+@dataclass(frozen=True)
+class RowTile:
+    """How a program goes through a row: `lanes` · `repeats` logits at a time, `stages` times on their way.
+
+    A lane has its logits in the registers of one thread if there are at most 16 bytes of them to a load, and
+    meets no other lane before the end.
+
+    Raises:
+        ValueError: numbers that no program can have.
+    """
+
+    warps: int
+    lanes: int
+    repeats: int
+    stages: int
+
+    def __post_init__(self):
+        check_warps(self.warps)
+        check_power_of_2("lanes", self.lanes, 16)
+        check_power_of_2("repeats", self.repeats)
+        if not is_count(self.stages):
+            raise ValueError(f"stages must be an integer of at least 1, got {self.stages!r}; take 1")
+
+
+def row_tile(item_bytes: int) -> RowTile:
+    """One program fills a multiprocessor, and each of its threads loads 16 bytes at a time.
+
+    So as many rows are under way as there are multiprocessors, half a megabyte each in 16 bits for 128k
+    tokens, and their second reading finds a good part of them in a cache of 50 MB; of twice as many it would
+    find next to nothing.
+    """
+    return RowTile(warps=16, lanes=8192 // item_bytes, repeats=2, stages=3)
 
 
 @triton.jit
 def _load_logits(row_ptr, start, columns, stride, to_bits, LANES: tl.constexpr, REPEATS: tl.constexpr):
     """A tile of a row in fp32, its places, and which are tokens; those beyond the last weigh nothing."""
     at = start + tl.arange(0, LANES)[:, None] + tl.arange(0, REPEATS)[None, :] * LANES
-    # The memory of a row goes on to `stride`, a multiple of 16; so this mask splits no load, and the other may.
+    # The memory of a row goes on to `stride`, a multiple of 16: this mask splits no load, as the other would.
     x = tl.load(row_ptr + at, mask=at < stride, other=0.0).to(tl.float32) * to_bits
     return tl.where(at < columns, x, float("-inf")), at
 
@@ -181,14 +214,17 @@ def launch(
     losses: Tensor,
     objective: Objective,
     gradient: bool,
+    tile: RowTile | None = None,
 ) -> None:
     """Writes the loss of each row, unweighted by how many there are, and its gradient over `student`.
 
     Args:
         student, teacher: logits (rows, V), whose rows lie in memory up to a multiple of 16 numbers.
         gradient: whether it is wanted; else the logits stay.
+        tile: None takes `row_tile`.
     """
     rows, columns = student.shape
+    tile = tile or row_tile(max(student.element_size(), teacher.element_size()))
     o, mixed = objective, objective.kind == "jensen_shannon"
     _vocabulary_divergence_kernel[(rows,)](
         student,
@@ -209,10 +245,10 @@ def launch(
         HARD=o.hard_weight > 0,
         AT_ONE=o.temperature == 1,
         GRADIENT=gradient,
-        LANES=LANES,
-        REPEATS=REPEATS,
-        STAGES=STAGES,
-        num_warps=WARPS,
+        LANES=tile.lanes,
+        REPEATS=tile.repeats,
+        STAGES=tile.stages,
+        num_warps=tile.warps,
     )
 
 
