@@ -30,8 +30,8 @@ from record import record, record_raw
 from torch import Tensor
 
 from llmcourse import hardware
+from llmcourse.kernels.divergence_arguments import Objective
 from llmcourse.kernels.vocabulary_divergence import (
-    Objective,
     best_chunk_rows,
     peak_bytes,
     vocabulary_divergence,

@@ -20,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from llmcourse.kernels.arguments import check_power_of_2, check_warps, is_count
+from llmcourse.kernels.divergence_arguments import Objective
 from llmcourse.kernels.online_softmax_triton import join
-from llmcourse.kernels.vocabulary_divergence import Objective
 
 SCALED = 4096  # numbers of a program that scales
 LN2, LOG2E = tl.constexpr(math.log(2)), tl.constexpr(math.log2(math.e))

@@ -103,7 +103,8 @@ import sys
 import torch
 sys.path.insert(0, "benchmarks")
 import kd_loss as bench
-from llmcourse.kernels.vocabulary_divergence import Objective, vocabulary_divergence_reference as plain
+from llmcourse.kernels.divergence_arguments import Objective
+from llmcourse.kernels.vocabulary_divergence import vocabulary_divergence_reference as plain
 
 tensors = bench.problem(bench.Shape(12, 16, 24, 60), torch.device("cpu"), torch.float32)
 traced = torch.compile(plain, backend="eager", fullgraph=True)

@@ -25,6 +25,7 @@ from llmcourse.kernels import backend
 from llmcourse.kernels.append_attention import append_attention
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
+from llmcourse.kernels.divergence_arguments import Objective
 from llmcourse.kernels.draft_trees import PathMemory, keep_path, path_end, settle_tree
 from llmcourse.kernels.drafts import settle_greedy
 from llmcourse.kernels.drawn_drafts import VerdictMemory, settle_drawn
@@ -38,7 +39,6 @@ from llmcourse.kernels.split_rings import SPLIT_RINGS, SplitRing
 from llmcourse.kernels.tiles import FlashTile, Tile, attention_tile
 from llmcourse.kernels.tokens import Choice, choose
 from llmcourse.kernels.tree_mask import TreeMask
-from llmcourse.kernels.vocabulary_divergence import Objective
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.serving.paged_cache import PagedCache
 from llmcourse.serving.paged_decoder import PagedDecoder

@@ -11,7 +11,8 @@ import torch
 
 from llmcourse.kernels import vocabulary_divergence as module
 from llmcourse.kernels import vocabulary_divergence_triton as kernels
-from llmcourse.kernels.vocabulary_divergence import Objective, vocabulary_divergence
+from llmcourse.kernels.divergence_arguments import Objective
+from llmcourse.kernels.vocabulary_divergence import vocabulary_divergence
 from tests.kernels.contract import DEVICE, DTYPES, seeded  # noqa: F401
 
 KINDS = (
