@@ -143,7 +143,7 @@ def check_small(device: torch.device, vocab_sizes: tuple[int, ...] = (V, 50257))
                     for backend in ("auto", "reference")
                 )
                 print(vocab_size, dtype, given, "ours", ours, "naive", naive, flush=True)
-                least = 8 * torch.finfo(torch.float32).eps * given["temperature"] ** 2
+                least = 32 * torch.finfo(torch.float32).eps * given["temperature"] ** 2
                 allowed = [WORST * x + least for x in naive]
                 assert all(x <= most for x, most in zip(ours, allowed, strict=True)), (ours, allowed)
 

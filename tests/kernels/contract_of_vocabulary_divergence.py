@@ -52,7 +52,8 @@ def found(tensors, labels, *, times: float = 1.0, **given) -> dict[str, torch.Te
 def check_all(ours, tensors, labels, dtype=torch.float32, **given) -> None:
     """Within twice what the reference is off in this dtype, and a few roundings.
 
-    A divergence is a difference of logarithms that are larger than itself, times T².
+    A divergence is a difference of logarithms that are larger than itself, times T²; the gradient of reverse
+    KL is one of numbers as large as the divergence.
     """
     truth = found([x.double() for x in tensors], labels, backend="reference", **given)
     theirs = found(tensors, labels, backend="reference", **given)
@@ -64,7 +65,7 @@ def check_all(ours, tensors, labels, dtype=torch.float32, **given) -> None:
         allowed = (
             2 * (theirs[name].double() - exact).abs().max()
             + 16 * eps * exact.abs().max()
-            + least.get(name, 0.25) * eps
+            + least.get(name, 0.25 + 8 * truth["loss"]) * eps
         )
         assert (ours[name].double() - exact).abs().max() <= allowed, name
 
