@@ -82,7 +82,8 @@ def reverse_by_distributions(student_logits, teacher_logits):
     """PyTorch's distributions for the loss; the gradient by the Jacobian of the softmax."""
     q, log_p = student_logits.double().softmax(-1), teacher_logits.double().log_softmax(-1)
     loss = kl_divergence(
-        Categorical(logits=student_logits.double().clamp(min=-1e5)), Categorical(logits=teacher_logits.double())
+        Categorical(logits=student_logits.double().clamp(min=-1e5)),
+        Categorical(logits=teacher_logits.double()),
     )
     slope = torch.where(q > 0, q.clamp(min=1e-300).log() - log_p + 1, 0.0)
     jacobian = torch.diag_embed(q) - q[:, :, None] * q[:, None, :]
@@ -289,9 +290,7 @@ def table_by_lists(losses, k, domains):
         ]
         gains.append([statistics.fmean(each) for each in pairs])
         errors.append([statistics.stdev(each) / math.sqrt(len(each)) for each in pairs])
-        verdicts = [
-            (g > k * e) - (g < -k * e) for g, e in zip(gains[-1], errors[-1], strict=True)
-        ]
+        verdicts = [(g > k * e) - (g < -k * e) for g, e in zip(gains[-1], errors[-1], strict=True)]
         wins, loses = verdicts.count(1), verdicts.count(-1)
         said = "mixed" if wins and loses else "not shown"
         said = "better" if wins >= domains and not loses else said

@@ -26,7 +26,7 @@ The **expected calibration error** is
 $$\mathrm{ECE} = \sum_{m=1}^{M} \frac{n_m}{N}\, \big|\, \mathrm{acc}_m - \mathrm{conf}_m \,\big|$$
 
 with $n_m$ the number of positions in a bin, $\mathrm{acc}_m$ the share of them that are right, and
-$\mathrm{conf}_m$ their mean confidence. A student that was taught by a sure teacher is often surer than right.
+$\mathrm{conf}_m$ their mean confidence. What was taught by a sure teacher is often surer than right.
 
 Write `calibration(probs, labels, num_bins)`.
 
@@ -50,10 +50,10 @@ tensor([[2.0000, 0.4500, 0.5000],
 HINTS = (
     "confidence, favourite = probs.max(dim=-1), and right = favourite == labels. The rest is about these two "
     "lists of N numbers.",
-    "The bin of a confidence, from 0, is ceil(confidence · M) − 1. Or a loop over the bins: kept = (confidence "
-    "> m / M) & (confidence <= (m + 1) / M).",
-    "Without a loop: counts = torch.bincount(bins, minlength=M), the sums of confidence and of right the same "
-    "with weights=…, and clamp(min=1) for what they are divided by.",
+    "The bin of a confidence, from 0, is ceil(confidence · M) − 1. Or a loop over the bins: kept = "
+    "(confidence > m / M) & (confidence <= (m + 1) / M).",
+    "Without a loop: counts = torch.bincount(bins, minlength=M), the sums of confidence and of right the "
+    "same with weights=…, and clamp(min=1) for what they are divided by.",
 )
 
 PLAIN_MEAN = "That is the plain mean over the bins. Each bin weighs as many positions as it has, n_m / N."
@@ -62,7 +62,9 @@ OVERALL = (
     "That is the gap between overall accuracy and overall confidence. Bins that are too sure and others that "
     "are not sure enough cancel in it: take the magnitude bin by bin."
 )
-LARGEST = "That is the largest gap of a bin, the maximum calibration error. The expected one is a weighted mean."
+LARGEST = (
+    "That is the largest gap of a bin, the maximum calibration error. The expected one is a weighted mean."
+)
 SQUARES = "The gaps were squared. It is their magnitudes that are averaged."
 MIDDLES = "The middle of a bin stands for its confidence here. conf is the mean of the confidences in it."
 OF_LABEL = "The probability of the label is taken for the confidence. It is the largest of the row."

@@ -27,8 +27,8 @@ $$L = \frac{T^2}{|M|} \sum_{n \in M} \mathrm{KL}(p_T \,\Vert\, q_T)_n, \qquad
 \frac{\partial L}{\partial z_{nk}} = \frac{T}{|M|} \big(q_T(k) - p_T(k)\big)_n$$
 
 The gradient is that for the student's logits $z$. Both softmaxes make it smaller by $1/T$ and, since
-flattened distributions are closer together, by about $1/T$ again: the $T^2$ keeps its size where it is, so
-that $T$ can be tried without another learning rate. At a position that does not count it is 0.
+flattened distributions are closer together, by about $1/T$ again. The $T^2$ makes up for that,
+roughly, so that $T$ can be changed without another learning rate or another balance of losses. At a position that does not count it is 0.
 
 Write `kd_loss(student_logits, teacher_logits, temperature, mask)`.
 
@@ -37,8 +37,8 @@ Write `kd_loss(student_logits, teacher_logits, temperature, mask)`.
   that the probabilities of others are too small for `float32`: their logarithms are not.
 - `temperature`: a float above 0.
 - `mask`: `bool` tensor of shape `(N,)`, true where a position counts; somewhere it is.
-- returns `(loss, gradient)`: $L$, a float, and $\partial L / \partial z$, a `float32` tensor of shape `(N, V)`.
-  Write the gradient's formula down, or let autograd have it: `z = student_logits.clone().requires_grad_()`,
+- returns `(loss, gradient)`: $L$, a float, and $\partial L / \partial z$, a `float32` tensor of shape
+  `(N, V)`. Write the gradient's formula down, or let autograd have it: `z = student_logits.clone().requires_grad_()`,
   and `torch.autograd.grad(loss, z)`.
 
 ```python
@@ -97,12 +97,12 @@ HINTS_AT = {
         "where it is true, mask.sum() of them."
     ),
     "a token that the teacher never says": (
-        "p is 0 there, and ln p is -inf: 0 · (-inf) is NaN. The term is 0: torch.where(p > 0, …), or F.kl_div "
-        "with probabilities."
+        "p is 0 there, and ln p is -inf: 0 · (-inf) is NaN. The term is 0: torch.where(p > 0, …), or "
+        "F.kl_div with probabilities."
     ),
     "a student that is very sure": (
-        "softmax(…).log() is ln 0 where a probability is too small for float32. log_softmax has the logarithm "
-        "itself, which is no small number; adding something before the log changes it."
+        "softmax(…).log() is ln 0 where a probability is too small for float32. log_softmax has the "
+        "logarithm itself, which is no small number; adding something before the log changes it."
     ),
     "a teacher that is very sure": "softmax(…).log() is -inf for the other tokens, and 0 · (-inf) is NaN.",
 }

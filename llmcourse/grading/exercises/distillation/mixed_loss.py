@@ -69,10 +69,14 @@ TWICE = (
     "F.cross_entropy was given probabilities. It takes logits, and makes the softmax itself: there are two "
     "here."
 )
-OF_TEACHER = "The hard part is that of the teacher's favourites. Hard labels are the tokens that came: labels."
+OF_TEACHER = (
+    "The hard part is that of the teacher's favourites. Hard labels are the tokens that came: labels."
+)
 WRONG_MODEL = "The hard part is the teacher's own loss. It is the student that learns from the labels."
 NO_T = "The soft part is at temperature 1. Divide both logits by T."
-OF_NUMBERS = "The soft part is a mean over all numbers, N · V. Sum over the vocabulary; the mean is over rows."
+OF_NUMBERS = (
+    "The soft part is a mean over all numbers, N · V. Sum over the vocabulary; the mean is over rows."
+)
 SUM = "Both parts are sums over the positions. They are means."
 SHIFTED = "The labels were shifted by one. They stand where they belong already."
 HINTS_AT = {

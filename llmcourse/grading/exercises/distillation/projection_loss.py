@@ -61,11 +61,15 @@ TRANSPOSED = "Φ is the wrong way round: a linear layer computes h @ weight.T, r
 PROJECTED_TEACHER = "The teacher was projected. Φ brings the student's states to the teacher's width."
 DIFFERENCE = "The difference was projected. Only the student's states are; the teacher's stay as they are."
 UNPROJECTED = "Nothing was projected: compare Φ h of the student with the teacher's state."
-SUM_WIDTH = "The squares are added up along the width. L is divided by D too: a mean over all numbers that count."
+SUM_WIDTH = (
+    "The squares are added up along the width. L is divided by D too: a mean over all numbers that count."
+)
 SUM = "That is the sum of the squares. It is to be divided by the number of positions, and by D."
 ROOT = "Those are lengths of differences, with a root. The squares themselves are averaged."
 MAGNITUDES = "Those are magnitudes. The squares of the differences are averaged."
-NORMALISED = "The states were brought to length 1 first, as a cosine has it. Here they are compared as they are."
+NORMALISED = (
+    "The states were brought to length 1 first, as a cosine has it. Here they are compared as they are."
+)
 NO_TWO = "The gradient lacks the factor 2 of the square; or the loss was halved for it."
 GRADIENT_T = "The gradient is transposed: it has the shape of the weight, (D, C): r is on the left."
 UPHILL = "The gradient has the wrong sign: r is the student's minus the teacher's."
@@ -186,7 +190,9 @@ _projected_teacher = ByAutograd(lambda s, t, phi: mean_square(s - t @ phi.T))
 _difference = ByAutograd(lambda s, t, phi: mean_square((s - t) @ phi.T))
 _root = ByAutograd(lambda s, t, phi: (s @ phi.T - t).norm(dim=-1).mean())
 _normalised = ByAutograd(
-    lambda s, t, phi: mean_square(torch.nn.functional.normalize(s @ phi.T, dim=-1) - t / t.norm(dim=-1)[:, None])
+    lambda s, t, phi: mean_square(
+        torch.nn.functional.normalize(s @ phi.T, dim=-1) - t / t.norm(dim=-1)[:, None]
+    )
 )
 _magnitudes = ByAutograd(lambda s, t, phi: (s @ phi.T - t).abs().mean())
 _unprojected = Projection(difference=lambda student, teacher, weight: student - teacher)

@@ -80,7 +80,9 @@ BEST_SEED = "That is the best seed. The mean of all is asked for, also of those 
 BEST_OF_EACH = "The best run was compared with the twin's best. Each has the luck of its own best seed in it."
 MEDIAN = "That is the median of the pairs. The mean is asked for."
 RELATIVE = "These are shares of the twin's loss. Gains are differences, in nats."
-WRONG_AXIS = "Means and errors are over the domains here. Seeds are the last dimension; each domain has its own."
+WRONG_AXIS = (
+    "Means and errors are over the domains here. Seeds are the last dimension; each domain has its own."
+)
 ANY_GAIN = "Any gain above 0 is taken for a win. A win is more than k standard errors."
 ANY_DOMAIN = "One domain is enough for a claim here. It takes `domains` of them."
 IGNORES = (
@@ -96,7 +98,7 @@ HINTS_AT = {
     "gains of two errors": "How many standard errors are asked for is k, whatever one is used to.",
     "two errors are asked for": "How many standard errors are asked for is k, whatever one is used to.",
     "differences that are all alike": (
-        "An error of 0 is no missing number: gain > k · error holds for any gain above 0. Do not divide by it."
+        "An error of 0 is no missing number: gain > k · error holds for any gain above 0. Do not divide."
     ),
     "two seeds": "Two pairs have a spread, with S − 1 = 1.",
 }
@@ -184,7 +186,7 @@ def cases(rng: random.Random) -> list[Case]:
     rng.shuffle(four)
     return [
         case(FIRST, four, seeds=4, domains=3, apart=TOLD),
-        case(ONE, [[weak, win, between], [lose, weak, weak]]),
+        case(ONE, [[weak, win, weak], [lose, weak, weak]]),
         case(TWO, [[between, between, between], [win, win, between]], wrong=(_always_2,)),
         case(ASKED, [[between, weak, between], [win, lose, win]], k=2.0, wrong=(_always_3,)),
         case("two seeds", [[win, win, weak], [lose, lose, lose]], seeds=2),

@@ -57,13 +57,17 @@ HINTS = (
     "times an infinity is NaN, in the gradient too.",
 )
 
-FORWARD = "That is KL(p‖q), which the last exercise had: here the student's own probabilities are the weights."
+FORWARD = (
+    "That is KL(p‖q), which the last exercise had: here the student's own probabilities are the weights."
+)
 FORWARD_SLOPE = "The loss is right; the gradient is q − p, that of KL(p‖q)."
 FIXED = (
-    "The gradient is 0 everywhere: with the weights q held fixed, that of Σ q ln q is q − q. Do not detach q: "
-    "it is the student's in both places."
+    "The gradient is 0 everywhere: with the weights q held fixed, that of Σ q ln q is q − q. Do not detach "
+    "q: it is the student's in both places."
 )
-NO_BASELINE = "The gradient lacks the last term: q (ln(q/p) − KL). Each row of a gradient for logits adds up to 0."
+NO_BASELINE = (
+    "The gradient lacks the last term: q (ln(q/p) − KL). Each row of a gradient for logits adds up to 0."
+)
 OF_PROBS = (
     "That is the gradient for the probabilities, ln(q/p) + 1. The student has logits: it goes through the "
     "softmax, which gives q (ln(q/p) − KL)."
@@ -80,7 +84,9 @@ ABOVE_0 = (
     "Terms below 0 were dropped or made positive. Tokens of which the student says too little have such "
     "terms; only the sum is never below 0."
 )
-TEACHERS = "That is the gradient for the teacher's logits, p − q. The teacher is fixed; the student's is asked for."
+TEACHERS = (
+    "That is the gradient for the teacher's logits, p − q. The teacher is fixed; the student's is asked for."
+)
 HINTS_AT = {
     "a teacher that is very sure": (
         "softmax(…).log() is ln 0 where the teacher's probability is too small for float32. log_softmax has "

@@ -49,11 +49,13 @@ tensor([0.8324, 0.6931])
 HINTS = (
     "Divide the logits first; everything else follows from the softmax of each row, dim=-1.",
     "probs = (logits / temperature).softmax(dim=-1). The entropy of a row is minus the sum of p ln p.",
-    "Where p is 0, p * p.log() is 0 · (-inf), which is NaN. torch.special.xlogy(p, p) has 0 there, and so has "
-    "torch.special.entr(p), with the sign of the entropy.",
+    "Where p is 0, p * p.log() is 0 · (-inf), which is NaN. torch.special.xlogy(p, p) has 0 there, and so "
+    "has torch.special.entr(p), with the sign of the entropy.",
 )
 
-TIMES = "The logits are multiplied by T. Dividing makes their distances smaller, and the distribution flatter."
+TIMES = (
+    "The logits are multiplied by T. Dividing makes their distances smaller, and the distribution flatter."
+)
 NONE = "That is the distribution at T = 1: the temperature changes nothing here."
 SQUARED = "The logits are divided by T². The T² of distillation belongs to the loss, not to the softmax."
 AFTER = "The probabilities are divided by T, after the softmax: they no longer add up to 1."

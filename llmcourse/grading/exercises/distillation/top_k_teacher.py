@@ -87,8 +87,8 @@ UNWEIGHTED = "The terms are weighted with 1/k each. Their weights are the teache
 SORTED = "The student's numbers were sorted. Each stored p belongs to the token in ids at the same place."
 HINTS_AT = {
     "a student that is very sure": (
-        "1 − Σ q is 0, or noise, where the student is sure of stored tokens, and ln 0 is -inf; a least number "
-        "in its place changes the loss. logsumexp over the tokens that are left has it exactly."
+        "1 − Σ q is 0, or noise, where the student is sure of stored tokens, and ln 0 is -inf; a least "
+        "number in its place changes the loss. logsumexp over the tokens that are left has it exactly."
     ),
     "stored probabilities above 1": (
         "In 16 bits the stored ones add up to more than 1 here: the rest is below 0, and its logarithm NaN. "

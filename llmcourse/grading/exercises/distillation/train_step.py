@@ -71,14 +71,18 @@ HINTS = (
 TEACHER_LEARNS = (
     "The head's gradient has the teacher's side in it: z^T is read by the head that is trained. Detach it."
 )
-HEAD_DETACHED = "The head stays as it was: it was detached for the student too. Only the teacher's side is fixed."
+HEAD_DETACHED = (
+    "The head stays as it was: it was detached for the student too. Only the teacher's side is fixed."
+)
 ADAPTER_ALONE = "The adapter alone makes a step. The head is trained too."
 HEAD_ALONE = "The head alone makes a step. The adapter is trained too."
 NO_SQUARE = "The T² is missing in the loss, and so in the step."
 REVERSED = "The divergence is the other way round. It is KL(p‖q), weighted by the teacher."
 CROSS = "The loss is the cross-entropy: the step is right, but the teacher's entropy is to be taken away."
 UPHILL = "The step goes uphill: it is the weight **less** lr times its gradient."
-ALWAYS = "The gradients were made as long as max_norm though they are shorter. Clipping never makes them longer."
+ALWAYS = (
+    "The gradients were made as long as max_norm though they are shorter. Clipping never makes them longer."
+)
 SQUARED_NORM = "The norm lacks its root: g is the root of the sum of the squares."
 TWO_NORMS = "That is the sum of two norms. g is one norm, of all numbers of both gradients together."
 LARGEST = "That is the largest magnitude of a gradient. The norm is the root of the sum of squares."
@@ -88,7 +92,9 @@ MEAN_OF_MEANS = (
     "The mean of each part was averaged: a position in a small part counts for more. Divide the sum of each "
     "part by N, the number of all positions."
 )
-PART_SUMS = "The means of the parts were added up, and not divided by anything: with more parts the step grows."
+PART_SUMS = (
+    "The means of the parts were added up, and not divided by anything: with more parts the step grows."
+)
 LAST = "Only the last part's gradient is there: it was set to 0, or written over, at each part."
 FIRST_PART = "Only the first part's gradient is there."
 EACH = "The weights change after every part. A step is made once, when all gradients have been added up."
@@ -102,7 +108,7 @@ EACH_TENSOR = "Each gradient was clipped by itself. There is one norm and one fa
 EACH_PART = "The gradients were clipped after each part. Clip once, when all parts have been added up."
 HINTS_AT = {
     "parts of different sizes": "Each position counts the same, and the step is made after the last part.",
-    "a norm that is too large": "Above max_norm both gradients are multiplied by max_norm / g, and g is told.",
+    "a norm that is too large": "Above max_norm both gradients are multiplied by max_norm / g; g is told.",
     "parts that are clipped": "First all parts add up, then one norm, one factor, one step.",
     "a part of one position": "A part may have any size; N is the sum of them.",
 }
@@ -257,7 +263,9 @@ def _each(adapter, head, parts, temperature, max_norm, lr):
     size, told, loss = sum(len(states) for states, _ in parts), 0.0, 0.0
     for part in parts:
         share = len(part[0]) / size
-        own, norm, adapter, head = train_step(adapter, head, [part], temperature, max_norm / share, lr * share)
+        own, norm, adapter, head = train_step(
+            adapter, head, [part], temperature, max_norm / share, lr * share
+        )
         loss, told = loss + share * own, told + share * norm
     return loss, told, adapter, head
 
