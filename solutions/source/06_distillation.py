@@ -148,7 +148,8 @@ for seed in (4711, 4712, 4713):
 
 # %% [markdown] name="06-square-text"
 # **Demonstration.** `draft` is taught by `base` on the code: the size of the gradient at some temperatures, with your
-# $T^2$ and without. *Predict*: by what factor does it shrink from T = 1 to T = 8 without, and how far does $T^2$ make up for that?
+# $T^2$ and without. *Predict*: by what factor does it shrink from T = 1 to T = 8 without, and how far does
+# $T^2$ make up for that?
 
 # %% name="06-square-demo" tags=["demo"]
 with once_written(kd_loss):

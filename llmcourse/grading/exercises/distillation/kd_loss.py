@@ -27,8 +27,8 @@ $$L = \frac{T^2}{|M|} \sum_{n \in M} \mathrm{KL}(p_T \,\Vert\, q_T)_n, \qquad
 \frac{\partial L}{\partial z_{nk}} = \frac{T}{|M|} \big(q_T(k) - p_T(k)\big)_n$$
 
 The gradient is that for the student's logits $z$. Both softmaxes make it smaller by $1/T$ and, since
-flattened distributions are closer together, by about $1/T$ again. The $T^2$ makes up for that,
-roughly, so that $T$ can be changed without another learning rate or another balance of losses. At a position that does not count it is 0.
+flattened distributions are closer together, by about $1/T$ again. The $T^2$ makes up for that, roughly, so
+that $T$ can be changed without another learning rate. At a position that does not count the gradient is 0.
 
 Write `kd_loss(student_logits, teacher_logits, temperature, mask)`.
 
@@ -38,8 +38,8 @@ Write `kd_loss(student_logits, teacher_logits, temperature, mask)`.
 - `temperature`: a float above 0.
 - `mask`: `bool` tensor of shape `(N,)`, true where a position counts; somewhere it is.
 - returns `(loss, gradient)`: $L$, a float, and $\partial L / \partial z$, a `float32` tensor of shape
-  `(N, V)`. Write the gradient's formula down, or let autograd have it: `z = student_logits.clone().requires_grad_()`,
-  and `torch.autograd.grad(loss, z)`.
+  `(N, V)`. Write the formula down, or let autograd have it: `z = student_logits.clone().requires_grad_()` and
+  `torch.autograd.grad(loss, z)`.
 
 ```python
 >>> student = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
