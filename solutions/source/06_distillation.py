@@ -134,8 +134,8 @@ def kd_loss(student_logits, teacher_logits, temperature, mask):
     p = log_p.exp()
     terms = torch.where(p > 0, p * (log_p - log_q), 0.0)
     loss = temperature**2 * terms.sum(dim=-1)[mask].mean()
-    gradient = temperature * (log_q.exp() - p) * mask[:, None] / mask.sum()
-    return loss.item(), gradient
+    gradient = temperature * (log_q.exp() - p) / mask.sum()
+    return loss.item(), torch.where(mask[:, None], gradient, 0.0)
     ### END SOLUTION
 
 

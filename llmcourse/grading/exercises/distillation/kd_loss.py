@@ -46,9 +46,9 @@ Write `kd_loss(student_logits, teacher_logits, temperature, mask)`.
 >>> teacher = torch.tensor([[4.0, 2.0, 0.0], [0.0, 4.0, 4.0]])
 >>> loss, gradient = kd_loss(student, teacher, temperature=2.0, mask=torch.tensor([True, False]))
 >>> round(loss, 4)
-0.1744
+0.2152
 >>> gradient
-tensor([[-0.1780, -0.0655,  0.2435],
+tensor([[-0.1782, -0.0656,  0.2438],
         [ 0.0000,  0.0000,  0.0000]])
 ```
 """
@@ -120,7 +120,8 @@ def kd_loss(
     p, count = log_p.exp(), mask.sum()
     terms = torch.where(p > 0, p * (log_p - log_q), 0.0)
     loss = temperature**2 * terms.sum(-1)[mask].sum() / count
-    return loss.item(), temperature * (log_q.exp() - p) * mask[:, None] / count
+    gradient = temperature * (log_q.exp() - p) / count
+    return loss.item(), torch.where(mask[:, None], gradient, 0.0)
 
 
 def forward(log_p, log_q):

@@ -45,16 +45,13 @@ Write `train_step(adapter, head, parts, temperature, max_norm, lr)`.
 
 ```python
 >>> adapter, head = torch.tensor([[1.0]]), torch.tensor([[1.0], [0.0]])
->>> parts = [(torch.tensor([[0.0]]), torch.tensor([[2.0]]))]
->>> train_step(adapter, head, parts, temperature=1.0, max_norm=1.0, lr=1.0)   # nothing to learn from h = 0
-(0.3278..., 0.0, tensor([[1.]]), tensor([[1.],
-        [0.]]))
->>> parts += [(torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [2.0]]))]
->>> loss, norm, adapter, head = train_step(adapter, head, parts, temperature=1.0, max_norm=0.1, lr=1.0)
+>>> parts = [(torch.tensor([[1.0], [1.0]]), torch.tensor([[2.0], [2.0]]))]
+>>> parts += [(torch.tensor([[0.0]]), torch.tensor([[2.0]]))]       # of which there is nothing to learn
+>>> loss, norm, new_adapter, new_head = train_step(adapter, head, parts, 1.0, max_norm=0.1, lr=1.0)
 >>> round(loss, 4), round(norm, 4)
-(0.1344, 0.1733)
->>> adapter, head
-(tensor([[1.0577]]), tensor([[1.0577],
+(0.154, 0.1729)
+>>> new_adapter, new_head
+(tensor([[1.0577]]), tensor([[ 1.0577],
         [-0.0577]]))
 ```
 """
