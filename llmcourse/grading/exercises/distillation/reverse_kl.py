@@ -42,7 +42,7 @@ Write `reverse_kl(student_logits, teacher_logits)`.
 >>> student = torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 0.0]])
 >>> teacher = torch.tensor([[3.0, 3.0, 0.0], [3.0, 3.0, 0.0]])   # two tokens are as good
 >>> loss, gradient = reverse_kl(student, teacher)
->>> [round(reverse_kl(student[n:n + 1], teacher[:1])[0], 4) for n in (0, 1)]   # one of both costs less than all
+>>> [round(reverse_kl(student[n:n + 1], teacher[:1])[0], 4) for n in (0, 1)]   # all, or one of both
 [0.6191, 0.487]
 >>> round(loss, 4)
 0.5531
