@@ -318,9 +318,10 @@ for seed in (4711, 4712, 4713):
 # teacher's states. How far down does a matrix alone get it, with the student as it is?
 
 # %% name="06-features-demo" tags=["demo"]
-with once_written(projection_loss), torch.no_grad():
-    rows = torch.stack([tokens["code"][:256], tokens["English"][:256], tokens["code"][1:]])
-    h_s, h_t = (model.hidden_states(rows).clone() for model in (students["draft"], base))
+rows = torch.stack([tokens["code"][:256], tokens["English"][:256], tokens["code"][1:]])
+with torch.no_grad():
+    h_s, h_t = (model.hidden_states(rows) for model in (students["draft"], base))
+with once_written(projection_loss):
     lengths, phi = torch.tensor([256, 100, 180]), torch.zeros(320, 128)
     rate = 0.25 * 320 / h_s.square().sum(-1).mean()
     for step in range(1001):
