@@ -156,7 +156,7 @@ with once_written(kd_loss):
     teacher, student = read(base), read(students["draft"])
     everywhere = torch.ones(256, dtype=torch.bool)
     for temperature in (1.0, 2.0, 4.0, 8.0):
-        loss, gradient = kd_loss(student, teacher, temperature, everywhere)
+        loss, gradient = kd_loss(student.clone(), teacher, temperature, everywhere)
         size = gradient.norm().item()
         print(
             f"T = {temperature:g}: loss {loss:.2f}, gradient {size:.4f}, without T² {size / temperature**2:.5f}"
