@@ -3,9 +3,9 @@
     forward: ŵ = S (q(w) − Z);   backward: ∂L/∂w := ∂L/∂ŵ
 
 Rounding has a gradient of 0 almost everywhere, so the straight-through estimator takes it for the identity
-(Bengio et al. 2013, section 4; for quantized layers Jacob et al. 2018, section 3). Ranges reach from a group's
-least to its largest weight, so nothing is clipped, and no gradient has to be cut off. The scales follow the
-weights at every step. A student in few bits that learns from its teacher in 16 so wins back what rounding
+(Bengio et al. 2013, section 4; for quantized layers Jacob et al. 2018, section 3). Ranges reach from the
+least to the largest weight of a group, so nothing is clipped, and no gradient has to be cut off. The scales
+follow the weights at every step. A student in few bits that learns from its teacher in 16 so wins back what rounding
 lost (Kim et al. 2019, QKD; Liu et al. 2023, LLM-QAT, section 3.2).
 
 Names and shapes of the parameters stay those of the model, so that it is trained, kept and loaded as any.
@@ -67,7 +67,7 @@ def straight_through(
 
 
 def rounded(w: Float[Tensor, "N K"], bits: int, group_size: int, symmetric: bool) -> Float[Tensor, "N K"]:
-    """S (q − Z) of the nearest codes: as `quantize_weight`, but nothing is checked, so no device is waited for."""
+    """S (q − Z) of the nearest codes, as `quantize_weight` has them; unchecked, to wait for no device."""
     groups = w.reshape(-1, group_size).to(torch.promote_types(w.dtype, torch.float32))
     low, high = groups.amin(1), groups.amax(1)
     scale, zero_point = scale_and_zero_point(low, high, bits, symmetric=symmetric, dtype=w.dtype)

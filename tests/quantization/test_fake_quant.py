@@ -1,4 +1,4 @@
-"""Fake quantization: forward as the real one, backward as if nothing were rounded, and training that wins back."""
+"""Fake quantization: forward as the real one, backward as if nothing were rounded; training wins back."""
 
 import pytest
 import torch
