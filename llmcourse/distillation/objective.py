@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llmcourse.distillation.losses import Response, hard_loss, response_loss
+from llmcourse.distillation.feature_loss import FeatureLoss
+from llmcourse.distillation.features import read_features
+from llmcourse.distillation.losses import IGNORED, Response, hard_loss, response_loss
 from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.stored_teacher import stored_loss
 from llmcourse.distillation.teacher import Told
@@ -39,7 +42,13 @@ class Objective(nn.Module):
         self.distillation, self.student = distillation, student
         self.fused = student.device.type == "cuda" if fused is None else fused
         student.rope(torch.zeros(1, 1, dtype=torch.long, device=student.device))  # else it would compile anew
-        self._run = student.hidden_states
+        self.feature_loss, layers = None, ()
+        if distillation.features is not None:
+            layer_map = distillation.pairs(student, teacher)
+            shapes = student.config, teacher.config
+            self.feature_loss = FeatureLoss(*shapes, layer_map, distillation.features)
+            layers = layer_map.student_layers
+        self._run = partial(read_features, student, layers=layers)
 
     def compile_parts(self, *, by_layer: bool) -> None:
         """Compiles the student's pass, as a whole or each layer apart, which `shards` has to come between."""
@@ -58,7 +67,17 @@ class Objective(nn.Module):
             labels: the token behind each, or −100 where nothing is learned.
             own: the student wrote the rows, and is not to learn by heart what it said.
         """
-        hidden, response = self._run(rows), self.distillation.response
+        hidden, features = self._run(rows)
+        loss = self._on_top(hidden, labels, told, own)
+        if self.feature_loss is None:
+            return loss
+        return loss + self.feature_loss(features, told.features, labels != IGNORED)
+
+    def _on_top(
+        self, hidden: Float[Tensor, "B T C"], labels: Int[Tensor, "B T"], told: Told, own: bool
+    ) -> Float[Tensor, ""]:
+        """What the last hidden states say of the next token, compared with the teacher or the text."""
+        response = self.distillation.response
         if response is None:
             return hard_loss(self.student.lm_head(hidden), labels)
         response = replace(response, hard_weight=0.0) if own else response

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llmcourse.decoding.errors import require, require_integer, require_number
+from llmcourse.distillation.feature_loss import FeatureWeights
+from llmcourse.distillation.layer_map import LayerMap
 from llmcourse.distillation.losses import Response, check_vocabularies
 from llmcourse.model import Decoder
 from llmcourse.training.recipes import Recipe
@@ -19,6 +21,8 @@ class Distillation:
         recipe: steps, batches, rates and seed; its model is the student's.
         response: what is learned of the teacher's distribution; None leaves the teacher out, and the text's
             tokens alone are learned, as in a training from scratch.
+        features: what is learned of the teacher's layers, beside the response or the text; None for nothing.
+        layer_map: of which layers; None maps the whole depth (`LayerMap.uniform`).
         top_k: probabilities of the teacher that are looked at, and kept where there is a cache; None for all.
         own_text: λ of GKD, the share of batches that the student writes itself, in [0, 1].
         accumulation: parts of a batch, one behind the other; their gradients add up.
@@ -29,6 +33,8 @@ class Distillation:
 
     recipe: Recipe
     response: Response | None = field(default_factory=Response)
+    features: FeatureWeights | None = None
+    layer_map: LayerMap | None = None
     top_k: int | None = None
     own_text: int | float = 0.0
     accumulation: int = 1
@@ -39,6 +45,9 @@ class Distillation:
         require_integer(1, "accumulation", self.accumulation, "1 takes a batch at once")
         if self.top_k is not None:
             require_integer(1, "top_k", self.top_k, "64 are usual; None looks at all")
+        if self.features is None:
+            remedy = "give features, which it is for"
+            require(self.layer_map is None, "layer_map", "None without features", self.layer_map, remedy)
         if self.response is None:
             remedy = "give a response, from which to learn"
             require(self.own_text == 0, "own_text", "0 without a teacher's response", self.own_text, remedy)
@@ -46,12 +55,17 @@ class Distillation:
 
     @property
     def needs_teacher(self) -> bool:
-        return self.response is not None
+        return self.response is not None or self.features is not None
+
+    def pairs(self, student: Decoder, teacher: Decoder) -> LayerMap:
+        """The layer map, for models of these depths."""
+        depths = student.config.num_layers, teacher.config.num_layers
+        return LayerMap.uniform(*depths) if self.layer_map is None else self.layer_map
 
     def flat(self) -> dict[str, Any]:
         """All settings by name, those of the parts among them."""
         held = asdict(self)
-        for name in ("recipe", "response"):
+        for name in ("recipe", "response", "features", "layer_map"):
             held |= held.pop(name) or {name: None}
         return held
 

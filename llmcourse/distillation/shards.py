@@ -53,7 +53,7 @@ def parted_like(tensor: Tensor, other: Tensor) -> Tensor:
 class ShardedMuon(BatchedMuon):
     """Muon over parts of matrices, which are gathered to be made orthogonal."""
 
-    def steps(self, looked_ahead: list[Tensor], rate: float | Tensor, group: dict) -> list[Tensor]:
+    def steps(self, looked_ahead: Sequence[Tensor], rate: float | Tensor, group: dict) -> list[Tensor]:
         steps = super().steps([whole(matrix) for matrix in looked_ahead], rate, group)
         return [parted_like(step, matrix) for step, matrix in zip(steps, looked_ahead, strict=True)]
 

@@ -7,7 +7,7 @@ time. The teacher computes in bf16 on a GPU, and never has a gradient.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmcourse.decoding.errors import require
 from llmcourse.distillation.batches import Part
+from llmcourse.distillation.features import LayerFeatures, read_features
 from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.stored_teacher import TopK
 from llmcourse.distillation.teacher_cache import CacheOf, TeacherCache
@@ -31,11 +32,13 @@ class Told(NamedTuple):
         hidden: the last, normalised states.
         head: the matrix that makes logits of them.
         top_k: the likeliest tokens.
+        features: of the layers that are compared.
     """
 
     hidden: Float[Tensor, "B T C"] | None = None
     head: Float[Tensor, "V C"] | None = None
     top_k: TopK | None = None
+    features: dict[int, LayerFeatures] | None = None
 
 
 class Teacher:
@@ -43,6 +46,7 @@ class Teacher:
 
     Args:
         model: None where there is no teacher.
+        layers: whose features are compared.
         cache: a folder; None asks the teacher at every step.
         compiled: its pass, for a GPU.
 
@@ -55,35 +59,39 @@ class Teacher:
         self,
         distillation: Distillation,
         model: Decoder | None,
+        layers: Sequence[int] = (),
         cache: Path | None = None,
         *,
         compiled: bool = False,
     ):
         self.distillation, self._cache = distillation, None
         self._model = None if model is None or not distillation.needs_teacher else _ready(model)
+        self._layers = layers
         read: Callable = self._read
-        self._hidden = torch.compile(read) if compiled else read
+        self._run = torch.compile(read) if compiled else read
         if cache is not None:
             self._cache = _cache(distillation, model, cache)
 
     def __call__(self, part: Part) -> Told:
         if self._model is None:
             return Told()
-        if self.distillation.top_k is None:
-            return Told(self._hidden(part.rows), self._model.lm_head.weight)
-        if self._cache is None:
-            return Told(top_k=self._top_k(part.rows))
-        return Told(top_k=self._cache.top_k(part.name, part.rows, self._top_k))
+        if self._cache is not None:
+            return Told(top_k=self._cache.top_k(part.name, part.rows, lambda rows: self._ask(rows).top_k))
+        return self._ask(part.rows)
 
     @torch.no_grad()
-    def _read(self, rows: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
-        return self._model.hidden_states(rows)
+    def _ask(self, rows: Int[Tensor, "B T"]) -> Told:
+        (hidden, features), settings = self._run(rows), self.distillation
+        if settings.response is None:
+            return Told(features=features)
+        if settings.top_k is None:
+            return Told(hidden, self._model.lm_head.weight, features=features)
+        logits = self._model.lm_head(hidden)
+        top_k = TopK.of(logits, settings.top_k, temperature=settings.response.temperature)
+        return Told(top_k=top_k, features=features)
 
-    @torch.no_grad()
-    def _top_k(self, rows: Int[Tensor, "B T"]) -> TopK:
-        logits = self._model.lm_head(self._hidden(rows))
-        settings = self.distillation
-        return TopK.of(logits, settings.top_k, temperature=settings.response.temperature)
+    def _read(self, rows: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "B T C"], dict[int, LayerFeatures]]:
+        return read_features(self._model, rows, self._layers)
 
 
 def _ready(model: Decoder) -> Decoder:
@@ -100,6 +108,8 @@ def _cache(distillation: Distillation, model: Decoder, folder: Path) -> TeacherC
     settings, recipe = distillation, distillation.recipe
     remedy = "give top_k, 64 for one"
     require(settings.top_k is not None, "top_k", "given where a cache is", None, remedy)
+    remedy = "go without a cache: features would take far more room than text"
+    require(settings.features is None, "features", "None where a cache is given", "some", remedy)
     remedy = "go without a cache: what the student writes is new each time"
     require(settings.own_text == 0, "own_text", "0 where a cache is given", settings.own_text, remedy)
     of = CacheOf(

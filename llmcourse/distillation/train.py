@@ -88,9 +88,10 @@ def distill(
     distillation.check_models(student, teacher)
     distillation.check_processes(count)
     run = _identity(distillation, student, teacher)
-    told = Teacher(distillation, teacher, cache, compiled=compiled)
     student.requires_grad_(True).train()
     objective = Objective(distillation, student, teacher).to(device)
+    layers = distillation.pairs(student, teacher).teacher_layers if distillation.features else ()
+    told = Teacher(distillation, teacher, layers, cache, compiled=compiled)
     if compiled:
         objective.compile_parts(by_layer=count > 1)
     if count > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -60,7 +61,7 @@ class BatchedMuon(torch.optim.Muon):
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_sub_(matrices, self.steps(looked_ahead, rate, group))
 
-    def steps(self, looked_ahead: list[Tensor], rate: float | Tensor, group: dict) -> list[Tensor]:
+    def steps(self, looked_ahead: Sequence[Tensor], rate: float | Tensor, group: dict) -> list[Tensor]:
         """What is taken off matrices of one shape: orthogonal directions at that rate."""
         directions = orthogonalize(torch.stack(looked_ahead), group["ns_coefficients"], group["ns_steps"])
         steps = directions.to(looked_ahead[0].dtype) * rate  # not by `alpha`: that would wait for the device
