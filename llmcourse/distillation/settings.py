@@ -1,4 +1,4 @@
-"""What is to be learned, from whom and how: the settings of one distillation, checked before anything runs."""
+"""What is to be learned, from whom and how: settings that are checked before anything runs."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class Distillation:
         require(student.config == self.recipe.model, "student", "the recipe's model", "another", "adapt it")
         if not self.needs_teacher:
             return
-        require(teacher is not None, "teacher", "given for these losses", None, "or learn from the text alone")
+        remedy = "or learn from the text alone"
+        require(teacher is not None, "teacher", "given for these losses", None, remedy)
         check_vocabularies(student.config.vocab_size, teacher.config.vocab_size)
         most, length = teacher.config.max_position_embeddings, self.recipe.sequence_length
         allowed = f"at most the teacher's context, {most}"

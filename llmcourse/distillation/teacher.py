@@ -1,4 +1,4 @@
-"""What the teacher says of a batch: its last hidden states, or its likeliest tokens, from a cache if there is one.
+"""What the teacher says of a batch: hidden states, or its likeliest tokens, from a cache if there is one.
 
 Hidden states and not logits: those are V numbers a token, and whoever needs them multiplies a few rows at a
 time. The teacher computes in bf16 on a GPU, and never has a gradient.

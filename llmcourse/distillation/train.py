@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from llmcourse.decoding.errors import require
 from llmcourse.distillation.batches import Batches
 from llmcourse.distillation.objective import Objective
 from llmcourse.distillation.records import Records
@@ -129,7 +128,10 @@ class _Saved:
         """Keeps the state, unless weights or states of the optimizers are not finite; whether they were."""
         states = [place.state_dict() for place in self.places]  # by all processes: each has a part
         weights, *others = states
-        held = [*weights.values(), *(v for state in others for s in state["state"].values() for v in s.values())]
+        held = [
+            *weights.values(),
+            *(v for state in others for s in state["state"].values() for v in s.values()),
+        ]
         if not all(torch.isfinite(t).all() for t in held if isinstance(t, Tensor)):
             return False
         if world()[0] == 0:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from llmcourse.distillation import train as loop
+from llmcourse.distillation.feature_loss import FeatureWeights
+from llmcourse.distillation.layer_map import LayerMap
 from llmcourse.distillation.losses import Response, forward_kl, hard_loss
 from llmcourse.distillation.objective import Objective
 from llmcourse.distillation.records import read_records
@@ -55,6 +57,8 @@ class TestLearning:
             {"response": Response("jensen_shannon", hard_weight=0.5)},
             {"top_k": 16},
             {"accumulation": 2},
+            {"features": FeatureWeights(values=1.0)},
+            {"response": None, "features": FeatureWeights(), "layer_map": LayerMap(((1, 1),))},
         ],
         ids=str,
     )
@@ -136,9 +140,9 @@ def test_compiled_parts_give_the_same_loss():
     expected = Objective(settings(response=None), student())(rows[:, :-1], rows[:, 1:], told)
     for by_layer in (True, False):
         objective = Objective(settings(response=None), student())
-        with mock.patch.object(torch, "compile", lambda run: lambda *given: run(*given)):
-            with mock.patch.object(torch.nn.Module, "compile") as compiled:
-                objective.compile_parts(by_layer=by_layer)
+        whole = mock.patch.object(torch, "compile", lambda run: lambda *given: run(*given))
+        with whole, mock.patch.object(torch.nn.Module, "compile") as compiled:
+            objective.compile_parts(by_layer=by_layer)
         assert compiled.call_count == by_layer
         torch.testing.assert_close(objective(rows[:, :-1], rows[:, 1:], told), expected)
 
@@ -212,9 +216,9 @@ class TestResume:
         run(tmp_path, time_limit_s=-1.0)
         with pytest.raises(ValueError, match=r"recipe \(student was [0-9a-f]+, is [0-9a-f]+\)"):
             run(tmp_path, model=student(seed=1))
-        with mock.patch("tests.distillation.tiny_run.teacher", student):
-            with pytest.raises(ValueError, match=r"recipe \(teacher was [0-9a-f]+, is [0-9a-f]+\)"):
-                run(tmp_path)
+        other = mock.patch("tests.distillation.tiny_run.teacher", student)
+        with other, pytest.raises(ValueError, match=r"recipe \(teacher was [0-9a-f]+, is [0-9a-f]+\)"):
+            run(tmp_path)
 
 
 def not_finite_from(call: int, value: float = math.nan):
@@ -238,25 +242,25 @@ class TestDivergence:
         assert len(losses(tmp_path)) == 3 and not (tmp_path / "tiny.pt").exists()
 
     def test_the_last_good_checkpoint_is_kept(self, tmp_path, uninterrupted):
-        with mock.patch.object(loop, "SAVE_EVERY_S", -1.0), not_finite_from(3):
-            with pytest.raises(FloatingPointError, match=r"step 4 .*the last checkpoint is .*tiny\.pt"):
-                run(tmp_path)
+        expected = pytest.raises(FloatingPointError, match=r"step 4 .*the last checkpoint is .*tiny\.pt")
+        with mock.patch.object(loop, "SAVE_EVERY_S", -1.0), not_finite_from(3), expected:
+            run(tmp_path)
         state = torch.load(tmp_path / "tiny.pt", weights_only=True)
         assert state["step"] == 3 and all(t.isfinite().all() for t in state["model"].values())
         run(tmp_path)
         assert losses(tmp_path) == losses(uninterrupted[0])
 
     def test_weights_that_a_finite_loss_hides(self, tmp_path):
-        """The last step's loss is computed before its update, and its gradient has a NaN: the root of zero."""
+        """The last step's loss is computed before its update, whose gradient is NaN: the root of zero."""
         whole, calls = Objective.forward, iter(range(10**9))
 
         def forward(self, *given):
             root = (0 * self.student.lm_head.weight.sum()).sqrt()
-            return whole(self, *given) + root * (next(calls) == 5)
+            return whole(self, *given) + root if next(calls) == 5 else whole(self, *given)
 
-        with mock.patch.object(Objective, "forward", forward):
-            with pytest.raises(FloatingPointError, match="step 6: weights or optimizer states are not fin"):
-                run(tmp_path)
+        expected = pytest.raises(FloatingPointError, match="step 6: weights or optimizer states are not fin")
+        with mock.patch.object(Objective, "forward", forward), expected:
+            run(tmp_path)
         assert not (tmp_path / "tiny.pt").exists()
 
 
@@ -329,12 +333,24 @@ class TestRefused:
             ({"accumulation": 0}, "accumulation must be an integer of at least 1, got 0"),
             ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
             ({"top_k": 4, "response": None}, "top_k must be None without a teacher's response, got 4"),
+            ({"layer_map": LayerMap(((1, 1),))}, "layer_map must be None without features"),
             ({"own_text": 0.5, "response": None}, "own_text must be 0 without a teacher's response"),
         ],
     )
     def test_settings(self, changes, message):
         with pytest.raises(ValueError, match=message):
             settings(**changes)
+
+    def test_layers_that_are_not_there(self, tmp_path):
+        training = settings(features=FeatureWeights(), layer_map=LayerMap(((1, 3),)))
+        with pytest.raises(
+            ValueError, match=r"teacher's layer must be in \[1, 2\], got 3; the pair \(1, 3\)"
+        ):
+            run(tmp_path, training)
+
+    def test_widths_that_nothing_projects(self, tmp_path):
+        with pytest.raises(ValueError, match="student's width must be the teacher's, 48, got 32; learn a Φ"):
+            run(tmp_path, settings(features=FeatureWeights(project=False)))
 
     def test_a_longer_row_than_the_teacher_reads(self, tmp_path):
         short = Decoder(tiny_config(vocab_size=64, max_position_embeddings=8))
