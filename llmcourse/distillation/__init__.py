@@ -2,8 +2,14 @@
 
 losses           the teacher's distribution as soft labels: forward KL, reverse KL, Jensen–Shannon
 stored_teacher   the same with what can be kept of a teacher: its k likeliest tokens
+layer_map        which layer learns from which, when there are not as many
+features         hidden states, attention maps and value relations: taken out of a decoder, and compared
+feature_loss     what is compared and how much it weighs, with the projections that are learned for it
 """
 
+from llmcourse.distillation.feature_loss import FeatureLoss, FeatureWeights
+from llmcourse.distillation.features import LayerFeatures, read_features
+from llmcourse.distillation.layer_map import LayerMap
 from llmcourse.distillation.losses import (
     Response,
     forward_kl,
@@ -15,11 +21,16 @@ from llmcourse.distillation.losses import (
 from llmcourse.distillation.stored_teacher import TopK, stored_loss
 
 __all__ = [
+    "FeatureLoss",
+    "FeatureWeights",
+    "LayerFeatures",
+    "LayerMap",
     "Response",
     "TopK",
     "forward_kl",
     "hard_loss",
     "jensen_shannon",
+    "read_features",
     "response_loss",
     "reverse_kl",
     "stored_loss",

@@ -1,8 +1,8 @@
 """A teacher that can be stored: the k likeliest tokens of each position, instead of all V.
 
-Students of several sizes and seeds read the same text, and the teacher's answers are the same each time: they
-can be kept, at the cost of disk instead of passes. All of them are 2 V bytes a token in fp16, more than 250 kB
-for V = 128k; k of them with their ids are 6 k, and 2 for the others together: 386 for k = 64. These others,
+Students of several sizes and seeds read the same text, and the teacher's answers are the same each time:
+they can be kept, at the cost of disk instead of passes. All of them are 2 V bytes a token in fp16, 256 kB
+for V = 128,000; k of them with their ids are 6 k, and 2 for the others together: 386 for k = 64. These,
 
     r = 1 − Σ_{i in top k} p_i
 
@@ -12,10 +12,10 @@ can be dealt with in two ways:
                    divergence of k + 1 outcomes. Merging outcomes never adds to a divergence, so it is at most
                    the whole one, and 0 for a student that is the teacher. How to share r out among the others
                    the student is not told.
-    renormalised   p'_i = p_i / (1 − r), and nothing for the others: KL(p' ‖ q) = Σ_i p'_i ln(p'_i / q_i) falls
-                   as long as the student has something left for them. It learns to be surer than its teacher:
-                   of the top k alone both the gradient and the calibration are biased (Anshumann et al. 2025,
-                   "Sparse Logit Sampling", who draw the tokens that are kept instead).
+    renormalised   p'_i = p_i / (1 − r), and nothing for the others: KL(p' ‖ q) = Σ_i p'_i ln(p'_i / q_i)
+                   can fall as long as the student has something left for them. It learns to be surer than
+                   its teacher: of the top k alone both the gradient and the calibration are biased
+                   (Anshumann et al. 2025, "Sparse Logit Sampling", who draw the tokens that are kept).
 
 Temperatures above 1 move probability into the rest, so one belongs to what is stored: p_T is, not p.
 """
