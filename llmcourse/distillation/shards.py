@@ -136,3 +136,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / count
+
+
+def whole_copy(model: Decoder) -> Decoder:
+    """A model of which processes hold parts, in each of them; one that is whole is returned as it is.
+
+    All processes have to ask together.
+    """
+    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+        return model
+    copy = Decoder(model.config).to(model.device)
+    copy.load_state_dict({name: whole(tensor.detach()) for name, tensor in model.state_dict().items()})
+    return copy.eval()
