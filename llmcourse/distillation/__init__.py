@@ -5,6 +5,8 @@ stored_teacher   the same with what can be kept of a teacher: its k likeliest to
 layer_map        which layer learns from which, when there are not as many
 features         hidden states, attention maps and value relations: taken out of a decoder, and compared
 feature_loss     what is compared and how much it weighs, with the projections that are learned for it
+on_policy        batches that the student writes itself, as it is by then
+quality          what it has of its teacher in the end: divergence, agreement, acceptance, calibration
 """
 
 from llmcourse.distillation.feature_loss import FeatureLoss, FeatureWeights
@@ -18,18 +20,26 @@ from llmcourse.distillation.losses import (
     response_loss,
     reverse_kl,
 )
+from llmcourse.distillation.on_policy import Writer, is_own_turn, own_labels
+from llmcourse.distillation.quality import Fidelity, calibration_error, measure
 from llmcourse.distillation.stored_teacher import TopK, stored_loss
 
 __all__ = [
     "FeatureLoss",
     "FeatureWeights",
+    "Fidelity",
     "LayerFeatures",
     "LayerMap",
     "Response",
     "TopK",
+    "Writer",
+    "calibration_error",
     "forward_kl",
     "hard_loss",
+    "is_own_turn",
     "jensen_shannon",
+    "measure",
+    "own_labels",
     "read_features",
     "response_loss",
     "reverse_kl",
