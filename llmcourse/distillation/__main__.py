@@ -23,7 +23,7 @@ from llmcourse.distillation.shards import whole_copy, world
 from llmcourse.distillation.students import make_student
 from llmcourse.distillation.text_at_hand import corpus_at_hand
 from llmcourse.distillation.train import distill
-from llmcourse.distillation.written import write_student
+from llmcourse.distillation.written import held_out_of, write_student
 from llmcourse.model import Decoder
 from llmcourse.pretrained import find_checkpoint, load
 from llmcourse.training.__main__ import start_process
@@ -33,7 +33,7 @@ from llmcourse.training.family import Corpus, work_folder
 from llmcourse.training.options import exit_code, sources_of
 
 
-def corpus_of(options: argparse.Namespace, device: torch.device) -> Corpus:
+def corpus_of(options: argparse.Namespace) -> Corpus:
     """The text that the options name, or what there is at hand.
 
     Raises:
@@ -56,8 +56,8 @@ def train(options: argparse.Namespace, started: float) -> bool:
         device = start_process(options.device)
         folder = find_checkpoint(options.teacher)
         teacher = load(folder, device=device).model
-        with _first_alone():
-            corpus = corpus_of(options, device)
+        with _FirstAlone():
+            corpus = corpus_of(options)
         recipe = recipe_of(options, [source.name for source in corpus.sources])
         distillation = distillation_of(options, recipe, teacher.config)
         student = make_student(options.student, options.start, recipe, device)
@@ -65,8 +65,10 @@ def train(options: argparse.Namespace, started: float) -> bool:
         distillation.check_processes(world()[1])
         out, work = options.out / recipe.name, work_folder(options.out)
         check_replaceable(out)
-        with _first_alone():
+        with _FirstAlone():
             counts, domains = prepare_for(folder, corpus, work, device)
+        contexts = [model.config.max_position_embeddings for model in (student, teacher)]
+        held_out_of(work, list(counts), contexts)
         if world()[0] == 0:
             print(_summary(options, distillation, student, teacher, device), flush=True)
         done = distill(
@@ -81,14 +83,15 @@ def train(options: argparse.Namespace, started: float) -> bool:
         )
         student = whole_copy(student)
         if done and world()[0] == 0:
-            write_student(distillation, student, options.teacher, corpus, counts, work, options.out)
+            name = options.teacher
+            write_student(distillation, student, teacher, name, corpus, counts, work, options.out)
         return done
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-class _first_alone:
+class _FirstAlone:
     """Lets the first process go before all others, which then find what it made."""
 
     def __enter__(self):

@@ -30,7 +30,6 @@ from llmcourse.distillation.stored_teacher import TopK
 from llmcourse.training.family import read_note, write_whole
 
 NOTE = "cache.json"
-BYTES = 6  # of a kept probability: its logarithm in fp16, its token in int32
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,11 @@ class CacheOf:
     batch_size: int
     sequence_length: int
     seed: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Tokens in int32, logarithms in fp16, that of the rest among them."""
+        return self.k * 4 + (self.k + 1) * 2
 
 
 class TeacherCache:
@@ -83,7 +87,7 @@ class TeacherCache:
             OSError: there is less room than its steps need beside what is kept.
         """
         tokens = steps * self.of.batch_size * self.of.sequence_length
-        needed = tokens * self.of.k * BYTES
+        needed = tokens * self.of.bytes_per_token
         kept = sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
         free = shutil.disk_usage(self.folder).free
         if needed - kept > free:
