@@ -83,11 +83,8 @@ class Distillation:
         require(teacher is not None, "teacher", "given for these losses", None, remedy)
         check_vocabularies(student.config.vocab_size, teacher.config.vocab_size)
         if self.top_k is not None:
-            allowed, remedy = (
-                f"below the vocabulary, {teacher.config.vocab_size}",
-                "leave it out to look at all",
-            )
-            require(self.top_k < teacher.config.vocab_size, "top_k", allowed, self.top_k, remedy)
+            count, remedy = teacher.config.vocab_size, "leave it out to look at all"
+            require(self.top_k < count, "top_k", f"below the vocabulary, {count}", self.top_k, remedy)
         most, length = teacher.config.max_position_embeddings, self.recipe.sequence_length
         allowed = f"at most the teacher's context, {most}"
         require(length <= most, "sequence_length", allowed, length, "take shorter rows")

@@ -5,8 +5,8 @@
 Rounding has a gradient of 0 almost everywhere, so the straight-through estimator takes it for the identity
 (Bengio et al. 2013, section 4; for quantized layers Jacob et al. 2018, section 3). Ranges reach from the
 least to the largest weight of a group, so nothing is clipped, and no gradient has to be cut off. The scales
-follow the weights at every step. A student in few bits that learns from its teacher in 16 so wins back what rounding
-lost (Kim et al. 2019, QKD; Liu et al. 2023, LLM-QAT, section 3.2).
+follow the weights at every step. A student in few bits that learns from its teacher in 16 so wins back what
+rounding lost (Kim et al. 2019, QKD; Liu et al. 2023, LLM-QAT, section 3.2).
 
 Names and shapes of the parameters stay those of the model, so that it is trained, kept and loaded as any.
 """

@@ -58,6 +58,7 @@ class TestLearning:
             {"top_k": 16},
             {"accumulation": 2},
             {"features": FeatureWeights(values=1.0)},
+            {"own_text": 0.5, "response": Response("reverse_kl")},
             {"response": None, "features": FeatureWeights(), "layer_map": LayerMap(((1, 1),))},
         ],
         ids=str,
@@ -135,6 +136,16 @@ def test_the_fused_loss_is_the_whole_one():
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
+def test_nobody_learns_by_heart_what_it_wrote():
+    """Hard labels have no part in rows of the student's own."""
+    rows, wide = pattern().windows(0, 4, 13, seed=1), teacher()
+    told = Told(wide.hidden_states(rows[:, :-1]), wide.lm_head.weight)
+    given = (rows[:, :-1], rows[:, 1:], told)
+    mixed = Objective(settings(response=Response(hard_weight=0.5)), student())
+    assert torch.equal(mixed(*given, True), Objective(settings(), student())(*given))
+    assert not torch.equal(mixed(*given, False), mixed(*given, True))
+
+
 def test_compiled_parts_give_the_same_loss():
     rows, told = pattern().windows(0, 4, 13, seed=1), Told()
     expected = Objective(settings(response=None), student())(rows[:, :-1], rows[:, 1:], told)
@@ -155,6 +166,13 @@ class TestResume:
         assert starts == 6
         assert losses(tmp_path) == losses(uninterrupted[0])
         assert_same(model, uninterrupted[1])
+
+    def test_own_text_too(self, tmp_path):
+        training = settings(own_text=0.5, response=Response("reverse_kl", hard_weight=0.25))
+        run(tmp_path / "whole", training)
+        while run(tmp_path / "cut", training, time_limit_s=-1.0) is None:
+            pass
+        assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
     def test_without_its_optimizer_states_a_run_goes_another_way(self, tmp_path, uninterrupted):
         run(tmp_path, time_limit_s=-1.0)
@@ -351,6 +369,10 @@ class TestRefused:
     def test_widths_that_nothing_projects(self, tmp_path):
         with pytest.raises(ValueError, match="student's width must be the teacher's, 48, got 32; learn a Φ"):
             run(tmp_path, settings(features=FeatureWeights(project=False)))
+
+    def test_more_than_the_whole_vocabulary(self, tmp_path):
+        with pytest.raises(ValueError, match="top_k must be below the vocabulary, 64, got 64; leave it out"):
+            run(tmp_path, settings(top_k=64))
 
     def test_a_longer_row_than_the_teacher_reads(self, tmp_path):
         short = Decoder(tiny_config(vocab_size=64, max_position_embeddings=8))
