@@ -41,7 +41,7 @@ from llmcourse.training.checkpoint import SAVE_EVERY_S, load_state, save_state
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.muon import BatchedMuon
 from llmcourse.training.optimizer import build_optimizers, schedule, set_rates
-from llmcourse.training.paced import CHECK_EVERY, MAX_NORM, autocast
+from llmcourse.training.paced import CHECK_EVERY, MAX_NORM, autocast, random_devices
 from llmcourse.training.tokens import Domain
 
 
@@ -88,7 +88,9 @@ def distill(
     distillation.check_processes(count)
     run = _identity(distillation, student, teacher)
     student.requires_grad_(True).train()
-    objective = Objective(distillation, student, teacher).to(device)
+    with torch.random.fork_rng(devices=random_devices(device)):
+        torch.manual_seed(distillation.recipe.seed)  # of projections: the same in all processes
+        objective = Objective(distillation, student, teacher).to(device)
     layers = distillation.pairs(student, teacher).teacher_layers if distillation.features else ()
     told = Teacher(distillation, teacher, layers, cache, compiled=compiled)
     if compiled:

@@ -15,6 +15,7 @@ from llmcourse.distillation.records import read_records
 from llmcourse.distillation.text_at_hand import corpus_at_hand
 from llmcourse.pretrained import load
 from llmcourse.training.recipes import FAMILY
+from llmcourse.training.tokenizer import VOCAB_SIZE
 from tests.training.tiny import ROOT, tiny_config, write_text
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -108,7 +109,7 @@ def test_interrupted_it_says_so_in_one_line(arguments, tmp_path, tiny_checkpoint
     [
         (["--teacher", "nobody"], "no model or folder named 'nobody'"),
         (["--student", "nobody"], "no model or folder named 'nobody'"),
-        (["--student", "draft"], "teacher's vocabulary must be of 8192 tokens as the student's, got 300"),
+        (["--student", "draft"], f"vocabulary must be of {VOCAB_SIZE} tokens as the student's, got 300"),
         (["--temperature", "0"], "temperature must be above 0 and finite, got 0.0"),
         (["--hard-weight", "2"], "hard_weight must be in [0, 1], got 2.0"),
         (["--objective", "features", "--layer-map", "1:9"], "teacher's layer must be in [1, 2], got 9"),

@@ -22,7 +22,16 @@ from llmcourse.distillation.teacher import Told
 from llmcourse.distillation.train import distill
 from llmcourse.model import Decoder
 from llmcourse.quantization.fake_quant import fake_quantized
-from tests.distillation.tiny_run import killed_at, pattern, recipe, run, settings, student, teacher
+from tests.distillation.tiny_run import (
+    everything,
+    killed_at,
+    pattern,
+    recipe,
+    run,
+    settings,
+    student,
+    teacher,
+)
 from tests.training.tiny import ROOT, tiny_config
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -167,6 +176,13 @@ class TestResume:
         assert losses(tmp_path) == losses(uninterrupted[0])
         assert_same(model, uninterrupted[1])
 
+    def test_a_run_is_the_same_every_time(self, tmp_path):
+        """Projections begin at random, but not by chance."""
+        for name in ("first", "second"):
+            run(tmp_path / name, everything())
+            torch.rand(3)
+        assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
     def test_own_text_too(self, tmp_path):
         training = settings(own_text=0.5, response=Response("reverse_kl", hard_weight=0.25))
         run(tmp_path / "whole", training)
@@ -285,7 +301,7 @@ class TestDivergence:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    run(folder, settings(response=Response(hard_weight=0.25, temperature=2.0)))
+    run(folder, everything())
     return folder
 
 
@@ -301,16 +317,15 @@ class TestProcesses:
             torch.testing.assert_close(states[0]["model"][name], weight, rtol=0, atol=1e-3)
         # What two processes leave is whole: one finds the run finished.
         with mock.patch.object(Objective, "forward", side_effect=AssertionError):
-            assert run(tmp_path, settings(response=Response(hard_weight=0.25, temperature=2.0))) is not None
+            assert run(tmp_path, everything()) is not None
 
     def test_a_half_of_the_batch_would_be_noticed(self, tmp_path, one_process):
         with mock.patch.object(loop, "Batches", lambda *given: _Half(*given)):
-            run(tmp_path, settings(response=Response(hard_weight=0.25, temperature=2.0)))
+            run(tmp_path, everything())
         assert losses(tmp_path) != pytest.approx(losses(one_process), rel=1e-4)
 
     def test_two_go_on_where_one_stopped(self, tmp_path, one_process):
-        training = settings(response=Response(hard_weight=0.25, temperature=2.0))
-        run(tmp_path, training, time_limit_s=-1.0)
+        run(tmp_path, everything(), time_limit_s=-1.0)
         command = [*TORCHRUN, "2", *PROGRAM, str(tmp_path)]
         done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

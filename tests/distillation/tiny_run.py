@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from llmcourse.distillation.feature_loss import FeatureWeights
 from llmcourse.distillation.losses import Response
 from llmcourse.distillation.objective import Objective
 from llmcourse.distillation.settings import Distillation
@@ -40,6 +41,12 @@ def recipe(**changes) -> Recipe:
 def settings(**changes) -> Distillation:
     own = {name: changes.pop(name) for name in list(changes) if name in Distillation.__dataclass_fields__}
     return Distillation(recipe(**changes), **own)
+
+
+def everything() -> Distillation:
+    """What several processes are compared by: means over rows, so that it does not matter how they are cut."""
+    response = Response(hard_weight=0.25, temperature=2.0)
+    return settings(response=response, features=FeatureWeights(values=1.0, distance="cosine"), accumulation=2)
 
 
 def student(seed: int = 0, **changes) -> Decoder:
@@ -91,7 +98,7 @@ def main(folder: str, *options: str) -> None:
             with killed_at(int(options[1])), mock.patch("llmcourse.distillation.train.SAVE_EVERY_S", -1.0):
                 run(Path(folder))
         else:
-            run(Path(folder), settings(response=Response(hard_weight=0.25, temperature=2.0)))
+            run(Path(folder), everything())
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
