@@ -10,9 +10,9 @@ With p_T = softmax(teacher's logits / T) and q_T = softmax(student's logits / T)
 
 Gradients with respect to logits shrink as 1/T²: once since the logits are divided, once since p and q come
 closer to each other. T² makes up for it, so that soft labels weigh at any temperature about the same beside
-the hard ones. Forward KL asks the student for
-some mass wherever the teacher has any, and a student that is too small spreads out; reverse KL asks it to
-stay where the teacher is, and it leaves some of the teacher's answers out.
+the hard ones. Forward KL asks the student for some mass wherever the teacher has any, and a student that is
+too small spreads out; reverse KL asks it to stay where the teacher is, and it leaves some of the teacher's
+answers out.
 
 Here the logits are whole: this is the slow truth. `kernels.vocabulary_divergence` never holds them all.
 """
@@ -211,9 +211,8 @@ def generalised_jensen_shannon(
         return relative_entropy(log_p, log_q)
     if beta == 1:
         return relative_entropy(log_q, log_p)
-    nowhere = (log_p == -math.inf) & (
-        log_q == -math.inf
-    )  # of what neither has, the mixture's gradient is NaN
+    # Of what neither has the mixture's gradient is NaN, though it adds nothing.
+    nowhere = (log_p == -math.inf) & (log_q == -math.inf)
     sides = (log_p + math.log(beta), log_q + math.log1p(-beta))
     log_m = torch.logaddexp(*(side.masked_fill(nowhere, 0.0) for side in sides))
     return beta * relative_entropy(log_p, log_m) + (1 - beta) * relative_entropy(log_q, log_m)
@@ -233,9 +232,8 @@ def check_vocabularies(student: int, teacher: int) -> None:
         ValueError: sizes that differ.
     """
     remedy = "distil from a teacher with the student's tokenizer; other vocabularies would have to be aligned"
-    require(
-        student == teacher, "teacher's vocabulary", f"of {student} tokens as the student's", teacher, remedy
-    )
+    allowed = f"of {student} tokens as the student's"
+    require(student == teacher, "teacher's vocabulary", allowed, teacher, remedy)
 
 
 def check_temperature(temperature: object) -> None:

@@ -2,7 +2,7 @@
 
 Students of several sizes and seeds read the same text, and the teacher's answers are the same each time:
 they can be kept, at the cost of disk instead of passes. All of them are 2 V bytes a token in fp16, 256 kB
-for V = 128,000; k of them with their ids are 6 k, and 2 for the others together: 386 for k = 64. These,
+for V = 128,000; k of them with their ids are 6 k, and 2 for the others together: 386 for k = 64. Others,
 
     r = 1 − Σ_{i in top k} p_i
 
