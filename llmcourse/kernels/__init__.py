@@ -33,6 +33,9 @@ tokens            embedding lookup, greedy choice and sampling, all on the devic
 drafts            the same of a window of tokens, and which of them stand; `drawn_drafts` if they were drawn,
                   `draft_trees` if they branch, `ranked_drafts` where heads guess them, whose blocks
                   `silu_residual` ends
+vocabulary_divergence
+                  a student's loss beside its teacher, and its gradients, chunk by chunk of the logits;
+                  `divergence_arguments` says what it is asked for, and what is refused
 
 Nothing here is needed on a machine without Triton: the references run everywhere. Triton is
 imported here and nowhere else in the package.

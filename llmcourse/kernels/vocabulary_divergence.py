@@ -24,9 +24,6 @@ Letters: N positions, V vocabulary, Ds and Dt the widths of student and teacher.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from numbers import Real
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,62 +31,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmcourse.kernels.arguments import check_dims, check_dtype, check_kind, check_tensor, is_count
 from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.divergence_arguments import Objective, check_divergence, check_tokens, product_dtype
 
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 CHUNKS = 4  # each reads and writes the head's whole gradient once more, so they are to be few
 # Logits of a chunk: enough to keep the library's products at their speed, and not beyond 1 GiB in 16 bits.
 LEAST_LOGITS, MOST_LOGITS = 2**27, 2**29
+# Numbers of a product's result that fill a large GPU, 128 tiles of 128 × 256: the hidden states' gradient has
+# few columns, and leaves half of the chip idle if it has few rows as well.
+FULL = 2**22
 ROW_TILE = 128  # of the library's products; a chunk is a multiple of it
 ROUNDINGS = 8  # of a sum in 16 bits; more chunks than that are added up in fp32
 ALIGNED = 64  # numbers: rows of logits begin at multiples of it, whatever V is, and are read 16 bytes at once
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is computed at each position.
-
-    Attributes:
-        divergence: "forward_kl", "reverse_kl" or "jensen_shannon".
-        beta: β of Jensen–Shannon in [0, 1]. At its ends the divergence itself vanishes; 0 takes forward KL, 1
-            reverse KL, its limits over β and 1 − β.
-        temperature: T above 0, of both distributions; hard labels are learned at 1.
-        hard_weight: w in [0, 1].
-        ignore_index: the label of positions that are left out.
-
-    Raises:
-        ValueError: another divergence, or a number out of its range.
-    """
-
-    divergence: str = "forward_kl"
-    beta: float = 0.5
-    temperature: float = 1.0
-    hard_weight: float = 0.0
-    ignore_index: int = -100
-
-    def __post_init__(self):
-        if self.divergence not in get_args(Divergence):
-            names = ", ".join(map(repr, get_args(Divergence)))
-            raise ValueError(f"divergence must be one of {names}, got {self.divergence!r}; choose one")
-        for name, remedy in (
-            ("beta", "0 is forward KL, 1 reverse KL, 0.5 between them"),
-            ("hard_weight", "0 learns from the teacher alone"),
-        ):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value!r}; {remedy}")
-        if not _is_number(self.temperature) or not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature must be above 0 and finite, got {self.temperature!r}; "
-                "use 1 for the distributions as they are"
-            )
-
-    @property
-    def kind(self) -> str:
-        """The divergence that is computed: the ends of Jensen–Shannon are its limits."""
-        ends = {0: "forward_kl", 1: "reverse_kl"} if self.divergence == "jensen_shannon" else {}
-        return ends.get(self.beta, self.divergence)
 
 
 def vocabulary_divergence_reference(
@@ -135,9 +88,9 @@ def vocabulary_divergence(
     labels: Int[Tensor, " N"] | None = None,
     *,
     divergence: str = "forward_kl",
-    beta: float = 0.5,
-    temperature: float = 1.0,
-    hard_weight: float = 0.0,
+    beta: int | float = 0.5,
+    temperature: int | float = 1.0,
+    hard_weight: int | float = 0.0,
     ignore_index: int = -100,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
@@ -146,9 +99,10 @@ def vocabulary_divergence(
 
     Logits are in the dtype of the hidden states, or in that of autocast; all behind them is in fp32. The
     gradient of the head is added up from chunk to chunk in the head's own dtype, by products that sum in fp32
-    and round once a chunk: an fp32 parameter loses nothing, one in 16 bits no more than a few roundings. Where
-    these would be more than `ROUNDINGS`, the sum is kept in fp32 until the end. Gradients can be taken once,
-    and are made in the forward pass: after `torch.no_grad()` only the loss is.
+    and round once a chunk: an fp32 parameter loses nothing, and one in 16 bits little more than by the last
+    rounding, which it cannot escape, while fp32 would take twice the memory and traffic. Where these would be
+    more than `ROUNDINGS`, the sum is kept in fp32 until the end. Gradients can be taken once, and are made in
+    the forward pass: under `torch.no_grad()` only the loss is.
 
     Args:
         student_head, teacher_head: the matrices that make logits; the teacher gets no gradient.
@@ -164,20 +118,25 @@ def vocabulary_divergence(
         RuntimeError: gradients are taken for the second time.
     """
     objective = Objective(divergence, beta, temperature, hard_weight, ignore_index)
-    _check(student_hidden, student_head, teacher_hidden, teacher_head, labels, objective, chunk_rows)
-    dtype = _product_dtype(student_hidden)
     given = (student_hidden, student_head, teacher_hidden, teacher_head, labels, objective)
+    check_divergence(*given, chunk_rows)
+    dtype = product_dtype(student_hidden)
     if resolve(backend, student_hidden.device, dtype) == "reference":
-        _check_tokens(labels, len(student_head), ignore_index)
+        check_tokens(labels, len(student_head), ignore_index)
         return vocabulary_divergence_reference(*given)
     wanted = tuple(torch.is_grad_enabled() and x.requires_grad for x in (student_hidden, student_head))
     return VocabularyDivergence.apply(*given, chunk_rows, wanted)
 
 
-def best_chunk_rows(rows: int, vocab_size: int) -> int:
-    """A quarter of the rows, unless that is too few logits for the library's products, or too much memory."""
-    quarter = math.ceil(rows / CHUNKS)
-    chosen = min(max(quarter, LEAST_LOGITS // vocab_size), MOST_LOGITS // vocab_size)
+def best_chunk_rows(rows: int, vocab_size: int, hidden_size: int) -> int:
+    """A quarter of the rows, unless that is too few for the library's products, or too much memory.
+
+    Args:
+        hidden_size: of the student.
+    """
+    filling = min(math.ceil(FULL / hidden_size), math.ceil(rows / 2))
+    enough = max(math.ceil(rows / CHUNKS), LEAST_LOGITS // vocab_size, filling)
+    chosen = min(enough, MOST_LOGITS // vocab_size)
     return min(max(math.ceil(chosen / ROW_TILE), 1) * ROW_TILE, rows)
 
 
@@ -190,7 +149,7 @@ def peak_bytes(
         hidden_size: of the student.
         item_bytes: of a number of hidden states, head and logits.
     """
-    chunk = min(chunk_rows or best_chunk_rows(rows, vocab_size), rows)
+    chunk = min(chunk_rows or best_chunk_rows(rows, vocab_size, hidden_size), rows)
     head_bytes = max(item_bytes, 4) if math.ceil(rows / chunk) > ROUNDINGS else item_bytes
     logits = 2 * chunk * _stride(vocab_size) * item_bytes
     return logits + vocab_size * hidden_size * head_bytes + rows * hidden_size * item_bytes + 4 * rows
@@ -211,16 +170,14 @@ class VocabularyDivergence(torch.autograd.Function):
         chunk_rows: int | None,
         wanted: tuple[bool, bool],
     ) -> Tensor:
-        dtypes = [_product_dtype(x) for x in (student_hidden, student_head, teacher_hidden, teacher_head)]
         ctx.dtypes = student_hidden.dtype, student_head.dtype
         counted = len(student_hidden)
         if labels is not None:
             labels = labels.contiguous()
             counted = (labels != objective.ignore_index).sum().clamp(min=1)
-        with torch.autocast(student_hidden.device.type, enabled=False):
-            tensors = (student_hidden, student_head, teacher_hidden, teacher_head)
-            cast = [x.to(dtype) for x, dtype in zip(tensors, dtypes, strict=True)]
-            losses, *ctx.grads = _by_chunks(*cast, labels, objective, chunk_rows, wanted, student_head.dtype)
+        tensors = (student_hidden, student_head, teacher_hidden, teacher_head)
+        cast = [x.to(product_dtype(x)) for x in tensors]  # products with out=... know of no autocast
+        losses, *ctx.grads = _by_chunks(*cast, labels, objective, chunk_rows, wanted, student_head.dtype)
         ctx.counted, ctx.taken = counted, False
         return losses.sum() / counted
 
@@ -258,8 +215,8 @@ def _by_chunks(
     """
     from llmcourse.kernels.vocabulary_divergence_triton import launch
 
-    rows, vocab_size = len(student_hidden), len(student_head)
-    chunk = min(chunk_rows or best_chunk_rows(rows, vocab_size), rows)
+    (rows, hidden_size), vocab_size = student_hidden.shape, len(student_head)
+    chunk = min(chunk_rows or best_chunk_rows(rows, vocab_size, hidden_size), rows)
     student_logits, teacher_logits = (
         x.new_empty(chunk, _stride(vocab_size)) for x in (student_hidden, teacher_hidden)
     )
@@ -295,81 +252,3 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, *, anew: bool) -> None:
 
 def _stride(vocab_size: int) -> int:
     return math.ceil(vocab_size / ALIGNED) * ALIGNED
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    """That of autocast where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if _autocast(kind) else x.dtype
-
-
-def _autocast(kind: str) -> bool:
-    return kind != "meta" and torch.is_autocast_enabled(kind)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _check(
-    student_hidden: Tensor,
-    student_head: Tensor,
-    teacher_hidden: Tensor,
-    teacher_head: Tensor,
-    labels: Tensor | None,
-    objective: Objective,
-    chunk_rows: int | None,
-) -> None:
-    for side, hidden, head in (
-        ("student", student_hidden, student_head),
-        ("teacher", teacher_hidden, teacher_head),
-    ):
-        check_dims(f"{side}_hidden", hidden, "N", "D")
-        check_dims(f"{side}_head", head, "V", "D")
-        check_dtype(f"{side}_hidden", hidden)
-        if head.shape[1] != hidden.shape[1]:
-            raise ValueError(
-                f"{side}_head must have {hidden.shape[1]} columns as {side}_hidden has, got "
-                f"{head.shape[1]}; pass the matrix of that model"
-            )
-        same = head.dtype if _autocast(hidden.device.type) else hidden.dtype
-        check_kind(f"{side}_head", head, hidden, same)
-    check_kind("teacher_hidden", teacher_hidden, student_hidden, teacher_hidden.dtype)
-    rows, vocab_size = len(student_hidden), len(student_head)
-    if not rows or not vocab_size:
-        raise ValueError(
-            f"student_hidden and student_head must have at least one row, got {rows} and {vocab_size}; "
-            "pass a position and a token"
-        )
-    if len(teacher_head) != vocab_size:
-        raise ValueError(
-            f"teacher_head must have {vocab_size} rows, one for each of the student's tokens, got "
-            f"{len(teacher_head)}; distil from a teacher with the student's vocabulary"
-        )
-    if len(teacher_hidden) != rows:
-        raise ValueError(
-            f"teacher_hidden must have {rows} rows as student_hidden has, got {len(teacher_hidden)}; "
-            "let both read the same text"
-        )
-    if labels is None and objective.hard_weight:
-        raise ValueError(
-            f"labels must be given where hard_weight is {objective.hard_weight}, got None; "
-            "give the tokens that follow, or set hard_weight to 0"
-        )
-    if labels is not None:
-        remedy, given = "pass one label for each position", labels.contiguous()
-        check_tensor("labels", given, (rows,), student_hidden, remedy, dtype=torch.long)
-    if chunk_rows is not None and not is_count(chunk_rows):
-        raise ValueError(f"chunk_rows must be an integer of at least 1, got {chunk_rows!r}; or None")
-
-
-def _check_tokens(labels: Tensor | None, vocab_size: int, ignore_index: int) -> None:
-    """Raises ValueError where a label is no token; a GPU would have to be waited for."""
-    if labels is None or labels.device.type != "cpu":
-        return
-    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= vocab_size))]
-    if len(wrong):
-        raise ValueError(
-            f"labels must be in [0, {vocab_size}) or {ignore_index}, got {wrong[0].item()}; "
-            "leave positions out by the second"
-        )
