@@ -11,6 +11,7 @@ beam                    beam search, with the tree of what it considered
 contrastive             expert minus amateur
 reread                  what a model thinks of texts that are there
 metrics                 repetition and diversity of what came out
+estimate                means over windows of text, with standard errors
 form                    whether code parses and verse is regular
 engine                  the fast path: static memory, kernels and CUDA graphs on a GPU
 """

@@ -24,9 +24,10 @@ texts             text of three domains with nothing to download
 quality           what it costs: perplexity, KL and greedy agreement by domain, with spread
 """
 
+from llmcourse.decoding.estimate import Estimate
 from llmcourse.quantization.layers import ReferenceWarning, choose_backend, quantized_layers
 from llmcourse.quantization.models import quantize
-from llmcourse.quantization.quality import Estimate, Quality, compare
+from llmcourse.quantization.quality import Quality, compare
 from llmcourse.quantization.schemes import SCHEMES, Scheme, scheme_of
 from llmcourse.quantization.stored import describe, is_quantized, load, save
 

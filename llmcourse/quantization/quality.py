@@ -21,28 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_integer
+from llmcourse.decoding.estimate import Estimate, windows_of
 from llmcourse.model import Decoder
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over windows, and its standard error: s / √n.
-
-    Attributes:
-        mean: over all tokens; windows are of one length.
-        error: how far off it may be, since other text would have given another.
-    """
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, values: Float[Tensor, " windows"]) -> Estimate:
-        values = values.double()
-        return cls(values.mean().item(), values.std().item() / math.sqrt(len(values)))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.error:.4f}"
 
 
 @dataclass(frozen=True)
@@ -123,16 +103,8 @@ def compare(
     require(len(streams) > 0, "streams", "of one domain at least", "none", "give some text")
     if max_windows is not None:
         require_integer(2, "max_windows", max_windows, "one window has no spread")
-    windows = {domain: _windows(domain, stream, length) for domain, stream in streams.items()}
+    windows = {domain: windows_of(domain, stream, length) for domain, stream in streams.items()}
     return [_measured(reference, quantized, domain, each[:max_windows]) for domain, each in windows.items()]
-
-
-def _windows(domain: str, stream: Int[Tensor, " N"], length: int) -> list[Tensor]:
-    """Of one token more than is predicted; neighbours share it."""
-    count = (len(stream) - 1) // length
-    name, allowed = f"tokens of {domain!r}", f"at least {2 * length + 1}, two windows"
-    require(count >= 2, name, allowed, len(stream), "give more text, or a smaller length")
-    return [stream[start : start + length + 1] for start in range(0, count * length, length)]
 
 
 def _measured(reference: Decoder, quantized: Decoder, domain: str, windows: list[Tensor]) -> Quality:

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmcourse.quantization.quality import Estimate, compare, move
+from llmcourse.decoding.estimate import Estimate
+from llmcourse.quantization.quality import compare, move
 from tests.blockwise.tiny import VOCAB, tiny_decoder
 
 

@@ -1,0 +1,47 @@
+"""A small model learns from a large one: from its answers, from what it thinks on the way, on its own text.
+
+losses           the teacher's distribution as soft labels: forward KL, reverse KL, Jensen–Shannon
+stored_teacher   the same with what can be kept of a teacher: its k likeliest tokens
+layer_map        which layer learns from which, when there are not as many
+features         hidden states, attention maps and value relations: taken out of a decoder, and compared
+feature_loss     what is compared and how much it weighs, with the projections that are learned for it
+on_policy        batches that the student writes itself, as it is by then
+quality          what it has of its teacher in the end: divergence, agreement, acceptance, calibration
+"""
+
+from llmcourse.distillation.feature_loss import FeatureLoss, FeatureWeights
+from llmcourse.distillation.features import LayerFeatures, read_features
+from llmcourse.distillation.layer_map import LayerMap
+from llmcourse.distillation.losses import (
+    Response,
+    forward_kl,
+    hard_loss,
+    jensen_shannon,
+    response_loss,
+    reverse_kl,
+)
+from llmcourse.distillation.on_policy import Writer, is_own_turn, own_labels
+from llmcourse.distillation.quality import Fidelity, calibration_error, measure
+from llmcourse.distillation.stored_teacher import TopK, stored_loss
+
+__all__ = [
+    "FeatureLoss",
+    "FeatureWeights",
+    "Fidelity",
+    "LayerFeatures",
+    "LayerMap",
+    "Response",
+    "TopK",
+    "Writer",
+    "calibration_error",
+    "forward_kl",
+    "hard_loss",
+    "is_own_turn",
+    "jensen_shannon",
+    "measure",
+    "own_labels",
+    "read_features",
+    "response_loss",
+    "reverse_kl",
+    "stored_loss",
+]
