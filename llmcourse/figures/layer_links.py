@@ -80,7 +80,7 @@ class LayerLinks:
         if self.reason:
             return self.reason
         if self.compared == "hidden":
-            widths = f"{self.student.hidden_size} → {self.teacher.hidden_size}"
+            widths = f"{self.student.hidden_size:,} → {self.teacher.hidden_size:,}"
             parameters = f"{self.projection_parameters:,} parameters in all"
             return f"Φ {widths} for each pair, {parameters}" if self.needs_projection else "one width: no Φ"
         if self.compared == "values" and self.student.num_kv_heads != self.teacher.num_kv_heads:

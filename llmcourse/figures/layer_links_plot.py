@@ -46,7 +46,9 @@ class LayerLinksPlot:
     ):
         self.depths, self.likeness = (student.num_layers, teacher.num_layers), likeness
         if max(self.depths) > MOST_LAYERS:
-            raise ValueError(f"layers must be at most {MOST_LAYERS}, got {max(self.depths)}; draw a smaller one")
+            raise ValueError(
+                f"layers must be at most {MOST_LAYERS}, got {max(self.depths)}; draw a smaller one"
+            )
         if likeness is not None and tuple(likeness.shape) != self.depths:
             raise ValueError(f"likeness must be {self.depths}, layers of both, got {tuple(likeness.shape)}")
         high = max(1.5, min(4.2, 0.34 * max(self.depths)))
@@ -99,7 +101,13 @@ class LayerLinksPlot:
                     color = look.PAPER if value > 0.72 else look.INK
                     text = {"size": 8.5, "ha": "center", "va": "center", "color": color}
                     axes.text(column + 1, row + 1, f"{max(value, 0):.2f}", **text)
-            note = {"transform": axes.transAxes, "size": 9, "color": look.MUTED, "ha": "right", "va": "bottom"}
+            note = {
+                "transform": axes.transAxes,
+                "size": 9,
+                "color": look.MUTED,
+                "ha": "right",
+                "va": "bottom",
+            }
             axes.text(1, 1.02, "linear CKA of hidden states", **note)
         axes.set(xlim=(0.5, columns + 0.5), ylim=(0.5, rows + 0.5))
         for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
@@ -127,7 +135,9 @@ class LayerLinksPlot:
             self.subtitle.set_text(in_words(links, self.likeness))
             drawn = [] if links.reason else ends
             self._links.set_segments(drawn)
-            self._ends.set_data([x for pair in drawn for x, _ in pair], [y for pair in drawn for _, y in pair])
+            self._ends.set_data(
+                [x for pair in drawn for x, _ in pair], [y for pair in drawn for _, y in pair]
+            )
             pairs = () if links.reason else links.pairs
             self._frames.set_paths([Rectangle((its - 0.5, mine - 0.5), 1, 1) for mine, its in pairs])
         told = ", ".join(f"{mine} from {its}{self._told(mine, its)}" for mine, its in links.pairs)

@@ -29,6 +29,7 @@ from llmcourse.figures.widgets.cascade_explorer import CascadeExplorer
 from llmcourse.figures.widgets.contrast_viewer import ContrastViewer
 from llmcourse.figures.widgets.distillation_explorer import DistillationExplorer
 from llmcourse.figures.widgets.exit_explorer import ExitExplorer
+from llmcourse.figures.widgets.layer_map_view import LayerMapView
 from llmcourse.figures.widgets.memory_calculator import MemoryCalculator
 from llmcourse.figures.widgets.outlier_map import OutlierMap
 from llmcourse.figures.widgets.quantizer_explorer import QuantizerExplorer
@@ -46,6 +47,7 @@ __all__ = [
     "ContrastViewer",
     "DistillationExplorer",
     "ExitExplorer",
+    "LayerMapView",
     "MemoryCalculator",
     "OutlierMap",
     "QuantizerExplorer",
