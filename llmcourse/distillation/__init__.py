@@ -7,6 +7,7 @@ features         hidden states, attention maps and value relations: taken out of
 feature_loss     what is compared and how much it weighs, with the projections that are learned for it
 on_policy        batches that the student writes itself, as it is by then
 quality          what it has of its teacher in the end: divergence, agreement, acceptance, calibration
+recorded         students as a study recorded them, and what each gains over its twin from scratch
 """
 
 from llmcourse.distillation.feature_loss import FeatureLoss, FeatureWeights
