@@ -16,6 +16,7 @@ text_at_hand     text with nothing to download
 options          what the program asks on its command line
 written          a student as a checkpoint, with its card
 quality          what it has of its teacher in the end: divergence, agreement, acceptance, calibration
+recorded         students as a study recorded them, and what each gains over its twin from scratch
 
 All of it is one command; `python -m llmcourse.distillation --help` lists its options.
 """

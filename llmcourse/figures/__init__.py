@@ -40,6 +40,13 @@
     layer_errors            what rounding loses layer by layer, and what other methods leave of it
     low_bit_bars            recorded low-bit layers by the number of rows, in speed-ups over 16 bits
     bits_curve              quality by bits, and what is lost by the size of a model
+    soft_labels             what soft labels ask for at one position: loss, and a push for each token
+    soft_labels_plot        its figure
+    layer_links             which layer learns from which, what it takes, how alike they are (CKA)
+    layer_links_plot        its figure
+    study_plot              recorded students by kind: loss, agreement, calibration, gain over twins
+    draft_gain              a draft before and after distillation: acceptance and speed-up
+    pipeline_steps          the course's methods one upon the other: tokens a second beside the roofline
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 

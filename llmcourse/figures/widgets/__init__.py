@@ -17,6 +17,8 @@ exit_explorer          early exit: a threshold moves the line on a map of layers
 cascade_explorer       what cascades are worth, on questions that they were not chosen on
 quantizer_explorer     a weight in few bits: levels, clipping, error, and what bits buy
 outlier_map            outlier columns of activations by a threshold, and what int8 loses
+distillation_explorer  soft labels at one position: temperature, divergence, and whom the loss pushes
+layer_map_view         which layer learns from which, and how much they are alike before
 """
 
 from llmcourse.figures.widgets.batching_timeline import BatchingTimeline
@@ -25,7 +27,9 @@ from llmcourse.figures.widgets.block_player import BlockPlayer
 from llmcourse.figures.widgets.candidate_tree_viewer import CandidateTreeViewer
 from llmcourse.figures.widgets.cascade_explorer import CascadeExplorer
 from llmcourse.figures.widgets.contrast_viewer import ContrastViewer
+from llmcourse.figures.widgets.distillation_explorer import DistillationExplorer
 from llmcourse.figures.widgets.exit_explorer import ExitExplorer
+from llmcourse.figures.widgets.layer_map_view import LayerMapView
 from llmcourse.figures.widgets.memory_calculator import MemoryCalculator
 from llmcourse.figures.widgets.outlier_map import OutlierMap
 from llmcourse.figures.widgets.quantizer_explorer import QuantizerExplorer
@@ -41,7 +45,9 @@ __all__ = [
     "CandidateTreeViewer",
     "CascadeExplorer",
     "ContrastViewer",
+    "DistillationExplorer",
     "ExitExplorer",
+    "LayerMapView",
     "MemoryCalculator",
     "OutlierMap",
     "QuantizerExplorer",

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}  # whose time is all of the time
 ANSWERS = """
 import json, sys, time
-from llmcourse import pretrained
+from llmcourse import distillation, pretrained
 from llmcourse.blockwise import BlockDecoder
 from llmcourse.early_exit import ExitHeads
 from llmcourse.figures.rounded_weight import RoundingInputs
