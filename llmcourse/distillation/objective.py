@@ -56,7 +56,7 @@ class Objective(nn.Module):
             for layer in self.student.model.layers:
                 layer.compile()
         else:
-            self._run = torch.compile(self._run)
+            self._run, self._tokens = torch.compile(self._run), torch.compile(self._tokens)
 
     def forward(
         self, rows: Int[Tensor, "B T"], labels: Int[Tensor, "B T"], told: Told, own: bool = False
@@ -79,11 +79,14 @@ class Objective(nn.Module):
         """What the last hidden states say of the next token, compared with the teacher or the text."""
         response = self.distillation.response
         if response is None:
-            return hard_loss(self.student.lm_head(hidden), labels)
+            return self._tokens(hidden, labels)
         response = replace(response, hard_weight=0.0) if own else response
         if told.top_k is not None:
             return stored_loss(response, self.student.lm_head(hidden), told.top_k, labels)
         return self._whole_vocabulary(response, hidden, labels, told)
+
+    def _tokens(self, hidden: Float[Tensor, "B T C"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:
+        return hard_loss(self.student.lm_head(hidden), labels)
 
     def _whole_vocabulary(
         self, response: Response, hidden: Float[Tensor, "B T C"], labels: Int[Tensor, "B T"], told: Told

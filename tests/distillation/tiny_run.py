@@ -44,7 +44,7 @@ def settings(**changes) -> Distillation:
 
 
 def everything() -> Distillation:
-    """What several processes are compared by: means over rows, so that it does not matter how they are cut."""
+    """What several processes are compared by: means over rows, however these are cut."""
     response = Response(hard_weight=0.25, temperature=2.0)
     return settings(response=response, features=FeatureWeights(values=1.0, distance="cosine"), accumulation=2)
 
