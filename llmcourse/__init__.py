@@ -10,6 +10,7 @@ The order of the parts is the order of dependence; each imports only from those 
     pretrained              loading: `load("base")`, a folder, or a hub name
     decoding                from logits to text: processors, sampling, search, contrastive
     training                how the embedded weights were made
+    pipeline                the whole course on one model, step by step
     figures                 plots as pure functions, widgets as thin views over them
     doctor, cli             `python -m llmcourse doctor | generate`
 """

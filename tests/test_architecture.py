@@ -29,6 +29,7 @@ LAYERS = (
     ("early_exit", "blockwise"),
     ("training",),
     ("distillation",),
+    ("pipeline",),
     ("figures",),
     ("grading",),
     ("doctor",),

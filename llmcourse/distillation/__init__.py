@@ -16,6 +16,7 @@ text_at_hand     text with nothing to download
 options          what the program asks on its command line
 written          a student as a checkpoint, with its card
 quality          what it has of its teacher in the end: divergence, agreement, acceptance, calibration
+paired           kinds of training compared seed by seed
 recorded         students as a study recorded them, and what each gains over its twin from scratch
 
 All of it is one command; `python -m llmcourse.distillation --help` lists its options.
@@ -33,6 +34,7 @@ from llmcourse.distillation.losses import (
     reverse_kl,
 )
 from llmcourse.distillation.on_policy import Writer, is_own_turn, own_labels
+from llmcourse.distillation.paired import Paired, paired
 from llmcourse.distillation.quality import Fidelity, calibration_error, measure
 from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.stored_teacher import TopK, stored_loss
@@ -45,6 +47,7 @@ __all__ = [
     "Fidelity",
     "LayerFeatures",
     "LayerMap",
+    "Paired",
     "Response",
     "TopK",
     "Writer",
@@ -56,6 +59,7 @@ __all__ = [
     "jensen_shannon",
     "measure",
     "own_labels",
+    "paired",
     "read_features",
     "response_loss",
     "reverse_kl",
