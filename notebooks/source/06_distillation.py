@@ -1,0 +1,769 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Chapter 6 · Distillation
+#
+# Chapters 2 to 5 made one model cheaper to run. This one asks for another model: a small one, the *student*, that learns
+# from a large one, the *teacher*, and not from text alone. The teacher can say more of each token than the text does: how
+# likely every other token would have been (its response), and what it worked out on the way (its features). The lecture
+# names these two ways; this chapter takes them apart, trains small students in front of your eyes, and says where a
+# teacher is in the way. At the end stands a model with everything that the course did to it.
+#
+# **When you have worked through this chapter you can**
+#
+# - say what soft labels know that a text does not, and count how many texts one of them is worth,
+# - derive where the factor $T^2$ comes from, and what happens without it,
+# - choose among forward KL, reverse KL and Jensen–Shannon by what a student too small for its teacher should give up,
+# - say what a stored teacher takes on disk, and which of two ways to store it is biased,
+# - compare layers of other widths, through a projection or without one,
+# - train a student by the text, by response, by features and on its own text, and read the result with its spread,
+# - name three cases in which a teacher hurts, with a measurement of each,
+# - predict memory and time of the loss over 128,000 tokens, and what a distilled draft does to speculation,
+# - win back what 3 bits lost, and add up what the whole course brings, step by step, each beside its roofline.
+#
+# **Time** about 90 minutes of reading and playing; the cells run in under three minutes.
+# **Hardware** any laptop; the study with seeds, and what a GPU does, are recorded.
+#
+# | symbol | term | 中文 |
+# |---|---|---|
+# | | knowledge distillation; teacher, student | 知识蒸馏;教师模型,学生模型 |
+# | $t,\ z$ | logits of teacher and student | 逻辑值 |
+# | $p,\ q$ | their distributions | 教师分布,学生分布 |
+# | $T,\ p_T$ | temperature; $\mathrm{softmax}(t / T)$, the soft labels | 温度;软标签 |
+# | $y$ | hard label: the token that follows in the text | 硬标签 |
+# | | response-based distillation | 基于响应的蒸馏 |
+# | | feature-based distillation | 基于特征的蒸馏 |
+# | $\Phi$ | projection to the teacher's width | 投影 |
+# | | dark knowledge: what is said of tokens that did not come | 暗知识 |
+# | $\mathrm{KL}(p \Vert q)$, $\mathrm{KL}(q \Vert p)$ | forward and reverse divergence | 前向,反向 KL 散度 |
+# | JSD($\beta$) | Jensen–Shannon divergence with its dial | JS 散度 |
+# | $r$ | what a stored teacher has left for all others | 剩余概率 |
+# | | on-policy: on the student's own text | 同策略 |
+# | $\sum \min(p, q)$ | acceptance: the chance that a draft stands (chapter 4) | 接受率 |
+# | ECE | expected calibration error | 期望校准误差 |
+# | | capacity gap | 容量差距 |
+
+# %%
+import torch
+
+from llmcourse import hardware, pretrained, prompts
+from llmcourse.distillation import Writer
+from llmcourse.figures import recorded, widgets
+
+torch.set_num_threads(1)  # with models this small, two threads mostly wait for each other
+h200, names = hardware.datasheet("H200"), ("base", "small", "draft")
+family = {name: pretrained.load(name) for name in names}
+(base, tokenizer), (draft, _) = family["base"], family["draft"]
+for name, (model, _) in family.items():
+    c = model.config
+    print(f"{name:6}{model.num_parameters / 1e6:5.1f} M parameters, {c.num_layers} layers of {c.hidden_size}")
+
+# %% [markdown]
+# Text is needed, to learn from and to measure on. Nothing is downloaded: prose and verse are what `base` writes behind
+# openings that it knows, drawn from its own distributions; code is the standard library of your Python. Openings and
+# modules that are learned from and those that are measured on are not the same.
+
+# %%
+import sysconfig
+from pathlib import Path
+
+
+def written(openings, length, seed):
+    """Rows of `base`, each with six tokens that were given."""
+    starts = [tokenizer.encode_prompt(each)[:6] for each in openings]
+    return Writer(base).write(torch.tensor(starts), length, seed=seed)
+
+
+def domains(use, length, times):
+    """Tokens by domain; 0 is the half to learn from, 1 the half to measure on."""
+    kinds = {"prose": prompts.PROSE[use::2] * times, "verse": prompts.VERSE[use::2] * times}
+    found = {name: written(openings, length, seed=use).flatten() for name, openings in kinds.items()}
+    files = [Path(sysconfig.get_path("stdlib")) / name for name in prompts.CODE_MODULES[use::2]]
+    code = [tokenizer.encode_prompt(file.read_text(encoding="utf-8")[:8000]) for file in files]
+    return found | {"code": torch.tensor(sum(code, []))}
+
+
+# %%
+text, held = domains(0, 192, times=2), domains(1, 128, times=2)
+for what, streams in (("to learn from", text), ("to measure on", held)):
+    print(what + ":", ", ".join(f"{len(tokens):,} tokens of {domain}" for domain, tokens in streams.items()))
+print(repr(tokenizer.decode(held["prose"][:60].tolist())))
+
+# %% [markdown]
+# # Part one: what a teacher says
+#
+# ## 6.1 Soft labels
+#
+# A student that learns from text is told one token $y$ at each position, and lowers $-\ln q(y)$. A student that learns from
+# a teacher is told the whole distribution $p$ (Hinton et al. 2015):
+#
+# $$\mathrm{KL}(p \Vert q) = \sum_v p(v) \ln \frac{p(v)}{q(v)}, \qquad
+#   \frac{\partial}{\partial z} = q - p, \qquad \text{instead of} \quad
+#   \frac{\partial}{\partial z} (-\ln q(y)) = q - \mathrm{onehot}(y) .$$
+#
+# This is *response-based* distillation (基于响应的蒸馏), $p$ are the *soft labels* (软标签). Look at the two gradients. If
+# the text was drawn from $p$, then $\mathbb E[\mathrm{onehot}(y)] = p$: both teach the same, *on average*. But a single
+# $y$ is noise around it, with a mean square of $1 - \sum_v p(v)^2$, while what is to be learned has $\lVert p - q
+# \rVert^2$. Their ratio says how many texts with the same beginning one would have to read until the noise is as small
+# as the signal. The teacher says it at once.
+#
+# *Predict*, for `draft` as the student of `base`: how much probability does `base` give to tokens *other* than the one
+# that came? And how many texts is one of its distributions worth, in prose, verse and code?
+
+# %%
+MY_GUESS = 10  # texts
+
+
+@torch.no_grad()
+def distributions(model, rows):
+    return model(rows[:, :-1]).softmax(-1)
+
+
+print(f"your guess: a soft label is worth {MY_GUESS} hard ones")
+for domain, stream in held.items():
+    rows = stream[: 16 * 128].view(16, 128)
+    p, q = (distributions(model, rows) for model in (base, draft))
+    others = 1 - p.gather(-1, rows[:, 1:, None]).mean()
+    noise, signal = 1 - p.square().sum(-1).mean(), (p - q).square().sum(-1).mean()
+    nats = torch.special.entr(p).sum(-1).mean()
+    print(f"{domain}: {others:.0%} on other tokens, entropy {nats:.2f} nats; ", end="")
+    print(f"noise {noise:.3f}, signal {signal:.3f}: worth {noise / signal:.1f}")
+
+# %% [markdown]
+# What `base` says of tokens that did not come is called *dark knowledge* (暗知识): a text never shows it. Most of its
+# probability is there. (In code the text was not drawn from `base`, so that there the count is only an idea.) And the
+# count is of one position with one student: the better the student gets, the smaller the signal, the same the noise,
+# and the more a soft label is worth.
+#
+# Below are some positions. Look at what comes second and third: they are the tokens that a reader would have accepted,
+# too. Then play with the explorer: ● is the teacher, ◆ the student, and the bars are the pushes $-\partial L/\partial z$.
+# Find a position where the token that *did* come is pushed *down*.
+
+# %%
+openings = ("I am sleepy. I start a pot of", "The old woman looked at him and", "《静夜思》李白\n床前看月光，疑是")
+for opening in openings:
+    ids = torch.tensor([tokenizer.encode_prompt(opening)])
+    print(repr(opening))
+    for name in ("base", "draft"):
+        with torch.no_grad():
+            p = family[name][0](ids)[0, -1].softmax(-1)
+        best = p.topk(6)
+        told = (f"{tokenizer.label(v)} {x:.0%}" for x, v in zip(best.values, best.indices.tolist(), strict=True))
+        print(f"    {name:6}", "  ".join(told), f"  others {1 - best.values.sum():.0%}")
+
+# %%
+story = tokenizer.decode(held["prose"][1:41].tolist())
+widgets.DistillationExplorer(family, story, teacher="base", student="draft")
+
+# %% [markdown]
+# ## 6.2 Temperature, and where $T^2$ comes from
+#
+# A teacher that is sure says little about the others: 0.98, and dust. Dividing the logits of *both* by a temperature $T >
+# 1$ softens both distributions and brings the dust up. The gradient becomes
+#
+# $$\frac{\partial}{\partial z} \mathrm{KL}(p_T \Vert q_T) = \frac{1}{T}\, (q_T - p_T) ,$$
+#
+# and $q_T - p_T$ shrinks like $1/T$, too, as both go to $1/V$: for large $T$ and logits with mean 0 the gradient is
+# about $(z - t)/(V T^2)$. So it goes down like $1/T^2$. Whoever mixes soft and hard labels, $(1 - w)\, T^2\,
+# \mathrm{KL} + w\, (-\ln q(y))$, needs the factor $T^2$, or at $T = 4$ the teacher has hardly a say any more.
+#
+# *Predict*: by what does the length of the gradient without $T^2$ change from $T = 1$ to 2, from 8 to 16? At which $T$ does
+# distillation become plain matching of logits, a cosine of nearly 1 with the differences of centred logits? Is
+# that good?
+
+# %%
+from llmcourse.distillation import forward_kl
+
+rows = held["prose"][: 4 * 128].view(4, 128)
+with torch.no_grad():
+    t, z = (model(rows)[:, 1:] for model in (base, draft))
+apart = (z - z.mean(-1, keepdim=True)) - (t - t.mean(-1, keepdim=True))
+known = t.softmax(-1) > 1e-3
+print("T; mean length of the gradient without T², with T²; cosine with logits' differences; spent on dust")
+for temperature in (1, 2, 4, 8, 16, 64):
+    leaf = z.clone().requires_grad_(True)
+    (g,) = torch.autograd.grad(forward_kl(leaf, t, temperature=temperature), leaf)
+    g = g * g[..., 0].numel()  # of each position, not of the mean
+    length, cosine = g.norm(dim=-1).mean(), torch.cosine_similarity(g, apart, -1).mean()
+    dust = (g.abs() * ~known).sum() / g.abs().sum()
+    print(f"{temperature:3}{length / temperature**2:12.2g}{length:12.2g}{cosine:10.2f}{dust:10.0%}")
+
+# %% [markdown]
+# With $T^2$ the gradient keeps its order of magnitude for a while, without it shrinks faster and faster. (From
+# 1 to 2 it does not fall to a quarter yet: $p_T$ and $q_T$ are far from even.) And look at the last column, the share of all pushes that is
+# spent on tokens to which the teacher gives less than a thousandth. At high temperatures nearly all of the student's
+# effort goes there, thousands of tokens that never come. That is fine for a student who can
+# match all logits, and a waste for a small one. For language models with large vocabularies one mostly stays near $T = 1$.
+#
+# ## 6.3 A student that is too small
+#
+# If the student can be the teacher, every divergence has one minimum, $q = p$. If it cannot, they disagree about
+# what to give up.
+#
+# - **Forward** $\mathrm{KL}(p \Vert q)$ is large where $p > 0$ and $q \approx 0$: the student has to *cover* all of the teacher
+#   (mode covering), and puts mass in between, where the teacher has none.
+# - **Reverse** $\mathrm{KL}(q \Vert p)$ is large where $q > 0$ and $p \approx 0$: the student *seeks* one mode and leaves the rest
+#   (MiniLLM, Gu et al. 2024: better one good answer than a mean of all).
+# - **JSD($\beta$)** (Agarwal et al. 2024, GKD): $\beta\, \mathrm{KL}(p \Vert m) + (1 - \beta)\, \mathrm{KL}(q \Vert m)$
+#   with $m = \beta p + (1 - \beta) q$, a dial from one to the other, and bounded.
+#
+# Here the teacher has two peaks, and the student only one, with a centre and a width. *Predict* for each of the
+# losses where the centre will be, how much of the student's mass lies where the teacher has hardly any, and which of them has
+# the largest $\sum \min(p, q)$, the acceptance of chapter 4.
+
+# %%
+from llmcourse.distillation import Response, response_loss
+
+places = torch.linspace(-5, 5, 201, dtype=torch.float64)
+peaks = [share * torch.exp(-(((places - at) / 0.6) ** 2) / 2) for share, at in ((0.6, -1.8), (0.4, 1.8))]
+teacher = (sum(peaks) + 1e-12).log()
+p, fitted = teacher.softmax(-1), {}
+for name, beta in {"forward": 0, "JSD(0.1)": 0.1, "JSD(0.5)": 0.5, "JSD(0.9)": 0.9, "reverse": 1}.items():
+    at = torch.tensor([-0.5, 0.5], dtype=torch.float64, requires_grad=True)  # centre, log of the width
+    optimizer, loss = torch.optim.Adam([at], lr=0.03), Response("jensen_shannon", beta=beta)
+    for _ in range(400):
+        student = -(((places - at[0]) / at[1].exp()) ** 2) / 2
+        optimizer.zero_grad()
+        response_loss(loss, student, teacher).backward()
+        optimizer.step()
+    fitted[name] = q = student.detach().softmax(-1)
+    print(f"{name:9} centre {at[0]:5.2f}, width {at[1].exp():.2f}; ", end="")
+    print(f"{q[p < 0.002].sum():.0%} where the teacher has next to nothing; Σ min {torch.min(p, q).sum():.2f}")
+
+# %% [markdown]
+# Forward KL goes to the mean of the teacher with the teacher's whole width, and much of what it would say the teacher would
+# never. Reverse KL sits on one peak and knows nothing of the other. (Of the two it takes the one that it was nearer to: it has
+# several minima.) So forward KL is right for a student whose *probabilities* are needed, and reverse KL for one that
+# has to write one good text. For a draft neither is the point: what counts there is $\sum \min(p, q) = 1 - \tfrac12
+# \lVert p - q \rVert_1$, to which the bounded middle of the dial is nearer than forward KL is (Zhou et al. 2024, DistillSpec).
+#
+# ## 6.4 A teacher that is stored
+#
+# Ten students that read the same text ask the same teacher the same questions. Its answers can be kept: all of them
+# are $2V$ bytes a token in fp16; the $k$ likeliest, with their names, are $6k$ and two more for all others together, $r$. The
+# rest can be one *bucket*, an outcome of its own; or it is dropped and the $k$ are *renormalised*, as if there were no
+# others. *Predict* which of both is biased, and how. How many $k$ are needed until the gradient is nearly that of the whole
+# teacher?
+
+# %%
+from llmcourse.distillation import TopK, stored_loss
+
+
+def gradient(loss_of):
+    leaf = z.clone().requires_grad_(True)
+    loss = loss_of(leaf)
+    return loss.item(), torch.autograd.grad(loss, leaf)[0].flatten()
+
+
+whole, g = gradient(lambda leaf: forward_kl(leaf, t))
+print(f"the whole teacher: {2 * t.shape[-1]:,} bytes a token in fp16, KL {whole:.3f}")
+print("  k  bytes, probability kept; by a bucket, and renormalised: the loss, cosine of its gradient")
+for k in (1, 4, 16, 64, 256, 1024):
+    stored = TopK.of(t, k)
+    found = [gradient(lambda leaf, r=r: stored_loss(Response(), leaf, stored, rest=r)) for r in ("bucket", "renormalised")]
+    told = "".join(f"{loss:9.3f} {torch.cosine_similarity(own, g, 0):6.3f}" for loss, own in found)
+    kept = 1 - stored.log_probs[..., -1].float().exp().mean()
+    print(f"{k:5}{stored.bytes_per_token:7,}{kept:7.0%}   {told}")
+
+# %% [markdown]
+# A bucket can only lose: its loss never is above that of the whole, and it comes near with a few dozen tokens. (What
+# it does not say is how to share $r$ out among the others.) The renormalised loss is above the
+# others for small $k$, and for a reason: its minimum is not $p$ but a student who has nothing left for the others. With
+# $k = 1$ it *is* a hard label, the teacher's favourite. A student trained like that is too sure of itself (Anshumann et
+# al. 2025). `python -m llmcourse.distillation --top-k 64 --cache FOLDER` keeps a teacher like this on disk.
+#
+# # Part two: what a teacher thinks
+#
+# ## 6.5 Features, projections, maps of layers
+#
+# *Feature-based* distillation (基于特征的蒸馏) compares what is inside: richer than the output, says the lecture, and it
+# tells each layer what to do, not only the last one. But a student of width 128 cannot equal a state of width 320. So a matrix
+# $\Phi$ is learned along with the student (FitNets, Romero et al. 2015), and thrown away afterwards:
+#
+# $$\lVert \Phi\, h_s - h_t \rVert^2 / \lVert h_t \rVert^2 .$$
+#
+# What needs no $\Phi$ are relations of tokens among each other, which are $T \times T$ whatever the width: attention maps,
+# and *value relations* $\mathrm{softmax}(V V^\top / \sqrt D)$ (MiniLM, Wang et al. 2020).
+#
+# *Predict*: `draft` and `base` were trained apart, on the same text. How much of a layer of `base` can a *linear* map find in
+# a layer of `draft` already? The cell fits the best $\Phi$ for each pair on one half of some rows, and measures on the other
+# half which share of the squares is left. (A share of 1 is a student that says nothing.)
+
+# %%
+from llmcourse.distillation import read_features
+
+rows = torch.cat([stream[: 24 * 128].view(24, 128)[:, :96] for stream in held.values()])
+with torch.no_grad():
+    own, its = (
+        {n: one.hidden[:, 1:].flatten(0, 1) for n, one in read_features(model, rows, layers)[1].items()}
+        for model, layers in ((draft, (1, 2)), (base, range(1, 7)))
+    )
+turn = torch.arange(len(own[1])) % (2 * 95) < 95  # every other row
+print("share of the squares that is left of base's layer " + "".join(f"{n:7}" for n in its))
+for mine, x in own.items():
+    maps = {n: torch.linalg.lstsq(x[turn], y[turn]).solution for n, y in its.items()}
+    left = {n: (x[~turn] @ maps[n] - y[~turn]).square().sum() / y[~turn].square().sum() for n, y in its.items()}
+    print(f"    by the best Φ from draft's layer {mine}             " + "".join(f"{s:7.2f}" for s in left.values()))
+
+# %%
+from llmcourse.distillation import FeatureLoss, FeatureWeights, LayerMap
+
+pair = (draft.config, base.config)
+maps = {"uniform": LayerMap.uniform, "skip": LayerMap.skip, "tail": LayerMap.tail, "last": LayerMap.last}
+for name, make in maps.items():
+    print(f"{name:8}", *make(2, 6).pairs)
+wishes = {"attention maps": FeatureWeights(hidden=0, attention=1)}
+wishes |= {"states without Φ": FeatureWeights(project=False), "value relations": FeatureWeights(hidden=0, values=1)}
+for name, weights in wishes.items():
+    try:
+        FeatureLoss(*pair, LayerMap.uniform(2, 6), weights)
+        print(f"{name}: possible")
+    except ValueError as error:
+        print(f"{name}: {error}")
+
+# %%
+widgets.LayerMapView(family, teacher="base", student="draft")
+
+# %% [markdown]
+# Which layer learns from which is a *map of layers*: the whole depth in even steps (TinyBERT), every so many without the
+# last (PKD), the last alone (MiniLM). The picture shows how much layers are alike before anything is learned, by a
+# measure that asks for neither the same width nor the same axes (CKA, Kornblith et al. 2019). Find the map whose pairs
+# are most alike already; and say why that need not be the best one to learn by.
+#
+# # Part three: students
+#
+# ## 6.6 A short run
+#
+# To train a student from nothing takes longer than you want to wait. So ours begin with a *common checkpoint*: a student
+# that is made of two layers of `base`, the first and the last, with its embedding (as DistilBERT was, Sanh et al. 2019).
+# It has the teacher's width and axes, and needs no $\Phi$. It has forgotten nearly everything, and learns it again,
+#
+# - by the **text** alone, the hard labels,
+# - by **response**, forward KL at $T = 1$,
+# - by **both** response and features, layers 1 and 2 from 3 and 6,
+#
+# for a few steps of the same 384 tokens, three times, with three orders of the text: seeds. All that differs between two
+# ways with one seed is what was learned from, so we compare them *seed by seed*: the difference has far less
+# spread than either.
+#
+# *Predict* the order of the three, and how many standard errors the first is away from the others.
+
+# %%
+import contextlib
+import copy
+import io
+import tempfile
+from dataclasses import replace
+
+from llmcourse.distillation import Distillation, distill, measure
+from llmcourse.model import Decoder
+from llmcourse.training.recipes import Recipe
+from llmcourse.training.tokens import Domain
+
+
+def pruned(model, layers):
+    """A student made of some layers of a model, counted from 1, in the order given."""
+    kept = copy.deepcopy(model)
+    kept.model.layers = torch.nn.ModuleList(kept.model.layers[n - 1] for n in layers)
+    student = Decoder(replace(model.config, num_layers=len(layers)))
+    student.load_state_dict(kept.state_dict())
+    return student
+
+
+# %%
+def trained(student, teacher, streams, steps, rate, *, seed=0, rows=6, **learned):
+    """A copy of a student, after some steps of so many rows of 64 tokens."""
+    student, rates = copy.deepcopy(student), {"matrix_lr": rate, "other_lr": rate}
+    sizes = {"batch_size": rows, "sequence_length": 64, "warmup": 2, "seed": seed}
+    recipe = Recipe("student", student.config, steps, dict.fromkeys(streams, 1), **sizes, **rates)
+    given = [Domain(name, tokens.int(), separator=0) for name, tokens in streams.items()]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # no bars
+        distill(Distillation(recipe, **learned), student, teacher, given, Path(folder) / "state.pt")
+    return student
+
+
+def told(student, teacher=base, streams=held, windows=8):
+    """Of each domain what `measure` found."""
+    found = measure(student, teacher, streams, length=128, max_windows=windows)
+    return {one.domain: one for one in found}
+
+
+# %%
+STEPS = 14
+start, students, runs = pruned(base, (1, 6)), {}, []
+ways = {"text": {"response": None}, "response": {}, "both": {"features": FeatureWeights(project=False)}}
+measures = ("nats", "kl", "agreement", "acceptance", "calibration_error")
+for seed in range(3):
+    for kind, learned in ways.items():
+        students[kind, seed] = trained(start, base, text, STEPS, 0.0024, seed=seed, **learned)
+        for domain, one in told(students[kind, seed]).items():
+            row = {"student": "2 layers", "domain": domain, "kind": kind, "seed": seed, "steps": STEPS}
+            runs.append(row | {name: getattr(one, name).mean for name in measures})
+before = told(start)
+for domain, one in before.items():
+    print(f"before, {domain}: {one.nats.mean:.2f} nats, the teacher has {one.teacher_nats.mean:.2f}; KL {one.kl}")
+
+# %%
+from llmcourse.distillation.paired import paired
+
+print("means over three seeds, and the difference to the text alone, seed by seed")
+for name in ("kl", "nats", "acceptance"):
+    print(name)
+    for one in paired(runs, name, baseline="text"):
+        row = f"{one.value.mean:.3f}" + ("" if one.kind == "text" else f", {one.difference.mean:+.3f} ")
+        row += "" if one.kind == "text" else f"± {one.difference.error:.3f} ({one.errors:+.0f} standard errors)"
+        print(f"    {one.domain:6} {one.kind:9} {row}")
+
+# %% [markdown]
+# Response beats text in every domain and by every measure, at equal tokens. Its gain over the text is many standard errors, though the spreads
+# between seeds are small numbers of only three runs each: take them for orders of magnitude. Features add something
+# to that here, much less than the response did. They are cheap to get right in this student, which
+# has the teacher's own axes. With a fresh $\Phi$ and as few steps they would rather be in the way: the exercises let
+# you see that.
+#
+# So much for a dozen steps from a good start. Whether it holds from new weights and with as much text as one likes is another question:
+# the teacher's head start could be nothing but speed. Below is what a GPU recorded: students of two sizes, five ways, the same tokens and the same
+# seeds for all. The second picture shows gains over the twin that learned from the text alone, with spans of three
+# standard errors.
+
+# %%
+from llmcourse.distillation.recorded import study_rows
+from llmcourse.figures.study_plot import plot_gains, plot_study
+
+lines = recorded.raw_rows("distill_study")
+study = study_rows(line | {"kind": line["kind"].replace("-", "_")} for line in lines)
+wanted = {"students": ("draft", "small"), "domains": ("prose", "poetry", "code"), "num_seeds": 3}
+display(plot_study(study, **wanted))
+display(plot_gains(study, **wanted))
+budgets = sorted({(row.student, row.tokens) for row in study})
+print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budgets) or "Not recorded yet.")
+
+# %% [markdown]
+# ## 6.7 On the student's own text
+#
+# Texts that people or teachers wrote never show what to do after a *student's* mistake, and behind its own text is where a
+# student has to go on. *On-policy* distillation lets the student write, and the teacher says at each of its tokens what
+# it would have said (GKD, Agarwal et al. 2024; with reverse KL it is the core of MiniLLM). No hard labels here: they
+# would tell the student that it was right.
+#
+# *Predict*: is our student farther from its teacher on its own text or on the teacher's? Six more steps
+# on the student's own text or on the given one: which does more for either?
+
+# %%
+def own_kl(student):
+    """KL to the teacher behind the student's own words: openings of 16 tokens, 48 more."""
+    openings = torch.cat([stream[: 16 * 128].view(16, 128)[:, :16] for stream in held.values()])
+    rows = Writer(student).write(openings, 64, seed=9)
+    with torch.no_grad():
+        q, p = (model(rows[:, :-1])[:, 15:] for model in (student, base))
+    return forward_kl(q, p).item()
+
+
+def summary(name, student):
+    mean = sum(one.kl.mean for one in told(student).values()) / 3
+    print(f"{name:28} KL on given text {mean:.2f}, on its own {own_kl(student):.2f}")
+
+
+student = students["response", 0]
+summary("so far", student)
+for name, share in (("6 steps on given text", 0.0), ("6 steps on its own", 1.0)):
+    summary(name, trained(student, base, text, 6, 0.0012, seed=7, own_text=share))
+
+# %% [markdown]
+# What the student writes is strange text, for the teacher as well. Steps on its own text help most there, steps on given text help on given text. Writing takes time, one
+# pass a token: that is why GKD mixes both, $\lambda$ of one and $1 - \lambda$ of the other, and why the recorded study's on-policy
+# students have half of each.
+#
+# ## 6.8 Where a teacher hurts
+#
+# **It does not know the text.** Soft labels ask the student to be like the teacher, not to be right. Here is English
+# that none of our models knows well: the manual of Python, from `pydoc_data`. `draft` as it ships learns from it for 24 steps: from the text,
+# from `base`, or from half of each. *Predict* who has the lowest loss on pages that were held out, and who is closest
+# to `base`.
+
+# %%
+from pydoc_data import topics
+
+pages = [tokenizer.encode_prompt(page) for _, page in sorted(topics.topics.items())]
+manual, unseen = ({"manual": torch.tensor(sum(pages[use::2], []))} for use in (0, 1))
+
+
+def beside(name, student, streams=unseen):
+    for domain, one in told(student, streams=streams, windows=16).items():
+        own, its = one.calibration_error.mean, one.teacher_calibration_error.mean
+        print(f"{name:14}{domain:7}{one.nats.mean:.3f} nats (teacher {one.teacher_nats.mean:.3f}), ", end="")
+        print(f"KL {one.kl.mean:.3f}; calibration error {own:.1%} (teacher {its:.1%})")
+
+
+beside("draft", draft)
+half = Response(hard_weight=0.5)
+for name, response in {"text": None, "base": Response(), "half of each": half}.items():
+    beside(name, trained(draft, base, manual, 24, 0.0012, response=response))
+
+# %% [markdown]
+# The text alone lowers the loss of this text most quickly, the teacher alone brings the student closest to the
+# teacher, and both together have the best of it: that is what $w$, the share of hard labels, is for. And mind what the
+# first two lines of 6.6 hid: there, prose and verse *were* the teacher's own words.
+#
+# **It is too sure.** Suppose that a teacher is overconfident, as models are that were tuned to answer. The cell makes one:
+# `base` with the gain of its last norm doubled, which is all its logits times two. Favourites stay the same. *Predict* what the student inherits.
+# And would a temperature of 2 in the loss undo it?
+#
+# **It is too far away.** A larger teacher is a better one, but not always a better one *for this student*: what it
+# says may be more than the student can follow (the *capacity gap*; Cho and Hariharan 2019, Mirzadeh et al. 2020).
+# *Predict*: does `small` teach our two layers better than `base` does?
+
+# %%
+sure = copy.deepcopy(base)
+sure.model.norm.weight.data *= 2
+ways = {"too sure": (sure, Response()), "same, T = 2": (sure, Response(temperature=2))}
+ways["small"] = (family["small"][0], Response())
+beside("base", students["response", 0], held)
+for name, (teacher, response) in ways.items():
+    beside(name, trained(start, teacher, text, STEPS, 0.0024, response=response), held)
+
+# %% [markdown]
+# (Printed is what each of them has of `base`, whoever taught it.) What a teacher promises too much the student promises, too: its
+# calibration error is a multiple of the other's, and its loss is higher. With $T = 2$ on both sides
+# it learns $z/2 = t/2$ and so the same. A temperature for the teacher *alone* would help, or hard labels, which pull confidence towards what really comes; best is a
+# teacher that was calibrated before.
+#
+# As to the gap: read the last lines against the first. A few steps with two layers say little about what happens at the end of a long training, where
+# the gap is found in the literature; and prose and verse, being `base`'s own words, favour `base`. Whoever distils far
+# down puts a model of middle size in between (teacher assistants), or stops learning from the teacher early.
+#
+# # Part four: what it takes, and what it brings
+#
+# ## 6.9 A loss over 128,000 tokens
+#
+# With Llama 3's vocabulary a batch of 8,192 positions has logits of 2 GB in 16 bits, for each of both models; the usual
+# operations then hold them in fp32, their softmax, the products of both and the gradient. The fused loss
+# makes logits for some rows at a time, in a buffer, computes loss *and* gradient there, and multiplies the gradient back
+# (Hsu et al. 2024). *Predict* from the shapes: the memory of one way and of the other, and the time of the products on an
+# H200. The second half of the cell does the same in small: rows in chunks give the same loss and the same gradient.
+
+# %%
+from llmcourse.kernels.vocabulary_divergence import peak_bytes, vocabulary_divergence
+
+N, V, Ds, Dt = 8192, 128256, 1024, 4096
+logits_bytes = 2 * N * V
+flops = 2 * N * V * (3 * Ds + Dt)
+print(f"logits of one model: {logits_bytes / 1e9:.1f} GB in bf16; a dozen of them: {12 * logits_bytes / 1e9:.0f} GB")
+print(f"the fused way: at most {peak_bytes(N, V, Ds) / 1e9:.2f} GB beside its arguments, both gradients among them")
+print(f"its four products: {flops / 1e12:.0f} TFLOP, {1e3 * flops / h200.flops_per_s('bf16'):.0f} ms on an H200 by the roofline")
+
+rows = held["prose"][:512].view(4, 128)
+with torch.no_grad():
+    hidden = [read_features(model, rows, ())[0].flatten(0, 1) for model in (draft, base)]
+heads = draft.lm_head.weight.detach().requires_grad_(True), base.lm_head.weight.detach()
+at_once = vocabulary_divergence(hidden[0], heads[0], hidden[1], heads[1])
+(exact,), summed = torch.autograd.grad(at_once, heads[0]), torch.zeros_like(heads[0])
+for part in range(0, 512, 128):
+    own, its = (h[part : part + 128] for h in hidden)
+    loss = vocabulary_divergence(own, heads[0], its, heads[1]) / 4
+    summed += torch.autograd.grad(loss, heads[0])[0]
+print(f"in chunks, the gradient is off by {(summed - exact).norm() / exact.norm():.0e} of its length")
+
+# %%
+wanted = ["kd_loss_v128k_memory", "distill_step_100m_400m"]
+kinds = ("forward_kl", "reverse_kl", "jensen_shannon")
+wanted += [f"kd_loss_{kind}_n8192_d1024" for kind in kinds] + [f"kd_loss_kernel_{kind}" for kind in kinds]
+for name in wanted:
+    print("\n".join(map(recorded.told, recorded.recorded(name))) or f"{name} is not recorded yet.")
+
+# %% [markdown]
+# What the time of a training step is spent on is products: those of student and teacher, and these four. So a step is
+# counted against the rate of a large product in bf16, as everything bound by arithmetic was.
+#
+# ## 6.10 A draft that learned from its target
+#
+# In chapter 4 a draft stood with a chance of $\alpha = \mathbb E \sum \min(p, q)$. `draft` and `base` never met: both
+# learned from the same text. Distillation teaches the draft just what counts (Zhou et al. 2024), and *losslessness* is not at
+# stake: the target's verification stays. *Predict*, for `draft` as it ships and a few more steps: which divergence raises
+# $\sum \min(p, q)$ more, forward KL or JSD(0.5)? And what would another 0.05 of acceptance be worth in speed?
+
+# %%
+from llmcourse.speculative import theory
+
+kinds = {"forward KL": Response(), "JSD(0.5)": Response("jensen_shannon")}
+after = {"as it ships": draft} | {
+    name: trained(draft, base, text, 20, 0.0004, rows=9, response=response) for name, response in kinds.items()
+}
+seen = {name: told(student, windows=16) for name, student in after.items()}
+for name, found in seen.items():
+    row = ", ".join(f"{domain} {one.acceptance.mean:.4f}" for domain, one in found.items())
+    print(f"{name:12} acceptance: {row}; KL {sum(one.kl.mean for one in found.values()) / 3:.3f}")
+cost = draft.num_parameters / base.num_parameters
+print(f"c = {cost:.2f} by bytes; speed-up by theory, with the best draft length")
+for alpha in (0.55, 0.60, 0.65, 0.70, 0.75):
+    gamma = theory.best_draft_length(alpha, cost, 16)
+    print(f"    α = {alpha:.2f}: γ = {gamma}, {theory.speed_up(alpha, gamma, cost):.2f} ×")
+
+# %%
+found = {}
+for row in recorded.raw_rows("distill_draft"):
+    if row.get("what") == "quality":
+        found.setdefault(row["domain"], {})[row["when"]] = row["acceptance"]
+for domain, one in found.items():
+    print(f"recorded, {domain}: acceptance", ", ".join(f"{when} {value:.3f}" for when, value in one.items()))
+names = [f"distilled_draft_{kind}_{domain}" for kind in ("acceptance", "speed") for domain in ("prose", "poetry", "code")]
+print("\n".join(map(recorded.told, recorded.all_of(names))) or "A distilled draft is not recorded yet.")
+
+# %% [markdown]
+# A draft that was trained for ten thousand steps does not move far in twenty. What can be seen already is the *direction*: JSD raises acceptance
+# and pays for it with a higher KL, forward KL lowers the KL and does nothing for acceptance. A loss is a wish; say the right one. Theory
+# tells what acceptance is worth: the higher it is, the more the next step brings, since longer drafts pay as well.
+#
+# ## 6.11 A student in 3 bits
+#
+# Chapter 5 stopped where rounding hurts: 3 bits. A student need not be smaller in parameters, it may be the same model in fewer
+# *bits*. It rounds its weights on every way forward, and the gradient goes to the weights before rounding, as if rounding were
+# not there (the straight-through estimator); the teacher is the model in 16 bits. This is *quantization-aware
+# distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding cost do twenty steps win
+# back? And is the teacher needed, or would the text do?
+
+# %%
+from llmcourse.quantization.fake_quant import fake_quantized, trained_weights
+from llmcourse.quantization.models import quantize
+
+small = family["small"][0]
+rounded = fake_quantized(small, "int3")
+ways = {"rounded": rounded}
+for name, response in {"by the text": None, "by its teacher": Response()}.items():
+    ways[name] = trained(rounded, small, text, 20, 0.0004, response=response)
+for name, student in ways.items():
+    found = told(student, teacher=small).values()
+    print(f"{name:15}" + "; ".join(f"{one.domain} KL {one.kl}" for one in found))
+packed = quantize(trained_weights(ways["by its teacher"]), "int3")
+rows = held["prose"][:256].view(2, 128)
+print("packed in 3 bits, the same function:", torch.equal(packed(rows), ways["by its teacher"](rows)))
+
+# %%
+lines = recorded.raw_rows("distill_quantized")
+for row in {(row["scheme"], row["way"], row["domain"]): row for row in lines}.values():
+    print(f"{row['model']}, {row['scheme']}, {row['way']}, {row['domain']}: KL {row['kl']:.4f}, recorded on {row['device']}")
+if not lines:
+    print("Longer runs in few bits are not recorded yet.")
+
+# %% [markdown]
+# GPTQ (chapter 5) chose codes so that each *layer* loses least, without a single gradient; here all layers learn together to make up
+# for each other, for the *distribution* at the end. It costs a training, and it needs one only once.
+#
+# # Part five: the course on one model
+#
+# ## 6.12 Everything at once
+#
+# One model, `base`, on the machine at hand, and what each chapter did to it, one on top of the other or side by side where they exclude each
+# other. Each step stands beside its own roofline: the tokens a second that its bytes and FLOPs would allow on this
+# machine. And each says what it did to the text: the share of it that is still the model's own, token by token, and KL and favourites where
+# distributions changed. The draft is the one that 6.10 taught. *Predict* before you run it: which step brings most here? Which of
+# them will be *slower* than the one before, on a CPU? Which of them change the text?
+
+# %%
+from llmcourse.pipeline import Pipeline
+
+device = hardware.default_device()
+dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+here = hardware.measure_ceilings(device)
+placed = [copy.deepcopy(model).to(device, dtype) for model in (base, after["JSD(0.5)"])]
+texts = [tokenizer.encode_prompt(opening) for opening in (prompts.PROSE[1], prompts.VERSE[1], prompts.CODE[1])]
+sizes = {"new_tokens": 32, "texts": 8, "max_windows": 4}
+stages = []
+print(f"base on {here.name}")
+for stage in Pipeline(*placed, texts, held, here, **sizes).run():
+    stages.append(stage)
+    print(stage)
+
+# %%
+from llmcourse.figures.pipeline_steps import plot_pipeline
+
+rows = [
+    {"step": one.name, "tokens_per_s": one.tokens_per_s, "limit": one.limit, "quality": one.kl}
+    | {"quality_name": "KL, nats", "device": here.name, "model": "base"}
+    for one in stages
+]
+plot_pipeline(rows, "The course on base, one text at a time but for batching", live=True)
+
+# %%
+lines = recorded.raw_rows("pipeline")
+for row in lines:
+    name, speed = row.get("stage", row.get("step", "")), row.get("tokens_per_s")
+    if speed is not None:
+        limit = f" of {row['limit']:,.0f}" if row.get("limit") else ""
+        print(f"{row.get('target', row.get('model', ''))}, {name}: {speed:,.0f} tok/s{limit}, recorded on {row['device']}")
+headline = recorded.all_of(["pipeline_base_cuda", "pipeline_llama3_8b"])
+print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not recorded on a GPU yet.")
+
+# %% [markdown]
+# How to read it. *Every text anew* is the loop of chapter 1, and the cache of chapter 2 is what makes any of the rest possible. What comes
+# after that depends on the machine. On a CPU `base` fits into its caches, and low-bit weights are unpacked
+# by plain operations, so that they cost time (chapter 5); speculation pays where a pass over five tokens costs about
+# as much as over one, which a CPU does not give away (chapter 4). On a GPU all of them read fewer bytes for a
+# token, and bytes are what is short. That is why each step has to be measured beside its *own* limit: a share of
+# the roofline says how good an implementation is, a speed-up only says what it was compared with.
+#
+# And quality: everything down to speculation writes the very text of the model. What quantization changes is seen by KL, and
+# drafts do not add to it: speculation keeps the text of whatever model it verifies with.
+#
+# ## 6.13 What goes wrong
+#
+# | belief | where it fails | what you saw |
+# |---|---|---|
+# | soft labels are a nicer version of the text | on average they say the same; what they save is noise | 6.1 |
+# | a high temperature shows more dark knowledge | it spends the student on dust | 6.2 |
+# | $T^2$ is a detail | without it the teacher has no say beside hard labels | 6.2 |
+# | KL is KL | one direction covers, the other seeks | 6.3 |
+# | the top $k$, renormalised, are nearly the teacher | their minimum is a student who is too sure | 6.4 |
+# | features are richer, so they help more | other widths need a $\Phi$, and heads have to fit | 6.5, 6.6 |
+# | one run each shows which is better | compare seed by seed, and count standard errors | 6.6 |
+# | a student that is good on given text is good on its own | it is judged where it goes on | 6.7 |
+# | the teacher is right | it was wrong about text that it did not know | 6.8 |
+# | a better loss of the teacher is all that counts | its calibration is inherited | 6.8 |
+# | temperature in the loss cures a teacher that is too sure | both sides are divided | 6.8 |
+# | distillation is free, it is only a loss | the teacher reads every batch, and $V$ is large | 6.9 |
+# | the lowest KL is the best draft | acceptance is another distance | 6.10 |
+# | after rounding nothing can be done | train through it | 6.11 |
+# | all speed-ups multiply | they share one bottleneck; measure them joined | 6.12 |
+#
+# **On the slides.** That responses are compared by KL is usual, but which KL, and at which temperature, is the choice that
+# decides what a small student gives up (6.3); the slide does not say that the factor $T^2$ belongs to it. That
+# features are richer than the output is true of what they hold, and no promise that they help: a
+# projection has to be learned as well, and layers have to be paired (6.5).
+#
+# ## Lab
+#
+# [Lab 6](../labs/06_distillation.ipynb) has you build the parts: soft labels, the loss with its temperature, the other
+# direction, the mix with hard labels, a stored teacher, a projection, a whole training step, calibration, and what a
+# table of results bears out. To warm up, here in this notebook:
+#
+# 1. (5 min) In 6.3 start the student at the other peak. Which losses end elsewhere, and which do not care?
+# 2. (10 min) In 6.1 replace `draft` by `small`. Is a soft label worth more or fewer hard ones now? Why?
+# 3. (10 min) In 6.6 add features alone, `{"response": None, "features": FeatureWeights(project=False)}`.
+# 4. (15 min) In 6.6 take `pruned(family["small"][0], (1, 4))` as the student: its width is 192, so leave `project` at
+#    its default. Do features still help?
+# 5. (10 min) In 6.8 mend the teacher that is too sure, with a temperature for it alone or with hard labels.
+# 6. (15 min) In 6.11 go down to `int2`. How much of the damage is undone after 20 steps, after 60?
+#
+# ## Summary
+#
+# - A soft label is the mean of all the hard ones that a teacher would have written: the same direction without the
+#   noise; $T^2$ keeps its weight, and the divergence says what a small student gives up.
+# - Response first, then features where widths and layers fit, own text where the student has to go on by itself; and compare
+#   at equal tokens, seed by seed. A teacher hurts where it is wrong or too sure.
+# - Distillation joins the course: a better draft for chapter 4, lost bits back for chapter 5; and what all chapters bring together is measured
+#   joined, each step beside its own roofline.
+#
+# **Sources** Hinton et al. 2015 (soft labels, $T^2$) · Romero et al. 2015 (FitNets: $\Phi$) · Sun et al. 2019 (PKD) ·
+# Jiao et al. 2020 (TinyBERT) · Sanh et al. 2019 (DistilBERT) · Wang et al. 2020, 2021 (MiniLM) · Kornblith et al. 2019
+# (CKA) · Gu et al. 2024 (MiniLLM: reverse KL) · Agarwal et al. 2024 (GKD: JSD, own text) · Anshumann et al. 2025
+# (stored teachers) · Cho and Hariharan 2019, Mirzadeh et al. 2020 (capacity gap) · Guo et al. 2017 (calibration) ·
+# Hsu et al. 2024 (Liger: fused losses) · Zhou et al. 2024 (DistillSpec) · Leviathan et al. 2023 (acceptance) · Bengio
+# et al. 2013 (straight-through) · Liu et al. 2023 (LLM-QAT)
