@@ -76,23 +76,19 @@ import sysconfig
 from pathlib import Path
 
 
-def written(openings, length, seed):
-    """Rows of `base`, each with six tokens that were given."""
-    starts = [tokenizer.encode_prompt(each)[:6] for each in openings]
-    return Writer(base).write(torch.tensor(starts), length, seed=seed)
-
-
-def domains(use, length, times):
+def domains(use, length):
     """Tokens by domain; 0 is the half to learn from, 1 the half to measure on."""
-    kinds = {"prose": prompts.PROSE[use::2] * times, "verse": prompts.VERSE[use::2] * times}
-    found = {name: written(openings, length, seed=use).flatten() for name, openings in kinds.items()}
+    found, writer = {}, Writer(base)
+    for name, openings in {"prose": prompts.PROSE, "verse": prompts.VERSE}.items():
+        starts = [tokenizer.encode_prompt(each)[:6] for each in openings[use::2]]
+        found[name] = writer.write(torch.tensor(starts), length, seed=use).flatten()
     files = [Path(sysconfig.get_path("stdlib")) / name for name in prompts.CODE_MODULES[use::2]]
     code = [tokenizer.encode_prompt(file.read_text(encoding="utf-8")[:8000]) for file in files]
     return found | {"code": torch.tensor(sum(code, []))}
 
 
 # %%
-text, held = domains(0, 192, times=2), domains(1, 128, times=2)
+text, held = domains(0, 192), domains(1, 128)
 for what, streams in (("to learn from", text), ("to measure on", held)):
     print(what + ":", ", ".join(f"{len(tokens):,} tokens of {domain}" for domain, tokens in streams.items()))
 print(repr(tokenizer.decode(held["prose"][:60].tolist())))
@@ -121,16 +117,11 @@ print(repr(tokenizer.decode(held["prose"][:60].tolist())))
 # %%
 MY_GUESS = 10  # texts
 
-
-@torch.no_grad()
-def distributions(model, rows):
-    return model(rows[:, :-1]).softmax(-1)
-
-
 print(f"your guess: a soft label is worth {MY_GUESS} hard ones")
 for domain, stream in held.items():
     rows = stream[: 16 * 128].view(16, 128)
-    p, q = (distributions(model, rows) for model in (base, draft))
+    with torch.no_grad():
+        p, q = (model(rows[:, :-1]).softmax(-1) for model in (base, draft))
     others = 1 - p.gather(-1, rows[:, 1:, None]).mean()
     noise, signal = 1 - p.square().sum(-1).mean(), (p - q).square().sum(-1).mean()
     nats = torch.special.entr(p).sum(-1).mean()
@@ -148,7 +139,11 @@ for domain, stream in held.items():
 # Find a position where the token that *did* come is pushed *down*.
 
 # %%
-openings = ("I am sleepy. I start a pot of", "The old woman looked at him and", "《静夜思》李白\n床前看月光，疑是")
+openings = (
+    "I am sleepy. I start a pot of",
+    "The old woman looked at him and",
+    "《静夜思》李白\n床前看月光，疑是",
+)
 for opening in openings:
     ids = torch.tensor([tokenizer.encode_prompt(opening)])
     print(repr(opening))
@@ -156,7 +151,9 @@ for opening in openings:
         with torch.no_grad():
             p = family[name][0](ids)[0, -1].softmax(-1)
         best = p.topk(6)
-        told = (f"{tokenizer.label(v)} {x:.0%}" for x, v in zip(best.values, best.indices.tolist(), strict=True))
+        told = (
+            f"{tokenizer.label(v)} {x:.0%}" for x, v in zip(best.values, best.indices.tolist(), strict=True)
+        )
         print(f"    {name:6}", "  ".join(told), f"  others {1 - best.values.sum():.0%}")
 
 # %%
@@ -175,8 +172,8 @@ widgets.DistillationExplorer(family, story, teacher="base", student="draft")
 # about $(z - t)/(V T^2)$. So it goes down like $1/T^2$. Whoever mixes soft and hard labels, $(1 - w)\, T^2\,
 # \mathrm{KL} + w\, (-\ln q(y))$, needs the factor $T^2$, or at $T = 4$ the teacher has hardly a say any more.
 #
-# *Predict*: by what does the length of the gradient without $T^2$ change from $T = 1$ to 2, from 8 to 16? At which $T$ does
-# distillation become plain matching of logits, a cosine of nearly 1 with the differences of centred logits? Is
+# *Predict*: by what does the length of the gradient without $T^2$ change from $T = 1$ to 2, from 8 to 16? At which $T$
+# does distillation become plain matching of logits, with a cosine of nearly 1 to the differences of centred logits? Is
 # that good?
 
 # %%
@@ -197,11 +194,12 @@ for temperature in (1, 2, 4, 8, 16, 64):
     print(f"{temperature:3}{length / temperature**2:12.2g}{length:12.2g}{cosine:10.2f}{dust:10.0%}")
 
 # %% [markdown]
-# With $T^2$ the gradient keeps its order of magnitude for a while, without it shrinks faster and faster. (From
-# 1 to 2 it does not fall to a quarter yet: $p_T$ and $q_T$ are far from even.) And look at the last column, the share of all pushes that is
-# spent on tokens to which the teacher gives less than a thousandth. At high temperatures nearly all of the student's
-# effort goes there, thousands of tokens that never come. That is fine for a student who can
-# match all logits, and a waste for a small one. For language models with large vocabularies one mostly stays near $T = 1$.
+# From $T = 8$ on it is as derived: without $T^2$ the gradient falls to a quarter with every doubling, with $T^2$ it stays
+# where it is. Between 1 and 4 it falls faster, with either: there the few likely tokens lose their probability to
+# thousands of others, over which a push of the same sum is spread much shorter. And look at the last column, the share of
+# all pushes that is spent on tokens to which the teacher gives less than a thousandth. At high temperatures nearly
+# all of the student's effort goes there. That is fine for a student that can match all logits, and a waste for a small
+# one. With vocabularies as large as those of language models one mostly stays near $T = 1$.
 #
 # ## 6.3 A student that is too small
 #
@@ -220,23 +218,25 @@ for temperature in (1, 2, 4, 8, 16, 64):
 # the largest $\sum \min(p, q)$, the acceptance of chapter 4.
 
 # %%
-from llmcourse.distillation import Response, response_loss
+from llmcourse.distillation import Response
+from llmcourse.distillation.losses import divergence_of
 
 places = torch.linspace(-5, 5, 201, dtype=torch.float64)
-peaks = [share * torch.exp(-(((places - at) / 0.6) ** 2) / 2) for share, at in ((0.6, -1.8), (0.4, 1.8))]
-teacher = (sum(peaks) + 1e-12).log()
-p, fitted = teacher.softmax(-1), {}
-for name, beta in {"forward": 0, "JSD(0.1)": 0.1, "JSD(0.5)": 0.5, "JSD(0.9)": 0.9, "reverse": 1}.items():
-    at = torch.tensor([-0.5, 0.5], dtype=torch.float64, requires_grad=True)  # centre, log of the width
-    optimizer, loss = torch.optim.Adam([at], lr=0.03), Response("jensen_shannon", beta=beta)
-    for _ in range(400):
-        student = -(((places - at[0]) / at[1].exp()) ** 2) / 2
-        optimizer.zero_grad()
-        response_loss(loss, student, teacher).backward()
-        optimizer.step()
-    fitted[name] = q = student.detach().softmax(-1)
-    print(f"{name:9} centre {at[0]:5.2f}, width {at[1].exp():.2f}; ", end="")
-    print(f"{q[p < 0.002].sum():.0%} where the teacher has next to nothing; Σ min {torch.min(p, q).sum():.2f}")
+bump = lambda at, width: -(((places - at) / width) ** 2) / 2  # noqa: E731
+p = (0.6 * bump(-1.8, 0.6).exp() + 0.4 * bump(1.8, 0.6).exp() + 1e-9).log().log_softmax(-1).exp()
+tried = torch.cartesian_prod(torch.linspace(-3, 3, 121), torch.linspace(0.3, 3, 109)).double()
+log_q = bump(tried[:, :1], tried[:, 1:]).log_softmax(-1)  # all students that there are
+for name, beta in {
+    "forward KL": 0,
+    "JSD(0.1)": 0.1,
+    "JSD(0.5)": 0.5,
+    "JSD(0.9)": 0.9,
+    "reverse KL": 1,
+}.items():
+    losses = divergence_of(Response("jensen_shannon", beta=beta), p.log().expand_as(log_q), log_q)
+    (at, width), q = tried[losses.argmin()].tolist(), log_q[losses.argmin()].exp()
+    told = f"{q[p < 0.002].sum():.0%} where the teacher has next to nothing; Σ min(p, q) {torch.min(p, q).sum():.3f}"
+    print(f"{name:11} centre {at:5.2f}, width {width:.2f}; {told}")
 
 # %% [markdown]
 # Forward KL goes to the mean of the teacher with the teacher's whole width, and much of what it would say the teacher would
@@ -257,28 +257,27 @@ for name, beta in {"forward": 0, "JSD(0.1)": 0.1, "JSD(0.5)": 0.5, "JSD(0.9)": 0
 from llmcourse.distillation import TopK, stored_loss
 
 
-def gradient(loss_of):
-    leaf = z.clone().requires_grad_(True)
-    loss = loss_of(leaf)
-    return loss.item(), torch.autograd.grad(loss, leaf)[0].flatten()
-
-
-whole, g = gradient(lambda leaf: forward_kl(leaf, t))
+leaf = z.clone().requires_grad_(True)
+whole = forward_kl(leaf, t)
+(g,) = torch.autograd.grad(whole, leaf)
 print(f"the whole teacher: {2 * t.shape[-1]:,} bytes a token in fp16, KL {whole:.3f}")
-print("  k  bytes, probability kept; by a bucket, and renormalised: the loss, cosine of its gradient")
+print("    k  bytes, probability kept; by a bucket, and renormalised: the loss, cosine of its gradient")
 for k in (1, 4, 16, 64, 256, 1024):
     stored = TopK.of(t, k)
-    found = [gradient(lambda leaf, r=r: stored_loss(Response(), leaf, stored, rest=r)) for r in ("bucket", "renormalised")]
-    told = "".join(f"{loss:9.3f} {torch.cosine_similarity(own, g, 0):6.3f}" for loss, own in found)
-    kept = 1 - stored.log_probs[..., -1].float().exp().mean()
-    print(f"{k:5}{stored.bytes_per_token:7,}{kept:7.0%}   {told}")
+    row = f"{k:5}{stored.bytes_per_token:7,}{1 - stored.log_probs[..., -1].float().exp().mean():7.0%}   "
+    for rest in ("bucket", "renormalised"):
+        loss = stored_loss(Response(), leaf, stored, rest=rest)
+        (own,) = torch.autograd.grad(loss, leaf)
+        row += f"{loss:9.3f} {torch.cosine_similarity(own.flatten(), g.flatten(), 0):6.3f}"
+    print(row)
 
 # %% [markdown]
-# A bucket can only lose: its loss never is above that of the whole, and it comes near with a few dozen tokens. (What
-# it does not say is how to share $r$ out among the others.) The renormalised loss is above the
-# others for small $k$, and for a reason: its minimum is not $p$ but a student who has nothing left for the others. With
-# $k = 1$ it *is* a hard label, the teacher's favourite. A student trained like that is too sure of itself (Anshumann et
-# al. 2025). `python -m llmcourse.distillation --top-k 64 --cache FOLDER` keeps a teacher like this on disk.
+# A bucket can only lose: its loss is never above that of the whole. What it does not say is how to share $r$ out among
+# the others, and that is much of the loss; but the *direction* of the gradient is nearly right with a few dozen
+# tokens. The renormalised loss lies above, and for a reason: its minimum is not $p$ but a student that has
+# nothing left for the others. With $k = 1$ it *is* a hard label, the teacher's favourite. A student trained like that is
+# too sure of itself (Anshumann et al. 2025). `python -m llmcourse.distillation --top-k 64 --cache FOLDER` keeps a
+# teacher like this on disk.
 #
 # # Part two: what a teacher thinks
 #
@@ -299,19 +298,21 @@ for k in (1, 4, 16, 64, 256, 1024):
 
 # %%
 from llmcourse.distillation import read_features
+from llmcourse.distillation.features import hidden_loss
 
-rows = torch.cat([stream[: 24 * 128].view(24, 128)[:, :96] for stream in held.values()])
+rows = torch.cat([stream[: 16 * 128].view(16, 128)[:, :96] for stream in held.values()])
 with torch.no_grad():
     own, its = (
-        {n: one.hidden[:, 1:].flatten(0, 1) for n, one in read_features(model, rows, layers)[1].items()}
+        {n: one.hidden[:, 1:] for n, one in read_features(model, rows, layers)[1].items()}
         for model, layers in ((draft, (1, 2)), (base, range(1, 7)))
     )
-turn = torch.arange(len(own[1])) % (2 * 95) < 95  # every other row
 print("share of the squares that is left of base's layer " + "".join(f"{n:7}" for n in its))
 for mine, x in own.items():
-    maps = {n: torch.linalg.lstsq(x[turn], y[turn]).solution for n, y in its.items()}
-    left = {n: (x[~turn] @ maps[n] - y[~turn]).square().sum() / y[~turn].square().sum() for n, y in its.items()}
-    print(f"    by the best Φ from draft's layer {mine}             " + "".join(f"{s:7.2f}" for s in left.values()))
+    row = f"    by the best Φ from draft's layer {mine}             "
+    for y in its.values():
+        phi = torch.linalg.lstsq(x[::2].flatten(0, 1), y[::2].flatten(0, 1)).solution
+        row += f"{hidden_loss(x[1::2] @ phi, y[1::2]):7.2f}"
+    print(row)
 
 # %%
 from llmcourse.distillation import FeatureLoss, FeatureWeights, LayerMap
@@ -321,7 +322,10 @@ maps = {"uniform": LayerMap.uniform, "skip": LayerMap.skip, "tail": LayerMap.tai
 for name, make in maps.items():
     print(f"{name:8}", *make(2, 6).pairs)
 wishes = {"attention maps": FeatureWeights(hidden=0, attention=1)}
-wishes |= {"states without Φ": FeatureWeights(project=False), "value relations": FeatureWeights(hidden=0, values=1)}
+wishes |= {
+    "states without Φ": FeatureWeights(project=False),
+    "value relations": FeatureWeights(hidden=0, values=1),
+}
 for name, weights in wishes.items():
     try:
         FeatureLoss(*pair, LayerMap.uniform(2, 6), weights)
@@ -350,23 +354,18 @@ widgets.LayerMapView(family, teacher="base", student="draft")
 # - by **response**, forward KL at $T = 1$,
 # - by **both** response and features, layers 1 and 2 from 3 and 6,
 #
-# for a few steps of the same 384 tokens, three times, with three orders of the text: seeds. All that differs between two
-# ways with one seed is what was learned from, so we compare them *seed by seed*: the difference has far less
-# spread than either.
+# for twelve steps of 288 tokens, three times, with three orders of the text: seeds. All that differs between two ways
+# with one seed is what was learned from, so we compare them *seed by seed*: what the order of the text does to both of
+# them is taken away with the difference.
 #
 # *Predict* the order of the three, and how many standard errors the first is away from the others.
 
 # %%
-import contextlib
 import copy
-import io
-import tempfile
 from dataclasses import replace
 
-from llmcourse.distillation import Distillation, distill, measure
+from llmcourse.distillation import measure
 from llmcourse.model import Decoder
-from llmcourse.training.recipes import Recipe
-from llmcourse.training.tokens import Domain
 
 
 def pruned(model, layers):
@@ -378,11 +377,25 @@ def pruned(model, layers):
     return student
 
 
+def told(student, teacher=base, streams=held, windows=8):
+    """Of each domain what `measure` found."""
+    return {one.domain: one for one in measure(student, teacher, streams, length=128, max_windows=windows)}
+
+
 # %%
+import contextlib
+import io
+import tempfile
+
+from llmcourse.distillation import Distillation, distill
+from llmcourse.training.recipes import Recipe
+from llmcourse.training.tokens import Domain
+
+
 def trained(student, teacher, streams, steps, rate, *, seed=0, rows=6, **learned):
-    """A copy of a student, after some steps of so many rows of 64 tokens."""
+    """A copy of a student, after some steps of so many rows of 48 tokens."""
     student, rates = copy.deepcopy(student), {"matrix_lr": rate, "other_lr": rate}
-    sizes = {"batch_size": rows, "sequence_length": 64, "warmup": 2, "seed": seed}
+    sizes = {"batch_size": rows, "sequence_length": 48, "warmup": 2, "seed": seed}
     recipe = Recipe("student", student.config, steps, dict.fromkeys(streams, 1), **sizes, **rates)
     given = [Domain(name, tokens.int(), separator=0) for name, tokens in streams.items()]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # no bars
@@ -390,14 +403,8 @@ def trained(student, teacher, streams, steps, rate, *, seed=0, rows=6, **learned
     return student
 
 
-def told(student, teacher=base, streams=held, windows=8):
-    """Of each domain what `measure` found."""
-    found = measure(student, teacher, streams, length=128, max_windows=windows)
-    return {one.domain: one for one in found}
-
-
 # %%
-STEPS = 14
+STEPS = 12
 start, students, runs = pruned(base, (1, 6)), {}, []
 ways = {"text": {"response": None}, "response": {}, "both": {"features": FeatureWeights(project=False)}}
 measures = ("nats", "kl", "agreement", "acceptance", "calibration_error")
@@ -409,30 +416,34 @@ for seed in range(3):
             runs.append(row | {name: getattr(one, name).mean for name in measures})
 before = told(start)
 for domain, one in before.items():
-    print(f"before, {domain}: {one.nats.mean:.2f} nats, the teacher has {one.teacher_nats.mean:.2f}; KL {one.kl}")
+    print(
+        f"before, {domain}: {one.nats.mean:.2f} nats, the teacher has {one.teacher_nats.mean:.2f}; KL {one.kl}"
+    )
 
 # %%
 from llmcourse.distillation.paired import paired
 
 print("means over three seeds, and the difference to the text alone, seed by seed")
 for name in ("kl", "nats", "acceptance"):
-    print(name)
     for one in paired(runs, name, baseline="text"):
-        row = f"{one.value.mean:.3f}" + ("" if one.kind == "text" else f", {one.difference.mean:+.3f} ")
-        row += "" if one.kind == "text" else f"± {one.difference.error:.3f} ({one.errors:+.0f} standard errors)"
-        print(f"    {one.domain:6} {one.kind:9} {row}")
+        more = (
+            f"{one.difference.mean:+.3f} ± {one.difference.error:.3f} ({abs(one.errors):.0f} standard errors)"
+        )
+        print(
+            f"{name:10} {one.domain:6} text {one.baseline.mean:.3f}, {one.kind:8} {one.value.mean:.3f}: {more}"
+        )
 
 # %% [markdown]
-# Response beats text in every domain and by every measure, at equal tokens. Its gain over the text is many standard errors, though the spreads
-# between seeds are small numbers of only three runs each: take them for orders of magnitude. Features add something
-# to that here, much less than the response did. They are cheap to get right in this student, which
-# has the teacher's own axes. With a fresh $\Phi$ and as few steps they would rather be in the way: the exercises let
-# you see that.
+# Response beats text in every domain and by every measure, at equal tokens, and by many standard errors. (With three
+# runs a standard error is itself known to a half: take its multiples for orders of magnitude.) Features add little to
+# that here: acceptance rises once more, the other two hardly move. And they had it easy, since this student has the teacher's
+# own axes. With a fresh $\Phi$ and as few steps they are rather in the way; an exercise lets you see that.
 #
-# So much for a dozen steps from a good start. Whether it holds from new weights and with as much text as one likes is another question:
-# the teacher's head start could be nothing but speed. Below is what a GPU recorded: students of two sizes, five ways, the same tokens and the same
-# seeds for all. The second picture shows gains over the twin that learned from the text alone, with spans of three
-# standard errors.
+# So much for a dozen steps from a good start. Whether it holds from new weights and with much more text is another
+# question: what a teacher adds could be nothing but speed. Below is what a GPU recorded: students of two sizes, five
+# ways, the same tokens and the same seeds for all. The second picture shows gains over the twin that learned from the
+# text alone, with spans of three standard errors: judge by them what holds. (Where it says that something is not
+# recorded, there is nothing to judge yet.)
 
 # %%
 from llmcourse.distillation.recorded import study_rows
@@ -454,38 +465,41 @@ print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budg
 # it would have said (GKD, Agarwal et al. 2024; with reverse KL it is the core of MiniLLM). No hard labels here: they
 # would tell the student that it was right.
 #
-# *Predict*: is our student farther from its teacher on its own text or on the teacher's? Six more steps
-# on the student's own text or on the given one: which does more for either?
+# For whole texts the two directions of KL differ in just this, *who writes*: forward KL of whole texts is the mean of
+# $\mathrm{KL}(p \Vert q)$ along the *teacher's* text, reverse KL that of $\mathrm{KL}(q \Vert p)$ along the
+# *student's*. *Predict*, for our student of twelve steps: which of the two is larger? Eight more steps, on given text by
+# forward KL, or on its own by reverse KL: which of them lowers which?
 
 # %%
-def own_kl(student):
-    """KL to the teacher behind the student's own words: openings of 16 tokens, 48 more."""
-    openings = torch.cat([stream[: 16 * 128].view(16, 128)[:, :16] for stream in held.values()])
-    rows = Writer(student).write(openings, 64, seed=9)
-    with torch.no_grad():
-        q, p = (model(rows[:, :-1])[:, 15:] for model in (student, base))
-    return forward_kl(q, p).item()
+from llmcourse.distillation import reverse_kl
 
 
 def summary(name, student):
-    mean = sum(one.kl.mean for one in told(student).values()) / 3
-    print(f"{name:28} KL on given text {mean:.2f}, on its own {own_kl(student):.2f}")
+    """Both directions: along what `base` wrote, and along the student's own 48 tokens behind 16 of that."""
+    given = torch.cat([held[domain][: 16 * 128].view(16, 128)[:, :64] for domain in ("prose", "verse")])
+    own = Writer(student).write(given[:, :16], 64, seed=9)
+    with torch.no_grad():
+        (q, p), (own_q, own_p) = ([m(rows[:, :-1])[:, 15:] for m in (student, base)] for rows in (given, own))
+    print(
+        f"{name:34} forward KL, teacher's text {forward_kl(q, p):.3f}; reverse KL, own {reverse_kl(own_q, own_p):.3f}"
+    )
 
 
-student = students["response", 0]
+student, backwards = students["response", 0], Response("reverse_kl")
 summary("so far", student)
-for name, share in (("6 steps on given text", 0.0), ("6 steps on its own", 1.0)):
-    summary(name, trained(student, base, text, 6, 0.0012, seed=7, own_text=share))
+for name, share, way in (
+    ("8 steps, given text, forward KL", 0, Response()),
+    ("8 steps, own text, reverse KL", 1, backwards),
+):
+    summary(name, trained(student, base, text, 8, 0.0012, seed=7, own_text=share, response=way))
 
 # %% [markdown]
-# What the student writes is strange text, for the teacher as well. Steps on its own text help most there, steps on given text help on given text. Writing takes time, one
-# pass a token: that is why GKD mixes both, $\lambda$ of one and $1 - \lambda$ of the other, and why the recorded study's on-policy
-# students have half of each.
+# XXX
 #
 # ## 6.8 Where a teacher hurts
 #
 # **It does not know the text.** Soft labels ask the student to be like the teacher, not to be right. Here is English
-# that none of our models knows well: the manual of Python, from `pydoc_data`. `draft` as it ships learns from it for 24 steps: from the text,
+# that none of our models knows well: the manual of Python, from `pydoc_data`. `draft` as it ships learns from it for 20 steps: from the text,
 # from `base`, or from half of each. *Predict* who has the lowest loss on pages that were held out, and who is closest
 # to `base`.
 
@@ -497,16 +511,15 @@ manual, unseen = ({"manual": torch.tensor(sum(pages[use::2], []))} for use in (0
 
 
 def beside(name, student, streams=unseen):
-    for domain, one in told(student, streams=streams, windows=16).items():
+    for domain, one in told(student, streams=streams, windows=12).items():
         own, its = one.calibration_error.mean, one.teacher_calibration_error.mean
         print(f"{name:14}{domain:7}{one.nats.mean:.3f} nats (teacher {one.teacher_nats.mean:.3f}), ", end="")
         print(f"KL {one.kl.mean:.3f}; calibration error {own:.1%} (teacher {its:.1%})")
 
 
 beside("draft", draft)
-half = Response(hard_weight=0.5)
-for name, response in {"text": None, "base": Response(), "half of each": half}.items():
-    beside(name, trained(draft, base, manual, 24, 0.0012, response=response))
+for name, response in {"text": None, "base": Response(), "half of each": Response(hard_weight=0.5)}.items():
+    beside(name, trained(draft, base, manual, 20, 0.0012, response=response))
 
 # %% [markdown]
 # The text alone lowers the loss of this text most quickly, the teacher alone brings the student closest to the
@@ -548,7 +561,7 @@ for name, (teacher, response) in ways.items():
 # operations then hold them in fp32, their softmax, the products of both and the gradient. The fused loss
 # makes logits for some rows at a time, in a buffer, computes loss *and* gradient there, and multiplies the gradient back
 # (Hsu et al. 2024). *Predict* from the shapes: the memory of one way and of the other, and the time of the products on an
-# H200. The second half of the cell does the same in small: rows in chunks give the same loss and the same gradient.
+# H200. The second cell does the same in small: rows in chunks give the same gradient.
 
 # %%
 from llmcourse.kernels.vocabulary_divergence import peak_bytes, vocabulary_divergence
@@ -556,10 +569,16 @@ from llmcourse.kernels.vocabulary_divergence import peak_bytes, vocabulary_diver
 N, V, Ds, Dt = 8192, 128256, 1024, 4096
 logits_bytes = 2 * N * V
 flops = 2 * N * V * (3 * Ds + Dt)
-print(f"logits of one model: {logits_bytes / 1e9:.1f} GB in bf16; a dozen of them: {12 * logits_bytes / 1e9:.0f} GB")
-print(f"the fused way: at most {peak_bytes(N, V, Ds) / 1e9:.2f} GB beside its arguments, both gradients among them")
-print(f"its four products: {flops / 1e12:.0f} TFLOP, {1e3 * flops / h200.flops_per_s('bf16'):.0f} ms on an H200 by the roofline")
+print(
+    f"logits of one model: {logits_bytes / 1e9:.1f} GB in bf16; a dozen of them: {12 * logits_bytes / 1e9:.0f} GB"
+)
+print(
+    f"the fused way: at most {peak_bytes(N, V, Ds) / 1e9:.2f} GB beside its arguments, both gradients among them"
+)
+time_ms = 1e3 * flops / h200.flops_per_s("bf16")
+print(f"its four products: {flops / 1e12:.0f} TFLOP, {time_ms:.0f} ms on an H200 by the roofline")
 
+# %%
 rows = held["prose"][:512].view(4, 128)
 with torch.no_grad():
     hidden = [read_features(model, rows, ())[0].flatten(0, 1) for model in (draft, base)]
@@ -595,7 +614,7 @@ from llmcourse.speculative import theory
 
 kinds = {"forward KL": Response(), "JSD(0.5)": Response("jensen_shannon")}
 after = {"as it ships": draft} | {
-    name: trained(draft, base, text, 20, 0.0004, rows=9, response=response) for name, response in kinds.items()
+    name: trained(draft, base, text, 24, 0.0004, response=response) for name, response in kinds.items()
 }
 seen = {name: told(student, windows=16) for name, student in after.items()}
 for name, found in seen.items():
@@ -614,7 +633,8 @@ for row in recorded.raw_rows("distill_draft"):
         found.setdefault(row["domain"], {})[row["when"]] = row["acceptance"]
 for domain, one in found.items():
     print(f"recorded, {domain}: acceptance", ", ".join(f"{when} {value:.3f}" for when, value in one.items()))
-names = [f"distilled_draft_{kind}_{domain}" for kind in ("acceptance", "speed") for domain in ("prose", "poetry", "code")]
+kinds = ("acceptance", "speed")
+names = [f"distilled_draft_{kind}_{domain}" for kind in kinds for domain in ("prose", "poetry", "code")]
 print("\n".join(map(recorded.told, recorded.all_of(names))) or "A distilled draft is not recorded yet.")
 
 # %% [markdown]
@@ -649,7 +669,8 @@ print("packed in 3 bits, the same function:", torch.equal(packed(rows), ways["by
 # %%
 lines = recorded.raw_rows("distill_quantized")
 for row in {(row["scheme"], row["way"], row["domain"]): row for row in lines}.values():
-    print(f"{row['model']}, {row['scheme']}, {row['way']}, {row['domain']}: KL {row['kl']:.4f}, recorded on {row['device']}")
+    what = ", ".join(str(row[name]) for name in ("model", "scheme", "way", "domain"))
+    print(f"{what}: KL {row['kl']:.4f}, recorded on {row['device']}")
 if not lines:
     print("Longer runs in few bits are not recorded yet.")
 
@@ -674,8 +695,10 @@ device = hardware.default_device()
 dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 here = hardware.measure_ceilings(device)
 placed = [copy.deepcopy(model).to(device, dtype) for model in (base, after["JSD(0.5)"])]
-texts = [tokenizer.encode_prompt(opening) for opening in (prompts.PROSE[1], prompts.VERSE[1], prompts.CODE[1])]
-sizes = {"new_tokens": 32, "texts": 8, "max_windows": 4}
+texts = [
+    tokenizer.encode_prompt(opening) for opening in (prompts.PROSE[1], prompts.VERSE[1], prompts.CODE[1])
+]
+sizes = {"new_tokens": 24, "texts": 8, "max_windows": 4}
 stages = []
 print(f"base on {here.name}")
 for stage in Pipeline(*placed, texts, held, here, **sizes).run():
@@ -695,10 +718,9 @@ plot_pipeline(rows, "The course on base, one text at a time but for batching", l
 # %%
 lines = recorded.raw_rows("pipeline")
 for row in lines:
-    name, speed = row.get("stage", row.get("step", "")), row.get("tokens_per_s")
-    if speed is not None:
-        limit = f" of {row['limit']:,.0f}" if row.get("limit") else ""
-        print(f"{row.get('target', row.get('model', ''))}, {name}: {speed:,.0f} tok/s{limit}, recorded on {row['device']}")
+    if {"stage", "tokens_per_s", "limit"} <= set(row):
+        speed = f"{row['tokens_per_s']:,.0f} tok/s of {row['limit']:,.0f}"
+        print(f"{row['target']}, {row['stage']}: {speed}, recorded on {row['device']}")
 headline = recorded.all_of(["pipeline_base_cuda", "pipeline_llama3_8b"])
 print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not recorded on a GPU yet.")
 
