@@ -73,6 +73,7 @@ for name, (model, _) in family.items():
 
 # %%
 import sysconfig
+from itertools import chain
 from pathlib import Path
 
 
@@ -82,13 +83,13 @@ def domains(use, length):
     for name, openings in {"prose": prompts.PROSE, "verse": prompts.VERSE}.items():
         starts = [tokenizer.encode_prompt(each)[:6] for each in openings[use::2]]
         found[name] = writer.write(torch.tensor(starts), length, seed=use).flatten()
-    files = [Path(sysconfig.get_path("stdlib")) / name for name in prompts.CODE_MODULES[use::2]]
-    code = [tokenizer.encode_prompt(file.read_text(encoding="utf-8")[:8000]) for file in files]
-    return found | {"code": torch.tensor(sum(code, []))}
+    files = (Path(sysconfig.get_path("stdlib")) / name for name in prompts.CODE_MODULES[use::2])
+    code = (tokenizer.encode_prompt(file.read_text(encoding="utf-8")[:8000]) for file in files)
+    return found | {"code": torch.tensor([*chain.from_iterable(code)])}
 
 
 # %%
-text, held = domains(0, 192), domains(1, 128)
+text, held = domains(0, 160), domains(1, 128)
 for what, streams in (("to learn from", text), ("to measure on", held)):
     print(what + ":", ", ".join(f"{len(tokens):,} tokens of {domain}" for domain, tokens in streams.items()))
 print(repr(tokenizer.decode(held["prose"][:60].tolist())))
@@ -139,22 +140,18 @@ for domain, stream in held.items():
 # Find a position where the token that *did* come is pushed *down*.
 
 # %%
-openings = (
+for opening in (
     "I am sleepy. I start a pot of",
     "The old woman looked at him and",
     "《静夜思》李白\n床前看月光，疑是",
-)
-for opening in openings:
+):
     ids = torch.tensor([tokenizer.encode_prompt(opening)])
     print(repr(opening))
     for name in ("base", "draft"):
         with torch.no_grad():
-            p = family[name][0](ids)[0, -1].softmax(-1)
-        best = p.topk(6)
-        told = (
-            f"{tokenizer.label(v)} {x:.0%}" for x, v in zip(best.values, best.indices.tolist(), strict=True)
-        )
-        print(f"    {name:6}", "  ".join(told), f"  others {1 - best.values.sum():.0%}")
+            p, best = family[name][0](ids)[0, -1].softmax(-1).topk(6)
+        told = (f"{tokenizer.label(v)} {x:.0%}" for x, v in zip(p, best.tolist(), strict=True))
+        print(f"    {name:6}", "  ".join(told), f"  others {1 - p.sum():.0%}")
 
 # %%
 story = tokenizer.decode(held["prose"][1:41].tolist())
@@ -213,9 +210,10 @@ for temperature in (1, 2, 4, 8, 16, 64):
 # - **JSD($\beta$)** (Agarwal et al. 2024, GKD): $\beta\, \mathrm{KL}(p \Vert m) + (1 - \beta)\, \mathrm{KL}(q \Vert m)$
 #   with $m = \beta p + (1 - \beta) q$, a dial from one to the other, and bounded.
 #
-# Here the teacher has two peaks, and the student only one, with a centre and a width. *Predict* for each of the
-# losses where the centre will be, how much of the student's mass lies where the teacher has hardly any, and which of them has
-# the largest $\sum \min(p, q)$, the acceptance of chapter 4.
+# Here the teacher has two peaks, and the student only one, with a centre and a width; the cell tries all of them and
+# takes the best for each $\beta$ ($\beta = 0$ is forward KL, 1 is reverse KL). *Predict* where the centre will be, how
+# much of the student's mass lies where the teacher has hardly any, and which of them has the largest $\sum \min(p,
+# q)$, the acceptance of chapter 4.
 
 # %%
 from llmcourse.distillation import Response
@@ -223,27 +221,25 @@ from llmcourse.distillation.losses import divergence_of
 
 places = torch.linspace(-5, 5, 201, dtype=torch.float64)
 bump = lambda at, width: -(((places - at) / width) ** 2) / 2  # noqa: E731
-p = (0.6 * bump(-1.8, 0.6).exp() + 0.4 * bump(1.8, 0.6).exp() + 1e-9).log().log_softmax(-1).exp()
+peaks = 0.6 * bump(-1.8, 0.6).exp() + 0.4 * bump(1.8, 0.6).exp() + 1e-9
+log_p = peaks.log().log_softmax(-1)
 tried = torch.cartesian_prod(torch.linspace(-3, 3, 121), torch.linspace(0.3, 3, 109)).double()
 log_q = bump(tried[:, :1], tried[:, 1:]).log_softmax(-1)  # all students that there are
-for name, beta in {
-    "forward KL": 0,
-    "JSD(0.1)": 0.1,
-    "JSD(0.5)": 0.5,
-    "JSD(0.9)": 0.9,
-    "reverse KL": 1,
-}.items():
-    losses = divergence_of(Response("jensen_shannon", beta=beta), p.log().expand_as(log_q), log_q)
+for beta in (0, 0.1, 0.5, 0.9, 1):
+    losses = divergence_of(Response("jensen_shannon", beta=beta), log_p.expand_as(log_q), log_q)
     (at, width), q = tried[losses.argmin()].tolist(), log_q[losses.argmin()].exp()
-    told = f"{q[p < 0.002].sum():.0%} where the teacher has next to nothing; Σ min(p, q) {torch.min(p, q).sum():.3f}"
-    print(f"{name:11} centre {at:5.2f}, width {width:.2f}; {told}")
+    told = f"{q[log_p.exp() < 0.002].sum():.0%} where the teacher has next to nothing, "
+    print(
+        f"β = {beta}: centre {at:5.2f}, width {width:.2f}; {told}Σ min {torch.min(log_p.exp(), q).sum():.3f}"
+    )
 
 # %% [markdown]
-# Forward KL goes to the mean of the teacher with the teacher's whole width, and much of what it would say the teacher would
-# never. Reverse KL sits on one peak and knows nothing of the other. (Of the two it takes the one that it was nearer to: it has
-# several minima.) So forward KL is right for a student whose *probabilities* are needed, and reverse KL for one that
-# has to write one good text. For a draft neither is the point: what counts there is $\sum \min(p, q) = 1 - \tfrac12
-# \lVert p - q \rVert_1$, to which the bounded middle of the dial is nearer than forward KL is (Zhou et al. 2024, DistillSpec).
+# Forward KL puts the student between the peaks, with the teacher's whole width, and a third of what it would say the
+# teacher hardly ever would. Reverse KL sits on the larger peak and knows nothing of the other. On the dial there is a
+# point between where the one answer becomes the other. So forward KL is right for a student whose *probabilities*
+# are needed, reverse KL for one that has to write one good text. For a draft neither is the point: what counts there
+# is $\sum \min(p, q) = 1 - \tfrac12 \lVert p - q \rVert_1$, and in this example that is about the same for both. In
+# real distributions it is not (6.10).
 #
 # ## 6.4 A teacher that is stored
 #
@@ -256,10 +252,8 @@ for name, beta in {
 # %%
 from llmcourse.distillation import TopK, stored_loss
 
-
 leaf = z.clone().requires_grad_(True)
-whole = forward_kl(leaf, t)
-(g,) = torch.autograd.grad(whole, leaf)
+(g,) = torch.autograd.grad(whole := forward_kl(leaf, t), leaf)
 print(f"the whole teacher: {2 * t.shape[-1]:,} bytes a token in fp16, KL {whole:.3f}")
 print("    k  bytes, probability kept; by a bucket, and renormalised: the loss, cosine of its gradient")
 for k in (1, 4, 16, 64, 256, 1024):
@@ -300,16 +294,15 @@ for k in (1, 4, 16, 64, 256, 1024):
 from llmcourse.distillation import read_features
 from llmcourse.distillation.features import hidden_loss
 
-rows = torch.cat([stream[: 16 * 128].view(16, 128)[:, :96] for stream in held.values()])
-with torch.no_grad():
-    own, its = (
-        {n: one.hidden[:, 1:] for n, one in read_features(model, rows, layers)[1].items()}
-        for model, layers in ((draft, (1, 2)), (base, range(1, 7)))
-    )
-print("share of the squares that is left of base's layer " + "".join(f"{n:7}" for n in its))
-for mine, x in own.items():
+rows, states = torch.cat([stream[:2048].view(16, 128)[:, :96] for stream in held.values()]), []
+for model in (draft, base):
+    with torch.no_grad():
+        found = read_features(model, rows, range(1, model.config.num_layers + 1))[1]
+    states.append({n: one.hidden[:, 1:] for n, one in found.items()})
+print("share of the squares that is left of base's layer " + "".join(f"{n:7}" for n in states[1]))
+for mine, x in states[0].items():
     row = f"    by the best Φ from draft's layer {mine}             "
-    for y in its.values():
+    for y in states[1].values():
         phi = torch.linalg.lstsq(x[::2].flatten(0, 1), y[::2].flatten(0, 1)).solution
         row += f"{hidden_loss(x[1::2] @ phi, y[1::2]):7.2f}"
     print(row)
@@ -317,18 +310,13 @@ for mine, x in own.items():
 # %%
 from llmcourse.distillation import FeatureLoss, FeatureWeights, LayerMap
 
-pair = (draft.config, base.config)
-maps = {"uniform": LayerMap.uniform, "skip": LayerMap.skip, "tail": LayerMap.tail, "last": LayerMap.last}
-for name, make in maps.items():
-    print(f"{name:8}", *make(2, 6).pairs)
-wishes = {"attention maps": FeatureWeights(hidden=0, attention=1)}
-wishes |= {
-    "states without Φ": FeatureWeights(project=False),
-    "value relations": FeatureWeights(hidden=0, values=1),
-}
+for make in (LayerMap.uniform, LayerMap.skip, LayerMap.tail, LayerMap.last):
+    print(f"{make.__name__:8}", *make(2, 6).pairs)
+wishes = {"states, with Φ": {}, "states without Φ": {"project": False}}
+wishes |= {"attention maps": {"hidden": 0, "attention": 1}, "value relations": {"hidden": 0, "values": 1}}
 for name, weights in wishes.items():
     try:
-        FeatureLoss(*pair, LayerMap.uniform(2, 6), weights)
+        FeatureLoss(draft.config, base.config, LayerMap.uniform(2, 6), FeatureWeights(**weights))
         print(f"{name}: possible")
     except ValueError as error:
         print(f"{name}: {error}")
@@ -337,6 +325,10 @@ for name, weights in wishes.items():
 widgets.LayerMapView(family, teacher="base", student="draft")
 
 # %% [markdown]
+# A linear map finds about half of a layer of `base` in `draft`, and most of it in the last one, out of which both have to
+# say the next token. The other half is what a student would have to learn. Attention maps cannot be
+# compared here at all, since the two have not as many heads.
+#
 # Which layer learns from which is a *map of layers*: the whole depth in even steps (TinyBERT), every so many without the
 # last (PKD), the last alone (MiniLM). The picture shows how much layers are alike before anything is learned, by a
 # measure that asks for neither the same width nor the same axes (CKA, Kornblith et al. 2019). Find the map whose pairs
@@ -365,21 +357,15 @@ import copy
 from dataclasses import replace
 
 from llmcourse.distillation import measure
-from llmcourse.model import Decoder
 
 
 def pruned(model, layers):
     """A student made of some layers of a model, counted from 1, in the order given."""
     kept = copy.deepcopy(model)
     kept.model.layers = torch.nn.ModuleList(kept.model.layers[n - 1] for n in layers)
-    student = Decoder(replace(model.config, num_layers=len(layers)))
+    student = type(model)(replace(model.config, num_layers=len(layers)))
     student.load_state_dict(kept.state_dict())
     return student
-
-
-def told(student, teacher=base, streams=held, windows=8):
-    """Of each domain what `measure` found."""
-    return {one.domain: one for one in measure(student, teacher, streams, length=128, max_windows=windows)}
 
 
 # %%
@@ -391,12 +377,19 @@ from llmcourse.distillation import Distillation, distill
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokens import Domain
 
+SIZES = {"batch_size": 6, "sequence_length": 48, "warmup": 2}
 
-def trained(student, teacher, streams, steps, rate, *, seed=0, rows=6, **learned):
-    """A copy of a student, after some steps of so many rows of 48 tokens."""
+
+def told(student, teacher=base, streams=held, windows=6):
+    """Of each domain what `measure` found."""
+    return {one.domain: one for one in measure(student, teacher, streams, length=128, max_windows=windows)}
+
+
+# %%
+def trained(student, teacher, streams, steps, rate, *, seed=0, **learned):
+    """A copy of a student, after some steps of 6 rows of 48 tokens."""
     student, rates = copy.deepcopy(student), {"matrix_lr": rate, "other_lr": rate}
-    sizes = {"batch_size": rows, "sequence_length": 48, "warmup": 2, "seed": seed}
-    recipe = Recipe("student", student.config, steps, dict.fromkeys(streams, 1), **sizes, **rates)
+    recipe = Recipe("student", student.config, steps, dict.fromkeys(streams, 1), seed=seed, **SIZES, **rates)
     given = [Domain(name, tokens.int(), separator=0) for name, tokens in streams.items()]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # no bars
         distill(Distillation(recipe, **learned), student, teacher, given, Path(folder) / "state.pt")
@@ -434,10 +427,12 @@ for name in ("kl", "nats", "acceptance"):
         )
 
 # %% [markdown]
-# Response beats text in every domain and by every measure, at equal tokens, and by many standard errors. (With three
-# runs a standard error is itself known to a half: take its multiples for orders of magnitude.) Features add little to
-# that here: acceptance rises once more, the other two hardly move. And they had it easy, since this student has the teacher's
-# own axes. With a fresh $\Phi$ and as few steps they are rather in the way; an exercise lets you see that.
+# Response beats text in every domain, at equal tokens, and in prose and verse by many standard errors. In code the
+# seeds differ more: that text is not the teacher's, and a hard label says something there that the teacher does not
+# know (6.8). (With three runs a standard error is itself known to a half only: take its multiples for orders of
+# magnitude, and two of them for nothing.) Features add little to that here: acceptance rises once more, the other two
+# hardly move. And they had it easy, since this student has the teacher's own axes. With a fresh $\Phi$ and as few steps
+# they are rather in the way; an exercise lets you see that.
 #
 # So much for a dozen steps from a good start. Whether it holds from new weights and with much more text is another
 # question: what a teacher adds could be nothing but speed. Below is what a GPU recorded: students of two sizes, five
@@ -467,7 +462,7 @@ print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budg
 #
 # For whole texts the two directions of KL differ in just this, *who writes*: forward KL of whole texts is the mean of
 # $\mathrm{KL}(p \Vert q)$ along the *teacher's* text, reverse KL that of $\mathrm{KL}(q \Vert p)$ along the
-# *student's*. *Predict*, for our student of twelve steps: which of the two is larger? Eight more steps, on given text by
+# *student's*. *Predict*, for our student of twelve steps: which of the two is larger? Six more steps, on given text by
 # forward KL, or on its own by reverse KL: which of them lowers which?
 
 # %%
@@ -476,30 +471,31 @@ from llmcourse.distillation import reverse_kl
 
 def summary(name, student):
     """Both directions: along what `base` wrote, and along the student's own 48 tokens behind 16 of that."""
-    given = torch.cat([held[domain][: 16 * 128].view(16, 128)[:, :64] for domain in ("prose", "verse")])
-    own = Writer(student).write(given[:, :16], 64, seed=9)
-    with torch.no_grad():
-        (q, p), (own_q, own_p) = ([m(rows[:, :-1])[:, 15:] for m in (student, base)] for rows in (given, own))
-    print(
-        f"{name:34} forward KL, teacher's text {forward_kl(q, p):.3f}; reverse KL, own {reverse_kl(own_q, own_p):.3f}"
-    )
+    given = torch.cat([held[domain][:2048].view(16, 128)[:, :64] for domain in ("prose", "verse")])
+    own, found = Writer(student).write(given[:, :16], 64, seed=9), []
+    for rows, loss in ((given, forward_kl), (own, reverse_kl)):
+        with torch.no_grad():
+            found.append(loss(*(model(rows[:, :-1])[:, 15:] for model in (student, base))))
+    print(f"{name:34} forward KL, teacher's text {found[0]:.3f}; reverse KL, own text {found[1]:.3f}")
 
 
-student, backwards = students["response", 0], Response("reverse_kl")
-summary("so far", student)
-for name, share, way in (
-    ("8 steps, given text, forward KL", 0, Response()),
-    ("8 steps, own text, reverse KL", 1, backwards),
-):
-    summary(name, trained(student, base, text, 8, 0.0012, seed=7, own_text=share, response=way))
+# %%
+common = {"student": students["response", 0], "teacher": base, "streams": text, "steps": 6, "rate": 0.0012}
+summary("so far", common["student"])
+summary("6 steps, given text, forward KL", trained(**common, seed=7))
+backwards = {"own_text": 1, "response": Response("reverse_kl")}
+summary("6 steps, own text, reverse KL", trained(**common, seed=7, **backwards))
 
 # %% [markdown]
-# XXX
+# Each way lowers what it asks for, and in so few steps the other rises. So "own text" and "reverse KL" belong together, and which
+# of them a student needs is a matter of what it is for: to say probabilities of what others write, as a draft does, or
+# to write. Writing takes time, one pass a token, which is one more reason why GKD mixes given and own text, $\lambda$ of
+# one and $1 - \lambda$ of the other. The recorded study's on-policy students have half of each.
 #
 # ## 6.8 Where a teacher hurts
 #
 # **It does not know the text.** Soft labels ask the student to be like the teacher, not to be right. Here is English
-# that none of our models knows well: the manual of Python, from `pydoc_data`. `draft` as it ships learns from it for 20 steps: from the text,
+# that none of our models knows well: the manual of Python, from `pydoc_data`. `draft` as it ships learns from it for 18 steps: from the text,
 # from `base`, or from half of each. *Predict* who has the lowest loss on pages that were held out, and who is closest
 # to `base`.
 
@@ -507,19 +503,20 @@ for name, share, way in (
 from pydoc_data import topics
 
 pages = [tokenizer.encode_prompt(page) for _, page in sorted(topics.topics.items())]
-manual, unseen = ({"manual": torch.tensor(sum(pages[use::2], []))} for use in (0, 1))
+manual, unseen = ({"manual": torch.tensor([*chain.from_iterable(pages[use::2])])} for use in (0, 1))
 
 
-def beside(name, student, streams=unseen):
-    for domain, one in told(student, streams=streams, windows=12).items():
+def beside(name, student, streams=unseen, windows=12):
+    for domain, one in told(student, streams=streams, windows=windows).items():
         own, its = one.calibration_error.mean, one.teacher_calibration_error.mean
         print(f"{name:14}{domain:7}{one.nats.mean:.3f} nats (teacher {one.teacher_nats.mean:.3f}), ", end="")
         print(f"KL {one.kl.mean:.3f}; calibration error {own:.1%} (teacher {its:.1%})")
 
 
+# %%
 beside("draft", draft)
 for name, response in {"text": None, "base": Response(), "half of each": Response(hard_weight=0.5)}.items():
-    beside(name, trained(draft, base, manual, 20, 0.0012, response=response))
+    beside(name, trained(draft, base, manual, 18, 0.0012, response=response))
 
 # %% [markdown]
 # The text alone lowers the loss of this text most quickly, the teacher alone brings the student closest to the
@@ -539,19 +536,22 @@ sure = copy.deepcopy(base)
 sure.model.norm.weight.data *= 2
 ways = {"too sure": (sure, Response()), "same, T = 2": (sure, Response(temperature=2))}
 ways["small"] = (family["small"][0], Response())
-beside("base", students["response", 0], held)
+beside("base", students["response", 0], held, 6)
 for name, (teacher, response) in ways.items():
-    beside(name, trained(start, teacher, text, STEPS, 0.0024, response=response), held)
+    beside(name, trained(start, teacher, text, STEPS, 0.0024, response=response), held, 6)
 
 # %% [markdown]
-# (Printed is what each of them has of `base`, whoever taught it.) What a teacher promises too much the student promises, too: its
-# calibration error is a multiple of the other's, and its loss is higher. With $T = 2$ on both sides
-# it learns $z/2 = t/2$ and so the same. A temperature for the teacher *alone* would help, or hard labels, which pull confidence towards what really comes; best is a
-# teacher that was calibrated before.
+# (Printed is what each of them has of `base`, whoever taught it.) What a teacher promises too much the student promises,
+# too: its calibration error is a multiple of the other's, and its loss is higher. Temperature in the loss makes it *worse*.
+# At $T = 2$ the teacher's $t/2$ is `base` as it should be, and that is what the student's $z/2$ learns; but it will be
+# used at $T = 1$, where all its logits count double, also those that say how much it does not know. A temperature for the
+# teacher *alone* helps, and so do hard labels, which pull confidence to what really comes; a teacher that was
+# calibrated beforehand is best.
 #
-# As to the gap: read the last lines against the first. A few steps with two layers say little about what happens at the end of a long training, where
-# the gap is found in the literature; and prose and verse, being `base`'s own words, favour `base`. Whoever distils far
-# down puts a model of middle size in between (teacher assistants), or stops learning from the teacher early.
+# As to the gap: compare the last three lines with the first three. A teacher of little more than a third of the size
+# teaches these students about as well here, though prose and verse are `base`'s own words. That is no proof of a gap: a few steps
+# say little about the end of a long training, where the literature finds it. Whoever distils far down puts a model of
+# middle size in between (a teacher assistant), or stops early.
 #
 # # Part four: what it takes, and what it brings
 #
@@ -606,15 +606,15 @@ for name in wanted:
 #
 # In chapter 4 a draft stood with a chance of $\alpha = \mathbb E \sum \min(p, q)$. `draft` and `base` never met: both
 # learned from the same text. Distillation teaches the draft just what counts (Zhou et al. 2024), and *losslessness* is not at
-# stake: the target's verification stays. *Predict*, for `draft` as it ships and a few more steps: which divergence raises
-# $\sum \min(p, q)$ more, forward KL or JSD(0.5)? And what would another 0.05 of acceptance be worth in speed?
+# stake: the target's verification stays. *Predict*, for `draft` as it ships and sixteen steps more: which divergence
+# does more for $\sum \min(p, q)$, forward KL or JSD(0.5)? And what would another 0.05 of acceptance be worth in speed?
 
 # %%
 from llmcourse.speculative import theory
 
 kinds = {"forward KL": Response(), "JSD(0.5)": Response("jensen_shannon")}
 after = {"as it ships": draft} | {
-    name: trained(draft, base, text, 24, 0.0004, response=response) for name, response in kinds.items()
+    name: trained(draft, base, text, 16, 0.0004, response=response) for name, response in kinds.items()
 }
 seen = {name: told(student, windows=16) for name, student in after.items()}
 for name, found in seen.items():
@@ -638,17 +638,18 @@ names = [f"distilled_draft_{kind}_{domain}" for kind in kinds for domain in ("pr
 print("\n".join(map(recorded.told, recorded.all_of(names))) or "A distilled draft is not recorded yet.")
 
 # %% [markdown]
-# A draft that was trained for ten thousand steps does not move far in twenty. What can be seen already is the *direction*: JSD raises acceptance
-# and pays for it with a higher KL, forward KL lowers the KL and does nothing for acceptance. A loss is a wish; say the right one. Theory
-# tells what acceptance is worth: the higher it is, the more the next step brings, since longer drafts pay as well.
+# A model that was trained for ten thousand steps is not moved far by sixteen, and the first of them mostly disturb it.
+# Compare the two losses with each other: JSD has the higher acceptance, forward KL the lower KL. A loss is a wish; say
+# the right one. Theory tells what acceptance is worth: the higher it is, the more the next step brings, since longer
+# drafts pay as well. What a whole training brings is a matter of the recorded lines.
 #
 # ## 6.11 A student in 3 bits
 #
 # Chapter 5 stopped where rounding hurts: 3 bits. A student need not be smaller in parameters, it may be the same model in fewer
 # *bits*. It rounds its weights on every way forward, and the gradient goes to the weights before rounding, as if rounding were
 # not there (the straight-through estimator); the teacher is the model in 16 bits. This is *quantization-aware
-# distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding cost do twenty steps win
-# back? And is the teacher needed, or would the text do?
+# distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding cost do sixteen steps
+# win back? And is the teacher needed, or would the text do?
 
 # %%
 from llmcourse.quantization.fake_quant import fake_quantized, trained_weights
@@ -658,7 +659,7 @@ small = family["small"][0]
 rounded = fake_quantized(small, "int3")
 ways = {"rounded": rounded}
 for name, response in {"by the text": None, "by its teacher": Response()}.items():
-    ways[name] = trained(rounded, small, text, 20, 0.0004, response=response)
+    ways[name] = trained(rounded, small, text, 16, 0.0004, response=response)
 for name, student in ways.items():
     found = told(student, teacher=small).values()
     print(f"{name:15}" + "; ".join(f"{one.domain} KL {one.kl}" for one in found))
@@ -772,7 +773,7 @@ print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not rec
 # 4. (15 min) In 6.6 take `pruned(family["small"][0], (1, 4))` as the student: its width is 192, so leave `project` at
 #    its default. Do features still help?
 # 5. (10 min) In 6.8 mend the teacher that is too sure, with a temperature for it alone or with hard labels.
-# 6. (15 min) In 6.11 go down to `int2`. How much of the damage is undone after 20 steps, after 60?
+# 6. (15 min) In 6.11 go down to `int2`. How much of the damage is undone after 16 steps, after 60?
 #
 # ## Summary
 #
