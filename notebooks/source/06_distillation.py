@@ -11,11 +11,11 @@
 # %% [markdown]
 # # Chapter 6 · Distillation
 #
-# Chapters 2 to 5 made one model cheaper to run. This one asks for another model: a small one, the *student*, that learns
-# from a large one, the *teacher*, and not from text alone. The teacher can say more of each token than the text does: how
-# likely every other token would have been (its response), and what it worked out on the way (its features). The lecture
-# names these two ways; this chapter takes them apart, trains small students in front of your eyes, and says where a
-# teacher is in the way. At the end stands a model with everything that the course did to it.
+# Chapters 2 to 5 made one model cheaper to run. This one asks for another model: a small one, the *student*, that
+# learns from a large one, the *teacher*, and not from text alone. The teacher can say more of each token than the text
+# does: how likely every other token would have been (its response), and what it worked out on the way (its features).
+# The lecture names these two ways; this chapter takes them apart, trains small students in front of your eyes, and
+# says where a teacher is in the way. At the end stands a model with everything that the course did to it.
 #
 # **When you have worked through this chapter you can**
 #
@@ -99,8 +99,8 @@ print(repr(tokenizer.decode(held["prose"][:60].tolist())))
 #
 # ## 6.1 Soft labels
 #
-# A student that learns from text is told one token $y$ at each position, and lowers $-\ln q(y)$. A student that learns from
-# a teacher is told the whole distribution $p$ (Hinton et al. 2015):
+# A student that learns from text is told one token $y$ at each position, and lowers $-\ln q(y)$. A student that learns
+# from a teacher is told the whole distribution $p$ (Hinton et al. 2015):
 #
 # $$\mathrm{KL}(p \Vert q) = \sum_v p(v) \ln \frac{p(v)}{q(v)}, \qquad
 #   \frac{\partial}{\partial z} = q - p, \qquad \text{instead of} \quad
@@ -136,8 +136,8 @@ for domain, stream in held.items():
 # and the more a soft label is worth.
 #
 # Below are some positions. Look at what comes second and third: they are the tokens that a reader would have accepted,
-# too. Then play with the explorer: ● is the teacher, ◆ the student, and the bars are the pushes $-\partial L/\partial z$.
-# Find a position where the token that *did* come is pushed *down*.
+# too. Then play with the explorer: ● is the teacher, ◆ the student, and the bars are the pushes $-\partial L/\partial
+# z$. Find a position where the token that *did* come is pushed *down*.
 
 # %%
 for opening in (
@@ -160,8 +160,8 @@ widgets.DistillationExplorer(family, story, teacher="base", student="draft")
 # %% [markdown]
 # ## 6.2 Temperature, and where $T^2$ comes from
 #
-# A teacher that is sure says little about the others: 0.98, and dust. Dividing the logits of *both* by a temperature $T >
-# 1$ softens both distributions and brings the dust up. The gradient becomes
+# A teacher that is sure says little about the others: 0.98, and dust. Dividing the logits of *both* by a temperature
+# $T > 1$ softens both distributions and brings the dust up. The gradient becomes
 #
 # $$\frac{\partial}{\partial z} \mathrm{KL}(p_T \Vert q_T) = \frac{1}{T}\, (q_T - p_T) ,$$
 #
@@ -191,12 +191,12 @@ for temperature in (1, 2, 4, 8, 16, 64):
     print(f"{temperature:3}{length / temperature**2:12.2g}{length:12.2g}{cosine:10.2f}{dust:10.0%}")
 
 # %% [markdown]
-# From $T = 8$ on it is as derived: without $T^2$ the gradient falls to a quarter with every doubling, with $T^2$ it stays
-# where it is. Between 1 and 4 it falls faster, with either: there the few likely tokens lose their probability to
-# thousands of others, over which a push of the same sum is spread much shorter. And look at the last column, the share of
-# all pushes that is spent on tokens to which the teacher gives less than a thousandth. At high temperatures nearly
-# all of the student's effort goes there. That is fine for a student that can match all logits, and a waste for a small
-# one. With vocabularies as large as those of language models one mostly stays near $T = 1$.
+# From $T = 8$ on it is as derived: without $T^2$ the gradient falls to a quarter with every doubling, with $T^2$ it
+# stays where it is. Between 1 and 4 it falls faster, with either: there the few likely tokens lose their probability
+# to thousands of others, over which a push of the same sum is spread much shorter. And look at the last column, the
+# share of all pushes that is spent on tokens to which the teacher gives less than a thousandth. At high temperatures
+# nearly all of the student's effort goes there. That is fine for a student that can match all logits, and a waste for
+# a small one. With vocabularies as large as those of language models one mostly stays near $T = 1$.
 #
 # ## 6.3 A student that is too small
 #
@@ -221,17 +221,15 @@ from llmcourse.distillation.losses import divergence_of
 
 places = torch.linspace(-5, 5, 201, dtype=torch.float64)
 bump = lambda at, width: -(((places - at) / width) ** 2) / 2  # noqa: E731
-peaks = 0.6 * bump(-1.8, 0.6).exp() + 0.4 * bump(1.8, 0.6).exp() + 1e-9
-log_p = peaks.log().log_softmax(-1)
+log_p = (0.6 * bump(-1.8, 0.6).exp() + 0.4 * bump(1.8, 0.6).exp() + 1e-9).log().log_softmax(-1)
 tried = torch.cartesian_prod(torch.linspace(-3, 3, 121), torch.linspace(0.3, 3, 109)).double()
 log_q = bump(tried[:, :1], tried[:, 1:]).log_softmax(-1)  # all students that there are
 for beta in (0, 0.1, 0.5, 0.9, 1):
     losses = divergence_of(Response("jensen_shannon", beta=beta), log_p.expand_as(log_q), log_q)
     (at, width), q = tried[losses.argmin()].tolist(), log_q[losses.argmin()].exp()
-    told = f"{q[log_p.exp() < 0.002].sum():.0%} where the teacher has next to nothing, "
-    print(
-        f"β = {beta}: centre {at:5.2f}, width {width:.2f}; {told}Σ min {torch.min(log_p.exp(), q).sum():.3f}"
-    )
+    nowhere, overlap = q[log_p.exp() < 0.002].sum(), torch.min(log_p.exp(), q).sum()
+    print(f"β = {beta}: centre {at:5.2f}, width {width:.2f}; ", end="")
+    print(f"{nowhere:.0%} where the teacher has next to nothing, Σ min {overlap:.3f}")
 
 # %% [markdown]
 # Forward KL puts the student between the peaks, with the teacher's whole width, and a third of what it would say the
@@ -244,10 +242,10 @@ for beta in (0, 0.1, 0.5, 0.9, 1):
 # ## 6.4 A teacher that is stored
 #
 # Ten students that read the same text ask the same teacher the same questions. Its answers can be kept: all of them
-# are $2V$ bytes a token in fp16; the $k$ likeliest, with their names, are $6k$ and two more for all others together, $r$. The
-# rest can be one *bucket*, an outcome of its own; or it is dropped and the $k$ are *renormalised*, as if there were no
-# others. *Predict* which of both is biased, and how. How many $k$ are needed until the gradient is nearly that of the whole
-# teacher?
+# are $2V$ bytes a token in fp16; the $k$ likeliest, with their names, are $6k$ and two more for all others together,
+# $r$. The rest can be one *bucket*, an outcome of its own; or it is dropped and the $k$ are *renormalised*, as if
+# there were no others. *Predict* which of both is biased, and how. How many $k$ are needed until the gradient is
+# nearly that of the whole teacher?
 
 # %%
 from llmcourse.distillation import TopK, stored_loss
@@ -268,27 +266,27 @@ for k in (1, 4, 16, 64, 256, 1024):
 # %% [markdown]
 # A bucket can only lose: its loss is never above that of the whole. What it does not say is how to share $r$ out among
 # the others, and that is much of the loss; but the *direction* of the gradient is nearly right with a few dozen
-# tokens. The renormalised loss lies above, and for a reason: its minimum is not $p$ but a student that has
-# nothing left for the others. With $k = 1$ it *is* a hard label, the teacher's favourite. A student trained like that is
-# too sure of itself (Anshumann et al. 2025). `python -m llmcourse.distillation --top-k 64 --cache FOLDER` keeps a
-# teacher like this on disk.
+# tokens. The renormalised loss lies above, and for a reason: its minimum is not $p$ but a student that has nothing
+# left for the others. With $k = 1$ it *is* a hard label, the teacher's favourite. A student trained like that is too
+# sure of itself (Anshumann et al. 2025). `python -m llmcourse.distillation --top-k 64 --cache FOLDER` keeps a teacher
+# like this on disk.
 #
 # # Part two: what a teacher thinks
 #
 # ## 6.5 Features, projections, maps of layers
 #
 # *Feature-based* distillation (基于特征的蒸馏) compares what is inside: richer than the output, says the lecture, and it
-# tells each layer what to do, not only the last one. But a student of width 128 cannot equal a state of width 320. So a matrix
-# $\Phi$ is learned along with the student (FitNets, Romero et al. 2015), and thrown away afterwards:
+# tells each layer what to do, not only the last one. But a student of width 128 cannot equal a state of width 320. So
+# a matrix $\Phi$ is learned along with the student (FitNets, Romero et al. 2015), and thrown away afterwards:
 #
 # $$\lVert \Phi\, h_s - h_t \rVert^2 / \lVert h_t \rVert^2 .$$
 #
-# What needs no $\Phi$ are relations of tokens among each other, which are $T \times T$ whatever the width: attention maps,
-# and *value relations* $\mathrm{softmax}(V V^\top / \sqrt D)$ (MiniLM, Wang et al. 2020).
+# What needs no $\Phi$ are relations of tokens among each other, which are $T \times T$ whatever the width: attention
+# maps, and *value relations* $\mathrm{softmax}(V V^\top / \sqrt D)$ (MiniLM, Wang et al. 2020).
 #
-# *Predict*: `draft` and `base` were trained apart, on the same text. How much of a layer of `base` can a *linear* map find in
-# a layer of `draft` already? The cell fits the best $\Phi$ for each pair on one half of some rows, and measures on the other
-# half which share of the squares is left. (A share of 1 is a student that says nothing.)
+# *Predict*: `draft` and `base` were trained apart, on the same text. How much of a layer of `base` can a *linear* map
+# find in a layer of `draft` already? The cell fits the best $\Phi$ for each pair on one half of some rows, and
+# measures on the other half which share of the squares is left. (A share of 1 is a student that says nothing.)
 
 # %%
 from llmcourse.distillation import read_features
@@ -325,12 +323,12 @@ for name, weights in wishes.items():
 widgets.LayerMapView(family, teacher="base", student="draft")
 
 # %% [markdown]
-# A linear map finds about half of a layer of `base` in `draft`, and most of it in the last one, out of which both have to
-# say the next token. The other half is what a student would have to learn. Attention maps cannot be
-# compared here at all, since the two have not as many heads.
+# A linear map finds about half of a layer of `base` in `draft`, and most of it in the last one, out of which both have
+# to say the next token. The other half is what a student would have to learn. Attention maps cannot be compared here
+# at all, since the two have not as many heads.
 #
-# Which layer learns from which is a *map of layers*: the whole depth in even steps (TinyBERT), every so many without the
-# last (PKD), the last alone (MiniLM). The picture shows how much layers are alike before anything is learned, by a
+# Which layer learns from which is a *map of layers*: the whole depth in even steps (TinyBERT), every so many without
+# the last (PKD), the last alone (MiniLM). The picture shows how much layers are alike before anything is learned, by a
 # measure that asks for neither the same width nor the same axes (CKA, Kornblith et al. 2019). Find the map whose pairs
 # are most alike already; and say why that need not be the best one to learn by.
 #
@@ -338,9 +336,10 @@ widgets.LayerMapView(family, teacher="base", student="draft")
 #
 # ## 6.6 A short run
 #
-# To train a student from nothing takes longer than you want to wait. So ours begin with a *common checkpoint*: a student
-# that is made of two layers of `base`, the first and the last, with its embedding (as DistilBERT was, Sanh et al. 2019).
-# It has the teacher's width and axes, and needs no $\Phi$. It has forgotten nearly everything, and learns it again,
+# To train a student from nothing takes longer than you want to wait. So ours begin with a *common checkpoint*: a
+# student that is made of two layers of `base`, the first and the last, with its embedding (as DistilBERT was, Sanh et
+# al. 2019). It has the teacher's width and axes, and needs no $\Phi$. It has forgotten nearly everything, and learns
+# it again,
 #
 # - by the **text** alone, the hard labels,
 # - by **response**, forward KL at $T = 1$,
@@ -428,7 +427,7 @@ for name in ("kl", "nats", "acceptance"):
 
 # %% [markdown]
 # Response beats text in every domain, at equal tokens, and in prose and verse by many standard errors. In code the
-# seeds differ more: that text is not the teacher's, and a hard label says something there that the teacher does not
+# seeds differ more: that text is not the teacher's, and a hard label may say something there that the teacher does not
 # know (6.8). (With three runs a standard error is itself known to a half only: take its multiples for orders of
 # magnitude, and two of them for nothing.) Features add little to that here: acceptance rises once more, the other two
 # hardly move. And they had it easy, since this student has the teacher's own axes. With a fresh $\Phi$ and as few steps
@@ -455,10 +454,10 @@ print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budg
 # %% [markdown]
 # ## 6.7 On the student's own text
 #
-# Texts that people or teachers wrote never show what to do after a *student's* mistake, and behind its own text is where a
-# student has to go on. *On-policy* distillation lets the student write, and the teacher says at each of its tokens what
-# it would have said (GKD, Agarwal et al. 2024; with reverse KL it is the core of MiniLLM). No hard labels here: they
-# would tell the student that it was right.
+# Texts that people or teachers wrote never show what to do after a *student's* mistake, and behind its own text is
+# where a student has to go on. *On-policy* distillation lets the student write, and the teacher says at each of its
+# tokens what it would have said (GKD, Agarwal et al. 2024; with reverse KL it is the core of MiniLLM). No hard labels
+# here: they would tell the student that it was right.
 #
 # For whole texts the two directions of KL differ in just this, *who writes*: forward KL of whole texts is the mean of
 # $\mathrm{KL}(p \Vert q)$ along the *teacher's* text, reverse KL that of $\mathrm{KL}(q \Vert p)$ along the
@@ -487,17 +486,17 @@ backwards = {"own_text": 1, "response": Response("reverse_kl")}
 summary("6 steps, own text, reverse KL", trained(**common, seed=7, **backwards))
 
 # %% [markdown]
-# Each way lowers what it asks for, and in so few steps the other rises. So "own text" and "reverse KL" belong together, and which
-# of them a student needs is a matter of what it is for: to say probabilities of what others write, as a draft does, or
-# to write. Writing takes time, one pass a token, which is one more reason why GKD mixes given and own text, $\lambda$ of
-# one and $1 - \lambda$ of the other. The recorded study's on-policy students have half of each.
+# Each way lowers what it asks for, and in so few steps the other rises. So "own text" and "reverse KL" belong
+# together, and which of them a student needs is a matter of what it is for: to say probabilities of what others write,
+# as a draft does, or to write. Writing takes time, one pass a token, which is one more reason why GKD mixes given and
+# own text, $\lambda$ of one and $1 - \lambda$ of the other. The recorded study's on-policy students have half of each.
 #
 # ## 6.8 Where a teacher hurts
 #
 # **It does not know the text.** Soft labels ask the student to be like the teacher, not to be right. Here is English
-# that none of our models knows well: the manual of Python, from `pydoc_data`. `draft` as it ships learns from it for 18 steps: from the text,
-# from `base`, or from half of each. *Predict* who has the lowest loss on pages that were held out, and who is closest
-# to `base`.
+# of another kind than the novels that our models learned from: the manual of Python, from `pydoc_data`. `draft` as it
+# ships learns from it for 18 steps: from the text, from `base`, or from half of each. *Predict* who has the lowest
+# loss on pages that were held out, and who is closest to `base`.
 
 # %%
 from pydoc_data import topics
@@ -523,9 +522,9 @@ for name, response in {"text": None, "base": Response(), "half of each": Respons
 # teacher, and both together have the best of it: that is what $w$, the share of hard labels, is for. And mind what the
 # first two lines of 6.6 hid: there, prose and verse *were* the teacher's own words.
 #
-# **It is too sure.** Suppose that a teacher is overconfident, as models are that were tuned to answer. The cell makes one:
-# `base` with the gain of its last norm doubled, which is all its logits times two. Favourites stay the same. *Predict* what the student inherits.
-# And would a temperature of 2 in the loss undo it?
+# **It is too sure.** Suppose that a teacher is overconfident, as models are that were tuned to answer. The cell makes
+# one: `base` with the gain of its last norm doubled, which is all its logits times two. Favourites stay the same.
+# *Predict* what the student inherits. And would a temperature of 2 in the loss undo it?
 #
 # **It is too far away.** A larger teacher is a better one, but not always a better one *for this student*: what it
 # says may be more than the student can follow (the *capacity gap*; Cho and Hariharan 2019, Mirzadeh et al. 2020).
@@ -541,27 +540,27 @@ for name, (teacher, response) in ways.items():
     beside(name, trained(start, teacher, text, STEPS, 0.0024, response=response), held, 6)
 
 # %% [markdown]
-# (Printed is what each of them has of `base`, whoever taught it.) What a teacher promises too much the student promises,
-# too: its calibration error is a multiple of the other's, and its loss is higher. Temperature in the loss makes it *worse*.
-# At $T = 2$ the teacher's $t/2$ is `base` as it should be, and that is what the student's $z/2$ learns; but it will be
-# used at $T = 1$, where all its logits count double, also those that say how much it does not know. A temperature for the
-# teacher *alone* helps, and so do hard labels, which pull confidence to what really comes; a teacher that was
-# calibrated beforehand is best.
+# (Printed is what each of them has of `base`, whoever taught it.) What a teacher promises too much the student
+# promises, too: its calibration error is two or three times the other's, and its loss is higher. Temperature in the
+# loss makes it *worse*. At $T = 2$ the teacher's $t/2$ is `base` as it should be, and that is what the student's $z/2$
+# learns; but it will be used at $T = 1$, where all its logits count double, also those that say how much it does not
+# know. A temperature for the teacher *alone* helps, and so do hard labels, which pull confidence to what really comes;
+# a teacher that was calibrated beforehand is best.
 #
 # As to the gap: compare the last three lines with the first three. A teacher of little more than a third of the size
-# teaches these students about as well here, though prose and verse are `base`'s own words. That is no proof of a gap: a few steps
-# say little about the end of a long training, where the literature finds it. Whoever distils far down puts a model of
-# middle size in between (a teacher assistant), or stops early.
+# teaches these students about as well here, though prose and verse are `base`'s own words. That is no proof of a gap:
+# a few steps say little about the end of a long training, where the literature finds it. Whoever distils far down puts
+# a model of middle size in between (a teacher assistant), or stops early.
 #
 # # Part four: what it takes, and what it brings
 #
 # ## 6.9 A loss over 128,000 tokens
 #
-# With Llama 3's vocabulary a batch of 8,192 positions has logits of 2 GB in 16 bits, for each of both models; the usual
-# operations then hold them in fp32, their softmax, the products of both and the gradient. The fused loss
-# makes logits for some rows at a time, in a buffer, computes loss *and* gradient there, and multiplies the gradient back
-# (Hsu et al. 2024). *Predict* from the shapes: the memory of one way and of the other, and the time of the products on an
-# H200. The second cell does the same in small: rows in chunks give the same gradient.
+# With Llama 3's vocabulary a batch of 8,192 positions has logits of 2 GB in 16 bits, for each of both models; the
+# usual operations then hold them in fp32, their softmax, the products of both and the gradient. The fused loss makes
+# logits for some rows at a time, in a buffer, computes loss *and* gradient there, and multiplies the gradient back
+# (Hsu et al. 2024). *Predict* from the shapes: the memory of one way and of the other, and the time of the products on
+# an H200. The second cell does the same in small: rows in chunks give the same gradient.
 
 # %%
 from llmcourse.kernels.vocabulary_divergence import peak_bytes, vocabulary_divergence
@@ -605,9 +604,10 @@ for name in wanted:
 # ## 6.10 A draft that learned from its target
 #
 # In chapter 4 a draft stood with a chance of $\alpha = \mathbb E \sum \min(p, q)$. `draft` and `base` never met: both
-# learned from the same text. Distillation teaches the draft just what counts (Zhou et al. 2024), and *losslessness* is not at
-# stake: the target's verification stays. *Predict*, for `draft` as it ships and sixteen steps more: which divergence
-# does more for $\sum \min(p, q)$, forward KL or JSD(0.5)? And what would another 0.05 of acceptance be worth in speed?
+# learned from the same text. Distillation teaches the draft just what counts (Zhou et al. 2024), and *losslessness* is
+# not at stake: the target's verification stays. *Predict*, for `draft` as it ships and sixteen steps more: which
+# divergence does more for $\sum \min(p, q)$, forward KL or JSD(0.5)? And what would another 0.05 of acceptance be
+# worth in speed?
 
 # %%
 from llmcourse.speculative import theory
@@ -616,7 +616,7 @@ kinds = {"forward KL": Response(), "JSD(0.5)": Response("jensen_shannon")}
 after = {"as it ships": draft} | {
     name: trained(draft, base, text, 16, 0.0004, response=response) for name, response in kinds.items()
 }
-seen = {name: told(student, windows=16) for name, student in after.items()}
+seen = {name: told(student, windows=12) for name, student in after.items()}
 for name, found in seen.items():
     row = ", ".join(f"{domain} {one.acceptance.mean:.4f}" for domain, one in found.items())
     print(f"{name:12} acceptance: {row}; KL {sum(one.kl.mean for one in found.values()) / 3:.3f}")
@@ -638,18 +638,18 @@ names = [f"distilled_draft_{kind}_{domain}" for kind in kinds for domain in ("pr
 print("\n".join(map(recorded.told, recorded.all_of(names))) or "A distilled draft is not recorded yet.")
 
 # %% [markdown]
-# A model that was trained for ten thousand steps is not moved far by sixteen, and the first of them mostly disturb it.
+# A model that was trained for ten thousand steps is not moved far by sixteen, and the first of them partly disturb it.
 # Compare the two losses with each other: JSD has the higher acceptance, forward KL the lower KL. A loss is a wish; say
 # the right one. Theory tells what acceptance is worth: the higher it is, the more the next step brings, since longer
 # drafts pay as well. What a whole training brings is a matter of the recorded lines.
 #
 # ## 6.11 A student in 3 bits
 #
-# Chapter 5 stopped where rounding hurts: 3 bits. A student need not be smaller in parameters, it may be the same model in fewer
-# *bits*. It rounds its weights on every way forward, and the gradient goes to the weights before rounding, as if rounding were
-# not there (the straight-through estimator); the teacher is the model in 16 bits. This is *quantization-aware
-# distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding cost do sixteen steps
-# win back? And is the teacher needed, or would the text do?
+# Chapter 5 stopped where rounding hurts: 3 bits. A student need not be smaller in parameters, it may be the same model
+# in fewer *bits*. It rounds its weights on every way forward, and the gradient goes to the weights before rounding, as
+# if rounding were not there (the straight-through estimator); the teacher is the model in 16 bits. This is
+# *quantization-aware distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding cost do
+# sixteen steps win back? And is the teacher needed, or would the text do?
 
 # %%
 from llmcourse.quantization.fake_quant import fake_quantized, trained_weights
@@ -676,18 +676,20 @@ if not lines:
     print("Longer runs in few bits are not recorded yet.")
 
 # %% [markdown]
-# GPTQ (chapter 5) chose codes so that each *layer* loses least, without a single gradient; here all layers learn together to make up
-# for each other, for the *distribution* at the end. It costs a training, and it needs one only once.
+# GPTQ (chapter 5) chose codes so that each *layer* loses least, without a single gradient; here all layers learn
+# together to make up for each other, for the *distribution* at the end. It costs a training, and it needs one only
+# once.
 #
 # # Part five: the course on one model
 #
 # ## 6.12 Everything at once
 #
-# One model, `base`, on the machine at hand, and what each chapter did to it, one on top of the other or side by side where they exclude each
-# other. Each step stands beside its own roofline: the tokens a second that its bytes and FLOPs would allow on this
-# machine. And each says what it did to the text: the share of it that is still the model's own, token by token, and KL and favourites where
-# distributions changed. The draft is the one that 6.10 taught. *Predict* before you run it: which step brings most here? Which of
-# them will be *slower* than the one before, on a CPU? Which of them change the text?
+# One model, `base`, on the machine at hand, and what each chapter did to it, one on top of the other or side by side
+# where they exclude each other. Each step stands beside its own roofline: the tokens a second that its bytes and FLOPs
+# would allow on this machine. And each says what it did to the text: the share of it that is still the model's own,
+# token by token, and KL and favourites where distributions changed. The draft is the one that 6.10 taught. *Predict*
+# before you run it: which step brings most here? Which of them will be *slower* than the one before, on a CPU? Which
+# of them change the text?
 
 # %%
 from llmcourse.pipeline import Pipeline
@@ -726,15 +728,15 @@ headline = recorded.all_of(["pipeline_base_cuda", "pipeline_llama3_8b"])
 print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not recorded on a GPU yet.")
 
 # %% [markdown]
-# How to read it. *Every text anew* is the loop of chapter 1, and the cache of chapter 2 is what makes any of the rest possible. What comes
-# after that depends on the machine. On a CPU `base` fits into its caches, and low-bit weights are unpacked
-# by plain operations, so that they cost time (chapter 5); speculation pays where a pass over five tokens costs about
-# as much as over one, which a CPU does not give away (chapter 4). On a GPU all of them read fewer bytes for a
-# token, and bytes are what is short. That is why each step has to be measured beside its *own* limit: a share of
+# How to read it. *Every text anew* is the loop of chapter 1, and the cache of chapter 2 is what makes any of the rest
+# possible. What comes after that depends on the machine. On a CPU `base` fits into its caches, and low-bit weights are
+# unpacked by plain operations, so that they cost time (chapter 5); speculation pays where a pass over five tokens
+# costs about as much as over one, which a CPU does not give away (chapter 4). On a GPU all of them read fewer bytes
+# for a token, and bytes are what is short. That is why each step has to be measured beside its *own* limit: a share of
 # the roofline says how good an implementation is, a speed-up only says what it was compared with.
 #
-# And quality: everything down to speculation writes the very text of the model. What quantization changes is seen by KL, and
-# drafts do not add to it: speculation keeps the text of whatever model it verifies with.
+# And quality: everything down to speculation writes the very text of the model. What quantization changes is seen by
+# KL, and drafts do not add to it: speculation keeps the text of whatever model it verifies with.
 #
 # ## 6.13 What goes wrong
 #
@@ -756,10 +758,10 @@ print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not rec
 # | after rounding nothing can be done | train through it | 6.11 |
 # | all speed-ups multiply | they share one bottleneck; measure them joined | 6.12 |
 #
-# **On the slides.** That responses are compared by KL is usual, but which KL, and at which temperature, is the choice that
-# decides what a small student gives up (6.3); the slide does not say that the factor $T^2$ belongs to it. That
-# features are richer than the output is true of what they hold, and no promise that they help: a
-# projection has to be learned as well, and layers have to be paired (6.5).
+# **On the slides.** That responses are compared by KL is usual, but which KL, and at which temperature, is the choice
+# that decides what a small student gives up (6.3); the slide does not say that the factor $T^2$ belongs to it. That
+# features are richer than the output is true of what they hold, and no promise that they help: a projection has to be
+# learned as well, and layers have to be paired (6.5).
 #
 # ## Lab
 #
