@@ -5,9 +5,10 @@ As `int8_variants`, beside it, whose lines these join. A way that finds other co
 named, and not timed. Stages:
 
     find    outliers alone, and with the codes of all others: how x is cut, and from which size on
+    skip    codes of rows with and without columns that are left out, by so many warps
     gather  the product for few rows with columns in 16 bits, so many of them at a time; "plain" has none
 
-    python benchmarks/outlier_variants.py [--stages find,gather]
+    python benchmarks/outlier_variants.py [--stages find,skip,gather]
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from int8_variants import BF16, OUTLIERS, SHAPES, Run, activations, coded, tell, timed
 from torch import Tensor
 
-from llmcourse.kernels import int8_matmul_triton, outlier_columns_triton
+from llmcourse.kernels import int8_matmul_triton, outlier_columns_triton, quantize_rows_triton
 from llmcourse.kernels.int8_matmul import InSixteenBits, int8_matmul
 from llmcourse.kernels.outlier_columns import (
     THRESHOLD,
@@ -107,6 +108,20 @@ def find() -> None:
             tell("find", name, (rows, columns), seconds, gbps=round(rows * columns * 2 / seconds / 1e9))
 
 
+def skip() -> None:
+    for rows, columns in ((4096, 4096), (4096, 14336), (2048, 11008), (16, 14336)):
+        xs = [activations(rows, columns, OUTLIERS) for _ in range(4)]
+        flags = find_outliers(xs[0]).flags
+        runs: dict[object, list[Run]] = {}
+        for name, given in (("all", {}), ("but outliers", {"skipped": flags})):
+            for of_warp in (512, 1024, 2048):
+                sizes = {"module": quantize_rows_triton, "COLUMNS_OF_WARP": of_warp, "LONG": 2 * columns}
+                calls = [partial(quantize_rows, x, **given, **GIVEN) for x in xs]
+                runs[f"{name}, {of_warp} a warp"] = [partial(with_constants, call, **sizes) for call in calls]
+        for name, seconds in timed(runs).items():
+            tell("skip", name, (rows, columns), seconds, gbps=round(rows * columns * 3 / seconds / 1e9))
+
+
 def gather() -> None:
     for outputs, inputs in SHAPES:
         matrices = [coded(outputs, inputs) for _ in range(max(3, 2 * 2**26 // (outputs * inputs) + 1))]
@@ -124,7 +139,7 @@ def gather() -> None:
                 tell("gather", name, (rows, outputs, inputs), seconds, outliers=int(found.count))
 
 
-STAGES: dict[str, Run] = {"find": find, "gather": gather}
+STAGES: dict[str, Run] = {"find": find, "skip": skip, "gather": gather}
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ class FlagTile:
 
 @triton.jit
 def _largest(x_ptr, rows, columns, num_rows, K: tl.constexpr, EVEN: tl.constexpr):
-    """The largest |x| of each column in these rows; NaN is less than all, and the last row stands in."""
+    """The largest |x| of each column in these rows, NaN if all are; behind the last row it stands in."""
     at = tl.minimum(rows, num_rows - 1).to(tl.int64)[:, None] * K + columns[None, :]
     x = tl.load(x_ptr + at) if EVEN else tl.load(x_ptr + at, mask=(columns < K)[None, :], other=0.0)
     return tl.max(tl.abs(x.to(tl.float32)), axis=0)
@@ -86,8 +86,8 @@ def _flag_columns_kernel(
     largest = tl.zeros((COLUMNS,), tl.float32)
     wait_for_input(PDL)
     for row in range(first, tl.minimum(first + height, num_rows), ROWS):
-        rows = row + tl.arange(0, ROWS)
-        largest = tl.maximum(largest, _largest(x_ptr, rows, columns, num_rows, K, K % COLUMNS == 0))
+        here = _largest(x_ptr, row + tl.arange(0, ROWS), columns, num_rows, K, K % COLUMNS == 0)
+        largest = tl.where(here > largest, here, largest)  # NaN is not, for the interpreter's maximum too
     bits = _bytes_of(largest >= threshold, COLUMNS)
     byte = tl.program_id(0) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
     wide = tl.num_programs(0) * (COLUMNS // 8)

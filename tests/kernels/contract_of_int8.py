@@ -158,12 +158,15 @@ def test_outlier_columns_are_found(dtype, alone, monkeypatch):
 
 @pytest.mark.parametrize("programs", [1, 5, 1000])
 def test_outlier_columns_are_found_by_however_many_programs(programs, monkeypatch):
-    """Several blocks of columns, strips that end in the middle, and a list in several pieces."""
+    """Blocks of columns, strips that end in the middle, a row of NaN, and a list in several pieces."""
     for name, value in (("ALONE", 0), ("LISTED", 4), ("JOINED", 8)):
         monkeypatch.setattr(outlier_columns_triton, name, value)
     tile = FlagTile(rows=4, warps=1, programs=programs)
     for rows, columns, share in ((1, 600, 0.1), (37, 512, 0.05), (21, 1000, 0.02)):
         x, chosen = with_outliers(rows, columns, share, torch.float16)
+        if rows > 1:
+            x[-1] = torch.nan
+            chosen &= (x.abs() >= 6).any(0)
         ours = outlier_columns_triton.launch_find(x, 6.0, PDL[-1], tile)
         assert torch.equal(ours.flags.bool(), chosen)
         assert ours.listed().tolist() == chosen.nonzero()[:, 0].tolist()

@@ -148,7 +148,8 @@ def test_products_in_8_bits_take_the_kernels_made_for_them(kernels, job):
         assert ("_find_columns_kernel" in found) == few
         assert ({"_flag_columns_kernel", "_list_columns_kernel"} <= found) == (not few)
         flags = [kernel for kernel in kernels[job] if kernel.kernel == "_flag_columns_kernel"]
-        assert not any(kernel.shared_bytes for kernel in flags), "threads have nothing to tell each other"
+        most = 0 if job[2] is BF16 else 64  # a thread has the eight columns of a byte, or half of them
+        assert all(kernel.shared_bytes <= most for kernel in flags)
 
 
 def test_several_rows_and_staged_attention_compile_what_they_say(kernels):
