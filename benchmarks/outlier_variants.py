@@ -40,10 +40,10 @@ TILES = tuple(
     for programs in (264, 528, 1056)
 )
 ROWS_AND_COLUMNS = (
-    *((rows, columns) for rows in (4096, 256, 64, 16, 4, 1) for columns in (4096, 14336)),
+    *((rows, columns) for rows in (4096, 256, 64, 32, 16, 4, 1) for columns in (4096, 14336)),
     (2048, 11008),
 )
-MOST_ALONE = 2**18  # numbers of x that one program is tried with
+MOST_ALONE = 2**17  # numbers of x that one program is tried with
 GIVEN = {"backend": "triton", "pdl": True}
 
 
@@ -67,7 +67,8 @@ def mixed(x: Tensor, **constants: int) -> tuple[Tensor, Tensor, OutlierColumns]:
 
 def ways_for(rows: int, columns: int) -> dict[str, Callable]:
     """Of one x, to what it gives; the last of that are the outliers."""
-    ways = {str(tile): partial(by_many, tile=tile) for tile in (TILES if rows > 16 else (FlagTile(),))}
+    few = [tile for tile in TILES if tile.programs == FlagTile().programs]  # more than there are rows for
+    ways = {str(tile): partial(by_many, tile=tile) for tile in (TILES if rows > 256 else few)}
     ways["mixed, by many"] = partial(mixed, ALONE=0)
     if rows * columns <= MOST_ALONE:
         for of_warp in (256, 512, 1024):

@@ -33,7 +33,7 @@ def test_a_way_that_finds_other_columns_is_wrong():
 
 
 def test_one_program_is_tried_where_x_is_small():
-    names = {rows: list(variants.ways_for(rows, 4096)) for rows in (1, 64, 4096)}
-    assert all(any("one launch" in name for name in names[rows]) for rows in (1, 64))
-    assert not any("one" in name for name in names[4096])
+    names = {rows: list(variants.ways_for(rows, 4096)) for rows in (1, 32, 64, 4096)}
+    assert all(any("one launch" in name for name in names[rows]) for rows in (1, 32))
+    assert not any("one" in name for rows in (64, 4096) for name in names[rows])
     assert sum("FlagTile" in name for name in names[4096]) == len(variants.TILES) > 10
