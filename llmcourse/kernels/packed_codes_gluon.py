@@ -8,6 +8,10 @@ seven: the sign is taken as a number of its own,  q = (128 + low) − (128 + 128
 
 Which columns a product adds up in which order is free, as long as both operands agree. Each thread of four
 takes 16 neighbours of each half of 128 columns. Its codes are neighbours in memory too (see `packed_words`).
+Of a half h these are pairs 0 to 7. The tensor cores take two at once, and find them in registers side by side
+where both are neighbours: pairs 2p and 2p + 1 are those of step 4h + p. In an operand, (…, 128), they are
+
+    column 64 h + 16 t + 4 p + 2 v + e   at   64 v + 16 t + 8 h + 2 p + e     t, p = 0 … 3;  h, v, e = 0, 1
 """
 
 from __future__ import annotations
@@ -89,6 +93,17 @@ def _layout_of_input(blocks, batch, warps_k, warps):
     return gl.DistributedLinearLayout(by_registers, lanes, by_warps, [], [2 * blocks * batch, 64])
 
 
+@gluon.constexpr_function
+def _layout_of_gains(blocks, warps_k, warps):
+    """Of (2 · blocks, 64), as in a row of `_layout_of_input`."""
+    by_registers = [[0, at] for at in _doubled(1, 16)] + [[1, 0]]
+    by_registers += [[2 * block, 0] for block in _doubled(warps_k, blocks)]
+    lanes = [[0, 16], [0, 32], [0, 0], [0, 0], [0, 0]]
+    by_warps = [[0, 0] for _ in _doubled(1, warps // warps_k)]
+    by_warps += [[2 * block, 0] for block in _doubled(1, warps_k)]
+    return gl.DistributedLinearLayout(by_registers, lanes, by_warps, [], [2 * blocks, 64])
+
+
 @gluon.jit
 def flat(tile):
     """(blocks, rows, columns) in shared memory as blocks of rows below each other."""
@@ -112,14 +127,14 @@ def numbers_of_codes(
             _OF_FOUR, "=&r,=&r,=&r,=&r,r", [pieces], dtype=(gl.bfloat16,) * 4, is_pure=True, pack=2
         )
         pairs = gl.join(gl.join(a, c), gl.join(b, d))
-        parts = gl.reshape(pairs, [BLOCKS, ROWS, 4, 2, N, 2, 2, 2])
-        ordered = gl.permute(parts, (0, 1, 3, 2, 4, 6, 7, 5))
+        parts = gl.reshape(pairs, [BLOCKS, ROWS, 4, 2, N, 2, 2, 2])  # t, h, the upper and lower p, e, v
+        ordered = gl.permute(parts, (0, 1, 7, 2, 3, 4, 6, 5))
     else:
         a, b = gl.inline_asm_elementwise(
             _OF_EIGHT, "=&r,=&r,r", [pieces], dtype=(gl.bfloat16,) * 2, is_pure=True, pack=2
         )
         parts = gl.reshape(gl.join(a, b), [BLOCKS, ROWS, 4, 2, N, 2, 2])
-        ordered = gl.permute(parts, (0, 1, 3, 2, 4, 6, 5))
+        ordered = gl.permute(parts, (0, 1, 6, 2, 3, 4, 5))
     operand: gl.constexpr = gl.DotOperandLayout(0, C, 16)
     return gl.convert_layout(gl.reshape(ordered, [BLOCKS, ROWS, BLOCK]), operand, assert_trivial=True)
 
@@ -129,14 +144,30 @@ def blocks_of_input(ring, slot, BLOCKS: gl.constexpr, WARPS_K: gl.constexpr, C: 
     """x of a step as the right operand, (blocks, 128, batch)."""
     BATCH: gl.constexpr = ring.shape[2]
     L: gl.constexpr = _layout_of_input(BLOCKS, BATCH, WARPS_K, gl.num_warps())
-    parts = gl.permute(gl.reshape(flat(ring.index(slot)).load(L), [BLOCKS, 2, BATCH, 64]), (0, 1, 3, 2))
+    parts = gl.reshape(flat(ring.index(slot)).load(L), [BLOCKS, 2, BATCH, 4, 4, 2, 2])  # …, t, p, v, e
+    ordered = gl.permute(parts, (0, 5, 3, 1, 4, 6, 2))
     operand: gl.constexpr = gl.DotOperandLayout(1, C, 16)
-    return gl.convert_layout(gl.reshape(parts, [BLOCKS, BLOCK, BATCH]), operand, assert_trivial=True)
+    return gl.convert_layout(gl.reshape(ordered, [BLOCKS, BLOCK, BATCH]), operand, assert_trivial=True)
 
 
 @gluon.jit
-def weighted(x, gain):
-    """Two numbers and their gains by one instruction, rounded once: the compiler would make several of it."""
+def places_of_gains(BLOCKS: gl.constexpr, WARPS_K: gl.constexpr):
+    """Of a step's columns, (2 · blocks, 64), as a thread has them of x."""
+    L: gl.constexpr = _layout_of_gains(BLOCKS, WARPS_K, gl.num_warps())
+    half = gl.arange(0, 2 * BLOCKS, gl.SliceLayout(1, L))
+    return half[:, None] * 64 + gl.arange(0, 64, gl.SliceLayout(0, L))[None, :]
+
+
+@gluon.jit
+def weighted(x, gains):
+    """x, (blocks, 128, batch), by gains that lie as `places_of_gains` says.
+
+    Two numbers and their gains by one instruction, rounded once: the compiler would make several of it.
+    """
+    BLOCKS: gl.constexpr = x.shape[0]
+    ordered = gl.permute(gl.reshape(gains, [BLOCKS, 2, 4, 4, 2, 2]), (0, 4, 2, 1, 3, 5))
+    ordered = gl.reshape(ordered, [BLOCKS, BLOCK])
+    gain = gl.convert_layout(ordered, gl.SliceLayout(2, x.type.layout), assert_trivial=True)
     return gl.inline_asm_elementwise(
-        "mul.rn.bf16x2 $0, $1, $2;", "=r,r,r", [x, gain], dtype=gl.bfloat16, is_pure=True, pack=2
+        "mul.rn.bf16x2 $0, $1, $2;", "=r,r,r", [x, gain[:, :, None]], dtype=gl.bfloat16, is_pure=True, pack=2
     )

@@ -39,6 +39,7 @@ from llmcourse.kernels.packed_codes_gluon import (
     flat,
     layout_of_products,
     numbers_of_codes,
+    places_of_gains,
     weighted,
 )
 from llmcourse.kernels.packed_end_gluon import ended
@@ -194,16 +195,13 @@ def _packed_ring_kernel(
     start_next(PDL)
 
     C: gl.constexpr = layout_of_products(WARPS_K, num_warps)
-    B: gl.constexpr = gl.DotOperandLayout(1, C, 16)
     X: gl.constexpr = layout_of_rows(64, num_warps)
     sums = gl.zeros([BLOCKS, ROWS, BATCH], gl.float32, C)
     up_sums = gl.zeros([BLOCKS, ROWS, BATCH], gl.float32, C)
     squares = gl.zeros([2 * BLOCKS * BATCH, 64], gl.float32, X)
     ones = gl.full([BLOCKS, ROWS, 128], 1.0, gl.bfloat16, gl.DotOperandLayout(0, C, 16))
     if HAS_NORM:
-        block = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, B)))
-        column = gl.arange(0, BLOCK, gl.SliceLayout(0, gl.SliceLayout(2, B)))
-        columns = (begin + block[:, None]) * BLOCK + column[None, :]
+        columns = begin * BLOCK + places_of_gains(BLOCKS, WARPS_K)
         coming = gl.load(norm_ptr + columns, mask=columns < K, other=0.0)
     wait_for_input(PDL)
     for nth in gl.static_range(INPUT_STAGES):
@@ -219,7 +217,7 @@ def _packed_ring_kernel(
             coming = gl.load(norm_ptr + at, mask=at < K, other=0.0)
             wide = flat(inputs.index(input_slot)).load(X).to(gl.float32)
             squares += wide * wide
-            of_x = weighted(of_x, gain[:, :, None])
+            of_x = weighted(of_x, gain)
         mbarrier.wait(full.index(slot), step // STAGES % 2)
         sums = _added(
             sums, codes, of_x, scale_ring, zero_ring, slot * HALVES, ones,

@@ -51,7 +51,7 @@ def _operator(name: str) -> Callable[..., Array]:
     return apply
 
 
-for _name in ("add", "radd", "mul", "rmul", "truediv", "rtruediv", "neg", "lt", "and"):
+for _name in ("add", "radd", "sub", "mul", "rmul", "truediv", "rtruediv", "neg", "lt", "and"):
     setattr(Array, f"__{_name}__", _operator(f"__{_name}__"))
 
 
