@@ -113,21 +113,25 @@ def flat(tile):
 
 
 @gluon.jit
-def numbers_of_codes(
-    ring, nth, BLOCKS: gl.constexpr, WARPS_K: gl.constexpr, WIDTH: gl.constexpr, C: gl.constexpr
-):
-    """The codes of a step as the left operand, (blocks, rows, 128)."""
+def pieces_of_codes(ring, nth, BLOCKS: gl.constexpr, WARPS_K: gl.constexpr):
+    """The codes of a step as they are, (blocks · rows, pieces of 16 bits)."""
     ROWS: gl.constexpr = ring.shape[2]
     PIECES: gl.constexpr = ring.shape[3]
     L: gl.constexpr = _layout_of_codes(BLOCKS, ROWS, PIECES, WARPS_K, gl.num_warps())
-    pieces = flat(ring.index(nth)).load(L)
+    return flat(ring.index(nth)).load(L)
+
+
+@gluon.jit
+def numbers_of_codes(pieces, BLOCKS: gl.constexpr, WIDTH: gl.constexpr, C: gl.constexpr):
+    """Those as the left operand, (blocks, rows, 128)."""
+    ROWS: gl.constexpr = pieces.shape[0] // BLOCKS
     N: gl.constexpr = WIDTH // 2  # words of a thread in half of a block
     if WIDTH == 4:
         a, b, c, d = gl.inline_asm_elementwise(
             _OF_FOUR, "=&r,=&r,=&r,=&r,r", [pieces], dtype=(gl.bfloat16,) * 4, is_pure=True, pack=2
         )
         pairs = gl.join(gl.join(a, c), gl.join(b, d))
-        parts = gl.reshape(pairs, [BLOCKS, ROWS, 4, 2, N, 2, 2, 2])  # t, h, the upper and lower p, e, v
+        parts = gl.reshape(pairs, [BLOCKS, ROWS, 4, 2, N, 2, 2, 2])  # …, t, h, upper p, e, lower p, v
         ordered = gl.permute(parts, (0, 1, 7, 2, 3, 4, 6, 5))
     else:
         a, b = gl.inline_asm_elementwise(
