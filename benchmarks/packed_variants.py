@@ -59,9 +59,11 @@ def candidates(case: Case) -> list[PackedRing]:
         else:
             cuts += [(64, 2, 2, 1, 8), (128, 2, 1, 1, 8), (64, 4, 4, 1, 8), (128, 1, 1, 1, 4)]
     else:
-        cuts += [(64, 1, 1, 1, 4), (128, 1, 1, 1, 8), (128, 1, 1, 2, 8)]
-        cuts += [(64, 1, 1, 2, 4), (64, 1, 1, 4, 4), (128, 1, 1, 4, 8)] if few else []
-        cuts += [(128, 1, 1, splits, 4) for splits in ((2, 4, 8) if few else (1, 2))] if rows <= 32 else []
+        cuts += [(64, 1, 1, 1, 4), (128, 1, 1, 1, 4), (128, 1, 1, 2, 4), (256, 1, 1, 2, 8)]
+        cuts += [(128, 1, 1, splits, 8) for splits in ((2, 4) if few else (1, 2))] if rows <= 32 else []
+        if few:
+            cuts += [(64, 1, 1, 2, 4), (64, 1, 1, 4, 4), (128, 1, 1, 4, 4), (128, 1, 1, 8, 4)]
+            cuts += [(256, 1, 1, 4, 8), (256, 1, 1, 8, 8)]
     if gated:
         cuts = [
             (max(16 * warps // warps_k, r // 2), b, warps_k, s, warps) for r, b, warps_k, s, warps in cuts
