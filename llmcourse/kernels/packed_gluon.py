@@ -32,14 +32,14 @@ from llmcourse.kernels.flash_tiles_gluon import barriers
 from llmcourse.kernels.launch import options, start_next, wait_for_input
 from llmcourse.kernels.linear_triton import pointers, switches
 from llmcourse.kernels.packed_consumer_gluon import consume
-from llmcourse.kernels.packed_tiles import MOST_FUSED_ROWS, PackedRing
+from llmcourse.kernels.packed_tiles import MOST_FUSED_ROWS, PRODUCER_REGISTERS, PackedRing
 from llmcourse.kernels.rms_norm import rms_norm
 from llmcourse.kernels.tiles import ring_rows
 
 if TYPE_CHECKING:
     from llmcourse.kernels.packed_linear import PackedLinear
 
-PRODUCER_REGISTERS = gl.constexpr(32)  # of a thread; the consumers have the others
+OF_PRODUCER = gl.constexpr(PRODUCER_REGISTERS)
 
 
 @gluon.jit
@@ -204,7 +204,7 @@ def _packed_ring_kernel(
             (_produce, (for_producer, BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS, PDL)),
         ],
         [1],
-        [PRODUCER_REGISTERS],
+        [OF_PRODUCER],
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ BLOCK = 128  # columns of a group that a ring has scales for
 
 
 SHARED_BYTES = 228 * 1024  # of a multiprocessor of Hopper
+PRODUCER_REGISTERS = 32  # of a thread; the consumers have the others
+LIVE_AT_ONCE = 0.7  # of a step's numbers in registers: by what compiled rings spill, few or none
 OTHER_BYTES = 3 * 1024  # of shared memory that a program takes beside its rings
 MOST_REGISTERS = {4: 136, 8: 168}  # of a thread at launch, with which consumers have as many as there can be
 
@@ -91,14 +93,25 @@ class PackedRing:
         return self.blocks * (self.stages * code + self.input_stages * ring_rows(num_rows) * BLOCK * 2)
 
     def registers(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
-        """Of a thread at launch, so that as many programs fit as their shared memory and sums let.
+        """Of a thread at launch, so that as many programs fit as their shared memory and numbers let.
 
         The producer is one of four more warps, which leave theirs to the others.
         """
-        most = 16 if num_rows <= 8 and not gated else 12 if num_rows <= 16 else 8  # warps on a multiprocessor
         fit = SHARED_BYTES // (self.held_bytes(num_rows, width, gated, zeros) + OTHER_BYTES)
-        programs = max(1, min(fit, most // self.warps))
-        return min(MOST_REGISTERS[self.warps], REGISTERS // (programs * 32 * (self.warps + 4)) // 8 * 8)
+        wanted = LIVE_AT_ONCE * self._numbers(ring_rows(num_rows), width, gated, zeros)
+        for programs in range(max(1, fit), 0, -1):
+            at_launch = REGISTERS // (programs * 32 * (self.warps + 4)) // 8 * 8
+            of_consumer = (at_launch * (self.warps + 4) - 4 * PRODUCER_REGISTERS) / self.warps
+            if programs == 1 or of_consumer >= wanted:
+                return min(MOST_REGISTERS[self.warps], at_launch)
+        raise AssertionError("one program always fits")
+
+    def _numbers(self, batch: int, width: int, gated: bool, zeros: bool) -> int:
+        """Registers of a consumer's thread, if all that a step needs were there at once."""
+        blocks, rows = self.blocks // self.warps_k, self.rows * self.warps_k // self.warps
+        halves, sums = 1 + gated, rows * blocks * batch // 32
+        of_x = 2 * blocks * batch + (16 * blocks + 4 * self.blocks * batch // self.warps) * gated
+        return of_x + sums * (halves + 1 + zeros) + halves * rows * blocks * width // 8 + 40
 
     def needs(self, num_rows: int, num_outputs: int, gated: bool) -> Needs:
         """Sums of a tile for each program, and the squares of each row of input beside them."""

@@ -211,13 +211,21 @@ def test_a_slot_asked_for_before_it_was_read_shows(ring):
         Case("four bits", "norm", 1, 77, 11).run(ring, mbarrier=types.SimpleNamespace(**waits))
 
 
-@pytest.mark.parametrize("rows", [1, 16, 64])
-@pytest.mark.parametrize("ring", [PackedRing(64, 1, 1, 4, 4), PackedRing(128, 1, 1, 3, 3, warps=8)], ids=str)
-def test_registers_are_for_as_many_programs_as_fit(ring, rows):
+@pytest.mark.parametrize(
+    ("ring", "rows", "width", "gated", "programs"),
+    [
+        (PackedRing(32, 4, 2, 3, 3), 1, 4, False, 4),
+        (PackedRing(64, 4, 4, 3, 2), 1, 4, False, 3),  # shared memory
+        (PackedRing(64, 4, 2, 4, 4, warps=8), 1, 4, False, 2),
+        (PackedRing(64, 2, 1, 2, 2), 1, 4, True, 3),
+        (PackedRing(64, 2, 1, 2, 2), 1, 8, True, 2),  # codes of both halves
+        (PackedRing(128, 1, 1, 3, 3), 64, 4, False, 2),
+        (PackedRing(128, 1, 1, 3, 3, warps=8), 64, 4, False, 1),
+    ],
+)
+def test_registers_are_for_as_many_programs_as_fit(ring, rows, width, gated, programs):
     """The unit in which a warp gets them is eight a thread."""
-    for gated in (False, True):
-        registers, threads = ring.registers(rows, 4, gated, False), 32 * (ring.warps + 4)
-        programs = 65536 // (registers * threads)
-        assert registers % 8 == 0 and 48 <= registers <= MOST_REGISTERS[ring.warps]
-        assert programs * ring.held_bytes(rows, 4, gated, False) <= 227 * 1024
-        assert programs * ring.warps in ((16,), (8, 12), (8,))[(rows > 1 or gated) + (rows > 16)]
+    registers, threads = ring.registers(rows, width, gated, False), 32 * (ring.warps + 4)
+    assert registers % 8 == 0 and registers <= MOST_REGISTERS[ring.warps]
+    assert 65536 // (registers * threads) == programs
+    assert programs * ring.held_bytes(rows, width, gated, False) <= 227 * 1024
