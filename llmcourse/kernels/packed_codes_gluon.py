@@ -21,7 +21,18 @@ from triton.experimental.gluon import language as gl
 
 BLOCK = gl.constexpr(128)  # columns that are multiplied together, and of a group of scales
 
-# Bits of the masked word in both halves, and then 136 in both.
+# Bits of the masked word in both halves; codes that are 136 too large.
+_FOUR_AND_136 = gl.constexpr("""{
+    .reg .b32 w;
+    lop3.b32 $0, $4, 0x000f000f, 0x43084308, 0x6a;
+    shr.u32 w, $4, 4;
+    lop3.b32 $1, w, 0x000f000f, 0x43084308, 0x6a;
+    shr.u32 w, $4, 8;
+    lop3.b32 $2, w, 0x000f000f, 0x43084308, 0x6a;
+    shr.u32 w, $4, 12;
+    lop3.b32 $3, w, 0x000f000f, 0x43084308, 0x6a;
+}""")
+# The same, and then less 136 in both halves.
 _OF_FOUR = gl.constexpr("""{
     .reg .b32 w, zero;
     mov.b32 zero, 0x43084308;
@@ -122,13 +133,16 @@ def pieces_of_codes(ring, nth, BLOCKS: gl.constexpr, WARPS_K: gl.constexpr):
 
 
 @gluon.jit
-def numbers_of_codes(pieces, BLOCKS: gl.constexpr, WIDTH: gl.constexpr, C: gl.constexpr):
-    """Those as the left operand, (blocks, rows, 128)."""
+def numbers_of_codes(
+    pieces, BLOCKS: gl.constexpr, WIDTH: gl.constexpr, LARGER: gl.constexpr, C: gl.constexpr
+):
+    """Those as the left operand, (blocks, rows, 128); of four bits 136 larger if wanted."""
     ROWS: gl.constexpr = pieces.shape[0] // BLOCKS
     N: gl.constexpr = WIDTH // 2  # words of a thread in half of a block
     if WIDTH == 4:
+        CODE: gl.constexpr = _FOUR_AND_136 if LARGER else _OF_FOUR
         a, b, c, d = gl.inline_asm_elementwise(
-            _OF_FOUR, "=&r,=&r,=&r,=&r,r", [pieces], dtype=(gl.bfloat16,) * 4, is_pure=True, pack=2
+            CODE, "=&r,=&r,=&r,=&r,r", [pieces], dtype=(gl.bfloat16,) * 4, is_pure=True, pack=2
         )
         pairs = gl.join(gl.join(a, c), gl.join(b, d))
         parts = gl.reshape(pairs, [BLOCKS, ROWS, 4, 2, N, 2, 2, 2])  # …, t, h, upper p, e, lower p, v
@@ -175,3 +189,15 @@ def weighted(x, gains):
     return gl.inline_asm_elementwise(
         "mul.rn.bf16x2 $0, $1, $2;", "=r,r,r", [x, gain[:, :, None]], dtype=gl.bfloat16, is_pure=True, pack=2
     )
+
+
+@gluon.jit
+def repeated(sums, TIMES: gl.constexpr):
+    """The same sums, (blocks, rows, batch), for so many times the rows: a power of two up to 16."""
+    C: gl.constexpr = sums.type.layout
+    for nth in gl.static_range(4):
+        if 2**nth < TIMES:
+            twice = gl.permute(gl.join(sums, sums), (0, 3, 1, 2))
+            more = gl.reshape(twice, [sums.shape[0], 2 * sums.shape[1], sums.shape[2]])
+            sums = gl.convert_layout(more, C, assert_trivial=True)
+    return sums

@@ -21,6 +21,7 @@ from llmcourse.kernels.packed_codes_gluon import (
     numbers_of_codes,
     pieces_of_codes,
     places_of_gains,
+    repeated,
     weighted,
 )
 from llmcourse.kernels.packed_end_gluon import ended
@@ -94,18 +95,33 @@ def _added(
     of_x,
     codes,
     BLOCKS: gl.constexpr,
+    OF_WARPS: gl.constexpr,
     WIDTH: gl.constexpr,
+    LARGER: gl.constexpr,
     GROUPED: gl.constexpr,
     HAS_ZEROS: gl.constexpr,
 ):
-    """The sums, (blocks, rows, batch), and the products of a step."""
+    """The sums, (blocks, rows, batch), and the products of a step.
+
+    Codes of four bits may be left 136 too large:  Σ q x = Σ (136 + q) x − 136 Σ x,  whose last sum is the
+    same for all rows, so that it is made for 16 of a warp, `OF_WARPS` in all, and for both halves once. What
+    float32 loses so is a hundredth of what rounding the result loses.
+    """
     pieces, scale, zero = codes
     C: gl.constexpr = sums.type.layout
-    weights = numbers_of_codes(pieces, BLOCKS, WIDTH, C)
+    A: gl.constexpr = gl.DotOperandLayout(0, C, 16)
+    ROWS: gl.constexpr = sums.shape[1]
+    BATCH: gl.constexpr = sums.shape[2]
+    weights = numbers_of_codes(pieces, BLOCKS, WIDTH, LARGER, C)
     if GROUPED:
-        products = mma_v2(weights, of_x, gl.zeros(sums.shape, gl.float32, C))
+        less = gl.zeros([BLOCKS, ROWS, BATCH], gl.float32, C)
+        if LARGER:
+            of_136 = gl.full([BLOCKS, OF_WARPS, BLOCK], -136.0, gl.bfloat16, A)
+            less = mma_v2(of_136, of_x, gl.zeros([BLOCKS, OF_WARPS, BATCH], gl.float32, C))
+            less = repeated(less, ROWS // OF_WARPS)
+        products = mma_v2(weights, of_x, less)
         if HAS_ZEROS:
-            ones = gl.full([BLOCKS, sums.shape[1], BLOCK], 1.0, gl.bfloat16, gl.DotOperandLayout(0, C, 16))
+            ones = gl.full([BLOCKS, ROWS, BLOCK], 1.0, gl.bfloat16, A)
             of_ones = mma_v2(ones, of_x, gl.zeros(sums.shape, gl.float32, C))
             products -= zero.to(gl.float32)[:, :, None] * of_ones
         sums += products * scale.to(gl.float32)[:, :, None]
@@ -140,6 +156,8 @@ def consume(
     HALVES: gl.constexpr = 2 if GATED else 1
     ROWS: gl.constexpr = codes.shape[2]
     BATCH: gl.constexpr = inputs.shape[2]
+    OF_WARPS: gl.constexpr = 16 * WARPS // WARPS_K
+    LARGER: gl.constexpr = WIDTH == 4 and GROUPED and HALVES * ROWS >= 2 * OF_WARPS and BATCH == 8
     WHOLE: gl.constexpr = SPLITS * STEPS * BLOCKS * 128 == K
     C: gl.constexpr = layout_of_products(WARPS_K, WARPS)
     rings = (codes, inputs, scale_ring, zero_ring, full, inputs_full)
@@ -154,9 +172,9 @@ def consume(
         )  # fmt: skip
         if HAS_NORM:
             of_x = weighted(of_x, gains)
-        sums = _added(sums, of_x, gate, BLOCKS, WIDTH, GROUPED, HAS_ZEROS)
+        sums = _added(sums, of_x, gate, BLOCKS, OF_WARPS, WIDTH, LARGER, GROUPED, HAS_ZEROS)
         if GATED:
-            up_sums = _added(up_sums, of_x, up, BLOCKS, WIDTH, GROUPED, HAS_ZEROS)
+            up_sums = _added(up_sums, of_x, up, BLOCKS, OF_WARPS, WIDTH, LARGER, GROUPED, HAS_ZEROS)
         mbarrier.arrive(done.index(step % done.shape[0]), count=1)
 
     Y: gl.constexpr = layout_of_outputs(ROWS, WARPS)

@@ -17,6 +17,7 @@ LAYOUTS = (
     "_layout_of_input",
     "_layout_of_gains",
 )
+INSTRUCTIONS = ("_OF_FOUR", "_FOUR_AND_136", "_OF_EIGHT")
 
 
 class Tiles:
@@ -37,13 +38,18 @@ def elementwise(
     code: str, constraints: str, given: Sequence[Array], **_: object
 ) -> Array | tuple[Array, ...]:
     """What the instructions do to each piece of 16 bits, by what they are."""
-    width = {packed_codes_gluon._OF_FOUR: 4, packed_codes_gluon._OF_EIGHT: 8}.get(code)
+    code = getattr(code, "value", code)
+    of_four, and_136, of_eight = (getattr(packed_codes_gluon, name).value for name in INSTRUCTIONS)
+    width = {of_four: 4, and_136: 4, of_eight: 8}.get(code)
+    larger = 136 if code == and_136 else 0
     if width is None:
         assert code.startswith("mul.rn.bf16x2")
         return weighted(*given)
     there, half = ~np.isnan(given[0].numbers), 1 << width - 1
     pieces = np.where(there, given[0].numbers, 0).astype(np.int32)
-    codes = (((pieces >> width * place & 2 * half - 1) ^ half) - half for place in range(16 // width))
+    codes = (
+        larger + ((pieces >> width * place & 2 * half - 1) ^ half) - half for place in range(16 // width)
+    )
     return tuple(Array(np.where(there, code, np.nan).astype(np.float32)) for code in codes)
 
 

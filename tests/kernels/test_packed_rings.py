@@ -33,6 +33,8 @@ RINGS = (
     PackedRing(64, 2, 1, 2, 2),
     PackedRing(32, 2, 2, 3, 2, splits=3),
     PackedRing(64, 1, 1, 2, 4),
+    PackedRing(64, 2, 2, 2, 3),  # 32 rows of weights a warp
+    PackedRing(64, 4, 4, 3, 2, splits=2),  # 64
     PackedRing(64, 1, 1, 4, 2, splits=5),  # of which some have nothing but zeros to add
 )
 KINDS = {"four bits": (4, True, False), "with zero points": (4, True, True), "channels": (8, False, False)}
@@ -66,7 +68,7 @@ def operands(width: int, **planted) -> tuple[np.ndarray, np.ndarray]:
     tile = x.reshape(batch, 2 * blocks, 64).transpose(1, 0, 2)
     of_x = right(Shared(tile[None]), 0, blocks, 1, None)
     of_x = by_gains(of_x, Array(gains[places(blocks, 1).numbers]))
-    weights = left(taken(Shared(pieces[None]), 0, blocks, 1), blocks, width, None)
+    weights = left(taken(Shared(pieces[None]), 0, blocks, 1), blocks, width, False, None)
     found = (weights.numbers @ of_x.numbers).sum(0)
     return found, codes.astype(np.float32) @ rounded(x * gains).T
 
