@@ -200,6 +200,13 @@ def test_what_is_planted_shows(planted):
     assert error(case.run(PackedRing(32, 2, 2, 3, 2, splits=3), **planted), case.truth()) > 0.1
 
 
+def test_codes_that_stay_136_too_large_show():
+    """What is subtracted for all rows at once, and is not."""
+    none = lambda sums, times: Array(np.zeros_like(np.concatenate([sums.numbers] * times, axis=1)))  # noqa: E731
+    case, ring = Case("four bits", "plain", 1, 77, 11), PackedRing(64, 2, 2, 2, 3)
+    assert error(case.run(ring, repeated=none), case.truth()) > 1
+
+
 def hasty(barrier: Barrier, parity: int) -> None:
     """The producer waits for no slot."""
     if threading.current_thread() is threading.main_thread():
