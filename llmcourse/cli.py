@@ -156,13 +156,21 @@ def run_quantize(options: argparse.Namespace) -> int:
             f"--text must be left out for {scheme.name}, which looks at no text; or try int4-gptq"
         )
     check_replaceable(folder)
-    texts = [Path(path).read_text(encoding="utf-8") for path in options.text]
+    texts = [_read_text(Path(path)) for path in options.text]
     model, tokenizer = load_model(options.model, options)
     rows = calibration_rows(model, tokenizer, texts) if scheme.needs_calibration else None
     save(quantize(model, scheme, rows), folder, options.model, scheme.name)
     size = (folder / "model.safetensors").stat().st_size
     print(f"{folder}: {options.model} in {scheme.name}, {size / 1e6:.1f} MB of weights")
     return 0
+
+
+def _read_text(path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        found = f"{path}, which is not at byte {error.start}"
+        raise ValueError(f"--text must be a file in UTF-8, got {found}; convert it") from error
 
 
 def run_serve(options: argparse.Namespace) -> int:

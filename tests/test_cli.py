@@ -366,7 +366,12 @@ def test_a_model_is_written_in_fewer_bits_and_read_again(generate, tiny_checkpoi
             "group_size must divide the 128 columns",
         ),
         (["quantize", "draft", "int8", "."], "holds no quantized checkpoint, and would be replaced"),
+        (["quantize", "draft", "int8", "empty/.."], "holds no quantized checkpoint, and would be replaced"),
         (["quantize", "draft", "int4-gptq", "out", "--text", "nothing.txt"], "No such file"),
+        (
+            ["quantize", "draft", "int4-gptq", "out", "--text", "latin.txt"],
+            "--text must be a file in UTF-8, got latin.txt, which is not at byte 2; convert it",
+        ),
         (
             ["quantize", "draft", "int8", "out", "--text", "essay.txt"],
             "--text must be left out for int8, which",
@@ -375,6 +380,8 @@ def test_a_model_is_written_in_fewer_bits_and_read_again(generate, tiny_checkpoi
 )
 def test_what_cannot_be_quantized_ends_with_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "essay.txt").write_text("mine")
+    (tmp_path / "latin.txt").write_bytes("größer".encode("latin-1") * 2)
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     output, errors = capsys.readouterr()

@@ -6,8 +6,19 @@ layer_map        which layer learns from which, when there are not as many
 features         hidden states, attention maps and value relations: taken out of a decoder, and compared
 feature_loss     what is compared and how much it weighs, with the projections that are learned for it
 on_policy        batches that the student writes itself, as it is by then
+settings         what is to be learned, from whom and how
+teacher          what the teacher says of a batch; `teacher_cache` keeps it on disk for further students
+batches          what each step reads: text, or what the student writes
+objective        the loss of a batch, and all that is trained by it
+train            the trainer: one GPU or several (`shards`), resumable; `records` has a line for each step
+students         a member of the family or another checkpoint, with new weights or as it is stored
+text_at_hand     text with nothing to download
+options          what the program asks on its command line
+written          a student as a checkpoint, with its card
 quality          what it has of its teacher in the end: divergence, agreement, acceptance, calibration
 recorded         students as a study recorded them, and what each gains over its twin from scratch
+
+All of it is one command; `python -m llmcourse.distillation --help` lists its options.
 """
 
 from llmcourse.distillation.feature_loss import FeatureLoss, FeatureWeights
@@ -23,9 +34,12 @@ from llmcourse.distillation.losses import (
 )
 from llmcourse.distillation.on_policy import Writer, is_own_turn, own_labels
 from llmcourse.distillation.quality import Fidelity, calibration_error, measure
+from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.stored_teacher import TopK, stored_loss
+from llmcourse.distillation.train import distill
 
 __all__ = [
+    "Distillation",
     "FeatureLoss",
     "FeatureWeights",
     "Fidelity",
@@ -35,6 +49,7 @@ __all__ = [
     "TopK",
     "Writer",
     "calibration_error",
+    "distill",
     "forward_kl",
     "hard_loss",
     "is_own_turn",

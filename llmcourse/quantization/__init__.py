@@ -17,6 +17,7 @@ smooth_quant      so that activations with outliers can be rounded to 8 bits
 outliers          which channels are some, models that have more of them, and what they cost
 schemes           names of the field, and what each makes of weights and inputs
 layers            layers in few bits within a model: put in, found, told what to run by
+fake_quant        weights that are rounded on the way forward and trained: quantization-aware training
 models            `quantize(model, scheme, calibration)`: a decoder in few bits, which engines run as any
 compressed_*      what `config.json` says of it, and its tensors, in the layouts of compressed-tensors
 stored            quantized models as checkpoints: save, load, and what the device cannot run

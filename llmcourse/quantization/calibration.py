@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -103,10 +103,13 @@ def linear_layers(model: nn.Module, patterns: Sequence[str] = LINEARS) -> dict[s
         patterns: as file names are matched: `model.layers.*`, `*.mlp.down_proj`, `lm_head`.
 
     Raises:
-        ValueError: a pattern that matches no linear layer; the message has the names there are.
+        ValueError: a pattern that is no text, or matches no linear layer; the message has the names there
+            are.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    patterns = (patterns,) if isinstance(patterns, str) else patterns
+    texts = isinstance(patterns, Iterable) and all(isinstance(pattern, str) for pattern in patterns)
+    require(texts, "layers", "patterns of names", repr(patterns), "leave it out for all but the head")
     for pattern in patterns or ("",):
         if not any(fnmatchcase(name, pattern) for name in found):
             kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in found})
@@ -296,14 +299,16 @@ def place_values(_: str, linear: nn.Linear, quantized: QuantizedTensor) -> None:
 
 def _check_tokens(token_ids: Tensor, batch_size: int, linears: Mapping[str, nn.Linear]) -> None:
     require_integer(1, "batch_size", batch_size, "use 1 to save memory")
-    whole = not token_ids.is_floating_point() and not token_ids.is_complex()
-    require(whole, "token_ids", "integers", token_ids.dtype, "cut them with windows(texts, tokenizer)")
+    remedy = "cut them with windows(texts, tokenizer)"
+    require(isinstance(token_ids, Tensor), "token_ids", "a tensor", f"a {type(token_ids).__name__}", remedy)
+    whole = token_ids.dtype in (torch.int64, torch.int32)
+    require(whole, "token_ids", "integers", token_ids.dtype, remedy)
     require(
         token_ids.ndim == 2 and token_ids.numel() > 0,
         "token_ids",
         "texts of equal length, (N, T), and at least one token",
         f"shape {tuple(token_ids.shape)}",
-        "cut them with windows(texts, tokenizer)",
+        remedy,
     )
     name, widest = max(linears.items(), key=lambda item: item[1].in_features)
     if token_ids.numel() < widest.in_features:

@@ -80,7 +80,13 @@ def from_config(entry: dict[str, Any]) -> Scheme:
     formats = {
         layout: name for name, layout in LAYOUTS.items() if (name == "mixed") == (method == OUR_METHOD)
     }
-    require(layout in formats, "format", f"one of {', '.join(formats)}", repr(layout), remedy)
+    require(
+        isinstance(layout, str) and layout in formats,
+        "format",
+        f"one of {', '.join(formats)}",
+        repr(layout),
+        remedy,
+    )
     ours = entry.get(OUR_METHOD)
     ours = ours if isinstance(ours, dict) else {}
     form = _form_of(group, formats[layout], remedy)

@@ -33,6 +33,7 @@ from llmcourse.quantization.schemes import Scheme
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WORD_BYTES = 4
+NAN_BITS = 0x7F  # of e4m3, which has no infinity
 Parts = dict[str, Tensor]
 
 
@@ -114,7 +115,8 @@ def to_layer(parts: Parts, scheme: Scheme, shape: tuple[int, int], dtype: torch.
         dtype: of the model; scales of groups and the bias take it.
 
     Raises:
-        ValueError: scales that are no positive numbers, or another shape in `weight_shape`.
+        ValueError: scales that are no positive numbers, codes of FP8 that are NaN, or another shape in
+            `weight_shape`.
     """
     rows, columns = shape
     scale, bias = parts["weight_scale"], parts.get("bias")
@@ -123,6 +125,9 @@ def to_layer(parts: Parts, scheme: Scheme, shape: tuple[int, int], dtype: torch.
     require(positive, "weight_scale", "positive and finite throughout", "other numbers", "fetch it again")
     if scheme.format == "mixed":
         return MixedLinear(parts["weight"], scale, bias, threshold=scheme.threshold)
+    if scheme.format == "fp8":
+        numbers = bool((parts["weight"].view(torch.uint8) & NAN_BITS).ne(NAN_BITS).all())
+        require(numbers, "weight", "numbers throughout", "NaN", "fetch it again")
     if scheme.format != "packed":
         kind = Fp8Linear if scheme.format == "fp8" else Int8Linear
         return kind(parts["weight"], scale, bias, input_scale=parts.get("input_scale"))

@@ -33,6 +33,7 @@ from llmcourse.quantization.quantized_tensor import QuantizedTensor, check_group
 from llmcourse.quantization.schemes import Scheme, scheme_of
 from llmcourse.quantization.smooth_quant import smooth
 
+MADE_OF = "quantize the one that it was made of"
 LARGEST_INPUT = {"int8": 127.0, "fp8": 448.0}  # of the codes
 
 
@@ -70,7 +71,7 @@ def quantize(
     scheme = scheme_of(scheme)
     resolve(backend, model.device, model.dtype)
     done = next(iter(quantized_layers(model)), None)
-    require(done is None, "model", "in 16 bits or more", f"one whose {done} is in few", "load it anew")
+    require(done is None, "model", "in 16 bits or more", f"one whose {done} is in few", MADE_OF)
     linears = linear_layers(model, layers)
     scheme = scheme.fitted(linear.in_features for linear in linears.values())
     _check(scheme, linears, calibration)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def save(model: Decoder, folder: str | Path, source: str | Path, scheme: str | N
     """Writes a quantized model.
 
     Args:
-        folder: made, or replaced if it holds a quantized checkpoint.
+        folder: made, or replaced if it holds a quantized checkpoint; of a link, what it leads to.
         source: the checkpoint that the model was made of, named as for `pretrained.load`: its configuration
             and tokenizer are copied.
         scheme: the name that it was quantized by, so that it is not forgotten; None for one of its form.
@@ -68,7 +69,7 @@ def save(model: Decoder, folder: str | Path, source: str | Path, scheme: str | N
     Raises:
         ValueError: a model without quantized layers, or with layers of several forms; a scheme of another
             form; a source of another configuration.
-        FileExistsError: the folder holds something else.
+        FileExistsError: the folder holds something else, or is where the process runs.
         FileNotFoundError, CheckpointError: as `pretrained.load`, of the source.
     """
     folder, source = Path(folder), find_checkpoint(source)
@@ -80,9 +81,17 @@ def save(model: Decoder, folder: str | Path, source: str | Path, scheme: str | N
     ignored = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     config = read_json(source / "config.json") | {ENTRY: to_config(found, ignored)}
     config["dtype"] = str(model.dtype).removeprefix("torch.")
-    new = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        new = Path(beside) / folder.name  # not the temporary one itself, which is for its owner alone
+        new.mkdir()
+        _write(model, new, source, config)
+        shutil.rmtree(folder, ignore_errors=True)
+        new.rename(folder)
+
+
+def _write(model: Decoder, new: Path, source: Path, config: dict[str, Any]) -> None:
     tensors = {name: _to_store(tensor) for name, tensor in _tensors(model).items()}
     save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
     for name in COPIED:
@@ -91,17 +100,18 @@ def save(model: Decoder, folder: str | Path, source: str | Path, scheme: str | N
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (new / "config.json").write_text(f"{text}\n", encoding="utf-8")
     (new / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
 
 
 def check_replaceable(folder: Path) -> None:
-    """Raises FileExistsError where a folder holds something else than a quantized checkpoint."""
+    """Raises FileExistsError where a folder holds something else than a quantized checkpoint, or one stands
+    in it: who does would be left in a folder that is gone."""
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not ((folder / "config.json").is_file() and is_quantized(folder)):
         raise FileExistsError(
             f"{folder} holds no quantized checkpoint, and would be replaced; use another output folder"
         )
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise FileExistsError(f"{folder} is where you are, and would be replaced; use another output folder")
 
 
 def _tensors(model: Decoder) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -55,13 +56,16 @@ class BatchedMuon(torch.optim.Muon):
         averages = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-        a_b_c = group["ns_coefficients"]
-        directions = orthogonalize(torch.stack(looked_ahead), a_b_c, group["ns_steps"])
         # An orthogonal direction has entries of about one over the root of the longer side.
         rate = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        steps = directions.to(matrices[0].dtype) * rate  # not by `alpha`: that would wait for the device
-        torch._foreach_sub_(matrices, list(steps.unbind()))
+        torch._foreach_sub_(matrices, self.steps(looked_ahead, rate, group))
+
+    def steps(self, looked_ahead: Sequence[Tensor], rate: float | Tensor, group: dict) -> list[Tensor]:
+        """What is taken off matrices of one shape: orthogonal directions at that rate."""
+        directions = orthogonalize(torch.stack(looked_ahead), group["ns_coefficients"], group["ns_steps"])
+        steps = directions.to(looked_ahead[0].dtype) * rate  # not by `alpha`: that would wait for the device
+        return list(steps.unbind())
 
 
 def orthogonalize(

@@ -14,13 +14,15 @@ from llmcourse.training.muon import BatchedMuon
 from llmcourse.training.recipes import Recipe
 
 
-def build_optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, recipe: Recipe, muon_class: type[BatchedMuon] = BatchedMuon
+) -> list[torch.optim.Optimizer]:
     """One optimizer for each kind of parameter."""
     outer = ("embed_tokens.weight", "lm_head.weight")
     inner = [p for n, p in model.named_parameters() if p.ndim == 2 and not n.endswith(outer)]
     chosen = {id(p) for p in inner}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    muon = BatchedMuon(inner, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay)
+    muon = muon_class(inner, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay)
     fused = others[0].is_cuda
     adamw = torch.optim.AdamW(others, lr=recipe.other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
     return [muon, adamw]

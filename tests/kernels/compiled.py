@@ -25,6 +25,7 @@ from llmcourse.kernels import backend
 from llmcourse.kernels.append_attention import append_attention
 from llmcourse.kernels.capabilities import shared_bytes
 from llmcourse.kernels.decode_attention import HeadNorm, Workspace, decode_attention
+from llmcourse.kernels.divergence_arguments import Objective
 from llmcourse.kernels.draft_trees import PathMemory, keep_path, path_end, settle_tree
 from llmcourse.kernels.drafts import settle_greedy
 from llmcourse.kernels.drawn_drafts import VerdictMemory, settle_drawn
@@ -385,6 +386,24 @@ def compiled_gptq_block(columns: int, capability: int) -> list[Compiled]:
         weight, factor = torch.empty(14336, 4096)[:, :columns], torch.empty(4096, 4096)[:columns, :columns]
         scale, group = torch.empty(1, 14336), torch.empty(columns, dtype=torch.int32)
         gptq_block(weight, factor, scale, scale.to(torch.int8), group, 4, backend="triton")
+    return found
+
+
+def compiled_divergence(kind: str, vocab_size: int, dtype: torch.dtype, capability: int) -> list[Compiled]:
+    """The kernels of `vocabulary_divergence` in this dtype: alone, with hard labels, without gradients."""
+    from llmcourse.kernels.vocabulary_divergence_triton import launch, scaled
+
+    with recorded(capability) as found, torch.device("meta"):
+        student, teacher = (torch.empty(4, -(-vocab_size // 64) * 64, dtype=dtype) for _ in range(2))
+        logits = student[:, :vocab_size], teacher[:, :vocab_size]
+        labels, losses = torch.empty(4, dtype=torch.long), torch.empty(4)
+        for objective, gradient in (
+            (Objective(kind), True),
+            (Objective(kind, temperature=2.0, hard_weight=0.5), True),
+            (Objective(kind), False),
+        ):
+            launch(*logits, labels, losses, objective, gradient)
+        scaled(student, losses[0], dtype)
     return found
 
 

@@ -14,6 +14,7 @@ from llmcourse.kernels.tiles import Tile
 from tests.kernels.compiled import (
     Compiled,
     compiled_bias,
+    compiled_divergence,
     compiled_few_rows,
     compiled_flash,
     compiled_gptq_block,
@@ -64,6 +65,12 @@ GUESSES = [
 FEW_ROWS = [(compiled_few_rows, num_rows) for num_rows in (2, 9, 17, 64)]
 SPLIT = [(compiled_split_rings, num_rows) for num_rows in (24, 64)]
 GPTQ = [(compiled_gptq_block, columns, gpu) for columns in (64, 128) for gpu in SHARED_BYTES]
+DIVERGENCES = [
+    *[(compiled_divergence, kind, 128256, BF16, 90) for kind in ("forward_kl", "reverse_kl")],
+    *[(compiled_divergence, "jensen_shannon", 128256, BF16, gpu) for gpu in SHARED_BYTES],
+    (compiled_divergence, "forward_kl", 50257, BF16, 90),
+    *[(compiled_divergence, "jensen_shannon", 50257, FP32, gpu) for gpu in (89, 90)],
+]
 INT8 = [
     *[(compiled_int8, num_rows, BF16, gpu) for num_rows in (1, 64, 4096) for gpu in SHARED_BYTES],
     *[(compiled_int8, 64, FP32, gpu) for gpu in (80, 89)],
@@ -98,7 +105,7 @@ BIAS_JOBS = [
     (compiled_bias, 128, "full", BF16, 4096, 90),
 ]
 READABLE_JOBS = [*FLASH_JOBS, *SIMPLE_JOBS, *VARLEN_JOBS, *BIAS_JOBS]
-ALL = [*JOBS, *TREES, *GUESSES, *FEW_ROWS, *SPLIT, *GPTQ, *INT8, *WIDE_INT8, *STAGED]
+ALL = [*JOBS, *TREES, *GUESSES, *FEW_ROWS, *SPLIT, *GPTQ, *INT8, *WIDE_INT8, *STAGED, *DIVERGENCES]
 ALL += [*HOPPER_JOBS, *READABLE_JOBS]
 # Of a thread, and not a loss: an address that is stored once by a program and loaded once a tile of queries.
 KEPT_BYTES = {("_warp_specialized_forward_kernel", 128, True): 8}  # by head size and causality
@@ -143,6 +150,13 @@ def test_products_in_8_bits_take_the_kernels_made_for_them(kernels, job):
     assert ("_wide_int8_matmul_kernel" in found) == wide
     assert "_int8_matmul_kernel" in found  # on Hopper for a list that is too long
     assert not any(kernel.serialized for kernel in kernels[job])
+    if job[0] is compiled_int8:
+        few = job[1] == 1
+        assert ("_find_columns_kernel" in found) == few
+        assert ({"_flag_columns_kernel", "_list_columns_kernel"} <= found) == (not few)
+        flags = [kernel for kernel in kernels[job] if kernel.kernel == "_flag_columns_kernel"]
+        most = 0 if job[2] is BF16 else 64  # a thread has the eight columns of a byte, or half of them
+        assert all(kernel.shared_bytes <= most for kernel in flags)
 
 
 def test_several_rows_and_staged_attention_compile_what_they_say(kernels):
@@ -181,6 +195,17 @@ def test_programs_that_share_columns_fit_by_twos_and_multiply_without_waiting(ke
         for kernel in found:
             assert 2 * (kernel.shared_bytes + 1024) <= 228 * 1024
             assert 2 * 32 * (kernel.constants["num_warps"] + 4) * kernel.registers <= 65536
+
+
+def test_rows_of_logits_are_on_their_way_to_shared_memory_whatever_the_vocabulary(kernels):
+    """Two tiles each of student and teacher ahead, 16 bytes at a time; a program fills its multiprocessor."""
+    for job in DIVERGENCES:
+        *rounds, scaled = kernels[job]
+        assert names_of(kernels[job]) == ["vocabulary_divergence"] * 3 + ["scale"] and not scaled.shared_bytes
+        for kernel in rounds:
+            tile = kernel.constants["LANES"] * kernel.constants["REPEATS"] * job[3].itemsize
+            assert kernel.shared_bytes == 4 * tile and tile == 2 * 16 * 32 * kernel.constants["num_warps"]
+            assert 32 * kernel.constants["num_warps"] * kernel.registers <= 65536
 
 
 def test_a_kernel_that_spills_is_seen(kernels):

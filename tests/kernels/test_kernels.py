@@ -61,6 +61,7 @@ CONTRACT = [
         "contract_of_gptq_block.py",
         "contract_of_arguments.py",
         "contract_of_int8.py",
+        "contract_of_vocabulary_divergence.py",
     )
 ]
 

@@ -4,6 +4,7 @@ import gc
 import re
 import weakref
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -31,6 +32,15 @@ QUIET = {"progress": False, "batch_size": 2}
 def model():
     torch.manual_seed(0)
     return Decoder(CONFIG).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def unchecked():
+    """Types are not checked before a function looks itself, as for who calls it outside of tests."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture
@@ -159,6 +169,25 @@ def test_no_tokens_are_refused(model, shape):
 def test_tokens_that_are_no_integers_are_refused(model):
     with pytest.raises(ValueError, match=re.escape("token_ids must be integers, got torch.float32; cut")):
         _check_tokens(torch.zeros(3, 4), 8, linear_layers(model))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_tokens_that_are_no_tensor_of_ids_are_refused(model):
+    linears = linear_layers(model)
+    for tokens, found in (([[1, 2]], "a list"), ("text", "a str")):
+        with pytest.raises(
+            ValueError, match=f"token_ids must be a tensor, got {found}; cut them with windows"
+        ):
+            _check_tokens(tokens, 8, linears)
+    with pytest.raises(ValueError, match=r"token_ids must be integers, got torch\.bool; cut"):
+        _check_tokens(torch.ones(3, 4, dtype=torch.bool), 8, linears)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("patterns", [None, [1], 3])
+def test_patterns_that_are_no_text_are_refused(model, patterns):
+    with pytest.raises(ValueError, match=re.escape(f"layers must be patterns of names, got {patterns!r}; ")):
+        linear_layers(model, patterns)
 
 
 def test_too_little_text_is_complained_of_and_named(model):

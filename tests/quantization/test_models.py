@@ -222,7 +222,7 @@ def broken(value: float):
         (lambda: quantize(tiny_decoder(), "w8a8-static"), "calibration must be given for the scheme w8a8-st"),
         (
             lambda: quantize(quantize(tiny_decoder(), "int8"), "int4"),
-            "model must be in 16 bits or more, got one",
+            "model must be in 16 bits or more, got one whose .* is in few; quantize the one that it was made",
         ),
         (lambda: quantize(broken(torch.nan), "int4"), "layers.1.mlp.up_proj must be finite"),
         (lambda: quantize(broken(torch.inf), "w8a8"), "layers.1.mlp.up_proj must be finite"),

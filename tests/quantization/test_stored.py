@@ -207,6 +207,7 @@ def inputs(**changes):
             lambda e: e.update(format="marlin-24"),
             "format must be one of pack-quantized, int-quantized",
         ),
+        ("int4", lambda e: e.update(format=["pack-quantized"]), "format must be one of pack-quantized, int-"),
         ("int4", lambda e: e.update(config_groups={}), "config_groups must be one group for all layers"),
         ("int4", lambda e: e["config_groups"].update(group_1={}), "config_groups must be one group"),
         ("int4", lambda e: e.update(config_groups=[1]), "config_groups must be one group"),
@@ -319,6 +320,9 @@ def test_truncated_and_missing_files_are_refused(written, tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="not valid JSON"):
         load(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         load(folder)
@@ -372,6 +376,44 @@ def test_only_quantized_checkpoints_are_replaced(tiny, tiny_checkpoint, tmp_path
         save(model, tmp_path / "whole", tiny_checkpoint)
     assert (tmp_path / "mine" / "essay.txt").read_text() == "mine"
     assert pretrained.load(tmp_path / "whole").model.config == tiny.config
+
+
+def test_nobody_is_left_in_a_folder_that_is_gone(tiny, tiny_checkpoint, tmp_path, monkeypatch):
+    model = quantize(tiny, "int8")
+    (tmp_path / "here" / "deeper").mkdir(parents=True)
+    save(model, tmp_path / "model", tiny_checkpoint)
+    monkeypatch.chdir(tmp_path / "here" / "deeper")
+    for folder in (".", "", "../deeper"):
+        with pytest.raises(FileExistsError, match="is where you are, and would be replaced; use another"):
+            save(model, folder, tiny_checkpoint)
+    monkeypatch.chdir(tmp_path / "model")
+    with pytest.raises(FileExistsError, match="is where you are"):
+        save(model, tmp_path / "model", tiny_checkpoint)
+    save(model, "../here/deeper", tiny_checkpoint)
+    assert load(tmp_path / "here" / "deeper").model.config == tiny.config
+
+
+def test_nothing_beside_the_folder_is_touched_and_links_are_followed(tiny, tiny_checkpoint, tmp_path):
+    model = quantize(tiny, "int8")
+    (tmp_path / "out.new").mkdir()
+    (tmp_path / "out.new" / "essay.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "deep" / "out")
+    for name in ("out", "link", "link"):
+        save(model, tmp_path / name, tiny_checkpoint)
+    assert (tmp_path / "link").is_symlink() and is_quantized(tmp_path / "deep" / "out")
+    assert (tmp_path / "out.new" / "essay.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "link", "out", "out.new"]
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "out.new").stat().st_mode
+
+
+def test_codes_that_are_no_numbers_are_refused(written, tmp_path):
+    folder = shutil.copytree(written("fp8")[0], tmp_path / "fp8")
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == torch.float8_e4m3fn)
+    tensors[name].view(torch.uint8)[1, 2] = 0xFF
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match="weight must be numbers throughout, got NaN; fetch it again"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,20 @@ INTERPRETER = "triton.runtime.interpreter"
 LOADED_MASK, STORED_MASK = 1, 2  # places of the mask among the arguments
 
 
+def _lanes(mask: Any) -> int:
+    """How many a mask lets through: that of a block pointer is an array, others hold one."""
+    return int((mask if hasattr(mask, "sum") else mask.data).sum())
+
+
+def _narrowed(mask: Any, inside: Any) -> Any:
+    """The same mask, of whichever kind, with nothing let through but what is inside."""
+    if hasattr(mask, "sum"):
+        return mask & inside
+    narrowed = copy.copy(mask)
+    narrowed.data = mask.data & inside
+    return narrowed
+
+
 class Launches:
     """Counts while it is entered; nothing where Triton was not imported before, or is not interpreted.
 
@@ -74,9 +88,8 @@ class Launches:
     def _moving(self, what: str, mask: int) -> Callable[[Callable], Callable]:
         def wrapped(move: Callable) -> Callable:
             def counted(builder: Any, /, *arguments: Any, **options: Any) -> Any:
-                self.counts[what] += int(arguments[mask].data.sum())
-                inside = copy.copy(arguments[mask])
-                inside.data = inside.data & self._is_inside(arguments[0])
+                self.counts[what] += _lanes(arguments[mask])
+                inside = _narrowed(arguments[mask], self._is_inside(arguments[0]))
                 return move(builder, *arguments[:mask], inside, *arguments[mask + 1 :], **options)
 
             return counted

@@ -53,6 +53,24 @@ def test_a_product_of_pytorchs_is_no_kernel():
     assert triton_int8.OWN_WORK(Evidence(Answer(), used=used)) == ""
 
 
+@pytest.mark.parametrize("module", [triton_softmax, triton_int8])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "y.__array__()[:] = x.__array__().sum()",
+        "y.view(-1)[0].fill_(sum(x.tolist()[0]))",
+        "y[0].fill_(x[0, 0].item())",
+        "from_pointer(y.data_ptr())",
+    ],
+)
+def test_values_that_are_written_beside_the_kernel_are_no_own_work(module, written):
+    """No operation tells of them, where memory is another library's or filled number by number."""
+    source = module.ANSWER.replace("    return ", f"    {written}\n    return ")
+    assert source.count(written) == 1
+    used = names_used(source, module.EXERCISE.function)
+    assert module.OWN_WORK(Evidence(Answer(), used=used)).startswith("uses ")
+
+
 def test_a_store_without_a_mask_is_told_of_it():
     odd = "a row that is no power of two"
     assert "in the store" in EXERCISE.own_hint("one kernel", odd, False)

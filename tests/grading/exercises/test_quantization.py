@@ -150,7 +150,7 @@ def test_all_columns_step_by_step_are_the_same_as_by_one_factor(seed):
 
 
 def test_the_cases_have_as_many_outliers_as_they_say():
-    wanted = {"no outliers": {0}, "nothing but outliers": {3}}
+    wanted = {"no outliers": {0}, "nothing but outliers": {3}, "a single outlier column": {1}}
     for seed in SEEDS:
         for label, given in arguments("05.llm_int8", seed).items():
             _, outliers = llm_int8(**given)
@@ -168,6 +168,23 @@ def test_the_sums_that_cancel_pass_what_floats_hold_and_come_back():
         assert products.sum(-1).abs().max() < 2**20
 
 
+def test_tiny_activations_are_those_of_usual_ones_in_another_unit():
+    """So nothing else is asked there but that no scale is made larger."""
+    for seed in SEEDS[:5]:
+        given = arguments("05.llm_int8", seed)["tiny activations"]
+        assert given["x"].abs().amax(1).max() / 127 < 1e-7
+        usual = {name: value * 2.0 ** (-24 if name == "w" else 24) for name, value in given.items()}
+        for tiny, other in zip(llm_int8(**given), llm_int8(**usual), strict=True):
+            assert torch.equal(tiny, other)
+
+
+def test_columns_are_rounded_in_other_orders_than_from_left_to_right():
+    for seed in SEEDS[:5]:
+        given = arguments("05.gptq_column", seed)["another order"]
+        rounded = given["inverse"].diagonal() == 0
+        assert not rounded[0] and rounded[-1] and not rounded[given["column"]] and given["column"] > 0
+
+
 def test_a_tile_that_is_whole_loads_each_code_and_each_scale_once():
     assert triton_int8.loads(32, 32, 64, 32) == 2 * 32 * 64 + 2 * 32
     assert triton_int8.loads(33, 32, 1, 32) == 33 * 2 + 2 * 32 * 2
@@ -178,6 +195,7 @@ def test_a_tile_that_is_whole_loads_each_code_and_each_scale_once():
     [
         ("import torch\ndef f(x):\n    return torch.fake_quantize_per_tensor_affine(x, 1, 0, 0, 1)", "fake_"),
         ("from torch.ao import quantization\ndef f(x):\n    return quantization.quantize(x)", "ao"),
+        ("import torch\ndef f(x):\n    return torch.quantization.MinMaxObserver()(x)", "MinMaxObserver"),
         ("import bitsandbytes as b\ndef f(x):\n    return b.functional(x)", "bitsandbytes"),
         ("from llmcourse.quantization.affine import quantize\ndef f(x):\n    return quantize(x)", "quant"),
         ("from llmcourse.kernels import int8_matmul\ndef f(x):\n    return int8_matmul(x)", "kernels"),

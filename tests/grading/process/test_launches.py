@@ -17,6 +17,13 @@ import triton, triton.language as tl
 from llmcourse.grading.process.observe import observe
 
 @triton.jit
+def by_block(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    x = tl.make_block_ptr(x_ptr, (n,), (1,), (tl.program_id(0) * BLOCK,), (BLOCK,), (0,))
+    out = tl.make_block_ptr(out_ptr, (n,), (1,), (tl.program_id(0) * BLOCK,), (BLOCK,), (0,))
+    x = tl.load(x, boundary_check=(0,), padding_option="zero")
+    tl.store(out, 2 * x, boundary_check=(0,))
+
+@triton.jit
 def doubled(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + lane, mask=lane < n)
@@ -34,6 +41,14 @@ for n in (5, 10):
     seen = observe(answer, {{"x": torch.ones(n)}}, {{}})
     counts = {{name: seen.counts[name] for name in ("launches", "loads", "stores")}}
     print(seen.raised or seen.value.tolist() == [2.0] * n, seen.operations, counts)
+def answer_by_block(x):
+    out = torch.empty_like(x)
+    by_block[(3,)](x, out, len(x), BLOCK=4)
+    return out
+
+seen = observe(answer_by_block, {{"x": torch.ones(10)}}, {{}})
+counts = {{name: seen.counts[name] for name in ("launches", "loads", "stores")}}
+print(seen.raised or seen.value.tolist() == [2.0] * 10, seen.operations, counts)
 before = triton.runtime.interpreter.GridExecutor.__call__
 observe(answer, {{"x": torch.ones(3)}}, {{}})
 print(triton.runtime.interpreter.GridExecutor.__call__ is before)
@@ -86,6 +101,7 @@ def test_launches_loads_and_stores_are_counted_and_the_interpreters_own_doing_is
     assert done.stdout.splitlines() == [
         "True ('empty_like',) {'launches': 2, 'loads': 10, 'stores': 10}",
         "True ('empty_like',) {'launches': 2, 'loads': 26, 'stores': 20}",
+        "True ('empty_like',) {'launches': 1, 'loads': 10, 'stores': 10}",
         "True",
     ], done.stderr
 

@@ -204,7 +204,18 @@ VIEWS = "view reshape select slice unsqueeze squeeze expand as_strided detach al
 NOT_TORCH = Only(
     frozenset(f"{MAKING} {VIEWS}".split()), "the kernel does the arithmetic", "nothing else of PyTorch"
 )
-OWN_WORK = Forbid(names=(*LIBRARIES, *COURSE, "numpy", "interpreter", "softmax"))
+# Ways around both PyTorch and the kernel: values read in Python, and memory written by another library.
+BESIDE = (
+    "numpy",
+    "__array__",
+    "__array_interface__",
+    "__dlpack__",
+    "data_ptr",
+    "tolist",
+    "item",
+    "memoryview",
+)
+OWN_WORK = Forbid(names=(*LIBRARIES, *COURSE, *BESIDE, "interpreter", "softmax"))
 
 EXERCISE = Exercise(
     name="03.triton_softmax",

@@ -110,6 +110,7 @@ HINTS_AT = {
     ),
     "four bits": "The lowest and the highest code, and the number of steps, are those of `bits` bits.",
     "two bits": "Two bits have four codes, -2 to 1, and three steps between them.",
+    "an odd number of bits": "Any number of bits from 2 to 8 may be asked for: 3 have codes from -4 to 3.",
     "a new tensor": "restored is made of the codes; x itself stays as it is.",
 }
 
@@ -216,6 +217,9 @@ def cases(rng: random.Random) -> list[Case]:
         case("numbers outside of the range", replace(around, outside=3), (_wraps,)),
         case("four bits", Plan(rng.randint(-5, 4), 0.05, 4, 2), (_always_8, _clamped_to_8)),
         case("two bits", Plan(rng.randint(-1, 0), -0.05, 2, 2)),
+        case(
+            "an odd number of bits", Plan(rng.randint(-3, 2), 0.05, rng.choice((3, 5, 7)), 2), (_even_bits,)
+        ),
         Case(lecture, "the lecture's example"),
     ]
 
@@ -245,6 +249,10 @@ _zero_clamped = Affine(zero=lambda exact, lowest, highest: min(max(round(exact),
 _wraps = Affine(clamps=False)
 _always_8 = Affine(steps=lambda bits: 255, lowest=lambda bits: -128, ends=lambda bits: (-128, 127))
 _clamped_to_8 = Affine(ends=lambda bits: (-128, 127))
+
+
+def _even_bits(x, low, high, bits):
+    return affine(x, low, high, drawn.power_of_two(bits))
 
 
 def _in_place(x, low, high, bits):
@@ -311,6 +319,7 @@ EXERCISE = Exercise(
         Mutant("does not clamp", _wraps, "numbers outside of the range"),
         Mutant("always takes 8 bits", _always_8, "four bits"),
         Mutant("clamps to 8 bits", _clamped_to_8, "four bits"),
+        Mutant("knows 2, 4 and 8 bits alone", _even_bits, "an odd number of bits"),
         Mutant("writes into its input", _in_place, NoMutation().name),
     ),
 )

@@ -77,6 +77,8 @@ HINTS_AT = {
     ),
     "eight bits": "With more bits the steps are short anyway, and less is clipped. Take the bits that are "
     "given.",
+    "large numbers": "Numbers may be of any size, and so may errors: begin with infinity.",
+    "a single row": "One row is a matrix, too: the scales and the errors have shape (1,).",
     "a single share": "Where there is one share, it is the best; nothing else is tried, not 1 either.",
 }
 
@@ -140,9 +142,9 @@ LEAST_MARGIN = 0.01  # far more than rounding
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, shares, bits=3, rows=4, columns=40, wrong=(), apart=()):
+    def case(label, shares, bits=3, rows=4, columns=40, unit=1.0, wrong=(), apart=()):
         def draw():
-            return {"w": _tailed(rng, rows, columns), "bits": bits, "shares": shares}
+            return {"w": unit * _tailed(rng, rows, columns), "bits": bits, "shares": shares}
 
         def clear():
             for _ in range(1000):
@@ -161,8 +163,10 @@ def cases(rng: random.Random) -> list[Case]:
             [1.0, 0.3, 0.9, *rng.sample([0.7, 0.55], 2)],
             wrong=(_first_no_better, _all_but_the_last),
         ),
-        case("two bits", [1.0, 0.7, 0.5, 0.3], bits=2, wrong=(_always_3,)),
-        case("eight bits", [1.0, 0.9, 0.7, 0.5], bits=8),
+        case("two bits", [1.0, 0.7, 0.5, 0.3], bits=2, wrong=(_always_3, _falling, _rising)),
+        case("eight bits", [1.0, 0.9, 0.7, 0.5], bits=8, rows=5, columns=rng.randint(20, 30)),
+        case("large numbers", falling, columns=rng.randint(50, 60), unit=2.0**20, wrong=(_from_1e9,)),
+        case("a single row", falling, rows=1, wrong=(_squeezed,)),
         case("a single share", [rng.choice((0.5, 0.6, 0.7))], wrong=(_tries_1_too,)),
     ]
 
@@ -209,6 +213,33 @@ def _first_no_better(w, bits, shares):
         going = going & (error < errors)
         scales, errors = torch.where(going, scale, scales), torch.where(going, error, errors)
     return scales, errors
+
+
+def _falling(w, bits, shares):
+    """The same for shares in order, the largest first."""
+    return _first_no_better(w, bits, sorted(shares, reverse=True))
+
+
+def _rising(w, bits, shares):
+    return _first_no_better(w, bits, sorted(shares))
+
+
+def _from_1e9(w, bits, shares):
+    """Looks for an error below a number that was thought to be large."""
+    scales, errors = clip_range(w, bits, shares)
+    found = errors < 1e9
+    return torch.where(found, scales, 0.0), torch.where(found, errors, 1e9)
+
+
+def _squeezed(w, bits, shares):
+    """Without dimensions of one element."""
+    scales, errors = clip_range(w, bits, shares)
+    return scales.squeeze(), errors.squeeze()
+
+
+def _sorts_shares(w, bits, shares):
+    shares.sort()
+    return clip_range(w, bits, shares)
 
 
 def _ends(w, bits, shares):
@@ -272,7 +303,12 @@ EXERCISE = Exercise(
         Mutant("leaves out the last share", _all_but_the_last, "shares in any order"),
         Mutant("always takes 3 bits", _always_3, "two bits"),
         Mutant("tries the whole range too", _tries_1_too, "a single share"),
+        Mutant("stops where the error grows, from the largest share", _falling, "two bits"),
+        Mutant("stops where the error grows, from the smallest share", _rising, "two bits"),
+        Mutant("begins with an error of 1e9", _from_1e9, "large numbers"),
+        Mutant("loses the only row", _squeezed, "a single row"),
         Mutant("returns zeros", _zeros, FIRST),
         Mutant("clips its input", _in_place, NoMutation().name),
+        Mutant("sorts the shares in place", _sorts_shares, NoMutation().name),
     ),
 )

@@ -19,13 +19,19 @@ FARTHEST = 0.4  # of a step, that a number is away from its code
 # The course's own is the answer to these exercises; grading holds references, and figures pass others on.
 OWN_PARTS = ("quantization", "kernels", "grading", "figures")
 OTHERS = ("torchao", "bitsandbytes", "auto_gptq", "gptqmodel", "optimum", "ao")
+OBSERVERS = ("MinMaxObserver", "PerChannelMinMaxObserver", "HistogramObserver", "FakeQuantize")
 FAKE = ("fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine")
 REAL = ("quantize_per_tensor", "quantize_per_channel", "quantize_per_tensor_dynamic")
 OWN_WORK = Forbid(
     operations=(*REAL, *(f"{name}_cachemask" for name in FAKE)),
-    names=(*LIBRARIES, *OTHERS, *FAKE),
+    names=(*LIBRARIES, *OTHERS, *OBSERVERS, *FAKE),
     parts=OWN_PARTS,
 )
+
+
+def power_of_two(bits: int) -> int:
+    """The bits of an answer that knows 2, 4 and 8 alone."""
+    return 1 << (bits.bit_length() - 1)
 
 
 def largest(bits: int) -> int:

@@ -92,6 +92,11 @@ HINTS_AT = {
         "What a column loses is taken up by all columns behind it, however many there are. Blocks are a "
         "matter of speed: what a block leaves has to reach the columns of the next ones."
     ),
+    "six bits": "There are 2^b codes of b bits, not b²; for 2 and 4 bits both are the same.",
+    "more columns than a block": (
+        "This is a single row of more than 128 columns: it is a matrix all the same, and a block of columns, "
+        "if you have any, hands on what it leaves."
+    ),
     "a single column": "Where there is one column, it is rounded, and nothing takes up the error.",
 }
 
@@ -169,7 +174,9 @@ def cases(rng: random.Random) -> list[Case]:
         case("several columns", 4, rng.randint(5, 6), wrong=LATER),
         case("a code past the end", 4, 5, narrow=0.5, wrong=(_wraps, _error_unclamped)),
         case("two bits", 3, 5, bits=2, narrow=0.6, wrong=(_always_4,)),
+        case("six bits", 4, 5, bits=6, narrow=0.5, wrong=(_squared_bits,)),
         case("many columns", 2, rng.randint(12, 16), wrong=(_in_blocks,)),
+        case("more columns than a block", 1, rng.randint(135, 140), wrong=(_in_blocks_of_128, _reach_16)),
         case("a single column", 3, 1),
     ]
 
@@ -187,6 +194,8 @@ _zeros = Loop(rounded=torch.zeros_like)
 _inverse = Loop(factor=torch.linalg.inv)
 _next_only = Loop(reach=1)
 _from_before = Loop(error=lambda column, scales, codes, before: before - scales * codes)
+_reach_16 = Loop(reach=16)
+_squared_bits = Loop(top=lambda bits: bits**2 // 2 - 1)
 _always_4 = Loop(top=lambda bits: 7)
 
 
@@ -230,13 +239,22 @@ def _new_scales(w, hessian, scales, bits):
     return torch.stack(columns, 1).to(torch.int8)
 
 
-def _in_blocks(w, hessian, scales, bits):
-    """Blocks of 8 columns, and what one leaves is not handed on to the next."""
-    blocks = [slice(start, start + 8) for start in range(0, w.shape[1], 8)]
-    inverses = [torch.linalg.inv(hessian[b.start :, b.start :])[:8, :8] for b in blocks]
+def _in_blocks(w, hessian, scales, bits, size=8):
+    """Blocks of columns, and what one leaves is not handed on to the next."""
+    blocks = [slice(start, start + size) for start in range(0, w.shape[1], size)]
+    inverses = [torch.linalg.inv(hessian[b.start :, b.start :])[:size, :size] for b in blocks]
     return torch.cat(
         [gptq(w[:, b], part.inverse(), scales, bits) for b, part in zip(blocks, inverses, strict=True)], 1
     )
+
+
+def _in_blocks_of_128(w, hessian, scales, bits):
+    return _in_blocks(w, hessian, scales, bits, 128)
+
+
+def _squeezed(w, hessian, scales, bits):
+    """Without the dimension of the only row."""
+    return gptq(w, hessian, scales, bits).squeeze(0)
 
 
 def _in_place(w, hessian, scales, bits):
@@ -295,6 +313,9 @@ EXERCISE = Exercise(
         Mutant("hands on the error of a code that is not clamped", _error_unclamped, "a code past the end"),
         Mutant("always takes 4 bits", _always_4, "two bits"),
         Mutant("hands nothing on from block to block", _in_blocks, "many columns"),
+        Mutant("squares the bits", _squared_bits, "six bits"),
+        Mutant("hands nothing on between blocks of 128", _in_blocks_of_128, "more columns than a block"),
+        Mutant("loses the only row", _squeezed, "more columns than a block"),
         Mutant("writes into its input", _in_place, NoMutation().name),
     ),
 )

@@ -95,6 +95,12 @@ HINTS_AT = {
         "nothing is to be done about them."
     ),
     "the last column": "Where no column is left to take it up, the error stays; and the inverse becomes 0.",
+    "six bits": "There are 2^b codes of b bits, not b²; for 2 and 4 bits both are the same.",
+    "another order": (
+        "Columns need not be rounded from left to right. Row j of the inverse says what each takes up, "
+        "those before column j too; of a column that was rounded it is 0."
+    ),
+    "a single row": "One row is a matrix, too: w' keeps the shape (1, C).",
     "two bits": "The largest code is 2^(b−1) − 1 of the bits that are asked for.",
 }
 
@@ -121,6 +127,7 @@ class Step:
     Args:
         rounded: codes of numbers in steps.
         top: the largest code, of the bits.
+        lowest: code, of the largest.
         error: of each row, of the numbers, the scales and the codes.
         factor: what the error is multiplied by, of [H⁻¹]_jj.
         shares: of the columns, of the inverse and the column.
@@ -129,6 +136,7 @@ class Step:
 
     rounded: Callable = lambda steps: steps.round()
     top: Callable = lambda bits: 2 ** (bits - 1) - 1
+    lowest: Callable = lambda top: -top
     error: Callable = lambda numbers, scales, codes: numbers - scales * codes
     factor: Callable = lambda corner: 1 / corner
     shares: Callable = lambda inverse, column: inverse[column]
@@ -136,21 +144,21 @@ class Step:
 
     def __call__(self, w, inverse, column, scales, bits):
         top = self.top(bits)
-        codes = self.rounded(w[:, column] / scales).clamp(-top, top)
+        codes = self.rounded(w[:, column] / scales).clamp(self.lowest(top), top)
         error = self.error(w[:, column], scales, codes) * self.factor(inverse[column, column])
         moved = w - torch.outer(error, self.shares(inverse, column))
         return codes.to(torch.int8), moved, self.left(inverse, column)
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, columns, column, bits=4, narrow=1.0, wrong=(), apart=()):
+    def case(label, columns, column, bits=4, narrow=1.0, rows=3, rounded=None, wrong=(), apart=()):
         def draw():
-            inverse, w = torch.linalg.inv(drawn.hessian(rng, columns)), normal(rng, 3, columns).double()
-            for before in range(column):
+            inverse, w = torch.linalg.inv(drawn.hessian(rng, columns)), normal(rng, rows, columns).double()
+            for before in range(column) if rounded is None else rounded:
                 inverse = eliminated(inverse, before)
                 inverse[before] = inverse[:, before] = 0.0
             top = drawn.largest(bits)
-            scales = narrow * w.abs().amax(1) / top * torch.tensor([1.0, 1.1, 1.2]).double()
+            scales = narrow * w.abs().amax(1) / top * torch.tensor([1.0, 1.1, 1.2][:rows]).double()
             arguments = {"w": w, "inverse": inverse, "column": column, "scales": scales, "bits": bits}
             steps = w[:, column] / scales
             far = narrow == 1 or steps.abs().max() > top + 0.7
@@ -161,10 +169,13 @@ def cases(rng: random.Random) -> list[Case]:
     columns = rng.randint(4, 6)
     return [
         case(FIRST, columns, 0, apart=TOLD),
-        case("a code past the end", columns, 0, narrow=0.4, wrong=(_wraps, _error_unclamped)),
+        case("a code past the end", columns, 0, narrow=0.4, wrong=(_wraps, _error_unclamped, _one_more)),
         case("columns rounded before", columns + 2, rng.randint(2, 3), wrong=(_all_before,)),
         case("the last column", 4, 3),
         case("two bits", 4, 1, bits=2, narrow=0.5, wrong=(_always_4,)),
+        case("six bits", columns, 1, bits=6, narrow=0.4, wrong=(_squared_bits,)),
+        case("another order", columns, 2, rounded=(columns - 1, 1), wrong=(_behind_only, _left_behind_only)),
+        case("a single row", columns, 0, rows=1, wrong=(_squeezed,)),
         case("a single column", 1, 0),
     ]
 
@@ -201,6 +212,26 @@ def _zeroed(inverse, column):
 
 
 _only_zeroed = Step(left=_zeroed)
+
+
+def _behind(inverse, column):
+    return torch.arange(len(inverse)) >= column
+
+
+_one_more = Step(lowest=lambda top: -top - 1)
+_squared_bits = Step(top=lambda bits: bits**2 // 2 - 1)
+_behind_only = Step(shares=lambda inverse, column: inverse[column] * _behind(inverse, column))
+_left_behind_only = Step(
+    left=lambda inverse, column: torch.where(
+        _behind(inverse, column + 1) & _behind(inverse, column + 1)[:, None], eliminated(inverse, column), 0.0
+    )
+)
+
+
+def _squeezed(w, inverse, column, scales, bits):
+    """Without the dimension of the only row."""
+    codes, moved, left = gptq_column(w, inverse, column, scales, bits)
+    return codes, moved.squeeze(0), left
 
 
 def _wraps(w, inverse, column, scales, bits):
@@ -281,7 +312,12 @@ EXERCISE = Exercise(
         Mutant("does not clamp", _wraps, "a code past the end"),
         Mutant("hands on the error of a code that is not clamped", _error_unclamped, "a code past the end"),
         Mutant("moves the columns before too", _all_before, "columns rounded before"),
+        Mutant("has one code more below 0", _one_more, "a code past the end"),
         Mutant("always takes 4 bits", _always_4, "two bits"),
+        Mutant("squares the bits", _squared_bits, "six bits"),
+        Mutant("moves no column before", _behind_only, "another order"),
+        Mutant("keeps no column before in the inverse", _left_behind_only, "another order"),
+        Mutant("loses the only row", _squeezed, "a single row"),
         Mutant("writes into its input", _in_place, NoMutation().name),
     ),
 )

@@ -93,6 +93,14 @@ CUT = "The codes are cut off, not rounded: round() before they become integers."
 HINTS_AT = {
     "outliers below 0": "Outliers are large by magnitude: -20 is one, too.",
     "exactly the threshold": "At least the threshold: >=.",
+    "outliers in several tokens": (
+        "A column is in O if some token has an outlier there, be it one or more, and is named once."
+    ),
+    "a single outlier column": "O is a tensor of shape (1,) here; .squeeze() makes it a number.",
+    "tiny activations": (
+        "A least scale swallows tokens of smaller numbers: put 1 where a scale is 0, and only there."
+    ),
+    "a single token and output": "One number is a matrix, too: y has shape (1, 1).",
     "no outliers": "Without outliers all of it is int8: O is empty, a tensor of shape (0,), and adds "
     "nothing.",
     "nothing but outliers": (
@@ -157,6 +165,8 @@ class Plan:
         threshold: of a magnitude.
         far: how many times it the outliers are, at least and at most.
         signs: of the outliers.
+        tokens_each: how many tokens have an outlier in each of these columns.
+        unit: what x and the threshold are multiplied by, and the weight divided: the output is the same.
         zeros: whether a token is 0 outside of O, and an output 0 throughout.
     """
 
@@ -167,6 +177,8 @@ class Plan:
     threshold: float = 6.0
     far: tuple[float, float] = (2.0, 4.0)
     signs: tuple[int, ...] = (1,)
+    tokens_each: int = 1
+    unit: float = 1.0
     zeros: bool = False
 
     def arguments(self, rng: random.Random) -> dict:
@@ -177,13 +189,13 @@ class Plan:
             x[:, others] = self._rest(rng, len(others))
         for place in places:
             x[:, place] = torch.tensor([rng.uniform(-0.5, 0.5) for _ in range(self.tokens)])
-            sign, token = rng.choice(self.signs), rng.randrange(self.tokens)
-            x[token, place] = sign * self.threshold * rng.uniform(*self.far)
+            for token in rng.sample(range(self.tokens), self.tokens_each):
+                x[token, place] = rng.choice(self.signs) * self.threshold * rng.uniform(*self.far)
         w = drawn.rows_of(rng, self.outputs, self.columns, 8, spread=2.0)
         if self.zeros:
             x[rng.randrange(self.tokens), others] = 0.0
             w[rng.randrange(self.outputs)] = 0.0
-        return {"x": x, "w": w, "threshold": self.threshold}
+        return {"x": self.unit * x, "w": w / self.unit, "threshold": self.unit * self.threshold}
 
     def _rest(self, rng: random.Random, columns: int) -> Tensor:
         """Below the threshold by far, each token in steps of its own."""
@@ -202,10 +214,14 @@ def cases(rng: random.Random) -> list[Case]:
         case(FIRST, plan, apart=TOLD),
         case("outliers below 0", replace(plan, signs=(-1,)), (_signed,)),
         case("exactly the threshold", replace(plan, far=(1.0, 1.0), signs=(-1, 1)), (_beyond,)),
+        case("outliers in several tokens", replace(plan, tokens=6, tokens_each=3, signs=(-1, 1)), SEVERAL),
+        case("a single outlier column", replace(plan, outliers=1), (_squeezed,)),
         case("no outliers", replace(plan, outliers=0)),
         case("nothing but outliers", replace(plan, columns=3, outliers=3)),
         case("a token of zeros", replace(plan, zeros=True)),
         case("another threshold", replace(plan, threshold=other, far=(1.2, 1.6)), (_always_6,)),
+        case("tiny activations", replace(plan, unit=2.0**-24), (_least, _of_weights)),
+        case("a single token and output", replace(plan, tokens=1, outputs=1), (_a_number,)),
     ]
 
 
@@ -237,6 +253,14 @@ _cut = Mixed(rounded=lambda steps: steps.trunc())
 _means = Mixed(columns=lambda x, threshold: x.abs().mean(0) >= threshold)
 _in_all = Mixed(columns=lambda x, threshold: (x.abs() >= threshold).all(0))
 _signed = Mixed(columns=lambda x, threshold: (x >= threshold).any(0))
+_exactly_one = Mixed(columns=lambda x, threshold: (x.abs() >= threshold).sum(0) == 1)
+_largest_of_tokens = Mixed(
+    columns=lambda x, threshold: ((x.abs() == x.abs().amax(1, keepdim=True)) & (x.abs() >= threshold)).any(0)
+)
+_least = Mixed(
+    x_scales=lambda rest, x: (rest.abs().amax(1, keepdim=True) / 127).clamp(min=1e-8),
+    w_scales=lambda w, mask: (w.abs().amax(1, keepdim=True) / 127).clamp(min=1e-8),
+)
 _beyond = Mixed(columns=lambda x, threshold: (x.abs() > threshold).any(0))
 
 
@@ -255,6 +279,23 @@ def _zeros(x, w, threshold):
 
 def _always_6(x, w, threshold):
     return llm_int8(x, w, 6.0)
+
+
+def _repeats(x, w, threshold):
+    """A column for each of its outliers."""
+    y, _ = llm_int8(x, w, threshold)
+    return y, (x.abs() >= threshold).nonzero()[:, 1].sort().values
+
+
+def _squeezed(x, w, threshold):
+    """The list of columns without dimensions of one element."""
+    y, outliers = llm_int8(x, w, threshold)
+    return y, outliers.squeeze() if outliers.numel() else outliers
+
+
+def _a_number(x, w, threshold):
+    y, outliers = llm_int8(x, w, threshold)
+    return y.squeeze(), outliers
 
 
 def _at_least_one(x, w, threshold):
@@ -284,6 +325,13 @@ def _in_place(x, w, threshold):
     return found
 
 
+def _of_weights(x, w, threshold):
+    """O holds columns of large weights, too."""
+    mask = (x.abs() >= threshold).any(0) | (w.abs() >= threshold).any(0)
+    return Mixed(columns=lambda x, threshold: mask)(x, w, threshold)
+
+
+SEVERAL = (_repeats, _exactly_one, _largest_of_tokens)
 TOLD = (
     *(_all_in_8, _all_in_16, _left_out, _twice, _reaches, _x_tensor, _w_tensor, _w_rest, _w_rounded),
     *(_elements, _tokens, _cut),
@@ -327,10 +375,15 @@ EXERCISE = Exercise(
         Mutant("returns zeros", _zeros, FIRST),
         Mutant("looks for large numbers, not magnitudes", _signed, "outliers below 0"),
         Mutant("wants more than the threshold", _beyond, "exactly the threshold"),
+        Mutant("names a column for each outlier", _repeats, "outliers in several tokens"),
+        Mutant("wants exactly one outlier", _exactly_one, "outliers in several tokens"),
+        Mutant("loses the only outlier column", _squeezed, "a single outlier column"),
         Mutant("always has an outlier", _at_least_one, "no outliers"),
         Mutant("takes the largest of no columns", _none_left, "nothing but outliers"),
         Mutant("divides by a scale of 0", _no_guard, "a token of zeros"),
         Mutant("always has a threshold of 6", _always_6, "another threshold"),
+        Mutant("has a least scale", _least, "tiny activations"),
+        Mutant("returns a number, no matrix", _a_number, "a single token and output"),
         Mutant("puts zeros into its input", _in_place, NoMutation().name),
     ),
 )

@@ -67,6 +67,7 @@ HINTS_AT = {
     "an odd number of columns": (
         "The last column has no neighbour: its byte holds it in the low half, and 0 in the high one."
     ),
+    "a single row": "One row is a matrix, too: the result has shape (1, P).",
     "a single column": "One column makes one byte a row.",
 }
 
@@ -112,8 +113,9 @@ def cases(rng: random.Random) -> list[Case]:
         case(FIRST, even, even, 1, apart=TOLD),
         case("negative codes", 3, even, -8, SIGNS),
         case("an odd number of columns", 4, even + 1, -8, (_drops, _repeats, _runs_on, _fills_8)),
-        case("a single column", rng.choice((2, 4)), 1, -8),
-        case("many codes", 5, 2 * rng.randint(20, 30) + 1, -8),
+        case("a single column", rng.choice((2, 4)), 1, -8, (_unmasked,)),
+        case("a single row", 1, even + 1, -8, (_squeezed,)),
+        case("many codes", 5, 2 * rng.randint(130, 150) + 1, -8, (_first_256,)),
     ]
 
 
@@ -147,6 +149,17 @@ def _runs_on(codes):
     packed = pack_int4(codes.reshape(1, -1))
     width = -(-codes.shape[1] // 2)
     return torch.nn.functional.pad(packed, (0, rows * width - packed.shape[1])).reshape(rows, width)
+
+
+def _squeezed(codes):
+    """Without the dimension of the only row."""
+    return pack_int4(codes).squeeze(0)
+
+
+def _first_256(codes):
+    """Zeros behind so many columns, as in a buffer of one size."""
+    kept = torch.arange(codes.shape[1]) < 256
+    return pack_int4(torch.where(kept, codes, 0))
 
 
 def _in_place(codes):
@@ -189,6 +202,8 @@ EXERCISE = Exercise(
         Mutant("repeats the last column", _repeats, "an odd number of columns"),
         Mutant("packs over the ends of rows", _runs_on, "an odd number of columns"),
         Mutant("fills up with the code 0 of another scheme", _fills_8, "an odd number of columns"),
+        Mutant("loses the only row", _squeezed, "a single row"),
+        Mutant("packs 256 columns", _first_256, "many codes"),
         Mutant("masks its input in place", _in_place, NoMutation().name),
     ),
 )

@@ -84,6 +84,7 @@ HINTS_AT = {
         "smaller. Replace a scale where it is 0, and only there."
     ),
     "four bits": "The largest code is 2^(b−1) − 1 of the bits that are asked for.",
+    "an odd number of bits": "Any number of bits from 2 to 8 may be asked for.",
     "two bits": "Two bits leave the codes -1, 0 and 1.",
 }
 
@@ -136,7 +137,7 @@ def cases(rng: random.Random) -> list[Case]:
         return w
 
     def with_tiny(w):
-        w[rng.randrange(len(w))] *= 2.0**-40
+        w[rng.randrange(len(w))] *= 2.0**-80
         return w
 
     size = rng.randint(4, 6)
@@ -147,6 +148,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("a row of tiny numbers", 3, 5, 8, with_tiny),
         case("four bits", 4, 6, 4, wrong=(_always_8,)),
         case("two bits", 3, 6, 2),
+        case("an odd number of bits", 4, 6, rng.choice((3, 5, 7)), wrong=(_even_bits,)),
         case("a single row", 1, 6, 8),
     ]
 
@@ -170,6 +172,7 @@ _no_guard = Rows(guarded=lambda scales: scales)
 _least = Rows(guarded=lambda scales: scales.clamp(min=1e-8))
 _added = Rows(guarded=lambda scales: scales + 1e-12)
 _tiny_as_zeros = Rows(guarded=lambda scales: torch.where(scales < 1e-8, 1.0, scales))
+_least_is_zero = Rows(guarded=lambda scales: torch.where(scales < 1e-20, 1.0, scales))
 _always_8 = Rows(levels=lambda bits: 127)
 
 
@@ -179,6 +182,10 @@ def _broadcast(w, bits):
     scales = torch.where(scales == 0, 1.0, scales)
     codes = (w / scales).round().clamp(-128, 127).to(torch.int8)
     return codes, scales, (w - scales * codes.float()).square().sum().item()
+
+
+def _even_bits(w, bits):
+    return per_channel(w, drawn.power_of_two(bits))
 
 
 def _in_place(w, bits):
@@ -239,6 +246,8 @@ EXERCISE = Exercise(
         Mutant("adds a small number to each scale", _added, "a row of zeros", LEAST),
         Mutant("takes tiny rows for zeros", _tiny_as_zeros, "a row of tiny numbers"),
         Mutant("always takes 8 bits", _always_8, "four bits"),
+        Mutant("knows 2, 4 and 8 bits alone", _even_bits, "an odd number of bits"),
+        Mutant("takes a small limit for zero", _least_is_zero, "a row of tiny numbers"),
         Mutant("writes into its input", _in_place, NoMutation().name),
     ),
 )

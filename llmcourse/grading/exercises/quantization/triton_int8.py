@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmcourse.grading.compare import Close
 from llmcourse.grading.exercise import Case, Exercise, Mutant
-from llmcourse.grading.exercises.flash_attention.triton_softmax import no_triton
+from llmcourse.grading.exercises.flash_attention.triton_softmax import BESIDE, no_triton
 from llmcourse.grading.exercises.quantization import programs
 from llmcourse.grading.exercises.quantization.drawn import OWN_PARTS
 from llmcourse.grading.rules import LIBRARIES, Forbid, NoMutation, OneLaunch, Only
@@ -168,7 +168,7 @@ def cases(rng: random.Random) -> list[Case]:
         arguments = {"x": x, "w": w, "x_scales": scales[0], "w_scales": scales[1], "tile": tile}
         return Case(arguments, label, allows=allows)
 
-    def codes(rows, columns, low=-127, high=127):
+    def codes(rows, columns, low=-128, high=127):
         values = [[rng.randint(low, high) for _ in range(columns)] for _ in range(rows)]
         return torch.tensor(values, dtype=torch.int8)
 
@@ -180,6 +180,7 @@ def cases(rng: random.Random) -> list[Case]:
         case("several tiles", codes(64, 32), codes(96, 32)),
         case("odd sizes", codes(rng.randint(5, 9), odd), codes(rng.randint(10, 14), odd)),
         case("odd sizes of several tiles", codes(rng.randint(33, 36), 35), codes(rng.randint(37, 40), 35)),
+        case("a larger tile", codes(40, 20), codes(50, 20), tile=64),
         case("a single number", codes(1, 1), codes(1, 1)),
         case("a sum that cancels", *_cancelling(rng, codes), tile=128),
     ]
@@ -247,7 +248,7 @@ VIEWS = (
 NOT_TORCH = Only(
     frozenset(f"{MAKING} {VIEWS}".split()), "the kernel does the arithmetic", "nothing else of PyTorch"
 )
-OWN_WORK = Forbid(names=(*LIBRARIES, "numpy", "interpreter"), parts=OWN_PARTS)
+OWN_WORK = Forbid(names=(*LIBRARIES, *BESIDE, "interpreter"), parts=OWN_PARTS)
 
 EXERCISE = Exercise(
     name="05.triton_int8",
@@ -310,6 +311,13 @@ EXERCISE = Exercise(
                 ("triton.cdiv(M, tile), triton.cdiv(N, tile)", "triton.cdiv(N, tile), triton.cdiv(M, tile)")
             ),
             "several tiles",
+        ),
+        Mutant(
+            "has tiles of 32 always",
+            written(
+                ("BLOCK=tile", "BLOCK=32"), ("cdiv(M, tile)", "cdiv(M, 32)"), ("cdiv(N, tile)", "cdiv(N, 32)")
+            ),
+            ONE_KERNEL.name,
         ),
         Mutant(
             "has tiles of one size",

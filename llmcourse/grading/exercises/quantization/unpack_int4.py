@@ -56,6 +56,7 @@ HINTS_AT = {
         "halves. A shift of a uint8 fills up with zeros, not with the sign."
     ),
     "an odd number of columns": "columns says how many there are: the last high half is none of them.",
+    "a single row": "One row is a matrix, too: the result has shape (1, C).",
     "a single column": "One byte a row, and one code in it.",
 }
 
@@ -103,7 +104,8 @@ def cases(rng: random.Random) -> list[Case]:
         case("negative codes", 4, even, range(16), SIGNS),
         case("an odd number of columns", 4, even + 1, range(16), (_keeps_all, _drops_first)),
         case("a single column", 3, 1, range(16)),
-        case("many codes", 5, 2 * rng.randint(20, 30), range(16)),
+        case("a single row", 1, even, range(16), (_squeezed,)),
+        case("many codes", 5, 2 * rng.randint(130, 150), range(16), (_first_256,)),
     ]
 
 
@@ -126,6 +128,18 @@ _low_unsigned = Unpack(
 )
 _keeps_all = Unpack(kept=lambda codes, columns: codes)
 _drops_first = Unpack(kept=lambda codes, columns: codes[:, codes.shape[1] - columns :])
+
+
+def _squeezed(packed, columns):
+    """Without the dimension of the only row."""
+    return unpack_int4(packed, columns).squeeze(0)
+
+
+def _first_256(packed, columns):
+    """Zeros behind so many columns, as in a buffer of one size."""
+    codes = unpack_int4(packed, columns)
+    codes[:, 256:] = 0
+    return codes
 
 
 def _in_place(packed, columns):
@@ -167,6 +181,8 @@ EXERCISE = Exercise(
         Mutant("extends the sign of the high half only", _low_unsigned, "negative codes"),
         Mutant("keeps the last high half", _keeps_all, "an odd number of columns"),
         Mutant("drops the first half instead", _drops_first, "an odd number of columns"),
+        Mutant("loses the only row", _squeezed, "a single row"),
+        Mutant("unpacks 256 columns", _first_256, "many codes"),
         Mutant("shifts its input in place", _in_place, NoMutation().name),
     ),
 )
