@@ -26,7 +26,7 @@ from typing import Any
 
 from llmcourse.decoding.errors import require
 from llmcourse.decoding.metrics import CalibrationBin
-from llmcourse.distillation.quality import NUM_BINS
+from llmcourse.distillation.quality import NUM_BINS, Fidelity
 
 KINDS = {
     "scratch": "from scratch",
@@ -146,6 +146,32 @@ def study_rows(lines: Iterable[Any]) -> list[StudyRow]:
             raise ValueError(f"row {number}: {error}") from error
         found[row.student, row.kind, row.seed, row.domain] = row
     return list(found.values())
+
+
+def line_of(
+    fidelity: Fidelity,
+    *,
+    student: str,
+    parameters: int,
+    kind: str,
+    seed: int,
+    tokens: int,
+    teacher: str,
+    bins: Iterable[CalibrationBin] = (),
+    teacher_bins: Iterable[CalibrationBin] = (),
+) -> dict[str, Any]:
+    """What `quality.measure` found, as a line to be recorded; device and date are for the recorder to add.
+
+    Raises:
+        ValueError: another kind, or a number out of its range.
+    """
+    measures = {name: getattr(fidelity, name).mean for name in ("teacher_nats", *LOWER_IS_BETTER)}
+    line = {"student": student, "parameters": parameters, "kind": kind, "seed": seed, "tokens": tokens}
+    line |= {"teacher": teacher, "domain": fidelity.domain, **measures}
+    for name, each in (("bins", bins), ("teacher_bins", teacher_bins)):
+        line[name] = [[one.count, one.confidence, one.frequency] for one in each]
+    StudyRow.of(line)
+    return line
 
 
 def students_of(rows: Iterable[StudyRow]) -> list[str]:

@@ -6,13 +6,20 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from llmcourse.kernels.arguments import check_power_of_2, is_count
-from llmcourse.kernels.split_rings import Needs
+from llmcourse.kernels.split_rings import REGISTERS, Needs
 from llmcourse.kernels.tiles import ring_rows
 
 MOST_KERNEL_ROWS = 64  # of input, up to which codes are multiplied by a kernel; for more, W is written out
 MOST_FUSED_ROWS = 16  # of input, up to which the ring's kernel takes RMSNorm and SwiGLU in
 ALIGNED_BYTES = 128  # of shared memory, at multiples of which a copy begins
 BLOCK = 128  # columns of a group that a ring has scales for
+
+
+SHARED_BYTES = 228 * 1024  # of a multiprocessor of Hopper
+PRODUCER_REGISTERS = 32  # of a thread; the consumers have the others
+LIVE_AT_ONCE = 0.7  # of a step's numbers in registers: by what compiled rings spill, few or none
+OTHER_BYTES = 3 * 1024  # of shared memory that a program takes beside its rings
+MOST_REGISTERS = {4: 136, 8: 168}  # of a thread at launch, with which consumers have as many as there can be
 
 
 class PackedTile(NamedTuple):
@@ -44,7 +51,7 @@ class PackedRing:
         stages: steps of codes under way at once.
         input_stages: steps of x under way at once.
         splits: programs that share the columns of a tile's rows; 1 for none.
-        warps: of 32 threads, for one program.
+        warps: of 32 threads, that multiply for one program, 4 or 8; one more asks for tiles.
 
     Raises:
         ValueError: a number that no kernel can be launched with.
@@ -61,9 +68,9 @@ class PackedRing:
     def __post_init__(self):
         for name in ("blocks", "warps_k", "warps"):
             check_power_of_2(name, getattr(self, name))
-        if self.warps > 8 or self.warps_k > self.warps or self.warps_k > self.blocks:
+        if self.warps not in MOST_REGISTERS or self.warps_k > self.warps or self.warps_k > self.blocks:
             raise ValueError(
-                f"warps_k must be at most warps, which are at most 8, and at most blocks, got {self}"
+                f"warps_k must be at most warps, which are 4 or 8, and at most blocks, got {self}"
             )
         check_power_of_2("rows", self.rows, 16 * self.warps // self.warps_k)
         if self.rows > 256:
@@ -73,11 +80,6 @@ class PackedRing:
                 raise ValueError(
                     f"{name} must be at least 2, got {getattr(self, name)}; 2 keep one step in flight"
                 )
-        if 2 * self.rows * self.blocks < ALIGNED_BYTES:
-            raise ValueError(
-                f"rows · blocks must be at least {ALIGNED_BYTES // 2}, scales that one copy brings, got "
-                f"{self.rows} · {self.blocks}; make one of them larger"
-            )
         if not is_count(self.splits):
             raise ValueError(f"splits must be an integer of at least 1, got {self.splits!r}; 1 is for none")
 
@@ -89,6 +91,27 @@ class PackedRing:
         """Of shared memory."""
         code = self.rows * (BLOCK * width // 8 + 2 + zeros) * (1 + gated)
         return self.blocks * (self.stages * code + self.input_stages * ring_rows(num_rows) * BLOCK * 2)
+
+    def registers(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
+        """Of a thread at launch, so that as many programs fit as their shared memory and numbers let.
+
+        The producer is one of four more warps, which leave theirs to the others.
+        """
+        fit = SHARED_BYTES // (self.held_bytes(num_rows, width, gated, zeros) + OTHER_BYTES)
+        wanted = LIVE_AT_ONCE * self._numbers(ring_rows(num_rows), width, gated, zeros)
+        for programs in range(max(1, fit), 0, -1):
+            at_launch = REGISTERS // (programs * 32 * (self.warps + 4)) // 8 * 8
+            of_consumer = (at_launch * (self.warps + 4) - 4 * PRODUCER_REGISTERS) / self.warps
+            if programs == 1 or of_consumer >= wanted:
+                return min(MOST_REGISTERS[self.warps], at_launch)
+        raise AssertionError("one program always fits")
+
+    def _numbers(self, batch: int, width: int, gated: bool, zeros: bool) -> int:
+        """Registers of a consumer's thread, if all that a step needs were there at once."""
+        blocks, rows = self.blocks // self.warps_k, self.rows * self.warps_k // self.warps
+        halves, sums = 1 + gated, rows * blocks * batch // 32
+        of_x = 2 * blocks * batch + (16 * blocks + 4 * self.blocks * batch // self.warps) * gated
+        return of_x + sums * (halves + 1 + zeros) + halves * rows * blocks * width // 8 + 40
 
     def needs(self, num_rows: int, num_outputs: int, gated: bool) -> Needs:
         """Sums of a tile for each program, and the squares of each row of input beside them."""

@@ -1,16 +1,18 @@
 """Recorded students: means, paired gains, what is missing, and rows that are none."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from llmcourse.decoding.metrics import CalibrationBin, calibration, expected_calibration_error
-from llmcourse.distillation.quality import NUM_BINS
+from llmcourse.distillation.quality import NUM_BINS, measure
 from llmcourse.distillation.recorded import (
     KINDS,
     OverSeeds,
     gain,
+    line_of,
     missing,
     over_seeds,
     pooled,
@@ -18,6 +20,7 @@ from llmcourse.distillation.recorded import (
     students_of,
     study_rows,
 )
+from tests.distillation.tiny import VOCAB, tiny_student, tiny_teacher
 
 
 def line(**changes):
@@ -69,6 +72,20 @@ def test_one_seed_has_no_spread():
 def test_the_last_row_of_a_student_counts():
     (row,) = study_rows([line(nats=9.0), line(nats=3.1)])
     assert row.nats == 3.1
+
+
+def test_what_was_measured_becomes_a_line():
+    streams = {"prose": torch.randint(VOCAB, (40,), generator=torch.Generator().manual_seed(0))}
+    (found,) = measure(tiny_student(), tiny_teacher(), streams, length=8)
+    about = {"student": "8M", "parameters": 9, "kind": "both", "seed": 1, "tokens": 5, "teacher": "base"}
+    line = line_of(found, **about, bins=[CalibrationBin(3, 0.5, 0.4)])
+    (row,) = study_rows([json.loads(json.dumps(line))])
+    assert (row.student, row.kind, row.seed, row.domain) == ("8M", "both", 1, "prose")
+    assert row.nats == found.nats.mean and row.teacher_nats == found.teacher_nats.mean
+    assert row.calibration_error == found.calibration_error.mean and row.kl == found.kl.mean
+    assert row.bins == (CalibrationBin(3, 0.5, 0.4),) and row.teacher_bins == ()
+    with pytest.raises(ValueError, match="kind must be one of"):
+        line_of(found, **about | {"kind": "luck"})
 
 
 def test_students_are_in_the_order_of_their_sizes():

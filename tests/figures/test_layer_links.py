@@ -37,6 +37,7 @@ def test_cka_knows_no_basis_and_no_scale():
     x = some(40, 8)
     rotation = torch.linalg.qr(some(8, 8, seed=1)).Q
     assert linear_cka(x, 7 * x @ rotation + 3) == pytest.approx(1, abs=1e-6)
+    assert linear_cka(x, x.double() + 1e7) == pytest.approx(1, abs=1e-6)
     assert linear_cka(x, torch.ones(40, 5)) == 0
 
 

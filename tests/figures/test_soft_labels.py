@@ -62,6 +62,15 @@ def test_pushes_add_up_to_nothing_with_those_of_all_others():
     assert data.others_push == pytest.approx(0.195 - 0.300, abs=1e-6)
 
 
+def test_both_sides_are_softened():
+    data = soft(Response(temperature=2))
+    p, q = ((logits / 2).softmax(-1).tolist() for logits in (TEACHER, STUDENT))
+    assert data.token_ids == tuple(range(7))
+    assert data.teacher == pytest.approx(p) and data.student == pytest.approx(q)
+    entropies = [-sum(x * math.log(x) for x in side) for side in (p, q)]
+    assert [data.teacher_entropy, data.student_entropy] == pytest.approx(entropies)
+
+
 def test_listed_are_the_likeliest_of_either_side_in_the_teachers_order():
     assert soft(rows=3).labels == ("coffee", "water", "logs")
     assert soft(Response(temperature=16), rows=3).labels == ("coffee", "water", "logs")  # whatever the loss

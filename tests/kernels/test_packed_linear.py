@@ -228,14 +228,11 @@ def test_small_groups_and_odd_sizes_have_tiles():
     ("ring", "message"),
     [
         ((24, 2, 1, 2, 2), "rows must be a power of 2 of at least 64, got 24"),
-        ((64, 1, 2, 2, 2), "warps_k must be at most warps, which are at most 8, and at most blocks"),
+        ((64, 1, 2, 2, 2), "warps_k must be at most warps, which are 4 or 8, and at most blocks"),
+        ((32, 1, 1, 2, 2, 1, 2), "warps_k must be at most warps, which are 4 or 8, and at most blocks"),
         ((64, 2, 1, 1, 2), "stages must be at least 2, got 1; 2 keep one step in flight"),
         ((64, 2, 1, 2, 2, 0), "splits must be an integer of at least 1, got 0; 1 is for none"),
         ((512, 2, 1, 2, 2), "rows must be at most 256, which is what one copy takes, got 512"),
-        (
-            (32, 1, 1, 2, 2, 1, 2),
-            "rows · blocks must be at least 64, scales that one copy brings, got 32 · 1",
-        ),
     ],
 )
 def test_a_ring_that_no_kernel_can_have_is_refused(ring, message):

@@ -58,6 +58,20 @@ def test_every_control_changes_what_is_shown(view, models):
     assert view.picture.axes[0].get_xscale() == "log"
 
 
+def test_the_curves_are_of_the_divergence_that_is_chosen(view):
+    view.divergence.value = "jensen_shannon"
+    drawn = []
+    for beta in (0.25, 0.75):
+        view.beta.value = beta
+        loss, _, ring = view.picture.axes[2].lines
+        at = list(loss.get_xdata()).index(1)
+        assert loss.get_ydata()[at] == pytest.approx(ring.get_ydata()[0], rel=1e-3)
+        drawn.append(list(loss.get_ydata()))
+    assert drawn[0] != drawn[1]
+    view.divergence.value = "forward_kl"
+    assert list(view.picture.axes[2].lines[0].get_ydata()) not in drawn
+
+
 def test_sliders_never_wait_for_a_model(view, monkeypatch):
     monkeypatch.setattr(distillation_explorer, "read_both", None)  # would fail if it were asked
     monkeypatch.setattr(distillation_explorer, "SoftLabelsPlot", None)

@@ -68,8 +68,16 @@ def test_other_vocabularies_and_short_texts_are_explained(models):
     assert "4 or more, first ones aside" in LayerMapView(models, texts={"short": "a"}).message
 
 
-def test_a_long_text_is_cut_to_the_context(models):
+def test_a_long_text_is_cut_to_the_context(models, monkeypatch):
+    read = []
+
+    def likeness(student, teacher, token_ids):
+        read.append(token_ids.shape)
+        return layer_likeness(student, teacher, token_ids)
+
+    monkeypatch.setattr(layer_map_view, "layer_likeness", likeness)
     assert LayerMapView(models, texts={"long": "word " * 500}).message == ""
+    assert read == [(1, 64)]
 
 
 @pytest.mark.parametrize(
