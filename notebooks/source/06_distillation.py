@@ -135,7 +135,7 @@ for domain, stream in held.items():
 # count is of one position with one student: the better the student gets, the smaller the signal, the same the noise,
 # and the more a soft label is worth.
 #
-# Below are some positions. Look at what comes second and third: they are the tokens that a reader would have accepted,
+# Below are some positions. Look at what comes second and third: they are mostly tokens that would have done,
 # too. Then play with the explorer: ● is the teacher, ◆ the student, and the bars are the pushes $-\partial L/\partial
 # z$. Find a position where the token that *did* come is pushed *down*.
 
@@ -190,7 +190,7 @@ for temperature in (1, 2, 4, 8, 16, 64):
 
 # %% [markdown]
 # From $T = 8$ on it is as derived: without $T^2$ the gradient falls to a quarter with every doubling, with $T^2$ it
-# stays where it is. Between 1 and 4 it falls faster, with either: there the few likely tokens lose their probability
+# stays where it is. Between 1 and 4 it falls faster, with $T^2$ as well: there the few likely tokens lose their probability
 # to thousands of others, over which a push of the same sum is spread much shorter. And look at the last column, the
 # share of all pushes that is spent on tokens to which the teacher gives less than a thousandth. At high temperatures
 # nearly all of the student's effort goes there. That is fine for a student that can match all logits, and a waste for
@@ -505,7 +505,7 @@ def beside(name, student, streams=unseen, windows=12):
     for domain, q in told(student, streams=streams, windows=windows).items():
         sure = f"calibration error {q.calibration_error.mean:.1%} ({q.teacher_calibration_error.mean:.1%})"
         print(
-            f"{name:14}{domain:6} {q.nats.mean:.3f} nats ({q.teacher_nats.mean:.3f}), KL {q.kl.mean:.3f}; {sure}"
+            f"{name:13}{domain:7}{q.nats.mean:.3f} nats ({q.teacher_nats.mean:.3f}), KL {q.kl.mean:.3f}; {sure}"
         )
 
 
@@ -514,9 +514,10 @@ for name, response in {"text": None, "base": Response(), "half of each": Respons
     beside(name, trained(draft, base, manual, 14, 0.0012, response=response))
 
 # %% [markdown]
-# The text alone lowers the loss of this text most quickly, the teacher alone brings the student closest to the
-# teacher, and both together have the best of it: that is what $w$, the share of hard labels, is for. And mind what the
-# first two lines of 6.6 hid: there, prose and verse *were* the teacher's own words.
+# The text alone lowers the loss of this text faster than `base` does, `base` alone brings the student closest to `base`,
+# and half of each does about as well on the text as the text alone and stays closer to the teacher: that is what $w$,
+# the share of hard labels, is for. And mind what was easy about 6.6: prose and verse there *were* the teacher's own
+# words.
 #
 # **It is too sure.** Suppose that a teacher is overconfident, as models are that were tuned to answer. The cell makes
 # one: `base` with the gain of its last norm doubled, which is all its logits times two. Favourites stay the same.
@@ -537,7 +538,7 @@ for name, (teacher, response) in ways.items():
 
 # %% [markdown]
 # (Printed is what each of them has of `base`, whoever taught it.) What a teacher promises too much the student
-# promises, too: its calibration error is two or three times the other's, and its loss is higher. Temperature in the
+# promises, too: its calibration error rises, in prose and code to a multiple, and so does its loss. Temperature in the
 # loss makes it *worse*. At $T = 2$ the teacher's $t/2$ is `base` as it should be, and that is what the student's $z/2$
 # learns; but it will be used at $T = 1$, where all its logits count double, also those that say how much it does not
 # know. A temperature for the teacher *alone* helps, and so do hard labels, which pull confidence to what really comes;
