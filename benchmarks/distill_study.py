@@ -228,9 +228,17 @@ def table(folder: Path | None = None) -> None:
             chosen = [row for row in rows if (row["teacher"], row["start"], row["steps"]) == study]
             for quantity in QUANTITIES:
                 print(f"\n{quantity}")
-                for found in paired(chosen, quantity):
-                    far = "" if math.isinf(found.errors) else f" ({found.errors:+.1f} standard errors)"
-                    print(f"  {found}{far}")
+                print_paired(chosen, quantity)
+
+
+def print_paired(rows: Sequence[dict], quantity: str) -> None:
+    """Or why nothing can be compared: a study that has just begun has a seed or none."""
+    try:
+        for found in paired(rows, quantity):
+            far = "" if math.isinf(found.errors) else f" ({found.errors:+.1f} standard errors)"
+            print(f"  {found}{far}")
+    except ValueError as error:
+        print(f"  {error}")
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def tokens_a_step(
     for domain, given in speculative.DOMAINS.items():
         texts = [encode(text) for text in given()]
         tried = {gamma: mean_gain(engine, texts[::4]) for gamma, engine in engines.items()}
-        chosen[domain] = max(tried, key=lambda gamma: tried[gamma] / step_s[gamma])  # noqa: B023
+        chosen[domain] = max(tried, key=lambda gamma: tried[gamma] / step_s[gamma])
         others = [text for number, text in enumerate(texts) if number % 4]
         gained[domain] = mean_gain(engines[chosen[domain]], others)
         row = {"domain": domain, "gamma": chosen[domain], "tokens_a_step": rounded(gained[domain])}
