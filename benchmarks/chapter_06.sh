@@ -4,12 +4,13 @@
 #   benchmarks/chapter_06.sh TEXTS OUT [PART …]   parts: loss step study draft quantized pair pipeline
 #
 # TEXTS holds prose.txt and poetry.txt (poems between blank lines), or either as .xz; code is this machine's own
-# Python. One H200 takes about two minutes for loss, two for step, STUDY_MINUTES (12) for study and as long
-# again to find out how many steps that are, DRAFT_MINUTES (6) and two more for draft, four for quantized, five
-# for pair (a model of 923 M parameters, and its draft, trained and distilled), and three for pipeline. The study
-# runs in WORKERS (2) processes, on GPUS (1) in turns; other parts can run beside it (CUDA_VISIBLE_DEVICES). What
-# is trained stays in OUT, and all goes on from there when the same command runs again; lines are added to
-# benchmarks/results. pipeline takes the draft and the pair of OUT where they are there.
+# Python. One H200 takes about two minutes to make tokens of them, once; then three for loss, four for step,
+# STUDY_MINUTES (12) for study and five more to find out how many steps that are, DRAFT_MINUTES (6) and two for
+# draft, four for quantized, eight for pair (a model of 923 M parameters, and a draft that learns from it), and
+# three for pipeline. The study runs in WORKERS (2) processes, on GPUS (1) in turns; other parts can run beside
+# it (CUDA_VISIBLE_DEVICES) when there are tokens. What is trained stays in OUT, and all goes on from there when
+# the same command runs again; lines are added to benchmarks/results. pipeline takes the draft and the pair of
+# OUT where they are there.
 set -eu
 [ $# -ge 2 ] || { sed -n '4p' "$0" >&2; exit 2; }
 texts=$1 out=$2
@@ -34,19 +35,24 @@ with_texts() { # a command with the three kinds of text
     "$@" --text "prose=$prose" --blocks "poetry=$poetry" --python code=installed
 }
 
+shared_texts() { # the same, made into tokens once for all parts
+    with_texts "$@" --prepared "$out/texts"
+}
+
 loss() {
     "$python" "$root/benchmarks/kd_loss.py" --only check,memory,speed,kernel
 }
 
 step() {
-    for objective in response scratch both; do
+    for objective in response both; do
         "$python" "$root/benchmarks/distill_step.py" --objective "$objective"
     done
 }
 
 study() { # by xargs: what `&` starts ignores Ctrl-C; as many processes, each with its share of the runs
     set -- "$python" "$root/benchmarks/distill_study.py" --out "$out/study" --workers "$workers" \
-        --minutes "${STUDY_MINUTES:-12}" --text "prose=$prose" --blocks "poetry=$poetry" --python code=installed
+        --minutes "${STUDY_MINUTES:-12}" --prepared "$out/texts" \
+        --text "prose=$prose" --blocks "poetry=$poetry" --python code=installed
     "$@" --plan-only
     seq 0 $((workers - 1)) | xargs -P "$workers" -I {} \
         sh -c 'number=$1 gpus=$2 share=$3; shift 3
@@ -57,19 +63,19 @@ study() { # by xargs: what `&` starts ignores Ctrl-C; as many processes, each wi
 }
 
 draft() {
-    with_texts "$python" "$root/benchmarks/distill_draft.py" --out "$out/draft" \
+    shared_texts "$python" "$root/benchmarks/distill_draft.py" --out "$out/draft" \
         --minutes "${DRAFT_MINUTES:-6}"
 }
 
 quantized() {
-    with_texts "$python" "$root/benchmarks/distill_quantized.py" --out "$out/quantized"
+    shared_texts "$python" "$root/benchmarks/distill_quantized.py" --out "$out/quantized"
 }
 
 pair() { # a target as large as those that people speculate with, and the draft that learns from it
     [ -e "$out/pair/target/config.json" ] ||
         with_texts "$python" "$root/benchmarks/train_target.py" --out "$out/pair" --shape wide --minutes 2.5 \
             --tune-minutes 0
-    with_texts "$python" "$root/benchmarks/distill_draft.py" --teacher "$out/pair/target" --start stored \
+    shared_texts "$python" "$root/benchmarks/distill_draft.py" --teacher "$out/pair/target" --start stored \
         --batch-size 24 --out "$out/pair" --minutes 1.5
 }
 

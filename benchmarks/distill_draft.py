@@ -8,7 +8,8 @@ speed-up of speculation, for every draft length, by the functions of speculative
         [--teacher base] [--start new] [--minutes 6] [--divergence forward_kl] [--parts train,accept,speed]
 
 The new draft lies in OUT/draft as a checkpoint, with its card. Figures: distilled_draft_acceptance_<domain>
-(peer: before) and distilled_draft_speed_<domain>; all draft lengths go to results/raw. Started again, the
+(peer: before) and distilled_draft_speed_<domain>, for a teacher of one's own with its size behind them, as in
+`_923m`; all draft lengths go to results/raw. Started again, the
 training goes on, and one that is done is not made anew.
 """
 
@@ -128,7 +129,7 @@ def train(options, teacher: Decoder, texts: Texts) -> None:
     student, name = make(), options.student
     records = {"records": options.out / f"{name}.jsonl", "compiled": compiled(options)}
     fresh()
-    distill(distillation, student, teacher, texts.domains, texts.work / f"{name}.pt", **records)
+    distill(distillation, student, teacher, texts.domains, options.out / f"{name}.pt", **records)
     taught_by = Path(options.teacher).name
     write_student(
         distillation, student, teacher, taught_by, texts.corpus, texts.counts, texts.work, options.out
@@ -145,7 +146,7 @@ def report_acceptance(options, drafters: dict[str, Decoder], teacher: Decoder, t
                 STEM, teacher.device, what="quality", when=when, **shared(options), **fidelity_row(each)
             )
         record(
-            f"distilled_draft_acceptance_{after.domain}",
+            f"distilled_draft_acceptance_{after.domain}{ending(options, teacher)}",
             after.acceptance.mean,
             "share of drafts that stand",
             limit=1.0,
@@ -160,6 +161,13 @@ def report_acceptance(options, drafters: dict[str, Decoder], teacher: Decoder, t
             peer_nats=rounded(before.nats.mean),
             **shared(options),
         )
+
+
+def ending(options, teacher: Decoder) -> str:
+    """Of the names of figures: none for an embedded teacher, otherwise its size."""
+    if options.teacher in pretrained.embedded_names():
+        return ""
+    return f"_{round(teacher.num_parameters / 1e6)}m"
 
 
 def shared(options) -> dict[str, object]:
@@ -191,7 +199,7 @@ def report_speed(options, drafters: dict[str, Decoder], target: Decoder, folder:
             best[when] = speculative.race(plain, engines[fastest], others, 0.0)
         before, after = best["before"], best["after"]
         record(
-            f"distilled_draft_speed_{domain}",
+            f"distilled_draft_speed_{domain}{ending(options, target)}",
             after.speed_up,
             "speed-up",
             limit=after.predicted(),

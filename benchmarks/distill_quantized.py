@@ -40,7 +40,7 @@ from llmcourse.training.recipes import FAMILY, Recipe
 from llmcourse.training.tokens import batch
 
 STEM = "distill_quantized"
-WAYS = ("round", "gptq", "awq", "distilled", "distilled-gptq")
+WAYS = ("round", "gptq", "awq", "distilled")
 
 
 def parser() -> Parser:
@@ -85,10 +85,9 @@ def in_few_bits(
     way: str, name: str, options, model: Decoder, texts: Texts, calibration: Tensor
 ) -> tuple[Decoder, int]:
     """The packed model, and the steps that it was trained for."""
-    looking = {"gptq": f"{name}-gptq", "awq": f"{name}-awq", "distilled-gptq": f"{name}-gptq"}
-    scheme = scheme_of(looking.get(way, name))
+    scheme = scheme_of(f"{name}-{way}" if way in ("gptq", "awq") else name)
     steps, weights = 0, model
-    if way.startswith("distilled"):
+    if way == "distilled":
         student, steps = distilled(name, options, model, texts)
         weights = trained_weights(student)
     needed = calibration if scheme.needs_calibration else None

@@ -50,6 +50,8 @@ def add_options(result: Parser) -> None:
     """Texts, the folder that keeps what is slow to make, the device."""
     add_text_options(result)
     result.add_argument("--out", type=Path, required=True, help="folder that keeps what is slow to make")
+    shared = "folder of the prepared texts, which others may share; OUT"
+    result.add_argument("--prepared", type=Path, help=shared)
     result.add_argument("--device", default=str(default_device()))
     result.add_argument("--no-compile", action="store_true", help="run PyTorch's operations one by one")
     result.add_argument("--windows", type=int, default=48, help="of a domain that are measured, at most")
@@ -58,7 +60,8 @@ def add_options(result: Parser) -> None:
 
 def texts_of(options, teacher_folder: Path) -> Texts:
     """Of the text that was named, or of what there is at hand, which has two domains."""
-    sources, work = sources_of(options), work_folder(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sources, work = sources_of(options), work_folder(options.prepared or options.out)
     corpus = Corpus(sources, options.held_out) if sources else corpus_at_hand(work)
     counts, domains = prepare_for(teacher_folder, corpus, work, torch.device(options.device))
     held_out = {name: held_out_ids(name, work) for name in counts}

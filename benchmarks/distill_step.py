@@ -6,7 +6,7 @@ What is counted are the products of both models alone, half of the scores of att
 for: one pass of the teacher and three of the student. The limit is what a matrix product reaches in the same
 process. Times are those of blocks of 25 steps, between which the trainer waits for the device.
 
-    python benchmarks/distill_step.py [--objective response] [--batch-size 32] [--length 1024] [--blocks 4]
+    python benchmarks/distill_step.py [--objective response] [--batch-size 32] [--length 1024] [--blocks 3]
 
 Objectives: scratch, response, both. The headline, `distill_step_100m_400m`, is the response's; of others the
 name says which.
@@ -62,7 +62,7 @@ def parser() -> Parser:
     result.add_argument("--batch-size", type=int, default=32, help="rows a step")
     result.add_argument("--length", type=int, default=1024, help="tokens of a row")
     result.add_argument("--accumulation", type=int, default=1, help="parts of a batch")
-    result.add_argument("--blocks", type=int, default=4, help="of 25 steps that are timed")
+    result.add_argument("--blocks", type=int, default=3, help="of 25 steps that are timed")
     result.add_argument("--no-compile", action="store_true")
     result.add_argument("--no-record", action="store_true", help="keep the raw line alone")
     result.add_argument("--device", default=str(default_device()))

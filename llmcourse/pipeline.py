@@ -259,9 +259,9 @@ class Pipeline:
         measured: Moved = (),
         **more: int | float,
     ) -> Stage:
-        """One text at a time; the first is written once before, to warm up."""
+        """One text at a time; the longest is written once before, so that nothing is made or recorded later."""
         texts, times, device = [], [], self.target.device
-        for prompt in (self.prompts[0], *self.prompts):
+        for prompt in (max(self.prompts, key=len), *self.prompts):
             synchronize(device)
             began = time.perf_counter()
             texts.append(write(prompt))

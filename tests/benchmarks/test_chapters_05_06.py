@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 CALLS = {
     "chapter_05": "linear_low_bit decode_low_bit linear_w8a8 gptq train_target quantize_quality",
-    "chapter_06": "kd_loss distill_step distill_step distill_step distill_study distill_study distill_study "
+    "chapter_06": "kd_loss distill_step distill_step distill_study distill_study distill_study "
     "distill_study distill_draft distill_quantized train_target distill_draft pipeline",
 }
 

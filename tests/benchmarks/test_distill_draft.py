@@ -49,6 +49,7 @@ def test_a_draft_is_trained_measured_and_timed(tmp_path):
         assert row["peer_value"] == 1.0, "before, the draft was its own teacher"
         assert 0 < row["value"] < 1 and row["gain"] == pytest.approx(row["value"] - 1, abs=2e-4)
         assert (row["steps"], row["divergence"], row["teacher"]) == (2, "forward_kl", "draft")
+    assert bench.ending(bench.parser().parse_args(["--out=x", "--teacher=/a/b"]), model) == "_0m"
     assert found["distilled_draft_speed_code"]["peer_value"] > 0
     raw = lines(tmp_path, "raw/*.jsonl")
     assert len([row for row in raw if row["what"] == "speed"]) == 2 * 2

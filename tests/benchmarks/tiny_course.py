@@ -22,5 +22,5 @@ def texts(folder: Path) -> list[str]:
     words = [f"word{n} and then {n * 7 % 11} more of {n * 13 % 17}" for n in range(2000)]
     (folder / "prose.txt").write_text("\n\n".join(" ".join(words[n : n + 25]) for n in range(0, 2000, 25)))
     (folder / "poems.txt").write_text("\n\n".join(words[:600]))
-    named = [f"--text=prose={folder / 'prose.txt'}", f"--blocks=poetry={folder / 'poems.txt'}"]
+    named = [f"--blocks=prose={folder / 'prose.txt'}", f"--blocks=poetry={folder / 'poems.txt'}"]
     return [*named, "--held-out=0.3"]
