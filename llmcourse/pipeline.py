@@ -259,7 +259,7 @@ class Pipeline:
         measured: Moved = (),
         **more: int | float,
     ) -> Stage:
-        """One text at a time; the longest is written once before, so that nothing is made or recorded later."""
+        """One text at a time; the longest is written once before, so that nothing is recorded later."""
         texts, times, device = [], [], self.target.device
         for prompt in (max(self.prompts, key=len), *self.prompts):
             synchronize(device)
