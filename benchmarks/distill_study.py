@@ -111,8 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.plan_only:
         return
     clock = Clock(options.minutes - (time.monotonic() - started) / 60)
-    number, workers = map(int, options.share.split("/"))
-    for run in runs[number::workers]:
+    for run in share_of(runs, options.share):
         if not train(run, options, plan, teacher, texts, clock):
             print(f"the time is up before {run.name}; start again to go on", flush=True)
             return
@@ -122,6 +121,18 @@ def runs_of(options) -> list[Run]:
     """Seed by seed, so that what is there can be compared; the slower students of a seed come first."""
     parts = itertools.product(range(options.seeds), reversed(options.students), options.kinds)
     return [Run(student, kind, seed) for seed, student, kind in parts]
+
+
+def share_of(runs: Sequence[Run], share: str) -> Sequence[Run]:
+    """Every so many of them: "0/2" and "1/2" are all.
+
+    Raises:
+        ValueError: a number that is none of the workers'.
+    """
+    number, workers = map(int, share.split("/"))
+    if not 0 <= number < workers:
+        raise ValueError(f"share must be NUMBER/WORKERS with a number in [0, {workers}), got {share!r}")
+    return runs[number::workers]
 
 
 def settings_of(run: Run, options, steps: int) -> Distillation:

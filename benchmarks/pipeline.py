@@ -99,6 +99,7 @@ def report_base(options, device: torch.device) -> None:
     )
     names = [label(name) for name in (options.target, options.drafter)]
     shared = {"target": names[0], "drafter": names[1], "scheme": options.scheme, "dtype": str(dtype)[6:]}
+    shared["threads"] = torch.get_num_threads()
     found = {}
     for stage in course.run(options.stages):
         print(stage, flush=True)

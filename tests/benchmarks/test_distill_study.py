@@ -92,8 +92,11 @@ def test_runs_of_a_seed_begin_alike_and_read_the_same(options):
 
 def test_shares_are_all_of_the_runs_and_seeds_come_in_order(options):
     runs = study.runs_of(parsed(options))
-    shares = [run for number in range(3) for run in runs[number::3]]
-    assert len(runs) == 2 * 2 * 5 == len(set(runs)) and set(shares) == set(runs)
+    shares = [run for number in range(3) for run in study.share_of(runs, f"{number}/3")]
+    assert len(runs) == 2 * 2 * 5 == len(set(runs)) == len(shares) and set(shares) == set(runs)
+    assert len(study.share_of(runs, "1/2")) == 10
+    with pytest.raises(ValueError, match="share must be NUMBER/WORKERS"):
+        study.share_of(runs, "2/2")
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
 
 
