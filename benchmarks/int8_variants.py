@@ -9,7 +9,7 @@ of several calls over different matrices. Stages:
     wide      the product alone for many rows, beside `torch._int_mm`, `torch._scaled_mm` and bfloat16
     quantize  codes of rows by so many warps, and with a norm
     few       the product alone for one row and for dozens, beside bfloat16
-    steps     each part of W8A8 and of LLM.int8(), and both as layers
+    steps     each part of W8A8 and of LLM.int8(), and both as layers; `outlier_variants` has candidates
 
     python benchmarks/int8_variants.py [--stages check,wide,quantize,few,steps]
 
@@ -37,7 +37,7 @@ from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.int8_matmul import InSixteenBits, int8_matmul, int8_matmul_reference
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile, most_outliers
 from llmcourse.kernels.mixed_linear import MixedLinear
-from llmcourse.kernels.outlier_columns import find_outliers
+from llmcourse.kernels.outlier_columns import find_outliers, quantize_mixed
 from llmcourse.kernels.quantize_rows import quantize_rows
 
 DEVICE, BF16 = torch.device("cuda"), torch.bfloat16
@@ -293,6 +293,7 @@ def steps() -> None:
                 "bf16": [lambda x=x, w=sixteens: F.linear(x, w) for x in xs],
                 "find": [lambda x=x: find_outliers(x, backend="triton", pdl=True).count for x in xs],
                 "quantize": [lambda x=x: quantize_rows(x, backend="triton", pdl=True) for x in xs],
+                "find and quantize": [lambda x=x: quantize_mixed(x, backend="triton", pdl=True) for x in xs],
                 "quantize, skip": [
                     lambda x=x, found=found: quantize_rows(x, skipped=found.flags, backend="triton", pdl=True)
                     for x in xs

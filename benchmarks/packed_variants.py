@@ -36,29 +36,42 @@ Case = tuple[int, int, bool, int, int]  # outputs, inputs, gated, width, rows of
 
 
 def candidates(case: Case) -> list[PackedRing]:
-    """By arithmetic those that keep 40 kB or more under way for each multiprocessor."""
+    """By arithmetic those that keep 40 kB or more under way for each multiprocessor.
+
+    A warp that has 32 rows of weights or 64 reads x once for two or four times 16 of them.
+    """
     outputs, _, gated, width, rows = case
     few = outputs < 8192
     cuts: list[tuple[int, int, int, int, int]] = []  # rows, blocks, warps_k, splits, warps
     if rows <= 8:
-        cuts += [(64, 4, 2, 1, 8), (64, 2, 2, 1, 8), (64, 2, 1, 1, 4), (32, 4, 4, 1, 8), (32, 4, 2, 1, 4)]
+        cuts += [(32, 4, 4, 1, 8), (32, 4, 2, 1, 4), (32, 4, 4, 1, 4), (64, 2, 2, 1, 4)]
         if few:
-            cuts += [(16, 4, 4, 1, 4), (16, 8, 8, 1, 8), (32, 8, 4, 1, 8), (64, 2, 2, 2, 8), (64, 2, 2, 4, 8)]
+            cuts += [(16, 4, 4, 1, 4), (16, 8, 8, 1, 8), (32, 8, 4, 1, 8), (32, 8, 8, 1, 8)]
+            cuts += [(64, 2, 2, 4, 8), (64, 2, 2, 4, 4), (64, 4, 4, 4, 4)]
         else:
-            cuts += [(128, 2, 1, 1, 8), (128, 1, 1, 1, 8), (32, 2, 2, 1, 4), (16, 4, 4, 1, 4)]
+            cuts += [(64, 4, 2, 1, 8), (64, 2, 2, 1, 8), (64, 2, 1, 1, 4), (128, 2, 1, 1, 8)]
+            cuts += [(64, 4, 4, 1, 8), (64, 4, 4, 1, 4), (128, 1, 1, 1, 4), (128, 2, 2, 1, 4)]
+            cuts += [(256, 1, 1, 1, 8)]
     elif rows <= 16:
-        cuts += [(64, 2, 2, 1, 8), (128, 2, 1, 1, 8), (128, 1, 1, 1, 8), (64, 2, 1, 1, 4), (32, 4, 4, 1, 8)]
-        cuts += [(128, 2, 1, 2, 8), (128, 1, 1, 4, 8), (64, 2, 2, 2, 8), (64, 2, 2, 4, 8)] if few else []
+        cuts += [(64, 2, 1, 1, 4), (64, 2, 2, 1, 4), (32, 4, 4, 1, 8), (32, 4, 4, 1, 4)]
+        if few:
+            cuts += [(64, 2, 2, 2, 8), (64, 2, 2, 4, 8), (64, 2, 2, 4, 4), (128, 1, 1, 4, 8)]
+        else:
+            cuts += [(64, 2, 2, 1, 8), (128, 2, 1, 1, 8), (64, 4, 4, 1, 8), (128, 1, 1, 1, 4)]
     else:
-        cuts += [(64, 1, 1, 1, 4), (128, 1, 1, 1, 8), (128, 1, 1, 2, 8)]
-        cuts += [(64, 1, 1, 2, 4), (64, 1, 1, 4, 4), (128, 1, 1, 4, 8)] if few else []
+        cuts += [(64, 1, 1, 1, 4), (128, 1, 1, 1, 4), (128, 1, 1, 2, 4), (256, 1, 1, 2, 8)]
+        cuts += [(128, 1, 1, splits, 8) for splits in ((2, 4) if few else (1, 2))] if rows <= 32 else []
+        if few:
+            cuts += [(64, 1, 1, 2, 4), (64, 1, 1, 4, 4), (128, 1, 1, 4, 4), (128, 1, 1, 8, 4)]
+            cuts += [(256, 1, 1, 4, 8), (256, 1, 1, 8, 8)]
     if gated:
         cuts = [
             (max(16 * warps // warps_k, r // 2), b, warps_k, s, warps) for r, b, warps_k, s, warps in cuts
         ]
+    rooms = (BY_FOURS, BY_THREES, BY_TWOS) if rows <= 8 else (BY_FOURS, BY_TWOS) if rows <= 16 else (BY_TWOS,)
     found = []
     for r, blocks, warps_k, splits, warps in cuts:
-        for room in (BY_FOURS, BY_THREES, BY_TWOS) if rows <= 16 else (BY_TWOS,):
+        for room in rooms:
             ring = filled(PackedRing(r, blocks, warps_k, 2, 2, splits, warps), rows, width, gated, most=room)
             if ring.held_bytes(rows, width, gated, False) <= room and ring not in found:
                 found.append(ring)

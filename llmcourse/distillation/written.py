@@ -17,7 +17,7 @@ from llmcourse.model import Decoder
 from llmcourse.pretrained import load
 from llmcourse.training.family import Corpus, finish, held_out_ids, write_whole
 
-LENGTH, MOST_WINDOWS = 256, 32  # on which a student is compared with its teacher
+LENGTH, MOST_WINDOWS = 256, 16  # on which a student is compared with its teacher
 
 
 def held_out_of(work: Path, names: Sequence[str], contexts: Sequence[int]) -> dict[str, Tensor]:

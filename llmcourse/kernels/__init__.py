@@ -9,8 +9,9 @@ linear            norm, matrix, bias, SwiGLU and residual in one kernel, for few
                   `linear_split_gluon` for dozens in a pass over several tokens, with its consumers beside it
 quantized_linear  what layers in few bits have in common, whatever their format, and how engines stack them
 packed_linear     layers of packed codes of 4 or 8 bits, which lie as `packed_words` says; on Hopper by
-                  `packed_gluon`, whose operands `packed_codes_gluon` makes of codes, and which ends with
-                  `packed_end_gluon`; `packed_tiles` says how matrices are cut
+                  `packed_gluon`, with its consumers beside it in `packed_consumer_gluon`; their operands
+                  `packed_codes_gluon` makes of codes, and they end with `packed_end_gluon`; `packed_tiles`
+                  says how matrices are cut
 gptq_block        a block of columns of a matrix, rounded one after the other as GPTQ does
 scaled_linear     layers of codes that are multiplied by codes, with a scale for each row of both
 int8_linear       activations in int8 too: `quantize_rows` on the way in, `int8_matmul` with all that

@@ -24,7 +24,13 @@ from llmcourse.kernels.backend import Backend
 from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.int8_matmul import InSixteenBits, int8_matmul
 from llmcourse.kernels.int8_tiles import Int8Tile, WideTile
-from llmcourse.kernels.outlier_columns import THRESHOLD, OutlierColumns, check_threshold, find_outliers
+from llmcourse.kernels.outlier_columns import (
+    THRESHOLD,
+    OutlierColumns,
+    check_threshold,
+    find_outliers,
+    quantize_mixed,
+)
 from llmcourse.kernels.quantize_rows import quantize_rows
 from llmcourse.kernels.quantized_linear import QuantizedLinear, stacked_biases
 from llmcourse.kernels.rms_norm import rms_norm
@@ -123,8 +129,11 @@ class MixedLinear(Int8Linear):
     ) -> Tensor:
         if norm is not None:
             x = rms_norm(x, norm, eps, backend=backend, pdl=pdl)
-        outliers = self.outliers(x, backend, pdl)
-        codes, scale = quantize_rows(x, skipped=outliers.flags, backend=backend, pdl=pdl)
+        if self.fixed is None:
+            codes, scale, outliers = quantize_mixed(x, self.threshold, backend=backend, pdl=pdl)
+        else:
+            outliers = self.outliers(x, backend, pdl)
+            codes, scale = quantize_rows(x, skipped=outliers.flags, backend=backend, pdl=pdl)
         kept = None if self.kept is None else self.kept.to(x.dtype)
         given = {"bias": bias, "backend": backend, "pdl": pdl, "tile": tile}
         sixteen = InSixteenBits(x, outliers, kept)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from llmcourse.kernels.arguments import check_dims, check_dtype, check_memory
 from llmcourse.kernels.backend import Backend, resolve
+from llmcourse.kernels.quantize_rows import quantize_rows
 
 THRESHOLD = 6.0  # where the paper finds that quality no longer suffers (section 3.2)
+LEAST_THRESHOLD = 2.0**-126  # smaller ones are raised to it
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,45 @@ def find_outliers(
     Raises:
         ValueError: a threshold that is not positive, memory that does not fit, or a backend that cannot run.
     """
-    check_threshold(threshold)
-    check_dims("x", x, "T", "K")
-    check_dtype("x", x)
-    check_memory("x", x, x)
+    threshold = _checked(x, threshold)
     if resolve(backend, x.device, x.dtype) == "reference":
         return find_outliers_reference(x, threshold)
     from llmcourse.kernels.outlier_columns_triton import launch_find
 
     return launch_find(x, threshold, pdl)
+
+
+def quantize_mixed(
+    x: Float[Tensor, "T K"],
+    threshold: float = THRESHOLD,
+    *,
+    backend: Backend = "auto",
+    pdl: bool = False,
+) -> tuple[Int[Tensor, "T K"], Float[Tensor, " T"], OutlierColumns]:
+    """The outliers of x, and codes and scales of all other columns (`quantize_rows`).
+
+    A large x is read twice, since no row has a scale before all columns are known; a small one in one launch.
+
+    Raises:
+        ValueError: as `find_outliers`.
+    """
+    threshold = _checked(x, threshold)
+    if resolve(backend, x.device, x.dtype) == "triton":
+        from llmcourse.kernels.outlier_columns_triton import launch_mixed, takes_one_launch
+
+        if takes_one_launch(x):
+            return launch_mixed(x, threshold, pdl)
+    found = find_outliers(x, threshold, backend=backend, pdl=pdl)
+    return *quantize_rows(x, skipped=found.flags, backend=backend, pdl=pdl), found
+
+
+def _checked(x: Tensor, threshold: float) -> float:
+    """The threshold as fp32 can hold it: never 0, which kernels read behind the last column."""
+    check_threshold(threshold)
+    check_dims("x", x, "T", "K")
+    check_dtype("x", x)
+    check_memory("x", x, x)
+    return max(float(threshold), LEAST_THRESHOLD)
 
 
 def check_threshold(threshold: float) -> None:

@@ -12,7 +12,6 @@ def ended(
     up,
     squares,
     scales_ptr,
-    zeros_ptr,
     bias_ptr,
     residual_ptr,
     out_ptr,

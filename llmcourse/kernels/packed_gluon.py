@@ -1,10 +1,11 @@
 """Up to 64 rows of input times a matrix in packed codes, on Hopper: what decoding in few bits spends time on.
 
 The bytes of a matrix in four bits are a quarter, and so is the time in which its codes must become numbers.
-So tiles of codes come through a ring in shared memory, asked for before the kernel waits for x, as in
-`linear_rows_gluon`; a thread takes its codes in pieces of 16 bytes, and they become pairs of bfloat16 in the
-registers from which the tensor cores take them (`packed_codes_gluon`). Sums of a group of 128 columns are
-multiplied by its scale, so that codes are multiplied as they are, exactly.
+So tiles of codes come through a ring in shared memory, asked for before the kernel waits for x, by a warp of
+its own (see `flash_tiles_gluon`): those that multiply do nothing else (`packed_consumer_gluon`). A thread
+takes its codes in pieces of 16 bytes, and they become pairs of bfloat16 in the registers from which the
+tensor cores take them (`packed_codes_gluon`). Sums of a group of 128 columns are multiplied by its scale, so
+that codes are multiplied as they are, exactly.
 
 With one row of input a program has few rows of weights, or there would be too few programs; its warps share
 the columns then. A tile is (blocks, rows, 128): the tensor cores multiply each block of 128 columns by its
@@ -20,34 +21,25 @@ from typing import TYPE_CHECKING
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import mma_v2
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from llmcourse.kernels import swiglu_triton
 from llmcourse.kernels.flash_tiles_gluon import barriers
 from llmcourse.kernels.launch import options, start_next, wait_for_input
-from llmcourse.kernels.linear_tiles_gluon import gathered, layout_of_outputs, layout_of_rows
 from llmcourse.kernels.linear_triton import pointers, switches
-from llmcourse.kernels.packed_codes_gluon import (
-    BLOCK,
-    blocks_of_input,
-    flat,
-    layout_of_products,
-    numbers_of_codes,
-    weighted,
-)
-from llmcourse.kernels.packed_end_gluon import ended
-from llmcourse.kernels.packed_tiles import MOST_FUSED_ROWS, PackedRing
+from llmcourse.kernels.packed_consumer_gluon import consume
+from llmcourse.kernels.packed_tiles import MOST_FUSED_ROWS, PRODUCER_REGISTERS, PackedRing
 from llmcourse.kernels.rms_norm import rms_norm
 from llmcourse.kernels.tiles import ring_rows
 
 if TYPE_CHECKING:
     from llmcourse.kernels.packed_linear import PackedLinear
+
+OF_PRODUCER = gl.constexpr(PRODUCER_REGISTERS)
 
 
 @gluon.jit
@@ -103,33 +95,37 @@ def _ask_for_input(x, ring, full, step, begin, BLOCKS: gl.constexpr, STEPS: gl.c
 
 
 @gluon.jit
-def _added(
-    sums,
-    codes,
-    x,
-    scale_ring,
-    zero_ring,
-    nth,
-    ones,
+def _produce(
+    given,
     BLOCKS: gl.constexpr,
-    WARPS_K: gl.constexpr,
-    WIDTH: gl.constexpr,
+    STEPS: gl.constexpr,
+    HALVES: gl.constexpr,
     GROUPED: gl.constexpr,
     HAS_ZEROS: gl.constexpr,
+    PDL: gl.constexpr,
 ):
-    """The sums, (blocks, rows, batch), and the products of a step."""
-    C: gl.constexpr = sums.type.layout
-    weights = numbers_of_codes(codes, nth, BLOCKS, WARPS_K, WIDTH, C)
-    if GROUPED:
-        products = mma_v2(weights, x, gl.zeros(sums.shape, gl.float32, C))
-        if HAS_ZEROS:
-            zero = zero_ring.index(nth).load(gl.SliceLayout(2, C)).to(gl.float32)
-            products -= zero[:, :, None] * mma_v2(ones, x, gl.zeros(sums.shape, gl.float32, C))
-        scale = scale_ring.index(nth).load(gl.SliceLayout(2, C)).to(gl.float32)
-        sums += products * scale[:, :, None]
-    else:
-        sums = mma_v2(weights, x, sums)
-    return sums
+    """One warp asks for all tiles: the first codes before there is an x, then as steps are done."""
+    (
+        x, words, scales, zeros, codes, inputs, scale_ring, zero_ring, full, inputs_full, done, first,
+        up_first, begin,
+    ) = given  # fmt: skip
+    STAGES: gl.constexpr = full.shape[0]
+    INPUT_STAGES: gl.constexpr = inputs_full.shape[0]
+    for step in range(STAGES):
+        _ask_for_codes(
+            words, scales, zeros, codes, scale_ring, zero_ring, full, step, first, up_first, begin,
+            BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS,
+        )  # fmt: skip
+    wait_for_input(PDL)
+    for step in range(INPUT_STAGES):
+        _ask_for_input(x, inputs, inputs_full, step, begin, BLOCKS, STEPS)
+    for step in range(STEPS - min(STAGES, INPUT_STAGES)):
+        mbarrier.wait(done.index(step % done.shape[0]), step // done.shape[0] % 2)
+        _ask_for_input(x, inputs, inputs_full, step + INPUT_STAGES, begin, BLOCKS, STEPS)
+        _ask_for_codes(
+            words, scales, zeros, codes, scale_ring, zero_ring, full, step + STAGES, first, up_first, begin,
+            BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS,
+        )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["num_rows"])
@@ -140,7 +136,6 @@ def _packed_ring_kernel(
     scales,
     zeros,
     scales_ptr,
-    zeros_ptr,
     bias_ptr,
     residual_ptr,
     out_ptr,
@@ -169,8 +164,8 @@ def _packed_ring_kernel(
     num_warps: gl.constexpr,
 ):
     HALVES: gl.constexpr = 2 if GATED else 1
+    start_next(PDL)
     first = gl.program_id(0) * ROWS
-    up_first = first + num_outputs
     begin = gl.program_id(1) * (STEPS * BLOCKS)
     codes = gl.allocate_shared_memory(
         words.dtype, [STAGES * HALVES, BLOCKS, ROWS, words.block_type.shape[2]], words.layout
@@ -181,106 +176,36 @@ def _packed_ring_kernel(
         scale_ring = gl.allocate_shared_memory(scales.dtype, [STAGES * HALVES, BLOCKS, ROWS], scales.layout)
     if HAS_ZEROS:
         zero_ring = gl.allocate_shared_memory(zeros.dtype, [STAGES * HALVES, BLOCKS, ROWS], zeros.layout)
-    full, inputs_full = barriers(STAGES), barriers(INPUT_STAGES)
-    for nth in gl.static_range(STAGES):
-        mbarrier.init(full.index(nth), count=1)
-    for nth in gl.static_range(INPUT_STAGES):
-        mbarrier.init(inputs_full.index(nth), count=1)
-    for nth in gl.static_range(STAGES):
-        _ask_for_codes(
-            words, scales, zeros, codes, scale_ring, zero_ring, full, nth, first, up_first, begin,
-            BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS,
-        )  # fmt: skip
-    start_next(PDL)
-
-    C: gl.constexpr = layout_of_products(WARPS_K, num_warps)
-    B: gl.constexpr = gl.DotOperandLayout(1, C, 16)
-    X: gl.constexpr = layout_of_rows(64, num_warps)
-    sums = gl.zeros([BLOCKS, ROWS, BATCH], gl.float32, C)
-    up_sums = gl.zeros([BLOCKS, ROWS, BATCH], gl.float32, C)
-    squares = gl.zeros([2 * BLOCKS * BATCH, 64], gl.float32, X)
-    ones = gl.full([BLOCKS, ROWS, 128], 1.0, gl.bfloat16, gl.DotOperandLayout(0, C, 16))
-    if HAS_NORM:
-        block = gl.arange(0, BLOCKS, gl.SliceLayout(1, gl.SliceLayout(2, B)))
-        column = gl.arange(0, BLOCK, gl.SliceLayout(0, gl.SliceLayout(2, B)))
-        columns = (begin + block[:, None]) * BLOCK + column[None, :]
-        coming = gl.load(norm_ptr + columns, mask=columns < K, other=0.0)
-    wait_for_input(PDL)
-    for nth in gl.static_range(INPUT_STAGES):
-        _ask_for_input(x, inputs, inputs_full, nth, begin, BLOCKS, STEPS)
-
-    for step in range(STEPS):
-        slot, input_slot = step % STAGES, step % INPUT_STAGES
-        mbarrier.wait(inputs_full.index(input_slot), step // INPUT_STAGES % 2)
-        of_x = blocks_of_input(inputs, input_slot, BLOCKS, WARPS_K, C)
-        if HAS_NORM:
-            gain = coming
-            at = columns + (step + 1) * (BLOCKS * BLOCK)
-            coming = gl.load(norm_ptr + at, mask=at < K, other=0.0)
-            wide = flat(inputs.index(input_slot)).load(X).to(gl.float32)
-            squares += wide * wide
-            of_x = weighted(of_x, gain[:, :, None])
-        mbarrier.wait(full.index(slot), step // STAGES % 2)
-        sums = _added(
-            sums, codes, of_x, scale_ring, zero_ring, slot * HALVES, ones,
-            BLOCKS, WARPS_K, WIDTH, GROUPED, HAS_ZEROS,
-        )  # fmt: skip
-        if GATED:
-            up_sums = _added(
-                up_sums, codes, of_x, scale_ring, zero_ring, slot * HALVES + 1, ones,
-                BLOCKS, WARPS_K, WIDTH, GROUPED, HAS_ZEROS,
-            )  # fmt: skip
-        tl.debug_barrier()  # all are done with the step, whose slots are free
-        _ask_for_codes(
-            words, scales, zeros, codes, scale_ring, zero_ring, full, step + STAGES, first, up_first, begin,
-            BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS,
-        )  # fmt: skip
-        _ask_for_input(x, inputs, inputs_full, step + INPUT_STAGES, begin, BLOCKS, STEPS)
-
-    Y: gl.constexpr = layout_of_outputs(ROWS, num_warps)
-    Z: gl.constexpr = gl.SliceLayout(0, Y)
-    y = gl.convert_layout(gl.sum(sums, axis=0), Y)
-    up = y
-    if GATED:
-        up = gl.convert_layout(gl.sum(up_sums, axis=0), Y)
-    of_rows = gl.zeros([BATCH], gl.float32, Z)
-    if HAS_NORM:
-        of_parts = gl.reshape(gl.sum(squares, axis=1), [2 * BLOCKS, BATCH])
-        of_rows = gl.convert_layout(gl.sum(of_parts, axis=0), Z)
-    if SPLITS == 1:
-        ended(
-            y, up, of_rows, scales_ptr, zeros_ptr, bias_ptr, residual_ptr, out_ptr, first, num_rows,
-            num_outputs, eps, K, GROUPED, HAS_NORM, HAS_BIAS, HAS_RESIDUAL, GATED,
-        )  # fmt: skip
-    else:
-        SIZE: gl.constexpr = (HALVES * ROWS + 1) * BATCH  # of what a program leaves
-        tile_ptr = parts_ptr + gl.program_id(0).to(gl.int64) * (SPLITS * SIZE)
-        part_ptr = tile_ptr + gl.program_id(1) * SIZE
-        row = gl.arange(0, ROWS, gl.SliceLayout(1, Y))
-        nth_row = gl.arange(0, BATCH, Z)
-        left = nth_row[None, :] * ROWS + row[:, None]
-        there = (nth_row < num_rows)[None, :] & (row < ROWS)[:, None]
-        gl.store(part_ptr + left, y, mask=there)
-        if GATED:
-            gl.store(part_ptr + ROWS * BATCH + left, up, mask=there)
-        if HAS_NORM:
-            gl.store(part_ptr + HALVES * ROWS * BATCH + nth_row, of_rows, mask=nth_row < num_rows)
-        tl.debug_barrier()  # all threads have stored before one of them says so
-        arrived = gl.atomic_add(arrivals_ptr + gl.program_id(0), 1, sem="acq_rel")
-        if arrived == SPLITS - 1:
-            gl.store(arrivals_ptr + gl.program_id(0), 0)
-            y = gathered(tile_ptr, left, there, SIZE, SPLITS)
-            up = y
-            if GATED:
-                up = gathered(tile_ptr + ROWS * BATCH, left, there, SIZE, SPLITS)
-            of_rows = gl.zeros([BATCH], gl.float32, Z)
-            if HAS_NORM:
-                at_rows = tile_ptr + HALVES * ROWS * BATCH
-                of_rows = gathered(at_rows, nth_row, nth_row < num_rows, SIZE, SPLITS)
-            ended(
-                y, up, of_rows, scales_ptr, zeros_ptr, bias_ptr, residual_ptr, out_ptr, first, num_rows,
-                num_outputs, eps, K, GROUPED, HAS_NORM, HAS_BIAS, HAS_RESIDUAL, GATED,
-            )  # fmt: skip
+    full, inputs_full, done = barriers(STAGES), barriers(INPUT_STAGES), barriers(max(STAGES, INPUT_STAGES))
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(full.index(slot), count=1)
+    for slot in gl.static_range(INPUT_STAGES):
+        mbarrier.init(inputs_full.index(slot), count=1)
+    for slot in gl.static_range(max(STAGES, INPUT_STAGES)):
+        mbarrier.init(done.index(slot), count=1)
+    fence_async_shared()
+    for_consumer = (
+        norm_ptr, scales_ptr, bias_ptr, residual_ptr, out_ptr, parts_ptr, arrivals_ptr, codes, inputs,
+        scale_ring, zero_ring, full, inputs_full, done, first, begin, num_rows, num_outputs, eps,
+    )  # fmt: skip
+    for_producer = (
+        x, words, scales, zeros, codes, inputs, scale_ring, zero_ring, full, inputs_full, done, first,
+        first + num_outputs, begin,
+    )  # fmt: skip
+    gl.warp_specialize(
+        [
+            (
+                consume,
+                (
+                    for_consumer, K, WIDTH, BLOCKS, WARPS_K, SPLITS, STEPS, GROUPED, HAS_ZEROS, HAS_NORM,
+                    HAS_BIAS, HAS_RESIDUAL, GATED, PDL, num_warps,
+                ),
+            ),
+            (_produce, (for_producer, BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS, PDL)),
+        ],
+        [1],
+        [OF_PRODUCER],
+    )  # fmt: skip
 
 
 def launch(
@@ -326,7 +251,6 @@ def launch(
         _tiles(layer.scales, ring.blocks, ring.rows) if grouped else layer.scales,
         layer.scales if zeros is None else _tiles(zeros, ring.blocks, ring.rows),
         layer.scales,
-        layer.scales if zeros is None else zeros,
         bias,
         residual,
         out,
@@ -349,6 +273,7 @@ def launch(
         HAS_ZEROS=zeros is not None,
         **has,
         num_warps=ring.warps,
+        maxnreg=ring.registers(num_rows, layer.width, gated, zeros is not None),
         **options(pdl),
     )
 

@@ -6,13 +6,20 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from llmcourse.kernels.arguments import check_power_of_2, is_count
-from llmcourse.kernels.split_rings import Needs
+from llmcourse.kernels.split_rings import REGISTERS, Needs
 from llmcourse.kernels.tiles import ring_rows
 
 MOST_KERNEL_ROWS = 64  # of input, up to which codes are multiplied by a kernel; for more, W is written out
 MOST_FUSED_ROWS = 16  # of input, up to which the ring's kernel takes RMSNorm and SwiGLU in
 ALIGNED_BYTES = 128  # of shared memory, at multiples of which a copy begins
 BLOCK = 128  # columns of a group that a ring has scales for
+
+
+SHARED_BYTES = 228 * 1024  # of a multiprocessor of Hopper
+PRODUCER_REGISTERS = 32  # of a thread; the consumers have the others
+LIVE_AT_ONCE = 0.7  # of a step's numbers in registers: by what compiled rings spill, few or none
+OTHER_BYTES = 3 * 1024  # of shared memory that a program takes beside its rings
+MOST_REGISTERS = {4: 136, 8: 168}  # of a thread at launch, with which consumers have as many as there can be
 
 
 class PackedTile(NamedTuple):
@@ -44,7 +51,7 @@ class PackedRing:
         stages: steps of codes under way at once.
         input_stages: steps of x under way at once.
         splits: programs that share the columns of a tile's rows; 1 for none.
-        warps: of 32 threads, for one program.
+        warps: of 32 threads, that multiply for one program, 4 or 8; one more asks for tiles.
 
     Raises:
         ValueError: a number that no kernel can be launched with.
@@ -61,9 +68,9 @@ class PackedRing:
     def __post_init__(self):
         for name in ("blocks", "warps_k", "warps"):
             check_power_of_2(name, getattr(self, name))
-        if self.warps > 8 or self.warps_k > self.warps or self.warps_k > self.blocks:
+        if self.warps not in MOST_REGISTERS or self.warps_k > self.warps or self.warps_k > self.blocks:
             raise ValueError(
-                f"warps_k must be at most warps, which are at most 8, and at most blocks, got {self}"
+                f"warps_k must be at most warps, which are 4 or 8, and at most blocks, got {self}"
             )
         check_power_of_2("rows", self.rows, 16 * self.warps // self.warps_k)
         if self.rows > 256:
@@ -73,11 +80,6 @@ class PackedRing:
                 raise ValueError(
                     f"{name} must be at least 2, got {getattr(self, name)}; 2 keep one step in flight"
                 )
-        if 2 * self.rows * self.blocks < ALIGNED_BYTES:
-            raise ValueError(
-                f"rows · blocks must be at least {ALIGNED_BYTES // 2}, scales that one copy brings, got "
-                f"{self.rows} · {self.blocks}; make one of them larger"
-            )
         if not is_count(self.splits):
             raise ValueError(f"splits must be an integer of at least 1, got {self.splits!r}; 1 is for none")
 
@@ -86,9 +88,35 @@ class PackedRing:
         return _up(_up(num_inputs, BLOCK * self.blocks), self.splits)
 
     def held_bytes(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
-        """Of shared memory."""
+        """Of shared memory, by the rings alone."""
         code = self.rows * (BLOCK * width // 8 + 2 + zeros) * (1 + gated)
         return self.blocks * (self.stages * code + self.input_stages * ring_rows(num_rows) * BLOCK * 2)
+
+    def shared_bytes(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
+        """That a program takes: its rings, and what warps that share columns add up through."""
+        through = self.blocks * self.rows * ring_rows(num_rows) * 4 if self.warps_k > 1 else 0
+        return self.held_bytes(num_rows, width, gated, zeros) + through
+
+    def registers(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
+        """Of a thread at launch, so that as many programs fit as their shared memory and numbers let.
+
+        The producer is one of four more warps, which leave theirs to the others.
+        """
+        fit = SHARED_BYTES // (self.held_bytes(num_rows, width, gated, zeros) + OTHER_BYTES)
+        wanted = LIVE_AT_ONCE * self._numbers(ring_rows(num_rows), width, gated, zeros)
+        for programs in range(max(1, fit), 0, -1):
+            at_launch = REGISTERS // (programs * 32 * (self.warps + 4)) // 8 * 8
+            of_consumer = (at_launch * (self.warps + 4) - 4 * PRODUCER_REGISTERS) / self.warps
+            if programs == 1 or of_consumer >= wanted:
+                return min(MOST_REGISTERS[self.warps], at_launch)
+        raise AssertionError("one program always fits")
+
+    def _numbers(self, batch: int, width: int, gated: bool, zeros: bool) -> int:
+        """Registers of a consumer's thread, if all that a step needs were there at once."""
+        blocks, rows = self.blocks // self.warps_k, self.rows * self.warps_k // self.warps
+        halves, sums = 1 + gated, rows * blocks * batch // 32
+        of_x = 2 * blocks * batch + (16 * blocks + 4 * self.blocks * batch // self.warps) * gated
+        return of_x + sums * (halves + 1 + zeros) + halves * rows * blocks * width // 8 + 40
 
     def needs(self, num_rows: int, num_outputs: int, gated: bool) -> Needs:
         """Sums of a tile for each program, and the squares of each row of input beside them."""
@@ -104,8 +132,66 @@ AnyPackedTile = PackedTile | PackedRing
 BY_FOURS, BY_THREES, BY_TWOS = 52 * 1024, 70 * 1024, 104 * 1024
 
 # For up to so many rows of input, (outputs, inputs, gated, width of a code) to the ring that
-# benchmarks/packed_variants.py finds fastest on an H200. Where nothing is entered, `ring_rule` decides.
-PACKED_RINGS: dict[int, dict[tuple[int, int, bool, int], PackedRing]] = {8: {}, 16: {}, 32: {}, 64: {}}
+# benchmarks/packed_variants.py finds fastest on an H200. Where nothing is entered, `ring_rule` decides. For
+# more than `MOST_FUSED_ROWS` gate and up are one product of twice as many outputs.
+PACKED_RINGS: dict[int, dict[tuple[int, int, bool, int], PackedRing]] = {
+    8: {
+        (14336, 4096, False, 4): PackedRing(64, 4, 2, 4, 4, 1, 8),
+        (4096, 14336, False, 4): PackedRing(64, 4, 4, 4, 4, 4, 4),
+        (4096, 4096, False, 4): PackedRing(32, 4, 2, 8, 4, 1, 4),
+        (6144, 4096, False, 4): PackedRing(32, 4, 2, 4, 4, 1, 4),
+        (128256, 4096, False, 4): PackedRing(128, 2, 1, 5, 4, 1, 8),
+        (14336, 4096, True, 4): PackedRing(64, 2, 2, 3, 4, 1, 8),
+        (14336, 4096, False, 8): PackedRing(64, 2, 1, 5, 4, 1, 4),
+        (4096, 14336, False, 8): PackedRing(64, 2, 2, 5, 4, 4, 8),
+        (4096, 4096, False, 8): PackedRing(64, 2, 2, 2, 4, 4, 8),
+        (6144, 4096, False, 8): PackedRing(32, 4, 2, 4, 4, 1, 4),
+        (128256, 4096, False, 8): PackedRing(128, 2, 1, 2, 4, 1, 8),
+        (14336, 4096, True, 8): PackedRing(64, 2, 2, 2, 4, 1, 8),
+    },
+    16: {
+        (14336, 4096, False, 4): PackedRing(128, 2, 1, 4, 4, 1, 8),
+        (4096, 14336, False, 4): PackedRing(64, 2, 2, 8, 4, 4, 4),
+        (4096, 4096, False, 4): PackedRing(32, 4, 4, 4, 4, 1, 4),
+        (6144, 4096, False, 4): PackedRing(32, 4, 4, 4, 4, 1, 4),
+        (128256, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 1, 4),
+        (14336, 4096, True, 4): PackedRing(64, 2, 1, 2, 2, 1, 4),
+        (14336, 4096, False, 8): PackedRing(64, 2, 1, 4, 4, 1, 4),
+        (4096, 14336, False, 8): PackedRing(64, 2, 2, 4, 4, 4, 8),
+        (4096, 4096, False, 8): PackedRing(32, 4, 4, 3, 3, 1, 4),
+        (6144, 4096, False, 8): PackedRing(32, 4, 4, 3, 3, 1, 4),
+        (128256, 4096, False, 8): PackedRing(64, 2, 1, 4, 4, 1, 4),
+        (14336, 4096, True, 8): PackedRing(64, 2, 1, 2, 4, 1, 4),
+    },
+    32: {
+        (14336, 4096, False, 4): PackedRing(128, 1, 1, 8, 4, 2, 4),
+        (4096, 14336, False, 4): PackedRing(64, 1, 1, 10, 4, 4, 4),
+        (4096, 4096, False, 4): PackedRing(64, 1, 1, 10, 4, 4, 4),
+        (6144, 4096, False, 4): PackedRing(128, 1, 1, 8, 4, 4, 4),
+        (128256, 4096, False, 4): PackedRing(128, 1, 1, 8, 4, 1, 4),
+        (28672, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 1, 8),
+        (14336, 4096, False, 8): PackedRing(64, 1, 1, 8, 4, 1, 4),
+        (4096, 14336, False, 8): PackedRing(128, 1, 1, 4, 4, 4, 8),
+        (4096, 4096, False, 8): PackedRing(128, 1, 1, 4, 4, 4, 8),
+        (6144, 4096, False, 8): PackedRing(128, 1, 1, 4, 4, 4, 4),
+        (128256, 4096, False, 8): PackedRing(128, 1, 1, 4, 4, 1, 4),
+        (28672, 4096, False, 8): PackedRing(64, 1, 1, 4, 4, 2, 4),
+    },
+    64: {
+        (14336, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 2, 4),
+        (4096, 14336, False, 4): PackedRing(128, 1, 1, 4, 4, 8, 4),
+        (4096, 4096, False, 4): PackedRing(64, 1, 1, 9, 4, 4, 4),
+        (6144, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 4, 4),
+        (128256, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 1, 4),
+        (28672, 4096, False, 4): PackedRing(64, 1, 1, 4, 4, 1, 4),
+        (14336, 4096, False, 8): PackedRing(128, 1, 1, 3, 3, 1, 4),
+        (4096, 14336, False, 8): PackedRing(64, 1, 1, 4, 4, 4, 4),
+        (4096, 4096, False, 8): PackedRing(64, 1, 1, 4, 4, 4, 4),
+        (6144, 4096, False, 8): PackedRing(64, 1, 1, 4, 4, 2, 4),
+        (128256, 4096, False, 8): PackedRing(64, 1, 1, 4, 4, 1, 4),
+        (28672, 4096, False, 8): PackedRing(64, 1, 1, 3, 3, 1, 4),
+    },
+}
 
 
 def packed_ring(
@@ -122,9 +208,8 @@ def ring_rule(
 ) -> PackedRing:
     """A program or two for every multiprocessor, and as many steps under way as let two share one.
 
-    With these a step of Llama-3-8B in 8 bits took 0.71 of that in 16 on an H200, where reading alone would
-    take half; no other ring has been timed. By arithmetic, eight warps on a multiprocessor are too few to
-    hide each other's waits while they make numbers of codes: `benchmarks/packed_variants.py` tries sixteen.
+    What was measured (`PACKED_RINGS`) often takes more warps and several rows of tensor cores for each of
+    them: for other matrices `benchmarks/packed_variants.py` is worth its half minute.
     """
     few = num_rows <= 8
     rows = (64 if few else 128) // (1 + gated)

@@ -27,6 +27,39 @@ def rounded(x):
 
 
 @triton.jit
+def store_codes(
+    x,
+    codes_ptr,
+    scale_ptr,
+    static_ptr,
+    row,
+    column,
+    K: tl.constexpr,
+    LARGEST: tl.constexpr,
+    LEAST: tl.constexpr,
+    STATIC: tl.constexpr,
+):
+    """The codes of a row in fp32, which is 0 behind column K, and its scale."""
+    inside = column < K
+    peak_bits = tl.max(x.to(tl.int32, bitcast=True) & ALL_BUT_SIGN, axis=0)
+    finite = peak_bits < INFINITE
+    if STATIC:
+        scale = tl.load(static_ptr)
+        inverse = tl.math.div_rn(1.0, scale)
+    else:
+        peak = tl.maximum(peak_bits.to(tl.float32, bitcast=True), LEAST)
+        scale = tl.math.div_rn(peak, LARGEST)
+        inverse = tl.math.div_rn(LARGEST, peak)
+    x = tl.where(finite, tl.minimum(tl.maximum(x * inverse, -LARGEST), LARGEST), 0.0)
+    at = codes_ptr + row * K + column
+    if codes_ptr.dtype.element_ty == tl.int8:
+        tl.store(at, rounded(x), mask=inside)
+    else:
+        tl.store(at, x.to(codes_ptr.dtype.element_ty), mask=inside)
+    tl.store(scale_ptr + row, tl.where(finite, scale, float("nan")))
+
+
+@triton.jit
 def _quantize_rows_kernel(
     x_ptr,
     norm_ptr,
@@ -56,22 +89,7 @@ def _quantize_rows_kernel(
         x = x * (1.0 / tl.sqrt(tl.sum(x * x, axis=0) / K + eps)) * gain
     if SKIPS:
         x = tl.where(tl.load(skipped_ptr + column, mask=inside, other=0) != 0, 0.0, x)
-    peak_bits = tl.max(x.to(tl.int32, bitcast=True) & ALL_BUT_SIGN, axis=0)
-    finite = peak_bits < INFINITE
-    if STATIC:
-        scale = tl.load(static_ptr)
-        inverse = tl.math.div_rn(1.0, scale)
-    else:
-        peak = tl.maximum(peak_bits.to(tl.float32, bitcast=True), LEAST)
-        scale = tl.math.div_rn(peak, LARGEST)
-        inverse = tl.math.div_rn(LARGEST, peak)
-    x = tl.where(finite, tl.minimum(tl.maximum(x * inverse, -LARGEST), LARGEST), 0.0)
-    at = codes_ptr + row * K + column
-    if codes_ptr.dtype.element_ty == tl.int8:
-        tl.store(at, rounded(x), mask=inside)
-    else:
-        tl.store(at, x.to(codes_ptr.dtype.element_ty), mask=inside)
-    tl.store(scale_ptr + row, tl.where(finite, scale, float("nan")))
+    store_codes(x, codes_ptr, scale_ptr, static_ptr, row, column, K, LARGEST, LEAST, STATIC)
 
 
 def launch(

@@ -11,7 +11,13 @@ from llmcourse.kernels.int8_linear import Int8Linear
 from llmcourse.kernels.int8_matmul import InSixteenBits, int8_matmul, int8_matmul_reference, int8_product
 from llmcourse.kernels.int8_tiles import Int8Tile
 from llmcourse.kernels.mixed_linear import MixedLinear
-from llmcourse.kernels.outlier_columns import OutlierColumns, find_outliers, find_outliers_reference
+from llmcourse.kernels.outlier_columns import (
+    OutlierColumns,
+    find_outliers,
+    find_outliers_reference,
+    quantize_mixed,
+)
+from llmcourse.kernels.outlier_columns_triton import FlagTile
 from llmcourse.kernels.quantize_rows import quantize_rows, quantize_rows_reference
 from tests.kernels.contract import DEVICE, DTYPES, PDL, random, seeded  # noqa: F401
 from tests.kernels.int8_configurations import ON_GPU, allowed, drawn, tensors, whole
@@ -127,19 +133,70 @@ def test_rows_of_nothing_and_of_nearly_nothing_have_codes(backend):
     assert not codes[:2].any() and codes[2, 5] == 127
 
 
+def with_outliers(rows: int, columns: int, share: float, dtype: torch.dtype) -> tuple:
+    """Numbers below 6 but for one at exactly ±6 in some columns, and which these are."""
+    x = random(rows, columns, dtype=dtype).clamp(-5.9, 5.9)
+    chosen = torch.rand(columns, device=DEVICE) < share
+    row = torch.randint(0, rows, (columns,), device=DEVICE)
+    sign = 1 - 2 * torch.randint(0, 2, (columns,), device=DEVICE)
+    x[row[chosen], chosen.nonzero()[:, 0]] = (6.0 * sign[chosen]).to(dtype)
+    return x, chosen
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("alone", [2**16, 0], ids=["by one program", "by many"])
 def test_outlier_columns_are_found(dtype, alone, monkeypatch):
     monkeypatch.setattr(outlier_columns_triton, "ALONE", alone)
-    for rows, columns, share in ((1, 1, 1.0), (3, 50, 0.0), (70, 130, 0.02), (64, 300, 0.3), (5, 9, 1.0)):
-        x = random(rows, columns, dtype=dtype).clamp(-5.9, 5.9)
-        chosen = torch.rand(columns, device=DEVICE) < share
-        row = torch.randint(0, rows, (columns,), device=DEVICE)
-        sign = 1 - 2 * torch.randint(0, 2, (columns,), device=DEVICE)
-        x[row[chosen], chosen.nonzero()[:, 0]] = (6.0 * sign[chosen]).to(dtype)
+    for rows, columns, share in (
+        (1, 1, 1.0), (3, 50, 0.0), (70, 130, 0.02), (64, 300, 0.3), (5, 9, 1.0), (1, 64, 1.0)
+    ):  # fmt: skip
+        x, chosen = with_outliers(rows, columns, share, dtype)
         ours, theirs = find_outliers(x, backend="triton", pdl=PDL[-1]), find_outliers_reference(x)
         assert torch.equal(ours.flags.bool(), chosen) and torch.equal(ours.flags, theirs.flags)
         assert ours.listed().tolist() == theirs.listed().tolist() == chosen.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("programs", [1, 5, 1000])
+def test_outlier_columns_are_found_by_however_many_programs(programs, monkeypatch):
+    """Blocks of columns, strips that end in the middle, a row of NaN, and a list in several pieces."""
+    for name, value in (("ALONE", 0), ("LISTED", 4), ("JOINED", 8)):
+        monkeypatch.setattr(outlier_columns_triton, name, value)
+    tile = FlagTile(rows=4, warps=1, programs=programs)
+    for rows, columns, share in ((1, 600, 0.1), (37, 512, 0.05), (21, 1000, 0.02)):
+        x, chosen = with_outliers(rows, columns, share, torch.float16)
+        if rows > 1:
+            x[-1] = torch.nan
+            chosen &= (x.abs() >= 6).any(0)
+        ours = outlier_columns_triton.launch_find(x, 6.0, PDL[-1], tile)
+        assert torch.equal(ours.flags.bool(), chosen)
+        assert ours.listed().tolist() == chosen.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("alone", [2**16, 0], ids=["by one program", "by many"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_infinity_is_an_outlier_nan_is_none_and_any_positive_number_a_threshold(alone, rows, monkeypatch):
+    monkeypatch.setattr(outlier_columns_triton, "ALONE", alone)
+    x = torch.zeros(rows, 40, device=DEVICE)
+    x[-1, 3], x[0, 7], x[-1, 8], x[0, 39] = float("nan"), float("-inf"), 1.0, 0.999
+    x[0, 20], x[-1, 20] = -2.0, float("nan") if rows > 1 else -2.0
+    for threshold, beyond in ((1, [7, 8, 20]), (float("inf"), [7]), (1e-50, [7, 8, 20, 39])):
+        for backend in ("triton", "reference"):
+            assert find_outliers(x, threshold, backend=backend).listed().tolist() == beyond
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("alone", [2**16, 0], ids=["in one launch", "in three"])
+def test_rows_are_quantized_beside_their_outliers(dtype, alone, monkeypatch):
+    monkeypatch.setattr(outlier_columns_triton, "ALONE", alone)
+    for rows, columns, share in ((1, 1, 1.0), (1, 100, 0.1), (3, 50, 0.0), (7, 130, 0.1), (16, 64, 1.0)):
+        x, chosen = with_outliers(rows, columns, share, dtype)
+        codes, scale, found = quantize_mixed(x, backend="triton", pdl=PDL[-1])
+        theirs, their_scale = quantize_rows_reference(x, skipped=chosen)
+        assert torch.equal(codes, theirs) and torch.equal(scale, their_scale)
+        assert torch.equal(found.flags.bool(), chosen)
+        assert found.listed().tolist() == chosen.nonzero()[:, 0].tolist()
+        q, s, listed = quantize_mixed(x, backend="reference")
+        assert torch.equal(q, codes) and torch.equal(s, scale) and torch.equal(listed.flags, found.flags)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

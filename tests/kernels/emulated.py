@@ -51,7 +51,7 @@ def _operator(name: str) -> Callable[..., Array]:
     return apply
 
 
-for _name in ("add", "radd", "mul", "rmul", "truediv", "rtruediv", "neg", "lt", "and"):
+for _name in ("add", "radd", "sub", "mul", "rmul", "truediv", "rtruediv", "neg", "lt", "and"):
     setattr(Array, f"__{_name}__", _operator(f"__{_name}__"))
 
 
@@ -309,13 +309,15 @@ def run(
     arguments: Sequence[object],
     constants: Mapping[str, object],
     seed: int = 0,
+    names: Callable[[Sequence[int]], dict[str, object]] = names_of,
     **other_names: object,
 ) -> None:
     """All programs of a launch, in an order that the seed draws.
 
     Args:
+        names: what those of the kernel mean, for a program of these numbers.
         other_names: what a name of the kernel means instead, to plant a bug.
     """
     programs = list(itertools.product(*map(range, grid)))
     for number in np.random.default_rng(seed).permutation(len(programs)):
-        python_of(kernel, names_of(programs[number]) | other_names)(*arguments, **constants)
+        python_of(kernel, names(programs[number]) | other_names)(*arguments, **constants)

@@ -150,6 +150,13 @@ def test_products_in_8_bits_take_the_kernels_made_for_them(kernels, job):
     assert ("_wide_int8_matmul_kernel" in found) == wide
     assert "_int8_matmul_kernel" in found  # on Hopper for a list that is too long
     assert not any(kernel.serialized for kernel in kernels[job])
+    if job[0] is compiled_int8:
+        few = job[1] == 1
+        assert ("_find_columns_kernel" in found) == few
+        assert ({"_flag_columns_kernel", "_list_columns_kernel"} <= found) == (not few)
+        flags = [kernel for kernel in kernels[job] if kernel.kernel == "_flag_columns_kernel"]
+        most = 0 if job[2] is BF16 else 64  # a thread has the eight columns of a byte, or half of them
+        assert all(kernel.shared_bytes <= most for kernel in flags)
 
 
 def test_several_rows_and_staged_attention_compile_what_they_say(kernels):

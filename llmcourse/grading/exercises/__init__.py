@@ -9,4 +9,5 @@ flash_attention/, serving/   lab 3
 speculative/, medusa/        lab 4
 early_exit/, blockwise/
 quantization/                lab 5
+distillation/                lab 6
 """

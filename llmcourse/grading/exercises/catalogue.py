@@ -18,6 +18,17 @@ from llmcourse.grading.exercises.decoding import (
     top_k,
     top_p,
 )
+from llmcourse.grading.exercises.distillation import (
+    calibration,
+    kd_loss,
+    mixed_loss,
+    projection_loss,
+    read_table,
+    reverse_kl,
+    soften,
+    top_k_teacher,
+    train_step,
+)
 from llmcourse.grading.exercises.early_exit import (
     entropy_exit,
     exit_threshold,
@@ -143,6 +154,17 @@ LABS = {
         gptq.EXERCISE,
         llm_int8.EXERCISE,
         triton_int8.EXERCISE,
+    ),
+    "06_distillation": (
+        soften.EXERCISE,
+        kd_loss.EXERCISE,
+        reverse_kl.EXERCISE,
+        mixed_loss.EXERCISE,
+        top_k_teacher.EXERCISE,
+        projection_loss.EXERCISE,
+        train_step.EXERCISE,
+        calibration.EXERCISE,
+        read_table.EXERCISE,
     ),
 }
 

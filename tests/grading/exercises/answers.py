@@ -30,7 +30,7 @@ from llmcourse.grading.question import arguments_of, counted
 from llmcourse.kv_cache import KVCache
 from llmcourse.model import Rope, apply_rope
 from llmcourse.speculative.medusa import MedusaTree
-from tests.grading.exercises import quantization_answers
+from tests.grading.exercises import distillation_answers, quantization_answers
 
 
 @contextmanager
@@ -588,6 +588,7 @@ OTHER_ROADS = {
     "04.exit_threshold": exit_threshold,
     "04.block_decoding": block_decoding,
     **quantization_answers.ROADS,
+    **distillation_answers.ROADS,
 }
 
 

@@ -85,6 +85,12 @@ def test_lab_5_has_nine_exercises_and_a_hundred_points():
     assert {exercise.level for exercise in lab} == {1, 2, 3, 4, 5}
 
 
+def test_lab_6_has_nine_exercises_and_a_hundred_points():
+    lab = catalogue.labs()["06_distillation"]
+    assert len(lab) == 9 and sum(exercise.points for exercise in lab) == 100
+    assert {exercise.level for exercise in lab} == {1, 2, 3, 4, 5}
+
+
 def test_every_exercise_is_answered_by_another_road():
     assert {exercise.name for exercise in EVERY} == set(OTHER_ROADS)
 
