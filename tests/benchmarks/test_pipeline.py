@@ -14,6 +14,7 @@ import pipeline as bench
 import record
 import speculative
 
+from llmcourse.hardware import Ceilings
 from llmcourse.pipeline import STAGES
 from llmcourse.quantization.models import quantize
 from llmcourse.timing import Timing
@@ -35,6 +36,8 @@ def lines(folder, pattern):
 def test_a_line_a_stage_and_the_fastest_one(results, monkeypatch):
     texts = {"prose": ["word and word " * 20], "code": ["def f(x):\n    return x\n" * 20]}
     monkeypatch.setattr(bench, "texts_at_hand", lambda *_, **__: texts)
+    machine = Ceilings("a machine", None, 1e10, 2e10, {"fp32": 1e11}, {})
+    monkeypatch.setattr(bench.hardware, "measure_ceilings", lambda _: machine)
     small = ["--new-tokens=3", "--prompts=1", "--texts=2", "--length=16", "--draft-length=2", "--device=cpu"]
     bench.main(["--target=draft", "--drafter=draft", *small])
     raw, (row,) = lines(results, "raw/pipeline_*.jsonl"), lines(results, "*.jsonl")
