@@ -106,11 +106,9 @@ class Stage:
         return self.tokens_per_s / self.limit
 
     def __str__(self) -> str:
+        speed = f"{self.tokens_per_s:10,.0f} tok/s of {self.limit:,.0f} ({self.share_of_limit:.0%})"
         cost = f"KL {self.kl:.4f}, the same favourite {self.agreement:.1%}"
-        return (
-            f"{self.name:20}{self.tokens_per_s:10,.0f} tok/s of {self.limit:,.0f} ({self.share_of_limit:.0%}), "
-            f"{self.texts} at once; {self.kept:.0%} of the text kept; {cost}"
-        )
+        return f"{self.name:20}{speed}, {self.texts} at once; {self.kept:.0%} of the text kept; {cost}"
 
 
 @dataclass
@@ -120,7 +118,7 @@ class Pipeline:
     Args:
         target: in the dtype and on the device to measure; engines fuse its matrices.
         drafter: a smaller model of the same vocabulary, alike.
-        prompts: token ids; each stage that writes one text at a time writes a few of them, one after the other.
+        prompts: token ids; stages that write one text at a time write all of them, one by one.
         streams: token ids by domain, on which distributions are compared.
         machine: whose limits stand beside.
         new_tokens: that are written behind each prompt.
@@ -196,7 +194,9 @@ class Pipeline:
         moved = [cache_errors(target, rows, bits) for rows in self._windows()]
         measured = [(each.kl_divergence, each.agreement) for each in moved]
         dtype = dtype_name(target.dtype)
-        sizes = {"cache": "int8", "cache_group_size": target.config.head_dim} if bits == 8 else {"cache": "int4"}
+        sizes = (
+            {"cache": "int8", "cache_group_size": target.config.head_dim} if bits == 8 else {"cache": "int4"}
+        )
         limit = self._limit(Precision(dtype, dtype, **sizes))
         held = QuantizedKVCache.of(target, 1, 1, bits=bits).bytes_per_token
         source = quantized_cache_logits(target, bits)
@@ -230,9 +230,7 @@ class Pipeline:
         kept = _kept(texts, [self._own[prompt] for prompt in chosen])
         return Stage("continuous batching", slots, 1 / times.median_s, times.spread, limit, kept)
 
-    def _speculated(
-        self, name: str, target: Decoder, precision: Precision, measured: Moved = ()
-    ) -> Stage:
+    def _speculated(self, name: str, target: Decoder, precision: Precision, measured: Moved = ()) -> Stage:
         engine, gained = SpeculativeEngine(target, self.drafter, draft_length=self.draft_length), []
 
         def write(prompt: Sequence[int]) -> list[int]:
@@ -261,9 +259,9 @@ class Pipeline:
         measured: Moved = (),
         **more: int | float,
     ) -> Stage:
-        """One text at a time; the first is written once before, to warm up."""
+        """One text at a time; the longest is written once before, so that nothing is recorded later."""
         texts, times, device = [], [], self.target.device
-        for prompt in (self.prompts[0], *self.prompts):
+        for prompt in (max(self.prompts, key=len), *self.prompts):
             synchronize(device)
             began = time.perf_counter()
             texts.append(write(prompt))

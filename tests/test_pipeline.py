@@ -1,4 +1,4 @@
-"""The course's steps on a tiny model: all write what the model writes, and limits and losses are those of each."""
+"""The course's steps on a tiny model: they write what it writes, and limits and losses are those of each."""
 
 from dataclasses import replace
 
@@ -45,7 +45,9 @@ def test_every_step_of_the_course_is_there_and_says_what_it_is(stages):
         assert stage.tokens_per_s > 0 and stage.limit > 0 and stage.spread >= 0
         assert stage.share_of_limit == stage.tokens_per_s / stage.limit
         assert stage.name in str(stage) and "tok/s of" in str(stage)
-    assert {stage.name: stage.texts for stage in stages.values() if stage.texts > 1} == {}, "one slot of three/2"
+    assert {stage.name: stage.texts for stage in stages.values() if stage.texts > 1} == {}, (
+        "one slot of three/2"
+    )
 
 
 def test_what_loses_nothing_writes_the_text_of_the_model(stages):
@@ -121,7 +123,9 @@ def test_many_texts_are_written_at_once_in_fewer_slots(course):
 
 
 def test_the_model_stays_as_it_is(course, stages):
-    expected = [each.tokens for each in generate(tiny_teacher(), PROMPTS, max_new_tokens=NEW, eos_token_ids=())]
+    expected = [
+        each.tokens for each in generate(tiny_teacher(), PROMPTS, max_new_tokens=NEW, eos_token_ids=())
+    ]
     assert course._own == expected
     untouched = tiny_teacher().state_dict()
     assert all(torch.equal(t, untouched[name]) for name, t in course.target.state_dict().items())
@@ -141,5 +145,5 @@ def test_numbers_out_of_range_are_refused(course, changes, says):
 
 
 def test_a_stage_that_is_none_is_refused_before_anything_runs(course):
-    with pytest.raises(ValueError, match="stage must be one of every text anew, .* got 'hope'"):
+    with pytest.raises(ValueError, match=r"stage must be one of every text anew, .* got 'hope'"):
         next(course.run(["decode engine", "hope"]))

@@ -58,8 +58,8 @@ def paired(runs: Sequence[Run], quantity: str, *, baseline: str = "scratch") -> 
     """Every kind beside the baseline, in the order in which they come.
 
     Args:
-        runs: a mapping for each student, domain, kind and seed, with these four, `steps`, and the quantity. Of
-            two for the same the last one counts.
+        runs: a mapping for each student, domain, kind and seed, with these four, `steps`, and the quantity.
+            Of two for the same the last one counts.
         quantity: "nats", "acceptance" and so on.
         baseline: a kind.
 
@@ -87,6 +87,8 @@ def _beside(place: tuple[str, str, str], found: Mapping[int, float], base: Mappi
     seeds = sorted(found.keys() & base.keys())
     remedy = "train more of them: one has no spread"
     require(len(seeds) >= 2, f"seeds of {' '.join(place)}", "at least 2 of the baseline's", seeds, remedy)
-    ours, theirs = (torch.tensor([side[seed] for seed in seeds], dtype=torch.float64) for side in (found, base))
+    ours, theirs = (
+        torch.tensor([side[seed] for seed in seeds], dtype=torch.float64) for side in (found, base)
+    )
     estimates = (Estimate.of(values) for values in (ours, theirs, ours - theirs))
     return Paired(*place, len(seeds), *estimates)

@@ -200,7 +200,7 @@ class PackedLinear(QuantizedLinear):
         """How a kernel is to cut the matrix for these rows; for many, gate and up are one product in it."""
         fused = gated and len(x) <= MOST_FUSED_ROWS
         shape = (self.out_features // (1 + fused), self.in_features, fused)
-        # With zero points a ring is for those who name it: none has passed its contract on a GPU yet.
+        # With zero points a ring is for those who name it: none of the rule's own has been timed yet.
         if len(x) <= MOST_KERNEL_ROWS and self.zeros is None:
             ring = packed_ring(len(x), *shape, self.width, False)
             if not self._ring_obstacle(x, gated, ring):
@@ -212,6 +212,7 @@ class PackedLinear(QuantizedLinear):
         from llmcourse.kernels.capabilities import runs_gluon, shared_bytes
 
         grouped, zeros = self.group_size < self.in_features, self.zeros is not None
+        fused = gated and len(x) <= MOST_FUSED_ROWS
         if len(x) > MOST_KERNEL_ROWS or x.dtype != torch.bfloat16 or self.in_features % BLOCK:
             takes = f"up to {MOST_KERNEL_ROWS} rows, a multiple of {BLOCK} numbers each, in bfloat16"
             return f"for {tuple(x.shape)} numbers in {x.dtype}; it takes {takes}"
@@ -224,13 +225,17 @@ class PackedLinear(QuantizedLinear):
             return (
                 f"with {ring.rows} · {ring.blocks} zero points in a copy, which takes {ALIGNED_BYTES} or more"
             )
+        half = self.out_features // 2 * (1 if zeros else 2) if fused and grouped else 0
+        if half % 16:
+            return (
+                f"for an upper half whose numbers of a group begin {half} bytes behind; copies begin at 16s"
+            )
         if not runs_gluon(90):
             return "without a GPU of Hopper or later, or with a Triton that has no Gluon"
         aligned = [x, self.words, *([self.scales] if grouped else []), *([self.zeros] if zeros else [])]
         if any((not t.is_meta and t.data_ptr() % 16) or t.stride(0) * t.element_size() % 16 for t in aligned):
             return "for rows of memory that do not begin at multiples of 16 bytes"
-        fused = gated and len(x) <= MOST_FUSED_ROWS
-        held, room = ring.held_bytes(len(x), self.width, fused, zeros), shared_bytes() - SPARE_BYTES
+        held, room = ring.shared_bytes(len(x), self.width, fused, zeros), shared_bytes() - SPARE_BYTES
         return f"with {held} bytes for a program, which has room for {room}" if held > room else None
 
     def memory_of(self, needs: Needs) -> SplitMemory:

@@ -88,9 +88,14 @@ class PackedRing:
         return _up(_up(num_inputs, BLOCK * self.blocks), self.splits)
 
     def held_bytes(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
-        """Of shared memory."""
+        """Of shared memory, by the rings alone."""
         code = self.rows * (BLOCK * width // 8 + 2 + zeros) * (1 + gated)
         return self.blocks * (self.stages * code + self.input_stages * ring_rows(num_rows) * BLOCK * 2)
+
+    def shared_bytes(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
+        """That a program takes: its rings, and what warps that share columns add up through."""
+        through = self.blocks * self.rows * ring_rows(num_rows) * 4 if self.warps_k > 1 else 0
+        return self.held_bytes(num_rows, width, gated, zeros) + through
 
     def registers(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
         """Of a thread at launch, so that as many programs fit as their shared memory and numbers let.
@@ -127,8 +132,66 @@ AnyPackedTile = PackedTile | PackedRing
 BY_FOURS, BY_THREES, BY_TWOS = 52 * 1024, 70 * 1024, 104 * 1024
 
 # For up to so many rows of input, (outputs, inputs, gated, width of a code) to the ring that
-# benchmarks/packed_variants.py finds fastest on an H200. Where nothing is entered, `ring_rule` decides.
-PACKED_RINGS: dict[int, dict[tuple[int, int, bool, int], PackedRing]] = {8: {}, 16: {}, 32: {}, 64: {}}
+# benchmarks/packed_variants.py finds fastest on an H200. Where nothing is entered, `ring_rule` decides. For
+# more than `MOST_FUSED_ROWS` gate and up are one product of twice as many outputs.
+PACKED_RINGS: dict[int, dict[tuple[int, int, bool, int], PackedRing]] = {
+    8: {
+        (14336, 4096, False, 4): PackedRing(64, 4, 2, 4, 4, 1, 8),
+        (4096, 14336, False, 4): PackedRing(64, 4, 4, 4, 4, 4, 4),
+        (4096, 4096, False, 4): PackedRing(32, 4, 2, 8, 4, 1, 4),
+        (6144, 4096, False, 4): PackedRing(32, 4, 2, 4, 4, 1, 4),
+        (128256, 4096, False, 4): PackedRing(128, 2, 1, 5, 4, 1, 8),
+        (14336, 4096, True, 4): PackedRing(64, 2, 2, 3, 4, 1, 8),
+        (14336, 4096, False, 8): PackedRing(64, 2, 1, 5, 4, 1, 4),
+        (4096, 14336, False, 8): PackedRing(64, 2, 2, 5, 4, 4, 8),
+        (4096, 4096, False, 8): PackedRing(64, 2, 2, 2, 4, 4, 8),
+        (6144, 4096, False, 8): PackedRing(32, 4, 2, 4, 4, 1, 4),
+        (128256, 4096, False, 8): PackedRing(128, 2, 1, 2, 4, 1, 8),
+        (14336, 4096, True, 8): PackedRing(64, 2, 2, 2, 4, 1, 8),
+    },
+    16: {
+        (14336, 4096, False, 4): PackedRing(128, 2, 1, 4, 4, 1, 8),
+        (4096, 14336, False, 4): PackedRing(64, 2, 2, 8, 4, 4, 4),
+        (4096, 4096, False, 4): PackedRing(32, 4, 4, 4, 4, 1, 4),
+        (6144, 4096, False, 4): PackedRing(32, 4, 4, 4, 4, 1, 4),
+        (128256, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 1, 4),
+        (14336, 4096, True, 4): PackedRing(64, 2, 1, 2, 2, 1, 4),
+        (14336, 4096, False, 8): PackedRing(64, 2, 1, 4, 4, 1, 4),
+        (4096, 14336, False, 8): PackedRing(64, 2, 2, 4, 4, 4, 8),
+        (4096, 4096, False, 8): PackedRing(32, 4, 4, 3, 3, 1, 4),
+        (6144, 4096, False, 8): PackedRing(32, 4, 4, 3, 3, 1, 4),
+        (128256, 4096, False, 8): PackedRing(64, 2, 1, 4, 4, 1, 4),
+        (14336, 4096, True, 8): PackedRing(64, 2, 1, 2, 4, 1, 4),
+    },
+    32: {
+        (14336, 4096, False, 4): PackedRing(128, 1, 1, 8, 4, 2, 4),
+        (4096, 14336, False, 4): PackedRing(64, 1, 1, 10, 4, 4, 4),
+        (4096, 4096, False, 4): PackedRing(64, 1, 1, 10, 4, 4, 4),
+        (6144, 4096, False, 4): PackedRing(128, 1, 1, 8, 4, 4, 4),
+        (128256, 4096, False, 4): PackedRing(128, 1, 1, 8, 4, 1, 4),
+        (28672, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 1, 8),
+        (14336, 4096, False, 8): PackedRing(64, 1, 1, 8, 4, 1, 4),
+        (4096, 14336, False, 8): PackedRing(128, 1, 1, 4, 4, 4, 8),
+        (4096, 4096, False, 8): PackedRing(128, 1, 1, 4, 4, 4, 8),
+        (6144, 4096, False, 8): PackedRing(128, 1, 1, 4, 4, 4, 4),
+        (128256, 4096, False, 8): PackedRing(128, 1, 1, 4, 4, 1, 4),
+        (28672, 4096, False, 8): PackedRing(64, 1, 1, 4, 4, 2, 4),
+    },
+    64: {
+        (14336, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 2, 4),
+        (4096, 14336, False, 4): PackedRing(128, 1, 1, 4, 4, 8, 4),
+        (4096, 4096, False, 4): PackedRing(64, 1, 1, 9, 4, 4, 4),
+        (6144, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 4, 4),
+        (128256, 4096, False, 4): PackedRing(128, 1, 1, 4, 4, 1, 4),
+        (28672, 4096, False, 4): PackedRing(64, 1, 1, 4, 4, 1, 4),
+        (14336, 4096, False, 8): PackedRing(128, 1, 1, 3, 3, 1, 4),
+        (4096, 14336, False, 8): PackedRing(64, 1, 1, 4, 4, 4, 4),
+        (4096, 4096, False, 8): PackedRing(64, 1, 1, 4, 4, 4, 4),
+        (6144, 4096, False, 8): PackedRing(64, 1, 1, 4, 4, 2, 4),
+        (128256, 4096, False, 8): PackedRing(64, 1, 1, 4, 4, 1, 4),
+        (28672, 4096, False, 8): PackedRing(64, 1, 1, 3, 3, 1, 4),
+    },
+}
 
 
 def packed_ring(
@@ -145,9 +208,8 @@ def ring_rule(
 ) -> PackedRing:
     """A program or two for every multiprocessor, and as many steps under way as let two share one.
 
-    With these a step of Llama-3-8B in 8 bits took 0.71 of that in 16 on an H200, where reading alone would
-    take half; no other ring has been timed. By arithmetic, eight warps on a multiprocessor are too few to
-    hide each other's waits while they make numbers of codes: `benchmarks/packed_variants.py` tries sixteen.
+    What was measured (`PACKED_RINGS`) often takes more warps and several rows of tensor cores for each of
+    them: for other matrices `benchmarks/packed_variants.py` is worth its half minute.
     """
     few = num_rows <= 8
     rows = (64 if few else 128) // (1 + gated)

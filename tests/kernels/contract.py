@@ -60,9 +60,14 @@ def doubled(parts: dict) -> dict:
 
 
 def check(ours: torch.Tensor, truth: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Written throughout, and no further from the truth than twice what the reference is in this dtype."""
+    """Written throughout, and no further from the truth than twice what the reference is in this dtype.
+
+    Beside that four roundings of a number near 1; in float32, where sums are not rounded to fewer bits in the
+    end and the reference may happen to be right to the last, of the largest number.
+    """
     assert torch.isfinite(ours).all()
-    allowed = 2 * (theirs.double() - truth).abs().max() + 4 * torch.finfo(ours.dtype).eps
+    largest = truth.abs().max().clamp(min=1) if ours.dtype == torch.float32 else 1
+    allowed = 2 * (theirs.double() - truth).abs().max() + 4 * torch.finfo(ours.dtype).eps * largest
     assert (ours.double() - truth).abs().max() <= allowed
 
 

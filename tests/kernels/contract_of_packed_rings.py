@@ -47,7 +47,7 @@ def test_a_ring_goes_round(kind, rows, parts):
         ring
         for ring in RINGS
         if (not zeros or ring.rows * ring.blocks >= ALIGNED_BYTES)
-        and ring.held_bytes(rows, code_width(bits), fused, zeros) <= room
+        and ring.shared_bytes(rows, code_width(bits), fused, zeros) <= room
     ]
     assert len(rings) >= len(RINGS) // 2
     for outputs, inputs in ((80, INPUTS), (208, 1024)):

@@ -218,6 +218,17 @@ def test_rings_are_taken_where_they_were_right_on_a_gpu(hopper):
     assert layer._ring_obstacle(torch.ones(1, 256).bfloat16(), False, PackedRing(64, 2, 1, 2, 2)) is None
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
+@pytest.mark.parametrize(("outputs", "taken"), [(40, False), (48, True)])
+def test_a_ring_copies_from_multiples_of_16_bytes_only(hopper, outputs, taken):
+    """Scales of the upper half begin half of all outputs behind: an H200 stopped at 20 of them, 40 bytes."""
+    given = {"bits": 4, "group_size": 128, "dtype": torch.bfloat16}
+    layer = PackedLinear.of(codes_of(outputs, 256, 4), torch.rand(outputs, 2), None, **given)
+    x = torch.ones(1, 256).bfloat16()
+    assert isinstance(layer.best_tile(x, True), PackedRing) == taken
+    assert isinstance(layer.best_tile(x, False), PackedRing)
+
+
 def test_small_groups_and_odd_sizes_have_tiles():
     assert packed_rule(4096, 128, 2, False).columns == 128 and packed_rule(4096, 32, 2, False).columns == 32
     assert packed_rule(4096, 4096, 2, False).columns == 128 and packed_rule(40, 8, 4, False).columns == 64

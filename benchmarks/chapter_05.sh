@@ -1,0 +1,64 @@
+#!/bin/sh
+# What chapter 5 shows as recorded: times the kernels of few bits, and measures what each scheme costs models.
+#
+#   benchmarks/chapter_05.sh TEXTS OUT [PART …]   parts: linear decode w8a8 gptq quality; all if left out
+#
+# TEXTS holds prose.txt and poetry.txt (poems between blank lines), or either as .xz; code is this machine's own
+# Python. One H200 takes some two minutes for each of linear, decode and gptq, three for w8a8, and ten for
+# quality, which trains a model of 411 M parameters first. With two of them two parts can run side by side
+# (CUDA_VISIBLE_DEVICES). What is trained stays in OUT, and is taken from there when the same command runs
+# again; lines are added to benchmarks/results.
+set -eu
+[ $# -ge 2 ] || { sed -n '4p' "$0" >&2; exit 2; }
+texts=$1 out=$2
+shift 2
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+
+found() { # the file of a kind of text
+    for file in "$texts/$1.txt" "$texts/$1.txt.xz"; do
+        [ ! -f "$file" ] || { echo "$file"; return; }
+    done
+    echo "error: $texts has neither $1.txt nor $1.txt.xz" >&2
+    exit 2
+}
+
+prose=$(found prose)
+poetry=$(found poetry)
+
+with_texts() { # a command with the three kinds of text
+    "$@" --text "prose=$prose" --blocks "poetry=$poetry" --python code=installed
+}
+
+linear() {
+    "$python" "$root/benchmarks/linear_low_bit.py"
+}
+
+decode() {
+    "$python" "$root/benchmarks/decode_low_bit.py"
+}
+
+w8a8() {
+    "$python" "$root/benchmarks/linear_w8a8.py"
+}
+
+gptq() {
+    "$python" "$root/benchmarks/gptq.py"
+}
+
+quality() { # of the embedded models, and of one that is larger
+    [ -e "$out/narrow/target/config.json" ] ||
+        with_texts "$python" "$root/benchmarks/train_target.py" --out "$out/narrow" --minutes 4 \
+            --tune-minutes 0
+    with_texts "$python" "$root/benchmarks/quantize_quality.py" draft small base "$out/narrow/target"
+}
+
+[ $# -gt 0 ] || set -- linear decode w8a8 gptq quality
+for part; do
+    case $part in
+        linear | decode | w8a8 | gptq | quality) ;;
+        *) echo "error: no part $part; there are linear, decode, w8a8, gptq and quality" >&2; exit 2 ;;
+    esac
+done
+for part; do "$part"; done

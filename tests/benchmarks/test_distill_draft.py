@@ -1,0 +1,76 @@
+"""benchmarks/distill_draft.py: from texts to a checkpoint, and rows of before and after."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import distill_draft as bench
+import record
+import speculative
+
+from llmcourse import pretrained
+from tests.benchmarks.tiny_course import WINDOWS, texts, tiny_family
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(speculative, "DOMAINS", {"code": lambda: ["import a", "def f(x):", "class A"]})
+    monkeypatch.setattr(speculative, "TOKENS", 8)
+    monkeypatch.setattr(speculative, "QUEUED", 2)
+    with tiny_family():
+        yield
+
+
+def lines(tmp_path, pattern):
+    files = (tmp_path / "results").glob(pattern)
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def test_a_draft_is_trained_measured_and_timed(tmp_path):
+    """With the draft that ships as the teacher, and as what there was before."""
+    (tmp_path / "text").mkdir()
+    out = tmp_path / "out"
+    given = [f"--out={out}", *texts(tmp_path / "text"), *WINDOWS, "--teacher=draft", "--gammas=1,2"]
+    bench.main([*given, "--steps=2", "--mix=prose=1,poetry=1"])
+    model = pretrained.load(out / "draft").model
+    assert (
+        model.config.hidden_size == 16 and "It learned from `draft`" in (out / "draft/README.md").read_text()
+    )
+    found = {row["name"]: row for row in lines(tmp_path, "*.jsonl")}
+    names = [f"distilled_draft_{what}" for what in ("acceptance_prose", "acceptance_poetry", "speed_code")]
+    assert list(found) == names
+    for name in names[:2]:
+        row = found[name]
+        assert row["peer_value"] == 1.0, "before, the draft was its own teacher"
+        assert 0 < row["value"] < 1 and row["gain"] == pytest.approx(row["value"] - 1, abs=2e-4)
+        assert (row["steps"], row["divergence"], row["teacher"]) == (2, "forward_kl", "draft")
+    assert bench.ending(bench.parser().parse_args(["--out=x", "--teacher=/a/b"]), model) == "_0m"
+    assert found["distilled_draft_speed_code"]["peer_value"] > 0
+    raw = lines(tmp_path, "raw/*.jsonl")
+    assert len([row for row in raw if row["what"] == "speed"]) == 2 * 2
+    assert {row["when"] for row in raw if row["what"] == "quality"} == {"before", "after"}
+    before = (out / "draft" / "model.safetensors").stat().st_mtime_ns
+    bench.main([*given, "--parts=train"])
+    assert (out / "draft" / "model.safetensors").stat().st_mtime_ns == before, "it is there already"
+
+
+def test_steps_fit_into_the_time_and_are_no_more_than_the_recipe_has(tmp_path, monkeypatch):
+    (tmp_path / "text").mkdir()
+    monkeypatch.setattr(bench, "step_s", lambda *_, **__: [1e-6])
+    trained = []
+    monkeypatch.setattr(bench, "distill", lambda settings, *_, **__: trained.append(settings))
+    monkeypatch.setattr(bench, "write_student", lambda *_: None)
+    given = [f"--out={tmp_path / 'out'}", *texts(tmp_path / "text"), *WINDOWS, "--teacher=draft"]
+    options = bench.parser().parse_args(given)
+    folder, teacher = bench.load_teacher("draft", bench.torch.device("cpu"))
+    found = bench.texts_of(options, folder)
+    for _ in range(2):  # the second goes on with what the first has found
+        bench.train(options, teacher, found)
+        monkeypatch.setattr(bench, "step_s", None)
+    assert [settings.recipe.steps for settings in trained] == [10, 10], "the least that is trained"
+    assert json.loads((tmp_path / "out/steps.json").read_text()) == 10
