@@ -504,9 +504,8 @@ manual, unseen = ({"manual": torch.tensor([*chain.from_iterable(pages[use::2])])
 def beside(name, student, streams=unseen, windows=12):
     for domain, q in told(student, streams=streams, windows=windows).items():
         sure = f"calibration error {q.calibration_error.mean:.1%} ({q.teacher_calibration_error.mean:.1%})"
-        print(
-            f"{name:13}{domain:7}{q.nats.mean:.3f} nats ({q.teacher_nats.mean:.3f}), KL {q.kl.mean:.3f}; {sure}"
-        )
+        row = f"{name:13}{domain:7}{q.nats.mean:.3f} nats ({q.teacher_nats.mean:.3f})"
+        print(f"{row}, KL {q.kl.mean:.3f}; {sure}")
 
 
 beside("draft", draft)
@@ -541,7 +540,7 @@ for name, (teacher, response) in ways.items():
 # promises, too: its calibration error rises, in prose and code to a multiple, and so does its loss. Temperature in the
 # loss makes it *worse*. At $T = 2$ the teacher's $t/2$ is `base` as it should be, and that is what the student's $z/2$
 # learns; but it will be used at $T = 1$, where all its logits count double, also those that say how much it does not
-# know. A temperature for the teacher *alone* helps, and so do hard labels, which pull confidence to what really comes;
+# know. A temperature for the teacher *alone* would help, or hard labels, which pull confidence to what really comes;
 # a teacher that was calibrated beforehand is best.
 #
 # As to the gap: compare the last three lines with the first three. A teacher of little more than a third of the size
