@@ -75,6 +75,7 @@ for name, (model, _) in family.items():
 import sysconfig
 from itertools import chain
 from pathlib import Path
+from pydoc_data import topics
 
 
 def domains(use, length):
@@ -495,8 +496,6 @@ summary("6 steps, own text, reverse KL", trained(**common, seed=7, **backwards))
 # on pages that were held out, and who is closest to `base`. (What is in brackets are `base`'s own.)
 
 # %%
-from pydoc_data import topics
-
 pages = [tokenizer.encode_prompt(page) for _, page in sorted(topics.topics.items())]
 manual, unseen = ({"manual": torch.tensor([*chain.from_iterable(pages[use::2])])} for use in (0, 1))
 
