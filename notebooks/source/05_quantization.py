@@ -400,8 +400,7 @@ below = "base, 3 bits, groups of 64, calibration text; each layer reads what the
 plot_layer_errors(whole, subtitle=below)
 
 # %%
-from llmcourse.quantization import quality
-from llmcourse.quantization.models import quantize
+from llmcourse.quantization import quality, quantize
 
 
 def compared(model, scheme):
