@@ -8,54 +8,34 @@
 # with two of them two parts can run side by side (CUDA_VISIBLE_DEVICES). What is trained stays in OUT, and is
 # taken from there when the same command runs again; lines are added to benchmarks/results.
 set -eu
-[ $# -ge 2 ] || { sed -n '4p' "$0" >&2; exit 2; }
-texts=$1 out=$2
-shift 2
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-python=${PYTHON:-$root/.venv/bin/python}
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-
-found() { # the file of a kind of text
-    for file in "$texts/$1.txt" "$texts/$1.txt.xz"; do
-        [ ! -f "$file" ] || { echo "$file"; return; }
-    done
-    echo "error: $texts has neither $1.txt nor $1.txt.xz" >&2
-    exit 2
-}
-
-prose=$(found prose)
-poetry=$(found poetry)
-
-trained() { # a command with the three kinds of text
-    "$@" --text "prose=$prose" --blocks "poetry=$poetry" --python code=installed
-}
+. "$(dirname -- "$0")/with_texts.sh"
 
 target() { # a model of 923 M parameters, in minutes, into a folder that has none yet
     [ -e "$out/$1/target/config.json" ] ||
-        trained "$python" "$root/benchmarks/train_target.py" --out "$out/$1" --shape wide --minutes "$2" \
+        with_texts "$python" "$root/benchmarks/train_target.py" --out "$out/$1" --shape wide --minutes "$2" \
             --tune-minutes 0
 }
 
 medusa() {
     target medusa 5
-    trained "$python" -m llmcourse.training.medusa --model "$out/medusa/target" --out "$out/medusa/heads" \
+    with_texts "$python" -m llmcourse.training.medusa --model "$out/medusa/target" --out "$out/medusa/heads" \
         --minutes 2 --own-text 2000000
     "$python" "$root/benchmarks/medusa.py" --model "$out/medusa/target" --heads "$out/medusa/heads"
 }
 
 exits() { # one exit, drawn to what the last layer says from the first step on, on a model that knows nothing yet
     target exits 0.01
-    trained "$python" -m llmcourse.training.exits --model "$out/exits/target" --out "$out/exits/heads" \
+    with_texts "$python" -m llmcourse.training.exits --model "$out/exits/target" --out "$out/exits/heads" \
         --minutes 5.5 --layer-dropout 0 --exits 1 --objective last --exit-weight 1 --rate 0.002 --fit 0
     "$python" "$root/benchmarks/early_exit.py" --model "$out/exits/heads/backbone" --heads "$out/exits/heads" \
         --layers 1 --gammas 1,2,3,4
 }
 
 classifier() { # the tasks side by side, all from one encoder (by xargs: what `&` starts ignores Ctrl-C)
-    trained "$python" -m llmcourse.training.classifier --out "$out/classifier" --encoder-only
+    with_texts "$python" -m llmcourse.training.classifier --out "$out/classifier" --encoder-only
     printf '%s\n' following author docstring |
-        trained xargs -P 3 -I {} "$python" -m llmcourse.training.classifier --out "$out/classifier" --tasks {}
-    trained "$python" "$root/benchmarks/exit_table.py" --out "$out/classifier"
+        with_texts xargs -P 3 -I {} "$python" -m llmcourse.training.classifier --out "$out/classifier" --tasks {}
+    with_texts "$python" "$root/benchmarks/exit_table.py" --out "$out/classifier"
 }
 
 kernels() {

@@ -9,27 +9,7 @@
 # (CUDA_VISIBLE_DEVICES). What is trained stays in OUT, and is taken from there when the same command runs
 # again; lines are added to benchmarks/results.
 set -eu
-[ $# -ge 2 ] || { sed -n '4p' "$0" >&2; exit 2; }
-texts=$1 out=$2
-shift 2
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-python=${PYTHON:-$root/.venv/bin/python}
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-
-found() { # the file of a kind of text
-    for file in "$texts/$1.txt" "$texts/$1.txt.xz"; do
-        [ ! -f "$file" ] || { echo "$file"; return; }
-    done
-    echo "error: $texts has neither $1.txt nor $1.txt.xz" >&2
-    exit 2
-}
-
-prose=$(found prose)
-poetry=$(found poetry)
-
-with_texts() { # a command with the three kinds of text
-    "$@" --text "prose=$prose" --blocks "poetry=$poetry" --python code=installed
-}
+. "$(dirname -- "$0")/with_texts.sh"
 
 linear() {
     "$python" "$root/benchmarks/linear_low_bit.py"

@@ -12,28 +12,8 @@
 # the same command runs again; lines are added to benchmarks/results. pipeline takes the draft and the pair of
 # OUT where they are there.
 set -eu
-[ $# -ge 2 ] || { sed -n '4p' "$0" >&2; exit 2; }
-texts=$1 out=$2
-shift 2
-root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-python=${PYTHON:-$root/.venv/bin/python}
+. "$(dirname -- "$0")/with_texts.sh"
 workers=${WORKERS:-2} gpus=${GPUS:-1}
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-
-found() { # the file of a kind of text
-    for file in "$texts/$1.txt" "$texts/$1.txt.xz"; do
-        [ ! -f "$file" ] || { echo "$file"; return; }
-    done
-    echo "error: $texts has neither $1.txt nor $1.txt.xz" >&2
-    exit 2
-}
-
-prose=$(found prose)
-poetry=$(found poetry)
-
-with_texts() { # a command with the three kinds of text
-    "$@" --text "prose=$prose" --blocks "poetry=$poetry" --python code=installed
-}
 
 shared_texts() { # the same, made into tokens once for all parts
     with_texts "$@" --prepared "$out/texts"
