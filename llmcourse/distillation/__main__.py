@@ -11,7 +11,6 @@ Stop it at any time and start it again with the same arguments: it goes on from 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 import torch
@@ -26,11 +25,11 @@ from llmcourse.distillation.train import distill
 from llmcourse.distillation.written import held_out_of, write_student
 from llmcourse.model import Decoder
 from llmcourse.pretrained import find_checkpoint, load
-from llmcourse.training.__main__ import start_process
 from llmcourse.training.backbone import prepare_for
 from llmcourse.training.export import check_replaceable
 from llmcourse.training.family import Corpus, work_folder
 from llmcourse.training.options import exit_code, sources_of
+from llmcourse.training.processes import leave, part_company, start_process
 
 
 def corpus_of(options: argparse.Namespace) -> Corpus:
@@ -87,8 +86,7 @@ def train(options: argparse.Namespace, started: float) -> bool:
             write_student(distillation, student, teacher, name, corpus, counts, work, options.out)
         return done
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        part_company()
 
 
 class _FirstAlone:
@@ -130,4 +128,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

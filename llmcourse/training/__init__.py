@@ -9,6 +9,7 @@
     family       from text files to the whole family, one member after the other
     options      what all training programs ask on their command lines
     checkpoint   a run as one file, to go on from
+    processes    how one of several processes begins and ends
     interrupts   signals that wait for the end of a step
     evaluate     nats per token and bits per character on held-out text
     export       Hugging Face layout and the model card

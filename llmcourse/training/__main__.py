@@ -10,16 +10,10 @@ Stop it at any time and start it again with the same arguments: it goes on from 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from llmcourse.arguments import Parser
-from llmcourse.hardware import this_machine
 from llmcourse.training.family import train_family
 from llmcourse.training.options import (
     adapted,
@@ -29,6 +23,7 @@ from llmcourse.training.options import (
     exit_code,
     read_corpus,
 )
+from llmcourse.training.processes import leave, part_company, start_process
 from llmcourse.training.recipes import FAMILY
 
 
@@ -43,18 +38,6 @@ def parser() -> Parser:
     return result
 
 
-def start_process(name: str) -> torch.device:
-    """The device of this process, which torchrun may have started together with others."""
-    this_machine(name)  # refuses a device that is not here
-    device = torch.device(name)
-    if "RANK" in os.environ:  # started by torchrun
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-    return device
-
-
 def train(options: argparse.Namespace, started: float) -> bool:
     """Text to checkpoints; False when the time was up first. Raises what `train_family` does."""
     try:
@@ -64,8 +47,7 @@ def train(options: argparse.Namespace, started: float) -> bool:
         device = start_process(options.device)
         return train_family(corpus, recipes, options.out, device, options.minutes * 60, started)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        part_company()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,4 +58,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

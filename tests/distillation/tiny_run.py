@@ -19,6 +19,7 @@ from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.train import distill
 from llmcourse.model import Decoder
 from llmcourse.training.pretrain import init_weights
+from llmcourse.training.processes import leave, part_company
 from llmcourse.training.recipes import Recipe
 from llmcourse.training.tokens import Domain
 from tests.training.tiny import tiny_config, tiny_recipe
@@ -100,9 +101,9 @@ def main(folder: str, *options: str) -> None:
         else:
             run(Path(folder), everything())
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        part_company()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

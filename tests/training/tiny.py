@@ -18,6 +18,7 @@ import torch
 from llmcourse.model import DecoderConfig
 from llmcourse.training import family, pretrain
 from llmcourse.training.__main__ import main
+from llmcourse.training.processes import leave
 from llmcourse.training.recipes import FAMILY, Recipe
 from llmcourse.training.tokenizer import train_tokenizer
 
@@ -84,4 +85,4 @@ def program(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(program(sys.argv[1:]))
+    leave(program(sys.argv[1:]))
