@@ -1,11 +1,13 @@
 """Starts JupyterLab: `make lab` on the first chapter, `make lab LAB=01_decoding` on the student's own lab.
 
-PORT and NO_BROWSER=1 are honoured.
+PORT and NO_BROWSER=1 are honoured. Where there is no make, as on Windows, it is run by the environment's own
+Python, and PORT, NO_BROWSER and LAB are read from the environment's variables.
 """
 
 import json
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +18,13 @@ LABS, OWN_LABS = "labs", "my_labs"  # as they are handed out, and as a student f
 OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 
 
+def again(name: str, value: object) -> str:
+    """What to type to start once more with a setting, on a system with make or without."""
+    if os.name == "nt":
+        return f'$env:{name} = "{value}"; .venv\\Scripts\\python tools\\lab.py'
+    return f"make lab {name}={value}"
+
+
 def parse_port(text: str) -> int:
     """A port number.
 
@@ -23,16 +32,17 @@ def parse_port(text: str) -> int:
         ValueError: it is none, or it is in use.
     """
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise ValueError(f"PORT must be a number in [1, 65535], got {text!r}; try: make lab PORT=8888")
+        raise ValueError(f"PORT must be a number in [1, 65535], got {text!r}; try: {again('PORT', 8888)}")
     port = int(text)
     if is_busy(port):
-        raise ValueError(f"port {port} is busy; try: make lab PORT={next_free(port)}")
+        raise ValueError(f"port {port} is busy; try: {again('PORT', next_free(port))}")
     return port
 
 
 def is_busy(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
+        if os.name != "nt":  # as the server itself does; on Windows it would let two listen on one port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -68,7 +78,7 @@ def own_lab(name: str, course: Path) -> str:
     """
     known = sorted(path.stem for path in (course / LABS).glob("*.ipynb"))
     if name not in known:
-        remedy = f"try: make lab LAB={known[0]}" if known else f"bring {LABS}/ back: git restore {LABS}"
+        remedy = f"try: {again('LAB', known[0])}" if known else f"bring {LABS}/ back: git restore {LABS}"
         raise ValueError(f"LAB must be one of {', '.join(known) or 'none'}, got {name!r}; {remedy}")
     own = course / OWN_LABS / f"{name}.ipynb"
     if not os.path.lexists(own):
@@ -125,6 +135,8 @@ def main() -> int:
     os.chdir(ROOT)
     arguments = command(port, browser, notebook)
     sys.stdout.flush()
+    if os.name == "nt":  # there no program takes another's place: the prompt would come back at once
+        return subprocess.call(arguments, env=environment)
     os.execve(arguments[0], arguments, environment)
 
 

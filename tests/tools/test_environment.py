@@ -1,9 +1,14 @@
 """The set-up of `.venv`: when it is kept, mended or made anew. Nothing is downloaded here."""
 
+import ast
+import errno
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -160,3 +165,109 @@ def test_the_real_probe_tells_what_is_there(tmp_path):
 def test_a_failing_command_is_reported_with_a_remedy():
     with pytest.raises(SetupError, match="run the same command again"):
         environment.run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.parametrize(("system", "path"), [("posix", "bin/python"), ("nt", "Scripts/python.exe")])
+def test_an_environment_s_python_lies_where_venv_puts_it(monkeypatch, system, path):
+    monkeypatch.setattr(environment, "os", SimpleNamespace(name=system))
+    assert environment.python_of(Path("v")).as_posix() == f"v/{path}"
+
+
+@pytest.mark.parametrize("system", ["posix", "nt"])
+def test_the_place_is_the_one_that_python_names(monkeypatch, system):
+    monkeypatch.setattr(environment, "os", SimpleNamespace(name=system))
+    scripts = sysconfig.get_path("scripts", f"{system}_venv", {"base": "v"})
+    assert environment.python_of(Path("v")).parent == Path(scripts)
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """A Windows whose locks are held as often as the list says; fcntl cannot be imported."""
+    held, calls = [], []
+
+    def locking(descriptor, mode, num_bytes):
+        calls.append((mode, num_bytes))
+        if held:
+            raise PermissionError(held.pop(), "Permission denied")
+
+    monkeypatch.setattr(environment, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    return held, calls
+
+
+def test_windows_makes_its_environment_and_finds_it_again(root, windows):
+    ensure(root, {"test"})
+    assert (root / ".venv" / "Scripts" / "python.exe").exists() and installs() == [".[test]"]
+    assert calls[-1][0].endswith("python.exe")
+    calls.clear()
+    ensure(root, set())
+    assert calls == []
+
+
+def test_windows_waits_for_another_set_up(tmp_path, windows, capsys):
+    held, calls = windows
+    held += [errno.EACCES, errno.EDEADLK]
+    with environment.one_at_a_time(tmp_path / "lock"):
+        assert calls == [(2, 1)] * 3
+    assert "Waiting for another set-up" in capsys.readouterr().out
+
+
+def test_a_lock_that_is_held_is_waited_for(tmp_path):
+    lock = tmp_path / "lock"
+    with environment.one_at_a_time(lock), lock.open("w") as other:
+        assert not environment.try_lock(other)
+    with lock.open("w") as other:
+        assert environment.try_lock(other)
+
+
+def test_a_python_with_neither_ensurepip_nor_a_new_pip_is_told_what_to_do(root, monkeypatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    for version in [(0,), (22, 2)]:
+        monkeypatch.setattr(environment, "own_pip", lambda version=version: version)
+        with pytest.raises(
+            SetupError, match=r"must bring ensurepip, or pip 22\.3 .* apt install python3-venv"
+        ):
+            ensure(root, set())
+        assert not (root / ".venv").exists() and calls == []
+
+
+def test_the_version_of_its_own_pip_is_read(monkeypatch):
+    import importlib.metadata
+
+    found = importlib.metadata.version("pip")
+    assert environment.own_pip() == tuple(int(part) for part in found.split(".")[:2])
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "22.3rc1")
+    assert environment.own_pip() == (22, 3)
+
+
+STREAMS = ("stdout", "stderr", "executable")
+
+
+@pytest.mark.parametrize("version", [(3, 10, 13), (2, 99, 0)])
+def test_an_old_python_is_refused_without_make_too(monkeypatch, capsys, version):
+    old = SimpleNamespace(version_info=version, **{name: getattr(sys, name) for name in STREAMS})
+    monkeypatch.setattr(environment, "sys", old)
+    monkeypatch.setattr(sys, "argv", ["environment.py"])
+    assert environment.main() == 1
+    said = capsys.readouterr().err
+    assert f"Python 3.11 or later is needed; {sys.executable} is Python {'.'.join(map(str, version))}" in said
+
+
+def test_nothing_at_the_top_needs_more_than_an_old_python_has():
+    """The message must be reached: with Python 3.10's library, and without evaluating a newer annotation."""
+    block = "import sys; sys.modules['tomllib'] = None; sys.argv = ['x', '--help']; import runpy; "
+    run = f"runpy.run_path({str(Path(environment.__file__))!r}, run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True)
+    assert ended.returncode == 0 and "--extra" in ended.stdout
+    ast.parse(Path(environment.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_words(monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(errno.EROFS, "Read-only file system", ".venv.lock")
+
+    monkeypatch.setattr(environment, "ensure", refuse)
+    monkeypatch.setattr(sys, "argv", ["environment.py"])
+    assert environment.main() == 1
+    assert "Read-only file system" in (said := capsys.readouterr().err) and "copy the course" in said

@@ -1,9 +1,11 @@
 """Starting JupyterLab: the port, the browser, the folder."""
 
 import json
+import os
 import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +116,35 @@ def test_a_copy_that_fails_leaves_nothing_that_looks_like_one(started, course, c
     code, lines = started(LAB="01_decoding")
     assert (code, lines) == (2, []) and "No space left" in capsys.readouterr().err
     assert list((course / "my_labs").iterdir()) == []
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """A system that calls itself Windows; what it starts is noted."""
+    calls = []
+    named = {name: getattr(os, name) for name in ("environ", "path", "getpid", "chdir")}
+    monkeypatch.setattr(lab, "os", SimpleNamespace(name="nt", **named))
+    monkeypatch.setattr(lab, "write_overrides", lambda prefix: None)
+    monkeypatch.setattr(lab.subprocess, "call", lambda command, env: calls.append((command, env)) or 3)
+    monkeypatch.chdir(ROOT)
+    return calls
+
+
+def test_windows_waits_for_the_server_and_hands_on_its_code(windows, course, monkeypatch):
+    for name, value in {"PORT": str(lab.next_free(20000)), "LAB": "01_decoding", "NO_BROWSER": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert lab.main() == 3
+    ((command, environment),) = windows
+    assert "--LabApp.default_url=/lab/tree/my_labs/01_decoding.ipynb" in command
+    assert "--allow-root" not in command and environment["JUPYTER_PREFER_ENV_PATH"] == "1"
+
+
+def test_windows_is_told_what_it_can_type(windows, course, busy_port):
+    with pytest.raises(ValueError, match=rf"port {busy_port} is busy") as error:
+        lab.parse_port(str(busy_port))
+    assert r".venv\Scripts\python tools\lab.py" in str(error.value) and "make" not in str(error.value)
+    with pytest.raises(ValueError, match=r'try: \$env:LAB = "01_decoding"; \.venv'):
+        lab.own_lab("1", course)
 
 
 def test_settings_are_written_once_and_never_over_others(tmp_path):
