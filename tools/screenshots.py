@@ -57,10 +57,10 @@ view.phase.value = 18  # two drafts stand, the third falls
 view""",
 }
 
-WITHOUT_TEXT = {"roofline_explorer"}  # pages of it
-BOX = """(view, withoutText) => {  // a line of the notebook's own lies along the bottom
-    const all = view.getBoundingClientRect(), last = withoutText ? view.querySelector("img.widget-image") : view;
-    return {x: all.x, y: all.y, width: all.width, height: last.getBoundingClientRect().bottom - all.y - 3};
+WITHOUT_TEXT = {"roofline_explorer"}  # some eight lines
+HEIGHT = """(view, withoutText) => {  // without the line of the page that lies along the bottom
+    const end = withoutText ? view.querySelector("img.widget-image") : view;
+    return end.getBoundingClientRect().bottom - view.getBoundingClientRect().top - 3;
 }"""
 
 
@@ -169,8 +169,10 @@ def shot(page, index: int, without_text: bool) -> bytes:
         raise RuntimeError(
             "the page asks something in front of the view: " + page.locator(".jp-Dialog").inner_text()
         )
-    box = view.evaluate(BOX, without_text)
-    return page.screenshot(clip=box)
+    found, out = Image.open(io.BytesIO(view.screenshot())), io.BytesIO()
+    height = int(SCALE * view.evaluate(HEIGHT, without_text))
+    found.crop((0, 0, found.width, height)).save(out, "PNG")
+    return out.getvalue()
 
 
 def main() -> int:
