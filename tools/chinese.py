@@ -24,7 +24,6 @@ from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.labs import LabError
 from tools import labs, notebooks
 
-FENCE = re.compile(r"^(```|\$\$)", re.MULTILINE)
 
 
 def blocks(markdown: str) -> list[str]:
@@ -32,7 +31,7 @@ def blocks(markdown: str) -> list[str]:
     parts = re.split(r"\n\s*\n", markdown.strip())
     joined: list[str] = []
     for part in parts:
-        if joined and len(FENCE.findall(joined[-1])) % 2:
+        if joined and any(joined[-1].count(mark) % 2 for mark in ("```", "$$")):
             joined[-1] += f"\n\n{part}"
         else:
             joined.append(part)
