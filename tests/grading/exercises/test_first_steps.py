@@ -31,7 +31,8 @@ def test_wrong_answers_fail_where_they_should(mutant):
 
 def test_the_example_is_right():
     names = {"speed_limit": first_steps.speed_limit}
-    examples = doctest.DocTestParser().get_doctest(first_steps.ASKS.replace("```", ""), names, "asks", None, 0)
+    text = first_steps.ASKS.replace("```", "")
+    examples = doctest.DocTestParser().get_doctest(text, names, "asks", None, 0)
     assert examples.examples and doctest.DocTestRunner().run(examples).failed == 0
 
 
