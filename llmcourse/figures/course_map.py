@@ -244,7 +244,7 @@ def _box(axes, chapter: Chapter, lab: int) -> None:
     axes.text(left + 0.10, top + 0.78, words, size=8.8, color=look.MUTED, **place)
 
 
-def _lines(title: str, width: int = 18) -> list[str]:
+def _lines(title: str, width: int = 17) -> list[str]:
     """A title broken between words, or anywhere in Chinese, into lines that fit a box."""
     pieces = re.findall(r"[⺀-￯]|[^\s⺀-￯]+\s*", title)
     lines = [""]

@@ -110,7 +110,7 @@ def test_long_and_chinese_titles_are_broken():
         "decoding, Medusa",
         "and early exit",
     ]
-    assert course_map._lines("推测解码、美杜莎与提前退出") == ["推测解码、美杜莎与", "提前退出"]
+    assert course_map._lines("推测解码、美杜莎与提前退出") == ["推测解码、美杜莎", "与提前退出"]
 
 
 def test_a_chapter_without_a_place_is_refused():
