@@ -1,9 +1,9 @@
 """What exported pages need of others' programs: reveal.js for slides, MathJax for formulas.
 
-Both lie beside the pages, so that these work without a network. They come out of two packages of the Python
-registry, which pip downloads once, into `build/wheels`, and nothing is installed: reveal.js 5 (MIT licence) is
-part of sphinx-revealjs, MathJax 2.7 (Apache licence) of jupyter-server-mathjax. Where there is no network, put
-the two files into `build/wheels` yourself.
+Both lie beside the pages, so that these work without a network. They come out of two packages of the
+Python registry, which pip downloads once, into `build/wheels`, and nothing is installed: reveal.js 5 (MIT
+licence) is part of sphinx-revealjs, MathJax 2.7 (Apache licence) of jupyter-server-mathjax. Where there is
+no network, put the two files into `build/wheels` yourself.
 """
 
 import hashlib
@@ -91,10 +91,8 @@ def _download(requirement: str, folder: Path) -> None:
     if ended.returncode:
         said = next((line for line in reversed(ended.stderr.splitlines()) if "ERROR" in line), "")
         raise AssetError(
-            f"{requirement} cannot be downloaded ({said or 'pip says nothing'}); the first run needs the network, "
-            f"later ones do not. Without one, put its wheel into {folder.relative_to(ROOT)}"
-            if folder.is_relative_to(ROOT)
-            else f"{requirement} cannot be downloaded ({said}); put its wheel into {folder}"
+            f"{requirement} cannot be downloaded ({said or 'pip says nothing'}); the first run needs the "
+            f"network, later ones do not. Without one, put its wheel into {folder}"
         )
 
 

@@ -2,36 +2,33 @@
 
 A chapter's notebook is cut up by rule, and nbconvert's slides exporter writes it out:
 
-- a heading of the first or second order begins a slide, further headings and all that no longer fits a slide below;
-- of prose a slide shows how a paragraph begins, and the notes all of it; tables, lists, formulas and quotations
-  stay whole, or are cut between rows and items where they are too long;
+- a heading begins a slide, and so does what no longer fits; sections go to the right, their parts down;
+- of prose a slide shows how a paragraph begins, and the notes all of it; tables, lists, formulas and
+  quotations stay whole, or are cut between rows and items where they are too long;
 - of a code cell it shows what came out, and the code folded; where nothing came out, the code, small;
 - widgets appear as the pictures that they left.
 
     python -m tools.slides [NAME …] [--edition zh]     all chapters, or those named
 """
 
-import argparse
 import copy
 import re
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from tools.exported_pages import MATHJAX_URL, ROOT, TEMPLATES, chosen, lead_to_pages, named_pictures, parse
 from tools.page_assets import BUILD, MATHJAX, REVEAL, AssetError, provide
 
-ROOT = Path(__file__).resolve().parent.parent
-TEMPLATES = Path(__file__).resolve().parent / "templates"
 WIDTH, HEIGHT = 1024, 768
 ROOM = 620.0  # pixels of a slide's height below its heading, with the code folded
 PROSE_LETTERS, LINE_LETTERS = 260, 92  # of a paragraph that are shown; in a line of text
 LINE, HEAD, ROW, CODE_LINE, GAP = 31.0, 62.0, 33.0, 17.5, 14.0  # heights in pixels
 FORMULA, FOLDED = 88.0, 34.0
-PICTURE_WIDTH, PICTURE_HEIGHT, SHRINK = 920.0, 590.0, 0.36  # at most; the share it may lose beside text
+PICTURE_WIDTH, PICTURE_HEIGHT, SHRINK = 920.0, 590.0, 0.36  # at most; may lose
 WIDE = 96  # letters of a printed line, above which print is small
 MAX_ITEMS, MAX_PRINTED = 7, 24
 ABBREVIATIONS = re.compile(r"(?:\b(?:e\.g|i\.e|et al|cf|vs|Fig|Eq|Sec|No|approx)|\b[A-Z])\.$")
@@ -264,7 +261,8 @@ def _size_pictures(slide: Slide) -> None:
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", {}):
                 wide, tall = picture_size(output)
-                output.metadata["image/png"] = {"width": round(wide * share), "height": round(tall * share)}
+                size = {"width": round(wide * share), "height": round(tall * share)}
+                output.metadata["image/png"] = {**output.metadata.get("image/png", {}), **size}
 
 
 def _add_block(deck: Deck, block: str) -> None:
@@ -332,55 +330,14 @@ def page(book: NotebookNode, name: str) -> str:
         reveal_transition="none",
         reveal_width=str(WIDTH),
         reveal_height=str(HEIGHT),
-        mathjax_url="mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full",
+        mathjax_url=MATHJAX_URL,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
         exclude_anchor_links=True,
     )
     title = book.cells[0].source.lstrip("# ")
     text, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": name}, "page_title": title})
-    return links_to_slides(text)
-
-
-def links_to_slides(text: str) -> str:
-    """Links to other chapters lead to their slides; those into the course's folders are words."""
-    text = re.sub(r'href="(\d\d_\w+)\.ipynb(?:#[^"]*)?"', r'href="\1.html"', text)
-    return re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", text, flags=re.DOTALL)
-
-
-def chapters(edition: str = "") -> dict[str, Path]:
-    """The saved chapters by name, the front page left out.
-
-    Raises:
-        ValueError: there is no such edition.
-    """
-    folder = ROOT / "notebooks" / edition
-    found = {path.stem: path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if path.stem[:2] != "00"}
-    if not found:
-        raise ValueError(
-            f"--edition must be a folder of notebooks/ with chapters, got {edition!r}; leave it out"
-        )
-    return found
-
-
-def chosen(names: list[str], edition: str) -> dict[str, Path]:
-    """The chapters that are named, or all.
-
-    Raises:
-        ValueError: there is no such chapter or edition.
-    """
-    known = chapters(edition)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"no chapter {name!r}; there are: {', '.join(known)}")
-    return {name: known[name] for name in names or known}
-
-
-def parse(description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="chapters, such as 01_decoding; default all")
-    parser.add_argument("--edition", default="", help="a folder of notebooks/, such as zh")
-    return parser.parse_args()
+    return lead_to_pages(named_pictures(text, book))
 
 
 def main() -> int:
