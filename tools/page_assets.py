@@ -31,6 +31,7 @@ class Asset:
         inside: where in the wheel it begins.
         wanted: what its paths, from there on, begin with.
         unwanted: and must not begin with.
+        mended: texts in its files, and what stands in their place.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Asset:
     inside: str
     wanted: tuple[str, ...]
     unwanted: tuple[str, ...] = ()
+    mended: tuple[tuple[str, str], ...] = ()
 
     @property
     def requirement(self) -> str:
@@ -65,6 +67,8 @@ MATHJAX = Asset(
     "jupyter_server_mathjax/static/",
     ("MathJax.js", "config/", "extensions/", "fonts/", "jax/"),
     ("extensions/a11y/", "jax/output/SVG/"),
+    # A font that is to be empty, and that browsers complain of.
+    (('''src:"url('about:blank')"''', '''src:"local('-')"'''),),
 )
 
 
@@ -108,9 +112,15 @@ def unpack(asset: Asset, wheel: Path, into: Path) -> Path:
             if name.startswith(asset.inside) and path and not path.endswith("/") and asset.keeps(path):
                 file = target / path
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(packed.read(name))
+                file.write_bytes(_mended(packed.read(name), asset.mended))
     mark.write_text(asset.sha256, encoding="utf-8")
     return target
+
+
+def _mended(data: bytes, places: tuple[tuple[str, str], ...]) -> bytes:
+    for old, new in places:
+        data = data.replace(old.encode(), new.encode())
+    return data
 
 
 def provide(assets: tuple[Asset, ...], into: Path) -> None:

@@ -31,6 +31,8 @@ FORMULA, FOLDED = 88.0, 34.0
 PICTURE_WIDTH, PICTURE_HEIGHT, SHRINK = 920.0, 590.0, 0.36  # at most; may lose
 WIDE = 96  # letters of a printed line, above which print is small
 MAX_ITEMS, MAX_PRINTED = 7, 24
+FULL_STOPS = "。\uff01\uff1f"  # of Chinese text, which needs no blank after them
+BEGINS = re.compile(r" [A-Z$*`\"“(\d⺀-￯]")  # a sentence
 ABBREVIATIONS = re.compile(r"(?:\b(?:e\.g|i\.e|et al|cf|vs|Fig|Eq|Sec|No|approx)|\b[A-Z])\.$")
 
 
@@ -96,12 +98,12 @@ def sentences(text: str) -> list[str]:
         ch = flat[place]
         depth = max(depth + (ch in "([") - (ch in ")]"), 0)
         place += 1
-        ends = ch in "。!?" if ch in "。" else ch in ".!?"
+        ends = ch in ".!?" + FULL_STOPS
         while ends and place < len(flat) and flat[place] in '*_"”':
             place += 1
         if not ends or depth or ABBREVIATIONS.search(flat[start:place]):
             continue
-        if ch == "。" or place == len(flat) or re.match(r" [A-Z$*`\"“(\d]", flat[place:]):
+        if ch in FULL_STOPS or place == len(flat) or BEGINS.match(flat, place):
             found.append(flat[start:place].strip())
             start = place
     if flat[start:].strip():
@@ -118,7 +120,7 @@ def gist(paragraph: str) -> str:
             break
         shown.append(part)
         taken += len(part)
-    if len(shown) < len(parts) and parts[-1].endswith((":", ":")):
+    if len(shown) < len(parts) and parts[-1].endswith((":", "\uff1a")):
         shown.append(parts[-1])
     return " ".join(shown)
 
