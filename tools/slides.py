@@ -30,6 +30,7 @@ LINE, HEAD, ROW, CODE_LINE, GAP = 31.0, 62.0, 33.0, 17.5, 14.0  # heights in pix
 FORMULA, FOLDED = 88.0, 34.0
 PICTURE_WIDTH, PICTURE_HEIGHT, SHRINK = 920.0, 590.0, 0.36  # at most; may lose
 WIDE = 96  # letters of a printed line, above which print is small
+SHORT, OVERRUN = 112.0, 90.0  # what is so high may run over by so much
 MAX_ITEMS, MAX_PRINTED = 7, 24
 FULL_STOPS = "。\uff01\uff1f"  # of Chinese text, which needs no blank after them
 BEGINS = re.compile(r" [A-Z$*`\"“(\d⺀-￯]")  # a sentence
@@ -153,7 +154,7 @@ def height(block: str) -> float:
         rows = block.splitlines()[2:]
         columns = max(block.splitlines()[0].count("|") - 1, 1)
         wide = [max(_width(cell) for cell in row.strip("|").split("|")) for row in rows]
-        per_line = max(110 / columns * 1.7, 16)
+        per_line = max(110 / columns * 1.35, 16)
         return HEAD / 2 + sum(ROW + 22 * int(width / per_line) for width in wide) + GAP
     if kind(block) == "formula":
         return FORMULA + 34.0 * block.count(r"\\") + GAP
@@ -230,7 +231,8 @@ class Deck:
         """Puts a cell `tall` pixels high, `pictures` of them pictures, onto the last slide or a new one."""
         last = self.slides[-1]
         least = last.used + tall - SHRINK * (last.pictures + pictures)
-        if not last.empty and least > ROOM:
+        room = ROOM + (OVERRUN if tall <= SHORT else 0.0)  # rather a little smaller than a line by itself
+        if not last.empty and least > room:
             last = Slide(last.running, 3, running=last.running)
             self.slides.append(last)
         last.cells.append(cell)

@@ -85,7 +85,7 @@ def plot_machines(roofs: Sequence[Roof], works: Mapping[str, int | float], title
         axes = picture.add_axes((0.105, 0.13, 0.875, 0.67))
         axes.set(xscale="log", yscale="log", xlim=INTENSITY, xlabel="FLOP per byte")
         low = min(roof.attainable(INTENSITY[0]) for roof in roofs) / 2
-        axes.set_ylim(low, 6 * max(roof.flops_per_s for roof in roofs))
+        axes.set_ylim(low, 20 * max(roof.flops_per_s for roof in roofs))
         for index, roof in enumerate(roofs):
             color, marker = look.SERIES[index], look.MARKERS[index]
             axes.plot(x, roof.attainable(x), color=color, linewidth=2.4)
@@ -110,6 +110,7 @@ def plot_machines(roofs: Sequence[Roof], works: Mapping[str, int | float], title
             axes.axvline(intensity, color=look.LINE, linestyle=(0, (3, 2)), linewidth=1, zorder=0)
             axes.text(intensity * 1.06, top / 1.25, name, va="top", size=9, color=look.MUTED)
         ticks = 10.0 ** np.arange(np.ceil(np.log10(low)), np.log10(top))
+        ticks = ticks[ticks < 3 * max(roof.flops_per_s for roof in roofs)]
         axes.set_yticks(ticks, [rate(tick) for tick in ticks], size=8)
         axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
         axes.minorticks_off()

@@ -53,10 +53,9 @@ def six_weeks(chapters: Sequence[Chapter], lab_minutes: Mapping[str, int]) -> Ta
         own = lab_minutes.get(chapter.stem, 0)
         due = f"lab {before.number}" if before else "–"
         hours = duration(chapter.minutes + own)
-        slides = f"`build/slides/{chapter.stem}.html`"
-        rows.append((f"{week}", _link(chapter), slides, f"lab {chapter.number}", due, hours))
+        rows.append((f"{week}", _link(chapter), f"lab {chapter.number}", due, hours))
         before = chapter
-    head = ("week", "chapter", "slides", "begin", "hand in", "time of a student")
+    head = ("week", "chapter", "begin", "hand in", "time of a student")
     return Table(head, tuple(rows))
 
 

@@ -99,7 +99,7 @@ tours.minutes_table(chapters, labs, points)
 # what was expected, and a hint, which says more each time.
 
 # %%
-check = SelfCheck(find=first_steps.find)  # in a lab: from llmcourse.grading.selfcheck import check
+check = SelfCheck(find=first_steps.find)  # labs import one that knows all of theirs
 
 
 def speed_limit(parameters, bytes_each, gb_per_s):
@@ -154,7 +154,7 @@ verdict = check("00.speed_limit", speed_limit)
 # %% [markdown]
 # ## Tour 2: a course of six weeks
 #
-# A chapter a week: one lecture from its slides, one session at the machines for its lab. Students read the chapter
+# A chapter a week: one lecture from its slides (`build/slides`, made by `make slides`), one session at the machines for its lab. Students read the chapter
 # between the two and hand the lab in a week later. The hours are computed from the chapters and labs as they are.
 
 # %%
