@@ -54,7 +54,7 @@ dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
 size = 8192 if device.type == "cuda" else 1024
 left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
 time_s = timing.measure(lambda: left @ right, device=device, warmup=2, repeats=5).median_s
-bytes_per_s = hardware.copy_bandwidth(device) * 1e9
+bytes_per_s = hardware.copy_bandwidth(device, 2**28) * 1e9  # 256 MiB: more than most caches hold
 source = f"measured, {hardware.dtype_name(dtype)}"
 here = machines_plot.Roof("this machine", bytes_per_s, 2 * size**3 / time_s, source)
 gpu = machines_plot.recorded_roof("NVIDIA H200", recorded.latest())
