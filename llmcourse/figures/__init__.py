@@ -47,6 +47,10 @@
     study_plot              recorded students by kind: loss, agreement, calibration, gain over twins
     draft_gain              a draft before and after distillation: acceptance and speed-up
     pipeline_steps          the course's methods one upon the other: tokens a second beside the roofline
+    course_map              the chapters, what each needs and draws on, and their minutes
+    findings_table          what was found on this machine, what is missing, and the remedy
+    machines_plot           several machines on one roofline
+    tours                   ways through the course: minutes, and six weeks
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 
