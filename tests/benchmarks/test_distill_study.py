@@ -66,7 +66,7 @@ def test_a_line_a_run_and_domain_and_nothing_twice(options, tmp_path, capsys):
 
 
 def test_on_policy_students_write_and_learn_by_response(options, tmp_path):
-    study.main([*options, "--students=small", "--kinds=on-policy", "--seeds=1"])
+    study.main([*options, "--students=small", "--kinds=on_policy", "--seeds=1"])
     assert {(row["student"], row["own_divergence"]) for row in rows(tmp_path)} == {("small", "forward_kl")}
 
 
