@@ -120,7 +120,9 @@ def label(name: str) -> str:
 
 
 def stage_row(stage: Stage) -> dict[str, object]:
-    return {name: rounded(value) if isinstance(value, float) else value for name, value in stage.row().items()}
+    return {
+        name: rounded(value) if isinstance(value, float) else value for name, value in stage.row().items()
+    }
 
 
 def report_fastest(found: dict[str, Stage], shared: dict[str, object], device: torch.device) -> None:

@@ -62,7 +62,7 @@ def record(
 
 
 def record_raw(stem: str, device: torch.device, /, **row: Any) -> None:
-    """Appends what a figure was made of to `raw/<stem>_<device>.jsonl`, with the device's name and the date."""
+    """Appends what a figure was made of to `raw/<stem>_<device>.jsonl`, with the device and the date."""
     name = hardware.this_machine(device).name
     whole = row | {"device": name, "date": datetime.date.today().isoformat()}
     _append(RESULTS / "raw" / f"{stem}_{words(name, '_')}.jsonl", whole)

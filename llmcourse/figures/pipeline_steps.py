@@ -3,12 +3,12 @@
 Rows are lines of JSON of `benchmarks/results/raw/pipeline_<device>.jsonl`, in the order of the steps, what
 `llmcourse.pipeline.Stage.row` gives with the names of the models and of the device:
 
-    {"stage": "low-bit weights", "texts": 1, "tokens_per_s": 310.0, "limit": 420.0, "kl": 0.012, "target": "base",
-     "drafter": "draft", "scheme": "int4", "device": "NVIDIA H200", "date": "2026-12-01"}
+    {"stage": "low-bit weights", "texts": 1, "tokens_per_s": 310.0, "limit": 420.0, "kl": 0.012,
+     "target": "base", "drafter": "draft", "scheme": "int4", "device": "NVIDIA H200", "date": "2026-12-01"}
 
 `limit` is the roofline's tokens a second for this very step, and `kl` how far distributions moved from those
-of the target, in nats; each is null where there is none. Other lines of that file, of larger shapes, are steps
-of nothing that writes text, and `runs` leaves them out. A live run makes rows of the same kind.
+of the target, in nats; each is null where there is none. Other lines of that file, of larger shapes, are
+steps of nothing that writes text, and `runs` leaves them out. A live run makes rows of the same kind.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from llmcourse.decoding.estimate import Estimate
 from llmcourse.figures.draft_gain import STAGES, Drafted, DraftGain, by_target, draft_gains, plot_draft_gain
 from llmcourse.figures.recorded import raw_rows
 
-
 ABOUT = {"teacher": "base", "student": "draft", "device": "NVIDIA H200", "date": "2026-12-01"}
 
 
@@ -102,7 +101,7 @@ def test_rows_that_are_none_are_refused(changes, message):
 def test_a_speed_is_above_0():
     with pytest.raises(ValueError, match="speed_up must be above 0 and finite, got 0"):
         draft_gains([speed("before", speed_up=0)])
-    with pytest.raises(ValueError, match="row 1: not a draft's .*speed_up"):
+    with pytest.raises(ValueError, match=r"row 1: not a draft's .*speed_up"):
         draft_gains([ABOUT | {"stage": "before", "domain": "prose"}])
 
 
