@@ -122,11 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(plan, flush=True)
     if options.plan_only:
         return
-    clock = Clock(options.minutes - (time.monotonic() - started) / 60)
+    clock, broken = Clock(options.minutes - (time.monotonic() - started) / 60), []
     for run in share_of(runs, options.share):
-        if not train(run, options, plan, teacher, texts, clock):
+        try:
+            done = train(run, options, plan, teacher, texts, clock)
+        except FloatingPointError as error:  # the others are none the worse for it
+            print(error, flush=True)
+            broken.append(run.name)
+            continue
+        if not done:
             print(f"the time is up before {run.name}; start again to go on", flush=True)
-            return
+            break
+    if broken:
+        raise SystemExit(f"error: no student came of {', '.join(broken)}")
 
 
 def runs_of(options) -> list[Run]:

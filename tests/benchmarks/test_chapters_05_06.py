@@ -72,6 +72,8 @@ def test_a_number_of_steps_takes_the_place_of_timing_them(started):
     assert all(call[call.index("--steps") + 1] == "3000" for call in calls[:-1])
     _, calls = started("chapter_06", "draft", DRAFT_OPTIONS="--start stored --divergence jensen_shannon")
     assert calls[-1][5:9] == ["--start", "stored", "--divergence", "jensen_shannon"]
+    _, calls = started("chapter_06", "pair", PAIR_OPTIONS="--parts train,accept")
+    assert calls[-1][-10:-8] == ["--parts", "train,accept"]
 
 
 def test_what_is_there_is_not_trained_again_and_is_taken(started, tmp_path):

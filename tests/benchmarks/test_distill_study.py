@@ -72,7 +72,7 @@ def test_on_policy_students_write_and_learn_by_response(options, tmp_path):
     study.main([*options, "--students=small", "--kinds=on_policy", "--seeds=1"])
     assert {(row["student"], row["own_divergence"]) for row in rows(tmp_path)} == {("small", "forward_kl")}
     (beside, gains), _ = shown(tmp_path / "results", "study = study_rows(")
-    assert "small on prose: on-policy: " in beside and "twins from scratch" in gains
+    assert "small on prose: on-policy: " in beside and "Not recorded yet: " in gains
 
 
 def test_runs_of_a_seed_begin_alike_and_read_the_same(options):
@@ -115,6 +115,21 @@ def test_when_the_time_is_up_what_is_missing_is_made_later(options, tmp_path, ca
     assert {row["seed"] for row in rows(tmp_path)} == {0}
     study.main(one)
     assert len(rows(tmp_path)) == 8
+
+
+def test_a_run_that_breaks_leaves_the_others_alone(options, monkeypatch, capsys):
+    tried = []
+
+    def train(run, *_):
+        tried.append(run.name)
+        if run.kind == "scratch":
+            raise FloatingPointError("the loss is nan")
+        return True
+
+    monkeypatch.setattr(study, "train", train)
+    with pytest.raises(SystemExit, match="no student came of draft-scratch-0, draft-scratch-1"):
+        study.main([*options, "--students=draft", "--kinds", "scratch", "both"])
+    assert len(tried) == 4 and "the loss is nan" in capsys.readouterr().out
 
 
 def test_steps_are_what_fits_and_another_study_is_refused(options, tmp_path, monkeypatch):
