@@ -22,9 +22,6 @@ recorded         students as a study recorded them, and what each gains over its
 All of it is one command; `python -m llmcourse.distillation --help` lists its options.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from llmcourse.distillation.feature_loss import FeatureLoss, FeatureWeights
 from llmcourse.distillation.features import LayerFeatures, read_features
 from llmcourse.distillation.layer_map import LayerMap
@@ -41,9 +38,7 @@ from llmcourse.distillation.paired import Paired, paired
 from llmcourse.distillation.quality import Fidelity, calibration_error, measure
 from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.stored_teacher import TopK, stored_loss
-
-if TYPE_CHECKING:
-    from llmcourse.distillation.train import distill
+from llmcourse.distillation.train import distill
 
 __all__ = [
     "Distillation",
@@ -70,10 +65,3 @@ __all__ = [
     "reverse_kl",
     "stored_loss",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """The trainer, when it is asked for: what it needs to share work among processes takes long to import."""
-    if name == "distill":
-        return import_module("llmcourse.distillation.train").distill
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
