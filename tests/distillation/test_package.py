@@ -6,6 +6,14 @@ import sys
 import pytest
 
 HEAVY = ("torch.distributed.fsdp", "torch.distributed.tensor")
+ALONE = f"""
+import sys, torch
+from llmcourse.distillation import distill
+from llmcourse.distillation.shards import whole
+whole(torch.ones(2))
+print(*(name in sys.modules for name in {HEAVY}))
+"""
+TIMED = "import time, torch; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 
 
 def told(code: str) -> str:
@@ -13,16 +21,13 @@ def told(code: str) -> str:
 
 
 def test_what_shares_work_among_processes_is_not_imported_for_one():
-    code = "import sys; from llmcourse.distillation import distill; from llmcourse.distillation.shards import "
-    code += f"whole; import torch; whole(torch.ones(2)); print(*(name in sys.modules for name in {HEAVY}))"
-    assert told(code) == "False False\n"
+    assert told(ALONE) == "False False\n"
 
 
 @pytest.mark.alone
 def test_importing_it_takes_hardly_longer_than_importing_quantization():
-    code = "import time, torch; start = time.perf_counter(); import llmcourse.{}; "
-    code += "print(time.perf_counter() - start)"
-    took_s = {
-        name: min(float(told(code.format(name))) for _ in range(3)) for name in ("distillation", "quantization")
-    }
-    assert took_s["distillation"] < took_s["quantization"] + 0.5
+    ours, theirs = (
+        min(float(told(TIMED.format(f"llmcourse.{name}"))) for _ in range(3))
+        for name in ("distillation", "quantization")
+    )
+    assert ours < theirs + 0.5
