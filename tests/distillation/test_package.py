@@ -13,7 +13,7 @@ from llmcourse.distillation.shards import whole
 whole(torch.ones(2))
 print(*(name in sys.modules for name in {HEAVY}))
 """
-TIMED = "import time, torch; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
+TIMED = "import time, torch; start = time.process_time(); import {}; print(time.process_time() - start)"
 
 
 def told(code: str) -> str:
@@ -26,6 +26,7 @@ def test_what_shares_work_among_processes_is_not_imported_for_one():
 
 @pytest.mark.alone
 def test_importing_it_takes_hardly_longer_than_importing_quantization():
+    """By the time of a core, which others on the machine take less part in."""
     ours, theirs = (
         min(float(told(TIMED.format(f"llmcourse.{name}"))) for _ in range(3))
         for name in ("distillation", "quantization")
