@@ -440,8 +440,7 @@ for name in ("kl", "nats", "acceptance"):
 from llmcourse.distillation.recorded import study_rows
 from llmcourse.figures.study_plot import plot_gains, plot_study
 
-lines = recorded.raw_rows("distill_study")
-study = study_rows(line | {"kind": line["kind"].replace("-", "_")} for line in lines)
+study = study_rows(recorded.raw_rows("distill_study"))
 wanted = {"students": ("draft", "small"), "domains": ("prose", "poetry", "code"), "num_seeds": 3}
 display(plot_study(study, **wanted))
 display(plot_gains(study, **wanted))
@@ -647,9 +646,11 @@ rows = held["prose"][:256].view(2, 128)
 print("packed in 3 bits, the same function:", torch.equal(packed(rows), ways["by its teacher"](rows)))
 
 # %%
-kinds = ("acceptance", "speed")
-names = [f"distilled_draft_{kind}_{domain}" for kind in kinds for domain in ("prose", "poetry", "code")]
-print("\n".join(map(recorded.told, recorded.all_of(names))) or "A distilled draft is not recorded yet.")
+from llmcourse.figures.draft_gain import by_target, plot_draft_gain
+
+for rows in by_target(recorded.raw_rows("distill_draft")) or [[]]:
+    target = f"A draft of {rows[0]['teacher']}" if rows else "A draft"
+    display(plot_draft_gain(rows, f"{target} before and after", domains=("prose", "poetry", "code")))
 lines = recorded.raw_rows("distill_quantized")
 for row in {(row["scheme"], row["way"], row["domain"]): row for row in lines}.values():
     what = ", ".join(str(row[name]) for name in ("model", "scheme", "way", "domain"))
@@ -691,18 +692,13 @@ for stage in Pipeline(*placed, texts, held, here, **sizes).run():
     print(stage)
 
 # %%
-from llmcourse.figures.pipeline_steps import plot_pipeline
+from llmcourse.figures.pipeline_steps import plot_pipeline, runs
 
-rows = [
-    {"step": one.name, "tokens_per_s": one.tokens_per_s, "limit": one.limit, "quality": one.kl}
-    | {"quality_name": "KL, nats", "device": here.name, "model": "base"}
-    for one in stages
-]
-display(plot_pipeline(rows, "The course on base, one text at a time but for batching", live=True))
-for row in recorded.raw_rows("pipeline"):
-    if {"stage", "tokens_per_s", "limit"} <= set(row):
-        speed = f"{row['tokens_per_s']:,.0f} tok/s of {row['limit']:,.0f}"
-        print(f"{row['target']}, {row['stage']}: {speed}, recorded on {row['device']}")
+title = "The course, one text at a time but for batching"
+about = {"device": here.name, "target": "base", "drafter": "the draft of 6.10"}
+display(plot_pipeline([stage.row() | about for stage in stages], title, live=True))
+for rows in runs(recorded.raw_rows("pipeline")):
+    display(plot_pipeline(rows, title))
 headline = recorded.all_of(["pipeline_base_cuda", "pipeline_llama3_8b"])
 print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not recorded on a GPU yet.")
 
