@@ -7,6 +7,7 @@
 #   make check      lint and format alone
 #   make notebooks  build notebooks/*.ipynb from notebooks/source and run them   CHAPTERS="01_decoding"
 #   make labs       build and run solutions/*.ipynb from solutions/source, make labs/ of them   LABS="01_decoding"
+#   make chinese    build notebooks/zh and labs/zh, the Chinese edition   CHAPTERS="01_decoding"  RUN=1 with outputs
 #   make lock       requirements.lock and environment.yml from pyproject.toml
 #   make clean      remove .venv and caches
 #
@@ -20,7 +21,7 @@ VENV_PYTHON := .venv/bin/python
 PORT ?= 8888
 export PORT NO_BROWSER LAB
 
-.PHONY: lab test attacks check notebooks labs lock clean python environment test-environment
+.PHONY: lab test attacks check notebooks labs chinese lock clean python environment test-environment
 
 lab: environment
 	@$(VENV_PYTHON) tools/lab.py
@@ -43,6 +44,9 @@ notebooks: test-environment
 
 labs: test-environment
 	@$(VENV_PYTHON) -m tools.labs $(LABS)
+
+chinese: test-environment
+	@$(VENV_PYTHON) -m tools.chinese build $(CHAPTERS) $(if $(RUN),--run)
 
 lock: test-environment
 	@$(VENV_PYTHON) tools/lock.py
