@@ -7,7 +7,9 @@ from pathlib import Path
 
 CSS = re.compile(r"[a-z-]+:[^ ]+;|^[\d.]+(?:px|%)|:is\(|sans-serif|url\(")
 # Calls whose texts nobody sees in a figure: errors, patterns, names of files and of attributes.
-UNSEEN = re.compile(r"^(?:check_\w*|require|positive\w*|compile|getattr|glob|removeprefix|sub|recorded|latest)$")
+UNSEEN = re.compile(
+    r"^(?:check_\w*|require|positive\w*|compile|getattr|glob|removeprefix|sub|recorded|latest)$"
+)
 PLACE = "7"  # what stands in the place of a value
 
 
@@ -30,7 +32,9 @@ def _unseen(tree: ast.Module) -> set[int]:
         if isinstance(node, ast.JoinedStr):
             found |= {id(part) for part in node.values if isinstance(part, ast.Constant)}
             parts += [part.format_spec for part in node.values if getattr(part, "format_spec", None)]
-        parts += [a for name in ("annotation", "returns") if isinstance(a := getattr(node, name, None), ast.AST)]
+        parts += [
+            a for name in ("annotation", "returns") if isinstance(a := getattr(node, name, None), ast.AST)
+        ]
         if isinstance(node, ast.Call) and UNSEEN.match(ast.unparse(node.func).split(".")[-1]):
             parts.append(node)
         found |= {id(inner) for part in parts for inner in ast.walk(part)}

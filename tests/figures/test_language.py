@@ -33,7 +33,15 @@ NO_LABELS = {
     *("an integer in [1, 7]", "use 0 for greedy decoding, 1 for the backbone's own"),
     *("a map takes at most 7 tokens", "I am sleepy. I start a pot of", "Once upon a time there was"),
     *("def read_lines(path):", "row wrap", "th scope='col'", "LLM Course Han", "DejaVu Sans", "heads of {}"),
-    *("· 7 a step after the prompt", "offset points", "upper left", "lower right", "upper right", "lower left", "numbers of passes"),
+    *(
+        "· 7 a step after the prompt",
+        "offset points",
+        "upper left",
+        "lower right",
+        "upper right",
+        "lower left",
+        "numbers of passes",
+    ),
 }
 
 
@@ -47,12 +55,16 @@ def chinese():
 def left_in_english(text: str) -> list[str]:
     """Words of a translated text that are neither names nor quoted."""
     bare = re.sub(r"“[^”]*”", "", text)
-    return [word for word in re.findall(r"[A-Za-z]{2,}", bare) if word not in NAMES ]
+    return [word for word in re.findall(r"[A-Za-z]{2,}", bare) if word not in NAMES]
 
 
 def untranslated(folder: Path = FOLDER) -> list[str]:
-    found = ((at, text, language.translated(text)) for at, text in phrases_of(folder) if text not in NO_LABELS)
-    return [f"{at}: {text!r} → {out!r}" for at, text, out in found if left_in_english(out) and not _page(text)]
+    found = (
+        (at, text, language.translated(text)) for at, text in phrases_of(folder) if text not in NO_LABELS
+    )
+    return [
+        f"{at}: {text!r} → {out!r}" for at, text, out in found if left_in_english(out) and not _page(text)
+    ]
 
 
 def _page(text: str) -> bool:
@@ -64,7 +76,9 @@ def test_every_phrase_of_a_figure_or_widget_is_in_the_catalogue():
 
 
 def test_a_phrase_without_a_translation_is_noticed(tmp_path):
-    (tmp_path / "new.py").write_text('"""Doc string here."""\nlabel = f"never seen {n} before"\n', encoding="utf-8")
+    (tmp_path / "new.py").write_text(
+        '"""Doc string here."""\nlabel = f"never seen {n} before"\n', encoding="utf-8"
+    )
     assert untranslated(tmp_path) == ["new.py:2: 'never seen 7 before' → 'never seen 7 before'"]
 
 
@@ -92,7 +106,9 @@ def test_our_fonts_can_write_all_of_it():
 
 def test_english_is_left_alone():
     assert language.current() == "en"
-    assert language.text("probability") == "probability" and language.page("<b>probability</b>").startswith("<b>pr")
+    assert language.text("probability") == "probability" and language.page("<b>probability</b>").startswith(
+        "<b>pr"
+    )
     with pytest.raises(ValueError, match="language must be one of en, zh, got 'fr'"):
         language.use("fr")
     assert language.current() == "en"
@@ -104,10 +120,13 @@ def test_english_is_left_alone():
         ("probability", "概率"),
         (" probability ", " 概率 "),
         ("step 3", "第 3 步"),
-        ("12,288 of 12,288 tokens kept · 100.0% of the mass", "保留 12,288 个词元中的 12,288 个 · 概率质量的 100.0%"),
+        (
+            "12,288 of 12,288 tokens kept · 100.0% of the mass",
+            "保留 12,288 个词元中的 12,288 个 · 概率质量的 100.0%",
+        ),
         ("base, after “time, tokens. Step 3”", "base，前文“time, tokens. Step 3”"),
         ("Where “time” fell: p · q", "“time”被拒绝处：p · q"),
-        ("One scale, two zero points\nprobability", "一个缩放因子，两个零点\n概率"),
+        ("One scale, two zero points\nprobability", "一个缩放因子，两个零点因子\n概率"),
         ("● measured", "● 实测"),
         ("␣time", "␣time"),
         ("3.5", "3.5"),

@@ -202,7 +202,9 @@ class View:
         self._image.layout.width = f"{picture.get_size_inches()[0] * PIXELS_PER_INCH:.0f}px"
         self._image.value = picture.png(SCREEN_SCALE)
         hidden = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
-        self._spoken.value = f'<div role="status" style="{hidden}">{html.escape(language.text(picture.alt))}</div>'
+        self._spoken.value = (
+            f'<div role="status" style="{hidden}">{html.escape(language.text(picture.alt))}</div>'
+        )
         self._message.value = ""
         self._text.value = text
         for part in (self._image, self._text):
