@@ -1,7 +1,7 @@
 """Builds the Chinese notebooks: the English book cell by cell, its Markdown replaced, its ids kept.
 
 Metadata, ids and code are those of the English book, so a Chinese lab is graded by the same hidden tests.
-Two cells come first: a note that says what this is, and, where figures are shown, the choice of their language.
+Two cells come first: a note that says what this is, and the choice of language for figures.
 """
 
 import os

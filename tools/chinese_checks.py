@@ -21,7 +21,7 @@ FORMULA = re.compile(r"(?<!\\)\$[^$]+\$")
 LINK = re.compile(r"\]\(([^)\s]+)\)|<(https?:[^>]+)>|(?:src|href)=\"([^\"]+)\"")
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 HAN = re.compile(r"[\u4e00-\u9fff]")
-# A mark of half width with Han on both sides, or closing a line after Han; commas of numbers are no such mark.
+# A mark of half width between Han, or closing a line after Han; the commas of numbers are no such mark.
 HALF_WIDTH = re.compile(
     r"[\u4e00-\u9fff][,;:!?](?=\s*[\u4e00-\u9fff]|\s*$)|[\u4e00-\u9fff]\.(?=\s|$)", re.MULTILINE
 )
@@ -75,7 +75,7 @@ def _sentence(words: str) -> bool:
 
 
 def _left_in_english(words: str, chinese: str) -> str | None:
-    """A run of eight English words or more that stands in both; titles of papers are shorter or in italics."""
+    """A run of eight English words or more that stands in both; titles are shorter or in italics."""
     bare = re.sub(r"\*[^*]+\*|“[^”]*”|\"[^\"]*\"", " ", chinese)
     for match in re.finditer(r"(?:[A-Za-z'’-]+,? ){7,}[A-Za-z'’-]+", " ".join(bare.split())):
         if match.group() in " ".join(words.split()) and len(re.findall(r"\b[a-z]+\b", match.group())) > 5:

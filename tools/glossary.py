@@ -1,7 +1,7 @@
 """The bilingual glossary, drawn from the tables of symbols (symbol | term | 中文) of all chapters and labs.
 
-A row may define several things at once, `teacher, student | 教师模型，学生模型`: they are taken apart where both
-columns have as many. A term's row names the chapters and labs whose tables have it, the first one first.
+A row may define several things at once, `teacher, student | 教师模型，学生模型`: they are taken apart where
+both columns have as many. A term's row names the chapters and labs whose tables have it, the first one first.
 """
 
 import re
@@ -19,8 +19,8 @@ HAN_MARK = {",": "，", ";": "；", ":": "：", "(": "（", ")": "）"}
 TOP = """\
 # Glossary · 术语表
 
-Terms of the course in English and in simplified Chinese, with their symbols and the place that introduces them.
-Drawn from the tables of symbols in the chapters and labs by `python -m tools.chinese glossary`; not edited here.
+Terms of the course in English and in simplified Chinese, with their symbols and where they are introduced.
+Drawn from the tables of symbols in the chapters and labs by `python -m tools.chinese glossary`; never edited.
 
 本表由各章与各实验开头的符号表自动生成，请勿直接修改。
 
@@ -130,7 +130,7 @@ def key(english: str) -> str:
 
 
 def conflicts(found: list[Term]) -> list[str]:
-    """Terms that two tables translate differently, with both places; brackets and what one leaves out are no odds."""
+    """Terms that two tables translate differently, with both places; what one alone leaves out is no odds."""
     by_key: dict[str, dict[frozenset[str], Term]] = defaultdict(dict)
     for term in found:
         words = frozenset(split(re.sub(r"[(（].*?[)）]|^.*：", "", term.chinese), ",;，；、"))

@@ -5,9 +5,10 @@
 
 Functions that compute and draw know nothing of it. Where a figure is painted and where a view shows its
 controls and its text, each text is looked up in `chinese.json`, which maps English to Chinese. An entry may
-have places for what changes, `step {#} of {#}`: `{#}` takes a number, `{w}` a word and `{}`
-anything, which is translated in turn; the Chinese repeats them in their order, or numbered, `{1} … {0}`. What no entry fits stays English: so
-do tokens, and the texts of models, which are marked `translate="no"`.
+have places for what changes, `step {#} of {#}`: `{#}` takes a number, `{w}` a word and `{}` anything, which
+is translated in turn; the Chinese repeats them in their order, or numbered, `{1} … {0}`. What no entry fits
+stays English. So do the texts of models, which are marked `translate="no"` on a page; the tokens in a figure
+are not marked, but one that is also a label there, alone and without a blank before it, is rare.
 
 The choice holds for the process, that is for one notebook: it is the reader's, not the cell's.
 """
@@ -27,8 +28,8 @@ LANGUAGES = ("en", "zh")
 NUMBER = r"[-−+±]?(?:\d[\d,.]*(?:e-?\d+)?|∞|inf)(?: ?[%×])?"
 PLACES = {"{#}": f"({NUMBER})", "{w}": r"(\S+)", "{}": "(.+?)"}
 PLACE = re.compile(r"\{(\d*)\}|\{#\}|\{w\}")
-# What parts a text into those that are looked up one by one, the strongest first, and what stands there in Chinese;
-# entries with places come between the two.
+# What parts a text into those that are looked up one by one, and what stands there in Chinese:
+# sentences before entries with places are tried, clauses after.
 SENTENCES = ((" · ", " · "), (". ", "。"))
 CLAUSES = (("; ", "；"), (": ", "："), (", ", "，"))
 MARK = re.compile(r"[●■◆▲▼◂▸◯○━┄╌┊│▬★☆✓✗┆▨▢╎◇□△]+ +")
@@ -98,7 +99,7 @@ def text(english: str) -> str:
 
 @lru_cache(maxsize=4096)
 def translated(english: str) -> str:
-    """A text in Chinese, as far as the catalogue has it: whole, by an entry with places, else part by part."""
+    """A text in Chinese, as far as the catalogue has it: whole, by an entry with places, or in parts."""
     bare = english.strip()
     if not re.search(r"[A-Za-z]", bare):
         return english
@@ -124,7 +125,7 @@ def _looked_up(bare: str) -> str:
 
 
 def apart(english: str, mark: str, chinese: str) -> str:
-    """A text translated part by part, `""` where the mark does not part it; quotes and brackets stay whole."""
+    """A text translated part by part, `""` where the mark does not part it. Quotes stay whole."""
     parts, depth = [""], 0
     for index, ch in enumerate(english):
         depth += (ch in "“(") - (ch in "”)")

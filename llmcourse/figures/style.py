@@ -95,7 +95,7 @@ class _Renderer(RendererAgg):
 
 
 class _Canvas(FigureCanvasAgg):
-    """What a picture is painted on; another language takes another renderer, since texts are measured anew."""
+    """What a picture is painted on; another language measures all texts anew."""
 
     def get_renderer(self):
         key = (*self.figure.bbox.size, self.figure.dpi, language.current())

@@ -1,4 +1,4 @@
-"""The English phrases of figures and widgets, read from the source: string literals with two words or more."""
+"""The English phrases of figures and widgets, read from the source: literals of two words or more."""
 
 import ast
 import re

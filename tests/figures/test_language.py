@@ -21,8 +21,9 @@ PLACES = re.compile(r"\{[#w]?\}")
 HAN = re.compile(r"[\u4e00-\u9fff]")
 # Names and units that Chinese readers write the same way.
 NAMES = set(
-    "Llama Qwen FLOP FLOPs GFLOP GPU Medusa FlashAttention SRAM TTFT ITL TPOT SNR CKA ECE KL JSD JS GPTQ AWQ CPU "
-    "dB GB MB ms nat ln softmax min max top alpha int fp bf byte log clamp Python PyTorch LLM base draft tok IEEE".split()
+    "nat ln softmax min max top alpha int fp bf byte log clamp Python PyTorch LLM base draft tok IEEE "
+    "Llama Qwen FLOP FLOPs GFLOP GPU Medusa FlashAttention SRAM TTFT ITL TPOT SNR CKA ECE KL JSD JS GPTQ AWQ "
+    "CPU dB GB MB ms".split()  # noqa: SIM905
 )
 # Parts of error messages, texts for models, and settings of the page: nobody translates them.
 NO_LABELS = {
@@ -83,7 +84,7 @@ def test_a_phrase_without_a_translation_is_noticed(tmp_path):
 
 
 def test_what_nobody_sees_is_no_phrase():
-    source = '"""A doc."""\ndef f(x: "a long type"):\n    """More of it."""\n    raise ValueError(f"not {x} at all")'
+    source = '"""A doc."""\ndef f(x: "a long type"):\n    """More of it."""\n    raise E(f"not {x} at all")'
     assert list(phrases(source)) == []
 
 
@@ -139,10 +140,9 @@ def test_texts_are_found_whole_by_places_and_part_by_part(chinese, english, want
 
 
 def test_a_page_keeps_its_tags_and_the_texts_of_models(chinese):
-    page = '<td title="clipped">probability</td><span translate="no">probability &amp; time</span><p>time &lt; 3</p>'
-    assert language.page(page) == (
-        '<td title="被截断">概率</td><span translate="no">probability &amp; time</span><p>time &lt; 3</p>'
-    )
+    own = '<span translate="no">probability &amp; time</span><p>time &lt; 3</p>'
+    page = f'<td title="clipped">probability</td>{own}'
+    assert language.page(page) == f'<td title="被截断">概率</td>{own}'
     assert language.page("<style>time</style><p>time</p>") == "<style>time</style><p>时间</p>"
     assert language.table("| layers | a |\n|---|---|") == "| 层 | a |\n|---|---|"
 

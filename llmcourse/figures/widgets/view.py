@@ -94,7 +94,7 @@ def button(name: str, tooltip: str, icon: str = "", style: str = "") -> Button:
 
 
 def dropdown(name: str, options: Sequence, value, width: str = "220px") -> Dropdown:
-    """A list to choose from; its options are shown in the language that is chosen, its values are as given."""
+    """A list to choose from, shown in the language that is chosen; its values are as given."""
     style = {"description_width": "initial"}
     shown = told(options)
     return Dropdown(description=name, options=shown, value=value, style=style, layout=Layout(width=width))
@@ -128,7 +128,7 @@ def row(*widgets: ipywidgets.Widget) -> Box:
 
 
 def _in_language(root: ipywidgets.Widget) -> str:
-    """Puts the names and explanations of controls into the language that is chosen; returns them in one text."""
+    """Puts what controls say into the language that is chosen, and returns it as one text."""
     words = "".join(map(_in_language, getattr(root, "children", ())))
     for trait in ("description", "tooltip", "placeholder"):
         if isinstance(english := getattr(root, trait, None), str) and root.has_trait(trait):
