@@ -21,8 +21,9 @@ PLACES = re.compile(r"\{[#w]?\}")
 HAN = re.compile(r"[\u4e00-\u9fff]")
 # Names and units that Chinese readers write the same way.
 WRITTEN_ALIKE = """
-nat ln softmax min max top alpha int fp bf byte log clamp Python PyTorch LLM base draft tok Medusa FlashAttention
+nat ln softmax min max top alpha int fp bf byte log clamp Python PyTorch LLM base draft tok Medusa
 CPU dB GB MB ms Llama Qwen FLOP FLOPs GFLOP GPU SRAM TTFT ITL TPOT SNR CKA ECE KL JSD JS GPTQ AWQ
+FlashAttention
 """
 NAMES = set(WRITTEN_ALIKE.split())
 # Parts of error messages, texts for models, and settings of the page: nobody translates them.
