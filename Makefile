@@ -9,6 +9,7 @@
 #   make slides     build/slides/NAME.html, each chapter for a lecture       CHAPTERS="01_decoding"  EDITION=zh
 #   make handouts   build/handouts/NAME.html and .pdf, each chapter to read  CHAPTERS, EDITION, CHROME=/path/to/chrome
 #   make labs       build and run solutions/*.ipynb from solutions/source, make labs/ of them   LABS="01_decoding"
+#   make chinese    build notebooks/zh and labs/zh, the Chinese edition   CHAPTERS="01_decoding"  RUN=1 with outputs
 #   make lock       requirements.lock and environment.yml from pyproject.toml
 #   make clean      remove .venv and caches
 #
@@ -22,7 +23,7 @@ VENV_PYTHON := .venv/bin/python
 PORT ?= 8888
 export PORT NO_BROWSER LAB CHROME
 
-.PHONY: lab test attacks check notebooks slides handouts labs lock clean python environment test-environment
+.PHONY: lab test attacks check notebooks slides handouts labs chinese lock clean python environment test-environment
 
 lab: environment
 	@$(VENV_PYTHON) tools/lab.py
@@ -51,6 +52,9 @@ handouts: environment
 
 labs: test-environment
 	@$(VENV_PYTHON) -m tools.labs $(LABS)
+
+chinese: test-environment
+	@$(VENV_PYTHON) -m tools.chinese build $(CHAPTERS) $(if $(RUN),--run)
 
 lock: test-environment
 	@$(VENV_PYTHON) tools/lock.py

@@ -4,9 +4,9 @@ A translation is a PO file, `notebooks/source/zh/NAME.po` or `solutions/source/z
 for translators opens. Its unit is a block: what stands between two blank lines of a Markdown cell.
 
     python -m tools.chinese extract [NAME …]    brings the PO files up to date with the English text
-    python -m tools.chinese check [NAME …]      names what is untranslated, out of date or at odds with the English
-    python -m tools.chinese build [NAME …]      writes notebooks/zh/NAME.ipynb and labs/zh/NAME.ipynb; with --run,
-                                                chapters are run too, as `make notebooks` runs the English ones
+    python -m tools.chinese check [NAME …]      names what is untranslated, stale or at odds with the English
+    python -m tools.chinese build [NAME …]      writes notebooks/zh/NAME.ipynb and labs/zh/NAME.ipynb;
+                                                with --run, chapters are run as the English ones are
     python -m tools.chinese glossary            writes docs/glossary.md from the tables of symbols
 
 NAME is a chapter and its lab, such as 01_decoding; without one, all are meant.
@@ -23,7 +23,6 @@ import polib
 from llmcourse.grading.exercises import catalogue
 from llmcourse.grading.labs import LabError
 from tools import labs, notebooks
-
 
 
 def blocks(markdown: str) -> list[str]:

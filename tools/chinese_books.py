@@ -1,7 +1,7 @@
 """Builds the Chinese notebooks: the English book cell by cell, its Markdown replaced, its ids kept.
 
 Metadata, ids and code are those of the English book, so a Chinese lab is graded by the same hidden tests.
-Two cells come first: a note that says what this is, and, where figures are shown, the choice of their language.
+Two cells come first: a note that says what this is, and the choice of language for figures.
 """
 
 import os
@@ -23,7 +23,9 @@ from tools.chinese import blocks, has_words, translations
 CHINESE = "zh"
 LINK = re.compile(r"(\]\(|\bsrc=\"|\bhref=\")([^)\s\"]+)")
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#|/", re.IGNORECASE)  # a scheme, a place on the page, a root
-LANGUAGE = 'from llmcourse.figures import language\n\nlanguage.use("zh")  # 图表与控件改用中文；"en" 则换回英文'
+LANGUAGE = (
+    'from llmcourse.figures import language\n\nlanguage.use("zh")  # 图表与控件改用中文；"en" 则换回英文'
+)
 NOTE = (
     "> **中文版** 本页由英文版 [{stem}]({english}) 与译文 `{po}` 自动生成：代码单元与英文版完全相同，"
     "只有文字换成了中文；图表与控件中的文字也译成中文，程序打印的内容与报错保持英文。{gaps}"
@@ -91,7 +93,9 @@ def book_of(source: Path, chinese: Mapping[str, str] | None = None) -> NotebookN
         gaps=GAPS.format(count=gaps) if gaps else "",
     )
     first = [new_markdown_cell(note, id="zh-note")]
-    if any("llmcourse.figures" in c.source or "figures" in c.source for c in book.cells if c.cell_type == "code"):
+    if any(
+        "llmcourse.figures" in c.source or "figures" in c.source for c in book.cells if c.cell_type == "code"
+    ):
         first.append(new_code_cell(LANGUAGE, id="zh-language"))
     book.cells[:0] = first
     nbformat.validate(book)

@@ -21,8 +21,10 @@ FORMULA = re.compile(r"(?<!\\)\$[^$]+\$")
 LINK = re.compile(r"\]\(([^)\s]+)\)|<(https?:[^>]+)>|(?:src|href)=\"([^\"]+)\"")
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 HAN = re.compile(r"[\u4e00-\u9fff]")
-# A mark of half width with Han on both sides, or closing a line after Han; commas of numbers are no such mark.
-HALF_WIDTH = re.compile(r"[\u4e00-\u9fff][,;:!?](?=\s*[\u4e00-\u9fff]|\s*$)|[\u4e00-\u9fff]\.(?=\s|$)", re.MULTILINE)
+# A mark of half width between Han, or closing a line after Han; the commas of numbers are no such mark.
+HALF_WIDTH = re.compile(
+    r"[\u4e00-\u9fff][,;:!?](?=\s*[\u4e00-\u9fff]|\s*$)|[\u4e00-\u9fff]\.(?=\s|$)", re.MULTILINE
+)
 TWICE = re.compile(r"[，。；：、]{2,}")
 EXCERPT = 60
 
@@ -59,7 +61,9 @@ def faults(msgid: str, msgstr: str) -> list[str]:
         found.append("is not in Chinese")
     elif (left := _left_in_english(words, chinese)) is not None:
         found.append(f"leaves in English: {left}")
-    found += [f"has a mark of half width after Han: {m.group()!r}" for m in HALF_WIDTH.finditer(_prose(chinese))]
+    found += [
+        f"has a mark of half width after Han: {m.group()!r}" for m in HALF_WIDTH.finditer(_prose(chinese))
+    ]
     found += [f"has {m.group()!r}" for m in TWICE.finditer(chinese)]
     if (rows := _shape(msgid)) != _shape(msgstr):
         found.append(f"has other headings, items or rows: {_shape(msgstr)}, the English {rows}")
@@ -71,7 +75,7 @@ def _sentence(words: str) -> bool:
 
 
 def _left_in_english(words: str, chinese: str) -> str | None:
-    """A run of eight English words or more that stands in both; titles of papers are shorter or in italics."""
+    """A run of eight English words or more that stands in both; titles are shorter or in italics."""
     bare = re.sub(r"\*[^*]+\*|“[^”]*”|\"[^\"]*\"", " ", chinese)
     for match in re.finditer(r"(?:[A-Za-z'’-]+,? ){7,}[A-Za-z'’-]+", " ".join(bare.split())):
         if match.group() in " ".join(words.split()) and len(re.findall(r"\b[a-z]+\b", match.group())) > 5:
@@ -86,7 +90,7 @@ def _prose(text: str) -> str:
 
 def _shape(block: str) -> tuple[int, int, int]:
     """How many headings, items of lists and rows of tables a block has."""
-    lines = FENCED.sub("", block).splitlines()
+    lines = DISPLAYED.sub("", FENCED.sub("", block)).splitlines()
     starts = (r"\s*#{1,6} ", r"\s*(?:[-*+]|\d+\.) ", r"\s*\|")
     return tuple(sum(re.match(start, line) is not None for line in lines) for start in starts)
 

@@ -1,7 +1,7 @@
 """The bilingual glossary, drawn from the tables of symbols (symbol | term | 中文) of all chapters and labs.
 
-A row may define several things at once, `teacher, student | 教师模型，学生模型`: they are taken apart where both
-columns have as many. A term's row names the chapters and labs whose tables have it, the first one first.
+A row may define several things at once, `teacher, student | 教师模型，学生模型`: they are taken apart where
+both columns have as many. A term's row names the chapters and labs whose tables have it, the first one first.
 """
 
 import re
@@ -14,12 +14,13 @@ from tools import labs, notebooks
 
 TARGET = labs.ROOT / "docs" / "glossary.md"
 HEADER = re.compile(r"\| *symbol *\| *term *\| *中文 *\|")
+BLANK = "\\ "  # a blank within a formula
 HAN_MARK = {",": "，", ";": "；", ":": "：", "(": "（", ")": "）"}
 TOP = """\
 # Glossary · 术语表
 
-Terms of the course in English and in simplified Chinese, with their symbols and the place that introduces them.
-Drawn from the tables of symbols in the chapters and labs by `python -m tools.chinese glossary`; not edited here.
+Terms of the course in English and in simplified Chinese, with their symbols and where they are introduced.
+Drawn from the tables of symbols in the chapters and labs by `python -m tools.chinese glossary`; never edited.
 
 本表由各章与各实验开头的符号表自动生成，请勿直接修改。
 
@@ -86,21 +87,19 @@ def taken_apart(symbol: str, term: str, chinese: str) -> Iterator[tuple[str, str
     for marks, han in ((";", ";；"), (";", ",，;；、"), (",", ",，、"), (",;", ",，、;；")):
         terms, words = split(term, marks), split(chinese, han)
         if len(terms) == len(words) > 1:
-            symbols = _symbols(symbol, len(terms))
-            yield from zip(symbols, terms, words, strict=True)
+            for row in zip(_symbols(symbol, len(terms)), terms, words, strict=True):
+                yield from taken_apart(*row)
             return
     yield symbol, term, chinese
 
 
 def _symbols(symbol: str, count: int) -> list[str]:
-    parts = split(symbol, ",;")
-    if len(parts) == count:
-        return parts
+    """As many symbols as terms, `$a,\\ b$` being two; else the whole for each."""
+    parts = split(symbol, ",;") if len(split(symbol, ",;")) == count else []
     inside = re.fullmatch(r"\$([^$]*)\$", symbol)
-    pieces = [re.sub(r"^(\\ |\s)+", "", p).strip() for p in inside[1].split(",")] if inside else []
-    if len(pieces) == count and not any(bracket in symbol for bracket in "([{") or len(pieces) == count:
-        return [f"${piece}$" for piece in pieces]
-    return [symbol] * count
+    if not parts and inside and "(" not in symbol:
+        parts = [f"${piece.strip().removeprefix(BLANK).strip()}$" for piece in inside[1].split(",")]
+    return parts if len(parts) == count else [symbol] * count
 
 
 def place_of(source: Path) -> str:
@@ -121,7 +120,7 @@ def terms() -> list[Term]:
 
 def full_width(chinese: str) -> str:
     """Marks of the Chinese column as Chinese sets them."""
-    return re.sub(r"(?<=[\u4e00-\u9fff]) ?([,;:])(?! ?\d)", lambda m: HAN_MARK[m[1]], chinese)
+    return re.sub(r"(?<=[\u4e00-\u9fff]) ?([,;:]) *(?!\d)", lambda m: HAN_MARK[m[1]], chinese)
 
 
 def key(english: str) -> str:
@@ -131,14 +130,17 @@ def key(english: str) -> str:
 
 
 def conflicts(found: list[Term]) -> list[str]:
-    """Terms that two tables translate differently, with both places."""
-    by_key: dict[str, dict[str, str]] = defaultdict(dict)
+    """Terms that two tables translate differently, with both places; what one alone leaves out is no odds."""
+    by_key: dict[str, dict[frozenset[str], Term]] = defaultdict(dict)
     for term in found:
-        by_key[key(term.english)].setdefault(term.chinese, term.place)
+        words = frozenset(split(re.sub(r"[(（].*?[)）]|^.*：", "", term.chinese), ",;，；、"))
+        known = by_key[key(term.english)]
+        if not any(words <= other or other <= words for other in known):
+            known[words] = term
     return [
-        f"{name}: " + " but ".join(f"{chinese} in {place}" for chinese, place in words.items())
-        for name, words in by_key.items()
-        if len(words) > 1
+        f"{name}: " + " but ".join(f"{term.chinese} in {term.place}" for term in different.values())
+        for name, different in by_key.items()
+        if len(different) > 1
     ]
 
 
