@@ -1,12 +1,15 @@
 # Needs Python 3.11 or later with pip; everything else is put into .venv by the first command that runs.
 #
-#   make lab        JupyterLab on the first chapter          PORT=8899  NO_BROWSER=1
+#   make lab        JupyterLab on the front page             PORT=8899  NO_BROWSER=1
 #                   or on your own copy of a lab             LAB=01_decoding
 #   make test       lint, format, tests, notebooks: about half an hour on two cores
 #   make attacks    of the tests, those that hand in every known attack on the grader: minutes
 #   make check      lint and format alone
 #   make notebooks  build notebooks/*.ipynb from notebooks/source and run them   CHAPTERS="01_decoding"
+#   make slides     build/slides/NAME.html, each chapter for a lecture       CHAPTERS="01_decoding"  EDITION=zh
+#   make handouts   build/handouts/NAME.html and .pdf, each chapter to read  CHAPTERS, EDITION, CHROME=/path/to/chrome
 #   make labs       build and run solutions/*.ipynb from solutions/source, make labs/ of them   LABS="01_decoding"
+#   make chinese    build notebooks/zh and labs/zh, the Chinese edition   CHAPTERS="01_decoding"  RUN=1 with outputs
 #   make lock       requirements.lock and environment.yml from pyproject.toml
 #   make clean      remove .venv and caches
 #
@@ -18,9 +21,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
     "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && exit; done; echo python3)
 VENV_PYTHON := .venv/bin/python
 PORT ?= 8888
-export PORT NO_BROWSER LAB
+export PORT NO_BROWSER LAB CHROME
 
-.PHONY: lab test attacks check notebooks labs lock clean python environment test-environment
+.PHONY: lab test attacks check notebooks slides handouts labs chinese lock clean python environment test-environment
 
 lab: environment
 	@$(VENV_PYTHON) tools/lab.py
@@ -41,8 +44,17 @@ check: test-environment
 notebooks: test-environment
 	@$(VENV_PYTHON) -m tools.notebooks $(CHAPTERS)
 
+slides: environment
+	@$(VENV_PYTHON) -m tools.slides $(CHAPTERS) $(if $(EDITION),--edition $(EDITION))
+
+handouts: environment
+	@$(VENV_PYTHON) -m tools.handouts $(CHAPTERS) $(if $(EDITION),--edition $(EDITION))
+
 labs: test-environment
 	@$(VENV_PYTHON) -m tools.labs $(LABS)
+
+chinese: test-environment
+	@$(VENV_PYTHON) -m tools.chinese build $(CHAPTERS) $(if $(RUN),--run)
 
 lock: test-environment
 	@$(VENV_PYTHON) tools/lock.py

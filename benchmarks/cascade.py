@@ -1,7 +1,7 @@
 """What the cascade of chapter 4 is drawn from: the embedded family's answers to two tasks, and their cost.
 
 Every model answers every question once; the chapter trains its judges and chooses its thresholds on what is
-recorded here, in `results/raw/cascade_<device>.json`. Seconds are those of single questions, one after the
+recorded here, in `results/raw/cascade_<device>.json.xz`. Seconds are those of single questions, one after the
 other, the models in turns.
 
     python benchmarks/cascade.py
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import platform
 import statistics
 import time
@@ -109,8 +110,9 @@ def main() -> None:
         "commit": commit(),
         "tasks": {task: report(task, family, arguments.count) for task in MAX_NEW_TOKENS},
     }
-    path = RESULTS / "raw" / f"cascade_{words(fingerprint['device'], '_')}.json"
-    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    path = RESULTS / "raw" / f"cascade_{words(fingerprint['device'], '_')}.json.xz"
+    packed = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    path.write_bytes(lzma.compress(packed, preset=9))
     print(f"{path.stat().st_size / 1024:.0f} KiB in {path.name}")
 
 

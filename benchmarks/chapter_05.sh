@@ -4,8 +4,8 @@
 #   benchmarks/chapter_05.sh TEXTS OUT [PART …]   parts: linear decode w8a8 gptq quality; all if left out
 #
 # TEXTS holds prose.txt and poetry.txt (poems between blank lines), or either as .xz; code is this machine's own
-# Python. One H200 takes some two minutes for each of linear, decode and gptq, three for w8a8, and ten for
-# quality, which trains a model of 411 M parameters first. With two of them two parts can run side by side
+# Python. One H200 takes some two minutes for each of linear, decode and gptq, three for w8a8, and sixteen for
+# quality, which trains models of 411 and 923 M parameters first. With two of them two parts can run side by side
 # (CUDA_VISIBLE_DEVICES). What is trained stays in OUT, and is taken from there when the same command runs
 # again; lines are added to benchmarks/results.
 set -eu
@@ -27,11 +27,14 @@ gptq() {
     "$python" "$root/benchmarks/gptq.py"
 }
 
-quality() { # of the embedded models, and of one that is larger
-    [ -e "$out/narrow/target/config.json" ] ||
-        with_texts "$python" "$root/benchmarks/train_target.py" --out "$out/narrow" --minutes 4 \
-            --tune-minutes 0
-    with_texts "$python" "$root/benchmarks/quantize_quality.py" draft small base "$out/narrow/target"
+quality() { # of the embedded models, and of two that are larger
+    for shape in narrow wide; do
+        [ -e "$out/$shape/target/config.json" ] ||
+            with_texts "$python" "$root/benchmarks/train_target.py" --out "$out/$shape" --shape "$shape" \
+                --minutes 4 --tune-minutes 0
+    done
+    with_texts "$python" "$root/benchmarks/quantize_quality.py" draft small base "$out/narrow/target" \
+        "$out/wide/target"
 }
 
 [ $# -gt 0 ] || set -- linear decode w8a8 gptq quality

@@ -9,7 +9,9 @@ speed-up of speculation, for every draft length, by the functions of speculative
 
 The new draft lies in OUT/draft as a checkpoint, with its card. Figures: distilled_draft_acceptance_<domain>
 (peer: before) and distilled_draft_speed_<domain>, for a teacher of one's own with its size behind them, as in
-`_923m`; all draft lengths go to results/raw. Started again, the
+`_923m`. A line a stage and domain, "before" and "after", goes to results/raw/distill_draft_<device>.jsonl, as
+`llmcourse.figures.draft_gain` reads them; all draft lengths that were tried go to draft_lengths. With
+`--trial` no figure is recorded, and lines go to tried_drafts: to choose among losses. Started again, the
 training goes on, and one that is done is not made anew.
 """
 
@@ -45,13 +47,15 @@ from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.students import STARTS, make_student, student_recipe
 from llmcourse.distillation.train import distill
 from llmcourse.distillation.written import write_student
+from llmcourse.figures.draft_gain import STAGES
 from llmcourse.model import Decoder
 from llmcourse.speculative.engine import SpeculativeEngine
 from llmcourse.training.family import write_whole
 
-STEM = "distill_draft"
+STEM, TRIED, LENGTHS = "distill_draft", "tried_drafts", "draft_lengths"  # none begins as another does
 GAMMAS = "1,2,3,4,5,6,8"
 PARTS = ("train", "accept", "speed")
+CALLED = {"verse": "poetry"}  # prompts by the name of the text that is trained on
 
 
 def parser() -> Parser:
@@ -70,6 +74,7 @@ def parser() -> Parser:
     result.add_argument("--beta", type=float, default=0.5, help="of jensen_shannon")
     result.add_argument("--own-text", type=float, default=0.0, help="share of batches that the draft writes")
     result.add_argument("--parts", default=",".join(PARTS))
+    result.add_argument("--trial", action="store_true", help="keep raw lines alone, apart from those shown")
     result.add_argument("--gammas", default=GAMMAS, help="draft lengths that are timed")
     result.add_argument("--mix", help="shares of a batch as prose=1,poetry=1,code=1, instead of the recipe's")
     return result
@@ -85,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "train" in parts and not (new / "config.json").is_file():
         train(options, teacher, texts)
     drafters = {
-        name: pretrained.load(where, device=device, dtype=teacher.dtype).model
-        for name, where in (("before", options.student), ("after", new))
+        stage: pretrained.load(where, device=device, dtype=teacher.dtype).model
+        for stage, where in zip(STAGES, (options.student, new), strict=True)
     }
     if "accept" in parts:
         report_acceptance(options, drafters, teacher, texts)
@@ -138,13 +143,13 @@ def train(options, teacher: Decoder, texts: Texts) -> None:
 
 def report_acceptance(options, drafters: dict[str, Decoder], teacher: Decoder, texts: Texts) -> None:
     """By domain, on the same windows before and after."""
-    window = {"length": options.window, "max_windows": options.windows}
+    window, stem = {"length": options.window, "max_windows": options.windows}, stem_of(options)
     found = {name: measure(drafter, teacher, texts.held_out, **window) for name, drafter in drafters.items()}
     for before, after in zip(*found.values(), strict=True):
-        for when, each in (("before", before), ("after", after)):
-            record_raw(
-                STEM, teacher.device, what="quality", when=when, **shared(options), **fidelity_row(each)
-            )
+        for stage, each in zip(STAGES, (before, after), strict=True):
+            record_raw(stem, teacher.device, stage=stage, **shared(options), **fidelity_row(each))
+        if options.trial:
+            continue
         record(
             f"distilled_draft_acceptance_{after.domain}{ending(options, teacher)}",
             after.acceptance.mean,
@@ -155,12 +160,21 @@ def report_acceptance(options, drafters: dict[str, Decoder], teacher: Decoder, t
             peer_value=before.acceptance.mean,
             device=teacher.device,
             gain=rounded(after.acceptance.mean - before.acceptance.mean),
-            error=rounded(after.acceptance.error),
+            acceptance_error=rounded(after.acceptance.error),
             peer_error=rounded(before.acceptance.error),
             nats=rounded(after.nats.mean),
             peer_nats=rounded(before.nats.mean),
             **shared(options),
         )
+
+
+def speed_row(options, stage: str, domain: str, race: speculative.Race, names) -> dict[str, object]:
+    row = speculative.described(race, names) | {"speed_up": rounded(race.speed_up)}
+    return shared(options) | {"stage": stage, "domain": domain} | row
+
+
+def stem_of(options) -> str:
+    return TRIED if options.trial else STEM
 
 
 def ending(options, teacher: Decoder) -> str:
@@ -183,20 +197,24 @@ def report_speed(options, drafters: dict[str, Decoder], target: Decoder, folder:
     plain = DecodeEngine(target)
     gammas = [int(gamma) for gamma in options.gammas.split(",")]
     names = speculative.label(options.teacher, target), f"{options.student}, distilled"
-    for domain, openings in speculative.DOMAINS.items():
+    for name, openings in speculative.DOMAINS.items():
+        domain = CALLED.get(name, name)
         texts = [tokenizer.encode("<|endoftext|>" + text) for text in openings()]
         best = {}
-        for when, drafter in drafters.items():
+        for stage, drafter in drafters.items():
             engines = [SpeculativeEngine(target, drafter, draft_length=gamma) for gamma in gammas]
             tried = [
                 speculative.race(plain, engine, [[text] for text in texts[::4]], 0.0) for engine in engines
             ]
             for each in tried:
-                row = speculative.described(each, names) | {"speed_up": rounded(each.speed_up)}
-                record_raw(STEM, target.device, what="speed", when=when, domain=domain, **row)
+                record_raw(LENGTHS, target.device, **speed_row(options, stage, domain, each, names))
             fastest = max(range(len(tried)), key=lambda number: tried[number].speed_up)
             others = [[text] for number, text in enumerate(texts) if number % 4]
-            best[when] = speculative.race(plain, engines[fastest], others, 0.0)
+            best[stage] = speculative.race(plain, engines[fastest], others, 0.0)
+            row = speed_row(options, stage, domain, best[stage], names)
+            record_raw(stem_of(options), target.device, **row)
+        if options.trial:
+            continue
         before, after = best["before"], best["after"]
         record(
             f"distilled_draft_speed_{domain}{ending(options, target)}",

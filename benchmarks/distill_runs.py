@@ -1,4 +1,9 @@
-"""What benchmarks of distillation share: texts, the speed of a training, what students are measured by."""
+"""What benchmarks of distillation share: texts, the speed of a training, what students are measured by.
+
+As a program it makes tokens of the texts, which others then share by `--prepared`:
+
+    python benchmarks/distill_runs.py --out FOLDER --text prose=… --blocks poetry=… --python code=installed
+"""
 
 from __future__ import annotations
 
@@ -56,6 +61,17 @@ def add_options(result: Parser) -> None:
     result.add_argument("--no-compile", action="store_true", help="run PyTorch's operations one by one")
     result.add_argument("--windows", type=int, default=48, help="of a domain that are measured, at most")
     result.add_argument("--window", type=int, default=256, help="tokens of each")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    texts = texts_of(parser().parse_args(arguments), pretrained.find_checkpoint("base"))
+    print(*(f"{name}: {count['train_tokens']:,} tokens" for name, count in texts.counts.items()), sep="\n")
+
+
+def parser() -> Parser:
+    result = Parser(prog="distill_runs.py", description=__doc__.split("\n")[0])
+    add_options(result)
+    return result
 
 
 def texts_of(options, teacher_folder: Path) -> Texts:
@@ -183,3 +199,7 @@ class Clock:
     @property
     def left_s(self) -> float:
         return self._ends - time.monotonic()
+
+
+if __name__ == "__main__":
+    main()

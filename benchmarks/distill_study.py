@@ -2,7 +2,7 @@
 
     scratch    the text's tokens alone           response   the teacher's distribution
     feature    tokens, and the teacher's layers  both       distribution and layers
-    on-policy  the distribution, on batches of which half are written by the student
+    on_policy  the distribution, on batches of which half are written by the student
 
 All runs have as many tokens; those of one seed begin with the same weights and read the same batches (but for
 those which a student writes). How many steps there are is found once, by the speed of all kinds, so that all
@@ -49,17 +49,29 @@ from llmcourse.arguments import Parser
 from llmcourse.distillation.feature_loss import FeatureWeights
 from llmcourse.distillation.losses import DIVERGENCES, Response
 from llmcourse.distillation.paired import paired
+from llmcourse.distillation.recorded import KINDS, studies
 from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.students import STARTS, make_student, student_recipe
 from llmcourse.distillation.train import distill
 from llmcourse.model import Decoder
 from llmcourse.training.family import write_whole
 
-KINDS = ("scratch", "response", "feature", "both", "on-policy")
 STEM = "distill_study"
 TIMED_AS = {"scratch": "response", "feature": "both"}  # to spare time: what takes longer, and holds the same
 USED = 0.8  # of the time: the rest is for what takes longer than it did alone
 WARM = 0.5  # of what a first run takes besides its steps: later ones find on the disk what was compiled
+ASKED = (  # what one study has one of
+    "teacher",
+    "students",
+    "kinds",
+    "seeds",
+    "start",
+    "batch_size",
+    "length",
+    "temperature",
+    "hard_weight",
+    "own_divergence",
+)
 QUANTITIES = ("nats", "kl", "agreement", "acceptance", "calibration_error", "own_kl", "own_teacher_nats")
 
 
@@ -81,7 +93,7 @@ def parser() -> Parser:
     add_options(result)
     result.add_argument("--teacher", default="base")
     result.add_argument("--students", nargs="+", default=["draft", "small"], help="members of the family")
-    result.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    result.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     result.add_argument("--seeds", type=int, default=3)
     result.add_argument("--start", choices=STARTS, default="new", help="new weights, or those that ship")
     result.add_argument("--batch-size", type=int, default=64)
@@ -110,11 +122,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(plan, flush=True)
     if options.plan_only:
         return
-    clock = Clock(options.minutes - (time.monotonic() - started) / 60)
+    clock, broken = Clock(options.minutes - (time.monotonic() - started) / 60), []
     for run in share_of(runs, options.share):
-        if not train(run, options, plan, teacher, texts, clock):
+        try:
+            done = train(run, options, plan, teacher, texts, clock)
+        except FloatingPointError as error:  # the others are none the worse for it
+            print(error, flush=True)
+            broken.append(run.name)
+            continue
+        if not done:
             print(f"the time is up before {run.name}; start again to go on", flush=True)
-            return
+            break
+    if broken:
+        raise SystemExit(f"error: no student came of {', '.join(broken)}")
 
 
 def runs_of(options) -> list[Run]:
@@ -147,7 +167,7 @@ def settings_of(run: Run, options, steps: int) -> Distillation:
         "response": {"response": response},
         "feature": {"response": None, "features": FeatureWeights()},
         "both": {"response": response, "features": FeatureWeights()},
-        "on-policy": {"response": own, "own_text": 0.5},
+        "on_policy": {"response": own, "own_text": 0.5},
     }
     return Distillation(recipe, **parts[run.kind])
 
@@ -155,8 +175,7 @@ def settings_of(run: Run, options, steps: int) -> Distillation:
 def plan_of(options, runs: Sequence[Run], teacher: Decoder, texts: Texts) -> dict[str, object]:
     """Steps of each run: as they were found, or as they are found now."""
     path = options.out / "plan.json"
-    asked = {name: getattr(options, name) for name in ("start", "batch_size", "length", "seeds", "teacher")}
-    asked |= {"students": options.students, "kinds": options.kinds}
+    asked = {name: getattr(options, name) for name in ASKED}
     if path.is_file():
         plan = json.loads(path.read_text(encoding="utf-8"))
         if plan["asked"] != asked:
@@ -218,7 +237,7 @@ def train(run: Run, options, plan: dict, teacher: Decoder, texts: Texts, clock: 
         "parameters": student.num_parameters,
         "temperature": options.temperature,
         "hard_weight": options.hard_weight,
-        "own_divergence": options.own_divergence if run.kind == "on-policy" else None,
+        "own_divergence": options.own_divergence if run.kind == "on_policy" else None,
         "train_s": spent["seconds"],
         "last_loss": spent["loss"],
     }
@@ -233,10 +252,10 @@ def train(run: Run, options, plan: dict, teacher: Decoder, texts: Texts, clock: 
 def table(folder: Path | None = None) -> None:
     """Every study that was recorded, kinds beside scratch, seed by seed."""
     for path in sorted((folder or record.RESULTS / "raw").glob(f"{STEM}_*.jsonl")):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for study in dict.fromkeys((row["teacher"], row["start"], row["steps"]) for row in rows):
-            print(f"\n{path.stem}: teacher {study[0]}, {study[1]} weights, {study[2]} steps")
-            chosen = [row for row in rows if (row["teacher"], row["start"], row["steps"]) == study]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for study, chosen in studies(lines).items():
+            about = ", ".join(f"{name} {value}" for name, value in study if value is not None)
+            print(f"\n{path.stem}: {about}")
             for quantity in QUANTITIES:
                 print(f"\n{quantity}")
                 print_paired(chosen, quantity)

@@ -121,16 +121,7 @@ def label(name: str) -> str:
 
 def stage_row(stage: Stage) -> dict[str, object]:
     return {
-        "stage": stage.name,
-        "texts": stage.texts,
-        "tokens_per_s": rounded(stage.tokens_per_s),
-        "spread": rounded(stage.spread),
-        "limit": rounded(stage.limit),
-        "ratio_limit": rounded(stage.share_of_limit),
-        "kept": rounded(stage.kept),
-        "kl": rounded(stage.kl),
-        "agreement": rounded(stage.agreement),
-        **{name: rounded(value) for name, value in stage.more.items()},
+        name: rounded(value) if isinstance(value, float) else value for name, value in stage.row().items()
     }
 
 

@@ -62,9 +62,10 @@ def record(
 
 
 def record_raw(stem: str, device: torch.device, /, **row: Any) -> None:
-    """Appends what a figure was made of to `raw/<stem>_<device>.jsonl`."""
+    """Appends what a figure was made of to `raw/<stem>_<device>.jsonl`, with the device and the date."""
     name = hardware.this_machine(device).name
-    _append(RESULTS / "raw" / f"{stem}_{words(name, '_')}.jsonl", row)
+    whole = row | {"device": name, "date": datetime.date.today().isoformat()}
+    _append(RESULTS / "raw" / f"{stem}_{words(name, '_')}.jsonl", whole)
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:

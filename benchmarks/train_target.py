@@ -30,10 +30,10 @@ from llmcourse import pretrained
 from llmcourse.arguments import Parser
 from llmcourse.hardware import default_device
 from llmcourse.model import Decoder
-from llmcourse.training.backbone import rows_of
+from llmcourse.training.backbone import prepare_for, rows_of
 from llmcourse.training.evaluate import HeldOut, evaluate
 from llmcourse.training.export import hugging_face_config, tokenizer_config, write_json, write_weights
-from llmcourse.training.family import Corpus
+from llmcourse.training.family import Corpus, held_out_ids, work_folder
 from llmcourse.training.optimizer import build_optimizers, set_rates
 from llmcourse.training.options import add_text_options, minutes, read_corpus
 from llmcourse.training.pretrain import NextTokenLoss, init_weights, update
@@ -47,6 +47,7 @@ NARROW = Recipe("target", TARGET, steps=1, batch_size=32, matrix_lr=0.003, other
 WIDE = replace(NARROW, model=shape(4096, 4, 14336, 32, 8), matrix_lr=0.002, other_lr=0.0015)
 RECIPES = {"narrow": NARROW, "wide": WIDE}
 TUNING = Recipe("drafter", TARGET, steps=1, batch_size=24, matrix_lr=0.002, other_lr=0.001, warmup=20)
+MEASURED = 64 * 1024  # tokens of a domain, at most
 TIMED = (8, 16)  # steps by which the speed is told; compiling is over by the first of them
 
 
@@ -54,6 +55,8 @@ def parser() -> Parser:
     result = Parser(prog="train_target.py", description=__doc__.split("\n")[0])
     add_text_options(result)
     result.add_argument("--out", type=Path, required=True, help="folder for both models")
+    prepared = "folder of the prepared texts, if others share them; made anew otherwise"
+    result.add_argument("--prepared", type=Path, help=prepared)
     result.add_argument("--shape", choices=RECIPES, default="narrow", help="of the target")
     result.add_argument("--minutes", type=minutes, default=4.0, help="of the target's training")
     tuning = "of the drafter's; 0 leaves it out"
@@ -64,7 +67,10 @@ def parser() -> Parser:
 def main() -> None:
     options = parser().parse_args()
     device, folder = default_device(), pretrained.find_checkpoint("draft")
-    domains, held_out = prepare(read_corpus(options), load_tokenizer(folder / "tokenizer.json"), device)
+    if options.prepared:
+        domains, held_out = prepared_texts(read_corpus(options), folder, options.prepared, device)
+    else:
+        domains, held_out = prepare(read_corpus(options), load_tokenizer(folder / "tokenizer.json"), device)
     recipe = RECIPES[options.shape]
     target = Decoder(recipe.model).to(device)
     init_weights(target, recipe.seed)
@@ -94,7 +100,16 @@ def prepare(corpus: Corpus, tokenizer, device: torch.device):
         tokens = torch.from_numpy(encode(train_side, source.name).astype("int32")).to(device)
         domains.append(Domain(source.name, tokens, 0))
         kept = torch.from_numpy(encode(other, f"{source.name} held out").astype("int32")).to(device)
-        held_out.append(HeldOut(source.name, kept[: 64 * 1024], sum(map(len, other))))
+        held_out.append(HeldOut(source.name, kept[:MEASURED], sum(map(len, other))))
+    return domains, held_out
+
+
+def prepared_texts(corpus: Corpus, folder: Path, prepared: Path, device: torch.device):
+    """The same as `prepare`, from a folder where others find it, too."""
+    work = work_folder(prepared)
+    counts, domains = prepare_for(folder, corpus, work, device)
+    kept = {name: held_out_ids(name, work)[:MEASURED].to(device) for name in counts}
+    held_out = [HeldOut(name, ids, counts[name]["held_out_chars"]) for name, ids in kept.items()]
     return domains, held_out
 
 

@@ -105,6 +105,12 @@ class Stage:
     def share_of_limit(self) -> float:
         return self.tokens_per_s / self.limit
 
+    def row(self) -> dict[str, str | int | float]:
+        """All of it by name, as it is recorded, and as `figures.pipeline_steps` reads it."""
+        named = {"stage": self.name, "texts": self.texts, "tokens_per_s": self.tokens_per_s}
+        named |= {"spread": self.spread, "limit": self.limit, "ratio_limit": self.share_of_limit}
+        return named | {"kept": self.kept, "kl": self.kl, "agreement": self.agreement, **self.more}
+
     def __str__(self) -> str:
         speed = f"{self.tokens_per_s:10,.0f} tok/s of {self.limit:,.0f} ({self.share_of_limit:.0%})"
         cost = f"KL {self.kl:.4f}, the same favourite {self.agreement:.1%}"

@@ -15,11 +15,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import inspect  # noqa: E402
+
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _checked(*, typechecker):
+    """As jaxtyping's, but that a function without annotations stays as it is: nothing is checked in it."""
+    check = _jaxtyped(typechecker=typechecker)
+    return lambda made: made if inspect.isfunction(made) and not made.__annotations__ else check(made)
+
 
 # Every annotated function of the package now checks its arguments and its result.
-install_import_hook("llmcourse", "beartype.beartype")
+jaxtyping.jaxtyped = _checked
+jaxtyping.install_import_hook("llmcourse", "beartype.beartype")
 
 LOOPBACK = ("127.", "::1", "localhost")
 

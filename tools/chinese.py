@@ -4,18 +4,25 @@ A translation is a PO file, `notebooks/source/zh/NAME.po` or `solutions/source/z
 for translators opens. Its unit is a block: what stands between two blank lines of a Markdown cell.
 
     python -m tools.chinese extract [NAME …]    brings the PO files up to date with the English text
+    python -m tools.chinese check [NAME …]      names what is untranslated, stale or at odds with the English
+    python -m tools.chinese build [NAME …]      writes notebooks/zh/NAME.ipynb and labs/zh/NAME.ipynb;
+                                                with --run, chapters are run as the English ones are
+    python -m tools.chinese glossary            writes docs/glossary.md from the tables of symbols
+
+NAME is a chapter and its lab, such as 01_decoding; without one, all are meant.
 """
 
+import argparse
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import polib
 
 from llmcourse.grading.exercises import catalogue
+from llmcourse.grading.labs import LabError
 from tools import labs, notebooks
-
-FENCE = re.compile(r"^(```|\$\$)", re.MULTILINE)
 
 
 def blocks(markdown: str) -> list[str]:
@@ -23,7 +30,7 @@ def blocks(markdown: str) -> list[str]:
     parts = re.split(r"\n\s*\n", markdown.strip())
     joined: list[str] = []
     for part in parts:
-        if joined and len(FENCE.findall(joined[-1])) % 2:
+        if joined and any(joined[-1].count(mark) % 2 for mark in ("```", "$$")):
             joined[-1] += f"\n\n{part}"
         else:
             joined.append(part)
@@ -61,10 +68,51 @@ def extract(source: Path) -> polib.POFile:
     return book
 
 
-def main() -> None:
-    for source in [*notebooks.sources(), *labs.sources()]:
-        extract(source).save(str(po_of(source)))
+def translations(source: Path) -> dict[str, str]:
+    """What a chapter's or lab's PO file says for each block; a block without a translation is left out."""
+    path = po_of(source)
+    entries = polib.pofile(str(path)) if path.exists() else []
+    return {entry.msgid: entry.msgstr for entry in entries if entry.msgstr and not entry.obsolete}
+
+
+def sources() -> list[Path]:
+    """Every text of a chapter, then of a lab."""
+    return [*notebooks.sources(), *labs.sources()]
+
+
+def main() -> int:
+    from tools import chinese_books, chinese_checks, glossary
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("extract", "check", "build", "glossary"))
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as 01_decoding; default all")
+    parser.add_argument("--run", action="store_true", help="run the chapters that are built")
+    options = parser.parse_args()
+    if options.what == "glossary":
+        glossary.TARGET.write_text(glossary.page(), encoding="utf-8")
+        return 0
+    known = {source.stem for source in sources()}
+    unknown = [name for name in options.names if name not in known]
+    if unknown:
+        print(f"error: no chapter {unknown[0]!r}; there are: {', '.join(sorted(known))}", file=sys.stderr)
+        return 2
+    chosen = [source for source in sources() if source.stem in (options.names or known)]
+    if options.what == "extract":
+        for source in chosen:
+            extract(source).save(str(po_of(source)))
+        return 0
+    if options.what == "check":
+        found = [line for source in chosen for line in chinese_checks.problems_of(source)]
+        print("\n".join([*found, f"{len(found)} to mend"]))
+        return bool(found)
+    for source in chosen:
+        try:
+            print(chinese_books.build(source, run=options.run).relative_to(labs.ROOT), flush=True)
+        except (notebooks.BuildError, LabError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

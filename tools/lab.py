@@ -1,4 +1,4 @@
-"""Starts JupyterLab: `make lab` on the first chapter, `make lab LAB=01_decoding` on the student's own lab.
+"""Starts JupyterLab: `make lab` on the front page, `make lab LAB=01_decoding` on the student's own lab.
 
 PORT and NO_BROWSER=1 are honoured. Where there is no make, as on Windows, it is run by the environment's own
 Python, and PORT, NO_BROWSER and LAB are read from the environment's variables.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FIRST_CHAPTER = "notebooks/01_decoding.ipynb"
+FRONT_PAGE = "notebooks/00_start_here.ipynb"
 LABS, OWN_LABS = "labs", "my_labs"  # as they are handed out, and as a student fills them in
 # JupyterLab asks on its first start whether to fetch news; a course that works offline need not.
 OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
@@ -124,7 +124,7 @@ def main() -> int:
     try:
         port = parse_port(os.environ.get("PORT") or "8888")
         lab = os.environ.get("LAB", "")
-        notebook = own_lab(lab, ROOT) if lab else FIRST_CHAPTER
+        notebook = own_lab(lab, ROOT) if lab else FRONT_PAGE
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -70,7 +70,8 @@ class Batches:
                 place = (step * self.world + self.rank) * parts + number
                 yield self._written(name, part, recipe.seed * SEEDS + place)
             else:
-                yield Part(name, part[:, :-1], part[:, 1:], own=False)
+                # Packed as what the student writes is: what is compiled looks at strides, too.
+                yield Part(name, part[:, :-1].contiguous(), part[:, 1:].contiguous(), own=False)
 
     def _written(self, name: str, given: Int[Tensor, "B T_and_next"], seed: int) -> Part:
         length = given.shape[1] - 1

@@ -3,14 +3,16 @@
 A line of JSON of `benchmarks/results/raw/distill_study_<device>.jsonl`:
 
     {"student": "8M", "parameters": 8000000, "kind": "response", "seed": 0, "tokens": 50000000,
-     "teacher": "base", "domain": "prose", "nats": 3.41, "teacher_nats": 3.02, "kl": 0.38,
+     "teacher": "base", "start": "new", "steps": 3000, "temperature": 1.0, "hard_weight": 0.0,
+     "domain": "prose", "nats": 3.41, "teacher_nats": 3.02, "kl": 0.38,
      "agreement": 0.61, "acceptance": 0.72, "calibration_error": 0.013,
      "bins": [[count, confidence, frequency], …], "teacher_bins": […],
      "device": "NVIDIA H200", "date": "2026-12-01"}
 
 `kind` is one of `KINDS`; `tokens` is what the student was trained on; measures are those of `quality`, means
 over held-out windows, of which `nats` is the validation loss. Bins, for a reliability diagram, may be left
-out; they are `decoding.metrics.calibration` with `NUM_BINS` bins. Further keys are let be.
+out; they are `decoding.metrics.calibration` with `NUM_BINS` bins. Further keys are let be. What `STUDY` names
+tells one study from another, and students of two are never compared.
 
 Spreads are over seeds. A student is compared with its twin from scratch seed by seed: both begin with the
 same weights and read the same batches, and what they share is taken away with the difference.
@@ -20,13 +22,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmcourse.decoding.errors import require
 from llmcourse.decoding.metrics import CalibrationBin
-from llmcourse.distillation.quality import NUM_BINS, Fidelity
+from llmcourse.distillation.quality import NUM_BINS
 
 KINDS = {
     "scratch": "from scratch",
@@ -42,6 +44,7 @@ LOWER_IS_BETTER = {
     "acceptance": False,
     "calibration_error": True,
 }
+STUDY = ("device", "teacher", "start", "steps", "temperature", "hard_weight")
 DAMAGED = (AttributeError, KeyError, TypeError, ValueError)
 
 
@@ -129,49 +132,36 @@ class OverSeeds:
         return f"{self.mean:.4f}" + (" (one seed)" if self.error is None else f" ± {self.error:.4f}")
 
 
-def study_rows(lines: Iterable[Any]) -> list[StudyRow]:
-    """Rows of a study, the last of each student, kind, seed and domain.
+def studies(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[tuple[str, Any], ...], list[Mapping[str, Any]]]:
+    """Lines by their study, what `STUDY` names: the one whose last line comes last is the last one."""
+    found: dict[tuple[tuple[str, Any], ...], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        study = tuple((name, line.get(name)) for name in STUDY)
+        found[study] = [*found.pop(study, []), line]
+    return found
+
+
+def study_rows(lines: Iterable[Any], start: str = "new") -> list[StudyRow]:
+    """Rows of the last study of students with such weights, the last of each student, kind, seed and domain.
 
     Args:
         lines: read from JSON, as `figures.recorded.raw_rows("distill_study")` gives them.
+        start: "new" weights or "stored" ones; a line that does not say is of new ones.
 
     Raises:
         ValueError: a row that is none; the message says which.
     """
-    found = {}
+    chosen = []
     for number, line in enumerate(lines, start=1):
         try:
             row = StudyRow.of(line)
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from error
-        found[row.student, row.kind, row.seed, row.domain] = row
-    return list(found.values())
-
-
-def line_of(
-    fidelity: Fidelity,
-    *,
-    student: str,
-    parameters: int,
-    kind: str,
-    seed: int,
-    tokens: int,
-    teacher: str,
-    bins: Iterable[CalibrationBin] = (),
-    teacher_bins: Iterable[CalibrationBin] = (),
-) -> dict[str, Any]:
-    """What `quality.measure` found, as a line to be recorded; device and date are for the recorder to add.
-
-    Raises:
-        ValueError: another kind, or a number out of its range.
-    """
-    measures = {name: getattr(fidelity, name).mean for name in ("teacher_nats", *LOWER_IS_BETTER)}
-    line = {"student": student, "parameters": parameters, "kind": kind, "seed": seed, "tokens": tokens}
-    line |= {"teacher": teacher, "domain": fidelity.domain, **measures}
-    for name, each in (("bins", bins), ("teacher_bins", teacher_bins)):
-        line[name] = [[one.count, one.confidence, one.frequency] for one in each]
-    StudyRow.of(line)
-    return line
+        if line.get("start", "new") == start:
+            chosen.append({**line, "row": row})
+    *_, last = studies(chosen).values() if chosen else [[]]
+    rows = (line["row"] for line in last)
+    return list({(row.student, row.kind, row.seed, row.domain): row for row in rows}.values())
 
 
 def students_of(rows: Iterable[StudyRow]) -> list[str]:

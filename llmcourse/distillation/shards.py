@@ -14,8 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from llmcourse.model import Decoder
 from llmcourse.training.muon import BatchedMuon
@@ -33,20 +31,33 @@ def shard(trained: nn.Module, student: Decoder) -> None:
         trained: whose `forward` runs the student, and gives the loss.
         student: within it.
     """
+    from torch.distributed.fsdp import fully_shard  # seconds, which one process alone can spare
+
     for layer in student.model.layers:
         fully_shard(layer)
     fully_shard(trained)
 
 
+def is_part(tensor: Any) -> bool:
+    """Whether it is a tensor of which each process holds a part."""
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: Any) -> Any:
     """A tensor of which processes hold parts, put together in each; anything else as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_part(tensor) else tensor
 
 
 def parted_like(tensor: Tensor, other: Tensor) -> Tensor:
     """This process's part of a whole tensor, cut as the other one is."""
-    if not isinstance(other, DTensor):
+    if not is_part(other):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 
 
@@ -143,7 +154,7 @@ def whole_copy(model: Decoder) -> Decoder:
 
     All processes have to ask together.
     """
-    if not any(isinstance(weight, DTensor) for weight in model.parameters()):
+    if not any(map(is_part, model.parameters())):
         return model
     copy = Decoder(model.config).to(model.device)
     copy.load_state_dict({name: whole(tensor.detach()) for name, tensor in model.state_dict().items()})

@@ -9,6 +9,7 @@ with the last checkpoint in place.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
@@ -43,6 +44,8 @@ from llmcourse.training.muon import BatchedMuon
 from llmcourse.training.optimizer import build_optimizers, schedule, set_rates
 from llmcourse.training.paced import CHECK_EVERY, MAX_NORM, autocast, random_devices
 from llmcourse.training.tokens import Domain
+
+LOGGED_EVERY_S = 30  # where the bar goes to a file, in which every picture of it is a line
 
 
 def distill(
@@ -176,7 +179,9 @@ class _Run:
         started = saved = time.monotonic()
         recipe, before_s = self.distillation.recipe, self.records.seconds
         rank, pending = world()[0], []
-        bar = tqdm(total=recipe.steps, initial=first, desc=recipe.name, disable=rank > 0, mininterval=1)
+        pause_s = 1 if sys.stderr.isatty() else LOGGED_EVERY_S
+        named = {"desc": recipe.name, "disable": rank > 0, "mininterval": pause_s}
+        bar = tqdm(total=recipe.steps, initial=first, miniters=1, **named)
         with bar, Interrupts() as interrupts:
             for index in range(first, recipe.steps):
                 pending.append((index, self.step(index), before_s + time.monotonic() - started))
@@ -187,7 +192,7 @@ class _Run:
                 stop, due = any_process(wishes, self.device)
                 last = index == recipe.steps - 1
                 if stop or due or last or len(pending) == CHECK_EVERY or self.device.type == "cpu":
-                    bar.set_postfix(loss=f"{self._checked(pending):.3f}")
+                    bar.set_postfix(loss=f"{self._checked(pending):.3f}", refresh=False)
                     pending = []
                 if stop or due or last:
                     if not self.saved.write(index + 1):

@@ -1,6 +1,7 @@
 """Plots as pure functions of their data, and widgets as thin views over them.
 
     fonts, subset_font      a small Chinese font in the package, and how it was made
+    language                English or Chinese, where figures and widgets are shown; `chinese.json`
     style                   one look for all; `Picture`, a figure that shows itself in a notebook
     distribution            one next-token distribution: kept, cut, mass, entropy
     temperature             one distribution at several temperatures; calibration
@@ -47,6 +48,10 @@
     study_plot              recorded students by kind: loss, agreement, calibration, gain over twins
     draft_gain              a draft before and after distillation: acceptance and speed-up
     pipeline_steps          the course's methods one upon the other: tokens a second beside the roofline
+    course_map              the chapters, what each needs and draws on, and their minutes
+    findings_table          what was found on this machine, what is missing, and the remedy
+    machines_plot           several machines on one roofline
+    tours                   ways through the course: minutes, and six weeks
     text_strip              a text coloured by the probability of its tokens
     widgets                 the views
 

@@ -7,6 +7,7 @@ on the first side of their split and thresholds tried on the others, without any
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,12 +97,12 @@ def recorded_tasks(folder: Path = RESULTS) -> dict[str, AnsweredTask]:
     Raises:
         FileNotFoundError: nothing is stored there, as in an installed package.
     """
-    paths = sorted((folder / "raw").glob("cascade_*.json"))
+    paths = sorted((folder / "raw").glob("cascade_*.json.xz"))
     if not paths:
         raise FileNotFoundError(
             f"no answers are recorded in {folder / 'raw'}; run `python benchmarks/cascade.py` in a checkout"
         )
-    return tasks_of(json.loads(paths[0].read_text(encoding="utf-8")))
+    return tasks_of(json.loads(lzma.decompress(paths[0].read_bytes())))
 
 
 def tasks_of(content: Mapping[str, Any]) -> dict[str, AnsweredTask]:

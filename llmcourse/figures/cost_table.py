@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmcourse.costs import Row
+from llmcourse.figures import language
 from llmcourse.figures.roofline_data import short
 
 
@@ -44,7 +45,7 @@ class CostTable:
             )
             numbers = f"{row.lecture_intensity:,.1f}" if row.flops.terms else "–", short(row.cost.intensity)
             lines.append((row.number, row.name, *symbols, *numbers, self.bound(row)))
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return language.table("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
     def __repr__(self) -> str:
         lines = [

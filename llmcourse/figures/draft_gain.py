@@ -1,20 +1,22 @@
 """A draft before and after it was distilled: how often it stands, and how much faster text comes.
 
-Rows are lines of JSON of `benchmarks/results/raw/distill_draft_<device>.jsonl`, two for each domain:
+Rows are lines of JSON of `benchmarks/results/raw/distill_draft_<device>.jsonl`, four for each domain:
 
-    {"drafter": "draft", "target": "base", "stage": "before", "domain": "prose", "acceptance": 0.41,
-     "error": 0.004, "speed_up": 1.32, "predicted": 1.40, "gamma": 4, "device": …, "date": …}
+    {"teacher": "base", "stage": "before", "domain": "prose", "acceptance": 0.41, "acceptance_error": 0.004,
+     "device": …, "date": …}
+    {"teacher": "base", "stage": "before", "domain": "prose", "speed_up": 1.32, "predicted": 1.40, "gamma": 4,
+     "device": …, "date": …}
 
 `stage` is "before" or "after"; `acceptance` is Σ min(p, q), with its standard error over windows; `speed_up`
-is over the target alone and `predicted` what theory makes of acceptance and costs, each null where it was
-not measured.
+is over the target alone, `predicted` what theory makes of acceptance and costs, and both are measured apart
+from acceptance, or not at all. The teacher is the target.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -26,6 +28,17 @@ from llmcourse.figures.kernel_bars import nothing_recorded, origin
 STAGES = ("before", "after")
 BEFORE, AFTER = look.SERIES[3], look.SERIES[0]
 MOST_DOMAINS = 8
+TRAINED = (  # what tells one draft from another
+    "student",
+    "start",
+    "divergence",
+    "temperature",
+    "hard_weight",
+    "own_text",
+    "steps",
+    "batch_size",
+    "sequence_length",
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,12 @@ class Drafted:
 
     Attributes:
         acceptance: Σ min(p, q), in [0, 1].
-        speed_up, predicted: over the target alone; None where there is none.
+        speed_up, predicted: over the target alone.
+
+    Each is None where there is none.
     """
 
-    acceptance: Estimate
+    acceptance: Estimate | None = None
     speed_up: float | None = None
     predicted: float | None = None
 
@@ -53,14 +68,18 @@ class DraftGain:
     @property
     def gain(self) -> Estimate | None:
         """Of acceptance. The error takes both for independent; on the same text it is smaller."""
-        if self.before is None or self.after is None:
+        if lacks_acceptance(self.before) or lacks_acceptance(self.after):
             return None
         sides = self.after.acceptance, self.before.acceptance
         return Estimate(sides[0].mean - sides[1].mean, math.hypot(*(side.error for side in sides)))
 
 
+def lacks_acceptance(side: Drafted | None) -> bool:
+    return side is None or side.acceptance is None
+
+
 def draft_gains(rows: Iterable[Mapping]) -> list[DraftGain]:
-    """Domains in the order of the rows; the last row of each stage counts.
+    """Domains in the order of the rows; of each stage the last acceptance counts, and the last speed-up.
 
     Raises:
         ValueError: a row that is none; the message says which.
@@ -70,18 +89,36 @@ def draft_gains(rows: Iterable[Mapping]) -> list[DraftGain]:
         try:
             if row["stage"] not in STAGES:
                 raise ValueError(f"stage must be 'before' or 'after', got {row['stage']!r}")
-            acceptance = Estimate(float(row["acceptance"]), float(row["error"]))
-            if not (0 <= acceptance.mean <= 1 and 0 <= acceptance.error < math.inf):
-                raise ValueError(f"acceptance must be in [0, 1] with a finite error, got {acceptance}")
-            drafted = Drafted(acceptance, *(_number(row, name) for name in ("speed_up", "predicted")))
-            found.setdefault(str(row["domain"]), {})[row["stage"]] = drafted
+            stages = found.setdefault(str(row["domain"]), {})
+            known = stages.get(row["stage"], Drafted())
+            stages[row["stage"]] = replace(known, **_measured(row))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"row {number}: not a draft's ({error!r}); record it again") from error
     return [DraftGain(domain, *(stages.get(stage) for stage in STAGES)) for domain, stages in found.items()]
 
 
+def _measured(row: Mapping) -> dict[str, Estimate | float | None]:
+    """What a row tells of a draft: acceptance, or how much faster text came."""
+    if "acceptance" not in row:
+        return {"speed_up": _number(row, "speed_up"), "predicted": _number(row, "predicted")}
+    acceptance = Estimate(float(row["acceptance"]), float(row["acceptance_error"]))
+    if not (0 <= acceptance.mean <= 1 and 0 <= acceptance.error < math.inf):
+        raise ValueError(f"acceptance must be in [0, 1] with a finite error, got {acceptance}")
+    return {"acceptance": acceptance}
+
+
+def by_target(rows: Iterable[Mapping]) -> list[list[Mapping]]:
+    """Rows of one device and teacher each, which is the target: those of the draft that was trained last."""
+    found: dict[tuple, dict[tuple, list[Mapping]]] = {}
+    for row in rows:
+        drafts = found.setdefault((row["device"], row["teacher"]), {})
+        draft = tuple(row.get(name) for name in TRAINED)
+        drafts[draft] = [*drafts.pop(draft, []), row]
+    return [list(drafts.values())[-1] for drafts in found.values()]
+
+
 def _number(row: Mapping, name: str) -> float | None:
-    value = row.get(name)
+    value = row[name]
     if value is None:
         return None
     if not 0 < float(value) < math.inf:
@@ -98,11 +135,11 @@ def plot_draft_gain(
     """To the left acceptance, to the right the speed-up: ○ before, ● after, a bar for ± a standard error.
 
     Args:
-        rows: as above, of one device.
+        rows: as above, of one device and teacher.
         domains: that should have been recorded, to say what is missing.
 
     Raises:
-        ValueError: rows that are none, of several devices, or more domains than fit.
+        ValueError: rows that are none, of several devices or teachers, or more domains than fit.
     """
     gains = draft_gains(rows)
     known = {one.domain: one for one in gains}
@@ -111,12 +148,13 @@ def plot_draft_gain(
         f"{domain} {stage}"
         for domain in wanted
         for stage in STAGES
-        if domain not in known or getattr(known[domain], stage) is None
+        if domain not in known or lacks_acceptance(getattr(known[domain], stage))
     ]
     if not gains:
         return nothing_recorded(title, missing)
-    if len(devices := {row["device"] for row in rows}) > 1:
-        raise ValueError(f"rows must be of one device, got {', '.join(sorted(devices))}; draw them apart")
+    for name in ("device", "teacher"):
+        if len(kinds := {str(row[name]) for row in rows}) > 1:
+            raise ValueError(f"rows must be of one {name}, got {', '.join(sorted(kinds))}; draw them apart")
     if len(gains) > MOST_DOMAINS:
         raise ValueError(f"rows must be of at most {MOST_DOMAINS} domains, got {len(gains)}; draw some apart")
     below = 0.55 + 0.22 * bool(missing)
@@ -148,7 +186,7 @@ def _speeds(gains: Sequence[DraftGain]) -> list[float]:
 def _draw_acceptance(axes, gains: Sequence[DraftGain]) -> None:
     for y, one in enumerate(gains):
         for side, stage in ((one.before, "before"), (one.after, "after")):
-            if side is not None:
+            if not lacks_acceptance(side):
                 mean, error = side.acceptance.mean, side.acceptance.error
                 axes.plot([mean - error, mean + error], [y] * 2, color=_color(stage), linewidth=3, zorder=3)
                 _mark(axes, mean, y, stage)
@@ -215,7 +253,7 @@ def _told(one: DraftGain) -> str:
     parts = []
     for stage in STAGES:
         side = getattr(one, stage)
-        if side is None:
+        if lacks_acceptance(side):
             parts.append(f"{stage} not recorded")
             continue
         speed = "" if side.speed_up is None else f", {side.speed_up:.2f} times as fast"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llmcourse.decoding.errors import require
 from llmcourse.early_exit.classifier.methods import FULL, METHODS, PAST_FUTURE, Method
+from llmcourse.figures import language
 from llmcourse.figures.recorded import RESULTS, latest
 
 COLUMNS = ("right", "layers", "time")  # of each task
@@ -23,7 +24,7 @@ class ExitTable:
     markdown: str
 
     def _repr_markdown_(self) -> str:
-        return self.markdown
+        return language.table(self.markdown)
 
     def __repr__(self) -> str:
         return self.markdown

@@ -1,13 +1,14 @@
 """The course's methods one upon the other: tokens a second after each step, beside its own roofline.
 
-Rows are lines of JSON of `benchmarks/results/raw/pipeline_<device>.jsonl`, in the order of the steps:
+Rows are lines of JSON of `benchmarks/results/raw/pipeline_<device>.jsonl`, in the order of the steps, what
+`llmcourse.pipeline.Stage.row` gives with the names of the models and of the device:
 
-    {"step": "int4 weights", "tokens_per_s": 310.0, "limit": 420.0, "limit_name": "copy over the bytes read",
-     "quality": 3.12, "quality_name": "nats a token", "model": "llama3_8b", "batch": 1,
-     "device": "NVIDIA H200", "date": "2026-12-01"}
+    {"stage": "low-bit weights", "texts": 1, "tokens_per_s": 310.0, "limit": 420.0, "kl": 0.012,
+     "target": "base", "drafter": "draft", "scheme": "int4", "device": "NVIDIA H200", "date": "2026-12-01"}
 
-`limit` is the roofline's tokens a second for this very step, and `quality` what text costs after it; each is
-null where there is none. A live run makes rows of the same kind.
+`limit` is the roofline's tokens a second for this very step, and `kl` how far distributions moved from those
+of the target, in nats; each is null where there is none. Other lines of that file, of larger shapes, are
+steps of nothing that writes text, and `runs` leaves them out. A live run makes rows of the same kind.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from llmcourse.figures.fonts import readable
 from llmcourse.figures.kernel_bars import nothing_recorded, origin
 
 MOST_STEPS = 12
+ONE = ("target", "drafter", "scheme", "dtype")  # of a run, on one device
 WORDS = 3.0  # inches behind the bars, for what they say
 ROW = 0.40
 
@@ -34,14 +36,14 @@ class PipelineStep:
     Attributes:
         speed: tokens a second.
         limit: the roofline's; None where there is none.
-        quality: such as nats a token; None where it was not measured.
+        kl: nats a token; None where it was not measured.
         times: the first step's speed.
     """
 
     name: str
     speed: float
     limit: float | None
-    quality: float | None
+    kl: float | None
     times: float
 
     @property
@@ -61,14 +63,23 @@ def pipeline_steps(rows: Iterable[Mapping]) -> list[PipelineStep]:
         try:
             speed = _positive("tokens_per_s", row["tokens_per_s"])
             limit = None if row.get("limit") is None else _positive("limit", row["limit"])
-            quality = None if row.get("quality") is None else float(row["quality"])
-            if quality is not None and not math.isfinite(quality):
-                raise ValueError(f"quality must be finite, got {quality}")
-            found[str(row["step"])] = speed, limit, quality
+            kl = None if row.get("kl") is None else float(row["kl"])
+            if kl is not None and not math.isfinite(kl):
+                raise ValueError(f"kl must be finite, got {kl}")
+            found[str(row["stage"])] = speed, limit, kl
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"row {number}: not a step ({error!r}); record it again") from error
     first = next(iter(found.values()))[0] if found else 1.0
     return [PipelineStep(name, *numbers, numbers[0] / first) for name, numbers in found.items()]
+
+
+def runs(rows: Iterable[Mapping]) -> list[list[Mapping]]:
+    """Rows of one device and one set of models each, in the order in which they were first recorded."""
+    found: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        if "tokens_per_s" in row:
+            found.setdefault(tuple(row.get(name) for name in ("device", *ONE)), []).append(row)
+    return list(found.values())
 
 
 def _positive(name: str, value: object) -> float:
@@ -85,21 +96,21 @@ def plot_pipeline(
     steps: Sequence[str] = (),
     live: bool = False,
 ) -> look.Picture:
-    """A bar for each step; │ is the roofline of that step, words say shares, gains and quality.
+    """A bar for each step; │ is the roofline of that step, words say shares, gains and KL.
 
     Args:
-        rows: as above, of one model and batch on one device.
+        rows: as above, of one of `runs`.
         steps: that should have been recorded, to say what is missing.
         live: rows were measured just now, and the picture does not call them recorded.
 
     Raises:
-        ValueError: rows that are none, of several devices, models or batches, or more steps than fit.
+        ValueError: rows that are none, of several devices or models, or more steps than fit.
     """
     found = pipeline_steps(rows)
     missing = [name for name in steps if name not in {step.name for step in found}]
     if not found:
         return nothing_recorded(title, missing)
-    for name in ("device", "model", "batch", "quality_name"):
+    for name in ("device", *ONE):
         kinds = {str(row[name]) for row in rows if row.get(name) is not None}
         if len(kinds) > 1:
             raise ValueError(f"rows must be of one {name}, got {', '.join(sorted(kinds))}; draw them apart")
@@ -113,12 +124,12 @@ def plot_pipeline(
         left = 0.03 + 0.0105 * min(26, max(len(step.name) for step in found))
         place = (left, below / height, 0.985 - left, ROW * len(found) / height)
         axes = picture.add_axes(place)
-        _draw(axes, found, _quality_name(rows))
+        _draw(axes, found)
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             style = {"size": 9, "color": look.MUTED, "va": "bottom"}
             picture.text(0.012, 0.05 / height, f"Not recorded yet: {missing[0]}{more}.", **style)
-        told = "; ".join(_told(step, _quality_name(rows)) for step in found)
+        told = "; ".join(map(_told, found))
         picture.alt = f"{title}, {_origin(rows, live)}. {told}."
     return picture
 
@@ -126,17 +137,13 @@ def plot_pipeline(
 def _origin(rows: Sequence[Mapping], live: bool) -> str:
     first = rows[0]
     parts = [f"measured on {first['device']}" if live else origin(rows)]
-    parts += [str(first["model"])] if first.get("model") else []
-    parts += [f"batch {first['batch']:,}"] if first.get("batch") else []
-    limits = ", ".join(dict.fromkeys(row["limit_name"] for row in rows if row.get("limit_name")))
-    return " · ".join([*parts, *([f"│ {limits}"] if limits else [])])
+    parts += [str(first["target"])] if first.get("target") else []
+    parts += [f"drafts by {first['drafter']}"] if first.get("drafter") else []
+    limited = any(row.get("limit") is not None for row in rows)
+    return " · ".join([*parts, *(["│ roofline of each step"] if limited else [])])
 
 
-def _quality_name(rows: Sequence[Mapping]) -> str:
-    return next((row["quality_name"] for row in rows if row.get("quality_name")), "")
-
-
-def _draw(axes, steps: Sequence[PipelineStep], quality: str) -> None:
+def _draw(axes, steps: Sequence[PipelineStep]) -> None:
     widest = max(max(step.speed, step.limit or 0) for step in steps)
     inches = axes.get_position().width * look.WIDTH
     end = widest * inches / (inches - WORDS)
@@ -146,7 +153,7 @@ def _draw(axes, steps: Sequence[PipelineStep], quality: str) -> None:
         if step.limit:
             edge = [place - 0.42, place + 0.42]
             axes.plot([step.limit] * 2, edge, color=look.INK, linewidth=1.6, zorder=4)
-        axes.text(widest + 0.018 * end, place, _words(step, quality), va="center", size=9)
+        axes.text(widest + 0.018 * end, place, _words(step), va="center", size=9)
     names = [readable(look.shorten(step.name, 26)) for step in steps]
     axes.set_yticks(range(len(steps)), names)
     axes.set_xticks([tick for tick in MaxNLocator(5).tick_values(0, widest) if tick <= widest])
@@ -155,14 +162,14 @@ def _draw(axes, steps: Sequence[PipelineStep], quality: str) -> None:
     look.fix_label(axes)
 
 
-def _words(step: PipelineStep, quality: str) -> str:
+def _words(step: PipelineStep) -> str:
     speed = f"{step.speed:,.0f}" if step.speed >= 10 else f"{step.speed:.2f}"
     share = f" · {step.share:.0%} of │" if step.share is not None else ""
-    cost = f" · {step.quality:.3f} {quality}".rstrip() if step.quality is not None else ""
+    cost = f" · KL {step.kl:.3f}" if step.kl is not None else ""
     return f"{speed} · {step.times:.2f}×{share}{cost}"
 
 
-def _told(step: PipelineStep, quality: str) -> str:
+def _told(step: PipelineStep) -> str:
     share = f", {step.share:.0%} of its limit" if step.share is not None else ""
-    cost = f", {step.quality:.3f} {quality}".rstrip() if step.quality is not None else ""
+    cost = f", KL {step.kl:.3f} nats" if step.kl is not None else ""
     return f"{step.name} {step.speed:,.4g} tokens a second, {step.times:.2f} times the first{share}{cost}"

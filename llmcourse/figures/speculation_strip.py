@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llmcourse.figures import language
 from llmcourse.figures.speculation_trace import SpeculationTrace, TracedStep, TracedToken
 from llmcourse.figures.text_strip import boxed_html, framed_html, keys_html, unmarked_html
 
@@ -62,7 +63,7 @@ class SpeculationStrip:
     lines: tuple[Line, ...]
 
     def _repr_html_(self) -> str:
-        return strip_html(self)
+        return language.page(strip_html(self))
 
     def __repr__(self) -> str:
         return "\n".join(

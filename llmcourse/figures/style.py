@@ -21,9 +21,10 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 
+from llmcourse.figures import language
 from llmcourse.figures.fonts import FAMILIES, install_fonts, readable
 
 INK = "#1d2733"  # text
@@ -83,6 +84,26 @@ def style() -> Iterator[None]:
             yield
 
 
+class _Renderer(RendererAgg):
+    """Paints every text, those of ticks and legends too, in the language that is chosen."""
+
+    def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
+        super().draw_text(gc, x, y, language.text(s), prop, angle, ismath, mtext)
+
+    def get_text_width_height_descent(self, s, prop, ismath):
+        return super().get_text_width_height_descent(language.text(s), prop, ismath)
+
+
+class _Canvas(FigureCanvasAgg):
+    """What a picture is painted on; another language measures all texts anew."""
+
+    def get_renderer(self):
+        key = (*self.figure.bbox.size, self.figure.dpi, language.current())
+        if self._lastKey != key:
+            self.renderer, self._lastKey = _Renderer(*key[:3]), key
+        return self.renderer
+
+
 class Picture(Figure):
     """A figure that shows itself in a notebook and says in words what it shows.
 
@@ -94,7 +115,7 @@ class Picture(Figure):
 
     def __init__(self, width: float = WIDTH, height: float = 4.0, alt: str = "", **options):
         super().__init__(figsize=(width, height), dpi=PIXELS_PER_INCH, **options)
-        FigureCanvasAgg(self)
+        _Canvas(self)
         self.alt = alt
         self.moving: list[Artist] = []
         self.still_key: Hashable = None
@@ -111,7 +132,7 @@ class Picture(Figure):
                 self.set_dpi(PIXELS_PER_INCH)
 
     def _paint(self) -> None:
-        key = (self.dpi, self.still_key)
+        key = (self.dpi, self.still_key, language.current())
         if not self.moving or self._still is None or self._still[0] != key:
             for artist in self.moving:
                 artist.set_animated(True)  # leaves them out
@@ -126,9 +147,10 @@ class Picture(Figure):
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         width, height = (round(inches * PIXELS_PER_INCH) for inches in self.get_size_inches())
-        size = {"width": width, "height": height, "alt": self.alt}
+        alt = language.text(self.alt)
+        size = {"width": width, "height": height, "alt": alt}
         picture = base64.b64encode(self.png()).decode("ascii")
-        return {"image/png": picture, "text/plain": self.alt}, {"image/png": size}
+        return {"image/png": picture, "text/plain": alt}, {"image/png": size}
 
 
 def write_png(pixels: np.ndarray) -> bytes:

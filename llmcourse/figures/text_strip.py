@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llmcourse.figures import language
 from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
 from llmcourse.tokenizer import Tokenizer
 
@@ -36,7 +37,7 @@ class TextStrip:
         return self.prompt + "".join(piece.text for piece in self.pieces if not piece.special)
 
     def _repr_html_(self) -> str:
-        return strip_html(self)
+        return language.page(strip_html(self))
 
     def __repr__(self) -> str:
         return self.text
@@ -100,13 +101,14 @@ def framed_html(body: str, text: str) -> str:
 
 def unmarked_html(text: str) -> str:
     """What stood before, in a quieter colour."""
-    return f'<span style="color:#55606c">{html.escape(text)}</span>'
+    return f'<span translate="no" style="color:#55606c">{html.escape(text)}</span>'
 
 
 def boxed_html(text: str, name: str, style: str, tag: str = "span") -> str:
     """A piece of the text in a box; line breaks at its end stay outside, as they would split it."""
     inside = text.rstrip("\n")
-    box = f'<{tag} title="{html.escape(name)}" style="{style}">{html.escape(inside) or "⏎"}</{tag}>'
+    opening = f'<{tag} translate="no" title="{html.escape(name)}" style="{style}">'
+    box = f"{opening}{html.escape(inside) or '⏎'}</{tag}>"
     return box + "\n" * (len(text) - len(inside))
 
 

@@ -36,7 +36,7 @@
 # | $P(u \mid u_{<i}) = \mathrm{softmax}(l)$ | next-token distribution | 下一词元的概率分布 |
 # | $t$ | temperature | 温度 |
 # | $k,\ p$ | limits of top-k and top-p | 截断参数 |
-# | $n$ | beams, or the length of an n-gram | 束宽;n 元 |
+# | $n$ | beams, or the length of an n-gram | 束宽；n 元 |
 # | $\alpha,\ \theta$ | strength of a penalty; α also the plausibility threshold | 惩罚系数 |
 # | $c(v)$ | how often token $v$ occurs in the text so far | 出现次数 |
 # | $\lambda$ | length penalty of beam search | 长度惩罚 |
@@ -436,7 +436,7 @@ diversity.plot_scores(diversity.score_table(scores), "What each strategy writes"
 # \quad \text{where} \quad P_{\text{expert}}(v) \ge \alpha \max_w P_{\text{expert}}(w),$$
 #
 # and cut all else: without this *plausibility constraint*, a token that both find absurd could win by
-# being more absurd to the amateur. The lecture's example, 李时珍是湖北人,他出生于 ___: the expert gives 湖北
+# being more absurd to the amateur. The lecture's example, 李时珍是湖北人，他出生于 ___: the expert gives 湖北
 # 15 % and 明朝 10 %, the amateur 10 % and 0.1 %.
 
 # %% tags=["nbval-check-output"]

@@ -29,17 +29,17 @@
 #
 # | symbol | term | 中文 |
 # |---|---|---|
-# | $B,\ T,\ S$ | sequences in a batch, new tokens of each, keys that they look at | 批大小,新词元数,键的个数 |
-# | $H,\ H'$ | features of the residual stream, and inside the MLP | 隐藏维度,中间维度 |
-# | $N,\ N_{kv},\ D$ | query heads, key/value heads, features of a head | 查询头数,键值头数,头维度 |
+# | $B,\ T,\ S$ | sequences in a batch, new tokens of each, keys that they look at | 批大小，新词元数，键的个数 |
+# | $H,\ H'$ | features of the residual stream, and inside the MLP | 隐藏维度，中间维度 |
+# | $N,\ N_{kv},\ D$ | query heads, key/value heads, features of a head | 查询头数，键值头数，头维度 |
 # | $K_{past},\ V_{past}$ | keys and values that were kept: the KV cache | 键值缓存 |
 # | | prefill: the whole prompt in one pass | 全量解码 |
 # | | decoding step: one more token, with the cache | 增量解码 |
-# | FLOP/s, byte/s | compute and bandwidth of a machine | 算力,带宽 |
-# | FLOP, byte | work and traffic of an operation | 运算量,访存量 |
+# | FLOP/s, byte/s | compute and bandwidth of a machine | 算力，带宽 |
+# | FLOP, byte | work and traffic of an operation | 运算量，访存量 |
 # | $I$ = FLOP / byte | arithmetic intensity | 计算强度 |
 # | $I^*$ | the ridge: compute over bandwidth | 计算强度上限 |
-# | $I < I^*,\ I > I^*$ | memory-bound, compute-bound | 带宽瓶颈,计算瓶颈 |
+# | $I < I^*,\ I > I^*$ | memory-bound, compute-bound | 带宽瓶颈，计算瓶颈 |
 
 # %% tags=["nbval-check-output"]
 import torch
@@ -257,9 +257,9 @@ for kind in ("unfused", "fused"):
 cost_table.cost_table(costs.layer_table(step=costs.LECTURE_DECODE), roofline.ridge(a100))
 
 # %% [markdown]
-# A decoding step reads every weight and every cached key to do two FLOPs with each number: 8.0 for $B = 8$, and
-# about 1.0 for attention, where every row has keys of its own, so that no batch helps. All of it lies far below
-# 153.
+# A decoding step does two FLOPs with each number that it reads, for each row that shares it. A weight is shared by
+# the batch: 8.0 FLOP/byte for $B = 8$. Cached keys and values are not, since every row has its own: about 1.0,
+# whatever the batch. All of it lies far below 153.
 #
 # Is the count right? PyTorch can count the products of a real forward pass; the two numbers must be equal, not
 # close.
@@ -500,8 +500,8 @@ print(", ".join(f"{name}: {speed:,.0f} tokens/s" for name, speed in speeds.items
 print("the same tokens:", written(base32) == written(engine))
 
 # %% [markdown]
-# Models of billions of weights fill the memory bus. Runs of `benchmarks/decode.py` with such models are recorded,
-# with the limit, the peer and the ceilings that were measured in the same process; *predicted* is what `roofline`
+# Models of billions of weights fill the memory bus. Runs of `benchmarks/decode.py` with two of them, and with a
+# smaller one, are recorded, with the limit, the peer and the ceilings that were measured in the same process; *predicted* is what `roofline`
 # says of these ceilings. `benchmarks/dram_bytes.py` asks the GPU itself how many bytes an operation moved: Nsight
 # Compute reads the counters of its memory, here for one layer of Llama-3-8B, each operation with a cold cache.
 

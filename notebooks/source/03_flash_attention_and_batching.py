@@ -30,17 +30,17 @@
 #
 # | symbol | term | 中文 |
 # |---|---|---|
-# | $Q,\ K,\ V$; $T,\ S,\ D$ | queries, keys, values; numbers of queries and keys, features of a head | 查询,键,值;查询数,键的个数,头维度 |
+# | $Q,\ K,\ V$; $T,\ S,\ D$ | queries, keys, values; numbers of queries and keys, features of a head | 查询，键，值；查询数，键的个数，头维度 |
 # | $s = q k^\top / \sqrt D$ | a score | 得分 |
-# | $m,\ l,\ o$ | largest score so far, sum of exponentials, sum of the values that they weigh | 当前最大值,指数和,加权和 |
-# | $L = m + \log l$ | log-sum-exp of a row | 对数指数和 |
+# | $m,\ l,\ o$ | largest score so far, sum of exponentials, sum of the values that they weigh | 当前最大值，指数和，加权和 |
+# | $L = m + \ln l$ | log-sum-exp of a row | 对数指数和 |
 # | $B_q,\ B_k$ | rows of a tile of queries, and of keys | 分块大小 |
-# | SRAM, HBM | memory on the chip, slow memory | 片上内存,显存 |
-# | | prefill, decoding step | 全量解码,增量解码 |
-# | | traditional, continuous batching | 传统批次推理,连续批处理 |
+# | SRAM, HBM | memory on the chip, slow memory | 片上内存，显存 |
+# | | prefill, decoding step | 全量解码，增量解码 |
+# | | traditional, continuous batching | 传统批次推理，连续批处理 |
 # | | chunked prefill: prompts in pieces | 动态分割 |
-# | | block, block table, preemption | 缓存块,块表,抢占 |
-# | TTFT, TPOT, ITL | time to first token, per output token, between two tokens | 首词元延迟,平均词元延迟,词元间隔 |
+# | | block, block table, preemption | 缓存块，块表，抢占 |
+# | TTFT, TPOT, ITL | time to first token, per output token, between two tokens | 首词元延迟，平均词元延迟，词元间隔 |
 # | goodput | requests a second that are served as promised | 有效吞吐 |
 
 # %% tags=["nbval-check-output"]
@@ -280,13 +280,13 @@ print(f"tiles in Python: causal is {taken(False) / taken(True):.2f} times as fas
 # %% [markdown]
 # ## 3.6 Backwards without the scores
 #
-# The usual backward pass reads the weights $P = \mathrm{softmax}(S)$, so the forward pass has to keep them: $T \cdot S$
-# numbers a head, for every layer, until the gradients come. But of a row whose log-sum-exp $L$ is known, any weight can
-# be made again from its score, $P = e^{S - L}$, and $S$ from $q$ and $k$. $T$ numbers are kept, and more is computed: five
+# The usual backward pass reads the weights $P = \mathrm{softmax}(Z)$ of the scores $Z$, so the forward pass has to keep
+# them: $T \cdot S$ numbers a head, for every layer, until the gradients come. But of a row whose log-sum-exp $L$ is known,
+# any weight can be made again from its score, $P = e^{Z - L}$, and $Z$ from $q$ and $k$. $T$ numbers are kept, and more is computed: five
 # products of matrices in place of the forward pass's two.
 #
-# $$dV = P^\top dO, \qquad dS = P \circ (dO\,V^\top - \delta), \quad \delta = \mathrm{rowsum}(dO \circ O), \qquad
-# dQ = \tfrac{1}{\sqrt D}\, dS\,K, \qquad dK = \tfrac{1}{\sqrt D}\, dS^\top Q .$$
+# $$dV = P^\top dO, \qquad dZ = P \circ (dO\,V^\top - \delta), \quad \delta = \mathrm{rowsum}(dO \circ O), \qquad
+# dQ = \tfrac{1}{\sqrt D}\, dZ\,K, \qquad dK = \tfrac{1}{\sqrt D}\, dZ^\top Q .$$
 #
 # Below, a tile of keys at a time, from what the tiled forward pass returned:
 

@@ -38,25 +38,25 @@
 # | symbol | term | 中文 |
 # |---|---|---|
 # | | speculative decoding | 推测解码 |
-# | $p,\ q$ | distributions of the target and of the drafter | 大模型的分布,小模型的分布 |
+# | $p,\ q$ | distributions of the target and of the drafter | 目标模型的分布，草稿器的分布 |
 # | $\gamma$ | drafts a step | 每步草稿词元数 |
-# | | verify; a draft stands, or falls and is corrected | 验证;接受,拒绝,修改 |
+# | | verify; a draft stands, or falls and is corrected | 验证；接受，拒绝，修改 |
 # | $\min(1, p/q)$ | chance that a draft stands | 接受概率 |
 # | $p' \propto \max(0, p - q)$ | residual, which corrections are drawn from | 残差分布 |
 # | | bonus: the target's own token where all drafts stand | 额外词元 |
-# | $\beta = \sum \min(p, q)$; $\alpha$ | overlap at one place; share of the drafts reached that stand | 重叠度;接受率 |
+# | $\beta = \sum \min(p, q)$; $\alpha$ | overlap at one place; share of the drafts reached that stand | 重叠度；接受率 |
 # | $c$ | cost of a draft, in one-token passes of the target | 草稿的相对开销 |
 # | $v(n)$ | cost of a pass over $n$ tokens, in the same unit | 验证的相对开销 |
-# | | self-speculation, lookup | 自推测,查找 |
-# | | cascade decoding, judge (a binary classifier), threshold, held out | 级联解码,二分类器,阈值,留出集 |
+# | | self-speculation, lookup | 自推测，查找 |
+# | | cascade decoding, judge (a binary classifier), threshold, held out | 级联解码，评判器（二分类器），阈值，留出集 |
 # | $\lambda$ | share of questions that a mixture gives to the larger model | 混合比例 |
 # | $K$, $q_k$ | Medusa's heads, and the distribution of the $k$-th | 预测头 |
-# | $N$ | nodes of a candidate tree; tree attention; branch | 候选树,树注意力,分支 |
-# | $a_k(r)$, $E$ | how often rank $r$ of head $k$ is right; tokens a step gains | 预测准确率,每步词元数 |
+# | $N$ | nodes of a candidate tree; tree attention; branch | 候选树，树注意力，分支 |
+# | $a_k(r)$, $E$ | how often rank $r$ of head $k$ is right; tokens a step gains | 预测准确率，每步词元数 |
 # | $c_h$ | cost of all heads once, in one-token passes | 预测头的相对开销 |
 # | $\epsilon,\ \delta$ | bar of typical acceptance | 典型接受阈值 |
-# | $n$, $T$ | block size and passes a block: autoregressive, semi-, non-autoregressive | 组大小,迭代次数;自回归,半自回归,非自回归 |
-# | $\hat p_l$, $H$, $\tau$ | what the exit after layer $l$ says, its entropy, a threshold: early exit | 早退机制,熵,阈值 |
+# | $n$, $T$ | block size and passes a block: autoregressive, semi-, non-autoregressive | 组大小，迭代次数；自回归，半自回归，非自回归 |
+# | $\hat p_l$, $H$, $\tau$ | what the exit after layer $l$ says, its entropy, a threshold: early exit | 早退机制，熵，阈值 |
 
 # %% tags=["nbval-check-output"]
 import torch
@@ -774,7 +774,7 @@ for domain in ("code", "verse"):
 # ## 4.15 One dial from autoregressive to non-autoregressive
 #
 # Heads guess several tokens apart from one another, and the backbone checks. What if nobody checks? The slide has three
-# ways side by side: autoregressive (one token after another), *semi-autoregressive* (组内非自回归,组间自回归: groups in order,
+# ways side by side: autoregressive (one token after another), *semi-autoregressive* (组内非自回归，组间自回归: groups in order,
 # tokens inside a group at once) and *non-autoregressive* (all tokens at once). They are one dial. With blocks of $n$
 # tokens
 #
@@ -817,7 +817,7 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["prose"][0])
 # know of each other is lost; the share of different pairs mostly falls, for places that know nothing of each other all
 # guess the same frequent token. Form breaks soon: one mark in the wrong place, and a verse is too long; one bracket that
 # nobody closes, and a program does not parse. (But how much is there to break? See what share of `base`'s own lines, at
-# one token a pass, form a program.) (Six texts of 32 tokens: a step in that panel may be one poem; and whoever
+# one token a pass, form a program. Six texts of 32 tokens are few: a step in that panel may be one poem; and whoever
 # writes the same again and again can keep a form, too.) Further passes move a point to the left: points above one
 # another bring equally many tokens a pass. The rows below the figure have those of two tokens: there you see whether
 # these adapters gain more from second looks at a long block than from a short one.
@@ -841,7 +841,7 @@ widgets.BlockPlayer(adapted, tokenizer, TEXTS["prose"][0])
 #
 # | rule | leaves after layer $l$ if | |
 # |---|---|---|
-# | entropy | $H(\hat p_l) < \tau$ | the slide's (熵值较低,则提前退出); Xin et al. 2020 (DeeBERT) |
+# | entropy | $H(\hat p_l) < \tau$ | the slide's （熵值较低，则提前退出）; Xin et al. 2020 (DeeBERT) |
 # | confidence | $\max \hat p_l > \tau$ | Schuster et al. 2022 (CALM) |
 # | patience | the favourite has been confirmed by $\tau$ exits in a row | Zhou et al. 2020 (PABEE) |
 #
@@ -941,8 +941,8 @@ exit_trade_off.plot_trade_off(answered, "What each speed costs a classifier", be
 # not agree less often; and where layers are larger, the balance is another one: in Llama-3-8B an exit is as large as two or three
 # of its thirty-two layers. Count layers *and* seconds.
 #
-# **Recorded** on a GPU, the first lines of the last cell. `tree64_llama3_8b` is the time of a plain step over that of a step
-# which reads a tree of 64 tokens, at Llama-3-8B's shape: 1 would be the tree for nothing. The others are greedy texts of larger
+# The first lines of the last cell are **recorded** on a GPU. `tree64_llama3_8b` is the time of a plain step over that of a step
+# which reads a tree of 64 tokens, at Llama-3-8B's shape: 1 would be the tree for nothing. The others are speed-ups on greedy texts of larger
 # targets that were trained for the purpose, with Medusa (`benchmarks/medusa.py`, the best tree for each domain), and
 # drafted early with a shared cache (`benchmarks/early_exit.py`); beside each stands what its parts promise together.
 # The heads there learnt, unlike those of `base`, from texts that their target had written itself, greedily

@@ -34,20 +34,20 @@
 #
 # | symbol | term | 中文 |
 # |---|---|---|
-# | $b$; $q$ | bits of a code; the code | 比特数;量化值 |
-# | $S,\ Z$ | scale, the length of a step; zero point | 缩放因子;零点 |
+# | $b$; $q$ | bits of a code; the code | 比特数；量化值 |
+# | $S,\ Z$ | scale, the length of a step; zero point | 缩放因子；零点 |
 # | $\tilde x$ | what a code stands for: dequantized | 反量化 |
 # | $\Delta = \lVert X - \tilde X \rVert^2$ | quantization error | 量化误差 |
-# | | symmetric ($Z = 0$), asymmetric | 对称量化,非对称量化 |
-# | | granularity: what shares a scale, by tensor, channel, token, group | 量化粒度:张量,通道,词元,组 |
+# | | symmetric ($Z = 0$), asymmetric | 对称量化，非对称量化 |
+# | | granularity: what shares a scale, by tensor, channel, token, group | 量化粒度：张量，通道，词元，组 |
 # | | to clip: a range that leaves some numbers out | 截断 |
 # | SNR | signal-to-noise ratio, in dB: $10 \log_{10} (\lVert X \rVert^2 / \Delta)$ | 信噪比 |
-# | | post-training quantization; calibration text | 训练后量化;校准数据 |
+# | | post-training quantization; calibration text | 训练后量化；校准数据 |
 # | $\lVert X w - X w_q \rVert^2$ | what a layer's output loses | 重构误差 |
-# | $H = 2 X^\top X$; $U$ | its Hessian; the Cholesky factor of $H^{-1}$ | 海森矩阵;楚列斯基分解 |
+# | $H = 2 X^\top X$; $U$ | its Hessian; the Cholesky factor of $H^{-1}$ | 海森矩阵；楚列斯基分解 |
 # | RTN, GPTQ, AWQ | rounding to the nearest; two methods that look at text | 就近取整 |
-# | W8A8, W4A16 | bits of weights and of activations | 权重,激活值 |
-# | | outlier; mixed-precision decomposition | 异常值;混合精度分解 |
+# | W8A8, W4A16 | bits of weights and of activations | 权重，激活值 |
+# | | outlier; mixed-precision decomposition | 异常值；混合精度分解 |
 # | KL | Kullback-Leibler divergence to the 16-bit model, nats a token | KL 散度 |
 
 # %% tags=["nbval-check-output"]
@@ -113,7 +113,7 @@ plot_number_lines(examples)
 # %% [markdown]
 # The slide's codes follow from its own definitions with $Z = +152$, digit for digit. (Of the numbers that come back
 # only the last one is off, in the last digit.) The sign on the slide is the other convention's: $-152$ is right in
-# $\tilde x = S\,(q - Z)$, and wrong two lines after $\tilde X = S\,(X_q + Z)$. Whoever mixes the two is off by $2 S
+# $\tilde x = S\,(q - Z)$, and wrong where, as on that slide, $\tilde X = S\,(X_q + Z)$. Whoever mixes the two is off by $2 S
 # Z$, more than the whole range.
 #
 # Cut off, the largest number asks for code 128, which int8 does not have, and is clamped. Rounded to 153 nothing is
@@ -308,7 +308,7 @@ for name, (precision, compute) in ways.items():
 # Then the next column is rounded as it is *now*, and so on: that is *error feedback*, and GPTQ (Frantar et al. 2022)
 # is this with the columns in one order for all rows, so that one matrix serves them all: row $j$ of the upper
 # Cholesky factor $U$, $H^{-1} = U^\top U$, holds what column $j$ needs when all before it are settled. It works group
-# by group of columns (按列维度分组,逐组量化), for speed alone.
+# by group of columns （按列维度分组，逐组量化）, for speed alone.
 #
 # With uncorrelated inputs $H$ is diagonal, nothing can be passed on, and rounding is best. *Predict* for rows of four
 # weights in 2 bits: which share of rounding's loss is left as the correlation $\rho$ grows? And does GPTQ, which is
@@ -771,7 +771,7 @@ if not recorded.recorded("gptq_llama3_8b"):
 
 # %% [markdown]
 # Where a bar is missing, its benchmark has not been recorded yet, and the figure says so. Read the others against
-# three lines. The dashed one at 1: below it 16 bits are faster. The limit: for few rows bytes over bandwidth, for
+# three marks. The dashed line at 1: below it 16 bits are faster. The line of the limit: for few rows bytes over bandwidth, for
 # thousands of rows the rate of int8 products of PyTorch, which our own product is ahead of. The diamond: what PyTorch
 # has for int4 (tinygemm); for whole models in int8 and int4, our own decoding in bf16.
 #

@@ -26,7 +26,7 @@
 # - compare layers of other widths, through a projection or without one,
 # - train a student by the text, by response, by features and on its own text, and read the result with its spread,
 # - name three cases in which a teacher hurts, with a measurement of each,
-# - predict memory and time of the loss over 128,000 tokens, and what a distilled draft does to speculation,
+# - predict memory and time of the loss over a vocabulary of 128,000, and what a distilled draft does to speculation,
 # - win back what 3 bits lost, and add up what the whole course brings, step by step, each beside its roofline.
 #
 # **Time** about 90 minutes of reading and playing; the cells run in under three minutes.
@@ -34,16 +34,16 @@
 #
 # | symbol | term | 中文 |
 # |---|---|---|
-# | | knowledge distillation; teacher, student | 知识蒸馏;教师模型,学生模型 |
-# | $t,\ z$ | logits of teacher and student | 逻辑值 |
-# | $p,\ q$ | their distributions | 教师分布,学生分布 |
-# | $T,\ p_T$ | temperature; $\mathrm{softmax}(t / T)$, the soft labels | 温度;软标签 |
+# | | knowledge distillation; teacher, student | 知识蒸馏；教师模型，学生模型 |
+# | $t,\ z$ | logits of teacher and student | 对数几率 |
+# | $p,\ q$ | their distributions | 教师分布，学生分布 |
+# | $T,\ p_T$ | temperature; $\mathrm{softmax}(t / T)$, the soft labels | 温度；软标签 |
 # | $y$ | hard label: the token that follows in the text | 硬标签 |
-# | | response-based distillation | 基于响应的蒸馏 |
+# | | response-based distillation | 基于反馈的知识蒸馏 |
 # | | feature-based distillation | 基于特征的蒸馏 |
 # | $\Phi$ | projection to the teacher's width | 投影 |
 # | | dark knowledge: what is said of tokens that did not come | 暗知识 |
-# | $\mathrm{KL}(p \Vert q)$, $\mathrm{KL}(q \Vert p)$ | forward and reverse divergence | 前向,反向 KL 散度 |
+# | $\mathrm{KL}(p \Vert q)$, $\mathrm{KL}(q \Vert p)$ | forward and reverse divergence | 前向，反向 KL 散度 |
 # | JSD($\beta$) | Jensen–Shannon divergence with its dial | JS 散度 |
 # | $r$ | what a stored teacher has left for all others | 剩余概率 |
 # | | on-policy: on the student's own text | 同策略 |
@@ -107,7 +107,7 @@ print(repr(tokenizer.decode(held["prose"][:60].tolist())))
 #   \frac{\partial}{\partial z} = q - p, \qquad \text{instead of} \quad
 #   \frac{\partial}{\partial z} (-\ln q(y)) = q - \mathrm{onehot}(y) .$$
 #
-# This is *response-based* distillation (基于响应的蒸馏), $p$ are the *soft labels* (软标签). Look at the two gradients. If
+# This is *response-based* distillation (基于反馈的知识蒸馏), $p$ are the *soft labels* (软标签). Look at the two gradients. If
 # the text was drawn from $p$, then $\mathbb E[\mathrm{onehot}(y)] = p$: both teach the same, *on average*. But a single
 # $y$ is noise around it, with a mean square of $1 - \sum_v p(v)^2$, while what is to be learned has $\lVert p - q
 # \rVert^2$. Their ratio says how many texts with the same beginning one would have to read until the noise is as small
@@ -320,8 +320,8 @@ for name, weights in wishes.items():
 widgets.LayerMapView(family, teacher="base", student="draft")
 
 # %% [markdown]
-# A linear map finds about half of a layer of `base` in `draft`, and most of it in the last one, out of which both have
-# to say the next token. The other half is what a student would have to learn. Attention maps cannot be compared here
+# A linear map finds four tenths of a layer of `base` in `draft`, and more than half of the last one, out of which both
+# have to say the next token. The rest is what a student would have to learn. Attention maps cannot be compared here
 # at all, since the two have not as many heads.
 #
 # Which layer learns from which is a *map of layers*: the whole depth in even steps (TinyBERT), every so many without
@@ -440,8 +440,7 @@ for name in ("kl", "nats", "acceptance"):
 from llmcourse.distillation.recorded import study_rows
 from llmcourse.figures.study_plot import plot_gains, plot_study
 
-lines = recorded.raw_rows("distill_study")
-study = study_rows(line | {"kind": line["kind"].replace("-", "_")} for line in lines)
+study = study_rows(recorded.raw_rows("distill_study"))
 wanted = {"students": ("draft", "small"), "domains": ("prose", "poetry", "code"), "num_seeds": 3}
 display(plot_study(study, **wanted))
 display(plot_gains(study, **wanted))
@@ -549,7 +548,7 @@ for name, (teacher, response) in ways.items():
 #
 # # Part four: what it takes, and what it brings
 #
-# ## 6.9 A loss over 128,000 tokens
+# ## 6.9 A loss over a vocabulary of 128,000
 #
 # With Llama 3's vocabulary a batch of 8,192 positions has logits of 2 GB in 16 bits, for each of both models; the
 # usual operations then hold them in fp32, their softmax, the products of both and the gradient. The fused loss makes
@@ -619,8 +618,8 @@ for alpha in (0.55, 0.60, 0.65, 0.70, 0.75):
 # A model that was trained for ten thousand steps is not moved far by a dozen, and the first of them partly disturb it.
 # Compare the two losses with each other: JSD has the higher acceptance, forward KL the lower KL. A loss is a wish; say
 # the right one. Theory tells what acceptance is worth: the higher it is, the more the next step brings, since longer
-# drafts pay as well. What a whole training brings
-# is a matter of recorded lines: those of 6.11 begin with the draft's.
+# drafts pay as well. What a whole training brings is a matter of recorded lines: those of 6.11 begin with the
+# draft's.
 #
 # ## 6.11 A student in 3 bits
 #
@@ -647,9 +646,11 @@ rows = held["prose"][:256].view(2, 128)
 print("packed in 3 bits, the same function:", torch.equal(packed(rows), ways["by its teacher"](rows)))
 
 # %%
-kinds = ("acceptance", "speed")
-names = [f"distilled_draft_{kind}_{domain}" for kind in kinds for domain in ("prose", "poetry", "code")]
-print("\n".join(map(recorded.told, recorded.all_of(names))) or "A distilled draft is not recorded yet.")
+from llmcourse.figures.draft_gain import by_target, plot_draft_gain
+
+for rows in by_target(recorded.raw_rows("distill_draft")) or [[]]:
+    target = f"A draft of {rows[0]['teacher']}" if rows else "A draft"
+    display(plot_draft_gain(rows, f"{target} before and after", domains=("prose", "poetry", "code")))
 lines = recorded.raw_rows("distill_quantized")
 for row in {(row["scheme"], row["way"], row["domain"]): row for row in lines}.values():
     what = ", ".join(str(row[name]) for name in ("model", "scheme", "way", "domain"))
@@ -691,18 +692,13 @@ for stage in Pipeline(*placed, texts, held, here, **sizes).run():
     print(stage)
 
 # %%
-from llmcourse.figures.pipeline_steps import plot_pipeline
+from llmcourse.figures.pipeline_steps import plot_pipeline, runs
 
-rows = [
-    {"step": one.name, "tokens_per_s": one.tokens_per_s, "limit": one.limit, "quality": one.kl}
-    | {"quality_name": "KL, nats", "device": here.name, "model": "base"}
-    for one in stages
-]
-display(plot_pipeline(rows, "The course on base, one text at a time but for batching", live=True))
-for row in recorded.raw_rows("pipeline"):
-    if {"stage", "tokens_per_s", "limit"} <= set(row):
-        speed = f"{row['tokens_per_s']:,.0f} tok/s of {row['limit']:,.0f}"
-        print(f"{row['target']}, {row['stage']}: {speed}, recorded on {row['device']}")
+title = "The course, one text at a time but for batching"
+about = {"device": here.name, "target": "base", "drafter": "the draft of 6.10"}
+display(plot_pipeline([stage.row() | about for stage in stages], title, live=True))
+for rows in runs(recorded.raw_rows("pipeline")):
+    display(plot_pipeline(rows, title))
 headline = recorded.all_of(["pipeline_base_cuda", "pipeline_llama3_8b"])
 print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not recorded on a GPU yet.")
 

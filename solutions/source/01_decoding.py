@@ -26,7 +26,7 @@
 # 4. **Hints** come with a wrong answer, a clearer one each time. A slip, such as a misspelt name or a wrong
 #    dtype, is named as one, and uses up no hint. The stars say how hard an exercise is, from ★, a warm-up, to
 #    ★★★★★; skip one and come back if you like.
-# 5. **Too long?** A call that the grader would not wait for is ended. Elsewhere, and on Windows, `[*]` beside a
+# 5. **Too long?** A call that the grader would not wait for is ended. In any other cell, and on Windows in all, `[*]` beside a
 #    cell that should be done means an endless loop: press ■, mend it, run it again.
 # 6. **Demonstrations** run your functions on the course's models, so that you see what they do to real text.
 #    They give no points, and need no edit. The last cell shows your points so far.
@@ -39,7 +39,7 @@
 #
 # | symbol | term | 中文 | in code |
 # |---|---|---|---|
-# | $B,\ V$ | texts in the batch; tokens in the vocabulary | 批大小;词表大小 | `logits.shape` |
+# | $B,\ V$ | texts in the batch; tokens in the vocabulary | 批大小；词表大小 | `logits.shape` |
 # | $u$ | tokens of the text so far | 词元 | `tokens`, `prompt` |
 # | $l$ | logits | 对数几率 | `logits` |
 # | $t$ | temperature | 温度 | `temperature` |
@@ -48,7 +48,7 @@
 # | $\theta$ | strength of the multiplicative penalty | 惩罚系数 | `theta` |
 # | $\alpha$ | plausibility threshold | 合理性阈值 | `alpha` |
 # | $\lambda$ | length penalty of beam search | 长度惩罚 | `length_penalty` |
-# | $n$ | length of an n-gram; beams of a search | n 元;束宽 | `n`, `num_beams` |
+# | $n$ | length of an n-gram; beams of a search | n 元；束宽 | `n`, `num_beams` |
 
 # %% name="01-setup"
 import torch

@@ -27,15 +27,15 @@
 #
 # | symbol | term | 中文 | in code |
 # |---|---|---|---|
-# | $B,\ T,\ S$ | rows of the batch; new tokens; keys, or slots of a cache | 批大小;新词元数;键的个数 | `batch`, `new_tokens`, `keys` |
-# | $H,\ H'$ | features of the residual stream; of the MLP | 隐藏维度;中间维度 | `hidden`, `mlp` |
-# | $N,\ N_{kv},\ D$ | query heads; key/value heads; features of a head | 查询头数;键值头数;头维度 | `heads`, `kv_heads`, `head_dim` |
+# | $B,\ T,\ S$ | rows of the batch; new tokens; keys, or slots of a cache | 批大小；新词元数；键的个数 | `batch`, `new_tokens`, `keys` |
+# | $H,\ H'$ | features of the residual stream; of the MLP | 隐藏维度；中间维度 | `hidden`, `mlp` |
+# | $N,\ N_{kv},\ D$ | query heads; key/value heads; features of a head | 查询头数；键值头数；头维度 | `heads`, `kv_heads`, `head_dim` |
 # | $V$ | tokens in the vocabulary | 词表大小 | `vocab` |
-# | FLOP, byte | work and traffic of an operation | 运算量;访存量 | `flops`, `moved_bytes` |
-# | FLOP/s, byte/s | peak and bandwidth of a machine | 算力;带宽 | `flops_per_s`, `bytes_per_s` |
-# | $I,\ I^*$ | arithmetic intensity; the ridge, where both limits are equal | 计算强度;计算强度上限 | `intensity`, `ridge` |
-# | | prefill; decoding step | 全量解码;增量解码 | |
-# | | key/value cache; rolling it back | 键值缓存;回滚 | `keys`, `values`, `lengths` |
+# | FLOP, byte | work and traffic of an operation | 运算量；访存量 | `flops`, `moved_bytes` |
+# | FLOP/s, byte/s | peak and bandwidth of a machine | 算力；带宽 | `flops_per_s`, `bytes_per_s` |
+# | $I,\ I^*$ | arithmetic intensity; the ridge, where both limits are equal | 计算强度；计算强度上限 | `intensity`, `ridge` |
+# | | prefill; decoding step | 全量解码；增量解码 | |
+# | | key/value cache; rolling it back | 键值缓存；回滚 | `keys`, `values`, `lengths` |
 
 # %% name="02-setup"
 import torch

@@ -29,14 +29,14 @@
 #
 # | symbol | term | 中文 | in code |
 # |---|---|---|---|
-# | $T,\ S,\ D$ | queries; keys, or slots of a block; features of a head | 查询数;键的个数;头维度 | `num_queries`, `num_keys`, `head_dim` |
-# | $s,\ m$ | a score; the largest so far, the peak | 得分;当前最大值 | `scores`, `peak` |
-# | $l,\ o$ | the sum of the exponentials; that of the values they weigh | 指数和;加权和 | `total`, `mixed` |
+# | $T,\ S,\ D$ | queries; keys, or slots of a block; features of a head | 查询数；键的个数；头维度 | `num_queries`, `num_keys`, `head_dim` |
+# | $s,\ m$ | a score; the largest so far, the peak | 得分；当前最大值 | `scores`, `peak` |
+# | $l,\ o$ | the sum of the exponentials; that of the values they weigh | 指数和；加权和 | `total`, `mixed` |
 # | $m + \ln l$ | the log-sum-exp of a row | 对数指数和 | `log_sum_exp` |
 # | | a tile of queries and keys | 分块 | `tile` |
 # | | slow memory; memory on the chip | 显存 (HBM);片上内存 (SRAM) | |
-# | | a block of the cache; the blocks of a request; who shares a block | 缓存块;块表;引用计数 | `block`, `table`, `users` |
-# | | traditional, continuous batching | 传统批次推理;连续批处理 | |
+# | | a block of the cache; the blocks of a request; who shares a block | 缓存块；块表；引用计数 | `block`, `table`, `users` |
+# | | traditional, continuous batching | 传统批次推理；连续批处理 | |
 
 # %% name="03-setup"
 import os

@@ -17,7 +17,7 @@
 # where whole answers are judged. Then three ways on: a tree of drafts that heads of the target guess, Medusa, and the
 # path down it that stands; layers that are left out where an early one is sure, and the threshold that says when; and
 # blocks of tokens that are guessed at once and refined. There are {{ exercises }} exercises for
-# **{{ points }} points**, about {{ minutes }} minutes in all, half of them in each part. Any laptop will do, nothing
+# **{{ points }} points**, about {{ minutes }} minutes in all. Any laptop will do, nothing
 # is downloaded.
 #
 # **How to work** is as in [lab 1](../labs/01_decoding.ipynb): run the setup cell, write your answer in place of
@@ -30,9 +30,9 @@
 #
 # | symbol | term | 中文 | in code |
 # |---|---|---|---|
-# | $p,\ q$ | distributions of the target; of the drafter | 大模型的分布;小模型的分布 | `p`, `q` |
+# | $p,\ q$ | distributions of the target; of the drafter | 目标模型的分布；草稿器的分布 | `p`, `q` |
 # | $\gamma$ | drafts a step | 每步草稿词元数 | `gamma` |
-# | | a draft stands; it falls and is replaced (corrected) | 接受;拒绝,修改 | |
+# | | a draft stands; it falls and is replaced (corrected) | 接受；拒绝，修改 | |
 # | $p'$ | residual, which replacements (corrections) are drawn from | 残差分布 | `residual` |
 # | | bonus: the target's own token where all drafts stand | 额外词元 | |
 # | $\beta$ | overlap of $p$ and $q$ at one place | 重叠度 | |
@@ -40,12 +40,12 @@
 # | $c$ | cost of a draft, in one-token passes of the target | 草稿的相对开销 | `c` |
 # | | lookup: what followed the same tokens before | 查找 | `look_up` |
 # | | to roll back a cache | 回滚 | `cache[:n]` |
-# | | cascade decoding; its judge; threshold; held out | 级联解码;二分类器;阈值;留出集 | `score`, `threshold`, `held_out` |
-# | $K$ | Medusa's heads; candidates, the nodes of a tree | 预测头;候选 | `logits`, `choices` |
+# | | cascade decoding; its judge; threshold; held out | 级联解码；评判器；阈值；留出集 | `score`, `threshold`, `held_out` |
+# | $K$ | Medusa's heads; candidates, the nodes of a tree | 预测头；候选 | `logits`, `choices` |
 # | | tree mask: which keys a node sees | 树注意力掩码 | `mask` |
-# | $H$ | entropy of an exit, in nats; early exit | 熵;早退 | `entropies`, `exit_logits` |
+# | $H$ | entropy of an exit, in nats; early exit | 熵；早退 | `entropies`, `exit_logits` |
 # | | patience: how often in a row an answer is confirmed | 耐心值 | `patience` |
-# | $n,\ T$ | block size; passes over a block (refinement) | 组大小;迭代次数 | `block_size`, `passes` |
+# | $n,\ T$ | block size; passes over a block (refinement) | 组大小；迭代次数 | `block_size`, `passes` |
 
 # %% name="04-setup"
 import math

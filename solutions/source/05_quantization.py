@@ -33,18 +33,18 @@
 # | symbol | term | 中文 | in code |
 # |---|---|---|---|
 # | $b$ | bits of a code | 比特数 | `bits` |
-# | $x,\ q,\ \tilde x$ | a number; its code; what the code stands for | 原始值;量化值;反量化值 | `x`, `codes`, `restored` |
-# | | to quantize; to dequantize | 量化;反量化 | |
-# | $S,\ Z$ | scale, the length of a step; zero point | 缩放因子;零点因子 | `scale`, `zero_point` |
-# | | symmetric ($Z = 0$), asymmetric | 对称量化;非对称量化 | |
+# | $x,\ q,\ \tilde x$ | a number; its code; what the code stands for | 原始值；量化值；反量化值 | `x`, `codes`, `restored` |
+# | | to quantize; to dequantize | 量化；反量化 | |
+# | $S,\ Z$ | scale, the length of a step; zero point | 缩放因子；零点 | `scale`, `zero_point` |
+# | | symmetric ($Z = 0$), asymmetric | 对称量化；非对称量化 | |
 # | | granularity: a scale for a tensor, a channel, a token | 量化粒度:张量、通道、词元 | `scales` |
 # | $\lVert W - \tilde W \rVert^2$ | quantization error | 量化误差 | `error` |
 # | $r$ | to clip: share of the largest magnitude at which a range ends | 截断 | `shares` |
 # | $\mathrm{clamp}(\cdot, \pm a)$ | kept between $-a$ and $a$ | 限制在范围内 | `clamp(-a, a)` |
 # | | to pack: two codes in a byte | 打包 | `packed` |
-# | $H = 2 X^\top X$ | Hessian of a layer's output error; calibration text | 海森矩阵;校准数据 | `hessian`, `inverse` |
+# | $H = 2 X^\top X$ | Hessian of a layer's output error; calibration text | 海森矩阵；校准数据 | `hessian`, `inverse` |
 # | $U$ | Cholesky factor of $H^{-1}$ | 楚列斯基分解 | |
-# | $O,\ \alpha$ | outlier columns; threshold of a magnitude | 异常值;阈值 | `outliers`, `threshold` |
+# | $O,\ \alpha$ | outlier columns; threshold of a magnitude | 异常值；阈值 | `outliers`, `threshold` |
 # | | mixed-precision decomposition | 混合精度分解 | |
 
 # %% name="05-setup"

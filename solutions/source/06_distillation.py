@@ -31,20 +31,20 @@
 #
 # | symbol | term | 中文 | in code |
 # |---|---|---|---|
-# | $p,\ q$ | distribution of the teacher; of the student | 教师分布;学生分布 | |
-# | $z$ | logits | 逻辑值 | `student_logits`, `teacher_logits` |
-# | $T,\ p_T$ | temperature; soft labels | 温度;软标签 | `temperature` |
+# | $p,\ q$ | distribution of the teacher; of the student | 教师分布；学生分布 | |
+# | $z$ | logits | 对数几率 | `student_logits`, `teacher_logits` |
+# | $T,\ p_T$ | temperature; soft labels | 温度；软标签 | `temperature` |
 # | $H(p)$ | entropy, in nats | 熵 | `entropy` |
 # | $\mathrm{KL}(p \Vert q)$ | forward divergence: the teacher weighs | 前向 KL 散度 | |
 # | $\mathrm{KL}(q \Vert p)$ | reverse divergence: the student weighs | 反向 KL 散度 | |
-# | $y,\ \alpha$ | hard label; its share in the loss | 硬标签;权重 | `labels`, `alpha` |
+# | $y,\ \alpha$ | hard label; its share in the loss | 硬标签；权重 | `labels`, `alpha` |
 # | $p_r$ | the rest, one bucket | 剩余概率 | |
-# | | response-based; feature-based | 基于响应;基于特征 | |
+# | | response-based; feature-based | 基于反馈；基于特征 | |
 # | $\Phi$ | projection of hidden states | 投影 | `weight` |
-# | $M$ | positions that count (a mask); also a number of bins or methods | 掩码 | `mask`, `lengths` |
-# | | gradient accumulation; clipping | 梯度累积;梯度裁剪 | `parts`, `max_norm` |
+# | $M$ | positions that count (a mask); also a number of bins or methods | 掩码；区间数或方法数 | `mask`, `lengths` |
+# | | gradient accumulation; clipping | 梯度累积；梯度裁剪 | `parts`, `max_norm` |
 # | ECE | expected calibration error | 期望校准误差 | `ece` |
-# | $\bar\delta,\ e$ | mean of paired differences; its standard error | 配对差均值;标准误差 | `gains`, `errors` |
+# | $\bar\delta,\ e$ | mean of paired differences; its standard error | 配对差均值；标准误差 | `gains`, `errors` |
 
 # %% name="06-setup"
 import torch

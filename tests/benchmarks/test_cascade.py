@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ TASKS = ("code", "verse")
 
 @functools.cache
 def recorded() -> dict[str, Any]:
-    (path,) = RAW.glob("cascade_*.json")
-    return json.loads(path.read_text(encoding="utf-8"))["tasks"]
+    (path,) = RAW.glob("cascade_*.json.xz")
+    return json.loads(lzma.decompress(path.read_bytes()))["tasks"]
 
 
 @functools.cache

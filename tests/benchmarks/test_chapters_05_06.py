@@ -14,8 +14,8 @@ from tests.benchmarks.test_chapter_04 import INSTEAD, heed_ctrl_c
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 CALLS = {
-    "chapter_05": "linear_low_bit decode_low_bit linear_w8a8 gptq train_target quantize_quality",
-    "chapter_06": "kd_loss distill_step distill_step distill_study distill_study distill_study "
+    "chapter_05": "linear_low_bit decode_low_bit linear_w8a8 gptq train_target train_target quantize_quality",
+    "chapter_06": "distill_runs kd_loss distill_step distill_step distill_study distill_study distill_study "
     "distill_study distill_draft distill_quantized train_target distill_draft pipeline",
 }
 
@@ -65,6 +65,15 @@ def test_the_study_is_shared_out_after_it_was_planned(started):
     assert first[-1] == "--plan-only" and last[-1] == "--table"
     assert {call[-1] for call in workers} == {"0/3", "1/3", "2/3"}
     assert all(call[call.index("--minutes") + 1] == "7" for call in (first, *workers))
+
+
+def test_a_number_of_steps_takes_the_place_of_timing_them(started):
+    _, calls = started("chapter_06", "study", STUDY_STEPS="3000")
+    assert all(call[call.index("--steps") + 1] == "3000" for call in calls[:-1])
+    _, calls = started("chapter_06", "draft", DRAFT_OPTIONS="--start stored --divergence jensen_shannon")
+    assert calls[-1][5:9] == ["--start", "stored", "--divergence", "jensen_shannon"]
+    _, calls = started("chapter_06", "pair", PAIR_OPTIONS="--parts train,accept")
+    assert calls[-1][-10:-8] == ["--parts", "train,accept"]
 
 
 def test_what_is_there_is_not_trained_again_and_is_taken(started, tmp_path):

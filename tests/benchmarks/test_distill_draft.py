@@ -9,17 +9,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import distill_draft as bench
-import record
 import speculative
 
 from llmcourse import pretrained
-from tests.benchmarks.tiny_course import WINDOWS, texts, tiny_family
+from tests.benchmarks.tiny_course import WINDOWS, as_recorded_on_a_gpu, shown, texts, tiny_family
 
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(speculative, "DOMAINS", {"code": lambda: ["import a", "def f(x):", "class A"]})
+    as_recorded_on_a_gpu(monkeypatch, tmp_path / "results")
+    monkeypatch.setattr(speculative, "DOMAINS", {"verse": lambda: ["import a", "def f(x):", "class A"]})
     monkeypatch.setattr(speculative, "TOKENS", 8)
     monkeypatch.setattr(speculative, "QUEUED", 2)
     with tiny_family():
@@ -42,7 +41,8 @@ def test_a_draft_is_trained_measured_and_timed(tmp_path):
         model.config.hidden_size == 16 and "It learned from `draft`" in (out / "draft/README.md").read_text()
     )
     found = {row["name"]: row for row in lines(tmp_path, "*.jsonl")}
-    names = [f"distilled_draft_{what}" for what in ("acceptance_prose", "acceptance_poetry", "speed_code")]
+    parts = ("acceptance_prose", "acceptance_poetry", "speed_poetry")
+    names = [f"distilled_draft_{what}" for what in parts]
     assert list(found) == names
     for name in names[:2]:
         row = found[name]
@@ -50,10 +50,14 @@ def test_a_draft_is_trained_measured_and_timed(tmp_path):
         assert 0 < row["value"] < 1 and row["gain"] == pytest.approx(row["value"] - 1, abs=2e-4)
         assert (row["steps"], row["divergence"], row["teacher"]) == (2, "forward_kl", "draft")
     assert bench.ending(bench.parser().parse_args(["--out=x", "--teacher=/a/b"]), model) == "_0m"
-    assert found["distilled_draft_speed_code"]["peer_value"] > 0
-    raw = lines(tmp_path, "raw/*.jsonl")
-    assert len([row for row in raw if row["what"] == "speed"]) == 2 * 2
-    assert {row["when"] for row in raw if row["what"] == "quality"} == {"before", "after"}
+    assert found["distilled_draft_speed_poetry"]["peer_value"] > 0
+    assert len(lines(tmp_path, "raw/draft_lengths_*.jsonl")) == 2 * 2
+    (picture,), _ = shown(tmp_path / "results", "for rows in by_target(")
+    assert "A draft of draft before and after" in picture and "prose: before 1.0000 ± 0.0000;" in picture
+    assert picture.count(" times as fast (predicted ") == 2, "of poetry, before and after"
+    assert "not recorded" not in picture
+    bench.main([*given, "--parts=accept", "--trial"])
+    assert len(lines(tmp_path, "*.jsonl")) == 3 and len(lines(tmp_path, "raw/tried_drafts_*.jsonl")) == 4
     before = (out / "draft" / "model.safetensors").stat().st_mtime_ns
     bench.main([*given, "--parts=train"])
     assert (out / "draft" / "model.safetensors").stat().st_mtime_ns == before, "it is there already"

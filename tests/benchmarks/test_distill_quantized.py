@@ -9,14 +9,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import distill_quantized as bench
-import record
 
-from tests.benchmarks.tiny_course import WINDOWS, texts
+from tests.benchmarks.tiny_course import GPU, WINDOWS, as_recorded_on_a_gpu, shown, texts
 
 
 @pytest.mark.filterwarnings("ignore::llmcourse.quantization.calibration.CalibrationWarning")
 def test_what_rounding_lost_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    as_recorded_on_a_gpu(monkeypatch, tmp_path / "results")
     (tmp_path / "text").mkdir()
     given = [
         f"--out={tmp_path / 'out'}",
@@ -36,6 +35,10 @@ def test_what_rounding_lost_comes_back(tmp_path, monkeypatch):
     assert {row["steps"] for row in rows if row["way"] == "distilled"} == {8}
     assert {row["steps"] for row in rows if row["way"] != "distilled"} == {0}
     assert json.loads((tmp_path / "out/int2.steps.json").read_text()) == 8
+    _, printed = shown(tmp_path / "results", "for rows in by_target(")
+    kl = found["distilled", "prose"]["kl"]
+    assert f"draft, int2, distilled, prose: KL {kl:.4f}, recorded on {GPU}\n" in printed
+    assert printed.count(GPU) == 6 and "not recorded" not in printed
 
 
 def test_a_scheme_that_is_none_is_refused_first():

@@ -16,6 +16,7 @@ import record
 from llmcourse.attention import attention_reference
 from llmcourse.costs import num_parameters
 from llmcourse.model import Decoder
+from tests.benchmarks.tiny_course import as_recorded_on_a_gpu, shown
 
 TINY = ["--batch-size=2", "--length=16", "--device=cpu", "--no-compile", "--blocks=3"]
 
@@ -49,7 +50,7 @@ def test_products_are_counted_as_pytorch_counts_them():
 
 @pytest.mark.parametrize("objective", bench.OBJECTIVES)
 def test_a_run_is_recorded_beside_what_a_product_reaches(tmp_path, monkeypatch, objective):
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    as_recorded_on_a_gpu(monkeypatch, tmp_path)
     bench.main([*TINY, f"--objective={objective}"], student=tiny(16), teacher=tiny(32))
     (row,) = map(json.loads, next(tmp_path.glob("*.jsonl")).read_text().splitlines())
     (raw,) = map(json.loads, next((tmp_path / "raw").glob("*.jsonl")).read_text().splitlines())
@@ -57,6 +58,8 @@ def test_a_run_is_recorded_beside_what_a_product_reaches(tmp_path, monkeypatch, 
     assert row["name"] == f"distill_step_100m_400m{ending}" and row["unit"] == "TFLOP/s"
     assert row["limit"] > 0 and row["limit_name"] == "bf16 matmul" and row["step_ms"] == raw["step_ms"] >= 0
     assert (row["teacher_tflop"] == 0) == (objective == "scratch")
+    _, printed = shown(tmp_path, "kinds = (", whole=False)
+    assert ("distill_step_100m_400m: " in printed) == (objective == "response")
 
 
 def test_settings_that_are_tried_leave_the_headline_alone(tmp_path, monkeypatch):

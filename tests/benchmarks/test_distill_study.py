@@ -12,20 +12,19 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import distill_runs
 import distill_study as study
-import record
 
 from llmcourse.distillation.batches import Batches
 from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.students import make_student
 from llmcourse.training.tokens import Domain
-from tests.benchmarks.tiny_course import WINDOWS, texts, tiny_family
+from tests.benchmarks.tiny_course import GPU, WINDOWS, as_recorded_on_a_gpu, shown, texts, tiny_family
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    as_recorded_on_a_gpu(monkeypatch, tmp_path / "results")
     with tiny_family():
         yield
 
@@ -63,11 +62,17 @@ def test_a_line_a_run_and_domain_and_nothing_twice(options, tmp_path, capsys):
     study.main(["--out=x", "--table"])
     said = capsys.readouterr().out
     assert "draft, prose, both: " in said and "over 2 seeds" in said and "standard errors" in said
+    (beside, gains), printed = shown(tmp_path / "results", "study = study_rows(")
+    assert "draft on prose: from scratch: validation loss, nats " in beside and "both: validation" in beside
+    assert "draft both on poetry " in gains and printed == "draft: 0 M tokens\n"
+    assert {row["device"] for row in found} == {GPU}
 
 
 def test_on_policy_students_write_and_learn_by_response(options, tmp_path):
-    study.main([*options, "--students=small", "--kinds=on-policy", "--seeds=1"])
+    study.main([*options, "--students=small", "--kinds=on_policy", "--seeds=1"])
     assert {(row["student"], row["own_divergence"]) for row in rows(tmp_path)} == {("small", "forward_kl")}
+    (beside, gains), _ = shown(tmp_path / "results", "study = study_rows(")
+    assert "small on prose: on-policy: " in beside and "Not recorded yet: " in gains
 
 
 def test_runs_of_a_seed_begin_alike_and_read_the_same(options):
@@ -110,6 +115,21 @@ def test_when_the_time_is_up_what_is_missing_is_made_later(options, tmp_path, ca
     assert {row["seed"] for row in rows(tmp_path)} == {0}
     study.main(one)
     assert len(rows(tmp_path)) == 8
+
+
+def test_a_run_that_breaks_leaves_the_others_alone(options, monkeypatch, capsys):
+    tried = []
+
+    def train(run, *_):
+        tried.append(run.name)
+        if run.kind == "scratch":
+            raise FloatingPointError("the loss is nan")
+        return True
+
+    monkeypatch.setattr(study, "train", train)
+    with pytest.raises(SystemExit, match="no student came of draft-scratch-0, draft-scratch-1"):
+        study.main([*options, "--students=draft", "--kinds", "scratch", "both"])
+    assert len(tried) == 4 and "the loss is nan" in capsys.readouterr().out
 
 
 def test_steps_are_what_fits_and_another_study_is_refused(options, tmp_path, monkeypatch):

@@ -11,21 +11,23 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import pipeline as bench
-import record
 import speculative
 
+from llmcourse.figures.pipeline_steps import plot_pipeline, runs
 from llmcourse.hardware import Ceilings
 from llmcourse.pipeline import STAGES
 from llmcourse.quantization.models import quantize
 from llmcourse.timing import Timing
+from tests.benchmarks.tiny_course import GPU, as_recorded_on_a_gpu, shown
 from tests.speculative.tiny import VOCAB, near, tiny_decoder
 
 CPU = torch.device("cpu")
+CELL = {"runs": runs, "plot_pipeline": plot_pipeline, "title": "The course"}
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    as_recorded_on_a_gpu(monkeypatch, tmp_path)
     return tmp_path
 
 
@@ -47,6 +49,8 @@ def test_a_line_a_stage_and_the_fastest_one(results, monkeypatch):
     assert row["name"] == "pipeline_draft_cpu" and row["peer"] == "every text anew"
     assert row["value"] == max(each["tokens_per_s"] for each in alone)
     assert row["peer_value"] == raw[0]["tokens_per_s"]
+    (picture,), _ = shown(results, "for rows in runs(", whole=False, **CELL)
+    assert f"recorded on {GPU}" in picture and f"low-bit cache {alone[-1]['tokens_per_s']:,.4g} " in picture
 
 
 @pytest.fixture
@@ -85,6 +89,8 @@ def test_the_speed_up_is_made_of_what_is_measured(results, on_the_cpu, monkeypat
     seconds = [steps[row["gamma"][domain]] / row["tokens_a_step"][domain] for domain in ("prose", "code")]
     assert row["value"] == pytest.approx(0.004 * 2 / sum(seconds), rel=1e-3)
     assert row["by_domain"]["prose"] == pytest.approx(0.004 / seconds[0], rel=1e-3)
+    pictures, printed = shown(results, "for rows in runs(", whole=False, **CELL)
+    assert not pictures and f"pipeline_{bench.NAME}: " in printed, "and no step of it is drawn as a text's"
     assert row["int4_alone"] == 1.0 and row["pair"] == ["a", "b"]
     raw = {each["stage"]: each for each in lines(results, "raw/*.jsonl") if each["stage"] != "pair"}
     assert list(raw) == ["bf16", "int4", "speculation, 2 drafts", "speculation, 3 drafts"]

@@ -10,12 +10,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import distill_runs
 import train_target
 
 from llmcourse.model import Decoder
 from llmcourse.pretrained import find_checkpoint
+from llmcourse.training.options import read_corpus
 from llmcourse.training.pretrain import NextTokenLoss, init_weights, pretrain
+from llmcourse.training.tokenizer import load_tokenizer
 from llmcourse.training.tokens import Domain
+from tests.benchmarks.tiny_course import texts
 from tests.training.tiny import tiny_recipe
 
 CPU = torch.device("cpu")
@@ -70,3 +74,17 @@ def test_text_is_asked_for(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_target.py", "--out", "nowhere"])
     with pytest.raises(ValueError, match="no text given; use --text, --blocks or --python NAME=PATH"):
         train_target.main()
+
+
+def test_texts_that_were_prepared_for_others_are_the_same(tmp_path):
+    """By the program that makes tokens for all benchmarks of distillation."""
+    named, folder, out = texts(tmp_path), find_checkpoint("draft"), tmp_path / "out"
+    distill_runs.main([f"--out={out}", *named, "--device=cpu"])
+    corpus = read_corpus(train_target.parser().parse_args([*named, "--out=x"]))
+    made = train_target.prepare(corpus, load_tokenizer(folder / "tokenizer.json"), CPU)
+    found = train_target.prepared_texts(corpus, folder, out, CPU)
+    for ours, theirs in zip(found, made, strict=True):
+        assert [one.name for one in ours] == [one.name for one in theirs] == ["prose", "poetry"]
+        assert all(torch.equal(one.tokens, two.tokens) for one, two in zip(ours, theirs, strict=True))
+    assert [one.num_chars for one in found[1]] == [one.num_chars for one in made[1]]
+    assert [one.separator for one in found[0]] == [one.separator for one in made[0]]

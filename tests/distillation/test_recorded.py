@@ -1,26 +1,24 @@
 """Recorded students: means, paired gains, what is missing, and rows that are none."""
 
-import json
 import math
 
 import pytest
 import torch
 
 from llmcourse.decoding.metrics import CalibrationBin, calibration, expected_calibration_error
-from llmcourse.distillation.quality import NUM_BINS, measure
+from llmcourse.distillation.quality import NUM_BINS
 from llmcourse.distillation.recorded import (
     KINDS,
     OverSeeds,
     gain,
-    line_of,
     missing,
     over_seeds,
     pooled,
     reliability,
     students_of,
+    studies,
     study_rows,
 )
-from tests.distillation.tiny import VOCAB, tiny_student, tiny_teacher
 
 
 def line(**changes):
@@ -74,18 +72,19 @@ def test_the_last_row_of_a_student_counts():
     assert row.nats == 3.1
 
 
-def test_what_was_measured_becomes_a_line():
-    streams = {"prose": torch.randint(VOCAB, (40,), generator=torch.Generator().manual_seed(0))}
-    (found,) = measure(tiny_student(), tiny_teacher(), streams, length=8)
-    about = {"student": "8M", "parameters": 9, "kind": "both", "seed": 1, "tokens": 5, "teacher": "base"}
-    line = line_of(found, **about, bins=[CalibrationBin(3, 0.5, 0.4)])
-    (row,) = study_rows([json.loads(json.dumps(line))])
-    assert (row.student, row.kind, row.seed, row.domain) == ("8M", "both", 1, "prose")
-    assert row.nats == found.nats.mean and row.teacher_nats == found.teacher_nats.mean
-    assert row.calibration_error == found.calibration_error.mean and row.kl == found.kl.mean
-    assert row.bins == (CalibrationBin(3, 0.5, 0.4),) and row.teacher_bins == ()
-    with pytest.raises(ValueError, match="kind must be one of"):
-        line_of(found, **about | {"kind": "luck"})
+def test_students_of_two_studies_are_never_compared():
+    """The last one counts, of new weights unless others are asked for."""
+    before = [line(seed=n, steps=50, nats=3.0) for n in range(2)]
+    last = [line(seed=0, steps=60, nats=3.2), line(seed=0, steps=60, nats=3.3, kind="scratch")]
+    stored = [line(seed=0, steps=60, start="stored", nats=2.0)]
+    lines = before + last + stored
+    assert [row.nats for row in study_rows(lines)] == [3.2, 3.3]
+    assert [row.nats for row in study_rows(lines, "stored")] == [2.0]
+    assert [row.nats for row in study_rows(lines + before[:1])] == [3.0, 3.0], "it went on"
+    other = [line(device="A100", nats=9.0)]
+    assert [row.nats for row in study_rows(other + last)] == [3.2, 3.3]
+    assert study_rows([]) == study_rows(stored) == []
+    assert [len(chosen) for chosen in studies(lines).values()] == [2, 2, 1]
 
 
 def test_students_are_in_the_order_of_their_sizes():

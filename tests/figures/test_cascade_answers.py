@@ -1,6 +1,7 @@
 """Recorded answers as a cascade meets them: counted by hand, and read from what the benchmark stored."""
 
 import json
+import lzma
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_what_the_benchmark_stores_can_be_read(tmp_path):
     content = {"device": "a machine", "tasks": {"code": {"models": models, **given.answered.to_json()}}}
     assert tasks_of(content)["code"].costs == COSTS
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "cascade_a_machine.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "raw" / "cascade_a_machine.json.xz").write_bytes(lzma.compress(json.dumps(content).encode()))
     (read,) = recorded_tasks(tmp_path).values()
     assert read.answered.documents == given.answered.documents and read.source == "a machine"
     assert read.answered.right.equal(given.answered.right)

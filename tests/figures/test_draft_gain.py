@@ -5,17 +5,24 @@ import math
 import pytest
 
 from llmcourse.decoding.estimate import Estimate
-from llmcourse.figures.draft_gain import STAGES, Drafted, DraftGain, draft_gains, plot_draft_gain
+from llmcourse.figures.draft_gain import STAGES, Drafted, DraftGain, by_target, draft_gains, plot_draft_gain
 from llmcourse.figures.recorded import raw_rows
+
+ABOUT = {"teacher": "base", "student": "draft", "device": "NVIDIA H200", "date": "2026-12-01"}
 
 
 def row(stage, domain="prose", acceptance=0.4, **changes):
-    found = {"drafter": "draft", "target": "base", "stage": stage, "domain": domain, "error": 0.003}
-    found |= {"acceptance": acceptance, "speed_up": 1.4, "predicted": 1.5, "gamma": 4}
-    return found | {"device": "NVIDIA H200", "date": "2026-12-01"} | changes
+    found = {"stage": stage, "domain": domain, "acceptance": acceptance, "acceptance_error": 0.003}
+    return ABOUT | found | changes
 
 
-ROWS = [row("before"), row("after", acceptance=0.5, speed_up=1.7), row("before", "code", 0.6, error=0.004)]
+def speed(stage, domain="prose", speed_up=1.4, **changes):
+    found = {"stage": stage, "domain": domain, "speed_up": speed_up, "predicted": 1.5, "gamma": 4}
+    return ABOUT | found | changes
+
+
+ROWS = [row("before"), row("after", acceptance=0.5), row("before", "code", 0.6, acceptance_error=0.004)]
+ROWS += [speed("before"), speed("after", speed_up=1.7), speed("before", "code")]
 
 
 def test_domains_stages_and_gains_are_those_of_the_rows():
@@ -25,6 +32,15 @@ def test_domains_stages_and_gains_are_those_of_the_rows():
     assert prose.gain.mean == pytest.approx(0.1) and prose.gain.error == pytest.approx(0.003 * math.sqrt(2))
     assert code.after is None and code.gain is None
     assert draft_gains([row("before"), row("before", acceptance=0.45)])[0].before.acceptance.mean == 0.45
+    assert draft_gains([row("before"), speed("before"), row("before")])[0].before.speed_up == 1.4
+
+
+def test_the_draft_that_was_trained_last_is_drawn_of_each_target():
+    first = [row(stage, divergence="forward_kl") for stage in STAGES]
+    last = [row(stage, divergence="jensen_shannon") for stage in STAGES]
+    other = [row("before", teacher="target"), row("before", device="A100")]
+    assert by_target([*first, *other, *last]) == [last, other[:1], other[1:]]
+    assert by_target([*last, *first, *last[:1]]) == [[*last, *last[:1]]], "measured again"
 
 
 def test_marks_are_where_the_numbers_are():
@@ -47,10 +63,15 @@ def test_marks_are_where_the_numbers_are():
 
 
 def test_acceptance_alone_is_drawn_without_speeds():
-    rows = [row(stage, speed_up=None, predicted=None) for stage in STAGES]
-    picture = plot_draft_gain(rows)
+    picture = plot_draft_gain([row(stage) for stage in STAGES])
     assert [text.get_text() for text in picture.axes[1].texts] == ["no speed-up is recorded yet"]
     assert "times as fast" not in picture.alt
+    picture.png(1.0)
+
+
+def test_speeds_alone_are_drawn_without_acceptance():
+    picture = plot_draft_gain([speed(stage) for stage in STAGES])
+    assert "Not recorded yet: prose before and 1 more." in [text.get_text() for text in picture.texts]
     picture.png(1.0)
 
 
@@ -59,7 +80,8 @@ def test_nothing_recorded_is_said():
 
 
 def test_what_is_recorded_by_now_is_drawn():
-    plot_draft_gain(raw_rows("distill_draft"), domains=["prose", "verse", "code"]).png(1.0)
+    for rows in by_target(raw_rows("distill_draft")):
+        plot_draft_gain(rows, domains=["prose", "poetry", "code"]).png(1.0)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +89,7 @@ def test_what_is_recorded_by_now_is_drawn():
     [
         ({"stage": "later"}, "row 1: not a draft's .*stage must be 'before' or 'after', got 'later'"),
         ({"acceptance": 1.2}, r"acceptance must be in \[0, 1\]"),
-        ({"error": math.inf}, "with a finite error"),
-        ({"speed_up": 0}, "speed_up must be above 0 and finite, got 0"),
+        ({"acceptance_error": math.inf}, "with a finite error"),
         ({"acceptance": None}, "row 1: not a draft's"),
     ],
 )
@@ -77,10 +98,19 @@ def test_rows_that_are_none_are_refused(changes, message):
         draft_gains([row("before") | changes])
 
 
+def test_a_speed_is_above_0():
+    with pytest.raises(ValueError, match="speed_up must be above 0 and finite, got 0"):
+        draft_gains([speed("before", speed_up=0)])
+    with pytest.raises(ValueError, match=r"row 1: not a draft's .*speed_up"):
+        draft_gains([ABOUT | {"stage": "before", "domain": "prose"}])
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"row 2: not a draft's .*domain"):
         draft_gains([row("before"), {k: v for k, v in row("after").items() if k != "domain"}])
     with pytest.raises(ValueError, match="rows must be of one device, got A100, NVIDIA H200"):
         plot_draft_gain([row("before"), row("after", device="A100")])
+    with pytest.raises(ValueError, match="rows must be of one teacher, got base, target"):
+        plot_draft_gain([row("before"), row("after", teacher="target")])
     with pytest.raises(ValueError, match="rows must be of at most 8 domains, got 9"):
         plot_draft_gain([row("before", domain) for domain in "abcdefghi"])

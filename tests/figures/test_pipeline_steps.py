@@ -4,26 +4,26 @@ import math
 
 import pytest
 
-from llmcourse.figures.pipeline_steps import PipelineStep, pipeline_steps, plot_pipeline
+from llmcourse.figures.pipeline_steps import PipelineStep, pipeline_steps, plot_pipeline, runs
 from llmcourse.figures.recorded import raw_rows
 
 STEPS = ("bf16", "distilled draft", "int4 weights")
 
 
-def row(step, speed=50.0, limit=100.0, **changes):
-    found = {"step": step, "tokens_per_s": speed, "limit": limit, "limit_name": "copy over the bytes read"}
-    found |= {"quality": 3.1, "quality_name": "nats a token", "model": "llama3_8b", "batch": 1}
+def row(stage, speed=50.0, limit=100.0, **changes):
+    found = {"stage": stage, "tokens_per_s": speed, "limit": limit, "kl": 0.0312, "target": "base"}
+    found |= {"drafter": "draft", "scheme": "int4", "dtype": "bfloat16"}
     return found | {"device": "NVIDIA H200", "date": "2026-12-01"} | changes
 
 
-ROWS = [row(STEPS[0]), row(STEPS[1], 90.0, 150.0), row(STEPS[2], 240.0, None, quality=None)]
+ROWS = [row(STEPS[0]), row(STEPS[1], 90.0, 150.0), row(STEPS[2], 240.0, None, kl=None)]
 
 
 def test_steps_are_in_the_order_of_the_rows():
     first, second, third = pipeline_steps(ROWS)
-    assert first == PipelineStep("bf16", 50.0, 100.0, 3.1, 1.0) and first.share == 0.5
+    assert first == PipelineStep("bf16", 50.0, 100.0, 0.0312, 1.0) and first.share == 0.5
     assert second.times == 1.8 and second.share == 0.6
-    assert third.share is None and third.quality is None and third.times == 4.8
+    assert third.share is None and third.kl is None and third.times == 4.8
     again = pipeline_steps([*ROWS, row("bf16", 60.0)])  # the last one counts, at its first place
     assert [step.name for step in again] == list(STEPS) and again[0].speed == 60 and again[2].times == 4
     assert pipeline_steps([]) == []
@@ -35,11 +35,12 @@ def test_bars_and_limits_are_where_they_were_measured():
     assert [bar.get_width() for bar in axes.patches] == [50.0, 90.0, 240.0]
     assert [one.get_xdata()[0] for one in axes.lines] == [100.0, 150.0]
     words = [text.get_text() for text in axes.texts]
-    assert words[0] == "50 · 1.00× · 50% of │ · 3.100 nats a token" and words[2] == "240 · 4.80×"
+    assert words[0] == "50 · 1.00× · 50% of │ · KL 0.031" and words[2] == "240 · 4.80×"
     assert [label.get_text() for label in axes.get_yticklabels()] == list(STEPS)
     assert any("Not recorded yet: int8 cache." in text.get_text() for text in picture.texts)
-    assert "recorded on NVIDIA H200, 2026-12-01 · llama3_8b · batch 1" in picture.alt
-    assert "distilled draft 90 tokens a second, 1.80 times the first, 60% of its limit" in picture.alt
+    assert "recorded on NVIDIA H200, 2026-12-01 · base · drafts by draft · │ roofline" in picture.alt
+    told = "distilled draft 90 tokens a second, 1.80 times the first, 60% of its limit, KL 0.031 nats"
+    assert told in picture.alt
     picture.png(1.0)
 
 
@@ -54,8 +55,17 @@ def test_nothing_recorded_is_said():
 
 
 def test_what_is_recorded_by_now_is_drawn():
-    rows = raw_rows("pipeline")
-    plot_pipeline([one for one in rows if one["model"] == rows[0]["model"]], steps=STEPS).png(1.0)
+    for rows in runs(raw_rows("pipeline")):
+        plot_pipeline(rows).png(1.0)
+
+
+def test_runs_are_of_one_device_and_its_models():
+    """A file holds lines of larger shapes, too, which are no steps of a text."""
+    here, there = [row("a"), row("b")], [row("a", device="A100")]
+    taught = [row("a", drafter="draft/draft")]
+    others = [{"stage": "bf16", "step_ms": 3.7, "device": "NVIDIA H200"}]
+    assert runs([*here[:1], *there, *others, *taught, *here[1:]]) == [here, there, taught]
+    assert runs(others) == []
 
 
 @pytest.mark.parametrize(
@@ -63,7 +73,7 @@ def test_what_is_recorded_by_now_is_drawn():
     [
         ({"tokens_per_s": 0}, "row 1: not a step .*tokens_per_s must be above 0 and finite, got 0"),
         ({"limit": -1}, "limit must be above 0"),
-        ({"quality": math.nan}, "quality must be finite, got nan"),
+        ({"kl": math.nan}, "kl must be finite, got nan"),
         ({"tokens_per_s": None}, "row 1: not a step"),
     ],
 )
@@ -73,9 +83,9 @@ def test_rows_that_are_none_are_refused(changes, message):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"row 2: not a step .*step"):
+    with pytest.raises(ValueError, match=r"row 2: not a step .*stage"):
         pipeline_steps([row("bf16"), {"tokens_per_s": 1.0}])
-    for name, other in (("device", "A100"), ("model", "qwen3_0.6b"), ("batch", 8), ("quality_name", "KL")):
+    for name, other in (("device", "A100"), ("target", "small"), ("drafter", "small"), ("scheme", "int3")):
         with pytest.raises(ValueError, match=f"rows must be of one {name}, got .*; draw them apart"):
             plot_pipeline([row("bf16"), row("int4", **{name: other})])
     with pytest.raises(ValueError, match="steps must be at most 12, got 13"):

@@ -33,13 +33,13 @@ def test_what_is_no_port_is_refused(text):
         lab.parse_port(text)
 
 
-def test_the_server_opens_the_first_chapter():
-    arguments = lab.command(8899, browser=False, notebook=lab.FIRST_CHAPTER)
+def test_the_server_opens_the_front_page():
+    arguments = lab.command(8899, browser=False, notebook=lab.FRONT_PAGE)
     assert "--ServerApp.port=8899" in arguments and "--ServerApp.port_retries=0" in arguments
     assert "--ServerApp.open_browser=False" in arguments
-    assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_CHAPTER}" in arguments
-    assert "--ServerApp.open_browser=True" in lab.command(8899, True, lab.FIRST_CHAPTER)
-    assert (ROOT / lab.FIRST_CHAPTER).is_file()
+    assert f"--LabApp.default_url=/lab/tree/{lab.FRONT_PAGE}" in arguments
+    assert "--ServerApp.open_browser=True" in lab.command(8899, True, lab.FRONT_PAGE)
+    assert (ROOT / lab.FRONT_PAGE).is_file()
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_the_copy_is_the_lab_that_is_handed_out(tmp_path):
     assert own.read_bytes() == (ROOT / "labs" / "01_decoding.ipynb").read_bytes()
 
 
-def test_without_a_lab_the_chapter_is_opened(started, course):
+def test_without_a_lab_the_front_page_is_opened(started, course):
     _, (line,) = started(LAB="")
-    assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_CHAPTER}" in line
+    assert f"--LabApp.default_url=/lab/tree/{lab.FRONT_PAGE}" in line
     assert not (course / "my_labs").exists()
 
 

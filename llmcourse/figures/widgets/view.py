@@ -23,6 +23,7 @@ from ipywidgets import (
     VBox,
 )
 
+from llmcourse.figures import language
 from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
 from llmcourse.figures.style import DRAWING, PIXELS_PER_INCH, Picture, shorten
 from llmcourse.figures.text_strip import TextStrip, strip_html, text_strip
@@ -38,7 +39,7 @@ EXAMPLES = (
 VIEW_CLASS = "llmcourse-view"
 FORMER_CLASS = "llmcourse-former"  # a picture and a text that do not belong to the controls as they stand
 VIEW_CSS = (
-    f".{VIEW_CLASS} :is(textarea, select, table) {{font-family: {WEB_FAMILIES}}} "
+    f".{VIEW_CLASS} :is(textarea, select, table, button, .widget-label) {{font-family: {WEB_FAMILIES}}} "
     f".{FORMER_CLASS} {{opacity: 0.3; filter: grayscale(1)}}"
 )
 SCREEN_SCALE = 1.5  # pixels for each one of the page: sharp, and drawn within 100 ms
@@ -93,8 +94,18 @@ def button(name: str, tooltip: str, icon: str = "", style: str = "") -> Button:
 
 
 def dropdown(name: str, options: Sequence, value, width: str = "220px") -> Dropdown:
+    """A list to choose from, shown in the language that is chosen; its values are as given."""
     style = {"description_width": "initial"}
-    return Dropdown(description=name, options=options, value=value, style=style, layout=Layout(width=width))
+    shown = told(options)
+    return Dropdown(description=name, options=shown, value=value, style=style, layout=Layout(width=width))
+
+
+def told(options: Sequence) -> Sequence:
+    """Options as they are shown in the language that is chosen, with the values that they have."""
+    if language.current() == "en":
+        return options
+    pairs = [one if isinstance(one, tuple) else (one, one) for one in options]
+    return [(language.text(str(label)), value) for label, value in pairs]
 
 
 def size_slider(name: str, value: int, low: int, high: int, tooltip: str) -> SelectionSlider:
@@ -114,6 +125,17 @@ def row(*widgets: ipywidgets.Widget) -> Box:
     """Side by side, wrapping where the page is narrow."""
     layout = Layout(display="flex", flex_flow="row wrap", align_items="center", width="100%", grid_gap="4px")
     return Box(list(widgets), layout=layout)
+
+
+def _in_language(root: ipywidgets.Widget) -> str:
+    """Puts what controls say into the language that is chosen, and returns it as one text."""
+    words = "".join(map(_in_language, getattr(root, "children", ())))
+    for trait in ("description", "tooltip", "placeholder"):
+        if isinstance(english := getattr(root, trait, None), str) and root.has_trait(trait):
+            if (chosen := language.text(english)) != english:
+                setattr(root, trait, chosen)
+            words += chosen
+    return words + "".join(label for label in getattr(root, "_options_labels", ()))
 
 
 def alone(method: Callable) -> Callable:
@@ -157,6 +179,7 @@ class View:
 
     def _assemble(self, *rows: ipywidgets.Widget) -> None:
         """The given rows, the message, the picture and the text, from top to bottom."""
+        self._bring_characters("".join(map(_in_language, rows)))
         shown = (self._message, self._image, self._spoken, self._text, self._fonts)
         self.widget.children = [*rows, *shown]
 
@@ -173,12 +196,15 @@ class View:
         Args:
             words: other text that controls show.
         """
+        text = language.page(text)
         self._bring_characters(text + words)
         self.picture, self.message = picture, ""
         self._image.layout.width = f"{picture.get_size_inches()[0] * PIXELS_PER_INCH:.0f}px"
         self._image.value = picture.png(SCREEN_SCALE)
         hidden = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
-        self._spoken.value = f'<div role="status" style="{hidden}">{html.escape(picture.alt)}</div>'
+        self._spoken.value = (
+            f'<div role="status" style="{hidden}">{html.escape(language.text(picture.alt))}</div>'
+        )
         self._message.value = ""
         self._text.value = text
         for part in (self._image, self._text):
@@ -195,13 +221,14 @@ class View:
 
     def note(self, text: str) -> None:
         """A remark that is no error."""
+        text = language.text(text)
         style = "border-left:4px solid #3f7fb5;background:#eef4fa;color:#1d2733;padding:6px 12px"
         self._message.value = f'<div role="status" style="{style}">{html.escape(text)}</div>'
 
     @alone
     def _repr_mimebundle_(self, include=None, exclude=None):
         live, still = self.widget._repr_mimebundle_(), self.picture.png()
-        alt = self.message or self.picture.alt
+        alt = self.message or language.text(self.picture.alt)
         bundle = {**live, "image/png": base64.b64encode(still).decode("ascii"), "text/plain": alt}
         return bundle, {
             "image/png": {"alt": alt, "width": int(self.picture.get_figwidth() * PIXELS_PER_INCH)}

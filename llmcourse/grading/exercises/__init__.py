@@ -3,6 +3,7 @@
 catalogue                    all of them, by lab and by name
 hints                        what more than one exercise says
 inputs                       how cases are drawn: nothing in them turns on rounding
+first_steps                  that of the front page, in no lab
 decoding/                    lab 1
 roofline/, kv_cache/         lab 2
 flash_attention/, serving/   lab 3

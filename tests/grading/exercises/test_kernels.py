@@ -15,14 +15,14 @@ from llmcourse.grading.question import examine
 from llmcourse.grading.rules import Evidence
 from llmcourse.grading.selfcheck import examine_here
 from tests.grading.exercises.answers import KERNELS
-from tests.interpreted import check_passes
+from tests.interpreted import QUICKLY, check_passes
 
 EXERCISE = catalogue.find("03.triton_softmax")
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="Triton is made for Linux only")
 def test_what_holds_for_every_exercise_holds_for_those_about_kernels():
-    check_passes("-k", " or ".join(KERNELS), Path(__file__).with_name("test_exercises.py"))
+    check_passes(*QUICKLY, "-k", " or ".join(KERNELS), Path(__file__).with_name("test_exercises.py"))
 
 
 def test_the_value_alone_is_not_enough():

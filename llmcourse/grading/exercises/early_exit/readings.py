@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -185,7 +186,8 @@ class Plan:
             sizes = rng.randint(*self.layers), rng.choice(self.tokens)
             entropies, favourites = readings(rng, *sizes, self.late, self.agrees)
             thresholds = self.grid(rng, entropies)
-            found = [figures(entropies, favourites, threshold) for threshold in thresholds]
+            surer = steps(entropies)
+            found = [figures(surer, favourites, threshold) for threshold in thresholds]
             budget = self.budget(rng, sorted({layers for layers, _ in found}))
             if budget is not None and self._is_clear(found, budget) and self.fits(found, budget):
                 return {
@@ -223,22 +225,33 @@ def readings(
     """
     entropies, favourites = [], []
     for _ in range(tokens):
-        parts = sorted((rng.randrange(2, 2 * FINE) for _ in range(layers)), reverse=True)
+        parts = sorted([2 + below(rng, 2 * FINE - 2) for _ in range(layers)], reverse=True)
         if rng.random() < SWAPPED:
             one, other = rng.sample(range(layers), 2)
             parts[one], parts[other] = parts[other], parts[one]
-        last, settled = rng.randrange(VOCAB), layers if late else rng.randrange(layers)
+        last, settled = below(rng, VOCAB), layers if late else below(rng, layers)
         right = [n >= settled or rng.random() < agrees for n in range(layers - 1)]
         entropies.append([part / FINE for part in parts])
-        favourites.append([*(last if is_last else rng.randrange(VOCAB) for is_last in right), last])
+        favourites.append([*[last if is_last else below(rng, VOCAB) for is_last in right], last])
     return entropies, favourites
 
 
-def figures(
-    entropies: list[list[float]], favourites: list[list[int]], threshold: float
-) -> tuple[float, float]:
-    """Mean layers and agreement at a threshold."""
-    last = len(entropies[0]) - 1
-    left = [next((n for n, h in enumerate(token[:-1]) if h < threshold), last) for token in entropies]
+def below(rng, count):
+    """What `rng.randrange(count)` draws, a third of its time: a case takes tens of thousands."""
+    bits = count.bit_length()
+    drawn = rng.getrandbits(bits)
+    while drawn >= count:
+        drawn = rng.getrandbits(bits)
+    return drawn
+
+
+def steps(entropies: list[list[float]]) -> list[list[float]]:
+    """Of each token the lowest entropy up to each layer but the last, negative: they rise."""
+    return [list(accumulate((-entropy for entropy in token[:-1]), max)) for token in entropies]
+
+
+def figures(surer: list[list[float]], favourites: list[list[int]], threshold: float) -> tuple[float, float]:
+    """Mean layers and agreement at a threshold, from `steps`: a token leaves at the first that is surer."""
+    left = [bisect_right(token, -threshold) for token in surer]
     agree = [token[n] == token[-1] for token, n in zip(favourites, left, strict=True)]
     return sum(left) / len(left) + 1, sum(agree) / len(agree)

@@ -1,0 +1,219 @@
+"""Figures and widgets in Chinese: every phrase has a translation, and what is no phrase stays as it is."""
+
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+
+import ipywidgets
+import numpy as np
+import pytest
+from PIL import Image
+
+from llmcourse.figures import language, style
+from llmcourse.figures.fonts import covered_characters
+from llmcourse.figures.text_strip import StripPiece, TextStrip
+from llmcourse.figures.widgets import view as v
+from tests.figures.phrases import phrases, phrases_of
+
+FOLDER = Path(language.__file__).parent
+PLACES = re.compile(r"\{[#w]?\}")
+HAN = re.compile(r"[\u4e00-\u9fff]")
+# Names and units that Chinese readers write the same way.
+WRITTEN_ALIKE = """
+nat ln softmax min max top alpha int fp bf byte log clamp Python PyTorch LLM base draft tok Medusa
+CPU dB GB MB ms Llama Qwen FLOP FLOPs GFLOP GPU SRAM TTFT ITL TPOT SNR CKA ECE KL JSD JS GPTQ AWQ
+FlashAttention
+"""
+NAMES = set(WRITTEN_ALIKE.split())
+# Parts of error messages, texts for models, and settings of the page: nobody translates them.
+NO_LABELS = {
+    *("such that all 7 settings take at most 7 forward passes", "one token alone has no dial; use 32"),
+    *("of 1 to 7 branches", "both read the same tokens", "give a longer text", "10 can be read"),
+    *("the figure is of soft labels alone", "logits hold NaN, or one side rules out what the other says"),
+    *("give that of the scheduler", "use math.inf for all", "a step of each has a picture of its own"),
+    *("an integer in [1, 7]", "use 0 for greedy decoding, 1 for the backbone's own"),
+    *("a map takes at most 7 tokens", "I am sleepy. I start a pot of", "Once upon a time there was"),
+    *("def read_lines(path):", "row wrap", "th scope='col'", "LLM Course Han", "DejaVu Sans", "heads of {}"),
+    *(
+        "· 7 a step after the prompt",
+        "offset points",
+        "upper left",
+        "lower right",
+        "upper right",
+        "lower left",
+        "numbers of passes",
+    ),
+}
+
+
+@pytest.fixture
+def chinese():
+    language.use("zh")
+    yield
+    language.use("en")
+
+
+def left_in_english(text: str) -> list[str]:
+    """Words of a translated text that are neither names nor quoted."""
+    bare = re.sub(r"“[^”]*”", "", text)
+    return [word for word in re.findall(r"[A-Za-z]{2,}", bare) if word not in NAMES]
+
+
+def untranslated(folder: Path = FOLDER) -> list[str]:
+    found = (
+        (at, text, language.translated(text)) for at, text in phrases_of(folder) if text not in NO_LABELS
+    )
+    return [
+        f"{at}: {text!r} → {out!r}" for at, text, out in found if left_in_english(out) and not _page(text)
+    ]
+
+
+def _page(text: str) -> bool:
+    return re.match(r"padding:|min\(100%", text) is not None
+
+
+def test_every_phrase_of_a_figure_or_widget_is_in_the_catalogue():
+    assert untranslated() == []
+
+
+def test_a_phrase_without_a_translation_is_noticed(tmp_path):
+    (tmp_path / "new.py").write_text(
+        '"""Doc string here."""\nlabel = f"never seen {n} before"\n', encoding="utf-8"
+    )
+    assert untranslated(tmp_path) == ["new.py:2: 'never seen 7 before' → 'never seen 7 before'"]
+
+
+def test_what_nobody_sees_is_no_phrase():
+    source = '"""A doc."""\ndef f(x: "a long type"):\n    """More of it."""\n    raise E(f"not {x} at all")'
+    assert list(phrases(source)) == []
+
+
+def test_the_catalogue_is_well_formed():
+    groups = json.loads(language.CATALOGUE.read_text(encoding="utf-8"))
+    entries = [entry for group in groups.values() for entry in group.items()]
+    assert len({english for english, _ in entries}) == len(entries), "an entry stands twice"
+    for english, chinese in entries:
+        places, numbered = len(PLACES.findall(english)), re.findall(r"\{(\d*)\}", chinese)
+        wanted = sorted(map(int, numbered)) if any(numbered) else list(range(len(numbered)))
+        # A place may be left out, such as the plural's s, but none may be named that is not there.
+        assert set(wanted) <= set(range(places)) and len(set(wanted)) == len(wanted), english
+        assert any(numbered) or len(numbered) == places, english
+
+
+def test_our_fonts_can_write_all_of_it():
+    written = set("".join(language.catalogue().values()))
+    assert {ch for ch in written if ord(ch) > 126} - set(map(chr, covered_characters())) == set()
+
+
+def test_english_is_left_alone():
+    assert language.current() == "en"
+    assert language.text("probability") == "probability" and language.page("<b>probability</b>").startswith(
+        "<b>pr"
+    )
+    with pytest.raises(ValueError, match="language must be one of en, zh, got 'fr'"):
+        language.use("fr")
+    assert language.current() == "en"
+
+
+@pytest.mark.parametrize(
+    ("english", "wanted"),
+    [
+        ("probability", "概率"),
+        (" probability ", " 概率 "),
+        ("step 3", "第 3 步"),
+        (
+            "12,288 of 12,288 tokens kept · 100.0% of the mass",
+            "保留 12,288 个词元中的 12,288 个 · 概率质量的 100.0%",
+        ),
+        ("base, after “time, tokens. Step 3”", "base，前文“time, tokens. Step 3”"),
+        ("Where “time” fell: p · q", "“time”被拒绝处：p · q"),
+        ("One scale, two zero points\nprobability", "一个缩放因子，两个零点因子\n概率"),
+        ("● measured", "● 实测"),
+        ("␣time", "␣time"),
+        ("3.5", "3.5"),
+        ("no such label", "no such label"),
+        ("The target reads the prompt and writes “the”.", "大模型读入提示，写出 “the”。"),
+    ],
+)
+def test_texts_are_found_whole_by_places_and_part_by_part(chinese, english, wanted):
+    assert language.text(english) == wanted
+
+
+def test_a_page_keeps_its_tags_and_the_texts_of_models(chinese):
+    own = '<span translate="no">probability &amp; time</span><p>time &lt; 3</p>'
+    page = f'<td title="clipped">probability</td>{own}'
+    assert language.page(page) == f'<td title="被截断">概率</td>{own}'
+    assert language.page("<style>time</style><p>time</p>") == "<style>time</style><p>时间</p>"
+    assert language.table("| layers | a |\n|---|---|") == "| 层 | a |\n|---|---|"
+
+
+def test_a_strip_in_chinese_keeps_the_text_of_the_model(chinese):
+    page = TextStrip("time", (StripPiece("probability", 0.5),))._repr_html_()
+    assert ">time<" in page and ">probability<" in page
+    assert "概率：" in page and "less" not in page
+
+
+def drawn(picture: style.Picture) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(picture.png(1.0)))).astype(int)
+
+
+def test_a_picture_is_painted_in_the_language_and_remembers_english():
+    with style.style():
+        picture = style.Picture(4.0, 2.0, alt="probability")
+        axes = picture.add_subplot()
+        axes.set_xlabel("probability")
+        axes.set_yticks([0.5], ["model alone"])
+        axes.plot([0, 1], label="measured")
+        axes.legend()
+    english = drawn(picture)
+    try:
+        language.use("zh")
+        translated, bundle = drawn(picture), picture._repr_mimebundle_()
+    finally:
+        language.use("en")
+    assert np.abs(english - translated).sum() > 1000, "nothing was painted anew"
+    assert bundle[0]["text/plain"] == bundle[1]["image/png"]["alt"] == "概率"
+    assert axes.get_xlabel() == "probability" and picture.alt == "probability"
+    assert np.array_equal(drawn(picture), english)
+
+
+class Small(v.View):
+    name = "Roofline explorer"
+
+    def __init__(self):
+        super().__init__()
+        self.kind = v.dropdown("attention", ["unfused", "fused"], "fused")
+        self.size = v.int_slider("beams", 3, 1, 8, "sequences at once")
+        self.go = v.button("Undo", "take the last token back")
+        self._assemble(v.row(self.kind, self.size), self.go)
+
+
+def test_controls_speak_chinese_and_keep_their_values(chinese):
+    small = Small()
+    assert (small.kind.description, small.kind.value) == ("注意力", "fused")
+    assert small.kind.options == (("未融合", "unfused"), ("融合", "fused"))
+    assert (small.size.description, small.size.tooltip) == ("束宽", "同时处理的序列数")
+    assert (small.go.description, small.go.tooltip) == ("撤销", "撤回最后一个词元")
+    small.show(style.Picture(2.0, 1.0, alt="Next token"), "<p>probability</p>")
+    assert small._text.value == "<p>概率</p>" and "下一词元" in small._spoken.value
+
+
+def controls(root: ipywidgets.Widget):
+    yield root
+    for child in getattr(root, "children", ()):
+        yield from controls(child)
+
+
+@pytest.mark.parametrize("name", ["BatchingTimeline", "MemoryCalculator", "RooflineExplorer", "TilePlayer"])
+def test_no_control_of_a_widget_is_left_in_english(chinese, name):
+    from llmcourse.figures import widgets
+
+    shown = getattr(widgets, name)()
+    machine = {"A100", "H100", "H200", "RTX", "MI", "PCIe", "SXM", "Apple", "Pro", "Max", "small", "NVIDIA"}
+    for control in controls(shown.widget):
+        texts = [getattr(control, trait, "") for trait in ("description", "tooltip")]
+        for text in filter(None, [*texts, *getattr(control, "_options_labels", ())]):
+            assert set(left_in_english(str(text))) - machine == set(), f"{type(control).__name__}: {text!r}"
+    words = re.sub(r"<[^>]*>", " ", shown._text.value)
+    assert set(left_in_english(words)) - machine == set(), words
