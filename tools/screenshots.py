@@ -18,16 +18,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageChops, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from tools.lab import next_free
+
+if TYPE_CHECKING:
+    from llmcourse.figures.style import Picture
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 MOST_BYTES = 60_000
 COLOURS = 32  # a view has few; more of them would only smooth the edges of its letters
-WIDTH, SCALE = 1120, 1  # of the page, in its own pixels, and how many of ours each of them gets
+WIDTH, SCALE = 1120, 1.25  # of the page, in its own pixels, and how many of ours each of them gets
 MARGIN = 8  # of white, in our pixels
 SECONDS_TO_START, SECONDS_TO_DRAW = 180, 180
 CHROMIUM = "/usr/bin/chromium"
@@ -64,27 +69,40 @@ HEIGHT = """(view, withoutText) => {  // without the line of the page that lies 
 }"""
 
 
-def recorded_attention() -> bytes:
+def recorded_attention() -> Picture:
     """FlashAttention beside its limit and its peer, as chapter 3 draws what is recorded."""
     from llmcourse.figures import kernel_bars, recorded
 
     names = kernel_bars.FLASH_FORWARD
-    return kernel_bars.plot_kernels(recorded.all_of(names), "FlashAttention, forward, bf16", names).png(SCALE)
+    return kernel_bars.plot_kernels(recorded.all_of(names), "FlashAttention, forward, bf16", names)
 
 
-PLOTS: dict[str, Callable[[], bytes]] = {"recorded_attention": recorded_attention}
+PLOTS: dict[str, Callable[[], Picture]] = {"recorded_attention": recorded_attention}
 
 
-def packed(png: bytes) -> bytes:
-    """A picture in a palette of few colours, with no more white around it than a margin."""
+def packed(png: bytes, words: str = "") -> bytes:
+    """A picture in a palette of few colours, with no more white around it than a margin.
+
+    Args:
+        words: what a plot says, kept in the file, so that one which is out of date can be found.
+    """
     found = Image.open(io.BytesIO(png)).convert("RGB")
     box = ImageChops.difference(found, Image.new("RGB", found.size, "white")).getbbox()
     if box is not None:
         found = ImageOps.expand(found.crop(box), MARGIN, "white")
     out = io.BytesIO()
     few = found.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
-    few.save(out, "PNG", optimize=True)
+    kept = PngInfo()
+    if words:
+        kept.add_itxt("Description", words)
+    few.save(out, "PNG", optimize=True, pnginfo=kept)
     return out.getvalue()
+
+
+def drawn(name: str) -> bytes:
+    """A plot as a file."""
+    picture = PLOTS[name]()
+    return packed(picture.png(SCALE), picture.alt)
 
 
 def notebook(sources: list[str]) -> dict:
@@ -180,10 +198,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join([*VIEWS, *PLOTS])}; all if none is given")
     wanted = parser.parse_args().names or [*VIEWS, *PLOTS]
     views = {name: VIEWS[name] for name in wanted if name in VIEWS}
-    shots = photograph(views) if views else {}
-    shots |= {name: PLOTS[name]() for name in wanted if name in PLOTS}
-    for name, png in shots.items():
-        data = packed(png)
+    files = {name: packed(png) for name, png in (photograph(views) if views else {}).items()}
+    files |= {name: drawn(name) for name in wanted if name in PLOTS}
+    for name, data in files.items():
         (DOCS / f"{name}.png").write_bytes(data)
         print(f"docs/{name}.png: {len(data):,} bytes")
     return 0
