@@ -1,6 +1,7 @@
 """Plots as pure functions of their data, and widgets as thin views over them.
 
     fonts, subset_font      a small Chinese font in the package, and how it was made
+    drawn_text              a canvas that keeps the texts it has drawn
     style                   one look for all; `Picture`, a figure that shows itself in a notebook
     distribution            one next-token distribution: kept, cut, mass, entropy
     temperature             one distribution at several temperatures; calibration

@@ -21,9 +21,9 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from llmcourse.figures.drawn_text import KeepingCanvas
 from llmcourse.figures.fonts import FAMILIES, install_fonts, readable
 
 INK = "#1d2733"  # text
@@ -94,7 +94,7 @@ class Picture(Figure):
 
     def __init__(self, width: float = WIDTH, height: float = 4.0, alt: str = "", **options):
         super().__init__(figsize=(width, height), dpi=PIXELS_PER_INCH, **options)
-        FigureCanvasAgg(self)
+        KeepingCanvas(self)
         self.alt = alt
         self.moving: list[Artist] = []
         self.still_key: Hashable = None

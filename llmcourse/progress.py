@@ -1,0 +1,43 @@
+"""Bars with the time left, for what takes more than a moment: widgets in a notebook, text elsewhere.
+
+A bar goes away at its end, so that nothing of it stays in a saved notebook; where a loop is interrupted, it
+shows how far it came.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sized
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+Item = TypeVar("Item")
+
+
+def bar(
+    items: Iterable[Item] | None,
+    what: str,
+    *,
+    unit: str = "it",
+    total: int | None = None,
+    shown: bool = True,
+    after_s: int | float = 0,
+) -> tqdm:
+    """The same items, one after the other, and a bar of how many are done and when all will be.
+
+        for name, params in bar(remedies.items(), "remedies"):
+
+    Args:
+        items: to iterate over; None for a bar moved by hand, `with bar(None, …) as one: one.update()`.
+        what: stands before the bar.
+        unit: of the items.
+        total: how many there are, where `items` does not know.
+        shown: False shows nothing.
+        after_s: not before so many seconds, for what may be over by then.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    # tqdm's own switch, which its form for notebooks does not look at.
+    hidden = not shown or os.environ.get("TQDM_DISABLE", "").lower() in ("1", "true")
+    return tqdm(items, desc=what, total=total, unit=unit, leave=False, delay=after_s, disable=hidden)
