@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import ipywidgets
@@ -35,7 +35,7 @@ LIMIT_S = 0.1
 CPU = torch.device("cpu")
 
 
-def family() -> dict[str, pretrained.Loaded]:
+def family() -> dict[str, pretrained.Pretrained]:
     return {name: pretrained.load(name, device=CPU) for name in pretrained.embedded_names()[::-1]}
 
 
@@ -58,7 +58,9 @@ def exit_explorer() -> View:
 
 # Each as its chapter makes it, with all models of the family where a chapter has them.
 VIEWS: dict[str, Callable[[], View]] = {
-    "BeamTreeViewer": lambda: widgets.BeamTreeViewer(family(), "The old man sat down by the", num_beams=2),
+    "BeamTreeViewer": lambda: widgets.BeamTreeViewer(
+        family(), "The old man sat down by the", num_beams=2, max_new_tokens=2
+    ),
     "SamplingExplorer": lambda: widgets.SamplingExplorer(family(), params=SamplingParams(top_p=0.3)),
     "ContrastViewer": lambda: widgets.ContrastViewer(family()),
     "RooflineExplorer": lambda: widgets.RooflineExplorer(machine="A100 80GB", model="Llama-3-8B"),
@@ -149,12 +151,12 @@ def answers(view: View, *, values: int, rounds: int, clock: Callable[[], float])
 
 def measure(name: str, *, values: int, rounds: int, cpu: bool) -> dict:
     """Records how fast a widget answers."""
-    if cpu:
-        torch.set_num_threads(1)
-    view = VIEWS[name]()
-    found = list(
-        answers(view, values=values, rounds=rounds, clock=time.thread_time if cpu else time.perf_counter)
-    )
+    clock, threads = time.thread_time if cpu else time.perf_counter, torch.get_num_threads()
+    torch.set_num_threads(1 if cpu else threads)
+    try:
+        found = list(answers(VIEWS[name](), values=values, rounds=rounds, clock=clock))
+    finally:
+        torch.set_num_threads(threads)
     known, new = [one.best_s for one in found], [one.first_s for one in found]
     worst, slowest = max(found, key=lambda one: one.best_s), max(found, key=lambda one: one.first_s)
     quartiles = statistics.quantiles(known, n=4)
@@ -177,13 +179,15 @@ def measure(name: str, *, values: int, rounds: int, cpu: bool) -> dict:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="widgets; default all", choices=[[], *VIEWS])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="widgets; default all")
     parser.add_argument("--values", type=int, default=8, metavar="N", help="of each control (default 8)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="over the values (default 3)")
     parser.add_argument("--cpu", action="store_true", help="time of one core, for a busy machine")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    for name in set(options.names) - set(VIEWS):
+        parser.error(f"NAME must be one of {', '.join(VIEWS)}, got {name!r}")
     for name in options.names or VIEWS:
         measure(name, values=options.values, rounds=options.rounds, cpu=options.cpu)
 

@@ -21,6 +21,7 @@ def bar(
     *,
     unit: str = "it",
     total: int | None = None,
+    initial: int = 0,
     shown: bool = True,
     after_s: int | float = 0,
 ) -> tqdm:
@@ -33,6 +34,7 @@ def bar(
         what: stands before the bar.
         unit: of the items.
         total: how many there are, where `items` does not know.
+        initial: how many were done before.
         shown: False shows nothing.
         after_s: not before so many seconds, for what may be over by then.
     """
@@ -40,4 +42,5 @@ def bar(
         total = len(items)
     # tqdm's own switch, which its form for notebooks does not look at.
     hidden = not shown or os.environ.get("TQDM_DISABLE", "").lower() in ("1", "true")
-    return tqdm(items, desc=what, total=total, unit=unit, leave=False, delay=after_s, disable=hidden)
+    settings = {"total": total, "initial": initial, "unit": unit, "delay": after_s}
+    return tqdm(items, desc=what, leave=False, disable=hidden, **settings)

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llmcourse.distillation.batches import Batches
 from llmcourse.distillation.objective import Objective
@@ -37,6 +36,7 @@ from llmcourse.distillation.shards import (
 from llmcourse.distillation.teacher import Teacher
 from llmcourse.model import Decoder
 from llmcourse.pretrained import fingerprint
+from llmcourse.progress import bar
 from llmcourse.training.checkpoint import SAVE_EVERY_S, load_state, save_state
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.muon import BatchedMuon
@@ -176,18 +176,18 @@ class _Run:
         started = saved = time.monotonic()
         recipe, before_s = self.distillation.recipe, self.records.seconds
         rank, pending = world()[0], []
-        bar = tqdm(total=recipe.steps, initial=first, desc=recipe.name, disable=rank > 0, mininterval=1)
-        with bar, Interrupts() as interrupts:
+        steps = bar(None, recipe.name, total=recipe.steps, initial=first, unit="step", shown=rank == 0)
+        with steps, Interrupts() as interrupts:
             for index in range(first, recipe.steps):
                 pending.append((index, self.step(index), before_s + time.monotonic() - started))
-                bar.update()
+                steps.update()
                 now, interrupted = time.monotonic(), interrupts.pending
                 out_of_time = now - started > time_limit_s
                 wishes = (interrupted or out_of_time, now - saved > SAVE_EVERY_S)
                 stop, due = any_process(wishes, self.device)
                 last = index == recipe.steps - 1
                 if stop or due or last or len(pending) == CHECK_EVERY or self.device.type == "cpu":
-                    bar.set_postfix(loss=f"{self._checked(pending):.3f}")
+                    steps.set_postfix(loss=f"{self._checked(pending):.3f}")
                     pending = []
                 if stop or due or last:
                     if not self.saved.write(index + 1):

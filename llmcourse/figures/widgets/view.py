@@ -84,7 +84,7 @@ NAME_STYLE = {"description_width": "116px"}
 
 
 def _slider_layout() -> Layout:
-    return Layout(width="272px", margin="1px 2px")
+    return Layout(width="272px", max_width="100%", margin="1px 2px")
 
 
 def button(name: str, tooltip: str, icon: str = "", style: str = "") -> Button:
@@ -94,7 +94,10 @@ def button(name: str, tooltip: str, icon: str = "", style: str = "") -> Button:
 
 def dropdown(name: str, options: Sequence, value, width: str = "220px") -> Dropdown:
     style = {"description_width": "initial"}
-    return Dropdown(description=name, options=options, value=value, style=style, layout=Layout(width=width))
+    layout = Layout(
+        width=width, max_width="100%"
+    )  # narrower where the page is: a phone, or four times the size
+    return Dropdown(description=name, options=options, value=value, style=style, layout=layout)
 
 
 def size_slider(name: str, value: int, low: int, high: int, tooltip: str) -> SelectionSlider:
@@ -150,7 +153,11 @@ class View:
         self.picture = Picture(alt=self.name)
         self.message = ""
         self._image = Image(format="png", layout=Layout(max_width="100%", height="auto"))
-        self._message, self._spoken, self._text = HTML(), HTML(), HTML(layout=Layout(max_width="880px"))
+        self._message, self._spoken, self._text = (
+            HTML(),
+            HTML(),
+            HTML(layout=Layout(max_width="min(100%, 880px)", overflow="auto")),
+        )
         self._fonts, self._characters = HTML(f"<style>{VIEW_CSS}</style>"), frozenset()
         self.widget = VBox(layout=Layout(width="100%"))
         self.widget.add_class(VIEW_CLASS)
