@@ -23,6 +23,7 @@ from tools.pictures import smaller
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TIMEOUT_S = 600
+QUIET = {"TQDM_DISABLE": "1"}
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -83,7 +84,7 @@ def run(book: NotebookNode, folder: Path) -> None:
     # Its own handler now and then loses the reply of a cell that opens widgets, and hangs.
     client.on_comm_open_jupyter_widget = lambda message: None
     try:
-        client.execute(env=os.environ | {"TQDM_DISABLE": "1"})
+        client.execute(env=os.environ | QUIET)
     except (CellExecutionError, TimeoutError) as error:
         raise BuildError(str(error)) from error
 
