@@ -3,6 +3,7 @@
 The order of the parts is the order of dependence; each imports only from those above it.
 
     arguments               how the command lines refuse what they cannot read
+    progress                bars with the time left
     timing, hardware        how to time, and what the machine at hand can do
     attention, kv_cache     how tokens look at each other, by whole rows and by tiles; what is kept of it
     model, tokenizer        one decoder (Llama, Qwen2, Qwen3), text to tokens and back

@@ -290,7 +290,7 @@ def _search(
     from llmcourse.decoding.beam import beam_search
 
     started = time.perf_counter()
-    search = beam_search(source, token_ids, num_beams=num_beams, **settings)
+    search = beam_search(source, token_ids, num_beams=num_beams, progress=True, **settings)
     num_steps = search.nodes[-1].step + 1
     time_s = (time.perf_counter() - started) / num_steps
     write(f"{prompt}{tokenizer.decode(search.hypotheses[0].tokens)}\n")

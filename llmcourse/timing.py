@@ -19,6 +19,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from llmcourse.progress import bar
+
+PATIENCE_S = 1.0  # what takes longer shows a bar
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -67,6 +71,7 @@ def measure(
     device: torch.device | str = "cpu",
     warmup: int = 3,
     repeats: int = 20,
+    progress: str = "",
 ) -> Timing:
     """Times `run()`, device work included.
 
@@ -78,16 +83,25 @@ def measure(
         device: where the work happens.
         warmup: runs that are not counted, at least 0.
         repeats: runs that are, at least 1.
+        progress: what a bar of all runs is called that takes longer than a moment, `""` for none. It is
+            moved between runs, never within one.
 
     Raises:
         ValueError: `warmup` or `repeats` is too small.
     """
     _check_counts(warmup, repeats)
-    for _ in range(warmup):
-        run()
-    if torch.device(device).type == "cuda":
-        return Timing(_event_seconds(run, device, repeats))
-    return Timing(tuple(_seconds(run, device) for _ in range(repeats)))
+    count = warmup + repeats
+    with bar(None, progress, total=count, unit="run", shown=bool(progress), after_s=PATIENCE_S) as shown:
+        for _ in range(warmup):
+            run()
+            shown.update()
+        if torch.device(device).type == "cuda":
+            return Timing(_event_seconds(run, device, repeats))
+        times_s = []
+        for _ in range(repeats):
+            times_s.append(_seconds(run, device))
+            shown.update()
+    return Timing(tuple(times_s))
 
 
 def measure_in_turns(
@@ -96,6 +110,7 @@ def measure_in_turns(
     device: torch.device | str = "cpu",
     warmup: int = 1,
     repeats: int = 20,
+    progress: str = "",
 ) -> dict[Hashable, Timing]:
     """Times several things to be compared, one repetition of each after the other.
 
@@ -104,13 +119,15 @@ def measure_in_turns(
     Args:
         runs: by name.
         warmup, repeats: rounds that are not counted, and that are; as in `measure`.
+        progress: as in `measure`, of all rounds.
 
     Raises:
         ValueError: `warmup` or `repeats` is too small.
     """
     _check_counts(warmup, repeats)
     times_s: dict[Hashable, tuple[float, ...]] = dict.fromkeys(runs, ())
-    for number in range(warmup + repeats):
+    rounds = range(warmup + repeats)
+    for number in bar(rounds, progress, unit="round", shown=bool(progress), after_s=PATIENCE_S):
         for name, run in runs.items():
             taken = measure(run, device=device, warmup=0, repeats=1)
             times_s[name] += taken.times_s if number >= warmup else ()

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "llmcourse"
 # From top to bottom; parts on one line never import each other.
 LAYERS = (
     ("arguments",),
+    ("progress",),
     ("timing",),
     ("hardware",),
     ("costs",),

@@ -8,6 +8,7 @@ a test compares the two. Tags go into the cell's first line: `# %% tags=["nbval-
 
 import argparse
 import hashlib
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ from tools.pictures import smaller
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 TIMEOUT_S = 600
+QUIET = {"TQDM_DISABLE": "1"}
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -64,6 +66,8 @@ def convert(text: str) -> NotebookNode:
 def run(book: NotebookNode, folder: Path) -> None:
     """Executes the cells in a fresh kernel that works in `folder`; outputs are stored in the cells.
 
+    No bars are shown: what is saved is what stays.
+
     Raises:
         BuildError: a cell raised or took too long.
     """
@@ -80,7 +84,7 @@ def run(book: NotebookNode, folder: Path) -> None:
     # Its own handler now and then loses the reply of a cell that opens widgets, and hangs.
     client.on_comm_open_jupyter_widget = lambda message: None
     try:
-        client.execute()
+        client.execute(env=os.environ | QUIET)
     except (CellExecutionError, TimeoutError) as error:
         raise BuildError(str(error)) from error
 

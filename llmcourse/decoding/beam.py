@@ -33,6 +33,7 @@ from llmcourse.decoding.history import History
 from llmcourse.decoding.processors import Processor, apply, widen
 from llmcourse.decoding.source import LogitsSource, as_source, check_request
 from llmcourse.model import Decoder
+from llmcourse.progress import bar
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def beam_searches(
     prompts: Sequence[Sequence[int]],
     *,
     on_error: Literal["raise", "return"] = "raise",
+    progress: bool = False,
     **settings,
 ) -> list[BeamSearch]:
     """The same for a batch of prompts, all beams of all prompts in one forward pass a step.
@@ -97,12 +99,16 @@ def beam_searches(
     Args:
         on_error: "raise" finishes the other searches and raises the first error, with what all of them
             came to as its `generations`; "return" leaves errors in the searches.
+        progress: show a bar of the steps, if they take more than a moment.
     """
     require_on_error(on_error)
     steps = stream_beams(source, prompts, **settings)
+    total = settings.get("max_new_tokens")  # a search may end before
     try:
-        while True:
-            next(steps)
+        with bar(None, "searching", total=total, unit="step", shown=progress, after_s=1) as shown:
+            while True:
+                next(steps)
+                shown.update()
     except StopIteration as end:
         return end.value
     except DecodingError as error:

@@ -9,7 +9,6 @@ with the last checkpoint in place.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from llmcourse.distillation.batches import Batches
 from llmcourse.distillation.objective import Objective
@@ -38,14 +36,13 @@ from llmcourse.distillation.shards import (
 from llmcourse.distillation.teacher import Teacher
 from llmcourse.model import Decoder
 from llmcourse.pretrained import fingerprint
+from llmcourse.progress import bar
 from llmcourse.training.checkpoint import SAVE_EVERY_S, load_state, save_state
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.muon import BatchedMuon
 from llmcourse.training.optimizer import build_optimizers, schedule, set_rates
 from llmcourse.training.paced import CHECK_EVERY, MAX_NORM, autocast, random_devices
 from llmcourse.training.tokens import Domain
-
-LOGGED_EVERY_S = 30  # where the bar goes to a file, in which every picture of it is a line
 
 
 def distill(
@@ -179,20 +176,18 @@ class _Run:
         started = saved = time.monotonic()
         recipe, before_s = self.distillation.recipe, self.records.seconds
         rank, pending = world()[0], []
-        pause_s = 1 if sys.stderr.isatty() else LOGGED_EVERY_S
-        named = {"desc": recipe.name, "disable": rank > 0, "mininterval": pause_s}
-        bar = tqdm(total=recipe.steps, initial=first, miniters=1, **named)
-        with bar, Interrupts() as interrupts:
+        steps = bar(None, recipe.name, total=recipe.steps, initial=first, unit="step", shown=rank == 0)
+        with steps, Interrupts() as interrupts:
             for index in range(first, recipe.steps):
                 pending.append((index, self.step(index), before_s + time.monotonic() - started))
-                bar.update()
+                steps.update()
                 now, interrupted = time.monotonic(), interrupts.pending
                 out_of_time = now - started > time_limit_s
                 wishes = (interrupted or out_of_time, now - saved > SAVE_EVERY_S)
                 stop, due = any_process(wishes, self.device)
                 last = index == recipe.steps - 1
                 if stop or due or last or len(pending) == CHECK_EVERY or self.device.type == "cpu":
-                    bar.set_postfix(loss=f"{self._checked(pending):.3f}", refresh=False)
+                    steps.set_postfix(loss=f"{self._checked(pending):.3f}", refresh=False)
                     pending = []
                 if stop or due or last:
                     if not self.saved.write(index + 1):

@@ -2,6 +2,7 @@
 
     fonts, subset_font      a small Chinese font in the package, and how it was made
     language                English or Chinese, where figures and widgets are shown; `chinese.json`
+    drawn_text              a canvas that keeps the texts it has drawn
     style                   one look for all; `Picture`, a figure that shows itself in a notebook
     distribution            one next-token distribution: kept, cut, mass, entropy
     temperature             one distribution at several temperatures; calibration

@@ -15,6 +15,7 @@ from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.metrics import distinct_n
 from llmcourse.decoding.reread import reread
 from llmcourse.figures.speculation_trace import added_words
+from llmcourse.progress import bar
 from llmcourse.tokenizer import Tokenizer
 
 MOST_PASSES = 1000  # of the backbone, for one text under all settings: seconds, not minutes
@@ -156,10 +157,12 @@ def fill_all(
     *,
     max_new_tokens: int = 32,
     refinement: Refinement = "unmask",
+    progress: bool = False,
 ) -> dict[Dial, Filling]:
-    """Writes a text with every setting; arguments and errors are those of `fill` and `all_dials`."""
+    """Writes a text with every setting, with a bar if asked; else as `fill` and `all_dials`."""
     limits = {"max_new_tokens": max_new_tokens, "refinement": refinement}
-    return {dial: fill(model, prompt, dial, **limits) for dial in all_dials(max_new_tokens)}
+    dials = bar(all_dials(max_new_tokens), "writing", unit="setting", shown=progress)
+    return {dial: fill(model, prompt, dial, **limits) for dial in dials}
 
 
 def _after(state: TextState, step: BlockPass) -> TextState:

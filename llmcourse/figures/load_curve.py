@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
+from llmcourse.progress import bar
 from llmcourse.serving.metrics import Metrics
 
 GOOD = 0.9  # the share of requests that must be in time
@@ -72,7 +73,11 @@ def sweep(serve: Mapping[str, Callable[[float], Metrics]], rates: Iterable[int |
         serve: by name, what makes the metrics of an arrival rate: a simulation or a run.
     """
     rising = tuple(sorted(float(rate) for rate in rates))
-    return [LoadCurve(name, rising, tuple(map(one, rising))) for name, one in serve.items()]
+    metrics = {name: [] for name in serve}
+    todo = [(name, rate) for name in serve for rate in rising]
+    for name, rate in bar(todo, "loads", unit="load", after_s=1):
+        metrics[name].append(serve[name](rate))
+    return [LoadCurve(name, rising, tuple(found)) for name, found in metrics.items()]
 
 
 def plot_load(

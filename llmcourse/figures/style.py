@@ -21,10 +21,10 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 
 from llmcourse.figures import language
+from llmcourse.figures.drawn_text import KeepingCanvas
 from llmcourse.figures.fonts import FAMILIES, install_fonts, readable
 
 INK = "#1d2733"  # text
@@ -84,26 +84,6 @@ def style() -> Iterator[None]:
             yield
 
 
-class _Renderer(RendererAgg):
-    """Paints every text, those of ticks and legends too, in the language that is chosen."""
-
-    def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None):
-        super().draw_text(gc, x, y, language.text(s), prop, angle, ismath, mtext)
-
-    def get_text_width_height_descent(self, s, prop, ismath):
-        return super().get_text_width_height_descent(language.text(s), prop, ismath)
-
-
-class _Canvas(FigureCanvasAgg):
-    """What a picture is painted on; another language measures all texts anew."""
-
-    def get_renderer(self):
-        key = (*self.figure.bbox.size, self.figure.dpi, language.current())
-        if self._lastKey != key:
-            self.renderer, self._lastKey = _Renderer(*key[:3]), key
-        return self.renderer
-
-
 class Picture(Figure):
     """A figure that shows itself in a notebook and says in words what it shows.
 
@@ -115,7 +95,7 @@ class Picture(Figure):
 
     def __init__(self, width: float = WIDTH, height: float = 4.0, alt: str = "", **options):
         super().__init__(figsize=(width, height), dpi=PIXELS_PER_INCH, **options)
-        _Canvas(self)
+        KeepingCanvas(self)
         self.alt = alt
         self.moving: list[Artist] = []
         self.still_key: Hashable = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
@@ -113,29 +113,33 @@ def plot_timelines(
 
 def _draw_boxes(picture: look.Picture, panels: Sequence[_Panel]) -> None:
     """One artist for each kind, which is fast."""
+    joined = [(panel, _joined(panel)) for panel in panels]
     for kind, settings in LOOKS.items():
-        corners, thin = [], False
-        for panel in panels:
-            boxes = _joined([box for box in panel.shown.boxes if box.kind == kind], panel)
-            corners += [panel.corners(box) for box in boxes]
-            thin |= kind in BUSY and any(panel.width(box) < THINNEST for box in boxes)
+        found = [(panel, box) for panel, boxes in joined for box in boxes if box.kind == kind]
+        thin = kind in BUSY and any(panel.width(box) < THINNEST for panel, box in found)
         edges = {"edgecolor": "none"} if thin else {}
         style = settings | edges | {"transform": picture.dpi_scale_trans, "linewidths": 0.8, "label": kind}
-        if corners:
+        corners = [panel.corners(box) for panel, box in found]
+        if corners and "hatch" in settings:  # which Matplotlib prepares for each path anew
+            whole = Path.make_compound_path(*(Path([*four, four[0]], closed=True) for four in corners))
+            picture.add_artist(PathCollection([whole], snap=True, **style))
+        elif corners:
             picture.add_artist(PolyCollection(corners, **style))
 
 
-def _joined(boxes: Sequence[Box], panel: _Panel) -> list[Box]:
-    """Neighbours of one request are joined where steps are thin or nothing runs."""
-    found: list[Box] = []
-    for box in sorted(boxes, key=lambda box: (box.slot, box.start_s)):
-        last = found[-1] if found else None
-        thin = not box.busy or panel.width(box) < THINNEST
-        if last and thin and (last.slot, last.id, last.end_s) == (box.slot, box.id, box.start_s):
-            found[-1] = last._replace(end_s=box.end_s, num_tokens=last.num_tokens + box.num_tokens)
+def _joined(panel: _Panel) -> list[Box]:
+    """Neighbours of one request are joined where steps are thin or nothing runs; slot by slot."""
+    found: list[list[list]] = [[] for _ in range(panel.shown.num_slots)]
+    thinnest_s = THINNEST / panel.inches
+    for box in panel.shown.boxes:  # in the order of time
+        slot, start_s, end_s, kind, id, num_tokens = box
+        last = found[slot][-1] if found[slot] else None
+        thin = kind not in BUSY or end_s - start_s < thinnest_s
+        if last and thin and last[2:5] == [start_s, kind, id]:
+            last[2], last[5] = end_s, last[5] + num_tokens
         else:
-            found.append(box)
-    return found
+            found[slot].append(list(box))
+    return [Box(*each) for row in found for each in row]
 
 
 def _draw_names(picture: look.Picture, panels: Sequence[_Panel]) -> None:

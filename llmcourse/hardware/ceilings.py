@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from llmcourse.hardware.machine import (
     present_device,
     this_machine,
 )
+from llmcourse.progress import bar
 from llmcourse.timing import Timing, measure
 
 FORMATS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
@@ -73,7 +75,11 @@ class Ceilings:
 
 
 def measure_ceilings(
-    device: torch.device | str | None = None, *, refresh: bool = False, folder: Path | None = None
+    device: torch.device | str | None = None,
+    *,
+    refresh: bool = False,
+    folder: Path | None = None,
+    progress: bool = True,
 ) -> Ceilings:
     """The ceilings of a device, from the user's cache folder if they were measured there before.
 
@@ -81,6 +87,7 @@ def measure_ceilings(
         device: the best one here if None.
         refresh: measures again.
         folder: where to keep them; `cache_folder()` if None.
+        progress: show a bar while measuring, which takes some seconds.
 
     Raises:
         ValueError: a device that is not here.
@@ -89,7 +96,7 @@ def measure_ceilings(
     machine = this_machine(device)
     if not refresh and (known := stored_ceilings(device, folder=folder)) is not None:
         return known
-    found = _measure(device, machine)
+    found = _measure(device, machine, progress)
     _store(found, _key(device, machine), _path(machine, folder))
     return found
 
@@ -120,10 +127,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "llmcourse"
 
 
-def _measure(device: torch.device, machine: Machine) -> Ceilings:
+def _measure(device: torch.device, machine: Machine, progress: bool) -> Ceilings:
     num_bytes = large_buffer_bytes(device)
-    copy, read = _time_copy(device, num_bytes), _time_read(device, num_bytes)
-    products = {name: found for name in FORMATS if (found := _best_product(device, name)) is not None}
+    ways = {"copy": partial(_time_copy, device, num_bytes), "read": partial(_time_read, device, num_bytes)}
+    ways |= {name: partial(_best_product, device, name) for name in FORMATS}
+    found = {name: way() for name, way in bar(ways.items(), "measuring", unit="ceiling", shown=progress)}
+    copy, read = found.pop("copy"), found.pop("read")
+    products = {name: product for name, product in found.items() if product is not None}
     return Ceilings(
         machine.name,
         machine.memory_bytes,

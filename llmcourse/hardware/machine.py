@@ -99,7 +99,7 @@ def copy_bandwidth(device: torch.device | str = "cpu", num_bytes: int | None = N
         )
     source = torch.randint(256, (num_bytes,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    timing = measure(lambda: target.copy_(source), device=device)
+    timing = measure(lambda: target.copy_(source), device=device, progress="measuring a copy")
     return 2 * num_bytes / timing.median_s / 1e9
 
 

@@ -18,10 +18,10 @@ from fnmatch import fnmatchcase
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.model import Decoder
+from llmcourse.progress import bar
 from llmcourse.quantization.quantized_tensor import QuantizedTensor
 from llmcourse.tokenizer import Tokenizer
 
@@ -173,9 +173,13 @@ class Observer:
     _handles: list = field(default_factory=list)
 
     def __enter__(self) -> Observer:
-        for name, linear in self.linears.items():
-            hook = linear.register_forward_pre_hook(lambda _, given, name=name: self._see(name, given[0]))
-            self._handles.append(hook)
+        try:
+            for name, linear in self.linears.items():
+                hook = linear.register_forward_pre_hook(lambda _, given, name=name: self._see(name, given[0]))
+                self._handles.append(hook)
+        except BaseException:  # an interrupted cell: no hook stays behind
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_) -> None:
@@ -236,9 +240,7 @@ def calibrate(
     linears = linear_layers(model, layers)
     _check_tokens(token_ids, batch_size, linears)
     with Observer(linears, hessians) as observer:
-        for batch in tqdm(
-            token_ids.split(batch_size), desc="calibrating", unit="batch", disable=not progress
-        ):
+        for batch in bar(token_ids.split(batch_size), "calibrating", unit="batch", shown=progress):
             hidden = model.hidden_states(batch.to(model.device))
             if "lm_head" in linears:
                 model.lm_head(hidden)
@@ -270,9 +272,7 @@ def layer_by_layer(
     last = [name for name in parts if any(linear.startswith(f"{name}.") for linear in linears)][-1:]
     if "lm_head" in linears:
         last = ["lm_head"]
-    for index, (name, layer) in enumerate(
-        tqdm(parts.items(), desc="quantizing", unit="layer", disable=not progress)
-    ):
+    for index, (name, layer) in enumerate(bar(parts.items(), "quantizing", unit="layer", shown=progress)):
         here = {key: linear for key, linear in linears.items() if key.startswith(f"{name}.")}
         if here:
             with Observer(here, hessians) as observer:

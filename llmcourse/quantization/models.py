@@ -24,6 +24,7 @@ from llmcourse.kernels.mixed_linear import MixedLinear
 from llmcourse.kernels.packed_linear import PackedLinear
 from llmcourse.kernels.quantized_linear import QuantizedLinear
 from llmcourse.model import Decoder
+from llmcourse.progress import bar
 from llmcourse.quantization.affine import quantize_weight
 from llmcourse.quantization.awq import AWQSettings, awq_model
 from llmcourse.quantization.calibration import LINEARS, calibrate, linear_layers
@@ -57,7 +58,7 @@ def quantize(
             look at text.
         layers: patterns of the names of layers, as `linear_layers` takes them.
         backend: what the layers run by where the model is called; engines have their own choice.
-        progress: show bars while calibrating.
+        progress: show bars while calibrating and rounding.
 
     Raises:
         ValueError: a scheme that does not exist, a pattern that matches no layer, a model that is quantized
@@ -86,7 +87,8 @@ def quantize(
         awq_model(result, calibration, AWQSettings(*settings), place=place, **chosen)
     else:
         largest = _prepared(result, scheme, calibration, chosen)
-        for name, linear in linear_layers(result, layers).items():
+        todo = linear_layers(result, layers).items()
+        for name, linear in bar(todo, "quantizing", unit="layer", shown=progress, after_s=1):
             quantized = quantize_weight(linear.weight.data, *settings, name=name)
             place(name, linear, quantized, largest.get(name))
     for layer in quantized_layers(result).values():

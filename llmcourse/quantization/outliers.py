@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from llmcourse.decoding.errors import require, require_number
 from llmcourse.model import Decoder
+from llmcourse.progress import bar
 from llmcourse.quantization.affine import quantize
 from llmcourse.quantization.calibration import LINEARS, InputStatistics, linear_layers
 from llmcourse.quantization.channel_scales import sites
@@ -127,12 +128,14 @@ def errors_by_scale(
     bits: int = 8,
     threshold: float = THRESHOLD,
     layers: Sequence[str] = LINEARS,
+    progress: bool = True,
 ) -> list[ErrorAtScale]:
     """What rounding activations costs as outliers grow; the unrounded function is the same for all factors.
 
     Args:
         token_ids: a batch of texts.
         factors: as of `scaled_channels`.
+        progress: show a bar, if it takes more than a moment.
 
     Raises:
         ValueError: as `scaled_channels`, `quantize` and `linear_layers`.
@@ -140,7 +143,7 @@ def errors_by_scale(
     _check_threshold(threshold)
     return [
         _errors(scaled_channels(model, factor, channels), token_ids, factor, bits, threshold, layers)
-        for factor in factors
+        for factor in bar(factors, "scales", unit="scale", shown=progress, after_s=1)
     ]
 
 

@@ -87,8 +87,19 @@ def save(model: Decoder, folder: str | Path, source: str | Path, scheme: str | N
         new = Path(beside) / folder.name  # not the temporary one itself, which is for its owner alone
         new.mkdir()
         _write(model, new, source, config)
-        shutil.rmtree(folder, ignore_errors=True)
+        _replace(folder, new, Path(beside) / "before")
+
+
+def _replace(folder: Path, new: Path, aside: Path) -> None:
+    """Puts the new folder where the old one was, which comes back if that is interrupted."""
+    if folder.exists():
+        folder.rename(aside)
+    try:
         new.rename(folder)
+    except BaseException:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        raise
 
 
 def _write(model: Decoder, new: Path, source: Path, config: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.loop import generate
 from llmcourse.decoding.params import SamplingParams
 from llmcourse.model import Decoder
+from llmcourse.progress import bar
 from llmcourse.prompts import CODE_MODULES, PROSE, VERSE
 from llmcourse.quantization.calibration import windows
 from llmcourse.tokenizer import Tokenizer
@@ -31,7 +32,13 @@ SEED = 5
 
 
 def texts_at_hand(
-    writer: Decoder, tokenizer: Tokenizer, use: Use, *, num_tokens: int = 256, seed: int = SEED
+    writer: Decoder,
+    tokenizer: Tokenizer,
+    use: Use,
+    *,
+    num_tokens: int = 256,
+    seed: int = SEED,
+    progress: bool = True,
 ) -> dict[str, list[str]]:
     """Texts of prose, verse and code.
 
@@ -40,6 +47,7 @@ def texts_at_hand(
         use: which half.
         num_tokens: that are written behind an opening, at most; what ends sooner stays short.
         seed: of what is written.
+        progress: show a bar.
 
     Raises:
         ValueError: another use, or no token.
@@ -50,7 +58,8 @@ def texts_at_hand(
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     code = [(stdlib / name).read_text(encoding="utf-8")[:MODULE_CHARS] for name in CODE_MODULES[half]]
     openings = {"prose": PROSE[half], "verse": VERSE[half] * POEMS}
-    texts = {name: written(writer, tokenizer, each, num_tokens, seed) for name, each in openings.items()}
+    todo = bar(openings.items(), "writing texts", unit="domain", shown=progress)
+    texts = {name: written(writer, tokenizer, each, num_tokens, seed) for name, each in todo}
     return texts | {"code": code}
 
 

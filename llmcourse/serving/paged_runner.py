@@ -13,12 +13,12 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from llmcourse.decoding.errors import NonFiniteLogitsError, require, require_integer, require_number
 from llmcourse.kernels.backend import Backend
 from llmcourse.kernels.choose_rows import BROKEN
 from llmcourse.model import Decoder
+from llmcourse.progress import bar
 from llmcourse.serving.drafted_chunk import DraftedChunk, drafted_chunks, judge
 from llmcourse.serving.other_choices import choose_one, needs_processors
 from llmcourse.serving.paged_cache import PagedCache
@@ -128,7 +128,7 @@ class PagedRunner:
         if self._graphs is not None:
             sizes = self._graphs.sizes(chunk_tokens, drafts)
             with self._device():
-                for size in tqdm(sizes, "recording", disable=not progress):
+                for size in bar(sizes, "recording", unit="graph", shown=progress):
                     self._graphs.record(size)
 
     def run(self, schedule: Schedule) -> Sampled:

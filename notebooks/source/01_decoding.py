@@ -45,7 +45,7 @@
 # %% tags=["nbval-check-output"]
 import torch
 
-from llmcourse import decoding, hardware, pretrained, prompts, timing
+from llmcourse import decoding, hardware, pretrained, progress, prompts, timing
 from llmcourse.decoding import SamplingParams, form, generate
 from llmcourse.decoding.metrics import calibration, repetition_rate, self_bleu
 from llmcourse.figures import distribution, diversity, recorded, temperature, text_strip, widgets
@@ -115,7 +115,7 @@ def tokens_per_second(source, count=128):
     def run():
         generate(source, [encode(opening)], max_new_tokens=count, eos_token_ids=())
 
-    return count / timing.measure(run, device=device, warmup=1, repeats=3).median_s
+    return count / timing.measure(run, device=device, warmup=1, repeats=3, progress="texts").median_s
 
 
 speeds = {"limit: memory": limit, "your guess": MY_GUESS}
@@ -255,7 +255,7 @@ reference = "\n".join(v for _, v in sorted(pydoc_data.topics.topics.items()))[:6
 ids = torch.tensor(tokenizer.encode(reference)[: 16 * 512 + 1])
 rows, targets = ids[:-1].view(16, 512), ids[1:]
 with torch.inference_mode():
-    seen = torch.cat([base(row[None].to(device))[0].float().cpu() for row in rows])
+    seen = torch.cat([base(r[None].to(device))[0].float().cpu() for r in progress.bar(rows, "rows")])
 bins = {}
 for t in (0.5, 1.0, 1.5):
     top, choice = (seen / t).softmax(-1).max(-1)
@@ -366,7 +366,7 @@ def mean(values):
 
 
 # %% tags=["nbval-check-output"]
-for name, params in REMEDIES.items():
+for name, params in progress.bar(REMEDIES.items(), "remedies"):
     cells = []
     for domain in FORM:
         out = write(base, DOMAINS[domain], params, max_new_tokens=96)
@@ -412,7 +412,7 @@ METRICS = {
     "log-probability": lambda out: mean(map(own_log_prob, out)),
 }
 scores = []
-for strategy, params in STRATEGIES.items():
+for strategy, params in progress.bar(STRATEGIES.items(), "strategies"):
     for domain, texts in DOMAINS.items():
         out = write(base, texts, params)
         row = {metric: score(out) for metric, score in METRICS.items()}
@@ -460,7 +460,7 @@ widgets.ContrastViewer(family, prompt="I am sleepy. I start a pot of", expert="b
 
 # %% tags=["nbval-check-output"]
 contrastive = decoding.ContrastiveLogits(base, draft)
-for domain, texts in DOMAINS.items():
+for domain, texts in progress.bar(DOMAINS.items(), "domains"):
     for name, source in (("expert alone", base), ("contrastive", contrastive)):
         out = write(source, texts, SamplingParams(temperature=0))
         line = f"{domain:6}{name:13} repeated {mean(repetition_rate(g.tokens) for g in out):4.0%}"

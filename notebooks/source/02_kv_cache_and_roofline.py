@@ -45,7 +45,7 @@
 import torch
 from torch.nn import functional as F
 
-from llmcourse import costs, decoding, hardware, pretrained, roofline, timing
+from llmcourse import costs, decoding, hardware, pretrained, progress, roofline, timing
 from llmcourse.costs import LLAMA_2_7B, LLAMA_3_8B, Precision, Step
 from llmcourse.decoding import generate
 from llmcourse.figures import cost_table, growth, memory_bars, recorded, widgets
@@ -146,8 +146,8 @@ start, lengths = encode("Once upon"), (4, 8, 16, 32, 64, 128, 256)
 def seconds_after(source):
     """Seconds until each of the lengths is reached, one sequence, greedy."""
     steps = decoding.stream(source, [start], max_new_tokens=max(lengths), eos_token_ids=())
-    times = torch.tensor([step.time_s for step in steps], dtype=torch.float64).cumsum(0)
-    return [times[length - 1].item() for length in lengths]
+    times = [step.time_s for step in progress.bar(steps, "tokens", total=max(lengths))]
+    return [sum(times[:length]) for length in lengths]
 
 
 generate(base32, [start], max_new_tokens=16)  # warm up
@@ -433,7 +433,7 @@ def time_step(batch, new, past):
 # %%
 measured, roofs = {}, {}
 decoding_steps = [(batch, 1, 255) for batch in (1, 4, 16, 64)]
-for batch, new, past in (*decoding_steps, (1, 256, 0), (4, 512, 0)):
+for batch, new, past in progress.bar((*decoding_steps, (1, 256, 0), (4, 512, 0)), "steps"):
     name = f"decode × {batch}" if new == 1 else f"prefill {batch} × {new}"
     step = Step.chunk(batch, new, past)
     roofs[name] = roof = roofline.predict_step(base.config, step, here, fp32)
@@ -454,7 +454,7 @@ plot_roofline(points, f"base on {here.name}", marks)
 
 # %%
 sizes = (1, 2, 4, 8, 16, 32, 64)
-speed = [size / time_step(size, 1, 255).median_s for size in sizes]
+speed = [size / time_step(size, 1, 255).median_s for size in progress.bar(sizes, "batches")]
 steps = [Step.decode(size, 256) for size in sizes]
 best = [roofline.predict_step(base.config, step, here, fp32).tokens_per_s for step in steps]
 curves = [
@@ -494,7 +494,7 @@ def written(source):
 
 speeds = {}
 for name, source in (("plain loop", base32), ("engine", engine)):
-    taken = timing.measure(lambda source=source: written(source), device=device, repeats=5)
+    taken = timing.measure(lambda source=source: written(source), device=device, repeats=5, progress=name)
     speeds[name] = 64 / taken.median_s
 print(", ".join(f"{name}: {speed:,.0f} tokens/s" for name, speed in speeds.items()))
 print("the same tokens:", written(base32) == written(engine))

@@ -48,7 +48,7 @@ import os
 
 import torch
 
-from llmcourse import attention, hardware, pretrained, prompts, roofline, serving, timing
+from llmcourse import attention, hardware, pretrained, progress, prompts, roofline, serving, timing
 from llmcourse.costs import LLAMA_3_8B, QWEN3_0_6B, Precision, Step
 from llmcourse.decoding import SamplingParams, generate
 from llmcourse.figures import against_length, kernel_bars, load_curve, recorded, widgets
@@ -220,7 +220,8 @@ lengths, heads = (256, 512, 1024, 2048, 4096), 2
 if device.type == "cuda":
     WAYS = {"naive": attention.unfused_attention, "flash_attention": flash_attention}
     lengths, heads = tuple(2**power for power in range(10, 18)), 16
-rows = [on_length(name, way, length, heads) for name, way in WAYS.items() for length in lengths]
+pairs = [(name, length) for name in WAYS for length in lengths]
+rows = [on_length(name, WAYS[name], length, heads) for name, length in progress.bar(pairs, "runs")]
 title = f"Causal attention on {hardware.this_machine(device).name}"
 against_length.plot_against_length(rows, title, f"{heads} heads of {D}")
 
@@ -615,7 +616,7 @@ few = serving.make_requests(16, serving.Arrivals(), *lengths, vocab_size=base.co
 ways = {"padded batches": (serving.padded(few, 4), in_turn), "traditional, packed": (few, in_turn)}
 ways |= {"continuous": (few, serving.ContinuousBatching()), "pieces of 16": (few, serving.ChunkedPrefill(16))}
 times = {name: [] for name in ways}
-for name, (asked, policy) in 3 * [*ways.items()]:  # what else the machine does hits all of them
+for name, (asked, policy) in progress.bar(3 * [*ways.items()], "runs"):  # a busy machine hits all of them
     engine = engine_of(policy, 32, 4, base32, reuse_prefixes=False)
     times[name].append(serving.replay(asked, engine).end_s)
 print(f"base on {here.name}: tokens of answers a second")

@@ -61,7 +61,7 @@
 # %% tags=["nbval-check-output"]
 import torch
 
-from llmcourse import decoding, hardware, pretrained, prompts, roofline, speculative, timing
+from llmcourse import decoding, hardware, pretrained, progress, prompts, roofline, speculative, timing
 from llmcourse.costs import LLAMA_3_8B, Step
 from llmcourse.decoding import SamplingParams, generate
 from llmcourse.figures import recorded, speculation_speed, widgets
@@ -279,7 +279,7 @@ def settings(domain, t):
     return choice | {"prompts": [encode(text) for text in TEXTS[domain]]}
 
 
-for (name, t), domain in product((("draft", 0), ("small", 0), ("draft", 1)), TEXTS):
+for (name, t), domain in progress.bar([*product((("draft", 0), ("small", 0), ("draft", 1)), TEXTS)], "runs"):
     drafter = ModelDrafter(family[name].model)
     steps = list(speculative.stream(base, drafter=drafter, draft_length=4, **settings(domain, t)))
     alpha, gained = measured.tally(steps).rate, measured.tokens_per_step(steps)
@@ -333,8 +333,8 @@ def with_drafts(drafter, draft_length):
 
 def in_turns(domain, ways, rounds=3):
     """The fastest run of two texts in each way, as its steps; and the time of a token without drafts."""
-    texts, best = [[encode(text)] for text in TEXTS[domain][:2]], {}
-    for _, (name, way) in product(range(rounds), {"plain": decoding.stream, **ways}.items()):
+    texts, best, ways = [[encode(text)] for text in TEXTS[domain][:2]], {}, {"plain": decoding.stream, **ways}
+    for _, (name, way) in progress.bar([*product(range(rounds), ways.items())], domain):
         run = [step for text in texts for step in way(fast["base"], prompts=text, max_new_tokens=32)]
         best[name] = min(run, best.get(name, run), key=lambda steps: sum(step.time_s for step in steps))
     times = sorted(step.time_s for step in best.pop("plain"))
@@ -720,7 +720,7 @@ ways = {"greedy": (0, tried), "greedy, draft": (0, drafts), "greedy, typical": (
 ways |= {"sampled": (1, partial(tried, tree=medusa.MedusaTree([]))), "lossless": (1, tried)}
 ways |= {"lossless, drawn": (1, partial(tried, drafting="drawn")), "lossless, draft": (1, drafts)}
 given = [encode(text) for text in chain(*TEXTS.values())]
-for name, (t, way) in (ways | {"typical": (1, typical)}).items():
+for name, (t, way) in progress.bar((ways | {"typical": (1, typical)}).items(), "ways"):
     runs = [list(way(**settings(domain, t))) for domain in TEXTS]
     row = ", ".join(f"{d} {measured.tokens_per_pass(run):.2f}" for d, run in zip(TEXTS, runs, strict=True))
     again = decoding.reread(base, given, [*chain(*map(measured.written, runs))])
@@ -800,7 +800,7 @@ from llmcourse import blockwise
 from llmcourse.figures.block_dial import plot_dial
 
 adapted, qualities = blockwise.load_adapters("base", quick), []
-for domain, passes, size in product(TEXTS, (1, 2, 4), (1, 2, 4, 8, 32)):
+for domain, passes, size in progress.bar([*product(TEXTS, (1, 2, 4), (1, 2, 4, 8, 32))], "settings"):
     if passes <= size:
         dial = {"block_size": size, "passes": passes, "form": None if domain == "prose" else domain}
         texts = tokenizer, TEXTS[domain], domain

@@ -56,7 +56,7 @@ from itertools import product
 
 import torch
 
-from llmcourse import hardware, pretrained, roofline
+from llmcourse import hardware, pretrained, progress, roofline
 from llmcourse.figures import recorded, widgets
 
 torch.set_num_threads(1)  # with models this small, two threads mostly wait for each other
@@ -395,7 +395,7 @@ from llmcourse.quantization.gptq import gptq_model
 
 whole = {"GPTQ": (gptq_model, GPTQSettings), "AWQ": (awq_model, AWQSettings)}
 for name, (method, settings) in whole.items():
-    whole[name] = method(copy.deepcopy(base), rows, settings(3, 64, symmetric=False), progress=False)
+    whole[name] = method(copy.deepcopy(base), rows, settings(3, 64, symmetric=False))
 below = "base, 3 bits, groups of 64, calibration text; each layer reads what the rounded ones before it give"
 plot_layer_errors(whole, subtitle=below)
 
@@ -414,7 +414,7 @@ def compared(model, scheme):
 print("base: perplexity, KL to what it was, same favourite")
 compared(base, "none")
 schemes = [f"int{bits}{method}" for bits, method in product((8, 4, 3, 2), ("", "-gptq", "-awq"))]
-of_base = {scheme: compared(base, scheme) for scheme in schemes}
+of_base = {scheme: compared(base, scheme) for scheme in progress.bar(schemes, "schemes")}
 
 # %% [markdown]
 # **Layer by layer** GPTQ lowers every bar, as it must: this package's keeps rounding in any row where that loses
@@ -438,7 +438,7 @@ of_base = {scheme: compared(base, scheme) for scheme in schemes}
 
 # %%
 few, here = ("int4", "int4-gptq", "int3", "int3-gptq"), []
-for name, (model, _) in family.items():
+for name, (model, _) in progress.bar(family.items(), "models"):
     groups = torch.cat([w.data.reshape(-1, 64) for w in model.model.layers.parameters() if w.ndim == 2])
     snr = snr_db(groups, affine.quantize_weight(groups, 4).dequantized())
     print(f"{name}, whose weights have {snr:.1f} dB in 4 bits, groups of 64")
@@ -507,7 +507,7 @@ print(", ".join(sorted({row["model"] for row in more})) or "More sizes are not r
 from llmcourse.figures.outlier_split import read_inputs
 from llmcourse.quantization.outliers import errors_by_scale, find_outliers, scaled_channels
 
-for name, (model, _) in family.items():
+for name, (model, _) in progress.bar(family.items(), "models"):
     seen = find_outliers(calibrate(model, rows, hessians=False, progress=False))
     print(f"{name}: channels that reach {seen[0].threshold:g}, of all; largest over median channel")
     for part in ("q_proj", "o_proj", "gate_proj", "down_proj"):
@@ -552,7 +552,8 @@ scaled = scaled_channels(base, 16, (53, 256))
 print("the same function:", torch.equal(scaled(rows[:4]), base(rows[:4])))
 for name, model in (("base", base), ("two channels, 16 times", scaled)):
     print(f"{name}: perplexity, KL to what it was, same favourite")
-    for scheme in ("int8", "w8a8", "w8a8-static", "llm.int8", "smoothquant-w8a8", "fp8"):
+    schemes = ("int8", "w8a8", "w8a8-static", "llm.int8", "smoothquant-w8a8", "fp8")
+    for scheme in progress.bar(schemes, "schemes"):
         compared(model, scheme)
 
 # %% [markdown]
@@ -617,7 +618,7 @@ from llmcourse.quantization.cache_error import cache_errors
 openings = [*prompts.PROSE[:4], *prompts.VERSE[:4], *prompts.CODE[:4]]
 asked = {"prompts": [tokenizer.encode_prompt(opening) for opening in openings], "tokenizer": tokenizer}
 print("what comes out of attention: its squared error, as a share of its square")
-for bits in (8, 4, 3, 2):
+for bits in progress.bar((8, 4, 3, 2), "bits"):
     lost = cache_errors(base, rows, bits)
     through = (100 * sum(each) / len(each) for each in (lost.from_keys, lost.from_values))
     size = QuantizedKVCache.of(base, 1, 1, bits=bits).bytes_per_token
@@ -629,7 +630,7 @@ for bits in (8, 4, 3, 2):
 exact = generate(base, **asked, max_new_tokens=32)
 print("16 bits:", repr(exact[0].text))
 print("   ", decoding.reread(base, asked["prompts"], [one.tokens for one in exact]))
-for bits in (8, 4, 3, 2):
+for bits in progress.bar((8, 4, 3, 2), "bits"):
     new = generate(quantized_cache_logits(base, bits), **asked, max_new_tokens=32)
     same = sum(a.tokens == b.tokens for a, b in zip(exact, new, strict=True))
     print(f"{bits} bits, {same} of {len(new)} texts the same: {new[0].text!r}")
@@ -680,7 +681,7 @@ targets = {"base": wide["base"], "int4": int4}
 plain = {name: [one.tokens for one in generate(model, **few)] for name, model in targets.items()}
 drafters = {"draft": wide["draft"], "draft in int4": quantize(wide["draft"], "int4")}
 drafters |= {f"base in {scheme}": quantize(wide["base"], scheme) for scheme in ("int8", "int4", "int3")}
-for target, name in [*product(["base"], drafters), ("int4", "draft")]:
+for target, name in progress.bar([*product(["base"], drafters), ("int4", "draft")], "drafters"):
     model = targets[target]
     steps = list(speculative.stream(model, drafter=ModelDrafter(drafters[name]), draft_length=4, **few))
     alpha, gained = measured.tally(steps).rate, measured.tokens_per_step(steps)

@@ -54,7 +54,7 @@
 # %%
 import torch
 
-from llmcourse import hardware, pretrained, prompts
+from llmcourse import hardware, pretrained, progress, prompts
 from llmcourse.distillation import Writer
 from llmcourse.figures import recorded, widgets
 
@@ -81,7 +81,7 @@ from pydoc_data import topics
 def domains(use, length):
     """Tokens by domain; 0 is the half to learn from, 1 the half to measure on."""
     found, writer = {}, Writer(base)
-    for name, openings in {"prose": prompts.PROSE, "verse": prompts.VERSE}.items():
+    for name, openings in progress.bar({"prose": prompts.PROSE, "verse": prompts.VERSE}.items(), "texts"):
         starts = [tokenizer.encode_prompt(each)[:6] for each in openings[use::2]]
         found[name] = writer.write(torch.tensor(starts), length, seed=use).flatten()
     files = (Path(sysconfig.get_path("stdlib")) / name for name in prompts.CODE_MODULES[use::2])
@@ -365,8 +365,6 @@ def pruned(model, layers):
 
 
 # %%
-import contextlib
-import io
 import tempfile
 
 from llmcourse.distillation import Distillation, distill
@@ -387,7 +385,7 @@ def trained(student, teacher, streams, steps, rate, *, seed=0, **learned):
     student, rates = copy.deepcopy(student), {"matrix_lr": rate, "other_lr": rate}
     recipe = Recipe("student", student.config, steps, dict.fromkeys(streams, 1), seed=seed, **SIZES, **rates)
     given = [Domain(name, tokens.int(), separator=0) for name, tokens in streams.items()]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):  # no bars
+    with tempfile.TemporaryDirectory() as folder:
         distill(Distillation(recipe, **learned), student, teacher, given, Path(folder) / "state.pt")
     return student
 
@@ -397,7 +395,7 @@ STEPS = 10
 start, students, runs = pruned(base, (1, 6)), {}, []
 ways = {"text": {"response": None}, "response": {}, "both": {"features": FeatureWeights(project=False)}}
 measures = ("nats", "kl", "agreement", "acceptance", "calibration_error")
-for seed in range(3):
+for seed in progress.bar(range(3), "seeds"):
     for kind, learned in ways.items():
         students[kind, seed] = trained(start, base, text, STEPS, 0.0024, seed=seed, **learned)
         for domain, one in told(students[kind, seed]).items():
@@ -675,7 +673,7 @@ if not lines:
 # of them change the text?
 
 # %%
-from llmcourse.pipeline import Pipeline
+from llmcourse.pipeline import STAGES, Pipeline
 
 device = hardware.default_device()
 dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -687,7 +685,7 @@ texts = [
 sizes = {"new_tokens": 24, "texts": 8, "max_windows": 4}
 stages = []
 print(f"base on {here.name}")
-for stage in Pipeline(*placed, texts, held, here, **sizes).run():
+for stage in progress.bar(Pipeline(*placed, texts, held, here, **sizes).run(), "stages", total=len(STAGES)):
     stages.append(stage)
     print(stage)
 

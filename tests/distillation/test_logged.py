@@ -12,6 +12,7 @@ class Terminal(io.StringIO):
 
 
 def pictures(folder, monkeypatch, stream: io.StringIO) -> int:
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     monkeypatch.setattr(sys, "stderr", stream)
     run(folder)
     monkeypatch.undo()

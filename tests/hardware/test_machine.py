@@ -67,7 +67,7 @@ def test_memory_that_pytorch_holds_without_using_it_is_free(monkeypatch):
 
 
 def test_bandwidth_counts_bytes_read_and_written(monkeypatch):
-    monkeypatch.setattr(machine, "measure", lambda run, device: Timing((0.001,)))
+    monkeypatch.setattr(machine, "measure", lambda run, device, progress: Timing((0.001,)))
     assert copy_bandwidth("cpu", 10**6) == pytest.approx(2.0)  # 2 MB in 1 ms
 
 

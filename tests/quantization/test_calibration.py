@@ -139,7 +139,8 @@ def test_hessians_may_be_left_out(model, tokens):
     assert all(inputs.hessian is None and inputs.rows == 100 for inputs in found)
 
 
-def test_progress_is_shown(model, tokens, capfd):
+def test_progress_is_shown(model, tokens, capfd, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE")  # the suite itself shows none
     calibrate(model, tokens, batch_size=2)
     list(layer_by_layer(model, tokens, batch_size=2))
     shown = capfd.readouterr().err

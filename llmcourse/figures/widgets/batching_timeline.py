@@ -230,9 +230,11 @@ class BatchingTimeline(v.View):
         if change["new"] is None:
             return
         self._setting = True
-        for field in fields(BatchingInputs):
-            getattr(self, field.name).value = getattr(PRESETS[change["new"]], field.name)
-        self._setting = False
+        try:
+            for field in fields(BatchingInputs):
+                getattr(self, field.name).value = getattr(PRESETS[change["new"]], field.name)
+        finally:  # an interrupted cell leaves no view that answers no more
+            self._setting = False
         self.refresh()
 
     def _forget_preset(self, inputs: BatchingInputs) -> None:

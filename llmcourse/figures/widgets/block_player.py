@@ -18,7 +18,13 @@ Fillings = dict[Dial, Filling]
 
 
 def fill_text(
-    ready: ReadyModel, model: BlockDecoder, prompt: str, max_new_tokens: int, refinement: Refinement
+    ready: ReadyModel,
+    model: BlockDecoder,
+    prompt: str,
+    max_new_tokens: int,
+    refinement: Refinement,
+    *,
+    progress: bool = False,
 ) -> Fillings:
     """A text under every setting of the dial.
 
@@ -32,7 +38,8 @@ def fill_text(
             f"The prompt has {len(tokens):,} tokens, and with {max_new_tokens} new ones {ready.name} reads "
             f"at most {most:,}: shorten the prompt."
         )
-    return fill_all(model, tokens, max_new_tokens=max_new_tokens, refinement=refinement)
+    settings = {"max_new_tokens": max_new_tokens, "refinement": refinement}
+    return fill_all(model, tokens, **settings, progress=progress)
 
 
 class BlockPlayer(v.PromptView):
@@ -172,7 +179,9 @@ class BlockPlayer(v.PromptView):
         if key not in self.texts:
             self.note(f"Writing this text with {len(self.dials)} settings …")
             try:
-                self.texts[key] = fill_text(self.ready, self.model, key[0], self.max_new_tokens, key[1])
+                # A bar only for the first: later ones are asked for by controls, which have no output.
+                settings = {"max_new_tokens": self.max_new_tokens, "progress": not self.texts}
+                self.texts[key] = fill_text(self.ready, self.model, key[0], refinement=key[1], **settings)
             except (ValueError, DecodingError) as error:
                 self.filling = None
                 self.complain(str(error))

@@ -28,6 +28,7 @@ from llmcourse.figures.cascade_curve import SURE, Tried
 from llmcourse.figures.cascade_plot import UNITS, CascadePlot, against_mixing, shown_cost
 from llmcourse.figures.widgets import view as v
 from llmcourse.figures.widgets.machines import chosen
+from llmcourse.progress import bar
 from llmcourse.speculative import Policy, best_within, cheapest
 
 BUDGET, QUALITY, BY_HAND = "a budget", "a quality target", "thresholds"
@@ -227,7 +228,7 @@ class CascadeExplorer(v.View):
         self.names, self._setting = names.pop(), False
         first = chosen(task, given, "task")
         _check_start(start, self.names)
-        self.studies = {name: studies(one) for name, one in given.items()}
+        self.studies = {name: studies(one) for name, one in bar(given.items(), "judges", unit="task")}
         self._make_controls(first, start)
         choices = v.row(self.task, self.judge, self.unit, self.by)
         self._assemble(choices, v.row(self.budget, self.quality), v.row(*self.thresholds))
@@ -288,9 +289,11 @@ class CascadeExplorer(v.View):
         """The sliders that are not in use show what was chosen, so that one can go on from there by hand."""
         thresholds = dict(zip(policy.models, (*policy.thresholds, 0.0), strict=True))  # the last keeps all
         self._setting = True
-        for model, control in enumerate(self.thresholds):
-            control.value = _nearest(thresholds.get(model, LEFT_OUT))
-        self._setting = False
+        try:
+            for model, control in enumerate(self.thresholds):
+                control.value = _nearest(thresholds.get(model, LEFT_OUT))
+        finally:  # an interrupted cell leaves no view that answers no more
+            self._setting = False
 
 
 def _check_start(start: CascadeInputs, names: Sequence[str]) -> None:

@@ -169,9 +169,11 @@ class DistillationExplorer(v.PromptView):
             return
         count = len(self.texts[self._key].tokens)
         self.position.unobserve(self._moved, "value")  # one picture for all that changes
-        self.position.max = count
-        self.position.value = count if position is None else position
-        self.position.observe(self._moved, "value")
+        try:
+            self.position.max = count
+            self.position.value = count if position is None else position
+        finally:
+            self.position.observe(self._moved, "value")
         self.refresh()
 
     @v.alone

@@ -85,7 +85,7 @@ NAME_STYLE = {"description_width": "116px"}
 
 
 def _slider_layout() -> Layout:
-    return Layout(width="272px", margin="1px 2px")
+    return Layout(width="272px", max_width="100%", margin="1px 2px")
 
 
 def button(name: str, tooltip: str, icon: str = "", style: str = "") -> Button:
@@ -96,8 +96,8 @@ def button(name: str, tooltip: str, icon: str = "", style: str = "") -> Button:
 def dropdown(name: str, options: Sequence, value, width: str = "220px") -> Dropdown:
     """A list to choose from, shown in the language that is chosen; its values are as given."""
     style = {"description_width": "initial"}
-    shown = told(options)
-    return Dropdown(description=name, options=shown, value=value, style=style, layout=Layout(width=width))
+    shown, layout = told(options), Layout(width=width, max_width="100%")  # narrower on a narrow page
+    return Dropdown(description=name, options=shown, value=value, style=style, layout=layout)
 
 
 def told(options: Sequence) -> Sequence:
@@ -172,7 +172,11 @@ class View:
         self.picture = Picture(alt=self.name)
         self.message = ""
         self._image = Image(format="png", layout=Layout(max_width="100%", height="auto"))
-        self._message, self._spoken, self._text = HTML(), HTML(), HTML(layout=Layout(max_width="880px"))
+        self._message, self._spoken, self._text = (
+            HTML(),
+            HTML(),
+            HTML(layout=Layout(max_width="min(100%, 880px)", overflow="auto")),
+        )
         self._fonts, self._characters = HTML(f"<style>{VIEW_CSS}</style>"), frozenset()
         self.widget = VBox(layout=Layout(width="100%"))
         self.widget.add_class(VIEW_CLASS)

@@ -1,9 +1,11 @@
 """What all views share: a picture for saved notebooks, and one thread at a time."""
 
 import copy
+import html
 import threading
 
 import pytest
+from ipywidgets import Button, IntSlider, Play
 
 from llmcourse.blockwise import BlockDecoder
 from llmcourse.figures.widgets import (
@@ -63,6 +65,37 @@ def test_a_saved_notebook_keeps_a_picture(view):
     data, _ = view._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == view.widget.model_id
     assert data["image/png"].startswith("iVBORw0KGgo") and data["text/plain"] == view.picture.alt
+
+
+NARROW = 300  # pixels of a page of 1280 that is looked at four times as large (WCAG 2.2, 1.4.10: 320)
+
+
+def test_a_view_fits_a_narrow_page(view):
+    rows = [child for child in view.widget.children if hasattr(child, "children")]
+    assert rows and all((row.layout.flex_flow, row.layout.width) == ("row wrap", "100%") for row in rows)
+    for control in (control for row in rows for control in row.children):
+        width = control.layout.width or "auto"
+        fits = width == "auto" or width.startswith("min(100%") or control.layout.max_width == "100%"
+        assert fits or float(width.removesuffix("px")) <= NARROW, (control.description, width)
+    assert (view._image.layout.max_width, view._image.layout.height) == ("100%", "auto")
+    assert view._text.layout.max_width == "min(100%, 880px)" and view._text.layout.overflow == "auto"
+
+
+def test_a_view_is_used_from_the_keyboard(view):
+    """Every control has a name and takes the focus; what plays by itself can be done step by step, too."""
+    controls = [control for row in view.widget.children for control in getattr(row, "children", ())]
+    assert len(controls) > 1 and all(control.description for control in controls)
+    assert all(control.tabbable is not False for control in controls)
+    if any(isinstance(control, Play) for control in controls):
+        steps = [c for c in controls if isinstance(c, Button) and c.description == "Step"]
+        assert steps or [c for c in controls if isinstance(c, IntSlider) and c.description == "step"]
+
+
+def test_what_is_shown_is_said(view):
+    """An image widget has no text alternative of its own: a line beside it has, for screen readers alone."""
+    spoken = view._spoken.value
+    assert 'role="status"' in spoken and view.picture.alt.split(".")[0][:20] in html.unescape(spoken)
+    assert view.widget.children.index(view._spoken) == view.widget.children.index(view._image) + 1
 
 
 def test_what_a_view_shows_is_not_saved_half_changed(view, monkeypatch):
