@@ -47,6 +47,7 @@ def bar(
     # tqdm's own switch, which its form for notebooks does not look at.
     hidden = not shown or os.environ.get("TQDM_DISABLE", "").lower() in ("1", "true")
     settings = {"total": total, "initial": initial, "unit": unit, "delay": after_s}
-    if not IN_NOTEBOOK and not sys.stderr.isatty():
+    in_file = not IN_NOTEBOOK and not sys.stderr.isatty()
+    if in_file:
         settings |= {"mininterval": LOGGED_EVERY_S, "maxinterval": LOGGED_EVERY_S, "miniters": 1}
-    return tqdm(items, desc=what, leave=False, disable=hidden, **settings)
+    return tqdm(items, desc=what, leave=in_file, disable=hidden, **settings)
