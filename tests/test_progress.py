@@ -1,5 +1,7 @@
 """Bars: the same items, the time left on standard error, nothing where nobody wants them."""
 
+import sys
+
 import nbformat
 import pytest
 
@@ -21,7 +23,8 @@ def test_items_come_as_they_are(items, shown):
     assert list(bar(iter(kept), "items", total=len(kept))) == kept
 
 
-def test_it_says_how_many_are_done_and_when_all_will_be(shown, capfd):
+def test_it_says_how_many_are_done_and_when_all_will_be(shown, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with bar(None, "texts", total=8, initial=2, unit="text") as moved:
         moved.update(2)
         moved.refresh()
@@ -29,6 +32,11 @@ def test_it_says_how_many_are_done_and_when_all_will_be(shown, capfd):
     assert "texts:  50%" in found and "4/8 [00:00<" in found and "text/s" in found
     assert found.rstrip(" \r").rpartition("\r")[2] != found  # it is wiped away at the end
     assert found.endswith("\r")
+
+
+def test_in_a_file_the_end_stays(shown, capfd):
+    list(bar(range(8), "texts"))
+    assert capfd.readouterr().err.count("\r") == 2, "the begin and the end: each is a line there"
 
 
 def test_what_is_soon_over_shows_none(shown, capfd):
