@@ -46,6 +46,11 @@ def entry(msgid: str, msgstr: str, **settings) -> polib.POEntry:
         ("Llama-3-8B, FlashAttention, GPTQ", "Llama-3-8B, FlashAttention, GPTQ"),
         ("It costs 3.5 times as much: `a, b`.", "开销为 3.5 倍：`a, b`。"),
         ("Two of three fall.", "3 个中有 2 个落选。"),
+        ("Blocks of\n16. *Predict*: how many?", "块大小为 16。*预测*：多少？"),
+        (
+            "| symbol | term | 中文 |\n|---|---|---|\n| $v$ | how often it occurs in the whole text so far | 次数 |",
+            "| 符号 | 英文术语 | 中文 |\n|---|---|---|\n| $v$ | how often it occurs in the whole text so far | 次数 |",
+        ),
     ],
 )
 def test_a_faithful_translation_passes(english, translation):
@@ -77,6 +82,19 @@ def test_a_faithful_translation_passes(english, translation):
         ("A sentence here.", "一句话。。", "has '。。'"),
         ("## 1.1 The loop", "1.1 循环", "other headings"),
         ("- one\n- two", "- 一，二", "other headings, items or rows"),
+        ("1. one\n2. two", "1. 一，2，二", "other headings, items or rows"),
+        ("10. ten\n11. eleven", "10，十\n11，十一", "other headings, items or rows"),
+        ("Both:\n1. one\n2. two", "两者：\n1. 一，2，二", "other headings, items or rows"),
+        (
+            "| symbol | term |\n|---|---|\n| how often it occurs in the whole text so far | a |",
+            "| 符号 | 中文 |\n|---|---|\n| how often it occurs in the whole text so far | 一 |",
+            "leaves in English: how often",
+        ),
+        (
+            "| symbol | term | say |\n|---|---|---|\n| | a | how often it occurs in the whole text so far |",
+            "| 符号 | 英文术语 | 说 |\n|---|---|---|\n| | a | how often it occurs in the whole text so far |",
+            "leaves in English: how often",
+        ),
     ],
 )
 def test_a_faulty_translation_is_told(english, translation, fault):
