@@ -209,7 +209,7 @@ class SpeculationPlot:
         for y, name in enumerate(self._names):
             one = listed[y] if y < len(listed) else None
             listed_one = one is not None and one.token is not None  # else it has no bar
-            name.set_text(look.token(one.label, 13) if one else "")
+            name.set_text(look.token(one.label, 13) if listed_one else one.label if one else "")
             name.set_color(look.INK if listed_one else look.MUTED)
             end = max(one.p, one.q) / scale if listed_one else 0
             self._values[y].set(text=_pair(one, step) if one else "", x=end + 0.015)
