@@ -9,7 +9,9 @@ import posixpath
 import re
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 from nbformat import NotebookNode
@@ -22,6 +24,7 @@ from tools.chinese import blocks, has_words, translations
 
 CHINESE = "zh"
 LINK = re.compile(r"(\]\(|\bsrc=\"|\bhref=\")([^)\s\"]+)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 ELSEWHERE = re.compile(r"[a-z][a-z0-9+.-]*:|#|/", re.IGNORECASE)  # a scheme, a place on the page, a root
 LANGUAGE = (
     'from llmcourse.figures import language\n\nlanguage.use("zh")  # 图表与控件改用中文；"en" 则换回英文'
@@ -47,11 +50,12 @@ def target_of(source: Path) -> Path:
     return folder / CHINESE / f"{source.stem}.ipynb"
 
 
-def relink(markdown: str, folder: Path, known: set[Path]) -> str:
+def relink(markdown: str, folder: Path, known: Mapping[Path, Mapping[str, str]]) -> str:
     """Links that were written for a page in `folder`, as they must be one folder further down.
 
     Args:
-        known: English notebooks that have a Chinese counterpart; a link to one leads to the other.
+        known: English notebooks that have a Chinese counterpart, and the headings of each in both; a link
+            to one leads to the other, and to the same heading there.
     """
 
     def moved(match: re.Match) -> str:
@@ -61,6 +65,7 @@ def relink(markdown: str, folder: Path, known: set[Path]) -> str:
         path, mark, place = link.partition("#")
         target = Path(os.path.normpath(folder / path))
         if target in known:
+            place = known[target].get(unquote(place), place)
             target = target.parent / CHINESE / target.name
         relative = os.path.relpath(target, folder / CHINESE).replace(os.sep, posixpath.sep)
         return f"{before}{relative}{mark}{place}"
@@ -68,10 +73,20 @@ def relink(markdown: str, folder: Path, known: set[Path]) -> str:
     return LINK.sub(moved, markdown)
 
 
-def counterparts() -> set[Path]:
-    """The English notebooks of which there is a Chinese one."""
-    chapters = {notebooks.target_of(source) for source in notebooks.sources()}
-    return chapters | {labs.LABS / f"{source.stem}.ipynb" for source in labs.sources()}
+def headings(source: Path) -> dict[str, str]:
+    """The places on a page that its headings make, the English and the Chinese one of each."""
+    found = {}
+    for pair in translations(source).items():
+        places = ([line.strip().replace(" ", "-") for line in HEADING.findall(text)] for text in pair)
+        found |= dict(zip(*places, strict=False))
+    return found
+
+
+@cache
+def counterparts() -> dict[Path, dict[str, str]]:
+    """The English notebooks of which there is a Chinese one, with their headings."""
+    chapters = {notebooks.target_of(source): headings(source) for source in notebooks.sources()}
+    return chapters | {labs.LABS / f"{source.stem}.ipynb": headings(source) for source in labs.sources()}
 
 
 def book_of(source: Path, chinese: Mapping[str, str] | None = None) -> NotebookNode:

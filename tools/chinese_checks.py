@@ -26,6 +26,9 @@ HALF_WIDTH = re.compile(
     r"[\u4e00-\u9fff][,;:!?](?=\s*[\u4e00-\u9fff]|\s*$)|[\u4e00-\u9fff]\.(?=\s|$)", re.MULTILINE
 )
 TWICE = re.compile(r"[，。；：、]{2,}")
+ITEM = r"\s*(?:[-*+]|\d+\.) "
+FIRST_ITEM = r"\s*(?:[-*+]|1\.) "  # a line of a paragraph may begin with another number (CommonMark 5.3)
+TERMS = "英文术语"  # what the column of English terms is called in Chinese
 EXCERPT = 60
 
 
@@ -59,7 +62,7 @@ def faults(msgid: str, msgstr: str) -> list[str]:
     found += [f"lacks the number {number}" for number in lost if not given[number]]
     if not HAN.search(chinese) and HAN.search(msgid) is None and _sentence(words):
         found.append("is not in Chinese")
-    elif (left := _left_in_english(words, chinese)) is not None:
+    elif (left := _left_in_english(words, _without_terms(chinese))) is not None:
         found.append(f"leaves in English: {left}")
     found += [
         f"has a mark of half width after Han: {m.group()!r}" for m in HALF_WIDTH.finditer(_prose(chinese))
@@ -83,6 +86,19 @@ def _left_in_english(words: str, chinese: str) -> str | None:
     return None
 
 
+def _without_terms(chinese: str) -> str:
+    """A table without its columns of English terms, which a table of symbols keeps beside the Chinese."""
+    kept, terms = [], -1
+    for line in chinese.splitlines():
+        columns = line.split("|")
+        if not line.lstrip().startswith("|"):
+            terms = -1
+        elif TERMS in map(str.strip, columns):
+            terms = [column.strip() for column in columns].index(TERMS)
+        kept.append("|".join(text for index, text in enumerate(columns) if index != terms))
+    return "\n".join(kept)
+
+
 def _prose(text: str) -> str:
     """Without tables, where short cells may be set off as they like."""
     return "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("|"))
@@ -91,8 +107,14 @@ def _prose(text: str) -> str:
 def _shape(block: str) -> tuple[int, int, int]:
     """How many headings, items of lists and rows of tables a block has."""
     lines = DISPLAYED.sub("", FENCED.sub("", block)).splitlines()
-    starts = (r"\s*#{1,6} ", r"\s*(?:[-*+]|\d+\.) ", r"\s*\|")
-    return tuple(sum(re.match(start, line) is not None for line in lines) for start in starts)
+    headings, rows = (
+        sum(re.match(start, line) is not None for line in lines) for start in (r"\s*#{1,6} ", r"\s*\|")
+    )
+    items = 0
+    for index, line in enumerate(lines):
+        begins = ITEM if items or index == 0 else FIRST_ITEM
+        items += re.match(begins, line) is not None
+    return headings, items, rows
 
 
 def problems(blocks: Iterable[str], entries: Iterable[polib.POEntry]) -> list[tuple[str, str]]:

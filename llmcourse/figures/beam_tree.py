@@ -11,7 +11,6 @@ from matplotlib.patches import FancyBboxPatch
 
 from llmcourse.decoding.beam import BeamNode, BeamSearch
 from llmcourse.figures import style as look
-from llmcourse.figures.fonts import readable
 
 Fate = Literal["kept", "finished", "cut"]
 COLUMNS = 6  # steps that fit side by side
@@ -119,7 +118,7 @@ def plot_beam_tree(tree: BeamTree, title: str = "Beam search") -> look.Picture:
     with look.style():
         height = 1.3 + 0.47 * tree.rows
         picture = look.Picture(max(8.0, look.WIDTH * (tree.columns + 0.3) / (COLUMNS + 0.3)), height)
-        joined = look.shorten("".join(_best_labels(tree)), 48)
+        joined = look.token("".join(_best_labels(tree)), 48)
         subtitle = f"best so far: {joined} · log-probability {_minus(tree.best_log_prob)}"
         look.heading(picture, title, subtitle)
         axes = picture.add_axes((0.012, 0.01, 0.976, 1 - 0.80 / height))
@@ -183,5 +182,5 @@ def _draw_box(axes, box: TreeBox, place: tuple[int, int]) -> None:
     ink = {"kept": look.INK, "finished": look.PAPER, "cut": look.MUTED}[box.fate]
     text = {"color": ink, "ha": "center", "va": "center", "zorder": 4}
     weight = "bold" if box.best else "normal"
-    axes.text(x, y - 0.14, readable(look.shorten(box.label, 10)), size=10, weight=weight, **text)
+    axes.text(x, y - 0.14, look.token(box.label, 10), size=10, weight=weight, **text)
     axes.text(x, y + 0.18, f"{_minus(box.log_prob)} · {look.percent(box.probability)}", size=8, **text)

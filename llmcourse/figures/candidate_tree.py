@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.text import Text
 
+from llmcourse.figures import language
 from llmcourse.figures import style as look
 from llmcourse.figures.candidate_trace import CandidateStep, CandidateTrace, TracedNode
 from llmcourse.figures.fonts import readable
@@ -157,7 +158,7 @@ class CandidatePlot:
             self.title.set_text(readable(title))
             self.figure.still_key = title
             self.subtitle.set_text(readable(happens(trace, at)))
-            self._before.set_text(readable(look.shorten(step.before, 10)))
+            self._before.set_text(look.token(step.before, 10))
             self._counts.set_text("\n".join(counted(trace, at)))
             self._draw_tree(step)
             self._draw_gains(step)
@@ -183,7 +184,7 @@ class CandidatePlot:
     def _write(self, one: TracedNode | None, label: Text, number: Text) -> None:
         """A node's token and the backbone's probability of it; nothing where there is no node."""
         letters = max(3, int((self.box[0] - 0.48) / 0.083))
-        label.set_text(readable(look.shorten(one.label, letters)) if one else "")
+        label.set_text(look.token(one.label, letters) if one else "")
         number.set_text(f"{one.p:.0%}" if one and one.p >= LEAST_SHOWN else "")
         if one:
             ink = look.INK if one.stands or one.p >= 0.05 else look.MUTED
@@ -204,7 +205,7 @@ class CandidatePlot:
         width, letters = self.box[0], max(3, int(self.box[0] / 0.092))
         gained, own_at = step.gained, len(step.accepted)
         for place, text in enumerate(self._gains):
-            text.set_text(readable(look.shorten(gained[place].label, letters)) if place < len(gained) else "")
+            text.set_text(look.token(gained[place].label, letters) if place < len(gained) else "")
             text.set_color(look.PAPER if place == own_at else look.INK)
         boxes = [_box(self._left(place + 1), GAINS, width, 0.27) for place in range(len(gained))]
         self._gain_boxes.set_verts(boxes[:own_at])
@@ -264,7 +265,7 @@ def in_words(trace: CandidateTrace, at: int) -> str:
 
 
 def _told(node: TracedNode) -> str:
-    return f"{node.label}, head {look.percent(node.q)}, backbone {look.percent(node.p)}"
+    return f"{language.own(node.label)}, head {look.percent(node.q)}, backbone {look.percent(node.p)}"
 
 
 def _box(left: float, middle: float, width: float, height: float) -> Box:

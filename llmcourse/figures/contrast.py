@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from llmcourse.decoding.contrastive import contrastive_logits
+from llmcourse.figures import language
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
 
@@ -39,7 +40,9 @@ class Contrast:
 
     @property
     def summary(self) -> str:
-        expert, both = self.label_of(self.expert_choice), self.label_of(self.contrastive_choice)
+        expert, both = (
+            language.own(self.label_of(token)) for token in (self.expert_choice, self.contrastive_choice)
+        )
         changed = f"expert alone: {expert} → contrastive: {both}"
         verdict = f"both choose {expert}" if expert == both else changed
         tokens = "token" if self.num_plausible == 1 else "tokens"
@@ -104,7 +107,7 @@ def plot_contrast(
 def _sentence(data: Contrast, row: int) -> str:
     score = f"score {data.scores[row]:.2f}" if data.plausible[row] else "implausible"
     expert, amateur = look.percent(data.expert[row]), look.percent(data.amateur[row])
-    return f"{data.labels[row]}: expert {expert}, amateur {amateur}, {score}"
+    return f"{language.own(data.labels[row])}: expert {expert}, amateur {amateur}, {score}"
 
 
 AMATEUR = {"facecolor": "#f2c879", "edgecolor": "#9c6c14", "linewidth": 0.7}
@@ -126,7 +129,7 @@ def _draw_pairs(axes, data: Contrast, expert: str, amateur: str) -> None:
         data.cut, -0.62, f" plausible from {look.percent(data.cut)}", color=look.ACCENT, size=9, va="bottom"
     )
     axes.set(xlim=(0, widest * 1.13), ylim=(len(data.labels) - 0.4, -0.6), xlabel="probability")
-    axes.set_yticks(rows, [readable(look.shorten(label, 13)) for label in data.labels])
+    axes.set_yticks(rows, [look.token(label, 13) for label in data.labels])
     for label, kept, token in zip(axes.get_yticklabels(), data.plausible, data.token_ids, strict=True):
         label.set_color(look.INK if kept else look.MUTED)
         if token in (data.expert_choice, data.contrastive_choice):

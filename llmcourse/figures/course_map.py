@@ -18,6 +18,7 @@ from pathlib import Path
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
+from llmcourse.figures import language
 from llmcourse.figures import style as look
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
@@ -132,7 +133,7 @@ class CourseMap:
         size = f"width:100%;max-width:{width * look.PIXELS_PER_INCH:.0f}px"
         source = f"data:image/png;base64,{_small(self.picture)}"
         image = f'<img alt="{html.escape(self.alt)}" style="{size}" src="{source}">'
-        return f'<div style="position:relative;{size}">{image}{"".join(links)}</div>'
+        return language.page(f'<div style="position:relative;{size}">{image}{"".join(links)}</div>')
 
 
 def _small(picture: look.Picture) -> str:
@@ -236,7 +237,7 @@ def _box(axes, chapter: Chapter, lab: int) -> None:
     )
     place = {"ha": "left", "va": "top", "zorder": 4}
     axes.text(left + 0.10, top + 0.08, str(chapter.number), size=17, weight="bold", color=look.KEPT, **place)
-    for line, words in enumerate(_lines(chapter.title)):
+    for line, words in enumerate(_lines(language.text(chapter.title))):  # broken in its own language
         axes.text(
             left + 0.36, top + 0.10 + 0.17 * line, look.readable(words), size=10, weight="bold", **place
         )

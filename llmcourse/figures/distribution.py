@@ -11,6 +11,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from llmcourse.figures import language
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
 
@@ -214,7 +215,7 @@ class DistributionPlot:
         where = _row_of(chosen, data)
         for row in range(self.rows + 1):
             label, value, end = _row_texts(data, row)
-            self._labels[row].set_text(readable(look.shorten(label, 14)))
+            self._labels[row].set_text(label)
             self._values[row].set(text=value, color=look.ACCENT if row in where else look.MUTED)
             self._values[row].set_x(end + limit * 0.012)
         self._chosen_name.set_visible(bool(where))
@@ -252,7 +253,7 @@ def _row_texts(data: NextToken, row: int) -> tuple[str, str, float]:
     n = len(data.token_ids)
     if row < n:
         p, r = data.processed[row], data.raw[row]
-        return data.labels[row], look.percent(p) if data.kept[row] else "cut", max(p, r)
+        return look.token(data.labels[row], 14), look.percent(p) if data.kept[row] else "cut", max(p, r)
     if row > n or n == data.vocab_size:
         return "", "", 0.0
     value = f"{look.percent(data.others_processed)}, {data.others_kept:,} kept" if data.others_kept else "cut"
@@ -262,7 +263,9 @@ def _row_texts(data: NextToken, row: int) -> tuple[str, str, float]:
 def describe(data: NextToken, title: str, how_many: int = 5) -> str:
     """The figure in words, for its text alternative."""
     rows = list(zip(data.labels, data.processed, data.kept, strict=True))[:how_many]
-    likeliest = ", ".join(f"{label} {look.percent(p) if kept else 'cut'}" for label, p, kept in rows)
+    likeliest = ", ".join(
+        f"{language.own(label)} {look.percent(p) if kept else 'cut'}" for label, p, kept in rows
+    )
     return f"{title}: {data.summary}. Likeliest: {likeliest}."
 
 

@@ -90,7 +90,7 @@ def plot_scores(
             _draw_metric(axes, table, metric, (references or {}).get(metric, {}))
             if column == 0:
                 axes.set_yticks(range(rows), [readable(look.shorten(name, 24)) for name in table.strategies])
-        picture.alt = f"{title}. " + "; ".join(_sentence(table, metric) for metric in table.metrics) + "."
+        picture.alt = f"{title}. " + ". ".join(_sentence(table, metric) for metric in table.metrics) + "."
     return picture
 
 

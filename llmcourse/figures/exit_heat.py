@@ -53,7 +53,7 @@ class HeatPlot:
         self.map.set_yticks(range(len(data.layers)), [str(layer) for layer in data.layers])
         self.map.set_ylabel("layers")
         shown = range(width) if width <= MOST_LABELS else ()
-        names = [readable(look.shorten(labels[at], LETTERS)) for at in shown]
+        names = [look.token(labels[at], LETTERS) for at in shown]
         self.map.set_xticks(shown, names, rotation=90)
         self.figure.colorbar(image, cax=bar).set_label("entropy, nats")
 

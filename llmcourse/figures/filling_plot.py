@@ -204,7 +204,7 @@ def _of(count: int, what: str) -> str:
 
 def _write(text, state: TextState, place: int, label: Callable[[int], str]) -> None:
     token, new = state.tokens[place], place in state.new
-    text.set_text("▢" if token is None else readable(look.shorten(label(token), LETTERS)))
+    text.set_text("▢" if token is None else look.token(label(token), LETTERS))
     text.set(color=look.INK if new else look.MUTED, fontweight="bold" if new else "normal")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from llmcourse.figures import language
 from llmcourse.figures.block_filling import Filling, words_of
 from llmcourse.figures.text_strip import boxed_html, framed_html, keys_html, unmarked_html
 from llmcourse.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def filling_html(filling: Filling, at: int, prompt: str, tokens: Sequence[int], 
             body += f'<span title="open" style="{STYLES["open"]}">{OPEN}</span>'
         elif word:
             kind = "new" if place in state.new else "stands"
-            name = f"{tokenizer.label(state.tokens[place])}: {state.confidence[place]:.1%}"
+            name = f"{language.own(tokenizer.label(state.tokens[place]))}: {state.confidence[place]:.1%}"
             body += boxed_html(word, name, STYLES[kind])
     names = {"stands": "stands", "new": "this pass", "open": f"{OPEN} open"}
     keys = " ".join(

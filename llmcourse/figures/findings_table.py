@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from llmcourse.figures import language
+
 STATES = {"ok": ("✓", "here"), "note": ("·", "worth knowing"), "missing": ("✗", "missing")}
 
 
@@ -52,7 +54,8 @@ class FindingsTable:
             mark, words = STATES[row[3]]
             shown = (*map(html.escape, (f"{mark} {words}", row[1], row[2])), _code(row[4]))
             lines.append(f"<tr>{''.join(f'<td {left}>{cell}</td>' for cell in shown)}</tr>")
-        return f"<table>{''.join(lines)}</table><p><b>{html.escape(self.verdict)}</b></p>"
+        shown = f"<table>{''.join(lines)}</table><p><b>{html.escape(self.verdict)}</b></p>"
+        return language.page(shown)
 
 
 def _code(text: str) -> str:

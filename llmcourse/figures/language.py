@@ -7,8 +7,8 @@ Functions that compute and draw know nothing of it. Where a figure is painted an
 controls and its text, each text is looked up in `chinese.json`, which maps English to Chinese. An entry may
 have places for what changes, `step {#} of {#}`: `{#}` takes a number, `{w}` a word and `{}` anything, which
 is translated in turn; the Chinese repeats them in their order, or numbered, `{1} … {0}`. What no entry fits
-stays English. So do the texts of models, which are marked `translate="no"` on a page; the tokens in a figure
-are not marked, but one that is also a label there, alone and without a blank before it, is rare.
+stays English. So do the texts of models: on a page they are marked `translate="no"`, and in figures, where a
+token may well be "time" or "step", they are the model's `own`.
 
 The choice holds for the process, that is for one notebook: it is the reader's, not the cell's.
 """
@@ -34,8 +34,15 @@ SENTENCES = ((" · ", " · "), (". ", "。"))
 CLAUSES = (("; ", "；"), (": ", "："), (", ", "，"))
 MARK = re.compile(r"[●■◆▲▼◂▸◯○━┄╌┊│▬★☆✓✗┆▨▢╎◇□△]+ +")
 TAG = re.compile(r"(<[^>]*>)")
-TOLD = re.compile(r'(title|aria-label)="([^"]*)"')
+TOLD = re.compile(r'(title|aria-label|alt)="([^"]*)"')
 NO_TRANSLATION = 'translate="no"'
+AS_IT_IS = ("style", "code")  # elements whose texts are never translated
+OPEN, CLOSE = (
+    "\N{FIRST STRONG ISOLATE}",
+    "\N{POP DIRECTIONAL ISOLATE}",
+)  # invisible, around what is a model's own
+OWN = re.compile(f"{OPEN}(.*?){CLOSE}", re.DOTALL)
+STAND_IN = 0xE000  # private characters, which no entry has
 
 _chosen = ["en"]
 
@@ -94,12 +101,31 @@ def _templates() -> list[_Template]:
 
 def text(english: str) -> str:
     """A text of a figure or control in the language that is chosen."""
-    return english if _chosen[0] == "en" else translated(english)
+    return _unmarked(english) if _chosen[0] == "en" else translated(english)
+
+
+def own(text: str) -> str:
+    """A model's text, which no language changes; marked only if a word of it is one of the catalogue, too."""
+    text = _unmarked(text)
+    return f"{OPEN}{text}{CLOSE}" if _catalogue_words() & set(re.findall("[A-Za-z]+", text)) else text
+
+
+@cache
+def _catalogue_words() -> frozenset[str]:
+    return frozenset(word for english in catalogue() for word in re.findall("[A-Za-z]{2,}", english))
+
+
+def _unmarked(text: str) -> str:
+    return OWN.sub(r"\1", text) if OPEN in text else text
 
 
 @lru_cache(maxsize=4096)
 def translated(english: str) -> str:
     """A text in Chinese, as far as the catalogue has it: whole, by an entry with places, or in parts."""
+    if kept := OWN.findall(english):
+        places = (chr(STAND_IN + index) for index in range(len(kept)))
+        chinese = translated(OWN.sub(lambda _: next(places), english))
+        return chinese.translate({STAND_IN + index: one for index, one in enumerate(kept)})
     bare = english.strip()
     if not re.search(r"[A-Za-z]", bare):
         return english
@@ -136,12 +162,16 @@ def apart(english: str, mark: str, chinese: str) -> str:
     if len(parts) == 1:
         return ""
     new = [translated(part) for part in parts]
-    return chinese.join(new) if new != parts else english
+    if new == parts:
+        return english
+    # The end of a sentence that stays English stays, too: it may be the text that a figure is about.
+    marks = [mark if new[i] == parts[i] and mark == ". " else chinese for i in range(len(parts) - 1)]
+    return "".join(map("".join, zip(new, [*marks, ""], strict=True)))
 
 
 def page(source: str) -> str:
     """HTML in the language that is chosen: its texts and what its titles tell, but for what is marked."""
-    return source if _chosen[0] == "en" else _page(source)
+    return _unmarked(source) if _chosen[0] == "en" else _page(source)
 
 
 def _page(source: str) -> str:
@@ -151,7 +181,7 @@ def _page(source: str) -> str:
             name = part.strip("</> ").split(" ", 1)[0]
             if shut:
                 shut = "" if part == f"</{shut}>" else shut
-            elif NO_TRANSLATION in part or name == "style":
+            elif NO_TRANSLATION in part or name in AS_IT_IS:
                 shut = name
             parts.append(TOLD.sub(_told, part))
         else:
@@ -166,5 +196,5 @@ def _told(match: re.Match) -> str:
 def table(markdown: str) -> str:
     """A Markdown table and the lines around it in the language that is chosen, cell by cell."""
     if _chosen[0] == "en":
-        return markdown
+        return _unmarked(markdown)
     return "\n".join("|".join(map(translated, line.split("|"))) for line in markdown.split("\n"))

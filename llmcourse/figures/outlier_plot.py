@@ -94,7 +94,7 @@ class OutlierPlot:
         norm = PowerNorm(0.5, 0, max(cells.max(), 1e-6))
         axes.imshow(cells, cmap=SHADES, norm=norm, aspect="auto", interpolation="nearest")
         shown = range(len(labels)) if len(labels) <= MOST_LABELS else ()
-        names = [readable(look.shorten(labels[at], LETTERS)) for at in shown]
+        names = [look.token(labels[at], LETTERS) for at in shown]
         axes.set_yticks(shown, names, size=7.5)
         axes.tick_params(axis="x", labelsize=8.5)
         self._columns = LineCollection([], colors=look.ACCENT, linewidths=2.4, clip_on=False)

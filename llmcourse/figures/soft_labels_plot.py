@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from llmcourse.figures import language
 from llmcourse.figures import style as look
 from llmcourse.figures.distribution import AXIS_STEPS
 from llmcourse.figures.fonts import readable
@@ -163,10 +164,10 @@ class SoftLabelsPlot:
             _with_others(data, data.teacher, data.others_teacher),
             _with_others(data, data.student, data.others_student),
         )
-        named = _with_others(data, data.labels, f"{data.vocab_size - len(data.labels):,} others")
+        labels = [look.token(label, 13) for label in data.labels]
+        named = _with_others(data, labels, f"{data.vocab_size - len(data.labels):,} others")
         for place, text in enumerate(self._labels):
-            label = named[place] if place < len(named) else ""
-            text.set_text(readable(look.shorten(label, 13)))
+            text.set_text(named[place] if place < len(named) else "")
         least = self._scale_sides(max(map(max, sides)), min(map(min, sides)), log_scale)
         drawn = [[max(value, least) for value in side] for side in sides]
         self._links.set_segments([[(p, y), (q, y)] for y, (p, q) in enumerate(zip(*drawn, strict=True))])
@@ -251,10 +252,10 @@ def in_words(data: SoftLabels) -> str:
 def _tokens_in_words(data: SoftLabels, how_many: int = 5) -> str:
     rows = list(zip(data.labels, data.teacher, data.student, data.push, strict=True))[:how_many]
     told = [
-        f"{label}: teacher {look.percent(p)}, student {look.percent(q)}, push {_signed(push)}"
+        f"{language.own(label)}: teacher {look.percent(p)}, student {look.percent(q)}, push {_signed(push)}"
         for label, p, q, push in rows
     ]
-    up, down = data.pushed_most
+    up, down = map(language.own, data.pushed_most)
     return f"Pushed up most: {up}, down most: {down}. {'; '.join(told)}"
 
 

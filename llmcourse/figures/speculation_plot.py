@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from matplotlib.collections import LineCollection, PolyCollection
 
+from llmcourse.figures import language
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
 from llmcourse.figures.speculation_strip import ACCEPTED, ACCEPTED_EDGE, OWN, REJECTED, REJECTED_EDGE
@@ -157,7 +158,7 @@ class SpeculationPlot:
         for column, (label, numbers) in enumerate(zip(self._drafts, self._numbers, strict=True)):
             draft, middle = (shown[column] if column < len(shown) else None), (column + 0.5) * pitch
             kind = draft.fate if draft and judged else "proposed"
-            word = readable(look.shorten(draft.word.label, _letters(pitch))) if draft else ""
+            word = look.token(draft.word.label, _letters(pitch)) if draft else ""
             label.set(text=word, x=middle, color=_ink(kind))
             numbers.set(text=_numbers(draft, judged) if draft else "", x=middle, color=_ink(kind))
             if draft:
@@ -176,7 +177,7 @@ class SpeculationPlot:
         for column, label in enumerate(self._gains):
             kind, word = gained[column] if column < len(gained) else ("dropped", "")
             middle = (column + 0.5) * pitch
-            label.set(text=readable(look.shorten(word, _letters(pitch))), x=middle)
+            label.set(text=look.token(word, _letters(pitch)), x=middle)
             label.set_color(look.PAPER if kind == "own" else look.INK)
             if word:
                 boxes[kind].append(_box(middle - 0.46 * pitch, GAINED_ROW, 0.92 * pitch, BOX))
@@ -208,7 +209,7 @@ class SpeculationPlot:
         for y, name in enumerate(self._names):
             one = listed[y] if y < len(listed) else None
             listed_one = one is not None and one.token is not None  # else it has no bar
-            name.set_text(readable(look.shorten(one.label, 13)) if one else "")
+            name.set_text(look.token(one.label, 13) if listed_one else one.label if one else "")
             name.set_color(look.INK if listed_one else look.MUTED)
             end = max(one.p, one.q) / scale if listed_one else 0
             self._values[y].set(text=_pair(one, step) if one else "", x=end + 0.015)
@@ -256,7 +257,7 @@ def in_words(trace: SpeculationTrace, at: int) -> str:
     drafts = "; ".join(_draft_in_words(draft, judged) for draft in step.drafts[: phase.drafted])
     words = [happens(trace, at)] + ([f"Drafts: {drafts}."] if drafts else [])
     if judged and step.own is not None:
-        likeliest = "; ".join(f"{one.label} {_pair(one, step)}" for one in step.candidates[:4])
+        likeliest = "; ".join(f"{language.own(one.label)} {_pair(one, step)}" for one in step.candidates[:4])
         words.append(f"{_where(step, phase)}: {likeliest}.")
     return " ".join([*words, f"{told(phase.counts)}."])
 
@@ -281,12 +282,13 @@ def _verdict(step: TracedStep) -> str:
 
 
 def _draft_in_words(draft: TracedDraft, judged: bool) -> str:
+    label = language.own(draft.word.label)
     if not judged:
-        return f"{draft.word.label} with q {_share(draft.q)}"
+        return f"{label} with q {_share(draft.q)}"
     if draft.fate == "dropped":
-        return f"{draft.word.label} with q {_share(draft.q)}, dropped"
+        return f"{label} with q {_share(draft.q)}, dropped"
     sides = f"q {_share(draft.q)}, p {_share(draft.p)}"
-    return f"{draft.word.label} with {sides}, {VERDICTS[draft.fate].split()[-1]}"
+    return f"{label} with {sides}, {VERDICTS[draft.fate].split()[-1]}"
 
 
 def _where(step: TracedStep, phase: Phase) -> str:

@@ -161,6 +161,11 @@ def shorten(text: str, length: int) -> str:
     return text
 
 
+def token(label: str, length: int) -> str:
+    """A model's token as a figure writes it: cut off, drawable, and in no language but its own."""
+    return language.own(readable(shorten(label, length)))
+
+
 def percent(p: float) -> str:
     """A probability for readers: tenths of a percent, finer where it is small."""
     if p == 0 or p >= 0.001:

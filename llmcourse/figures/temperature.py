@@ -71,7 +71,7 @@ def plot_temperatures(data: TemperatureFamily, title: str = "One distribution, s
             nats = f"{data.entropies[column]:.2f} nats"
             axes.text(0, 1.02, nats, transform=axes.transAxes, size=9.5, color=look.MUTED)
             if column == 0:
-                labels = [*(readable(look.shorten(label, 13)) for label in data.labels), "all others"]
+                labels = [*(look.token(label, 13) for label in data.labels), "all others"]
                 axes.set_yticks(range(rows + 1), labels)
                 axes.text(
                     -0.04, 1.02, "entropy", transform=axes.transAxes, size=9.5, color=look.MUTED, ha="right"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llmcourse.figures import language
 from llmcourse.figures.course_map import Chapter, duration
 
 
@@ -17,7 +18,7 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         lines = [self.head, ("---",) * len(self.head), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return language.table("\n".join("| " + " | ".join(line) + " |" for line in lines))
 
     def __repr__(self) -> str:
         return "\n".join(" · ".join(row) for row in (self.head, *self.rows))

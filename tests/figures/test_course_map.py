@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llmcourse.figures import course_map
+from llmcourse.figures import course_map, language
 from llmcourse.figures.course_map import NEEDS, PLACES, Chapter, duration, read_course
 from llmcourse.grading.exercises import catalogue
 
@@ -90,7 +90,14 @@ def test_the_map_is_told_in_words_too():
     assert "6 Distillation" in repr(shown) and "needs 4 and 5" in repr(shown)
 
 
-def test_titles_stay_within_their_boxes():
+@pytest.fixture(params=language.LANGUAGES)
+def spoken(request):
+    language.use(request.param)
+    yield
+    language.use("en")
+
+
+def test_titles_stay_within_their_boxes(spoken):
     shown = course_map.course_map(read_course(), LAB_MINUTES)
     axes = shown.picture.axes[0]
     renderer = shown.picture.canvas.get_renderer()

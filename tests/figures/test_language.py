@@ -8,9 +8,11 @@ from pathlib import Path
 import ipywidgets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from llmcourse.figures import language, style
+from llmcourse.figures import distribution, findings_table, language, style, tours
+from llmcourse.figures.course_map import Chapter
 from llmcourse.figures.fonts import covered_characters
 from llmcourse.figures.text_strip import StripPiece, TextStrip
 from llmcourse.figures.widgets import view as v
@@ -33,7 +35,9 @@ NO_LABELS = {
     *("the figure is of soft labels alone", "logits hold NaN, or one side rules out what the other says"),
     *("give that of the scheduler", "use math.inf for all", "a step of each has a picture of its own"),
     *("an integer in [1, 7]", "use 0 for greedy decoding, 1 for the backbone's own"),
-    *("a map takes at most 7 tokens", "I am sleepy. I start a pot of", "Once upon a time there was"),
+    *("a title like `# Chapter 1 · Decoding`", "a line `**Time** about 60 minutes`"),
+    *("[lab 7](../labs/7.ipynb)", "a map takes at most 7 tokens"),
+    *("I am sleepy. I start a pot of", "Once upon a time there was"),
     *("def read_lines(path):", "row wrap", "th scope='col'", "LLM Course Han", "DejaVu Sans", "heads of {}"),
     *(
         "· 7 a step after the prompt",
@@ -133,7 +137,7 @@ def test_english_is_left_alone():
         ("␣time", "␣time"),
         ("3.5", "3.5"),
         ("no such label", "no such label"),
-        ("The target reads the prompt and writes “the”.", "大模型读入提示，写出 “the”。"),
+        ("The target reads the prompt and writes “the”.", "目标模型读入提示词，写出 “the”。"),
     ],
 )
 def test_texts_are_found_whole_by_places_and_part_by_part(chinese, english, wanted):
@@ -148,10 +152,67 @@ def test_a_page_keeps_its_tags_and_the_texts_of_models(chinese):
     assert language.table("| layers | a |\n|---|---|") == "| 层 | a |\n|---|---|"
 
 
+def test_the_tables_of_the_front_page_are_chinese_and_lead_to_chinese_labs(chinese):
+    chapters = (Chapter(1, "01_decoding", "Decoding", 60, ()),)
+    page = tours.minutes_table(
+        chapters, {"01_decoding": [chapters[0]]}, {"01_decoding": 100}
+    )._repr_markdown_()
+    assert "| 章 |" in page and "[解码](01_decoding.ipynb)" in page and "**1 小时 00 分**" in page
+    assert "[实验 1](../../labs/zh/01_decoding.ipynb)" in page and "合计" in page
+    weeks = tours.six_weeks(chapters, {"01_decoding": 100})._repr_markdown_()
+    assert "学生用时" in weeks and "| 实验 1 |" in weeks and "2 小时 40 分" in weeks
+    table = findings_table.FindingsTable((("machine", "system", "Linux", "missing", "run `run`"),), "")
+    assert "✗ 缺少" in table._repr_html_() and "运行 <code>run</code>" in table._repr_html_()
+
+
 def test_a_strip_in_chinese_keeps_the_text_of_the_model(chinese):
     page = TextStrip("time", (StripPiece("probability", 0.5),))._repr_html_()
     assert ">time<" in page and ">probability<" in page
     assert "概率：" in page and "less" not in page
+
+
+def test_a_text_that_a_figure_is_about_keeps_its_full_stops(chinese):
+    told = language.text("I am sleepy. I start a pot of …: 3 of 5 tokens kept. Likeliest: ␣tea")
+    assert told == "I am sleepy. I start a pot of …：保留 5 个词元中的 3 个。最可能：␣tea"
+
+
+OWN_TEXTS = ["time", "step 3", "kept", "limit", "entropy: 2", "a, b; time. Step 3", "expert alone: x → y"]
+
+
+@pytest.mark.parametrize("text", OWN_TEXTS)
+def test_a_text_of_a_model_is_shown_as_it_is_alone_and_among_labels(chinese, text):
+    own = language.own(text)
+    assert language.text(own) == text and language.page(f"<p>{own}</p>") == f"<p>{text}</p>"
+    assert language.text(f"Likeliest: {own} 12%. probability") == f"最可能：{text} 12%。概率"
+    assert language.table(f"| {own} | layers |") == f"| {text} | 层 |"
+    language.use("en")
+    assert language.text(f"Likeliest: {own}") == f"Likeliest: {text}"
+    assert language.page(f"<p>{own}</p>") == f"<p>{text}</p>" and language.table(f"|{own}|") == f"|{text}|"
+
+
+def test_what_is_no_word_of_the_catalogue_needs_no_mark():
+    assert language.own("␣zebra") == "␣zebra" and language.own("春天 3") == "春天 3"
+    assert language.own(language.own("time")) == language.own("time") != "time"
+
+
+def labels_of_models(monkeypatch) -> list[str]:
+    """Every text that a next-token figure, drawn of tokens that are labels too, paints."""
+    words = ["time", "kept", "cut", "probability", "step 3", "entropy"]
+    logits = torch.arange(len(words), 0.0, -1.0)
+    picture = distribution.plot_next_token(distribution.next_token(logits, logits, words.__getitem__, 5))
+    painted: list[str] = []
+    monkeypatch.setattr(
+        style.RendererAgg, "draw_text", lambda self, gc, x, y, s, *rest, **named: painted.append(s)
+    )
+    picture.png()
+    return [*painted, language.text(picture.alt)]
+
+
+def test_tokens_in_a_figure_that_are_labels_too_stay_english(chinese, monkeypatch):
+    painted = labels_of_models(monkeypatch)
+    assert {"time", "kept", "cut", "probability", "step 3"} <= set(painted)
+    assert "概率" in painted and "其余 1 个" in painted
+    assert "最可能：time" in painted[-1] and not any(language.OPEN in text for text in painted)
 
 
 def drawn(picture: style.Picture) -> np.ndarray:

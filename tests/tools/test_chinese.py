@@ -10,6 +10,7 @@ import nbformat
 import polib
 import pytest
 
+from llmcourse.figures import course_map, language
 from llmcourse.grading import labs as released
 from llmcourse.grading.exercises import catalogue
 from tools import chinese, chinese_books, chinese_checks, labs, notebooks
@@ -46,6 +47,11 @@ def entry(msgid: str, msgstr: str, **settings) -> polib.POEntry:
         ("Llama-3-8B, FlashAttention, GPTQ", "Llama-3-8B, FlashAttention, GPTQ"),
         ("It costs 3.5 times as much: `a, b`.", "开销为 3.5 倍：`a, b`。"),
         ("Two of three fall.", "3 个中有 2 个落选。"),
+        ("Blocks of\n16. *Predict*: how many?", "块大小为 16。*预测*：多少？"),
+        (
+            "| symbol | term | 中文 |\n|---|---|---|\n| $v$ | how often it has come in all of it | 次 |",
+            "| 符号 | 英文术语 | 中文 |\n|---|---|---|\n| $v$ | how often it has come in all of it | 次 |",
+        ),
     ],
 )
 def test_a_faithful_translation_passes(english, translation):
@@ -77,6 +83,19 @@ def test_a_faithful_translation_passes(english, translation):
         ("A sentence here.", "一句话。。", "has '。。'"),
         ("## 1.1 The loop", "1.1 循环", "other headings"),
         ("- one\n- two", "- 一，二", "other headings, items or rows"),
+        ("1. one\n2. two", "1. 一，2，二", "other headings, items or rows"),
+        ("10. ten\n11. eleven", "10，十\n11，十一", "other headings, items or rows"),
+        ("Both:\n1. one\n2. two", "两者：\n1. 一，2，二", "other headings, items or rows"),
+        (
+            "| symbol | term |\n|---|---|\n| how often it has come in all of it | a |",
+            "| 符号 | 中文 |\n|---|---|\n| how often it has come in all of it | 一 |",
+            "leaves in English: how often",
+        ),
+        (
+            "| symbol | term | say |\n|---|---|---|\n| | a | how often it has come in all of it |",
+            "| 符号 | 英文术语 | 说 |\n|---|---|---|\n| | a | how often it has come in all of it |",
+            "leaves in English: how often",
+        ),
     ],
 )
 def test_a_faulty_translation_is_told(english, translation, fault):
@@ -141,6 +160,7 @@ def test_a_text_is_translated_block_by_block():
     [
         ("../labs/01_decoding.ipynb", "../../labs/zh/01_decoding.ipynb"),
         ("02_kv_cache_and_roofline.ipynb#top", "02_kv_cache_and_roofline.ipynb#top"),
+        ("01_decoding.ipynb#1.5-Random-sampling", "01_decoding.ipynb#1.5-随机采样"),
         ("../docs/sampling_explorer.png", "../../docs/sampling_explorer.png"),
         ("../README.md", "../../README.md"),
         ("https://arxiv.org/abs/1", "https://arxiv.org/abs/1"),
@@ -158,16 +178,31 @@ def test_links_lead_to_the_chinese_page_or_to_the_same_file(link, moved):
 
 
 def test_every_link_of_the_edition_leads_somewhere():
-    known = {chinese_books.target_of(source) for source in SOURCES}
-    for source in SOURCES:
-        folder = chinese_books.target_of(source).parent
-        for cell in chinese_books.book_of(source).cells:
-            if cell.cell_type != "markdown":
+    books = {chinese_books.target_of(source): chinese_books.book_of(source) for source in SOURCES}
+    texts = {
+        path: "\n\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+        for path, book in books.items()
+    }
+    places = 0
+    for page, text in texts.items():
+        for _, link in chinese_books.LINK.findall(text):
+            if chinese_books.ELSEWHERE.match(link):
                 continue
-            for _, link in chinese_books.LINK.findall(cell.source):
-                if not chinese_books.ELSEWHERE.match(link):
-                    target = (folder / link.partition("#")[0]).resolve()
-                    assert target in known or target.exists(), f"{source.stem}: {link}"
+            path, _, place = link.partition("#")
+            target = (page.parent / path).resolve()
+            assert target in texts or target.exists(), f"{page.name}: {link}"
+            if place:
+                found = chinese_books.HEADING.findall(texts[target])
+                assert place in {heading.strip().replace(" ", "-") for heading in found}, link
+                places += 1
+    assert places > 15
+
+
+def test_chapters_have_the_same_title_on_the_map_as_on_their_page():
+    for chapter in course_map.read_course():
+        source = notebooks.NOTEBOOKS / "source" / f"{chapter.stem}.py"
+        title = chinese.translations(source)[f"# Chapter {chapter.number} · {chapter.title}"]
+        assert title == f"# 第 {chapter.number} 章 · {language.translated(chapter.title)}"
 
 
 class Marked(dict):

@@ -82,7 +82,8 @@ def ranking_html(state: BeamState) -> str:
 def _row_html(place: int, one: Ranking) -> str:
     text = html.escape(v.visible(one.text))
     end = "end token" if one.finished else "length"
-    cells = f"<td style='text-align:left;white-space:pre-wrap'>{text}</td><td>{one.log_prob:.2f}</td>"
+    own = f"<td translate=\"no\" style='text-align:left;white-space:pre-wrap'>{text}</td>"
+    cells = f"{own}<td>{one.log_prob:.2f}</td>"
     return f"<tr><td>{place}</td>{cells}<td>{one.score:.3f}</td><td>{end}</td></tr>"
 
 

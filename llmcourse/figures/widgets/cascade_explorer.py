@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ipywidgets import Layout, SelectionSlider
 
+from llmcourse.figures import language
 from llmcourse.figures import style as look
 from llmcourse.figures.cascade_answers import (
     JUDGES,
@@ -164,7 +165,7 @@ def examples_html(state: CascadeState, study: Study) -> str:
         scores = ", ".join(f"{name}{TOGETHER}{score:.2f}" for name, score in one.scores) or "–"
         would = "the same" if one.stage == last else f"{_quoted(one.last_text)} {_verdict(one.last_right)}"
         kept = one.stage, _quoted(one.text), _verdict(one.right)
-        rows.append((look.shorten(one.document, 30), *kept, scores, would))
+        rows.append((language.own(look.shorten(one.document, 30)), *kept, scores, would))
     return _table(
         "Some of them: the first right and the first wrong answer that each model kept", rows, "left"
     )
@@ -175,7 +176,7 @@ def _verdict(right: bool) -> str:
 
 
 def _quoted(text: str) -> str:
-    return look.shorten(v.visible(text), 34) or "(nothing)"
+    return language.own(look.shorten(v.visible(text), 34)) or "(nothing)"
 
 
 def _table(caption: str, rows: Sequence[Sequence[str]], side: str) -> str:
