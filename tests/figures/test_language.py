@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llmcourse.figures import distribution, findings_table, language, style, tours
+from llmcourse.figures import distribution, drawn_text, findings_table, language, style, tours
 from llmcourse.figures.course_map import Chapter
 from llmcourse.figures.fonts import covered_characters
 from llmcourse.figures.text_strip import StripPiece, TextStrip
@@ -201,9 +202,9 @@ def labels_of_models(monkeypatch) -> list[str]:
     logits = torch.arange(len(words), 0.0, -1.0)
     picture = distribution.plot_next_token(distribution.next_token(logits, logits, words.__getitem__, 5))
     painted: list[str] = []
-    monkeypatch.setattr(
-        style.RendererAgg, "draw_text", lambda self, gc, x, y, s, *rest, **named: painted.append(s)
-    )
+    monkeypatch.setattr(drawn_text, "_kept", OrderedDict())
+    paint = lambda self, gc, x, y, s, *rest, **named: painted.append(s)  # noqa: E731
+    monkeypatch.setattr(drawn_text.RendererAgg, "draw_text", paint)
     picture.png()
     return [*painted, language.text(picture.alt)]
 
