@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
+from llmcourse.decoding.errors import require
 from llmcourse.distillation.on_policy import Writer, is_own_turn, own_labels
 from llmcourse.distillation.settings import Distillation
 from llmcourse.model import Decoder
@@ -42,6 +43,9 @@ class Batches:
     Args:
         student: writes where the settings ask for its own text.
         rank, world: of the processes; each takes every `world`-th row.
+
+    Raises:
+        ValueError: no domain.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ):
+        require(len(domains) > 0, "domains", "at least one", "none", "give some text to learn from")
         self.distillation, self.domains, self.student = distillation, domains, student
         self.rank, self.world = rank, world
         self._writer = Writer(student) if distillation.own_text else None

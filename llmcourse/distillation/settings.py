@@ -25,7 +25,8 @@ class Distillation:
         layer_map: of which layers; None maps the whole depth (`LayerMap.uniform`).
         top_k: probabilities of the teacher that are looked at, and kept where there is a cache; None for all.
         own_text: λ of GKD, the share of batches that the student writes itself, in [0, 1].
-        accumulation: parts of a batch, one behind the other; their gradients add up.
+        accumulation: parts of a batch, one behind the other; their gradients add up, to those of the whole
+            batch unless states are compared by "relative_square", whose divisor is that of a part.
 
     Raises:
         ValueError: a number out of its range, or settings that do not go together.
