@@ -193,9 +193,8 @@ def stored_loss_of_hidden(
 
     if len(chunks) == 1:
         return loss_of(*chunks[0])
-    counts = torch.stack(
-        [(labels != IGNORED).sum() for *_, labels in chunks]
-    )  # a mean of means would be wrong
+    # Each weighs by the positions that count in it: a mean of means would be another loss.
+    counts = torch.stack([(labels != IGNORED).sum() for *_, labels in chunks])
     again = {"use_reentrant": False, "preserve_rng_state": False}
     losses = torch.stack([checkpoint(loss_of, *chunk, **again) for chunk in chunks])
     return (losses * counts).sum() / counts.sum().clamp(min=1)
