@@ -54,6 +54,7 @@ def test_a_line_a_run_and_domain_and_nothing_twice(options, tmp_path, capsys):
     assert places == {(kind, seed, domain) for kind in kinds for seed in (0, 1) for domain in domains}
     assert len(found) == 8 and {(row["steps"], row["tokens"]) for row in found} == {(2, 128)}
     for row in found:
+        assert (row["batch_size"], row["length"]) == (4, 16)
         assert 0 <= row["acceptance"] <= 1 and row["kl"] > 0 and row["own_kl"] > 0 and row["nats_error"] > 0
     assert not list((tmp_path / "out").glob("*.pt"))
     study.main(two)
