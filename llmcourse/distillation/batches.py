@@ -45,7 +45,7 @@ class Batches:
         rank, world: of the processes; each takes every `world`-th row.
 
     Raises:
-        ValueError: no domain.
+        ValueError: no domain, or one with tokens that the student has not.
     """
 
     def __init__(
@@ -57,6 +57,13 @@ class Batches:
         world: int = 1,
     ):
         require(len(domains) > 0, "domains", "at least one", "none", "give some text to learn from")
+        vocab_size, remedy = student.config.vocab_size, "encode the text with the student's tokenizer"
+        for domain in domains:
+            most, allowed = (
+                int(domain.tokens.max()) if len(domain.tokens) else 0,
+                f"below the vocabulary, {vocab_size}",
+            )
+            require(most < vocab_size, f"tokens of {domain.name!r}", allowed, most, remedy)
         self.distillation, self.domains, self.student = distillation, domains, student
         self.rank, self.world = rank, world
         self._writer = Writer(student) if distillation.own_text else None

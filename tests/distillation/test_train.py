@@ -23,6 +23,7 @@ from llmcourse.distillation.teacher import Told
 from llmcourse.distillation.train import distill
 from llmcourse.model import Decoder
 from llmcourse.quantization.fake_quant import fake_quantized
+from llmcourse.training.tokens import Domain
 from tests.distillation.tiny_run import (
     everything,
     killed_at,
@@ -394,6 +395,19 @@ class TestRefused:
     def test_no_text(self, tmp_path):
         with pytest.raises(ValueError, match="domains must be at least one, got none; give some text"):
             distill(settings(), student(), teacher(), [], tmp_path / "tiny.pt")
+
+    def test_text_of_another_vocabulary(self, tmp_path):
+        other = Domain("other", torch.arange(400, dtype=torch.int32) % 65)
+        with pytest.raises(
+            ValueError, match="tokens of 'other' must be below the vocabulary, 64, got 64; encode"
+        ):
+            distill(settings(), student(), teacher(), [pattern(), other], tmp_path / "tiny.pt")
+
+    def test_a_student_in_16_bits(self, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"student must be in torch.float32, .* got torch.bfloat16; take stu"
+        ):
+            distill(settings(), student().bfloat16(), teacher(), [pattern()], tmp_path / "tiny.pt")
 
     def test_too_short_a_text(self, tmp_path):
         with pytest.raises(ValueError, match="'pattern' has 20 tokens, fewer than two windows of 13"):
