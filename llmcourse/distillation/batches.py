@@ -59,10 +59,8 @@ class Batches:
         require(len(domains) > 0, "domains", "at least one", "none", "give some text to learn from")
         vocab_size, remedy = student.config.vocab_size, "encode the text with the student's tokenizer"
         for domain in domains:
-            most, allowed = (
-                int(domain.tokens.max()) if len(domain.tokens) else 0,
-                f"below the vocabulary, {vocab_size}",
-            )
+            most = int(domain.tokens.max()) if len(domain.tokens) else 0
+            allowed = f"below the vocabulary, {vocab_size}"
             require(most < vocab_size, f"tokens of {domain.name!r}", allowed, most, remedy)
         self.distillation, self.domains, self.student = distillation, domains, student
         self.rank, self.world = rank, world

@@ -78,10 +78,7 @@ class Distillation:
                 context, or a student that is not the recipe's, or in 16 bits.
         """
         require(student.config == self.recipe.model, "student", "the recipe's model", "another", "adapt it")
-        wide, remedy = (
-            student.dtype.itemsize >= 4,
-            "take student.float(); on a GPU its products are in bfloat16",
-        )
+        wide, remedy = student.dtype.itemsize >= 4, "take student.float(); products are in bfloat16"
         require(wide, "student", "in torch.float32, in which small steps add up", student.dtype, remedy)
         if not self.needs_teacher:
             return
