@@ -13,6 +13,7 @@ import torch
 
 from llmcourse.distillation import train as loop
 from llmcourse.distillation.feature_loss import FeatureWeights
+from llmcourse.distillation.features import read_features
 from llmcourse.distillation.layer_map import LayerMap
 from llmcourse.distillation.losses import Response, forward_kl, hard_loss
 from llmcourse.distillation.objective import Objective
@@ -146,6 +147,21 @@ def test_the_fused_loss_is_the_whole_one():
             loss.backward()
             found.append([loss.detach(), *(weight.grad.clone() for weight in model.parameters())])
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_layers_are_compared_where_something_is_learned():
+    """Not at what was given of rows of the student's own, nor at their ends."""
+    rows, wide = pattern().windows(0, 4, 13, seed=1), teacher()
+    labels = rows[:, 1:].clone()
+    labels[:, :4] = labels[1] = -100
+    training = settings(response=None, features=FeatureWeights(hidden=0, values=100))
+    objective = Objective(training, student(), wide)
+    told = read_features(wide, rows[:, :-1], training.pairs(student(), wide).teacher_layers)[1]
+    hidden, mine = read_features(objective.student, rows[:, :-1], (1,))
+    hard = hard_loss(objective.student.lm_head(hidden), labels)
+    found = objective(rows[:, :-1], labels, Told(features=told))
+    torch.testing.assert_close(found, hard + objective.feature_loss(mine, told, labels != -100))
+    assert found.item() != pytest.approx((hard + objective.feature_loss(mine, told)).item(), rel=1e-3)
 
 
 def test_nobody_learns_by_heart_what_it_wrote():
