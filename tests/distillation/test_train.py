@@ -68,7 +68,7 @@ class TestLearning:
             {},
             {"response": Response("reverse_kl", temperature=2.0)},
             {"response": Response("jensen_shannon", hard_weight=0.5)},
-            {"top_k": 16},
+            {"top_k": 16, "response": Response(temperature=2.0)},
             {"accumulation": 2},
             {"features": FeatureWeights(values=1.0)},
             {"own_text": 0.5, "response": Response("reverse_kl")},
