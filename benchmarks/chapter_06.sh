@@ -6,7 +6,7 @@
 # TEXTS holds prose.txt and poetry.txt (poems between blank lines), or either as .xz; code is this machine's own
 # Python. One H200 takes about two minutes to make tokens of them, once; then three for loss, four for step,
 # STUDY_MINUTES (12) for study and five more to find out how many steps that are, unless STUDY_STEPS says it;
-# DRAFT_MINUTES (6) and two for draft, which takes DRAFT_OPTIONS; four for quantized, eight for pair (a model of
+# DRAFT_MINUTES (6) and two for draft, which takes DRAFT_OPTIONS; seven for quantized, eight for pair (a model of
 # 923 M parameters, and a draft that learns from it, which takes PAIR_OPTIONS), and three for pipeline. The study runs in WORKERS (2)
 # processes, on GPUS (1) in turns; other parts can run beside it (CUDA_VISIBLE_DEVICES) when there are tokens,
 # which the part texts makes alone. What is trained stays in OUT, and all goes on from there when

@@ -11,7 +11,8 @@ The new draft lies in OUT/draft as a checkpoint, with its card. Figures: distill
 (peer: before) and distilled_draft_speed_<domain>, for a teacher of one's own with its size behind them, as in
 `_923m`. A line a stage and domain, "before" and "after", goes to results/raw/distill_draft_<device>.jsonl, as
 `llmcourse.figures.draft_gain` reads them; all draft lengths that were tried go to draft_lengths. With
-`--trial` no figure is recorded, and lines go to tried_drafts: to choose among losses. Started again, the
+`--trial` no figure is recorded, and lines go to tried_drafts: to choose among losses, and with
+`--hard-weight 1` to see what as many steps on the text alone would have brought. Started again, the
 training goes on, and one that is done is not made anew.
 """
 

@@ -2,8 +2,9 @@
 
 By domain, perplexity and KL beside the model in full: of rounding to the nearest, of methods that look at
 text, and of rounding after quantization-aware distillation: the model rounds its weights on the way forward,
-and learns the distributions of the one that it was made of (`llmcourse.quantization.fake_quant`). What is
-measured is the packed model. All of it in fp32, in which "the same codes" is no matter of luck.
+and learns the distributions of the one that it was made of (`llmcourse.quantization.fake_quant`). Its twin
+learns from the text alone, for as many steps: what they differ by is the teacher's, the rest is training.
+What is measured is the packed model. All of it in fp32, in which "the same codes" is no matter of luck.
 
     python benchmarks/distill_quantized.py --out OUT --text prose=… --blocks poetry=… --python code=installed
         [--model base] [--schemes int3 int2] [--minutes 3]
@@ -40,7 +41,8 @@ from llmcourse.training.recipes import FAMILY, Recipe
 from llmcourse.training.tokens import batch
 
 STEM = "distill_quantized"
-WAYS = ("round", "gptq", "awq", "distilled")
+TRAINED = {"distilled": Response(), "text": None}  # ways that are trained, and by what
+WAYS = ("round", "gptq", "awq", *TRAINED)
 
 
 def parser() -> Parser:
@@ -87,8 +89,8 @@ def in_few_bits(
     """The packed model, and the steps that it was trained for."""
     scheme = scheme_of(f"{name}-{way}" if way in ("gptq", "awq") else name)
     steps, weights = 0, model
-    if way == "distilled":
-        student, steps = distilled(name, options, model, texts)
+    if way in TRAINED:
+        student, steps = trained(way, name, options, model, texts)
         weights = trained_weights(student)
     needed = calibration if scheme.needs_calibration else None
     return quantize(weights, scheme, needed, backend="reference", progress=False), steps
@@ -102,11 +104,15 @@ def recipe_of(options, name: str, steps: int) -> Recipe:
     return replace(recipe, name=stem, steps=steps, warmup=warmup, weight_decay=0.0, **rates, **sizes)
 
 
-def distilled(name: str, options, model: Decoder, texts: Texts) -> tuple[Decoder, int]:
-    """The fake-quantized student after its training: made once, then found in OUT."""
-    note, state = options.out / f"{name}.steps.json", options.out / f"{name}.pt"
+def trained(way: str, name: str, options, model: Decoder, texts: Texts) -> tuple[Decoder, int]:
+    """The fake-quantized student after its training: made once, then found in OUT.
+
+    How many steps there are is found by the speed of distillation, for all ways.
+    """
+    stem = name if way == "distilled" else f"{name}-{way}"
+    note, state = options.out / f"{name}.steps.json", options.out / f"{stem}.pt"
     student = fake_quantized(model, name)
-    kept = options.out / f"{name}.weights.pt"
+    kept = options.out / f"{stem}.weights.pt"
     if kept.is_file():
         student.load_state_dict(torch.load(kept, map_location=model.device, weights_only=True))
         return student.eval(), json.loads(note.read_text(encoding="utf-8"))
@@ -122,10 +128,10 @@ def distilled(name: str, options, model: Decoder, texts: Texts) -> tuple[Decoder
         steps = steps_within(max(left_s, 1.0) * 0.95, sum(times) / len(times))
         print(f"{name}: {sum(times) / len(times) * 1e3:.1f} ms a step, {steps} steps", flush=True)
     write_whole(note, json.dumps(steps))
-    settings = Distillation(recipe_of(options, name, steps), Response())
-    records = {"records": options.out / f"{name}.jsonl", "compiled": compiled(options)}
+    settings = Distillation(recipe_of(options, name, steps), TRAINED[way])
+    records = {"records": options.out / f"{stem}.jsonl", "compiled": compiled(options)}
     fresh()
-    distill(settings, student, model, texts.domains, state, **records)
+    distill(settings, student, model if settings.needs_teacher else None, texts.domains, state, **records)
     torch.save(student.state_dict(), kept)
     return student, steps
 

@@ -5,8 +5,10 @@
     on_policy  the distribution, on batches of which half are written by the student
 
 All runs have as many tokens; those of one seed begin with the same weights and read the same batches (but for
-those which a student writes). How many steps there are is found once, by the speed of all kinds, so that all
-runs together fit into `--minutes`; it is kept in OUT/plan.json, and other processes take it from there:
+those which a student writes). Rates are those of the student's recipe, which was made for the text alone: no
+way was tuned for itself. How many steps there are is found once, by the speed of all kinds, so
+that all runs together fit into `--minutes`; it is kept in OUT/plan.json, and other processes take it from
+there:
 
     python benchmarks/distill_study.py --out OUT TEXT… --minutes 12 --workers 2 --plan-only
     CUDA_VISIBLE_DEVICES=0 python benchmarks/distill_study.py --out OUT TEXT… --share 0/2
@@ -233,6 +235,8 @@ def train(run: Run, options, plan: dict, teacher: Decoder, texts: Texts, clock: 
         "teacher": Path(options.teacher).name,
         "start": options.start,
         "steps": plan["steps"],
+        "batch_size": options.batch_size,
+        "length": options.length,
         "tokens": distillation.recipe.tokens,
         "parameters": student.num_parameters,
         "temperature": options.temperature,

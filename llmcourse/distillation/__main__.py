@@ -54,12 +54,12 @@ def train(options: argparse.Namespace, started: float) -> bool:
     try:
         device = start_process(options.device)
         folder = find_checkpoint(options.teacher)
-        teacher = load(folder, device=device).model
+        teacher, tokens = load(folder, device=device)
         with _FirstAlone():
             corpus = corpus_of(options)
         recipe = recipe_of(options, [source.name for source in corpus.sources])
         distillation = distillation_of(options, recipe, teacher.config)
-        student = make_student(options.student, options.start, recipe, device)
+        student = make_student(options.student, options.start, recipe, device, tokens)
         distillation.check_models(student, teacher)
         distillation.check_processes(world()[1])
         out, work = options.out / recipe.name, work_folder(options.out)

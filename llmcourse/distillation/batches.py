@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
+from llmcourse.decoding.errors import require
 from llmcourse.distillation.on_policy import Writer, is_own_turn, own_labels
 from llmcourse.distillation.settings import Distillation
 from llmcourse.model import Decoder
@@ -42,6 +43,9 @@ class Batches:
     Args:
         student: writes where the settings ask for its own text.
         rank, world: of the processes; each takes every `world`-th row.
+
+    Raises:
+        ValueError: no domain, or one with tokens that the student has not.
     """
 
     def __init__(
@@ -52,6 +56,12 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ):
+        require(len(domains) > 0, "domains", "at least one", "none", "give some text to learn from")
+        vocab_size, remedy = student.config.vocab_size, "encode the text with the student's tokenizer"
+        for domain in domains:
+            most = int(domain.tokens.max()) if len(domain.tokens) else 0
+            allowed = f"below the vocabulary, {vocab_size}"
+            require(most < vocab_size, f"tokens of {domain.name!r}", allowed, most, remedy)
         self.distillation, self.domains, self.student = distillation, domains, student
         self.rank, self.world = rank, world
         self._writer = Writer(student) if distillation.own_text else None

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +31,8 @@ from torch import Tensor
 
 from llmcourse.decoding.errors import require, require_number
 from llmcourse.decoding.processors import widen
+from llmcourse.kernels.divergence_arguments import Divergence
 
-Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 DIVERGENCES = get_args(Divergence)
 IGNORED = -100  # in place of a label: its position is left out
 

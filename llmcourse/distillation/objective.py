@@ -13,7 +13,7 @@ from llmcourse.distillation.feature_loss import FeatureLoss
 from llmcourse.distillation.features import read_features
 from llmcourse.distillation.losses import IGNORED, Response, hard_loss, response_loss
 from llmcourse.distillation.settings import Distillation
-from llmcourse.distillation.stored_teacher import stored_loss
+from llmcourse.distillation.stored_teacher import stored_loss_of_hidden
 from llmcourse.distillation.teacher import Told
 from llmcourse.kernels.vocabulary_divergence import vocabulary_divergence
 from llmcourse.model import Decoder
@@ -82,7 +82,7 @@ class Objective(nn.Module):
             return self._tokens(hidden, labels)
         response = replace(response, hard_weight=0.0) if own else response
         if told.top_k is not None:
-            return stored_loss(response, self.student.lm_head(hidden), told.top_k, labels)
+            return stored_loss_of_hidden(response, hidden, self.student.lm_head, told.top_k, labels)
         return self._whole_vocabulary(response, hidden, labels, told)
 
     def _tokens(self, hidden: Float[Tensor, "B T C"], labels: Int[Tensor, "B T"]) -> Float[Tensor, ""]:

@@ -3,7 +3,8 @@
 A line of JSON of `benchmarks/results/raw/distill_study_<device>.jsonl`:
 
     {"student": "8M", "parameters": 8000000, "kind": "response", "seed": 0, "tokens": 50000000,
-     "teacher": "base", "start": "new", "steps": 3000, "temperature": 1.0, "hard_weight": 0.0,
+     "teacher": "base", "start": "new", "steps": 3000, "batch_size": 64, "length": 256, "temperature": 1.0,
+     "hard_weight": 0.0,
      "domain": "prose", "nats": 3.41, "teacher_nats": 3.02, "kl": 0.38,
      "agreement": 0.61, "acceptance": 0.72, "calibration_error": 0.013,
      "bins": [[count, confidence, frequency], …], "teacher_bins": […],
@@ -44,7 +45,7 @@ LOWER_IS_BETTER = {
     "acceptance": False,
     "calibration_error": True,
 }
-STUDY = ("device", "teacher", "start", "steps", "temperature", "hard_weight")
+STUDY = ("device", "teacher", "start", "steps", "batch_size", "length", "temperature", "hard_weight")
 DAMAGED = (AttributeError, KeyError, TypeError, ValueError)
 
 

@@ -25,7 +25,8 @@ class Distillation:
         layer_map: of which layers; None maps the whole depth (`LayerMap.uniform`).
         top_k: probabilities of the teacher that are looked at, and kept where there is a cache; None for all.
         own_text: λ of GKD, the share of batches that the student writes itself, in [0, 1].
-        accumulation: parts of a batch, one behind the other; their gradients add up.
+        accumulation: parts of a batch, one behind the other; their gradients add up, to those of the whole
+            batch unless states are compared by "relative_square", whose divisor is that of a part.
 
     Raises:
         ValueError: a number out of its range, or settings that do not go together.
@@ -74,9 +75,11 @@ class Distillation:
 
         Raises:
             ValueError: a teacher that is missing or of another vocabulary, rows longer than a model's
-                context, or a student that is not the recipe's.
+                context, or a student that is not the recipe's, or in 16 bits.
         """
         require(student.config == self.recipe.model, "student", "the recipe's model", "another", "adapt it")
+        wide, remedy = student.dtype.itemsize >= 4, "take student.float(); products are in bfloat16"
+        require(wide, "student", "in torch.float32, in which small steps add up", student.dtype, remedy)
         if not self.needs_teacher:
             return
         remedy = "or learn from the text alone"

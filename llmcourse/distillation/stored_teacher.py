@@ -18,21 +18,27 @@ can be dealt with in two ways:
                    (Anshumann et al. 2025, "Sparse Logit Sampling", who draw the tokens that are kept).
 
 Temperatures above 1 move probability into the rest, so one belongs to what is stored: p_T is, not p.
+
+`TopK.of` and `stored_loss` take whole logits: they are the slow truth. `TopK.of_hidden` and
+`stored_loss_of_hidden` make them of some rows at a time, and again on the way back.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from llmcourse.decoding.errors import require, require_integer
 from llmcourse.decoding.processors import widen
 from llmcourse.distillation.losses import (
+    IGNORED,
     Response,
     check_temperature,
     check_vocabularies,
@@ -43,6 +49,8 @@ from llmcourse.distillation.losses import (
 Rest = Literal["bucket", "renormalised"]
 RESTS = get_args(Rest)
 STORED = (torch.float16, torch.float32)
+CHUNK_LOGITS = 2**26  # at a time: 256 MiB in fp32, of which a loss holds a few
+Head = Callable[[Float[Tensor, "N C"]], Float[Tensor, "N V"]]  # what makes logits of hidden states
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,29 @@ class TopK:
         log_probs = torch.cat((strongest, _log_of_others(log_p, ids)), -1)
         return cls(ids.int(), log_probs.to(dtype), vocab_size, temperature)
 
+    @classmethod
+    def of_hidden(
+        cls,
+        hidden: Float[Tensor, "*shape C"],
+        head: Head,
+        vocab_size: int,
+        k: int,
+        *,
+        temperature: int | float = 1.0,
+        chunk_rows: int | None = None,
+    ) -> TopK:
+        """`of` of the logits that a head makes, of some rows at a time.
+
+        Args:
+            chunk_rows: how many; None takes those of `CHUNK_LOGITS`.
+        """
+        rows = hidden.flatten(0, -2)
+        chunks = rows.split(chunk_rows or best_chunk_rows(vocab_size))
+        found = [cls.of(head(chunk), k, temperature=temperature) for chunk in chunks]
+        ids, log_probs = (torch.cat([getattr(each, name) for each in found]) for name in ("ids", "log_probs"))
+        shape = hidden.shape[:-1]
+        return cls(ids.unflatten(0, shape), log_probs.unflatten(0, shape), vocab_size, temperature)
+
     @property
     def k(self) -> int:
         return self.ids.shape[-1]
@@ -133,6 +164,45 @@ def stored_loss(
         return divergence_of(response, *sides(teacher, log_q))
 
     return mixed(response, soft, student_logits, labels)
+
+
+def stored_loss_of_hidden(
+    response: Response,
+    hidden: Float[Tensor, "*shape C"],
+    head: Head,
+    teacher: TopK,
+    labels: Int[Tensor, "*shape"],
+    *,
+    chunk_rows: int | None = None,
+) -> Float[Tensor, ""]:
+    """`stored_loss` of the logits that the student's head makes, of some rows at a time.
+
+    Args:
+        chunk_rows: how many; None takes those of `CHUNK_LOGITS`.
+
+    Raises:
+        ValueError: as `stored_loss`.
+    """
+    given = hidden.flatten(0, -2), teacher.ids.flatten(0, -2), teacher.log_probs.flatten(0, -2)
+    size = chunk_rows or best_chunk_rows(teacher.vocab_size)
+    chunks = list(zip(*(each.split(size) for each in (*given, labels.flatten())), strict=True))
+
+    def loss_of(hidden: Tensor, ids: Tensor, log_probs: Tensor, labels: Tensor) -> Tensor:
+        told = TopK(ids, log_probs, teacher.vocab_size, teacher.temperature)
+        return stored_loss(response, head(hidden), told, labels)
+
+    if len(chunks) == 1:
+        return loss_of(*chunks[0])
+    # Each weighs by the positions that count in it: a mean of means would be another loss.
+    counts = torch.stack([(labels != IGNORED).sum() for *_, labels in chunks])
+    again = {"use_reentrant": False, "preserve_rng_state": False}
+    losses = torch.stack([checkpoint(loss_of, *chunk, **again) for chunk in chunks])
+    return (losses * counts).sum() / counts.sum().clamp(min=1)
+
+
+def best_chunk_rows(vocab_size: int) -> int:
+    """Rows whose logits are `CHUNK_LOGITS`, at least one."""
+    return max(1, CHUNK_LOGITS // vocab_size)
 
 
 def _with_bucket(

@@ -10,6 +10,7 @@ import torch
 from llmcourse.decoding.errors import require
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.pretrained import find_checkpoint, load, read_config
+from llmcourse.tokenizer import Tokenizer
 from llmcourse.training.pretrain import init_weights
 from llmcourse.training.recipes import FAMILY, Recipe
 
@@ -43,18 +44,35 @@ def student_recipe(name: str, start: str) -> Recipe:
     return recipe
 
 
-def make_student(name: str, start: str, recipe: Recipe, device: torch.device) -> Decoder:
+def make_student(
+    name: str, start: str, recipe: Recipe, device: torch.device, tokens: Tokenizer | None = None
+) -> Decoder:
     """New weights from the recipe's seed, or those of the checkpoint, in fp32, to be trained.
 
+    Args:
+        tokens: the teacher's, by which stored weights have to mean the same; None does not look.
+
     Raises:
+        ValueError: stored weights of other tokens, though they may be as many.
         FileNotFoundError, CheckpointError: as `pretrained.load`.
     """
     model = Decoder(recipe.model)
     if start == "new":
         init_weights(model, recipe.seed)
     else:  # copied, for `load` lays matrices out for decoding
-        model.load_state_dict(load(name).model.state_dict())
+        stored, own = load(name)
+        if tokens is not None:
+            _check_tokens(own, tokens)
+        model.load_state_dict(stored.state_dict())
     return model.to(device)
+
+
+def _check_tokens(student: Tokenizer, teacher: Tokenizer) -> None:
+    """Raises ValueError unless every id stands for the same: soft labels would be those of other words."""
+    differing = {number for _, number in student.vocabulary().items() ^ teacher.vocabulary().items()}
+    found = f"{len(differing)} others, the first of them {min(differing, default=0)}"
+    remedy = "distil from a teacher with its tokenizer, or begin with new weights"
+    require(not differing, "student's tokens", "the teacher's", found, remedy)
 
 
 def _check_writable(config: DecoderConfig, folder: Path) -> None:

@@ -86,8 +86,9 @@ class Teacher:
             return Told(features=features)
         if settings.top_k is None:
             return Told(hidden, self._model.lm_head.weight, features=features)
-        logits = self._model.lm_head(hidden)
-        top_k = TopK.of(logits, settings.top_k, temperature=settings.response.temperature)
+        head, vocab_size = self._model.lm_head, self._model.config.vocab_size
+        temperature = settings.response.temperature
+        top_k = TopK.of_hidden(hidden, head, vocab_size, settings.top_k, temperature=temperature)
         return Told(top_k=top_k, features=features)
 
     def _read(self, rows: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "B T C"], dict[int, LayerFeatures]]:

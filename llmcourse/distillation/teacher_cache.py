@@ -115,14 +115,14 @@ class TeacherCache:
         found = compute(rows)
         tensors = {"ids": found.ids.cpu().contiguous(), "log_probs": found.log_probs.cpu().contiguous()}
         new = path.with_name(f"{path.name}.{os.getpid()}.new")  # never half-written, and each process its own
-        save_file(tensors, new, metadata={"rows": _checksum(rows)})
+        save_file(tensors, new, metadata={"rows": checksum(rows)})
         os.replace(new, path)
         return found
 
     def _read(self, path: Path, rows: Tensor) -> TopK:
         try:
             with safe_open(path, framework="pt", device=str(rows.device)) as file:
-                if (file.metadata() or {}).get("rows") != _checksum(rows):
+                if (file.metadata() or {}).get("rows") != checksum(rows):
                     raise ValueError(f"{path} is of other text; name another folder for the cache")
                 tensors = file.get_tensor("ids"), file.get_tensor("log_probs")
         except SafetensorError as error:
@@ -130,8 +130,9 @@ class TeacherCache:
         return TopK(*tensors, self.of.vocab_size, self.of.temperature)
 
 
-def _checksum(rows: Tensor) -> str:
-    return f"{zlib.crc32(rows.to('cpu', torch.int32).contiguous().numpy().tobytes()):08x}"
+def checksum(tokens: Int[Tensor, "*shape"]) -> str:
+    """By which text is told from other text."""
+    return f"{zlib.crc32(tokens.to('cpu', torch.int32).contiguous().numpy().tobytes()):08x}"
 
 
 def _changed(theirs: Any, ours: dict[str, Any]) -> str:

@@ -34,10 +34,11 @@ from llmcourse.distillation.shards import (
     world,
 )
 from llmcourse.distillation.teacher import Teacher
+from llmcourse.distillation.teacher_cache import checksum
 from llmcourse.model import Decoder
 from llmcourse.pretrained import fingerprint
 from llmcourse.progress import bar
-from llmcourse.training.checkpoint import SAVE_EVERY_S, load_state, save_state
+from llmcourse.training.checkpoint import SAVE_EVERY_S, SAVING, load_state, save_state
 from llmcourse.training.interrupts import Interrupts
 from llmcourse.training.muon import BatchedMuon
 from llmcourse.training.optimizer import build_optimizers, schedule, set_rates
@@ -64,7 +65,8 @@ def distill(
             fake-quantized one. All its weights are trained.
         teacher: on the same device, in any dtype; None where nothing is learned from one. It stays as it is.
         domains: text, on the device.
-        state_path: where checkpoints are kept, every minute and when interrupted.
+        state_path: where checkpoints are kept, every minute, or less often if they take long to write, and
+            when interrupted.
         records: a file of JSON lines, one a step: loss, norm of the gradient, share of the peak rate, tokens
             so far, seconds so far.
         cache: a folder of what the teacher said (`teacher_cache`); with `top_k` alone.
@@ -75,10 +77,10 @@ def distill(
         True at the end of the recipe, False when the time limit came first.
 
     Raises:
-        ValueError: teacher and student that do not fit each other or the settings, a text that is too short,
-            or a checkpoint, a cache or records of another run.
-        FloatingPointError: loss or weights are no longer finite; the step and the part of its batch are
-            named, and the last checkpoint is kept.
+        ValueError: teacher and student that do not fit each other or the settings, no text or one that is too
+            short, or a checkpoint, a cache or records of another run.
+        FloatingPointError: loss, gradient or weights are no longer finite; the step and the part of its batch
+            are named, and the last checkpoint is kept.
         KeyboardInterrupt: SIGINT or SIGTERM came; the step was completed and a checkpoint written.
     """
     device = student.device
@@ -86,7 +88,7 @@ def distill(
     rank, count = world()
     distillation.check_models(student, teacher)
     distillation.check_processes(count)
-    run = _identity(distillation, student, teacher)
+    run = _identity(distillation, student, teacher, domains)
     student.requires_grad_(True).train()
     with torch.random.fork_rng(devices=random_devices(device)):
         torch.manual_seed(distillation.recipe.seed)  # of projections: the same in all processes
@@ -110,10 +112,13 @@ def distill(
         student.eval()
 
 
-def _identity(distillation: Distillation, student: Decoder, teacher: Decoder | None) -> Any:
-    """What a checkpoint has to agree with: all settings, one by one, the teacher, and where it began."""
+def _identity(
+    distillation: Distillation, student: Decoder, teacher: Decoder | None, domains: Sequence[Domain]
+) -> Any:
+    """What a checkpoint has to agree with: all settings, one by one, teacher, text, and where it began."""
     weights = None if teacher is None else fingerprint(teacher)
-    held = distillation.flat() | {"teacher": weights, "student": fingerprint(student)}
+    text = ", ".join(f"{domain.name} {checksum(domain.tokens)}" for domain in domains)
+    held = distillation.flat() | {"teacher": weights, "student": fingerprint(student), "text": text}
     return make_dataclass("Run", held)(**held)
 
 
@@ -175,7 +180,7 @@ class _Run:
     def to_the_end(self, first: int, time_limit_s: float) -> bool:
         started = saved = time.monotonic()
         recipe, before_s = self.distillation.recipe, self.records.seconds
-        rank, pending = world()[0], []
+        rank, pending, save_s = world()[0], [], SAVE_EVERY_S
         steps = bar(None, recipe.name, total=recipe.steps, initial=first, unit="step", shown=rank == 0)
         with steps, Interrupts() as interrupts:
             for index in range(first, recipe.steps):
@@ -183,7 +188,7 @@ class _Run:
                 steps.update()
                 now, interrupted = time.monotonic(), interrupts.pending
                 out_of_time = now - started > time_limit_s
-                wishes = (interrupted or out_of_time, now - saved > SAVE_EVERY_S)
+                wishes = (interrupted or out_of_time, now - saved > save_s)
                 stop, due = any_process(wishes, self.device)
                 last = index == recipe.steps - 1
                 if stop or due or last or len(pending) == CHECK_EVERY or self.device.type == "cpu":
@@ -192,7 +197,8 @@ class _Run:
                 if stop or due or last:
                     if not self.saved.write(index + 1):
                         raise self._diverged("weights or optimizer states are not finite", index)
-                    saved = now
+                    saved = time.monotonic()
+                    save_s = max(SAVE_EVERY_S, (saved - now) / SAVING)
                 if interrupted:
                     raise KeyboardInterrupt
                 if stop and not last:
@@ -209,6 +215,10 @@ class _Run:
                     self.records.add(lines)
                     where = f" (batch {index + 1}, part {part} of {len(losses)})"
                     raise self._diverged(f"the loss is {loss}", index, where)
+            if not math.isfinite(norm):  # the weights are lost with it, and the next loss would be blamed
+                self.records.add(lines)
+                where = f" (batch {index + 1})"
+                raise self._diverged(f"the norm of the gradient is {norm}", index, where)
             lines.append(
                 {
                     "step": index + 1,

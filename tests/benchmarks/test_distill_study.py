@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.students import make_student
 from llmcourse.training.tokens import Domain
 from tests.benchmarks.tiny_course import GPU, WINDOWS, as_recorded_on_a_gpu, shown, texts, tiny_family
+from tests.distillation.tiny import rows as tokens
+from tests.distillation.tiny import tiny_student, tiny_teacher
 
 CPU = torch.device("cpu")
 
@@ -54,6 +57,7 @@ def test_a_line_a_run_and_domain_and_nothing_twice(options, tmp_path, capsys):
     assert places == {(kind, seed, domain) for kind in kinds for seed in (0, 1) for domain in domains}
     assert len(found) == 8 and {(row["steps"], row["tokens"]) for row in found} == {(2, 128)}
     for row in found:
+        assert (row["batch_size"], row["length"]) == (4, 16)
         assert 0 <= row["acceptance"] <= 1 and row["kl"] > 0 and row["own_kl"] > 0 and row["nats_error"] > 0
     assert not list((tmp_path / "out").glob("*.pt"))
     study.main(two)
@@ -73,6 +77,19 @@ def test_on_policy_students_write_and_learn_by_response(options, tmp_path):
     assert {(row["student"], row["own_divergence"]) for row in rows(tmp_path)} == {("small", "forward_kl")}
     (beside, gains), _ = shown(tmp_path / "results", "study = study_rows(")
     assert "small on prose: on-policy: " in beside and "Not recorded yet: " in gains
+
+
+@torch.no_grad()
+def test_own_text_is_judged_behind_its_opening():
+    """An eighth of each window is given; what is measured begins with the first token that was written."""
+    models, text = (tiny_student(), tiny_teacher()), tokens(3, 16, seed=4)
+    writer = SimpleNamespace(write=lambda given, length, seed: text)
+    given = SimpleNamespace(window=16, windows=3)
+    found = distill_runs.own_text(writer, *models, tokens(1, 60)[0], given)
+    log_q, log_p = (model(text[:, :-1]).log_softmax(-1)[:, 1:] for model in models)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    nats = -log_p.gather(-1, text[:, 2:, None]).mean().item()
+    assert found == pytest.approx({"own_kl": kl, "own_teacher_nats": nats}, rel=1e-4)
 
 
 def test_runs_of_a_seed_begin_alike_and_read_the_same(options):

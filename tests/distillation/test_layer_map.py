@@ -12,6 +12,13 @@ def test_the_maps_of_the_papers():
     assert LayerMap.last(4, 12).pairs == ((4, 12),)
 
 
+def test_what_does_not_come_out_even_is_rounded_up():
+    """Not down, by which the first layers of a deeper student would have none to learn from."""
+    assert LayerMap.uniform(4, 6).pairs == ((1, 2), (2, 3), (3, 5), (4, 6))
+    assert LayerMap.uniform(6, 4).pairs == ((1, 1), (2, 2), (3, 2), (4, 3), (5, 4), (6, 4))
+    assert LayerMap.skip(4, 6).pairs == ((1, 1), (2, 2), (3, 3))
+
+
 @pytest.mark.parametrize("student", range(1, 9))
 @pytest.mark.parametrize("teacher", range(1, 9))
 def test_depths_that_do_not_divide(student, teacher):

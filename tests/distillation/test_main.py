@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,22 @@ def test_a_stored_start_is_where_it_says(arguments, tmp_path, tiny_checkpoint):
     assert main([*arguments, *rates]) == 0
     records = read_records(outcome(tmp_path, tiny_checkpoint).with_suffix(".jsonl"))
     assert records[0]["loss"] < 1e-6, "it is its teacher"
+
+
+def test_stored_weights_of_other_tokens_are_refused(arguments, tiny_checkpoint, tmp_path, capsys):
+    """As many, but two of them have changed places; new weights do not know of any yet."""
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    content = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    first = min(vocabulary["A"], vocabulary["B"])
+    vocabulary["A"], vocabulary["B"] = vocabulary["B"], vocabulary["A"]
+    (other / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    changed = [*arguments, "--student", str(other)]
+    assert main([*changed, "--start", "stored"]) == 2
+    said = capsys.readouterr().err
+    assert f"student's tokens must be the teacher's, got 2 others, the first of them {first}; distil" in said
+    assert main(changed) == 0
 
 
 def test_out_of_time_and_on(arguments, tmp_path, tiny_checkpoint, capsys):

@@ -81,8 +81,9 @@ def test_students_of_two_studies_are_never_compared():
     assert [row.nats for row in study_rows(lines)] == [3.2, 3.3]
     assert [row.nats for row in study_rows(lines, "stored")] == [2.0]
     assert [row.nats for row in study_rows(lines + before[:1])] == [3.0, 3.0], "it went on"
-    other = [line(device="A100", nats=9.0)]
-    assert [row.nats for row in study_rows(other + last)] == [3.2, 3.3]
+    for other in ({"device": "A100"}, {"batch_size": 8}, {"length": 32}):
+        another = [line(kind="both", steps=60, nats=9.0, **other)]
+        assert [row.nats for row in study_rows(another + last)] == [3.2, 3.3]
     assert study_rows([]) == study_rows(stored) == []
     assert [len(chosen) for chosen in studies(lines).values()] == [2, 2, 1]
 

@@ -1,9 +1,11 @@
 """A stored teacher: sums written out in float64, what merging outcomes keeps to, and what is biased."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import gradcheck
 
 from llmcourse.distillation import (
@@ -15,7 +17,10 @@ from llmcourse.distillation import (
     reverse_kl,
     stored_loss,
 )
+from llmcourse.distillation import stored_teacher as module
+from llmcourse.distillation.stored_teacher import stored_loss_of_hidden
 from tests.distillation.test_losses import LABELS, MASK, STUDENT, TEACHER, B, T, V, kl, logits, softmax
+from tests.kernels.live_bytes import LiveBytes
 
 
 def stored(k: int = 3, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> TopK:
@@ -86,6 +91,69 @@ def test_a_student_that_is_the_teacher_is_left_alone_by_the_bucket_only():
         assert found.item() == pytest.approx(loss, abs=1e-6)
         others = student.grad.scatter(-1, stored().ids.long(), 0.0)
         assert (others.abs().max() < 1e-7) == (rest == "bucket") and others.min() >= -1e-7
+
+
+HIDDEN = logits(5, B, T, 4)
+HEAD = logits(6, V, 4)
+
+
+def by_rows(loss, chunk_rows):
+    """The loss, and the gradients of hidden states and head."""
+    leaves = [each.clone().requires_grad_() for each in (HIDDEN, HEAD)]
+    found = loss(leaves[0], lambda rows: F.linear(rows, leaves[1]), chunk_rows)
+    return found.detach(), *torch.autograd.grad(found, leaves)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2, 4, None])
+@pytest.mark.parametrize(
+    "response", [Response(temperature=2.0, hard_weight=0.3), Response("reverse_kl"), Response(hard_weight=1)]
+)
+def test_some_rows_at_a_time_give_the_loss_of_all(response, chunk_rows):
+    """Chunks in which one position counts, two, or none weigh by their positions."""
+    teacher = stored(3, response.temperature)
+    whole = by_rows(lambda h, head, _: stored_loss(response, head(h), teacher, LABELS), None)
+    found = by_rows(
+        lambda h, head, rows: stored_loss_of_hidden(response, h, head, teacher, LABELS, chunk_rows=rows),
+        chunk_rows,
+    )
+    torch.testing.assert_close(found, whole)
+    nothing = torch.full_like(LABELS, -100)
+    found = by_rows(
+        lambda h, head, rows: stored_loss_of_hidden(response, h, head, teacher, nothing, chunk_rows=rows),
+        chunk_rows,
+    )
+    assert not any(value.any() for value in found)
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 4, None])
+def test_some_rows_at_a_time_are_stored_alike(chunk_rows):
+    whole = TopK.of(F.linear(HIDDEN, HEAD), 3, temperature=2.0)
+    found = TopK.of_hidden(
+        HIDDEN, lambda rows: F.linear(rows, HEAD), V, 3, temperature=2.0, chunk_rows=chunk_rows
+    )
+    assert torch.equal(found.ids, whole.ids) and torch.equal(found.log_probs, whole.log_probs)
+    assert (found.vocab_size, found.temperature) == (whole.vocab_size, whole.temperature)
+
+
+def test_logits_never_exist_in_full():
+    """What teacher and loss hold is a few chunks; all rows at once take several times their logits."""
+    rows, vocab_size, width = 64, 1024, 4
+    logits_bytes = 4 * rows * vocab_size
+
+    def held(chunk_rows: int) -> float:
+        hidden, head = torch.randn(rows, width), torch.randn(vocab_size, width)
+        labels = torch.zeros(rows, dtype=torch.long)
+        leaf = hidden.clone().requires_grad_()
+        with (
+            mock.patch.object(module, "CHUNK_LOGITS", chunk_rows * vocab_size),
+            LiveBytes(hidden, head, labels, leaf) as memory,
+        ):
+            teacher = TopK.of_hidden(hidden, lambda x: F.linear(x, head), vocab_size, 3)
+            loss = stored_loss_of_hidden(Response(), leaf, lambda x: F.linear(x, head), teacher, labels)
+            torch.autograd.grad(loss, leaf)
+        return memory.peak / logits_bytes
+
+    assert held(4) < 0.7 and held(rows) > 3
 
 
 @pytest.mark.parametrize("rest", ["bucket", "renormalised"])

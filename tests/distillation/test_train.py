@@ -1,5 +1,6 @@
 """The trainer: every objective learns, killed runs make the same losses again, and nothing broken is kept."""
 
+import itertools
 import math
 import os
 import signal
@@ -12,6 +13,7 @@ import torch
 
 from llmcourse.distillation import train as loop
 from llmcourse.distillation.feature_loss import FeatureWeights
+from llmcourse.distillation.features import read_features
 from llmcourse.distillation.layer_map import LayerMap
 from llmcourse.distillation.losses import Response, forward_kl, hard_loss
 from llmcourse.distillation.objective import Objective
@@ -22,12 +24,14 @@ from llmcourse.distillation.teacher import Told
 from llmcourse.distillation.train import distill
 from llmcourse.model import Decoder
 from llmcourse.quantization.fake_quant import fake_quantized
+from llmcourse.training.tokens import Domain
 from tests.distillation.tiny_run import (
     everything,
     killed_at,
     pattern,
     recipe,
     run,
+    saved_every_step,
     settings,
     student,
     teacher,
@@ -64,7 +68,7 @@ class TestLearning:
             {},
             {"response": Response("reverse_kl", temperature=2.0)},
             {"response": Response("jensen_shannon", hard_weight=0.5)},
-            {"top_k": 16},
+            {"top_k": 16, "response": Response(temperature=2.0)},
             {"accumulation": 2},
             {"features": FeatureWeights(values=1.0)},
             {"own_text": 0.5, "response": Response("reverse_kl")},
@@ -143,6 +147,21 @@ def test_the_fused_loss_is_the_whole_one():
             loss.backward()
             found.append([loss.detach(), *(weight.grad.clone() for weight in model.parameters())])
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_layers_are_compared_where_something_is_learned():
+    """Not at what was given of rows of the student's own, nor at their ends."""
+    rows, wide = pattern().windows(0, 4, 13, seed=1), teacher()
+    labels = rows[:, 1:].clone()
+    labels[:, :4] = labels[1] = -100
+    training = settings(response=None, features=FeatureWeights(hidden=0, values=100))
+    objective = Objective(training, student(), wide)
+    told = read_features(wide, rows[:, :-1], training.pairs(student(), wide).teacher_layers)[1]
+    hidden, mine = read_features(objective.student, rows[:, :-1], (1,))
+    hard = hard_loss(objective.student.lm_head(hidden), labels)
+    found = objective(rows[:, :-1], labels, Told(features=told))
+    torch.testing.assert_close(found, hard + objective.feature_loss(mine, told, labels != -100))
+    assert found.item() != pytest.approx((hard + objective.feature_loss(mine, told)).item(), rel=1e-3)
 
 
 def test_nobody_learns_by_heart_what_it_wrote():
@@ -246,6 +265,30 @@ class TestResume:
         assert "tiny.pt was made with another recipe (" in str(caught.value)
         assert difference in str(caught.value) and "remove it" in str(caught.value)
 
+    def test_of_another_text(self, tmp_path):
+        run(tmp_path, time_limit_s=-1.0)
+        other = mock.patch("tests.distillation.tiny_run.pattern", lambda: pattern(size=4001))
+        message = r"recipe \(text was pattern [0-9a-f]{8}, is pattern [0-9a-f]{8}\)"
+        with other, pytest.raises(ValueError, match=message):
+            run(tmp_path)
+
+    def test_checkpoints_that_take_long_are_written_less_often(self, tmp_path):
+        """By a clock that each checkpoint moves on by 30 s, half of the time at most: a step takes 2 s."""
+        now, whole = iter(range(10**6)), loop.save_state
+
+        def slow(*given):
+            written.append(given[3])
+            for _ in range(30):
+                next(now)
+            whole(*given)
+
+        written = []
+        clock = mock.Mock(monotonic=lambda: float(next(now)))
+        with mock.patch.multiple(loop, SAVE_EVERY_S=10.0, SAVING=0.5, save_state=slow, time=clock):
+            run(tmp_path, settings(steps=200))
+        pauses = [after - before for before, after in itertools.pairwise(written[:-1])]
+        assert written[0] < 15 and min(pauses) > 25, written
+
     def test_of_another_student_or_teacher(self, tmp_path):
         run(tmp_path, time_limit_s=-1.0)
         with pytest.raises(ValueError, match=r"recipe \(student was [0-9a-f]+, is [0-9a-f]+\)"):
@@ -277,23 +320,41 @@ class TestDivergence:
 
     def test_the_last_good_checkpoint_is_kept(self, tmp_path, uninterrupted):
         expected = pytest.raises(FloatingPointError, match=r"step 4 .*the last checkpoint is .*tiny\.pt")
-        with mock.patch.object(loop, "SAVE_EVERY_S", -1.0), not_finite_from(3), expected:
+        with saved_every_step(), not_finite_from(3), expected:
             run(tmp_path)
         state = torch.load(tmp_path / "tiny.pt", weights_only=True)
         assert state["step"] == 3 and all(t.isfinite().all() for t in state["model"].values())
         run(tmp_path)
         assert losses(tmp_path) == losses(uninterrupted[0])
 
-    def test_weights_that_a_finite_loss_hides(self, tmp_path):
-        """The last step's loss is computed before its update, whose gradient is NaN: the root of zero."""
+    @pytest.mark.parametrize("step", [3, 6])
+    def test_a_gradient_that_a_finite_loss_hides(self, tmp_path, step):
+        """NaN: the root of zero. The step that it spoils is named, not the next one; the last has none."""
         whole, calls = Objective.forward, iter(range(10**9))
 
         def forward(self, *given):
             root = (0 * self.student.lm_head.weight.sum()).sqrt()
-            return whole(self, *given) + root if next(calls) == 5 else whole(self, *given)
+            return whole(self, *given) + root if next(calls) == step - 1 else whole(self, *given)
 
+        message = rf"step {step} \(batch {step}\): the norm of the gradient is nan"
+        with (
+            mock.patch.object(Objective, "forward", forward),
+            pytest.raises(FloatingPointError, match=message),
+        ):
+            run(tmp_path)
+        assert len(losses(tmp_path)) == step - 1 and not (tmp_path / "tiny.pt").exists()
+
+    def test_weights_that_loss_and_gradient_hide(self, tmp_path):
+        """The last step's update, behind which no loss is computed."""
+
+        def infinite(optimizers, index, recipe):
+            loop_rates(optimizers, index, recipe)
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = math.inf if index == 5 else group["lr"]
+
+        loop_rates = loop.set_rates
         expected = pytest.raises(FloatingPointError, match="step 6: weights or optimizer states are not fin")
-        with mock.patch.object(Objective, "forward", forward), expected:
+        with mock.patch.object(loop, "set_rates", infinite), expected:
             run(tmp_path)
         assert not (tmp_path / "tiny.pt").exists()
 
@@ -346,6 +407,23 @@ class TestRefused:
     def test_no_teacher(self, tmp_path):
         with pytest.raises(ValueError, match="teacher must be given for these losses, got None"):
             distill(settings(), student(), None, [pattern()], tmp_path / "tiny.pt")
+
+    def test_no_text(self, tmp_path):
+        with pytest.raises(ValueError, match="domains must be at least one, got none; give some text"):
+            distill(settings(), student(), teacher(), [], tmp_path / "tiny.pt")
+
+    def test_text_of_another_vocabulary(self, tmp_path):
+        other = Domain("other", torch.arange(400, dtype=torch.int32) % 65)
+        with pytest.raises(
+            ValueError, match="tokens of 'other' must be below the vocabulary, 64, got 64; encode"
+        ):
+            distill(settings(), student(), teacher(), [pattern(), other], tmp_path / "tiny.pt")
+
+    def test_a_student_in_16_bits(self, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"student must be in torch.float32, .* got torch.bfloat16; take stu"
+        ):
+            distill(settings(), student().bfloat16(), teacher(), [pattern()], tmp_path / "tiny.pt")
 
     def test_too_short_a_text(self, tmp_path):
         with pytest.raises(ValueError, match="'pattern' has 20 tokens, fewer than two windows of 13"):

@@ -3,6 +3,7 @@
 `python -m tests.distillation.tiny_run FOLDER [--kill-at STEP]` is one such run, alone or under torchrun.
 """
 
+import math
 import os
 import signal
 import sys
@@ -90,13 +91,18 @@ def killed_at(step: int, number: int = signal.SIGKILL):
     return mock.patch.object(Objective, "forward", forward)
 
 
+def saved_every_step():
+    """A checkpoint behind each step, however long it takes to write."""
+    return mock.patch.multiple("llmcourse.distillation.train", SAVE_EVERY_S=-1.0, SAVING=math.inf)
+
+
 def main(folder: str, *options: str) -> None:
     torch.set_num_threads(1)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     try:
         if options and options[0] == "--kill-at":
-            with killed_at(int(options[1])), mock.patch("llmcourse.distillation.train.SAVE_EVERY_S", -1.0):
+            with killed_at(int(options[1])), saved_every_step():
                 run(Path(folder))
         else:
             run(Path(folder), everything())

@@ -1,8 +1,12 @@
 """Recorded students: marks are means, lines their errors, and what is missing is said."""
 
-import pytest
+import random
 
-from llmcourse.distillation.recorded import KINDS, gain, over_seeds, reliability, study_rows
+import pytest
+from scipy import stats
+
+from llmcourse.distillation.recorded import KINDS, OverSeeds, gain, over_seeds, reliability, study_rows
+from llmcourse.figures import study_plot
 from llmcourse.figures.recorded import raw_rows
 from llmcourse.figures.study_plot import MARKS, MEASURES, plot_gains, plot_study
 from llmcourse.figures.temperature import plot_calibration
@@ -83,7 +87,7 @@ def test_what_is_missing_is_said_and_not_drawn(rows):
     )
 
 
-def test_gains_are_paired_and_span_three_errors(rows):
+def test_gains_are_paired_and_span_an_interval(rows):
     picture = plot_gains(rows, num_seeds=3)
     for axes, domain in zip(picture.axes, DOMAINS, strict=True):
         kinds = [kind for kind in KINDS if kind != "scratch"]
@@ -91,10 +95,23 @@ def test_gains_are_paired_and_span_three_errors(rows):
         assert [y for _, y, _ in marks(axes)] == pytest.approx([one.mean for one in expected])
     both = gain(rows, "draft", "both", "prose")
     spans = [one.get_ydata() for one in picture.axes[0].lines if one.get_linewidth() == 1.6]
-    assert [both.mean - 3 * both.error, both.mean + 3 * both.error] in [pytest.approx(s) for s in spans]
+    interval = stats.t.interval(0.95, 2, both.mean, both.error)
+    assert list(interval) in [pytest.approx(s, rel=1e-3) for s in spans]
     assert f"draft both on prose {both}, {both.errors_from_zero:.1f} standard errors" in picture.alt
     assert picture.axes[0].get_ylim()[0] < 0
     picture.png(1.0)
+
+
+def test_one_of_twenty_gains_that_are_none_seems_to_be_one():
+    """Three seeds of noise, 2,000 times: six standard deviations; three standard errors would be too few."""
+    draw = random.Random(0)
+    noise = [OverSeeds(tuple(draw.gauss(0, 1) for _ in range(3))) for _ in range(2000)]
+
+    def false(span) -> float:
+        return sum(abs(one.mean) > span(one) * one.error for one in noise) / len(noise)
+
+    bound = 6 * (0.05 * 0.95 / len(noise)) ** 0.5
+    assert abs(false(study_plot._span) - 0.05) < bound < false(lambda _: 3) - 0.05
 
 
 def test_without_twins_there_is_no_gain(rows):
