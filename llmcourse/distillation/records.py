@@ -46,11 +46,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file holds something else.
     """
-    found, lines = [], path.read_text(encoding="utf-8").splitlines()
+    found, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-            if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            numbers = isinstance(line, dict) and isinstance(line.get("seconds", 0.0), int | float)
+            if not numbers or not isinstance(line.get("step"), int):
                 raise ValueError("no record of a step")
         except ValueError as error:
             if number == len(lines):

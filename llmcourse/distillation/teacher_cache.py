@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llmcourse.distillation.stored_teacher import TopK
+from llmcourse.distillation.stored_teacher import STORED, TopK
 from llmcourse.training.family import read_note, write_whole
 
 NOTE = "cache.json"
@@ -72,6 +72,10 @@ class TeacherCache:
     def __init__(self, folder: Path, of: CacheOf):
         self.folder, self.of = folder, of
         note, ours = folder / NOTE, asdict(of)
+        if any(place.is_file() for place in (folder, *folder.parents)):
+            raise ValueError(
+                f"cache must be a folder, got {folder}, which is or lies in a file; name another"
+            )
         if not note.is_file():
             if folder.is_dir() and any(folder.iterdir()):
                 raise ValueError(f"{folder} is no cache of a teacher, and is not empty; name another folder")
@@ -127,7 +131,20 @@ class TeacherCache:
                 tensors = file.get_tensor("ids"), file.get_tensor("log_probs")
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); remove it: the teacher is asked again") from error
+        if wrong := self._unfit(*tensors, rows):
+            raise ValueError(f"{path} is damaged ({wrong}); remove it: the teacher is asked again")
         return TopK(*tensors, self.of.vocab_size, self.of.temperature)
+
+    def _unfit(self, ids: Tensor, log_probs: Tensor, rows: Tensor) -> str:
+        """What is wrong with tensors that were read; empty where nothing is."""
+        k, count = self.of.k, self.of.vocab_size
+        if (ids.dtype, ids.shape) != (torch.int32, (*rows.shape, k)):
+            return f"ids must be int32 {(*rows.shape, k)}, got {ids.dtype} {tuple(ids.shape)}"
+        if log_probs.dtype not in STORED or log_probs.shape != (*rows.shape, k + 1):
+            return f"log_probs must be float16 {(*rows.shape, k + 1)}, got {tuple(log_probs.shape)}"
+        if not ((ids >= 0) & (ids < count)).all():
+            return f"ids must be in [0, {count})"
+        return "log_probs hold NaN" if log_probs.isnan().any() else ""
 
 
 def checksum(tokens: Int[Tensor, "*shape"]) -> str:

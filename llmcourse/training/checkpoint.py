@@ -53,6 +53,9 @@ def load_state(path: Path, model: nn.Module, optimizers: list, recipe: Any) -> i
             f"{path} was made with another recipe ({'; '.join(changed)}); "
             "remove it, or use another output folder"
         )
+    if len(state["optimizers"]) != len(optimizers):
+        kept = f"{len(state['optimizers'])} optimizers, not of {len(optimizers)}"
+        raise ValueError(f"{path} holds states of {kept}; remove it to train from the start")
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -73,6 +76,8 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
         if state.keys() != {"model", "optimizers", "step", "recipe"}:
             raise ValueError("no checkpoint of this program")
+        if type(state["step"]) is not int or state["step"] < 0 or not isinstance(state["recipe"], dict):
+            raise ValueError("no number of steps, or no recipe, stands in it")
     except (OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # damage shows in many ways: no zip, a cut pickle, missing entries

@@ -70,7 +70,10 @@ def prepare(corpus: Corpus, work: Path) -> dict[str, dict]:
     claim(corpus, work)
     done = work / "corpus.json"
     if done.is_file():
-        return read_note(done)
+        counts = read_note(done)
+        if not isinstance(counts, dict) or set(counts) != {source.name for source in corpus.sources}:
+            raise _damaged(done)
+        return counts
     sides = {source.name: _sides(source, corpus.held_out) for source in corpus.sources}
     tokenizer = _tokenizer(corpus, sides, work / "tokenizer.json")
     separator = tokenizer.token_to_id(END_OF_TEXT)
@@ -98,6 +101,8 @@ def claim(corpus: Corpus, work: Path) -> None:
     note, ours = work / "sources.json", corpus.fingerprint()
     if note.is_file():
         theirs = read_note(note)
+        if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
+            raise _damaged(note)
         if theirs != ours:
             raise ValueError(
                 f"{work} was made from other sources ({_difference(theirs, ours)}); "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from llmcourse.model import DecoderConfig
 from llmcourse.training.tokenizer import VOCAB_SIZE
 
+SEEDS = (-(2**63), 2**64 - 1)  # that PyTorch takes
 MIX = {"prose": 0.55, "poetry": 0.15, "code": 0.30}
 
 
@@ -44,6 +45,10 @@ class Recipe:
         for name in ("steps", "batch_size", "sequence_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not SEEDS[0] <= self.seed <= SEEDS[1]:
+            raise ValueError(
+                f"seed must be in [-2^63, 2^64), of 64 bits, got {self.seed}; take a smaller one"
+            )
         for name in ("matrix_lr", "other_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")

@@ -139,6 +139,7 @@ def test_interrupted_it_says_so_in_one_line(arguments, tmp_path, tiny_checkpoint
         (["--cache", "kept"], "top_k must be given where a cache is"),
         (["--batch-size", "5", "--accumulation", "2"], "batch_size must be a multiple of 2"),
         (["--length", "65"], "sequence_length must be at most the model's context, 64, got 65"),
+        (["--seed", str(2**64)], "seed must be in [-2^63, 2^64), of 64 bits, got 18446744073709551616"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--mix", "verse=1"], "mix must name domains that are given (poems, code), got 'verse'"),
         (["--text", "more=nowhere.txt"], "no file or folder 'nowhere.txt' for the domain 'more'"),
@@ -162,6 +163,47 @@ def test_another_configuration_in_a_used_folder(arguments, capsys):
     assert main([*arguments, "--minutes", "1e-9"]) == 3
     assert main([*arguments, "--temperature", "2"]) == 2
     assert "made with another recipe (temperature was 1.0, is 2.0); remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("corpus.json", "[]"),
+        ("corpus.json", "{}"),
+        ("sources.json", "null"),
+        ("sources.json", "{}"),
+    ],
+)
+def test_notes_of_something_else_are_damage(arguments, tmp_path, name, content, capsys):
+    assert main([*arguments, "--minutes", "1e-9"]) == 3
+    (tmp_path / "out" / ".training" / name).write_text(content)
+    assert main(arguments) == 2
+    assert f"{name} is damaged; remove the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"step": "x"}, "no number of steps, or no recipe, stands in it"),
+        ({"step": -3}, "no number of steps, or no recipe, stands in it"),
+        ({"recipe": [1]}, "no number of steps, or no recipe, stands in it"),
+        ({"optimizers": []}, "holds states of 0 optimizers, not of 2"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(arguments, tmp_path, change, said, capsys):
+    assert main([*arguments, "--minutes", "1e-9"]) == 3
+    path = next((tmp_path / "out" / ".training").glob("*.pt"))
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\n\xff\n", b'{"step": 1, "seconds": "x"}\n{"step": 2}\n'])
+def test_records_of_something_else_are_refused(arguments, tmp_path, tiny_checkpoint, content, capsys):
+    assert main([*arguments, "--minutes", "1e-9"]) == 3
+    outcome(tmp_path, tiny_checkpoint).with_suffix(".jsonl").write_bytes(content)
+    assert main(arguments) == 2
+    assert "line 1: " in capsys.readouterr().err
 
 
 def test_too_little_is_held_out_to_measure_on(arguments, tmp_path, capsys):

@@ -6,6 +6,8 @@ from unittest import mock
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from llmcourse.distillation import teacher_cache
 from llmcourse.distillation.batches import Batches
@@ -129,3 +131,30 @@ def test_it_is_the_teachers_own_top_k(filled):
     kept = Teacher(training, teacher(), cache=filled / "cache")(part).top_k
     expected = TopK.of(teacher()(part.rows), 8)
     assert torch.equal(kept.ids, expected.ids) and torch.equal(kept.log_probs, expected.log_probs)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ids": lambda ids: ids + 1000}, r"ids must be in \[0, "),
+        ({"ids": lambda ids: ids.float()}, "ids must be int32"),
+        ({"ids": lambda ids: ids[:1]}, "ids must be int32"),
+        ({"log_probs": lambda log_probs: log_probs[..., :3]}, "log_probs must be float16"),
+        ({"log_probs": lambda log_probs: log_probs * torch.nan}, "log_probs hold NaN"),
+    ],
+)
+def test_numbers_that_no_teacher_said_are_damage(filled, change, said):
+    path = sorted((filled / "cache").glob("*.safetensors"))[0]
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in ("ids", "log_probs")}
+    tensors |= {name: changed(tensors[name]).contiguous() for name, changed in change.items()}
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=f"is damaged .{said}.*remove it"):
+        run(filled / "second", settings(top_k=8), cache=filled / "cache")
+
+
+def test_a_file_is_no_folder_for_a_cache(tmp_path):
+    (tmp_path / "file").write_text("words")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"cache must be a folder, got .*file.*name another"):
+            run(tmp_path / "out", settings(top_k=8), cache=place)

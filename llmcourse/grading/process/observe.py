@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from llmcourse.grading.answer import Oracle
 from llmcourse.grading.process import wire
 from llmcourse.grading.process.aliasing import aliased
@@ -23,7 +25,8 @@ class Observed:
     Args:
         raised: what it raised instead of giving a value.
         operations: of PyTorch, those of oracles not among them.
-        mutated: names of arguments that were changed in place.
+        mutated: names of arguments that were changed in place, or were left with a gradient: that of another
+            call would be added to it.
         aliased: names of arguments whose memory the value lies in.
         counts: `peak_bytes`, the most that tensors took up at once, without the arguments; and `launches`,
             `loads` and `stores` of Triton's kernels.
@@ -77,9 +80,16 @@ def _unnoted(name: str, oracle: Callable[..., Any], operations: Operations) -> C
     return ask
 
 
-def _frozen(value: Any) -> bytes:
-    """The bytes of a value, by which a change in place is seen, one of a NaN included."""
+def _frozen(value: Any) -> tuple[bytes, bool]:
+    """The bytes of a value, by which a change in place is seen, one of a NaN included; and its gradient."""
     try:
-        return wire.encode(value, wire.REQUEST)
+        return wire.encode(value, wire.REQUEST), _has_gradient(value)
     except BaseException:
-        return b"changed into something that cannot be sent"
+        return b"changed into something that cannot be sent", False
+
+
+def _has_gradient(value: Any) -> bool:
+    """Whether a tensor, or one in a list, has a gradient that the next one is added to."""
+    if type(value) in (list, tuple):
+        return any(map(_has_gradient, value))
+    return isinstance(value, Tensor) and value.is_leaf and value.grad is not None

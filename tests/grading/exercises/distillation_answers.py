@@ -118,10 +118,8 @@ def mixed_by_rows(student_logits, teacher_logits, labels, alpha, temperature):
     for z, teacher, label in zip(student_logits, teacher_logits, labels.tolist(), strict=True):
         if label >= 0:
             hards.append((z.logsumexp(0) - z[label]).item())
-            divergence = kl_divergence(
-                Categorical(logits=teacher / temperature), Categorical(logits=z / temperature)
-            )
-            softs.append(temperature**2 * divergence.item())
+            both = (Categorical(logits=x.double() / temperature) for x in (teacher, z))
+            softs.append(temperature**2 * kl_divergence(*both).item())
     if not hards:
         return (0.0,) * 3
     hard, soft = statistics.fmean(hards), statistics.fmean(softs)
@@ -224,7 +222,7 @@ def step_at_once(adapter, head, parts, temperature, max_norm, lr):
     loss = temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     gradients = torch.autograd.grad(loss, (a, h))
     norm = math.sqrt(sum(g.square().sum().item() for g in gradients))
-    factor = min(1.0, max_norm / norm) * lr
+    factor = lr * max_norm / max(norm, max_norm)
     return loss.item(), norm, adapter - factor * gradients[0], head - factor * gradients[1]
 
 

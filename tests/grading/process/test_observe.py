@@ -35,6 +35,20 @@ def test_what_is_raised_is_told_with_what_had_happened(raised):
     assert (seen.value, seen.raised, seen.operations, seen.mutated) == (None, raised, ("exp_",), ("x",))
 
 
+def test_a_gradient_that_is_left_in_an_argument_is_a_change():
+    """Else a second call with the same tensor adds its gradient to the first one's, and gives both."""
+
+    def slope(x, rows):
+        leaf = x.requires_grad_()
+        (leaf.square().sum() + rows[0][0].requires_grad_().sum()).backward()
+        return leaf.grad
+
+    given = {"x": torch.ones(3), "rows": [(torch.ones(2),)]}
+    assert observe(slope, given, {}).mutated == ("x", "rows")
+    not_kept = lambda x: torch.autograd.grad(x.requires_grad_().sum(), x)  # noqa: E731
+    assert observe(not_kept, {"x": torch.ones(3)}, {}).mutated == ()
+
+
 def test_an_oracle_has_its_name_and_its_operations_are_not_noted():
     def asks(model):
         return model.__name__, model(1, scale=2).exp()

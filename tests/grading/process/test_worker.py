@@ -35,6 +35,7 @@ CHANGES = {
     "changes the type": ("x.data = x.double()", True),
     "changes and restores": ("x.add_(1); x.sub_(1)", False),
     "takes gradients": ("x.requires_grad_()", False),
+    "keeps a gradient": ("x.requires_grad_().sum().backward()", True),
     "only reads": ("y = x + 1; y.add_(1)", False),
     "raises afterwards": ("x.add_(1); 1 / 0", True),
 }

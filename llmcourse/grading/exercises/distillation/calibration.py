@@ -67,6 +67,7 @@ LARGEST = (
 )
 SQUARES = "The gaps were squared. It is their magnitudes that are averaged."
 MIDDLES = "The middle of a bin stands for its confidence here. conf is the mean of the confidences in it."
+OVER_ALONE = "Only bins that are too sure count here. A gap is |acc − conf|, whichever is larger."
 OF_LABEL = "The probability of the label is taken for the confidence. It is the largest of the row."
 ACC_SOFT = "acc is the share of positions that are right, not the mean probability of the label."
 UNDIVIDED = "The weights are n_m: they are to be divided by N."
@@ -78,7 +79,8 @@ BY_SECOND = "Right is where the likeliest token is the label. Here the second li
 HINTS_AT = {
     "empty bins": "A mean over nothing is NaN. A bin without positions is a row of zeros, and adds nothing.",
     "confidences at an end": (
-        "A confidence of exactly m / M is in bin m, the one that ends there; so 1 is in the last."
+        "A confidence of exactly m / M is in bin m, the one that ends there; so 1 is in the last. One that "
+        "is above, by however little, is in the next: take nothing away before."
     ),
     "one bin": "With M = 1 everything is in one bin, from 0 to 1.",
     "a single position": "With one position there is one bin that is not empty, and its acc is 0 or 1.",
@@ -169,10 +171,12 @@ def cases(rng: random.Random) -> list[Case]:
         return [c for c in drawn if abs(3 * c - round(3 * c)) > CLEAR] + [0.29, 0.31, 0.3]
 
     ends = [0.5, 0.75, 1.0]
+    above = [0.5 + 2**-22]  # float32 has it, and four times as much
+    told = (_lower_ends, _a_little_less)
     return [
         case(FIRST, every_bin, 3, apart=TOLD),
         case(EMPTY, lambda: within(10, rng.choices((4, 5, 8, 9), k=12)), 10, (_nan,)),
-        case(ENDS, lambda: ends + rng.choices(ends, k=6) + within(4, [1, 2, 3]), 4, (_lower_ends,)),
+        case(ENDS, lambda: ends + above + rng.choices(ends, k=6) + within(4, [1, 2, 3]), 4, told),
         case("one bin", lambda: within(4, rng.choices((1, 2, 3), k=9)), 1),
         case("a single position", lambda: within(5, [rng.choice((2, 3, 4))]), 5),
     ]
@@ -216,6 +220,8 @@ _equal = Calibration(place=_by_rank)
 _swapped = Calibration(table=lambda counts, conf, acc: (counts, acc, conf))
 _second = Calibration(right=lambda probs, labels: probs.argsort(-1)[:, -2] == labels)
 _nan = Calibration(least=0)
+_a_little_less = Calibration(place=lambda confidence, bins: ((confidence - 1e-6) * bins).floor().long())
+_over_alone = Calibration(gap=lambda acc, conf: (conf - acc).clamp(min=0))
 _lower_ends = Calibration(place=lambda confidence, bins: (confidence * bins).floor().long())
 
 
@@ -227,7 +233,7 @@ def _in_place(probs, labels, num_bins):
 
 TOLD = (
     *(_plain_mean, _signed, _overall, _largest, _squares, _middles, _label_confidence, _acc_soft),
-    *(_undivided, _shares, _sums, _equal, _swapped, _second),
+    *(_undivided, _shares, _sums, _equal, _swapped, _second, _over_alone),
 )
 EXERCISE = Exercise(
     name="06.calibration",
@@ -260,6 +266,8 @@ EXERCISE = Exercise(
         Mutant("swaps two columns", _swapped, FIRST, COLUMNS_SWAPPED),
         Mutant("takes the second token", _second, FIRST, BY_SECOND),
         Mutant("divides by an empty bin", _nan, EMPTY),
+        Mutant("counts what is too sure alone", _over_alone, FIRST, OVER_ALONE),
+        Mutant("takes a little away from confidences", _a_little_less, ENDS),
         Mutant("has bins that hold their lower ends", _lower_ends, ENDS),
         Mutant("changes its input", _in_place, NoMutation().name),
     ),

@@ -31,6 +31,16 @@ def sure(rng: random.Random, rows: int, vocab: int, lead: float = SURE) -> Float
     return drawn
 
 
+def far_apart(rng: random.Random, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    """The same with rows so high and so low that what is taken away from one is no help to another.
+
+    A softmax does not see how high a row is; exp of one above 88 is infinite, and of one below -104 it is 0.
+    """
+    first = rng.choice((-1, 1))
+    heights = [first * (-1) ** row * rng.uniform(200, 300) for row in range(len(logits))]
+    return logits + torch.tensor(heights)[:, None]
+
+
 def gains(rng: random.Random, sizes: Sequence[float], seeds: int) -> Float[Tensor, "domains seeds"]:
     """Differences of paired seeds whose mean is so many of their own standard errors, for each domain."""
     noise = normal(rng, len(sizes), seeds, dtype=torch.float64)

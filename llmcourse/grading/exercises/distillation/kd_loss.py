@@ -104,6 +104,11 @@ HINTS_AT = {
         "softmax(…).log() is ln 0 where a probability is too small for float32. log_softmax has the "
         "logarithm itself, which is no small number; adding something before the log changes it."
     ),
+    "a temperature below 1": "T below 1 is a temperature as any other, and T² is below 1 then.",
+    "rows that are far apart": (
+        "Each row has a largest number of its own. One for all rows leaves the low ones with exp of nothing, "
+        "which is 0; and a low number in place of -inf may be the largest there."
+    ),
     "a teacher that is very sure": "softmax(…).log() is -inf for the other tokens, and 0 · (-inf) is NaN.",
 }
 
@@ -163,13 +168,15 @@ FIRST = "every position counts"
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, student=drawn.logits, teacher=drawn.logits, masked=0, wrong=(), apart=()):
+    def case(label, student=drawn.logits, teacher=drawn.logits, masked=0, low=1.6, wrong=(), apart=()):
+        """`masked`: how many positions do not count, None for all but one."""
         rows, vocab = rng.randint(4, 6), rng.randint(7, 10)
-        temperature = rng.uniform(1.6, 3.0)
+        temperature = rng.uniform(low, 1.9 * low)
+        left_out = rows - 1 if masked is None else masked
 
         def draw():
             mask = torch.ones(rows, dtype=torch.bool)
-            mask[rng.sample(range(rows), masked)] = False
+            mask[rng.sample(range(rows), left_out)] = False
             return {
                 "student_logits": student(rng, rows, vocab),
                 "teacher_logits": teacher(rng, rows, vocab),
@@ -188,19 +195,32 @@ def cases(rng: random.Random) -> list[Case]:
     def very_sure(rng, rows, vocab):
         return drawn.sure(rng, rows, vocab, 3 * drawn.SURE)  # also after the division by a temperature
 
+    def far_apart(rng, rows, vocab):
+        return drawn.far_apart(rng, drawn.logits(rng, rows, vocab))
+
+    def far_and_never(rng, rows, vocab):
+        return drawn.far_apart(rng, never(rng, rows, vocab))
+
     masks = (_unmasked, _by_all, _gradient_everywhere)
     return [
         case(FIRST, apart=TOLD),
         case("positions that do not count", masked=2, wrong=masks),
-        case("a token that the teacher never says", teacher=never),
-        case("a student that is very sure", student=very_sure),
+        case("a token that the teacher never says", teacher=never, masked=1),
+        case("a student that is very sure", student=very_sure, masked=None),
         case("a teacher that is very sure", teacher=very_sure),
+        case("a temperature below 1", low=0.4, masked=1),
+        case("rows that are far apart", student=far_apart, teacher=far_and_never),
     ]
 
 
 def _times_p(log_p, log_q):
     """0 · (-inf) as floats have it."""
     return log_p.exp() * (log_p - log_q)
+
+
+def _one_largest(z):
+    z = z - z.detach().max()
+    return z - z.exp().sum(-1, keepdim=True).log()
 
 
 _no_square = KD(factor=lambda t: 1.0)
@@ -221,6 +241,7 @@ _unmasked = KD(mean=lambda terms, mask: terms.sum(-1).mean())
 _by_all = KD(mean=lambda terms, mask: terms.sum(-1)[mask].sum() / len(mask))
 _never = KD(terms=_times_p)
 _log_of_softmax = KD(logarithm=lambda z: z.softmax(-1).log())
+_for_all_rows = KD(logarithm=_one_largest)
 _log_of_more = KD(logarithm=lambda z: (z.softmax(-1) + 1e-10).log())
 
 
@@ -228,6 +249,34 @@ def _gradient_everywhere(student_logits, teacher_logits, temperature, mask):
     loss, _ = kd_loss(student_logits, teacher_logits, temperature, mask)
     _, gradient = kd_loss(student_logits, teacher_logits, temperature, torch.ones_like(mask))
     return loss, gradient * len(mask) / mask.sum()
+
+
+def _at_least_1(student_logits, teacher_logits, temperature, mask):
+    return kd_loss(student_logits, teacher_logits, max(temperature, 1.0), mask)
+
+
+def _by_product(student_logits, teacher_logits, temperature, mask):
+    """Positions that do not count as logits of 0, of student and teacher."""
+    loss, gradient = kd_loss(student_logits, teacher_logits * mask[:, None], temperature, mask)
+    nothing = (teacher_logits * mask[:, None]).amax(-1) * 0
+    return loss + nothing.sum().item(), gradient
+
+
+def _squeezed(student_logits, teacher_logits, temperature, mask):
+    """A mean over the first dimension, of whatever is left."""
+    z = student_logits.clone().requires_grad_()
+    log_p, log_q = ((x[mask].squeeze() / temperature).log_softmax(-1) for x in (teacher_logits, z))
+    loss = temperature**2 * forward(log_p, log_q).sum() / len(log_p)
+    return loss.item(), torch.autograd.grad(loss, z)[0]
+
+
+def _gradient_left(student_logits, teacher_logits, temperature, mask):
+    """The gradient is added to what the argument has from a call before."""
+    z = student_logits.requires_grad_()
+    terms = forward((teacher_logits / temperature).log_softmax(-1), (z / temperature).log_softmax(-1))
+    loss = temperature**2 * terms.sum(-1)[mask].mean()
+    loss.backward()
+    return loss.item(), z.grad
 
 
 def _teachers(student_logits, teacher_logits, temperature, mask):
@@ -285,6 +334,11 @@ EXERCISE = Exercise(
         Mutant("multiplies 0 by an infinity", _never, "a token that the teacher never says"),
         Mutant("takes the logarithm of a softmax", _log_of_softmax, "a student that is very sure"),
         Mutant("adds a little before the logarithm", _log_of_more, "a student that is very sure"),
+        Mutant("multiplies with the mask", _by_product, "a token that the teacher never says"),
+        Mutant("squeezes what is left", _squeezed, "a student that is very sure"),
+        Mutant("sharpens nothing", _at_least_1, "a temperature below 1"),
+        Mutant("takes one largest away from all rows", _for_all_rows, "rows that are far apart"),
+        Mutant("leaves a gradient in its input", _gradient_left, NoMutation().name),
         Mutant("divides its inputs in place", _in_place, NoMutation().name),
     ),
 )

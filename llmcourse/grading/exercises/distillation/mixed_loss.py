@@ -32,7 +32,8 @@ neither part. Where no position has a label, there is nothing to learn, and all 
 
 Write `mixed_loss(student_logits, teacher_logits, labels, alpha, temperature)`.
 
-- `student_logits`, `teacher_logits`: `float32` tensors of shape `(N, V)`, finite.
+- `student_logits`, `teacher_logits`: `float32` tensors of shape `(N, V)`, finite. Either may be very sure of
+  a token, as in `06.kd_loss`.
 - `labels`: `int64` tensor of shape `(N,)`; each is a token, in [0, V), or -100. They stand where they belong:
   nothing is to be shifted.
 - `alpha`: a float in [0, 1], the share of the hard labels.
@@ -83,6 +84,12 @@ HINTS_AT = {
     "positions without a label": (
         "A label of -100 takes its position out of both parts, and of the number that both are divided by."
     ),
+    "a temperature below 1": "T below 1 is a temperature as any other, and T² is below 1 then.",
+    "a student that is very sure": (
+        "softmax(…).log() is ln 0 where a probability is too small for float32. log_softmax has the "
+        "logarithm itself, in both parts: of each row with that row's own largest number."
+    ),
+    "a teacher that is very sure": "softmax(…).log() is -inf for the other tokens, and 0 · (-inf) is NaN.",
     "nothing has a label": "A mean over no positions is 0 / 0, NaN. Here it is to be 0, for all three.",
     "hard labels alone": "With α = 1 the loss is the hard part; the soft part is told all the same.",
     "the teacher alone": "With α = 0 the loss is the soft part; the hard part is told all the same.",
@@ -143,22 +150,24 @@ class Mixed:
         return self.mix(alpha, hard, soft), hard, soft
 
 
-FIRST = "every position has a label"
+FIRST, SURE = "every position has a label", "a student that is very sure"
 
 
 def cases(rng: random.Random) -> list[Case]:
     rows, vocab = rng.randint(4, 6), rng.randint(7, 10)
 
-    def case(label, alpha=None, without=0, wrong=(), apart=()):
+    def case(
+        label, alpha=None, without=0, student=drawn.logits, teacher=drawn.logits, low=1.6, wrong=(), apart=()
+    ):
         alpha = rng.uniform(0.2, 0.4) if alpha is None else alpha
-        temperature = rng.uniform(1.6, 3.0)
+        temperature = rng.uniform(low, 1.9 * low)
 
         def draw():
             labels = torch.tensor([rng.randrange(vocab) for _ in range(rows)])
             labels[rng.sample(range(rows), without)] = -100
             return {
-                "student_logits": drawn.logits(rng, rows, vocab),
-                "teacher_logits": drawn.logits(rng, rows, vocab),
+                "student_logits": student(rng, rows, vocab),
+                "teacher_logits": teacher(rng, rows, vocab),
                 "labels": labels,
                 "alpha": alpha,
                 "temperature": temperature,
@@ -166,17 +175,31 @@ def cases(rng: random.Random) -> list[Case]:
 
         return Case(dict(telling(draw, mixed_loss, wrong, apart)), label)
 
+    def very_sure(rng, rows, vocab):
+        return drawn.sure(rng, rows, vocab, 3 * drawn.SURE)
+
+    def sure_and_far(rng, rows, vocab):
+        return drawn.far_apart(rng, very_sure(rng, rows, vocab))
+
     return [
-        case(FIRST, apart=TOLD),
+        case(FIRST, wrong=(_above_0,), apart=TOLD),
         case("positions without a label", without=2, wrong=(_class_0, _soft_everywhere, _by_all)),
         case("hard labels alone", 1.0),
         case("the teacher alone", 0.0, without=1),
+        case(SURE, student=sure_and_far, wrong=(_hard_of_softmax,)),
+        case("a teacher that is very sure", teacher=very_sure),
+        case("a temperature below 1", rng.uniform(0.6, 0.8), low=0.4),
         case("nothing has a label", without=rows),
     ]
 
 
 def _at_t(student, teacher, labels, t):
     return cross_entropy(student / t, teacher, labels, t)
+
+
+def _of_softmax(student, teacher, t):
+    p, q = (teacher / t).softmax(-1) + 1e-9, (student / t).softmax(-1) + 1e-9
+    return t**2 * (p * (p / q).log()).sum(-1)
 
 
 def _swapped(alpha, hard, soft):
@@ -202,6 +225,13 @@ _shifted = Mixed(labels=lambda labels: F.pad(labels[1:], (0, 1), value=-100))
 _soft_everywhere = Mixed(soft_mean=lambda each, kept: each.mean())
 _by_all = Mixed(mean=lambda each, kept: each[kept].sum() / len(each))
 _class_0 = Mixed(labels=lambda labels: labels.clamp(min=0))
+_above_0 = Mixed(labels=lambda labels: torch.where(labels > 0, labels, -100))
+_at_least_1 = Mixed(soft=lambda student, teacher, t: kl(student, teacher, max(t, 1.0)))
+_one_or_the_other = Mixed(mix=lambda a, hard, soft: hard if a > 0.5 else a * hard + (1 - a) * soft)
+_hard_of_softmax = Mixed(
+    hard=lambda s, teacher, labels, t: -s.softmax(-1).gather(1, labels[:, None])[:, 0].log()
+)
+_soft_of_softmax = Mixed(soft=_of_softmax)
 _nan = Mixed(nothing=float("nan"))
 
 
@@ -251,6 +281,11 @@ EXERCISE = Exercise(
         Mutant("has the soft part everywhere", _soft_everywhere, "positions without a label"),
         Mutant("divides by all positions", _by_all, "positions without a label"),
         Mutant("takes no label for token 0", _class_0, "positions without a label"),
+        Mutant("takes token 0 for no label", _above_0, FIRST),
+        Mutant("sharpens nothing", _at_least_1, "a temperature below 1"),
+        Mutant("mixes small shares alone", _one_or_the_other, "a temperature below 1"),
+        Mutant("takes the logarithm of a softmax", _hard_of_softmax, SURE),
+        Mutant("adds a little before the logarithm", _soft_of_softmax, SURE),
         Mutant("has a mean over nothing", _nan, "nothing has a label"),
         Mutant("changes its inputs", _in_place, NoMutation().name),
     ),

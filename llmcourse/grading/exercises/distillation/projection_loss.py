@@ -87,8 +87,8 @@ HINTS_AT = {
         "Padding adds nothing, and is not counted: |M| is lengths.sum(). The padding is on the right."
     ),
     "padding that is no number": (
-        "0 · NaN is NaN: a mask cannot be multiplied with. Pick the positions that count, hidden[mask], or "
-        "put 0 there with torch.where before anything is computed."
+        "0 · NaN is NaN, and so is 0 · inf: a mask cannot be multiplied with. Pick the positions that "
+        "count, hidden[mask], or put 0 there with torch.where before anything is computed."
     ),
     "a text of no tokens": "A text without tokens adds nothing. Its own mean would be 0 / 0.",
 }
@@ -165,10 +165,15 @@ def cases(rng: random.Random) -> list[Case]:
             }
             if padding is not None:
                 for name in ("student_hidden", "teacher_hidden"):
-                    given[name][~padded_right(given["lengths"], size)] = padding
+                    places = ~padded_right(given["lengths"], size)
+                    given[name][places] = padding(given[name][places].shape)
             return given
 
         return Case(dict(telling(draw, projection_loss, wrong, apart)), label)
+
+    def unwritten(shape):
+        values = [rng.choice((torch.nan, torch.inf, -torch.inf, 1e30)) for _ in range(shape.numel())]
+        return torch.tensor(values).view(shape)
 
     ragged = rng.sample([1, 2, 3, 5], 3)
     masks = (_unmasked, _by_all, _one_more, _padded_left, _of_texts)
@@ -176,7 +181,7 @@ def cases(rng: random.Random) -> list[Case]:
         case(FIRST, 3, 3, [4, 4], apart=TOLD),
         case("another width", 2, rng.randint(4, 5), [4, 4, 4]),
         case(RAGGED, 2, 3, ragged, 6, wrong=masks),
-        case(NO_NUMBER, 2, 4, ragged, 5, torch.nan),
+        case(NO_NUMBER, 2, 4, ragged, 5, unwritten, (_by_product, _without_nan)),
         case("a text of no tokens", 3, 4, rng.sample([0, 2, 4], 3)),
     ]
 
@@ -226,6 +231,22 @@ def _by_product(student_hidden, teacher_hidden, weight, lengths):
     r = (student_hidden @ weight.T - teacher_hidden) * mask
     count = mask.sum() * r.shape[-1]
     return (r.square().sum() / count).item(), 2 * torch.einsum("btd,btc->dc", r, student_hidden) / count
+
+
+def _without_nan(student_hidden, teacher_hidden, weight, lengths):
+    return _by_product(student_hidden.nan_to_num(), teacher_hidden.nan_to_num(), weight, lengths)
+
+
+def _not_empty(student_hidden, teacher_hidden, weight, lengths):
+    return projection_loss(student_hidden, teacher_hidden, weight, lengths.clamp(min=1))
+
+
+def _gradient_left(student_hidden, teacher_hidden, weight, lengths):
+    """The gradient is added to what the argument has from a call before."""
+    mask = padded_right(lengths, student_hidden.shape[1])
+    loss = mean_square(student_hidden[mask] @ weight.requires_grad_().T - teacher_hidden[mask])
+    loss.backward()
+    return loss.item(), weight.grad
 
 
 def _in_place(student_hidden, teacher_hidden, weight, lengths):
@@ -278,6 +299,9 @@ EXERCISE = Exercise(
         Mutant("counts one less of each", _one_less, FIRST, ONE_LESS),
         Mutant("takes padding for left", _padded_left, RAGGED),
         Mutant("multiplies with the mask", _by_product, NO_NUMBER),
+        Mutant("multiplies what was no number with the mask", _without_nan, NO_NUMBER),
+        Mutant("has a position of each text", _not_empty, "a text of no tokens"),
+        Mutant("leaves a gradient in the weight", _gradient_left, NoMutation().name),
         Mutant("takes the step in place", _in_place, NoMutation().name),
     ),
 )

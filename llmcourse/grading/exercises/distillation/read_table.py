@@ -100,6 +100,14 @@ HINTS_AT = {
     "differences that are all alike": (
         "An error of 0 is no missing number: gain > k · error holds for any gain above 0. Do not divide."
     ),
+    "one domain is enough": (
+        "A claim takes as many domains as `domains` says, here one, also of many; more are as good."
+    ),
+    "three domains of five": (
+        "`domains` says how many it takes. One domain that is won and one that is lost are mixed, however "
+        "few these are; and k need be no whole number."
+    ),
+    "a single method and domain": "The gains have the shape (M − 1, D), also where both are 1: no squeeze().",
     "two seeds": "Two pairs have a spread, with S − 1 = 1.",
 }
 
@@ -151,6 +159,7 @@ class Table:
 
 
 FIRST, ONE = "all four claims", "one domain of the two that it takes"
+ENOUGH, THREE = "one domain is enough", "three domains of five"
 TWO, ASKED = "gains of two errors", "two errors are asked for"
 
 
@@ -163,6 +172,9 @@ def cases(rng: random.Random) -> list[Case]:
 
     def between():
         return rng.uniform(2.3, 2.7)
+
+    def almost():
+        return rng.uniform(4.08, 4.25)
 
     def case(label, methods, seeds=5, k=3.0, domains=2, wrong=(), apart=()):
         """`methods`: for each, functions that draw its gain in each domain, in standard errors."""
@@ -184,6 +196,8 @@ def cases(rng: random.Random) -> list[Case]:
         [weak, win, weak, between],
     ]
     rng.shuffle(four)
+    few, four_of_five = [win, weak, win, weak, weak], [win, win, weak, win, win]
+    near_k, of_both = [almost] * 5, [win, weak, weak, lose, weak]
     return [
         case(FIRST, four, seeds=4, domains=3, apart=TOLD),
         case(ONE, [[weak, win, weak], [lose, weak, weak]]),
@@ -191,6 +205,9 @@ def cases(rng: random.Random) -> list[Case]:
         case(ASKED, [[between, weak, between], [win, lose, win]], k=2.0, wrong=(_always_3,)),
         case("two seeds", [[win, win, weak], [lose, lose, lose]], seeds=2),
         Case(_alike(rng), "differences that are all alike"),
+        case(ENOUGH, [[weak, win, weak], [win, win, weak], [weak, lose, weak]], domains=1),
+        case(THREE, [few, four_of_five, near_k, of_both], k=4.5, domains=3),
+        case("a single method and domain", [[rng.choice((win, lose))]], domains=1),
     ]
 
 
@@ -214,6 +231,25 @@ def _net(wins, loses, domains, size):
 
 def _ignoring(wins, loses, domains, size):
     return "better" if wins >= domains else "worse" if loses >= domains else "not shown"
+
+
+def _most(wins, loses, domains, size):
+    return claim(wins, loses, size // 2 + 1, size)
+
+
+def _just_as_many(wins, loses, domains, size):
+    found = claim(wins, loses, domains, size)
+    return "not shown" if found == "better" and wins != domains else found
+
+
+def _mixed_if_enough(wins, loses, domains, size):
+    found = claim(wins, loses, domains, size)
+    return "not shown" if found == "mixed" and wins + loses < domains else found
+
+
+def _squeezed(losses, k, domains):
+    gains, errors, claims = read_table(losses, k, domains)
+    return gains.squeeze(), errors.squeeze(), claims
 
 
 def _without_worse(wins, loses, domains, size):
@@ -250,6 +286,9 @@ _sets_off = Table(claim=_net)
 _pooled = Table(judged=_pooled_claims)
 _no_worse = Table(claim=_without_worse)
 _all_domains = Table(claim=lambda wins, loses, domains, size: claim(wins, loses, size, size))
+_two_domains = Table(claim=lambda wins, loses, domains, size: claim(wins, loses, 2, size))
+_majority, _exactly, _enough = Table(claim=_most), Table(claim=_just_as_many), Table(claim=_mixed_if_enough)
+_whole = Table(sure=lambda errors, k: int(k) * errors)
 _always_2 = Table(sure=lambda errors, k: 2 * errors)
 _always_3 = Table(sure=lambda errors, k: 3 * errors)
 _least = Table(sure=lambda errors, k: torch.where(errors == 0, torch.inf, k * errors))
@@ -307,6 +346,12 @@ EXERCISE = Exercise(
         Mutant("asks for all domains", _all_domains, FIRST, ALL_DOMAINS),
         Mutant("always asks for two errors", _always_2, TWO),
         Mutant("always asks for three errors", _always_3, ASKED),
+        Mutant("always asks for two domains", _two_domains, ENOUGH),
+        Mutant("asks for most domains", _majority, ENOUGH),
+        Mutant("asks for just as many", _exactly, ENOUGH),
+        Mutant("has nothing mixed of a few", _enough, THREE),
+        Mutant("asks for whole numbers of errors", _whole, THREE),
+        Mutant("squeezes", _squeezed, "a single method and domain"),
         Mutant("distrusts an error of 0", _least, "differences that are all alike"),
         Mutant("changes its input", _in_place, NoMutation().name),
     ),

@@ -94,6 +94,10 @@ HINTS_AT = {
         "softmax(…).log() is ln 0 where the teacher's probability is too small for float32. log_softmax has "
         "the logarithm itself; adding something before the log changes it."
     ),
+    "rows that are far apart": (
+        "Each row has a largest number of its own. One for all rows leaves the low ones with exp of nothing, "
+        "which is 0; and a low number in place of -inf has to be lower than any that there is."
+    ),
     "a token that the student never says": (
         "q is 0 there, and ln q is -inf: 0 · (-inf) is NaN. The term is 0, and so is the gradient: "
         "torch.where(q > 0, log_q - log_p, 0.0)."
@@ -157,6 +161,7 @@ def shannon(log_q, log_p):
 
 
 FIRST, SURE, NEVER = "some rows", "a teacher that is very sure", "a token that the student never says"
+FAR = "rows that are far apart"
 
 
 def cases(rng: random.Random) -> list[Case]:
@@ -175,12 +180,24 @@ def cases(rng: random.Random) -> list[Case]:
             row[rng.sample(range(vocab), 2)] = -torch.inf
         return z
 
+    def very_sure(rng, rows, vocab):
+        return drawn.sure(rng, rows, vocab, 3 * drawn.SURE)
+
+    def far_apart(rng, rows, vocab):
+        return drawn.far_apart(rng, drawn.logits(rng, rows, vocab))
+
     return [
         case(FIRST, apart=TOLD),
         case("a single row", rows=1),
-        case(SURE, teacher=drawn.sure),
+        case(SURE, teacher=very_sure),
         case(NEVER, student=never),
+        case(FAR, student=far_apart, teacher=far_apart),
     ]
+
+
+def _one_largest(z):
+    z = z - z.max()
+    return z - z.exp().sum(-1, keepdim=True).log()
 
 
 _forward = ByAutograd(lambda log_q, log_p: divergence(log_p, log_q).mean())
@@ -200,7 +217,21 @@ _magnitudes = ByAutograd(lambda log_q, log_p: (log_q.exp() * (log_q - log_p)).ab
 _teachers = Reverse(slope=lambda q, p, ratio, divergence: p - q)
 _log_of_softmax = Reverse(logarithm=lambda z: z.softmax(-1).log())
 _log_of_more = Reverse(logarithm=lambda z: (z.softmax(-1) + 1e-10).log())
+_clamped = Reverse(logarithm=lambda z: z.log_softmax(-1).clamp(min=-200.0))
+_for_all_rows = Reverse(logarithm=_one_largest)
 _never = Reverse(ratio=lambda log_q, log_p: log_q - log_p)
+
+
+def _low_for_never(student_logits, teacher_logits):
+    return reverse_kl(student_logits.clamp(min=-100.0), teacher_logits)
+
+
+def _gradient_left(student_logits, teacher_logits):
+    """The gradient is added to what the argument has from a call before."""
+    log_q = student_logits.requires_grad_().clamp(min=-1e4).log_softmax(-1)
+    loss = divergence(log_q, teacher_logits.log_softmax(-1)).mean()
+    loss.backward()
+    return loss.item(), student_logits.grad
 
 
 def _numbers(student_logits, teacher_logits):
@@ -252,6 +283,10 @@ EXERCISE = Exercise(
         Mutant("takes the logarithm of a softmax", _log_of_softmax, SURE),
         Mutant("adds a little before the logarithm", _log_of_more, SURE),
         Mutant("multiplies 0 by an infinity", _never, NEVER),
+        Mutant("has a least logarithm", _clamped, SURE),
+        Mutant("takes one largest away from all rows", _for_all_rows, FAR),
+        Mutant("has a low number for what is never said", _low_for_never, FAR),
+        Mutant("leaves a gradient in its input", _gradient_left, NoMutation().name),
         Mutant("normalises its input in place", _in_place, NoMutation().name),
     ),
 )

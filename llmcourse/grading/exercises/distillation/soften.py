@@ -74,6 +74,14 @@ HINTS_AT = {
         "exp of a number above 88 is infinite in float32. Take the largest of each row away first; the "
         "softmax is the same. PyTorch's softmax does that."
     ),
+    "a single row at a temperature near 0": (
+        "T is used as it is, however small; and the entropy of one row has the shape (1,): squeeze() takes "
+        "that dimension, too."
+    ),
+    "rows that are far apart": (
+        "Each row has a largest number of its own: taken away from another row it leaves exp of all of that "
+        "at 0, or infinite. dim=-1, keepdim=True. And nothing finite stands for -inf: it may be the largest."
+    ),
     "a token that cannot come": (
         "0 · ln 0 is NaN in floats. In an entropy it is 0: torch.special.entr, or torch.where(p > 0, …)."
     ),
@@ -112,9 +120,9 @@ FIRST = "a temperature above 1"
 
 
 def cases(rng: random.Random) -> list[Case]:
-    rows, vocab = rng.randint(3, 5), rng.randint(5, 8)
+    several, vocab = rng.randint(3, 5), rng.randint(5, 8)
 
-    def case(label, temperature, changed=lambda z: z, wrong=(), apart=()):
+    def case(label, temperature, changed=lambda z: z, rows=several, wrong=(), apart=()):
         def draw():
             z = changed(drawn.logits(rng, rows, vocab))
             return {"logits": z, "temperature": temperature}
@@ -132,6 +140,8 @@ def cases(rng: random.Random) -> list[Case]:
         case("a temperature below 1", rng.uniform(0.3, 0.7), wrong=(_at_least_1,)),
         case("large logits", rng.uniform(1.5, 2.0), lambda z: 10 * z + 240),
         case("a token that cannot come", rng.uniform(1.5, 3.0), without),
+        case("a single row at a temperature near 0", rng.uniform(0.02, 0.05), lambda z: z / 10, rows=1),
+        case("rows that are far apart", rng.uniform(1.5, 2.0), lambda z: without(drawn.far_apart(rng, z))),
     ]
 
 
@@ -145,6 +155,10 @@ def _exponentials(z, t):
     return weights / weights.sum(-1, keepdim=True)
 
 
+def _one_largest(z, t):
+    return _exponentials(z - z.max(), t)
+
+
 _times = _of_probs(lambda z, t: (z * t).softmax(-1))
 _none = _of_probs(lambda z, t: z.softmax(-1))
 _squared = _of_probs(lambda z, t: (z / t**2).softmax(-1))
@@ -154,11 +168,16 @@ _twice = _of_probs(lambda z, t: (z.softmax(-1) / t).softmax(-1))
 _columns = _of_probs(lambda z, t: (z / t).softmax(0))
 _at_least_1 = _of_probs(lambda z, t: at_temperature(z, max(t, 1.0)))
 _overflow = _of_probs(_exponentials)
+_at_least_a_tenth = _of_probs(lambda z, t: at_temperature(z, max(t, 0.1)))
+_for_all_rows = _of_probs(_one_largest)
+_low_for_never = _of_probs(lambda z, t: at_temperature(z.clamp(min=-100.0), t))
 _bits = Soften(entropy=lambda p, z: torch.special.entr(p).sum(-1) / torch.log(torch.tensor(2.0)))
 _sign = Soften(entropy=lambda p, z: -torch.special.entr(p).sum(-1))
 _unsoftened = Soften(entropy=lambda p, z: torch.special.entr(z.softmax(-1)).sum(-1))
 _mean = Soften(entropy=lambda p, z: torch.special.entr(p).mean(-1))
 _together = Soften(entropy=lambda p, z: torch.special.entr(p).sum(-1).mean().expand(len(p)).clone())
+_squeezed = Soften(entropy=lambda p, z: torch.special.entr(p).sum(-1).squeeze())
+_a_little_more = Soften(entropy=lambda p, z: -(p * (p + 1e-5).log()).sum(-1))
 _no_zero = Soften(entropy=lambda p, z: -(p * p.log()).sum(-1))
 
 
@@ -187,7 +206,7 @@ EXERCISE = Exercise(
     signature="soften(logits, temperature)",
     cases=cases,
     reference=soften,
-    comparison=Parts({"probs": Close(atol=2e-5), "entropy": Close(atol=1e-4, axes=("row",))}),
+    comparison=Parts({"probs": Close(atol=2e-5), "entropy": Close(atol=2e-5, axes=("row",))}),
     rules=(NoMutation(), OWN_WORK),
     hints=HINTS,
     hints_at=HINTS_AT,
@@ -208,6 +227,11 @@ EXERCISE = Exercise(
         Mutant("sharpens nothing", _at_least_1, "a temperature below 1"),
         Mutant("overflows", _overflow, "large logits"),
         Mutant("has 0 times an infinity", _no_zero, "a token that cannot come"),
+        Mutant("adds a little before the logarithm", _a_little_more, FIRST),
+        Mutant("has a least temperature", _at_least_a_tenth, "a single row at a temperature near 0"),
+        Mutant("squeezes", _squeezed, "a single row at a temperature near 0"),
+        Mutant("takes one largest away from all rows", _for_all_rows, "rows that are far apart"),
+        Mutant("has a low number for what never comes", _low_for_never, "rows that are far apart"),
         Mutant("divides its input in place", _in_place, NoMutation().name),
     ),
 )

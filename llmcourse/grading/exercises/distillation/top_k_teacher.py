@@ -32,7 +32,7 @@ $p_r$ out, or to scale the $p_j$ up to 1, would tell the student that the rest n
 Write `top_k_teacher(student_logits, ids, log_probs)`.
 
 - `student_logits`: `float32` tensor of shape `(N, V)`, finite. The student may be so sure of a token that
-  $q_r$ is too small for $1 - \sum_j q(i_j)$ to see it; its logarithm is finite.
+  $q_r$ is too small for $1 - \sum_j q(i_j)$ to see it, or for `float32` at all; its logarithm is finite.
 - `ids`: `int32` tensor of shape `(N, K)`, the stored tokens of each position, no two alike, `K < V`.
 - `log_probs`: `float16` tensor of shape `(N, K)`, $\ln p_j$. In 16 bits the $p_j$ may add up to a little more
   than 1: then $p_r$ is 0, and the bucket adds nothing.
@@ -94,7 +94,10 @@ HINTS_AT = {
         "In 16 bits the stored ones add up to more than 1 here: the rest is below 0, and its logarithm NaN. "
         "It counts as 0, and 0 ln 0 as 0."
     ),
-    "one stored token": "With k = 1 there are two numbers each: the token's, and all the rest.",
+    "one stored token": (
+        "With k = 1 there are two numbers each: the token's, and all the rest. There is one position: the "
+        "losses have the shape (1,), which squeeze() would take away."
+    ),
     "a large vocabulary": "Whatever V and k are: float16 is how it is stored, not how it is computed.",
 }
 
@@ -142,8 +145,8 @@ FIRST = "some stored tokens"
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, k, vocab, student=drawn.logits, probs=None, wrong=(), apart=()):
-        rows = rng.randint(3, 5)
+    def case(label, k, vocab, student=drawn.logits, probs=None, rows=0, wrong=(), apart=()):
+        rows = rows or rng.randint(3, 5)
 
         def draw():
             ids = torch.tensor([rng.sample(range(vocab), k) for _ in range(rows)], dtype=torch.int32)
@@ -157,18 +160,18 @@ def cases(rng: random.Random) -> list[Case]:
 
     return [
         case(FIRST, rng.randint(3, 4), rng.randint(9, 12), apart=TOLD),
-        case("one stored token", 1, rng.randint(5, 8)),
+        case("one stored token", 1, rng.randint(5, 8), rows=1),
         case("a large vocabulary", 16, 300),
         case("a student that is very sure", 3, rng.randint(8, 10), _plain),
         case("stored probabilities above 1", 2, rng.randint(6, 8), probs=_above_1),
     ]
 
 
-LEAD = 40.0  # of logits: what is left is e⁻⁴⁰, far below what 1 − q can hold, and above float32's least
+LEAD = 120.0  # of logits: what is left is e⁻¹²⁰, far below what 1 − q can hold, and float32 too
 
 
 def _plain(rng: random.Random, rows: int, vocab: int) -> Tensor:
-    return drawn.logits(rng, rows, vocab, 1.0)
+    return drawn.far_apart(rng, drawn.logits(rng, rows, vocab, 1.0))
 
 
 def _shares(rng: random.Random, k: int) -> list[float]:
@@ -215,6 +218,14 @@ def _in_place(student_logits, ids, log_probs):
     return losses
 
 
+def _squeezed(student_logits, ids, log_probs):
+    return top_k_teacher(student_logits, ids, log_probs).squeeze()
+
+
+def _exp_in_half(log_probs):
+    return log_probs.exp().float()
+
+
 def _softmax_of_stored(log_probs):
     return log_probs.float().softmax(-1)
 
@@ -246,9 +257,12 @@ _logs_added = Stored(
 )
 _half_bucket = Stored(rest_term=lambda p, log_q: -p * log_q)
 _unweighted = Stored(term=lambda p, log_q: (p.log() - log_q) / p.shape[1])
+_rounded = Stored(stored=_exp_in_half)
 _sorted = Stored(kept=lambda z, ids: z.log_softmax(-1).gather(1, ids.sort(1).values))
 _difference = Stored(bucket=_by_difference)
 _least = Stored(bucket=lambda log_q, ids: _by_difference(log_q, ids, 1e-9))
+_zeros = Stored(bucket=lambda log_q, ids: log_q.exp().scatter(1, ids, 0.0).sum(1).log())
+_low = Stored(bucket=lambda log_q, ids: log_q.scatter(1, ids, -100.0).logsumexp(1))
 _below_0 = Stored(rest=lambda p: 1 - p.sum(1), rest_term=lambda p, log_q: p * (p.log() - log_q))
 _zero_log = Stored(rest_term=lambda p, log_q: p * (p.log() - log_q))
 
@@ -287,6 +301,10 @@ EXERCISE = Exercise(
         Mutant("weighs all tokens alike", _unweighted, FIRST, UNWEIGHTED),
         Mutant("sorts the tokens", _sorted, FIRST, SORTED),
         Mutant("computes in 16 bits", _in_half, FIRST),
+        Mutant("takes exp in 16 bits", _rounded, FIRST),
+        Mutant("squeezes", _squeezed, "one stored token"),
+        Mutant("has 0 for probabilities that are taken out", _zeros, "a student that is very sure"),
+        Mutant("has a low number for what is taken out", _low, "a student that is very sure"),
         Mutant("subtracts the student's from 1", _difference, "a student that is very sure"),
         Mutant("has a least rest of the student", _least, "a student that is very sure"),
         Mutant("lets the rest go below 0", _below_0, "stored probabilities above 1"),

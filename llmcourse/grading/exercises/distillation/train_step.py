@@ -102,11 +102,20 @@ BY_VALUE = (
     "its direction stays."
 )
 EACH_TENSOR = "Each gradient was clipped by itself. There is one norm and one factor, for both together."
+LAST_LOSS = "That is the last part's loss alone: it is written over at each part. The parts' losses add up."
 EACH_PART = "The gradients were clipped after each part. Clip once, when all parts have been added up."
 HINTS_AT = {
     "parts of different sizes": "Each position counts the same, and the step is made after the last part.",
     "a norm that is too large": "Above max_norm both gradients are multiplied by max_norm / g; g is told.",
     "parts that are clipped": "First all parts add up, then one norm, one factor, one step.",
+    "a temperature near 0": (
+        "T is used as it is, however small. Then both are very sure: log_softmax has logarithms of what is "
+        "too small for float32, softmax(…).log() has not."
+    ),
+    "nothing to learn": (
+        "The gradients are 0 here, and g is too: it is not above max_norm, so they stay. Divide by g only "
+        "where it is above."
+    ),
     "a part of one position": "A part may have any size; N is the sum of them.",
 }
 
@@ -179,24 +188,27 @@ class Step:
 
 FIRST, SIZES = "one part, nothing to clip", "parts of different sizes"
 CLIPPED, BOTH = "a norm that is too large", "parts that are clipped"
+NEAR_0 = "a temperature near 0"
 
 
 def cases(rng: random.Random) -> list[Case]:
-    def case(label, sizes, share, apart=()):
-        """`share`: of the norm, that is allowed."""
+    def case(label, sizes, share, apart=(), low=1.5, states=1.0):
+        """`share`: of the norm, that is allowed; `states`: what the student's are multiplied by."""
         width, own_width, vocab = rng.randint(3, 4), rng.randint(2, 4), rng.randint(5, 7)
-        temperature, lr = rng.uniform(1.5, 2.5), rng.uniform(0.5, 1.0)
+        temperature, lr = rng.uniform(low, 1.6 * low), rng.uniform(0.5, 1.0)
 
         def draw():
             given = {
                 "adapter": normal(rng, width, own_width),
                 "head": normal(rng, vocab, width),
-                "parts": [(normal(rng, size, own_width), normal(rng, size, width)) for size in sizes],
+                "parts": [
+                    (states * normal(rng, size, own_width), normal(rng, size, width)) for size in sizes
+                ],
                 "temperature": temperature,
                 "max_norm": 1e9,
                 "lr": lr,
             }
-            given["max_norm"] = share * train_step(**given)[1]
+            given["max_norm"] = share * train_step(**given)[1] or share
             return given
 
         return Case(dict(telling(draw, train_step, (), apart)), label)
@@ -208,6 +220,8 @@ def cases(rng: random.Random) -> list[Case]:
         case(CLIPPED, [rng.randint(4, 6)], rng.uniform(0.2, 0.4), TOLD_CLIPPED),
         case(BOTH, sizes[::-1], rng.uniform(0.2, 0.4), (_each_part,)),
         case("a part of one position", [1, rng.randint(2, 4)], rng.uniform(0.5, 0.8)),
+        case(NEAR_0, [rng.randint(4, 6)], rng.uniform(2.0, 4.0), low=0.02),
+        case("nothing to learn", [2, 1], 1.0, states=0.0),
     ]
 
 
@@ -222,6 +236,16 @@ def _always_scaled(gradients, norm, max_norm):
 
 def _clamped(gradients, norm, max_norm):
     return [gradient.clamp(-max_norm, max_norm) for gradient in gradients]
+
+
+def _by_the_norm(gradients, norm, max_norm):
+    """To length 1 first, which is 0 / 0 where there is nothing."""
+    return [gradient / norm * norm.clamp(max=max_norm) for gradient in gradients]
+
+
+def _of_softmax(student, teacher, t):
+    p, q = (teacher / t).softmax(-1), (student / t).softmax(-1)
+    return t**2 * torch.where(p > 0, p * (p.log() - q.log()), 0.0).sum()
 
 
 def _each_clipped(gradients, norm, max_norm):
@@ -246,6 +270,8 @@ _part_sums = Step(weight=lambda size, sizes, number: 1 / size)
 _last = Step(weight=lambda size, sizes, number: float(number == len(sizes) - 1) / sum(sizes))
 _first_part = Step(weight=lambda size, sizes, number: float(number == 0) / sum(sizes))
 _clipped_norm = Step(told=lambda norm, max_norm: min(norm, max_norm))
+_log_of_softmax = Step(loss=_of_softmax)
+_to_one = Step(clip=_by_the_norm)
 _no_clip = Step(clip=lambda gradients, norm, max_norm: gradients)
 _by_value = Step(clip=_clamped)
 _each_tensor = Step(clip=_each_clipped)
@@ -280,6 +306,25 @@ def _each_part(adapter, head, parts, temperature, max_norm, lr):
     return loss, norm.item(), adapter - lr * gradients[0], head - lr * gradients[1]
 
 
+def _at_least_1(adapter, head, parts, temperature, max_norm, lr):
+    return train_step(adapter, head, parts, max(temperature, 1.0), max_norm, lr)
+
+
+def _last_loss(adapter, head, parts, temperature, max_norm, lr):
+    """A loss that is written over at each part, of gradients that are not."""
+    _, *right = train_step(adapter, head, parts, temperature, max_norm, lr)
+    size, last = sum(len(states) for states, _ in parts), parts[-1:]
+    loss = train_step(adapter, head, last, temperature, max_norm, lr)[0] * len(last[0][0]) / size
+    return loss, *right
+
+
+def _gradient_left(adapter, head, parts, temperature, max_norm, lr):
+    """Gradients are added to what the arguments have from a call before."""
+    found = train_step(adapter, head, parts, temperature, max_norm, lr)
+    adapter.requires_grad_().sum().backward()
+    return found
+
+
 def _in_place(adapter, head, parts, temperature, max_norm, lr):
     loss, norm, *after = train_step(adapter, head, parts, temperature, max_norm, lr)
     return loss, norm, adapter.copy_(after[0]), head.copy_(after[1])
@@ -289,7 +334,7 @@ TOLD_FIRST = (
     *(_teacher_learns, _head_detached, _adapter_alone, _head_alone, _no_square, _reversed, _cross, _uphill),
     *(_always, _squared_norm, _two_norms, _largest, _after, _sum),
 )
-TOLD_SIZES = (_mean_of_means, _part_sums, _last, _first_part, _each)
+TOLD_SIZES = (_mean_of_means, _part_sums, _last, _first_part, _each, _last_loss)
 TOLD_CLIPPED = (_clipped_norm, _no_clip, _by_value, _each_tensor)
 WEIGHT = Close(atol=2e-5, rtol=1e-4, axes=("row", "column"))
 EXERCISE = Exercise(
@@ -326,12 +371,17 @@ EXERCISE = Exercise(
         Mutant("adds up means", _part_sums, SIZES, PART_SUMS),
         Mutant("keeps the last part's gradient", _last, SIZES, LAST),
         Mutant("keeps the first part's gradient", _first_part, SIZES, FIRST_PART),
+        Mutant("tells the last part's loss", _last_loss, SIZES, LAST_LOSS),
         Mutant("makes a step for each part", _each, SIZES, EACH),
         Mutant("tells the norm after clipping", _clipped_norm, CLIPPED, CLIPPED_NORM),
         Mutant("does not clip", _no_clip, CLIPPED, NO_CLIP),
         Mutant("clips numbers", _by_value, CLIPPED, BY_VALUE),
         Mutant("clips each gradient", _each_tensor, CLIPPED, EACH_TENSOR),
         Mutant("clips each part", _each_part, BOTH, EACH_PART),
+        Mutant("sharpens nothing", _at_least_1, NEAR_0),
+        Mutant("takes the logarithm of a softmax", _log_of_softmax, NEAR_0),
+        Mutant("divides by a norm of 0", _to_one, "nothing to learn"),
+        Mutant("leaves gradients in its inputs", _gradient_left, NoMutation().name),
         Mutant("writes into the weights", _in_place, NoMutation().name),
     ),
 )
