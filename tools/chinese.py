@@ -13,6 +13,7 @@ NAME is a chapter and its lab, such as 01_decoding; without one, all are meant.
 """
 
 import argparse
+import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -58,14 +59,27 @@ def po_of(source: Path) -> Path:
 
 
 def extract(source: Path) -> polib.POFile:
-    """A PO file of the text as it is now, with what is translated already."""
+    """A PO file of the text as it is now, with what is translated already.
+
+    A block whose English has changed keeps its translation, marked fuzzy until somebody has mended it.
+    """
     path = po_of(source)
     old = {entry.msgid: entry for entry in polib.pofile(str(path))} if path.exists() else {}
     book = polib.POFile(wrapwidth=0)
     book.metadata = {"Language": "zh_CN", "Content-Type": "text/plain; charset=UTF-8"}
-    for block in dict.fromkeys(english(source)):
-        book.append(old.get(block) or polib.POEntry(msgid=block, msgstr=""))
+    new = list(dict.fromkeys(english(source)))
+    left = [block for block in old if block not in new]
+    for block in new:
+        book.append(old.get(block) or _like(block, left, old))
     return book
+
+
+def _like(block: str, left: list[str], old: dict[str, polib.POEntry]) -> polib.POEntry:
+    """The translation of what a block was before, by how alike they are; an empty one if it is new."""
+    for before in difflib.get_close_matches(block, left, n=1):
+        left.remove(before)
+        return polib.POEntry(msgid=block, msgstr=old[before].msgstr, flags=["fuzzy"], previous_msgid=before)
+    return polib.POEntry(msgid=block, msgstr="")
 
 
 def translations(source: Path) -> dict[str, str]:

@@ -134,14 +134,16 @@ def test_a_problem_names_notebook_and_paragraph(monkeypatch, tmp_path):
 def test_extracting_keeps_what_is_translated(tmp_path):
     source = tmp_path / "notebooks" / "source" / "01_trial.py"
     (source.parent / "zh").mkdir(parents=True)
-    source.write_text("# %% [markdown]\n# Old words.\n#\n# Kept words.\n", encoding="utf-8")
+    write = lambda *words: source.write_text("# %% [markdown]\n# " + "\n#\n# ".join(words) + "\n")  # noqa: E731
+    write("Old words of a sentence.", "Kept words.")
     book = chinese.extract(source)
-    book[1].msgstr = "保留的词。"
+    book[0].msgstr, book[1].msgstr = "一句旧话。", "保留的词。"
     book.save(str(chinese.po_of(source)))
-    source.write_text("# %% [markdown]\n# New words.\n#\n# Kept words.\n", encoding="utf-8")
-    assert [(e.msgid, e.msgstr) for e in chinese.extract(source)] == [
-        ("New words.", ""),
-        ("Kept words.", "保留的词。"),
+    write("Old words of the sentence.", "Kept words.", "Another thing altogether!")
+    assert [(e.msgid, e.msgstr, e.fuzzy) for e in chinese.extract(source)] == [
+        ("Old words of the sentence.", "一句旧话。", True),
+        ("Kept words.", "保留的词。", False),
+        ("Another thing altogether!", "", False),
     ]
 
 
