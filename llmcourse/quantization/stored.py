@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llmcourse import hardware
 from llmcourse.attention import Attention, sdpa
 from llmcourse.decoding.errors import require
 from llmcourse.kernels.backend import Backend, resolve
@@ -168,14 +169,16 @@ def load(
         FileNotFoundError: no such name or folder, or a hub repository that cannot be reached.
         CheckpointError: not quantized, or in a way that no layer here is; a damaged config or tokenizer;
             damaged weights, or tensors that are missing, unknown, of another shape or dtype.
-        ValueError: a dtype that no model computes in, or a backend that was named and cannot run here.
+        ValueError: a dtype that no model computes in, a device that is not here or that this PyTorch cannot
+            run on, or a backend that was named and cannot run here.
 
     Warns:
         ReferenceWarning: the device cannot run the kernel of the scheme, which is left to its reference.
     """
     known = ", ".join(map(str, DTYPES))
     require(dtype in DTYPES, "dtype", f"one of {known}", dtype, "use torch.bfloat16")
-    resolve(backend, torch.device(device), dtype)  # refuses what was forced before a weight is read
+    device = hardware.present_device(device)
+    resolve(backend, device, dtype)  # refuses what was forced before a weight is read
     scheme, folder = describe(name), find_checkpoint(name)
     config = read_config(folder, quantized=True)
     tokenizer = read_tokenizer(folder, config.vocab_size)
