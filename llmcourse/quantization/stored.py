@@ -8,6 +8,7 @@ and transformers read such folders, and this module reads theirs, where all laye
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ def _write(model: Decoder, new: Path, source: Path, config: dict[str, Any]) -> N
 
 def check_replaceable(folder: Path) -> None:
     """Raises FileExistsError where a folder holds something else than a quantized checkpoint, or one stands
-    in it: who does would be left in a folder that is gone."""
+    in it: who does would be left in a folder that is gone; PermissionError where none can be made."""
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not ((folder / "config.json").is_file() and is_quantized(folder)):
         raise FileExistsError(
@@ -113,6 +114,11 @@ def check_replaceable(folder: Path) -> None:
         )
     if Path.cwd().is_relative_to(folder.resolve()):
         raise FileExistsError(f"{folder} is where you are, and would be replaced; use another output folder")
+    beside = next(parent for parent in folder.resolve().parents if parent.exists())
+    if not os.access(beside, os.W_OK):
+        raise PermissionError(
+            f"{folder} cannot be made: {beside} cannot be written; use another output folder"
+        )
 
 
 def _tensors(model: Decoder) -> dict[str, Tensor]:
