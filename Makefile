@@ -13,7 +13,8 @@
 #   make lock       requirements.lock and environment.yml from pyproject.toml
 #   make clean      remove .venv and caches
 #
-# PYTHON=python3.12 chooses the interpreter, otherwise the first that is new enough is taken.
+# PYTHON=python3.12 chooses the interpreter, otherwise the first that is new enough is taken. ANY_DISK=1 sets up
+# on a disk that seems too small.
 
 SHELL := /bin/sh
 CHOSEN := $(if $(PYTHON),--chosen)
@@ -60,18 +61,20 @@ lock: test-environment
 	@$(VENV_PYTHON) tools/lock.py
 
 clean:
-	rm -rf .venv .venv.lock build *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv.old .venv.lock build *.egg-info .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 environment: python
-	@"$(PYTHON)" tools/environment.py $(CHOSEN)
+	@"$(PYTHON)" tools/environment.py $(CHOSEN) $(if $(ANY_DISK),--any-disk)
 
 test-environment: python
-	@"$(PYTHON)" tools/environment.py $(CHOSEN) --extra test
+	@"$(PYTHON)" tools/environment.py $(CHOSEN) $(if $(ANY_DISK),--any-disk) --extra test
 
 python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "error: Python 3.11 or later is needed; $(PYTHON) is" \
-	        "$$("$(PYTHON)" --version 2>&1 | tail -n 1 || true)."; \
-	    echo "Install one, or name the one to use: make $(or $(MAKECMDGOALS),lab) PYTHON=python3.12"; \
+	    found="$$("$(PYTHON)" --version 2>&1 | grep '^Python')"; \
+	    echo "error: Python 3.11 or later is needed; $(PYTHON) is $${found:-not one that runs here}."; \
+	    echo "Install one (Debian, Ubuntu: sudo apt-get install python3.11 python3.11-venv; macOS: brew" \
+	        "install python@3.12; anywhere: conda create -n course python=3.12), then name it:" \
+	        "make $(or $(MAKECMDGOALS),lab) PYTHON=python3.12"; \
 	    exit 1; } >&2

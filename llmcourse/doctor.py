@@ -11,9 +11,12 @@ import json
 import math
 import os
 import platform
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ ISOLATE = (
     "whom you trust"
 )
 MEASURE = "measure them in seconds: `python -m llmcourse doctor --measure`"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # where Linux keeps it
+LITTLE_GPU_BYTES = 2 * 2**30  # with less free, the longest texts of chapter 3 do not fit
 MARKS = {"ok": "✓", "note": "·", "missing": "✗"}
 COLOURS = {"ok": "32", "note": "33", "missing": "31"}
 
@@ -87,11 +92,13 @@ def machine() -> list[Finding]:
     from llmcourse.hardware import this_machine
 
     found = [Finding("machine", "system", f"{platform.system()} {platform.release()} ({platform.machine()})")]
-    best, cpu = this_machine(), this_machine("cpu")
+    with warnings.catch_warnings(action="ignore"):  # that a GPU cannot be used, which `backends` says
+        best, ceilings = this_machine(), _ceilings()
+    cpu = this_machine("cpu")
     found.append(Finding("machine", "device", str(best)))
     if best != cpu:
         found.append(Finding("machine", "processor", str(cpu)))
-    return [*found, _ceilings()]
+    return [*found, ceilings]
 
 
 def _ceilings() -> Finding:
@@ -106,22 +113,46 @@ def _ceilings() -> Finding:
 def backends() -> list[Finding]:
     import torch
 
+    from llmcourse.hardware import gpu_obstacle
+
     found = [Finding("backends", "CPU", f"PyTorch, {torch.get_num_threads()} threads")]
-    if torch.cuda.is_available():
-        found.append(Finding("backends", "CUDA", f"{torch.version.cuda}, {torch.cuda.device_count()} GPU(s)"))
-    elif torch.version.cuda is None:
-        reason, remedy = (
-            "none: this PyTorch is built without it",
-            "on a machine with an NVIDIA GPU, install a CUDA build",
-        )
-        found.append(Finding("backends", "CUDA", reason, "note", remedy))
+    usable = torch.cuda.is_available()
+    if not usable:
+        found.append(_no_cuda(torch.version.cuda))
+    elif obstacle := gpu_obstacle(torch.device("cuda")):
+        usable = False
+        value = f"not used, the CPU is: {obstacle}"
+        remedy = "to use the GPU, install a build of PyTorch for it: its page on installing lists older ones"
+        found.append(Finding("backends", "CUDA", value, "note", remedy))
     else:
-        found.append(
-            Finding("backends", "CUDA", "none: no GPU or no driver", "note", "check with `nvidia-smi`")
-        )
+        found.append(Finding("backends", "CUDA", f"{torch.version.cuda}, {torch.cuda.device_count()} GPU(s)"))
+        found.append(_gpu_memory(*torch.cuda.mem_get_info()))
     if torch.backends.mps.is_available():
         found.append(Finding("backends", "MPS", "available; used when named as a device"))
-    return [*found, _triton(torch.cuda.is_available())]
+    return [*found, _triton(usable)]
+
+
+def _no_cuda(built_with: str | None) -> Finding:
+    """Why PyTorch finds no GPU; a driver that is there is older than the build."""
+    if built_with is None:
+        value = "none: this PyTorch is built without it"
+        remedy = "on a machine with an NVIDIA GPU, install a CUDA build"
+    elif NVIDIA_DRIVER.exists():
+        driver = re.search(r"\d+\.[\d.]+", NVIDIA_DRIVER.read_text(encoding="utf-8"))
+        value = f"not used, the CPU is: PyTorch for CUDA {built_with} finds no GPU through NVIDIA's driver"
+        value += f" {driver.group()}" if driver else ""
+        remedy = "update the driver, or install a build of PyTorch for an older CUDA; check with `nvidia-smi`"
+    else:
+        value, remedy = "none: no GPU or no driver", "check with `nvidia-smi`"
+    return Finding("backends", "CUDA", value, "note", remedy)
+
+
+def _gpu_memory(free_bytes: int, total_bytes: int) -> Finding:
+    value = f"{free_bytes / 2**30:.1f} of {total_bytes / 2**30:.1f} GiB free"
+    if free_bytes >= LITTLE_GPU_BYTES:
+        return Finding("backends", "GPU memory", value)
+    remedy = "end what else uses the GPU (`nvidia-smi` lists it); what does not fit is left out, or says so"
+    return Finding("backends", "GPU memory", value, "note", remedy)
 
 
 def _triton(cuda: bool) -> Finding:

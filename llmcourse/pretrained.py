@@ -8,6 +8,7 @@ weights are refused: unpickling runs whatever code their author put there.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch import Tensor
 from llmcourse.attention import Attention, sdpa
 from llmcourse.kernels.blas import lay_out_linears
 from llmcourse.model import Decoder, DecoderConfig, Llama3RopeScaling
+from llmcourse.roofline import check_weights_fit
 from llmcourse.tokenizer import Tokenizer
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -67,7 +69,7 @@ def load(
         dtype: what the weights are converted to, one of `DTYPES`.
 
     Raises:
-        ValueError: a dtype that the model does not compute in.
+        ValueError: a dtype that no model computes in, or a device that cannot be used or is too small.
         FileNotFoundError: no such name or folder, or a hub repository that cannot be reached.
         CheckpointError: an unsupported architecture, a damaged config or tokenizer, pickled or
             damaged weights, or tensors that are missing, unknown or of another shape.
@@ -86,6 +88,7 @@ def load(
     with torch.device("meta"):
         model = Decoder(config, attention)
     check_tensors(shapes, model, folder)
+    device = check_weights_fit(sum(map(math.prod, shapes.values())), dtype, device)
     tensors = read_tensors(folder, model.state_dict().keys(), dtype, device)
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = _tied_weight(tensors, folder)
@@ -135,8 +138,8 @@ def find_checkpoint(name: str | Path) -> Path:
         raise CheckpointError(f"{path} is a file; give the folder that holds it and its config.json")
     if isinstance(name, str) and text.count("/") == 1 and text[0] not in "./~":
         return _fetch_from_hub(text)
-    remedy = "or give a folder or a hub name such as Qwen/Qwen3-0.6B"
-    raise FileNotFoundError(f"no model or folder named {text!r}; embedded models: {_embedded()}; {remedy}")
+    remedy = f"embedded models: {_embedded()}; or give a folder or a hub name such as Qwen/Qwen3-0.6B"
+    raise FileNotFoundError(f"no model or folder named {text!r}; {remedy}")
 
 
 def _embedded() -> str:
@@ -297,11 +300,8 @@ def weight_files(folder: Path) -> list[Path]:
     files = [single] if single.is_file() else sorted(filter(Path.is_file, folder.glob("*.safetensors")))
     if not files:
         pickled = sorted(f for f in folder.iterdir() if f.suffix in PICKLE_SUFFIXES)
-        raise CheckpointError(
-            _refuse_pickle(pickled[0])
-            if pickled
-            else f"no *.safetensors in {folder}; fetch the checkpoint again"
-        )
+        none = f"no *.safetensors in {folder}; fetch the checkpoint again"
+        raise CheckpointError(_refuse_pickle(pickled[0]) if pickled else none)
     return files
 
 

@@ -107,6 +107,61 @@ def test_cuda_and_triton_say_why_not():
     assert found["Triton"].value
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with one GPU, of a capability and with so much memory."""
+
+    def put(capability, free_bytes=2**35):
+        figures = {
+            "is_available": True,
+            "device_count": 1,
+            "get_device_name": "a GPU",
+            "get_device_capability": capability,
+            "get_arch_list": ["sm_75", "sm_90"],
+            "mem_get_info": (free_bytes, 2**35),
+        }
+        for name, value in figures.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
+
+    return put
+
+
+def test_a_gpu_too_old_for_pytorch_is_told_and_left_alone(gpu, recwarn):
+    gpu((6, 1))
+    found = {finding.name: finding for finding in doctor.backends()}
+    assert found["CUDA"].status == "note" and "install a build of PyTorch for it" in found["CUDA"].remedy
+    assert found["CUDA"].value == (
+        "not used, the CPU is: a GPU has compute capability 6.1, and PyTorch "
+        f"{torch.__version__} is built for 7.5 to 9.0"
+    )
+    assert "GPU memory" not in found and "on the CPU" in found["Triton"].value
+    assert "(cpu, " in values(doctor.machine())["device"]
+    assert not recwarn.list  # the line above is enough
+    assert doctor.examine().ok
+
+
+@pytest.mark.parametrize(("free_gib", "status"), [(1.5, "note"), (3.6, "ok")])
+def test_a_gpu_with_little_free_memory_is_told(gpu, free_gib, status):
+    gpu((9, 0), int(free_gib * 2**30))
+    (memory,) = [finding for finding in doctor.backends() if finding.name == "GPU memory"]
+    assert (memory.value, memory.status) == (f"{free_gib} of 32.0 GiB free", status)
+    assert ("nvidia-smi" in memory.remedy) == (status == "note")
+
+
+def test_a_driver_older_than_pytorch_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(doctor, "NVIDIA_DRIVER", tmp_path / "version")
+    assert {f.name: f for f in doctor.backends()}["CUDA"].value == "none: no GPU or no driver"
+    kernel_module = (
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02  Tue Jul 13 16:14:05 UTC 2021\n"
+    )
+    doctor.NVIDIA_DRIVER.write_text(kernel_module, encoding="utf-8")
+    found = {f.name: f for f in doctor.backends()}["CUDA"]
+    assert found.value.endswith("PyTorch for CUDA 13.0 finds no GPU through NVIDIA's driver 470.57.02")
+    assert found.status == "note" and "update the driver" in found.remedy
+
+
 def test_what_cannot_be_graded_here_is_said_with_a_remedy(monkeypatch):
     from llmcourse.grading.exercises.flash_attention import triton_softmax
 

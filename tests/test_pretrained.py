@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
-from llmcourse import pretrained
+from llmcourse import hardware, pretrained
 from llmcourse.attention import attention_reference
 from llmcourse.pretrained import (
     CHECKPOINTS,
@@ -21,6 +21,7 @@ from llmcourse.pretrained import (
     load,
     read_config,
 )
+from llmcourse.roofline import DoesNotFit
 from tests.tiny_tokenizer import tiny_tokenizer_json
 
 EMBEDDED = ["draft", "small", "base"]
@@ -550,6 +551,21 @@ class TestBadTokenizer:
 def test_dtype_that_no_model_computes_in(saved, dtype):
     with pytest.raises(ValueError, match=rf"dtype must be one of torch\.float32, .*, got {dtype}"):
         load(saved / "single", dtype=dtype)
+
+
+def test_a_device_that_is_not_here(saved):
+    with pytest.raises(
+        ValueError, match="device must be one that this machine has, got 'cuda:63'; use 'cpu'"
+    ):
+        load(saved / "single", device="cuda:63")
+
+
+def test_what_does_not_fit_is_refused_before_a_weight_is_read(saved, monkeypatch):
+    num_weights = load(saved / "single").model.num_parameters
+    monkeypatch.setattr(hardware, "free_bytes", lambda device: 4 * num_weights - 1)
+    monkeypatch.setattr(pretrained, "read_tensors", None)
+    with pytest.raises(DoesNotFit, match=r"in float32 need .* are free on cpu; dtype=torch\.bfloat16 needs"):
+        load(saved / "single")
 
 
 class TestEmbedded:

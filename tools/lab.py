@@ -4,12 +4,19 @@ PORT and NO_BROWSER=1 are honoured. Where there is no make, as on Windows, it is
 Python, and PORT, NO_BROWSER and LAB are read from the environment's variables.
 """
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+
+if not __package__:  # run as a file, which finds only what lies beside it
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.again import again, in_a_copy
 
 ROOT = Path(__file__).resolve().parent.parent
 FRONT_PAGE = "notebooks/00_start_here.ipynb"
@@ -18,41 +25,56 @@ LABS, OWN_LABS = "labs", "my_labs"  # as they are handed out, and as a student f
 OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 
 
-def again(name: str, value: object) -> str:
-    """What to type to start once more with a setting, on a system with make or without."""
-    if os.name == "nt":
-        return f'$env:{name} = "{value}"; .venv\\Scripts\\python tools\\lab.py'
-    return f"make lab {name}={value}"
-
-
 def parse_port(text: str) -> int:
     """A port number.
 
     Raises:
-        ValueError: it is none, or it is in use.
+        ValueError: it is none, it is in use, or it is kept for the system.
     """
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise ValueError(f"PORT must be a number in [1, 65535], got {text!r}; try: {again('PORT', 8888)}")
     port = int(text)
-    if is_busy(port):
-        raise ValueError(f"port {port} is busy; try: {again('PORT', next_free(port))}")
+    if error := refusal(port):
+        obstacle = "is kept for the system" if error.errno == errno.EACCES else f"is busy{holder(port)}"
+        raise ValueError(f"port {port} {obstacle}; try: {again('PORT', next_free(port))}")
     return port
 
 
-def is_busy(port: int) -> bool:
+def refusal(port: int) -> OSError | None:
+    """Why the server cannot take a port, None where it can."""
     with socket.socket() as probe:
         if os.name != "nt":  # as the server itself does; on Windows it would let two listen on one port
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
+        except OSError as error:
+            return error
+    return None
+
+
+def holder(port: int) -> str:
+    """What answers on a busy port, in words: a Jupyter server says so itself, and one of this reader's also
+    which folder it shows."""
+    from jupyter_server.serverapp import list_running_servers
+
+    for server in list_running_servers():
+        if server["port"] == port:
+            return f" with a JupyterLab on {server['root_dir']}, which is open at {address_of(server)}"
+    try:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"http://127.0.0.1:{port}/api", timeout=2) as answer:
+            return " with a Jupyter server" if "version" in json.load(answer) else " with another program"
+    except (OSError, ValueError):
+        return " with another program"
+
+
+def address_of(server: dict) -> str:
+    return f"{server['url']}lab?token={server['token']}" if server["token"] else f"{server['url']}lab"
 
 
 def next_free(port: int) -> int:
     """The first free port above this one, or any free one."""
-    above = (p for p in range(port + 1, min(port + 100, 65536)) if not is_busy(p))
+    above = (p for p in range(max(port + 1, 1024), min(max(port, 1024) + 100, 65536)) if refusal(p) is None)
     return next(above, 0) or _any_free()
 
 
@@ -82,6 +104,11 @@ def own_lab(name: str, course: Path) -> str:
         raise ValueError(f"LAB must be one of {', '.join(known) or 'none'}, got {name!r}; {remedy}")
     own = course / OWN_LABS / f"{name}.ipynb"
     if not os.path.lexists(own):
+        if not os.access(course, os.W_OK):
+            copy = in_a_copy(course, again("LAB", name))
+            raise PermissionError(
+                f"{own.parent} cannot be made: the course's folder is read-only; try: {copy}"
+            )
         own.parent.mkdir(exist_ok=True)
         draft = own.with_name(f".{own.name}.{os.getpid()}")
         try:
@@ -113,9 +140,10 @@ def command(port: int, browser: bool, notebook: str) -> list[str]:
 
 
 def write_overrides(prefix: Path) -> None:
-    """Answers JupyterLab's first question, unless somebody has settings of their own there."""
+    """Answers JupyterLab's first question, unless somebody has settings of their own there, or an environment
+    that cannot be written: then the question is asked."""
     path = prefix / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
-    if not path.exists():
+    if not path.exists() and os.access(prefix, os.W_OK):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(OVERRIDES), encoding="utf-8")
 

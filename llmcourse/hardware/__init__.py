@@ -15,6 +15,8 @@ from llmcourse.hardware.machine import (
     default_device,
     fingerprint,
     free_bytes,
+    gpu_obstacle,
+    present_device,
     this_machine,
 )
 
@@ -32,7 +34,9 @@ __all__ = [
     "dtype_name",
     "fingerprint",
     "free_bytes",
+    "gpu_obstacle",
     "measure_ceilings",
+    "present_device",
     "stored_ceilings",
     "this_machine",
 ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from llmcourse.timing import last_level_cache_bytes, measure
 
 KINDS = ("cpu", "cuda", "mps")
+NEWER_BUILD = "to use the GPU, install a build of PyTorch for it"
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,48 @@ class Machine:
 
 
 def default_device() -> torch.device:
-    """CUDA where there is one, else the CPU. Apple's GPU lacks float64, so it waits to be named."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where there is one, else the CPU. Apple's GPU lacks float64, so it waits to be named.
+
+    Warns:
+        UserWarning: there is a GPU, and this PyTorch is not built for it: the CPU is taken.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if obstacle := gpu_obstacle(torch.device("cuda")):
+        warnings.warn(f"the CPU is used, since {obstacle}; {NEWER_BUILD}", stacklevel=2)
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+def gpu_obstacle(device: torch.device) -> str:
+    """Why this PyTorch cannot run on a GPU that is here; nothing where it can.
+
+    A GPU runs what was compiled for its own major architecture and a minor one that is not newer, and
+    compiles PTX of any that is not newer (CUDA C++ Programming Guide, "Compute Capabilities").
+    """
+    built_for = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in torch.cuda.get_arch_list()]
+    built_for = [
+        (kind, int(major), int(minor)) for kind, major, minor in (m.groups() for m in built_for if m)
+    ]
+    if not built_for:  # a build for AMD's GPUs lists others, and says itself what it cannot do
+        return ""
+    has = torch.cuda.get_device_capability(device)
+    for kind, *least in built_for:
+        if tuple(least) <= has and (kind == "compute" or least[0] == has[0]):
+            return ""
+    versions = sorted({(major, minor) for _, major, minor in built_for})
+    first, last = ("{}.{}".format(*version) for version in (versions[0], versions[-1]))
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability {has[0]}.{has[1]}, and PyTorch "
+        f"{torch.__version__} is built for {first} to {last}"
+    )
 
 
 def this_machine(device: torch.device | str | None = None) -> Machine:
     """The given device, by default the best one here.
 
     Raises:
-        ValueError: a device that is not here.
+        ValueError: a device that is not here, or that this PyTorch cannot run on.
     """
     device = present_device(device)
     if device.type == "cpu":
@@ -63,7 +99,11 @@ def this_machine(device: torch.device | str | None = None) -> Machine:
 
 
 def present_device(device: torch.device | str | None) -> torch.device:
-    """The device, if it is here; the best one for None."""
+    """The device, if it is here and this PyTorch can run on it; the best one for None.
+
+    Raises:
+        ValueError: it is not, or cannot.
+    """
     if device is None:
         return default_device()
     try:
@@ -71,6 +111,11 @@ def present_device(device: torch.device | str | None) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be one that PyTorch knows, got {device!r}; use 'cpu'") from error
     gpu = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+    if gpu and (obstacle := gpu_obstacle(device)):
+        raise ValueError(
+            f"device must be one that PyTorch can run on, got '{device}': {obstacle}; use 'cpu', or, "
+            f"{NEWER_BUILD}"
+        )
     if device.type == "cpu" or gpu or (device.type == "mps" and torch.backends.mps.is_available()):
         return device
     raise ValueError(f"device must be one that this machine has, got '{device}'; use 'cpu'")

@@ -8,6 +8,7 @@ and transformers read such folders, and this module reads theirs, where all laye
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from llmcourse import hardware
 from llmcourse.attention import Attention, sdpa
 from llmcourse.decoding.errors import require
 from llmcourse.kernels.backend import Backend, resolve
@@ -115,7 +117,7 @@ def _write(model: Decoder, new: Path, source: Path, config: dict[str, Any]) -> N
 
 def check_replaceable(folder: Path) -> None:
     """Raises FileExistsError where a folder holds something else than a quantized checkpoint, or one stands
-    in it: who does would be left in a folder that is gone."""
+    in it: who does would be left in a folder that is gone; PermissionError where none can be made."""
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not ((folder / "config.json").is_file() and is_quantized(folder)):
         raise FileExistsError(
@@ -123,6 +125,11 @@ def check_replaceable(folder: Path) -> None:
         )
     if Path.cwd().is_relative_to(folder.resolve()):
         raise FileExistsError(f"{folder} is where you are, and would be replaced; use another output folder")
+    beside = next(parent for parent in folder.resolve().parents if parent.exists())
+    if not os.access(beside, os.W_OK):
+        raise PermissionError(
+            f"{folder} cannot be made: {beside} cannot be written; use another output folder"
+        )
 
 
 def _tensors(model: Decoder) -> dict[str, Tensor]:
@@ -179,14 +186,16 @@ def load(
         FileNotFoundError: no such name or folder, or a hub repository that cannot be reached.
         CheckpointError: not quantized, or in a way that no layer here is; a damaged config or tokenizer;
             damaged weights, or tensors that are missing, unknown, of another shape or dtype.
-        ValueError: a dtype that no model computes in, or a backend that was named and cannot run here.
+        ValueError: a dtype that no model computes in, a device that is not here or that this PyTorch cannot
+            run on, or a backend that was named and cannot run here.
 
     Warns:
         ReferenceWarning: the device cannot run the kernel of the scheme, which is left to its reference.
     """
     known = ", ".join(map(str, DTYPES))
     require(dtype in DTYPES, "dtype", f"one of {known}", dtype, "use torch.bfloat16")
-    resolve(backend, torch.device(device), dtype)  # refuses what was forced before a weight is read
+    device = hardware.present_device(device)
+    resolve(backend, device, dtype)  # refuses what was forced before a weight is read
     scheme, folder = describe(name), find_checkpoint(name)
     config = read_config(folder, quantized=True)
     tokenizer = read_tokenizer(folder, config.vocab_size)

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
+from llmcourse import hardware
 from llmcourse.costs import BF16, Precision, Shapes, Step, weight_bytes
 from llmcourse.costs.counting import letter_values
 from llmcourse.costs.operations import Operation, model_operations
@@ -112,6 +115,30 @@ def check_fits(
         f"batch {batch} with context {context} needs {_gb(needed.total_bytes)} ({_gb(needed.weight_bytes)} "
         f"of weights, {_gb(needed.cache_bytes)} of cache, {_gb(needed.activation_bytes)} of activations), "
         f"{_gb(free_bytes)} are free; {remedy}"
+    )
+
+
+def check_weights_fit(num_weights: int, dtype: torch.dtype, device: torch.device | str) -> torch.device:
+    """The device, if so many weights fit into what is free there.
+
+    Raises:
+        DoesNotFit: they do not; the message says what is needed, what is free, and what would fit.
+        ValueError: a device that is not here, or that this PyTorch cannot run on.
+    """
+    device = hardware.present_device(device)
+    free, needed = hardware.free_bytes(device), num_weights * dtype.itemsize
+    if free is None or needed <= free:
+        return device
+    halves, ways = 2 * num_weights, []
+    if halves < needed and halves <= free:
+        ways.append(f"dtype=torch.bfloat16 needs {_gb(halves)}")
+    beside = hardware.free_bytes("cpu") if device.type != "cpu" else None
+    if beside is not None and needed <= beside:
+        ways.append(f"device='cpu' has {_gb(beside)} free")
+    remedy = ", ".join(ways) or "take a smaller model, one in fewer bits, or a larger machine"
+    raise DoesNotFit(
+        f"{num_weights / 1e6:,.0f} M weights in {str(dtype).removeprefix('torch.')} need {_gb(needed)}, "
+        f"{_gb(free)} are free on {device}; {remedy}"
     )
 
 

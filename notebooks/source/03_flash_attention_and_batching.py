@@ -55,8 +55,8 @@ from llmcourse.figures import against_length, kernel_bars, load_curve, recorded,
 from llmcourse.figures.step_tokens import plot_step_tokens
 
 torch.set_num_threads(1)  # with models this small, two threads mostly wait for each other
-os.environ |= {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}  # before Triton is imported
 device, h200 = hardware.default_device(), hardware.datasheet("H200")
+os.environ |= {} if device.type == "cuda" else {"TRITON_INTERPRET": "1"}  # before Triton is imported
 base, tokenizer = pretrained.load("base", device=device, dtype=torch.float64)
 print(f"base: {base.config.num_layers} layers, {base.config.num_heads} heads of {base.config.head_dim}")
 
@@ -318,7 +318,7 @@ print("the gradients of the definition:", all(map(torch.allclose, (dq, dk, dv), 
 # heads of 64 or of 128, short texts or long ones: which comes nearer to the limit? And which is faster, forward or backward?
 
 # %%
-if device.type == "cuda":
+if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):  # which cuDNN's kernel needs
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     x = torch.randn(3, 4, 16, 4096, 128, device=device, dtype=torch.bfloat16)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import warnings
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from llmcourse.hardware import (
     default_device,
     fingerprint,
     free_bytes,
+    gpu_obstacle,
     machine,
+    present_device,
     this_machine,
 )
 from llmcourse.timing import Timing
@@ -35,6 +38,75 @@ def test_the_default_is_the_gpu_where_there_is_one():
 def test_a_device_that_is_not_here_is_refused(device):
     with pytest.raises(ValueError, match=f"device must be one .*, got '{device}'; use 'cpu'"):
         this_machine(device)
+
+
+WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]  # PyTorch 2.13 with CUDA 13.0, as published
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with one GPU of some capability, and a PyTorch built for some."""
+
+    def put(capability, built_for=WHEEL):
+        figures = {
+            "is_available": True,
+            "device_count": 1,
+            "get_device_name": "a GPU",
+            "get_device_capability": capability,
+            "get_arch_list": list(built_for),
+        }
+        for name, value in figures.items():
+            monkeypatch.setattr(torch.cuda, name, lambda *device, value=value: value)
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((6, 0), WHEEL, False),
+        ((7, 0), WHEEL, False),
+        ((7, 5), WHEEL, True),
+        ((8, 9), WHEEL, True),  # by what was compiled for 8.6, or for 8.0
+        ((10, 3), WHEEL, True),
+        ((11, 0), WHEEL, False),  # compiled code does not cross a major version
+        ((12, 1), WHEEL, True),
+        ((8, 0), ["sm_86"], False),
+        ((13, 0), [*WHEEL, "compute_120"], True),  # PTX does, upwards
+        ((11, 0), [*WHEEL, "compute_120"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((9, 0), ["gfx90a", "gfx942"], True),  # AMD's names its own
+        ((9, 0), [], True),
+    ],
+)
+def test_a_gpu_runs_what_was_compiled_for_it(gpu, capability, built_for, runs):
+    gpu(capability, built_for)
+    assert (gpu_obstacle(torch.device("cuda")) == "") == runs
+
+
+def test_beside_a_gpu_too_old_for_the_build_the_cpu_is_used_with_one_line(gpu):
+    gpu((6, 1))
+    with pytest.warns(UserWarning) as caught:
+        assert default_device() == torch.device("cpu")
+    (line,) = {str(warning.message) for warning in caught}
+    assert line == (
+        f"the CPU is used, since a GPU has compute capability 6.1, and PyTorch {torch.__version__} is built "
+        "for 7.5 to 12.0; to use the GPU, install a build of PyTorch for it"
+    )
+    with warnings.catch_warnings(action="error"):
+        gpu((8, 6))
+        assert default_device() == torch.device("cuda")
+
+
+def test_a_gpu_too_old_for_the_build_is_refused_when_it_is_named(gpu):
+    gpu((6, 1))
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(ValueError) as caught:
+            present_device(device)
+        assert f"got '{device}': a GPU has compute capability 6.1" in str(caught.value)
+        assert "use 'cpu', or, to use the GPU, install a build" in str(caught.value)
+    gpu((9, 0))
+    assert present_device("cuda:0") == torch.device("cuda:0")
 
 
 def test_an_unknown_kind_is_refused():

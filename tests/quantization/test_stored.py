@@ -11,6 +11,7 @@ from llmcourse import pretrained
 from llmcourse.decoding import generate
 from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.pretrained import CheckpointError
+from llmcourse.quantization import stored
 from llmcourse.quantization.compressed_config import from_config, to_config
 from llmcourse.quantization.layers import ReferenceWarning, quantized_layers
 from llmcourse.quantization.models import quantize
@@ -487,3 +488,11 @@ def test_transformers_reads_it_as_the_same_function(written, name):
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         assert torch.allclose(theirs(IDS).logits, model(IDS), atol=1e-4)
+
+
+def test_a_folder_where_none_can_be_made_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(PermissionError) as caught:
+        stored.check_replaceable(tmp_path / "new" / "int8")
+    message = f"cannot be made: {tmp_path} cannot be written; use another output folder"
+    assert str(caught.value) == f"{tmp_path / 'new' / 'int8'} {message}"

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmcourse import roofline
+from llmcourse import hardware, roofline
 from llmcourse.costs import LLAMA_3_8B, MODELS, QWEN3_0_6B, Precision, weight_bytes
 from llmcourse.model import Decoder, DecoderConfig
 from tests.costs.strategies import formats, precision_of, shapes_of, sizes
@@ -151,3 +151,44 @@ def test_the_largest_of_nothing_is_refused(size):
         roofline.largest_batch(LLAMA_3_8B, size, 10**12)
     with pytest.raises(ValueError, match=f"batch must be an integer of at least 1, got {size}"):
         roofline.largest_context(LLAMA_3_8B, size, 10**12)
+
+
+GB = 10**9
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """How much is free on each device, all of which are here."""
+    known = {"cuda": 4 * GB, "cpu": 100 * GB}
+    monkeypatch.setattr(hardware, "present_device", torch.device)
+    monkeypatch.setattr(hardware, "free_bytes", lambda device: known[torch.device(device).type])
+    return known
+
+
+def test_weights_that_fit_are_let_through(free):
+    assert roofline.check_weights_fit(GB, torch.float32, "cuda") == torch.device("cuda")
+    free["cuda"] = None  # not known, not refused
+    assert roofline.check_weights_fit(99 * GB, torch.float32, "cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("num_weights", "dtype", "remedy"),
+    [
+        (GB + 1, torch.float32, "dtype=torch.bfloat16 needs 2.00 GB, device='cpu' has 100.00 GB free"),
+        (8 * GB, torch.bfloat16, "device='cpu' has 100.00 GB free"),
+        (70 * GB, torch.bfloat16, "take a smaller model, one in fewer bits, or a larger machine"),
+    ],
+)
+def test_weights_too_large_for_a_gpu_are_refused_with_what_fits(free, num_weights, dtype, remedy):
+    with pytest.raises(roofline.DoesNotFit) as caught:
+        roofline.check_weights_fit(num_weights, dtype, "cuda")
+    size = f"{num_weights * dtype.itemsize / GB:,.2f} GB"
+    needed = f"{num_weights / 1e6:,.0f} M weights in {str(dtype)[6:]} need {size}"
+    assert str(caught.value) == f"{needed}, 4.00 GB are free on cuda; {remedy}"
+
+
+def test_weights_too_large_for_the_processor_are_refused(free):
+    with pytest.raises(
+        roofline.DoesNotFit, match=r"100\.00 GB are free on cpu; dtype=torch\.bfloat16 needs 80\.00 GB$"
+    ):
+        roofline.check_weights_fit(40 * GB, torch.float32, "cpu")

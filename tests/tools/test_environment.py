@@ -1,10 +1,8 @@
 """The set-up of `.venv`: when it is kept, mended or made anew. Nothing is downloaded here."""
 
-import ast
 import errno
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -13,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from tools import environment
-from tools.environment import SetupError, ensure
+from tools.environment import ensure
+from tools.preflight import SetupError, Unreachable
 
 PROJECT = """\
 [project]
@@ -35,8 +34,10 @@ def root(tmp_path, monkeypatch):
         environment, "run", lambda command, cwd=None: calls.append(command) or pretend(command)
     )
     monkeypatch.setattr(environment, "probe", probe)
+    monkeypatch.setattr(environment, "pytorch_build", lambda *arguments: "without CUDA")
+    monkeypatch.setattr(environment, "check_room", lambda *arguments: None)
     calls.clear()
-    state.update(python=list(sys.version_info[:2]), missing=[])
+    state.update(python=list(sys.version_info[:2]), pip="23.0.1", missing=[])
     return root
 
 
@@ -49,6 +50,7 @@ def pretend(command: list[str]) -> None:
         python = environment.python_of(Path(command[-1]))
         python.parent.mkdir(parents=True)
         python.touch()
+        (python.parent.parent / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
 
 
 def probe(venv, names):
@@ -145,11 +147,155 @@ def test_a_failed_installation_is_not_taken_for_a_whole_one(root, monkeypatch):
     assert environment.why_rebuild(root / ".venv", chosen=False) == "its set-up was cut short"
 
 
+def no_module(monkeypatch, *names: str) -> None:
+    there = environment.importlib.util.find_spec
+    monkeypatch.setattr(
+        environment.importlib.util, "find_spec", lambda name: None if name in names else there(name)
+    )
+
+
 def test_a_python_without_ensurepip_lends_its_own_pip(root, monkeypatch):
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    """However old: every pip knows --target."""
+    no_module(monkeypatch, "ensurepip")
+    state["pip"] = None
     ensure(root, set())
     assert "--without-pip" in calls[0]
-    assert calls[1][1:4] == ["-m", "pip", "--python"]
+    assert calls[1][:4] == [sys.executable, "-m", "pip", "install"] and calls[1][-1] == "pip>=22.3"
+    assert calls[1][calls[1].index("--target") + 1].startswith(str(root / ".venv" / "lib"))
+
+
+@pytest.mark.parametrize("absent", [("ensurepip", "pip"), ("venv",)])
+def test_a_python_without_what_it_takes_is_refused_with_the_package_that_has_it(root, monkeypatch, absent):
+    no_module(monkeypatch, *absent)
+    state["pip"] = None
+    with pytest.raises(SetupError, match=r"comes without venv or pip.*apt-get install python3\.\d+-venv"):
+        ensure(root, set())
+    assert not (root / ".venv").exists()
+
+
+@pytest.mark.parametrize("version", [None, "9.0.1", "21.2.4"])
+def test_an_old_pip_is_made_newer_before_it_is_used(root, version):
+    ensure(root, set())
+    (root / ".venv" / "ready.json").unlink()  # a hand-made environment has no stamp
+    calls.clear()
+    state["pip"] = version
+    ensure(root, set())
+    assert calls[0][1:] == ["-m", "ensurepip", "--upgrade", "--default-pip"] and "install" in calls[1]
+    state["pip"] = "22.3.1"
+    calls.clear()
+    (root / ".venv" / "ready.json").unlink()
+    ensure(root, set())
+    assert len(calls) == 1 and "install" in calls[0]
+
+
+@pytest.fixture
+def unreachable(root, monkeypatch):
+    """The project whose packages cannot be had any more."""
+
+    def no_answer(*arguments):
+        raise Unreachable("no network")
+
+    def cut() -> Path:
+        monkeypatch.setattr(environment, "pytorch_build", no_answer)
+        calls.clear()
+        return root
+
+    return cut
+
+
+def test_without_a_network_a_first_set_up_leaves_nothing_behind(unreachable):
+    root = unreachable()
+    with pytest.raises(SetupError, match="no network"):
+        ensure(root, set())
+    assert installs() == [] and not (root / ".venv").exists() and not (root / ".venv.old").exists()
+
+
+def test_without_a_network_a_working_environment_is_not_given_up(root, unreachable):
+    ensure(root, set())
+    state["python"] = [3, 99]  # so that naming a Python asks for another environment
+    unreachable()
+    with pytest.raises(SetupError, match="no network"):
+        ensure(root, set(), chosen=True)
+    assert environment.is_ready(root / ".venv", root, set()) and not (root / ".venv.old").exists()
+
+
+def test_without_a_network_what_is_ready_is_used_and_what_changed_can_wait(root, unreachable, capsys):
+    ensure(root, {"test"})
+    unreachable()
+    ensure(root, {"test"})
+    assert calls == []
+    (root / "requirements.lock").write_text("setuptools==81\n", encoding="utf-8")
+    ensure(root, set())
+    assert "going on with the packages that are here" in capsys.readouterr().out
+    assert installs() == ["."] and {"--no-index", "--no-deps", "--no-build-isolation"} <= set(calls[-1])
+    assert environment.why_rebuild(root / ".venv", chosen=False) is None  # nothing was cut short
+    assert not environment.is_ready(root / ".venv", root, set())  # the next start tries again
+    with pytest.raises(Unreachable):  # tests hold for the versions of the list
+        ensure(root, {"test"})
+    state["missing"] = ["setuptools"]
+    with pytest.raises(Unreachable):
+        ensure(root, set())
+
+
+def test_a_small_disk_is_refused_before_the_download_unless_told_otherwise(root, monkeypatch):
+    def small(python, root, build, extras, given_up_bytes):
+        raise SetupError(f"no room for PyTorch {build}")
+
+    monkeypatch.setattr(environment, "check_room", small)
+    with pytest.raises(SetupError, match="no room for PyTorch without CUDA"):
+        ensure(root, set())
+    assert installs() == [] and not (root / ".venv").exists()
+    ensure(root, set(), any_disk=True)
+    assert installs() == ["."]
+
+
+def test_an_environment_that_is_replaced_counts_as_room(root, monkeypatch):
+    rooms = []
+    ensure(root, set())
+    (root / ".venv" / "lib" / "large").write_bytes(bytes(10_000))
+    (root / ".venv" / "incomplete").touch()
+    monkeypatch.setattr(environment, "check_room", lambda *arguments: rooms.append(arguments[-1]))
+    ensure(root, set())
+    assert len(rooms) == 1 and rooms[0] >= 10_000
+
+
+@pytest.fixture
+def read_only(root, monkeypatch):
+    """The project as it is to one who may not write there; root may everywhere, so the answer is made up."""
+    allowed = os.access
+    monkeypatch.setattr(
+        environment.os, "access", lambda path, mode: path != root and allowed(path, mode), raising=True
+    )
+    return root
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_a_way_to_copy_it(read_only):
+    with pytest.raises(SetupError) as caught:
+        ensure(read_only, set())
+    message = str(caught.value)
+    assert message.startswith(f"{read_only} cannot be written, and its .venv is not ready")
+    assert message.endswith(f"cp -R '{read_only}' ~/llmcourse && cd ~/llmcourse && make lab")
+    assert calls == [] and not (read_only / ".venv.lock").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_used_as_it_is_if_it_is_ready(root, request, capsys):
+    ensure(root, set())
+    (root / ".venv.lock").unlink()
+    request.getfixturevalue("read_only")
+    calls.clear()
+    ensure(root, set())
+    assert calls == [] and not (root / ".venv.lock").exists()
+    assert f"note: {root} cannot be written" in capsys.readouterr().out
+
+
+def denied(path, mode):
+    raise PermissionError(13, "Permission denied", str(path))
+
+
+def test_a_lock_of_another_user_is_refused_with_a_way_to_own_it(root, monkeypatch):
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(SetupError, match=r"another user's.*sudo chown -R .* '.*a folder'"):
+        ensure(root, set())
 
 
 def test_the_real_probe_tells_what_is_there(tmp_path):
@@ -159,7 +305,11 @@ def test_the_real_probe_tells_what_is_there(tmp_path):
     os.symlink(sys.executable, venv / "bin" / "python")
     shutil.copy(Path(sys.prefix) / "pyvenv.cfg", venv)
     found = environment.probe(venv, ["no-such-distribution"])
-    assert found == {"python": list(sys.version_info[:2]), "missing": ["no-such-distribution"]}
+    assert found == {
+        "python": list(sys.version_info[:2]),
+        "pip": found["pip"],
+        "missing": ["no-such-distribution"],
+    }
 
 
 def test_a_failing_command_is_reported_with_a_remedy():
@@ -190,7 +340,9 @@ def windows(monkeypatch):
         if held:
             raise PermissionError(held.pop(), "Permission denied")
 
-    monkeypatch.setattr(environment, "os", SimpleNamespace(name="nt"))
+    system = SimpleNamespace(name="nt", access=os.access, W_OK=os.W_OK)
+    monkeypatch.setattr(environment, "os", system)
+    monkeypatch.setattr(sys.modules["tools.again"], "os", system)
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
     monkeypatch.setitem(sys.modules, "fcntl", None)
     return held, calls
@@ -203,6 +355,17 @@ def test_windows_makes_its_environment_and_finds_it_again(root, windows):
     calls.clear()
     ensure(root, set())
     assert calls == []
+
+
+def test_windows_is_told_what_it_can_type(root, windows, monkeypatch):
+    no_module(monkeypatch, "venv")
+    with pytest.raises(SetupError, match=r"take another Python: py -3\.12 tools\\environment\.py --chosen$"):
+        ensure(root, set())
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(
+        SetupError, match=r'copy of your own: Copy-Item -Recurse ".*a folder" ~\\llmcourse; cd'
+    ):
+        ensure(root, set())
 
 
 def test_windows_waits_for_another_set_up(tmp_path, windows, capsys):
@@ -219,55 +382,3 @@ def test_a_lock_that_is_held_is_waited_for(tmp_path):
         assert not environment.try_lock(other)
     with lock.open("w") as other:
         assert environment.try_lock(other)
-
-
-def test_a_python_with_neither_ensurepip_nor_a_new_pip_is_told_what_to_do(root, monkeypatch):
-    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
-    for version in [(0,), (22, 2)]:
-        monkeypatch.setattr(environment, "own_pip", lambda version=version: version)
-        with pytest.raises(
-            SetupError, match=r"must bring ensurepip, or pip 22\.3 .* apt install python3-venv"
-        ):
-            ensure(root, set())
-        assert not (root / ".venv").exists() and calls == []
-
-
-def test_the_version_of_its_own_pip_is_read(monkeypatch):
-    import importlib.metadata
-
-    found = importlib.metadata.version("pip")
-    assert environment.own_pip() == tuple(int(part) for part in found.split(".")[:2])
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "22.3rc1")
-    assert environment.own_pip() == (22, 3)
-
-
-STREAMS = ("stdout", "stderr", "executable")
-
-
-@pytest.mark.parametrize("version", [(3, 10, 13), (2, 99, 0)])
-def test_an_old_python_is_refused_without_make_too(monkeypatch, capsys, version):
-    old = SimpleNamespace(version_info=version, **{name: getattr(sys, name) for name in STREAMS})
-    monkeypatch.setattr(environment, "sys", old)
-    monkeypatch.setattr(sys, "argv", ["environment.py"])
-    assert environment.main() == 1
-    said = capsys.readouterr().err
-    assert f"Python 3.11 or later is needed; {sys.executable} is Python {'.'.join(map(str, version))}" in said
-
-
-def test_nothing_at_the_top_needs_more_than_an_old_python_has():
-    """The message must be reached: with Python 3.10's library, and without evaluating a newer annotation."""
-    block = "import sys; sys.modules['tomllib'] = None; sys.argv = ['x', '--help']; import runpy; "
-    run = f"runpy.run_path({str(Path(environment.__file__))!r}, run_name='__main__')"
-    ended = subprocess.run([sys.executable, "-c", block + run], capture_output=True, text=True)
-    assert ended.returncode == 0 and "--extra" in ended.stdout
-    ast.parse(Path(environment.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
-
-
-def test_a_folder_that_cannot_be_written_is_told_in_words(monkeypatch, capsys):
-    def refuse(*_):
-        raise PermissionError(errno.EROFS, "Read-only file system", ".venv.lock")
-
-    monkeypatch.setattr(environment, "ensure", refuse)
-    monkeypatch.setattr(sys, "argv", ["environment.py"])
-    assert environment.main() == 1
-    assert "Read-only file system" in (said := capsys.readouterr().err) and "copy the course" in said
