@@ -27,9 +27,11 @@ def written_once():
     """Texts take longer than all else here, and every player of the one model writes the same."""
     write, texts = block_player.fill_text, {}
 
-    def once(ready, model, *asked):
+    def once(ready, model, prompt, *, refinement, max_new_tokens, progress):
+        asked = prompt, refinement, max_new_tokens
         if asked not in texts:
-            texts[asked] = write(ready, model, *asked)
+            settings = {"refinement": refinement, "max_new_tokens": max_new_tokens, "progress": progress}
+            texts[asked] = write(ready, model, prompt, **settings)
         return texts[asked]
 
     with mock.patch.object(block_player, "fill_text", once):
