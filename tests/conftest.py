@@ -14,12 +14,16 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["TQDM_DISABLE"] = "1"  # a checked cell of a notebook prints no bar
 
+# A checked cell of a notebook prints no bar; tqdm reads the switch once, and here, in tests, shows its own.
+os.environ.pop("TQDM_DISABLE", None)
 import inspect  # noqa: E402
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+import tqdm  # noqa: E402, F401
+
+os.environ["TQDM_DISABLE"] = "1"
 
 _jaxtyped = jaxtyping.jaxtyped
 

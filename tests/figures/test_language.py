@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from llmcourse.figures import distribution, drawn_text, findings_table, language, style, tours
+from llmcourse.figures import distribution, drawn_text, findings_table, language, style, tours, widgets
 from llmcourse.figures.course_map import Chapter
 from llmcourse.figures.fonts import covered_characters
 from llmcourse.figures.text_strip import StripPiece, TextStrip
+from llmcourse.figures.widgets import machines
 from llmcourse.figures.widgets import view as v
-from llmcourse.hardware import this_machine
+from llmcourse.hardware import Ceilings
 from tests.figures.phrases import phrases, phrases_of
 
 FOLDER = Path(language.__file__).parent
@@ -268,16 +269,23 @@ def controls(root: ipywidgets.Widget):
         yield from controls(child)
 
 
-@pytest.mark.parametrize("name", ["BatchingTimeline", "MemoryCalculator", "RooflineExplorer", "TilePlayer"])
-def test_no_control_of_a_widget_is_left_in_english(chinese, name):
-    from llmcourse.figures import widgets
+MACHINES = {"A100", "H100", "H200", "RTX", "MI", "PCIe", "SXM", "Apple", "Pro", "Max", "small", "NVIDIA"}
+MACHINES |= {"Intel", "Xeon", "Processor"}
+OPERATIONS = {"MLP", "QKV", "RoPE", "SwiGLU"}
+HERE = Ceilings("Intel(R) Xeon(R) Processor", 2**34, 2e10, 2e10, {"fp32": 3e11, "bf16": 2e11}, {})
 
+
+@pytest.mark.parametrize("measured", [None, HERE], ids=["never measured", "measured"])
+@pytest.mark.parametrize("name", ["BatchingTimeline", "MemoryCalculator", "RooflineExplorer", "TilePlayer"])
+def test_no_control_of_a_widget_is_left_in_english(chinese, name, measured, monkeypatch):
+    monkeypatch.setattr(machines, "stored_ceilings", lambda: measured)
     shown = getattr(widgets, name)()
-    machine = {"A100", "H100", "H200", "RTX", "MI", "PCIe", "SXM", "Apple", "Pro", "Max", "small", "NVIDIA"}
-    machine |= set(re.findall("[A-Za-z]+", this_machine("cpu").name))  # named where it has been measured
     for control in controls(shown.widget):
         texts = [getattr(control, trait, "") for trait in ("description", "tooltip")]
         for text in filter(None, [*texts, *getattr(control, "_options_labels", ())]):
-            assert set(left_in_english(str(text))) - machine == set(), f"{type(control).__name__}: {text!r}"
-    words = re.sub(r"<[^>]*>", " ", shown._text.value)
-    assert set(left_in_english(words)) - machine == set(), words
+            assert set(left_in_english(str(text))) <= MACHINES, f"{type(control).__name__}: {text!r}"
+    choice = getattr(shown, "machine", None)
+    for machine in [] if choice is None else [value for _, value in choice.options]:
+        choice.value = machine
+        words = re.sub(r"<[^>]*>", " ", shown._text.value)
+        assert set(left_in_english(words)) <= MACHINES | OPERATIONS, words
