@@ -68,7 +68,7 @@ class KeepingRenderer(RendererAgg):
         mtext: Text | None,
     ) -> tuple[np.ndarray, int]:
         """The text on a sheet of its own, and how many pixels of that lie below its base line."""
-        width, height, descent = self.get_text_width_height_descent(s, prop, ismath=False)
+        width, height, descent = super().get_text_width_height_descent(s, prop, ismath=False)
         below = math.ceil(descent) + MARGIN + 1
         size = math.ceil(width) + 2 * MARGIN + 1, math.ceil(height - descent) + below + MARGIN
         sheet = RendererAgg(*size, self.dpi)

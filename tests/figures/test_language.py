@@ -218,6 +218,18 @@ def test_tokens_in_a_figure_that_are_labels_too_stay_english(chinese, monkeypatc
     assert "最可能：time" in painted[-1] and not any(language.OPEN in text for text in painted)
 
 
+def test_a_models_word_that_is_a_label_too_is_drawn_whole(chinese, monkeypatch):
+    """Its sheet is as wide as the word itself, not as the label's Chinese, which is narrower."""
+    kept = OrderedDict()
+    monkeypatch.setattr(drawn_text, "_kept", kept)
+    with style.style():
+        picture = style.Picture(4.0, 2.0)
+        word = picture.text(0.1, 0.5, language.own("probability"))
+        picture.png(1.0)
+    ((key, (image, _)),) = kept.items()
+    assert key[0] == "probability" and image.shape[1] >= word.get_window_extent().width
+
+
 def drawn(picture: style.Picture) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(picture.png(1.0)))).astype(int)
 
