@@ -138,7 +138,8 @@ def studies(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[tuple[str, Any], .
     found: dict[tuple[tuple[str, Any], ...], list[Mapping[str, Any]]] = {}
     for line in lines:
         study = tuple((name, line.get(name)) for name in STUDY)
-        found[study] = [*found.pop(study, []), line]
+        found[study] = found.pop(study, [])  # to the end
+        found[study].append(line)
     return found
 
 
