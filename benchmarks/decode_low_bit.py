@@ -59,7 +59,7 @@ def main() -> None:
 def use(file: Path) -> None:
     """Its rings for one row."""
     for row in json.loads(file.read_text("utf-8")):
-        outputs, inputs, gated, width, rows = row["case"]
+        outputs, inputs, _, gated, width, rows = row["case"]
         if rows == 1:
             PACKED_RINGS[8][outputs, inputs, gated, width] = PackedRing(*row["ring"])
 

@@ -29,10 +29,12 @@ from llmcourse.decoding.engine.graphs import recorded
 from llmcourse.kernels.packed_linear import PackedLinear
 from llmcourse.kernels.packed_tiles import BY_FOURS, BY_THREES, BY_TWOS, PackedRing, filled
 
-SHAPES = ((14336, 4096), (4096, 14336), (4096, 4096), (6144, 4096), (128256, 4096))
-GATED = ((14336, 4096),)
+PLAIN = ((14336, 4096), (4096, 14336), (4096, 4096), (128256, 4096))
+NORMED = ((6144, 4096),)  # q, k and v, behind a norm
+GATED = ((14336, 4096),)  # gate and up, likewise
+KINDS = ((False, False, PLAIN), (True, False, NORMED), (True, True, GATED))
 L2_BYTES = 60 * 2**20
-Case = tuple[int, int, bool, int, int]  # outputs, inputs, gated, width, rows of x
+Case = tuple[int, int, bool, bool, int, int]  # outputs, inputs, with a norm, gated, width, rows of x
 
 
 def candidates(case: Case) -> list[PackedRing]:
@@ -40,7 +42,7 @@ def candidates(case: Case) -> list[PackedRing]:
 
     A warp that has 32 rows of weights or 64 reads x once for two or four times 16 of them.
     """
-    outputs, _, gated, width, rows = case
+    outputs, _, _, gated, width, rows = case
     few = outputs < 8192
     cuts: list[tuple[int, int, int, int, int]] = []  # rows, blocks, warps_k, splits, warps
     if rows <= 8:
@@ -89,31 +91,32 @@ def random_layer(outputs: int, inputs: int, width: int, device: str = "cuda") ->
 
 def compiled(case: Case, ring: PackedRing) -> float:
     """Error over that of PyTorch's product, on a matrix of few rows; what it compiled stays on the disk."""
-    _, inputs, gated, width, rows = case
+    _, inputs, normed, gated, width, rows = case
     torch.manual_seed(0)
     outputs = 3 * ring.rows - 16
     layer = random_layer(outputs * (1 + gated), inputs, width)
     x = torch.randn(rows, inputs, device="cuda").bfloat16()
     out = x.new_full((rows, outputs), torch.nan)
     weight = layer.dequantized().double()
-    parts = parts_of(x, outputs, gated)
+    parts = parts_of(x, normed, gated)
     layer.layer(x, out=out, backend="triton", pdl=True, tile=ring, **parts)
     truth, theirs = by_operations(x.double(), weight, parts), by_operations(x, weight.bfloat16(), parts)
     return ((out - truth).norm() / (theirs - truth).norm()).item()
 
 
-def parts_of(x: Tensor, outputs: int, gated: bool) -> dict[str, object]:
-    if not gated:
+def parts_of(x: Tensor, normed: bool, gated: bool) -> dict[str, object]:
+    if not normed:
         return {}
-    return {"norm": torch.rand(x.shape[1], device=x.device).to(x.dtype), "gated": True}
+    return {"norm": torch.rand(x.shape[1], device=x.device).to(x.dtype), "gated": gated}
 
 
 def by_operations(x: Tensor, weight: Tensor, parts: dict[str, object]) -> Tensor:
     if not parts:
         return F.linear(x, weight)
     norm = parts["norm"].to(x.dtype)
-    gate, up = F.linear(F.rms_norm(x, norm.shape, norm, 1e-6), weight).chunk(2, dim=-1)
-    return F.silu(gate) * up
+    y = F.linear(F.rms_norm(x, norm.shape, norm, 1e-6), weight)
+    gate, up = y.chunk(2, dim=-1)
+    return F.silu(gate) * up if parts["gated"] else y
 
 
 def chain_seconds(run: Callable[[int], object], copies: int) -> float:
@@ -135,9 +138,9 @@ def copies_of(num_bytes: int) -> int:
 
 def report(case: Case, rings: Sequence[PackedRing], write: Callable[..., None]) -> PackedRing:
     """The fastest."""
-    outputs, inputs, gated, width, rows = case
+    outputs, inputs, normed, gated, width, rows = case
     x = torch.randn(rows, inputs, device="cuda").bfloat16()
-    parts = parts_of(x, outputs, gated)
+    parts = parts_of(x, normed, gated)
     wide = [torch.randn(outputs * (1 + gated), inputs, device="cuda").bfloat16() for _ in range(4)]
     peer = chain_seconds(lambda nth: F.linear(x, wide[nth]), 4)
     del wide
@@ -162,7 +165,7 @@ def report(case: Case, rings: Sequence[PackedRing], write: Callable[..., None]) 
 
 
 def write(case: Case, ring: PackedRing, taken: float, peer: float, num_bytes: int) -> None:
-    names = ("outputs", "inputs", "gated", "width", "rows")
+    names = ("outputs", "inputs", "normed", "gated", "width", "rows")
     row = dict(zip(names, case, strict=True)) | {"ring": list(astuple(ring))}
     figures = {
         "us": round(taken * 1e6, 3),
@@ -183,10 +186,10 @@ def main() -> None:
     arguments = parser.parse_args()
     begun = time.perf_counter()
     cases = [
-        (outputs, inputs, gated, width, rows)
+        (outputs, inputs, normed, gated, width, rows)
         for rows in map(int, arguments.rows.split(","))
         for width in map(int, arguments.widths.split(","))
-        for gated, shapes in ((False, SHAPES), (True, GATED))
+        for normed, gated, shapes in KINDS
         for outputs, inputs in shapes
     ]
     right: dict[Case, list[PackedRing]] = {case: [] for case in cases}

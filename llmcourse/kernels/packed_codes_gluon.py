@@ -169,16 +169,14 @@ def blocks_of_input(ring, slot, BLOCKS: gl.constexpr, WARPS_K: gl.constexpr, C: 
 
 
 @gluon.jit
-def places_of_gains(BLOCKS: gl.constexpr, WARPS_K: gl.constexpr):
+def gains_of_step(ring, slot, BLOCKS: gl.constexpr, WARPS_K: gl.constexpr):
     """Of a step's columns, (2 · blocks, 64), as a thread has them of x."""
-    L: gl.constexpr = _layout_of_gains(BLOCKS, WARPS_K, gl.num_warps())
-    half = gl.arange(0, 2 * BLOCKS, gl.SliceLayout(1, L))
-    return half[:, None] * 64 + gl.arange(0, 64, gl.SliceLayout(0, L))[None, :]
+    return ring.index(slot).load(_layout_of_gains(BLOCKS, WARPS_K, gl.num_warps()))
 
 
 @gluon.jit
 def weighted(x, gains):
-    """x, (blocks, 128, batch), by gains that lie as `places_of_gains` says.
+    """x, (blocks, 128, batch), by gains that lie as those of `gains_of_step`.
 
     Two numbers and their gains by one instruction, rounded once: the compiler would make several of it.
     """

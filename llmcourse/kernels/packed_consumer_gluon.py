@@ -17,10 +17,10 @@ from llmcourse.kernels.packed_codes_gluon import (
     BLOCK,
     blocks_of_input,
     flat,
+    gains_of_step,
     layout_of_products,
     numbers_of_codes,
     pieces_of_codes,
-    places_of_gains,
     repeated,
     weighted,
 )
@@ -52,14 +52,10 @@ def _codes(
 @gluon.jit
 def _taken(
     rings,
-    norm_ptr,
     step,
-    begin,
     squares,
-    K: gl.constexpr,
     BLOCKS: gl.constexpr,
     WARPS_K: gl.constexpr,
-    WHOLE: gl.constexpr,
     GROUPED: gl.constexpr,
     HAS_ZEROS: gl.constexpr,
     HAS_NORM: gl.constexpr,
@@ -67,7 +63,7 @@ def _taken(
     C: gl.constexpr,
 ):
     """All that a step multiplies, in registers; its squares are added to each row's."""
-    codes, inputs, scale_ring, zero_ring, full, inputs_full = rings
+    codes, inputs, scale_ring, zero_ring, gain_ring, full, inputs_full = rings
     HALVES: gl.constexpr = 2 if GATED else 1
     slot, input_slot = step % full.shape[0], step % inputs_full.shape[0]
     mbarrier.wait(full.index(slot), step // full.shape[0] % 2)
@@ -79,11 +75,7 @@ def _taken(
     of_x = blocks_of_input(inputs, input_slot, BLOCKS, WARPS_K, C)
     gains = of_x  # never read
     if HAS_NORM:
-        columns = (begin + step * BLOCKS) * BLOCK + places_of_gains(BLOCKS, WARPS_K)
-        if WHOLE:
-            gains = gl.load(norm_ptr + columns)
-        else:
-            gains = gl.load(norm_ptr + columns, mask=columns < K, other=0.0)
+        gains = gains_of_step(gain_ring, slot, BLOCKS, WARPS_K)
         wide = flat(inputs.index(input_slot)).load(squares.type.layout).to(gl.float32)
         squares += wide * wide
     return of_x, gains, gate, up, squares
@@ -150,25 +142,23 @@ def consume(
 ):
     """The products, and what follows them: of one program, or of all that share a tile by its last."""
     (
-        norm_ptr, scales_ptr, bias_ptr, residual_ptr, out_ptr, parts_ptr, arrivals_ptr, codes, inputs,
-        scale_ring, zero_ring, full, inputs_full, done, first, begin, num_rows, num_outputs, eps,
+        scales_ptr, bias_ptr, residual_ptr, out_ptr, parts_ptr, arrivals_ptr, codes, inputs, scale_ring,
+        zero_ring, gain_ring, full, inputs_full, done, first, num_rows, num_outputs, eps,
     ) = given  # fmt: skip
     HALVES: gl.constexpr = 2 if GATED else 1
     ROWS: gl.constexpr = codes.shape[2]
     BATCH: gl.constexpr = inputs.shape[2]
     OF_WARPS: gl.constexpr = 16 * WARPS // WARPS_K
     LARGER: gl.constexpr = WIDTH == 4 and GROUPED and HALVES * ROWS >= 2 * OF_WARPS and BATCH == 8
-    WHOLE: gl.constexpr = SPLITS * STEPS * BLOCKS * 128 == K
     C: gl.constexpr = layout_of_products(WARPS_K, WARPS)
-    rings = (codes, inputs, scale_ring, zero_ring, full, inputs_full)
+    rings = (codes, inputs, scale_ring, zero_ring, gain_ring, full, inputs_full)
     sums = gl.zeros([BLOCKS, ROWS, BATCH], gl.float32, C)
     up_sums = gl.zeros([BLOCKS, ROWS, BATCH], gl.float32, C)
     squares = gl.zeros([2 * BLOCKS * BATCH, 64], gl.float32, layout_of_rows(64, WARPS))
     wait_for_input(PDL)  # before anything is written
     for step in range(STEPS):
         of_x, gains, gate, up, squares = _taken(
-            rings, norm_ptr, step, begin, squares, K, BLOCKS, WARPS_K, WHOLE, GROUPED, HAS_ZEROS, HAS_NORM,
-            GATED, C,
+            rings, step, squares, BLOCKS, WARPS_K, GROUPED, HAS_ZEROS, HAS_NORM, GATED, C
         )  # fmt: skip
         if HAS_NORM:
             of_x = weighted(of_x, gains)

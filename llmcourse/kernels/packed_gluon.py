@@ -47,9 +47,11 @@ def _ask_for_codes(
     words,
     scales,
     zeros,
+    gains,
     ring,
     scale_ring,
     zero_ring,
+    gain_ring,
     full,
     step,
     first,
@@ -60,8 +62,12 @@ def _ask_for_codes(
     HALVES: gl.constexpr,
     GROUPED: gl.constexpr,
     HAS_ZEROS: gl.constexpr,
+    HAS_NORM: gl.constexpr,
 ):
-    """Codes, scales and zero points of a step, to their slot in the ring; none beyond the last step."""
+    """Codes, scales, zero points and gains of a step, to their slot in the ring; none beyond the last step.
+
+    Gains are of the norm before: they are there before x is, and cost a consumer no way to the cache.
+    """
     slot = step % full.shape[0]
     there = step < STEPS
     held: gl.constexpr = (
@@ -69,8 +75,11 @@ def _ask_for_codes(
         + (scales.block_type.nbytes if GROUPED else 0)
         + (zeros.block_type.nbytes if HAS_ZEROS else 0)
     )
-    mbarrier.expect(full.index(slot), HALVES * held, pred=there)
+    of_gains: gl.constexpr = gains.block_type.nbytes if HAS_NORM else 0
+    mbarrier.expect(full.index(slot), HALVES * held + of_gains, pred=there)
     block = begin + step * BLOCKS
+    if HAS_NORM:
+        tma.async_copy_global_to_shared(gains, [block * 2, 0], full.index(slot), gain_ring.index(slot), there)
     for half in gl.static_range(HALVES):
         row = up_first if half else first
         nth = slot * HALVES + half
@@ -102,19 +111,20 @@ def _produce(
     HALVES: gl.constexpr,
     GROUPED: gl.constexpr,
     HAS_ZEROS: gl.constexpr,
+    HAS_NORM: gl.constexpr,
     PDL: gl.constexpr,
 ):
     """One warp asks for all tiles: the first codes before there is an x, then as steps are done."""
     (
-        x, words, scales, zeros, codes, inputs, scale_ring, zero_ring, full, inputs_full, done, first,
-        up_first, begin,
+        x, words, scales, zeros, gains, codes, inputs, scale_ring, zero_ring, gain_ring, full, inputs_full,
+        done, first, up_first, begin,
     ) = given  # fmt: skip
     STAGES: gl.constexpr = full.shape[0]
     INPUT_STAGES: gl.constexpr = inputs_full.shape[0]
     for step in range(STAGES):
         _ask_for_codes(
-            words, scales, zeros, codes, scale_ring, zero_ring, full, step, first, up_first, begin,
-            BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS,
+            words, scales, zeros, gains, codes, scale_ring, zero_ring, gain_ring, full, step, first, up_first,
+            begin, BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS, HAS_NORM,
         )  # fmt: skip
     wait_for_input(PDL)
     for step in range(INPUT_STAGES):
@@ -123,15 +133,15 @@ def _produce(
         mbarrier.wait(done.index(step % done.shape[0]), step // done.shape[0] % 2)
         _ask_for_input(x, inputs, inputs_full, step + INPUT_STAGES, begin, BLOCKS, STEPS)
         _ask_for_codes(
-            words, scales, zeros, codes, scale_ring, zero_ring, full, step + STAGES, first, up_first, begin,
-            BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS,
+            words, scales, zeros, gains, codes, scale_ring, zero_ring, gain_ring, full, step + STAGES, first,
+            up_first, begin, BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS, HAS_NORM,
         )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=["num_rows"])
 def _packed_ring_kernel(
     x,
-    norm_ptr,
+    gains,
     words,
     scales,
     zeros,
@@ -171,11 +181,13 @@ def _packed_ring_kernel(
         words.dtype, [STAGES * HALVES, BLOCKS, ROWS, words.block_type.shape[2]], words.layout
     )
     inputs = gl.allocate_shared_memory(x.dtype, [INPUT_STAGES, 2 * BLOCKS, BATCH, 64], x.layout)
-    scale_ring, zero_ring = codes, codes  # where there are none, never read
+    scale_ring, zero_ring, gain_ring = codes, codes, codes  # where there are none, never read
     if GROUPED:
         scale_ring = gl.allocate_shared_memory(scales.dtype, [STAGES * HALVES, BLOCKS, ROWS], scales.layout)
     if HAS_ZEROS:
         zero_ring = gl.allocate_shared_memory(zeros.dtype, [STAGES * HALVES, BLOCKS, ROWS], zeros.layout)
+    if HAS_NORM:
+        gain_ring = gl.allocate_shared_memory(gains.dtype, [STAGES, 2 * BLOCKS, 64], gains.layout)
     full, inputs_full, done = barriers(STAGES), barriers(INPUT_STAGES), barriers(max(STAGES, INPUT_STAGES))
     for slot in gl.static_range(STAGES):
         mbarrier.init(full.index(slot), count=1)
@@ -185,12 +197,12 @@ def _packed_ring_kernel(
         mbarrier.init(done.index(slot), count=1)
     fence_async_shared()
     for_consumer = (
-        norm_ptr, scales_ptr, bias_ptr, residual_ptr, out_ptr, parts_ptr, arrivals_ptr, codes, inputs,
-        scale_ring, zero_ring, full, inputs_full, done, first, begin, num_rows, num_outputs, eps,
+        scales_ptr, bias_ptr, residual_ptr, out_ptr, parts_ptr, arrivals_ptr, codes, inputs, scale_ring,
+        zero_ring, gain_ring, full, inputs_full, done, first, num_rows, num_outputs, eps,
     )  # fmt: skip
     for_producer = (
-        x, words, scales, zeros, codes, inputs, scale_ring, zero_ring, full, inputs_full, done, first,
-        first + num_outputs, begin,
+        x, words, scales, zeros, gains, codes, inputs, scale_ring, zero_ring, gain_ring, full, inputs_full,
+        done, first, first + num_outputs, begin,
     )  # fmt: skip
     gl.warp_specialize(
         [
@@ -201,7 +213,7 @@ def _packed_ring_kernel(
                     HAS_BIAS, HAS_RESIDUAL, GATED, PDL, num_warps,
                 ),
             ),
-            (_produce, (for_producer, BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS, PDL)),
+            (_produce, (for_producer, BLOCKS, STEPS, HALVES, GROUPED, HAS_ZEROS, HAS_NORM, PDL)),
         ],
         [1],
         [OF_PRODUCER],
@@ -243,10 +255,11 @@ def launch(
         parts, arrivals = memory.parts, memory.arrivals
     has = switches(norm, bias, residual, gated)
     descriptor = _tiles(_by_blocks(x, 64), 2 * ring.blocks, batch, 64)
-    _, norm, _, bias, residual, out = pointers(x, norm, words, bias, residual, out)
+    gains = descriptor if norm is None else _tiles(_aligned(norm).view(-1, 64), 2 * ring.blocks, 64)
+    _, _, _, bias, residual, out = pointers(x, norm, words, bias, residual, out)
     _packed_ring_kernel[(triton.cdiv(num_outputs, ring.rows), ring.splits)](
         descriptor,
-        norm,
+        gains,
         _tiles(_by_blocks(words, pieces), ring.blocks, ring.rows, pieces),
         _tiles(layer.scales, ring.blocks, ring.rows) if grouped else layer.scales,
         layer.scales if zeros is None else _tiles(zeros, ring.blocks, ring.rows),
@@ -276,6 +289,11 @@ def launch(
         maxnreg=ring.registers(num_rows, layer.width, gated, zeros is not None),
         **options(pdl),
     )
+
+
+def _aligned(vector: Tensor) -> Tensor:
+    """The same numbers where a copy can begin."""
+    return vector.clone() if not vector.is_meta and vector.data_ptr() % 16 else vector
 
 
 def _by_blocks(matrix: Tensor, columns: int) -> Tensor:

@@ -88,8 +88,8 @@ class PackedRing:
         return _up(_up(num_inputs, BLOCK * self.blocks), self.splits)
 
     def held_bytes(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:
-        """Of shared memory, by the rings alone."""
-        code = self.rows * (BLOCK * width // 8 + 2 + zeros) * (1 + gated)
+        """Of shared memory, by the rings alone, with room for a norm's gains."""
+        code = self.rows * (BLOCK * width // 8 + 2 + zeros) * (1 + gated) + BLOCK * 2
         return self.blocks * (self.stages * code + self.input_stages * ring_rows(num_rows) * BLOCK * 2)
 
     def shared_bytes(self, num_rows: int, width: int, gated: bool, zeros: bool) -> int:

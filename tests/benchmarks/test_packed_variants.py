@@ -16,8 +16,8 @@ from llmcourse.kernels import packed_tiles
 from llmcourse.kernels.packed_tiles import BY_TWOS, PACKED_RINGS, PackedRing
 
 CASES = [
-    (outputs, inputs, gated, width, rows)
-    for gated, shapes in ((False, variants.SHAPES), (True, variants.GATED))
+    (outputs, inputs, normed, gated, width, rows)
+    for normed, gated, shapes in variants.KINDS
     for outputs, inputs in shapes
     for width in (4, 8)
     for rows in (1, 8, 16, 32, 64)
@@ -33,7 +33,7 @@ def test_candidates_differ_and_leave_room_for_a_program_of_the_next_kernel(case)
 
 
 def test_copies_outgrow_the_cache():
-    for outputs, inputs in variants.SHAPES:
+    for outputs, inputs in variants.PLAIN:
         num_bytes = outputs * inputs // 2
         assert variants.copies_of(num_bytes) * num_bytes > 2 * variants.L2_BYTES
 
@@ -41,7 +41,7 @@ def test_copies_outgrow_the_cache():
 def test_decoding_takes_the_rings_for_one_row_that_were_kept(tmp_path, monkeypatch):
     monkeypatch.setitem(PACKED_RINGS, 8, {})
     ring, file = PackedRing(64, 4, 2, 4, 3, warps=8), tmp_path / "rings.json"
-    rows = [{"case": (4096, 4096, False, 4, n), "ring": astuple(ring)} for n in (1, 16)]
+    rows = [{"case": (4096, 4096, False, False, 4, n), "ring": astuple(ring)} for n in (1, 16)]
     file.write_text(json.dumps(rows), encoding="utf-8")
     decode_low_bit.use(file)
     assert PACKED_RINGS[8] == {(4096, 4096, False, 4): ring}

@@ -51,14 +51,14 @@ def random_codes(rows: int, blocks: int, width: int) -> tuple[np.ndarray, np.nda
 def operands(width: int, **planted) -> tuple[np.ndarray, np.ndarray]:
     """The product of operands that the kernel's code makes of codes and of x by gains, and the true one."""
     names = names_of_packed((0, 0)) | planted
-    taken, left, right, by_gains, places = (
+    taken, left, right, by_gains, gains_of = (
         python_of(getattr(packed_codes_gluon, name), names)
         for name in (
             "pieces_of_codes",
             "numbers_of_codes",
             "blocks_of_input",
             "weighted",
-            "places_of_gains",
+            "gains_of_step",
         )
     )
     rows, blocks, batch = 32, 2, 8
@@ -67,7 +67,7 @@ def operands(width: int, **planted) -> tuple[np.ndarray, np.ndarray]:
     x, gains = rounded(draw((batch, 128 * blocks))), rounded(draw(128 * blocks))
     tile = x.reshape(batch, 2 * blocks, 64).transpose(1, 0, 2)
     of_x = right(Shared(tile[None]), 0, blocks, 1, None)
-    of_x = by_gains(of_x, Array(gains[places(blocks, 1).numbers]))
+    of_x = by_gains(of_x, gains_of(Shared(gains.reshape(1, 2 * blocks, 64)), 0, blocks, 1))
     weights = left(taken(Shared(pieces[None]), 0, blocks, 1), blocks, width, False, None)
     found = (weights.numbers @ of_x.numbers).sum(0)
     return found, codes.astype(np.float32) @ rounded(x * gains).T
@@ -125,7 +125,7 @@ class Case:
             out = np.full((num_rows, self.outputs), np.nan, np.float32)
             arguments = (
                 Tiles(of_x, 2 * ring.blocks, ring_rows(num_rows), 64),
-                flat(self.gains),
+                Tiles(self.gains.reshape(-1, 64), 2 * ring.blocks, 64),
                 Tiles(self.pieces, *by_rows, 8 * self.width),
                 Tiles(self.scales, *by_rows),
                 Tiles(self.points, *by_rows, item_bytes=1),
