@@ -26,6 +26,7 @@ from llmcourse.figures.kernel_bars import nothing_recorded, origin
 MOST_STEPS = 12
 ONE = ("target", "drafter", "scheme", "dtype")  # of a run, on one device
 WORDS = 3.0  # inches behind the bars, for what they say
+FAR_APART = 300  # times the slowest, from which bars need an axis of powers of ten
 ROW = 0.40
 
 
@@ -98,6 +99,9 @@ def plot_pipeline(
 ) -> look.Picture:
     """A bar for each step; │ is the roofline of that step, words say shares, gains and KL.
 
+    Where the largest number is hundreds of times the smallest the axis counts powers of ten, from the one
+    below the slowest step.
+
     Args:
         rows: as above, of one of `runs`.
         steps: that should have been recorded, to say what is missing.
@@ -145,19 +149,29 @@ def _origin(rows: Sequence[Mapping], live: bool) -> str:
 
 def _draw(axes, steps: Sequence[PipelineStep]) -> None:
     widest = max(max(step.speed, step.limit or 0) for step in steps)
-    inches = axes.get_position().width * look.WIDTH
-    end = widest * inches / (inches - WORDS)
-    axes.set(ylim=(len(steps) - 0.5, -0.5), xlim=(0, end), xlabel="tokens a second")
+    slowest = min(step.speed for step in steps)
+    start = 10 ** math.floor(math.log10(slowest)) if widest > FAR_APART * slowest else 0
+    words = WORDS / (axes.get_position().width * look.WIDTH)  # of the axes' width, behind all bars
+    if start:
+        axes.set_xscale("log")
+        end = start * (widest / start) ** (1 / (1 - words))
+        ticks = [10.0**n for n in range(round(math.log10(start)), math.floor(math.log10(widest)) + 1)]
+    else:
+        end = widest / (1 - words)
+        ticks = [tick for tick in MaxNLocator(5).tick_values(0, widest) if tick <= widest]
+    axes.set(ylim=(len(steps) - 0.5, -0.5), xlim=(start, end), xlabel="tokens a second")
     for place, step in enumerate(steps):
-        axes.barh(place, step.speed, height=0.62, color=look.SERIES[0])
+        axes.barh(place, step.speed - start, left=start, height=0.62, color=look.SERIES[0])
         if step.limit:
             edge = [place - 0.42, place + 0.42]
             axes.plot([step.limit] * 2, edge, color=look.INK, linewidth=1.6, zorder=4)
-        axes.text(widest + 0.018 * end, place, _words(step), va="center", size=9)
+        behind = 1 - words + 0.018
+        axes.text(behind, place, _words(step), va="center", size=9, transform=axes.get_yaxis_transform())
     names = [readable(look.shorten(step.name, 26)) for step in steps]
     axes.set_yticks(range(len(steps)), names)
-    axes.set_xticks([tick for tick in MaxNLocator(5).tick_values(0, widest) if tick <= widest])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
+    axes.set_xticks(ticks)
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}" if x < 1e6 else f"{x:,.0f}"))
     look.bare(axes, "left")
     look.fix_label(axes)
 
