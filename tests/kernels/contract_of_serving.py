@@ -23,10 +23,11 @@ SLOTS, BLOCKS, SIZE = 3, 20, 4
 
 
 def tiny() -> Decoder:
-    model = Decoder(DecoderConfig(60, 32, 48, 2, 4, 2, 16, 64, qk_norm=True)).to(DEVICE).requires_grad_(False)
+    """Drawn on the CPU: the same model wherever it runs, one that repeats no token for ever."""
+    model = Decoder(DecoderConfig(60, 32, 48, 2, 4, 2, 16, 64, qk_norm=True)).requires_grad_(False)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return model.to(DEVICE)
 
 
 @pytest.mark.parametrize("policy", [ContinuousBatching(), ChunkedPrefill(5)], ids=["whole", "chunks"])

@@ -270,7 +270,9 @@ def test_what_the_kernel_leaves_alone_and_what_it_fills():
     assert torch.equal(logits, before) and torch.isfinite(losses).all()
     again = torch.empty_like(losses)
     kernels.launch(logits[:, :50], teacher[:, :50], None, again, Objective(), True, SMALL)
-    assert torch.equal(again, losses) and not logits[:, 50:].any()
+    # Compiled twice, with and without a gradient: products and sums may be rounded together in one of them.
+    torch.testing.assert_close(again, losses, rtol=2**-21, atol=0)
+    assert not logits[:, 50:].any()
     torch.testing.assert_close(logits.sum(1), torch.zeros(3, device=DEVICE), atol=1e-6, rtol=0)
 
 
