@@ -92,9 +92,11 @@ def test_lines_of_different_things_are_refused(more):
         readme.line("both", [row("a"), row("b", **more)])
 
 
-def test_a_line_without_a_peer_is_refused():
-    with pytest.raises(ValueError, match="must have one peer, got None"):
-        readme.line("alone", [row("a", peer=None)])
+def test_a_line_without_a_peer_says_so_and_is_not_mixed_with_one_that_has_it():
+    alone = row("a", peer=None, ratio_peer=None)
+    assert readme.line("alone", [alone])[-2:] == ("–", "–")
+    with pytest.raises(ValueError, match="must have one peer, got None, "):
+        readme.line("both", [alone, row("b")])
 
 
 def test_only_the_named_device_counts_and_no_pattern_is_lost():

@@ -21,6 +21,8 @@ BEGIN, END = "<!-- python -m tools.readme writes from here -->", "<!-- to here -
 HEAD = ("what", "reached", "share of its limit", "× the peer", "the peer")
 TIMES = ("speed-up", "times as fast", "×")  # units that say nothing beside the ratio to the peer
 
+DOMAINS = ("prose", "poetry", "code")
+
 # What a line says, and the benchmarks that it is of: names, with * for any text and [!…] as in file names.
 LINES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Decoding, Llama-3-8B's shape, bf16, one text", ("decode_llama3_8b_bf16_b1",)),
@@ -54,6 +56,10 @@ LINES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("LLM.int8 linear, 1 to 64 rows", ("linear_llm_int8_n*_m[1-6]", "linear_llm_int8_n*_m[1-6][0-9]")),
     ("GPTQ, Llama-3-8B's shape", ("gptq_llama3_8b",)),
     ("Distillation loss, 128,256 words, 12 cases", ("kd_loss_*_n*",)),
+    ("Distillation step, student 102 M, teacher 398 M", ("distill_step_100m_400m*",)),
+    ("Drafts that stand, distilled from base", tuple(f"distilled_draft_acceptance_{d}" for d in DOMAINS)),
+    ("The same, from a target of 923 M", ("distilled_draft_acceptance_*_923m",)),
+    ("int4 and distilled drafts, Llama-3-8B's shape", ("pipeline_llama3_8b",)),
 )
 
 
@@ -92,7 +98,7 @@ def line(what: str, rows: Sequence[dict]) -> tuple[str, ...]:
     """The cells of a line.
 
     Raises:
-        ValueError: the rows are not of one unit, one limit (or none) and one peer.
+        ValueError: the rows are not of one unit, one limit (or none) and one peer (or none).
     """
     unit, limit, peer = (_one(what, rows, key) for key in ("unit", "limit_name", "peer"))
     reached = "" if unit in TIMES else f"{span([row['value'] for row in rows], amount)} {unit}"
@@ -100,16 +106,16 @@ def line(what: str, rows: Sequence[dict]) -> tuple[str, ...]:
     if all(row["ratio_limit"] is not None for row in rows):
         percent = span([100 * row["ratio_limit"] for row in rows], lambda value: f"{value:.0f}")
         share = f"{percent} % of {limit.split(' over the bytes')[0]}"
-    times = span([row["ratio_peer"] for row in rows], lambda value: f"{value:.2f}")
+    times = "–" if peer is None else span([row["ratio_peer"] for row in rows], lambda value: f"{value:.2f}")
     targets = dict.fromkeys(row["target"] for row in rows if "target" in row)
     if targets:
         what = f"{what} ({'; '.join(targets)})"
-    return what, reached, share, times, peer.replace("|", "\\|")
+    return what, reached, share, times, (peer or "–").replace("|", "\\|")
 
 
 def _one(what: str, rows: Sequence[dict], key: str) -> str | None:
     values = dict.fromkeys(row[key] for row in rows)
-    if len(values) > 1 or (key == "peer" and None in values):
+    if len(values) > 1:
         found = ", ".join(map(str, values))
         raise ValueError(f"{what!r} must have one {key}, got {found}; make several lines of it")
     return next(iter(values))
