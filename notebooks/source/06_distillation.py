@@ -451,8 +451,9 @@ print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budg
 # verse. Features *alone* bring a little, everywhere; beside the response they add to it for `small`, and for `draft`
 # nothing that its spread would bear out (one of its three runs with both is not recorded: two seeds, and an interval
 # that shows it). Half of the batches on the student's own text cost some of the gain on given text, and in code
-# `small` has none of it left beyond its spread. Nobody is better calibrated than the twin from scratch, and who
-# learned from its own text mostly worse: of that text it was never told what really came.
+# `small` has none of it left beyond its spread. Nobody is better calibrated than the twin from scratch by
+# more than the spread, and who learned from its own text is mostly worse: of that text it was never told what
+# really came.
 #
 # ## 6.7 On the student's own text
 #
