@@ -28,6 +28,7 @@ from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
 from llmcourse.figures.style import DRAWING, PIXELS_PER_INCH, Picture, shorten
 from llmcourse.figures.text_strip import TextStrip, strip_html, text_strip
 from llmcourse.figures.widgets.models import ReadyModel
+from llmcourse.figures.widgets.rest import COLLECTOR
 
 EXAMPLES = (
     "I am sleepy. I start a pot of",
@@ -142,12 +143,12 @@ def alone(method: Callable) -> Callable:
     """A method that no other thread enters, of any view, from reading the controls to showing the picture.
 
     Controls answer on a thread of their own while cells run on the main one. Two at a time would
-    mix the state of one with the picture of the other.
+    mix the state of one with the picture of the other. Nor does Python look for garbage meanwhile.
     """
 
     @functools.wraps(method)
     def entered(*args, **kwargs):
-        with DRAWING:
+        with DRAWING, COLLECTOR.waiting():
             return method(*args, **kwargs)
 
     return entered
