@@ -95,7 +95,8 @@ class QuantizerExplorer(v.View):
             sample = self.samples[layer]
             self.rounded = round_weight(sample, inputs)
             if layer not in self.plots:
-                curves = {symmetric: trade_offs(sample, symmetric) for symmetric in (True, False)}
+                with self.busy():
+                    curves = {symmetric: trade_offs(sample, symmetric) for symmetric in (True, False)}
                 self.plots[layer] = LevelsPlot(sample.numpy(), curves)
         except ValueError as error:
             self.rounded = None

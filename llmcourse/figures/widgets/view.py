@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import html
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ipywidgets
@@ -28,7 +30,7 @@ from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
 from llmcourse.figures.style import DRAWING, PIXELS_PER_INCH, Picture, shorten
 from llmcourse.figures.text_strip import TextStrip, strip_html, text_strip
 from llmcourse.figures.widgets.models import ReadyModel
-from llmcourse.figures.widgets.rest import COLLECTOR
+from llmcourse.figures.widgets.rest import COLLECTOR, Idle
 
 EXAMPLES = (
     "I am sleepy. I start a pot of",
@@ -39,11 +41,49 @@ EXAMPLES = (
 )
 VIEW_CLASS = "llmcourse-view"
 FORMER_CLASS = "llmcourse-former"  # a picture and a text that do not belong to the controls as they stand
+BUSY_CLASS = "llmcourse-busy"  # comes where an answer takes longer than that, and moves nothing on the page
+BUSY_AFTER_S = 0.2
 VIEW_CSS = (
     f".{VIEW_CLASS} :is(textarea, select, table, button, .widget-label) {{font-family: {WEB_FAMILIES}}} "
-    f".{FORMER_CLASS} {{opacity: 0.3; filter: grayscale(1)}}"
+    f".{FORMER_CLASS} {{opacity: 0.3; filter: grayscale(1)}} "
+    f".{BUSY_CLASS} {{position: absolute; z-index: 1; opacity: 0; padding: 6px 12px; color: #1d2733; "
+    "background: #eef4fa; border-left: 4px solid #3f7fb5; "
+    f"animation: llmcourse-appear 0.1s {BUSY_AFTER_S}s forwards}} "
+    f".{BUSY_CLASS} progress {{width: 160px; margin-left: 10px; vertical-align: middle}} "
+    "@keyframes llmcourse-appear {to {opacity: 1}}"
 )
+# What a slider's handle is called for a screen reader, and its value as it is written beside it: ipywidgets
+# ties the name to no control there, and calls the buttons of a play control nothing at all. Pages where no
+# script may run keep what ipywidgets gives them.
+NAMING = """
+const view = this.closest('.VIEW');
+if (view && !view.namesControls) {
+  view.namesControls = true;
+  const tell = (part, what, text) => part && text && part.setAttribute(what, text);
+  const name = () => {
+    for (const row of view.querySelectorAll('.widget-slider')) {
+      const label = row.querySelector('.widget-label'), handle = row.querySelector('.noUi-handle');
+      const value = row.querySelector('.widget-readout');
+      tell(handle, 'aria-label', label && label.textContent);
+      tell(value, 'aria-label', label && label.textContent);
+      tell(handle, 'aria-valuetext', value && value.textContent);
+    }
+    for (const [icon, text] of Object.entries(BUTTONS))
+      for (const sign of view.querySelectorAll('.widget-play .fa-' + icon))
+        tell(sign.closest('button'), 'aria-label', text);
+  };
+  name();
+  const all = {childList: true, subtree: true, characterData: true, attributeFilter: ['class']};
+  new MutationObserver(name).observe(view, all);
+}
+"""
 SCREEN_SCALE = 1.5  # pixels for each one of the page: sharp, and drawn within 100 ms
+
+
+def naming() -> str:
+    """`NAMING` for the language that is chosen."""
+    buttons = {icon: language.text(icon) for icon in ("play", "pause", "stop")}
+    return NAMING.replace("VIEW", VIEW_CLASS).replace("BUTTONS", json.dumps(buttons, ensure_ascii=False))
 
 
 @dataclass(frozen=True)
@@ -83,6 +123,10 @@ def int_slider(name: str, value: int, low: int, high: int, tooltip: str) -> IntS
 
 
 NAME_STYLE = {"description_width": "116px"}
+
+
+def _styles() -> str:
+    return f'<style onload="{html.escape(naming())}">{VIEW_CSS}</style>'
 
 
 def _slider_layout() -> Layout:
@@ -165,6 +209,7 @@ class View:
         widget: the ipywidgets root, to display or to embed elsewhere.
         picture: the figure as it is now.
         message: what is wrong with the input, `""` if nothing is.
+        idle: what is done while a reader rests.
     """
 
     name = "view"
@@ -173,12 +218,13 @@ class View:
         self.picture = Picture(alt=self.name)
         self.message = ""
         self._image = Image(format="png", layout=Layout(max_width="100%", height="auto"))
+        self.idle = Idle()
         self._message, self._spoken, self._text = (
             HTML(),
             HTML(),
             HTML(layout=Layout(max_width="min(100%, 880px)", overflow="auto")),
         )
-        self._fonts, self._characters = HTML(f"<style>{VIEW_CSS}</style>"), frozenset()
+        self._fonts, self._characters = HTML(_styles()), frozenset()
         self.widget = VBox(layout=Layout(width="100%"))
         self.widget.add_class(VIEW_CLASS)
 
@@ -230,8 +276,28 @@ class View:
         style = "border-left:4px solid #3f7fb5;background:#eef4fa;color:#1d2733;padding:6px 12px"
         self._message.value = f'<div role="status" style="{style}">{html.escape(text)}</div>'
 
+    def _complete(self) -> None:
+        """Does what a picture lacks that was shown before all of it was there."""
+
+    @contextmanager
+    def busy(self, what: str = "Computing …") -> Iterator[None]:
+        """Says what is done, from a fifth of a second on, for as long as it is; an interrupt ends it, too."""
+        self.say_busy(what)
+        try:
+            yield
+        finally:
+            self._message.value = ""
+
+    def say_busy(self, what: str, done: int = 0, total: int = 0) -> None:
+        """The same until something else is said; with a bar, and at once, where there is a total."""
+        text = html.escape(language.text(what))
+        bar = f'<progress value="{done}" max="{total}"></progress>' if total else ""
+        at_once = ' style="animation-delay:0s"' if total else ""
+        self._message.value = f'<div role="status" class="{BUSY_CLASS}"{at_once}>{text}{bar}</div>'
+
     @alone
     def _repr_mimebundle_(self, include=None, exclude=None):
+        self._complete()
         live, still = self.widget._repr_mimebundle_(), self.picture.png()
         alt = self.message or language.text(self.picture.alt)
         bundle = {**live, "image/png": base64.b64encode(still).decode("ascii"), "text/plain": alt}
