@@ -116,12 +116,12 @@ class ContrastPlot:
         self._cut = axes.axvline(0, color=look.ACCENT, linewidth=1.2, linestyle=(0, (4, 2)), zorder=0)
         self.expert = axes.barh([row - 0.19 for row in rows], none, height=0.36)
         self.amateur = axes.barh([row + 0.19 for row in rows], none, height=0.36, **AMATEUR)
-        said = {"size": 8, "va": "center_baseline", "color": look.MUTED}
+        said = {"size": 9, "va": "center_baseline", "color": look.MUTED}
         said |= {"bbox": {"facecolor": look.PAPER, "edgecolor": "none", "pad": 0.6}}
         self._values = [axes.text(0, row + by, "", **said) for row in rows for by in (-0.19, 0.19)]
         beside = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center_baseline"}
         self.names = [axes.text(-0.012, row, "", size=10, **beside) for row in rows]
-        self._cut_name = axes.text(0, -0.62, "", color=look.ACCENT, size=9, va="bottom")
+        self._cut_name = axes.text(0, -0.62, "", color=look.ACCENT, size=9.5, va="bottom")
         inside = {"ha": "right", "transform": axes.transAxes}
         places = ((0.13, look.SERIES[0]), (0.045, AMATEUR["edgecolor"]))
         self._models = [axes.text(0.985, y, "", color=color, **inside) for y, color in places]
@@ -135,7 +135,7 @@ class ContrastPlot:
         axes, rows = self.scores, range(self.rows)
         axes.axvline(0, color=look.LINE, linewidth=0.8)
         self.bars = axes.barh(list(rows), [0] * self.rows, height=0.5)
-        self._marks = [axes.text(0, row, "", size=8.5, va="center") for row in rows]
+        self._marks = [axes.text(0, row, "", size=9.5, va="center") for row in rows]
         axes.set(ylim=(self.rows - 0.4, -0.6), yticks=[], xlabel="score: ln expert − ln amateur")
         axes.xaxis.set_major_locator(MaxNLocator(4))
         look.bare(axes, "left")
