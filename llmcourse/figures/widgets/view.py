@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import html
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +25,11 @@ from ipywidgets import (
 )
 
 from llmcourse.figures import language
-from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
+from llmcourse.figures.fonts import chinese, web_font
 from llmcourse.figures.style import DRAWING, PIXELS_PER_INCH, Picture, shorten
 from llmcourse.figures.text_strip import TextStrip, strip_html, text_strip
 from llmcourse.figures.widgets.models import ReadyModel
+from llmcourse.figures.widgets.page_code import BUSY_CLASS, FORMER_CLASS, VIEW_CLASS, styles
 from llmcourse.figures.widgets.rest import COLLECTOR, Idle
 
 EXAMPLES = (
@@ -39,51 +39,7 @@ EXAMPLES = (
     "《静夜思》李白\n床前明月光，",
     "def read_lines(path):\n    ",
 )
-VIEW_CLASS = "llmcourse-view"
-FORMER_CLASS = "llmcourse-former"  # a picture and a text that do not belong to the controls as they stand
-BUSY_CLASS = "llmcourse-busy"  # comes where an answer takes longer than that, and moves nothing on the page
-BUSY_AFTER_S = 0.2
-VIEW_CSS = (
-    f".{VIEW_CLASS} :is(textarea, select, table, button, .widget-label) {{font-family: {WEB_FAMILIES}}} "
-    f".{FORMER_CLASS} {{opacity: 0.3; filter: grayscale(1)}} "
-    f".{BUSY_CLASS} {{position: absolute; z-index: 1; opacity: 0; padding: 6px 12px; color: #1d2733; "
-    "background: #eef4fa; border-left: 4px solid #3f7fb5; "
-    f"animation: llmcourse-appear 0.1s {BUSY_AFTER_S}s forwards}} "
-    f".{BUSY_CLASS} progress {{width: 160px; margin-left: 10px; vertical-align: middle}} "
-    "@keyframes llmcourse-appear {to {opacity: 1}}"
-)
-# What a slider's handle is called for a screen reader, and its value as it is written beside it: ipywidgets
-# ties the name to no control there, and calls the buttons of a play control nothing at all. Pages where no
-# script may run keep what ipywidgets gives them.
-NAMING = """
-const view = this.closest('.VIEW');
-if (view && !view.namesControls) {
-  view.namesControls = true;
-  const tell = (part, what, text) => part && text && part.setAttribute(what, text);
-  const name = () => {
-    for (const row of view.querySelectorAll('.widget-slider')) {
-      const label = row.querySelector('.widget-label'), handle = row.querySelector('.noUi-handle');
-      const value = row.querySelector('.widget-readout');
-      tell(handle, 'aria-label', label && label.textContent);
-      tell(value, 'aria-label', label && label.textContent);
-      tell(handle, 'aria-valuetext', value && value.textContent);
-    }
-    for (const [icon, text] of Object.entries(BUTTONS))
-      for (const sign of view.querySelectorAll('.widget-play .fa-' + icon))
-        tell(sign.closest('button'), 'aria-label', text);
-  };
-  name();
-  const all = {childList: true, subtree: true, characterData: true, attributeFilter: ['class']};
-  new MutationObserver(name).observe(view, all);
-}
-"""
 SCREEN_SCALE = 1.5  # pixels for each one of the page: sharp, and drawn within 100 ms
-
-
-def naming() -> str:
-    """`NAMING` for the language that is chosen."""
-    buttons = {icon: language.text(icon) for icon in ("play", "pause", "stop")}
-    return NAMING.replace("VIEW", VIEW_CLASS).replace("BUTTONS", json.dumps(buttons, ensure_ascii=False))
 
 
 @dataclass(frozen=True)
@@ -123,10 +79,6 @@ def int_slider(name: str, value: int, low: int, high: int, tooltip: str) -> IntS
 
 
 NAME_STYLE = {"description_width": "116px"}
-
-
-def _styles() -> str:
-    return f'<style onload="{html.escape(naming())}">{VIEW_CSS}</style>'
 
 
 def _slider_layout() -> Layout:
@@ -224,7 +176,7 @@ class View:
             HTML(),
             HTML(layout=Layout(max_width="min(100%, 880px)", overflow="auto")),
         )
-        self._fonts, self._characters = HTML(_styles()), frozenset()
+        self._fonts, self._characters = HTML(styles()), frozenset()
         self.widget = VBox(layout=Layout(width="100%"))
         self.widget.add_class(VIEW_CLASS)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from llmcourse.figures import language
-from llmcourse.figures.widgets.view import BUSY_CLASS, View, naming
+from llmcourse.figures.widgets.page_code import BUSY_CLASS, naming
+from llmcourse.figures.widgets.view import View
 
 BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
 
@@ -54,7 +55,8 @@ SLIDER = """<div class="widget-slider"><label class="widget-label">top-p</label>
 </div><div class="widget-readout" contenteditable="true">0.30</div></div>"""
 PAGE = f"""<div class="llmcourse-view"><div id="rows">{SLIDER}</div>
 <div class="widget-play"><button><i class="fa fa-play"></i></button>
-<button><i class="fa fa-stop"></i></button></div><div id="fonts"></div><div id="message"></div><p id="picture">Picture</p></div>"""
+<button><i class="fa fa-stop"></i></button></div>
+<div id="fonts"></div><div id="message"></div><p id="picture">Picture</p></div>"""
 
 
 def test_a_handle_has_the_sliders_name_and_says_its_value_as_written(page):
