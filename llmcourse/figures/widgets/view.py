@@ -241,11 +241,18 @@ class View:
             self._message.value = ""
 
     def say_busy(self, what: str, done: int = 0, total: int = 0) -> None:
-        """The same until something else is said; with a bar, and at once, where there is a total."""
-        text = html.escape(language.text(what))
-        bar = f'<progress value="{done}" max="{total}"></progress>' if total else ""
-        at_once = ' style="animation-delay:0s"' if total else ""
-        self._message.value = f'<div role="status" class="{BUSY_CLASS}"{at_once}>{text}{bar}</div>'
+        """The same until something else is said.
+
+        With a total it has a bar, is there at once, and a screen reader does not tell every step of it.
+        """
+        text, begin = html.escape(language.text(what)), 'role="status"'
+        bar = ""
+        if total:
+            begin, bar = (
+                'style="animation:none;opacity:1"',
+                f'<progress value="{done}" max="{total}"></progress>',
+            )
+        self._message.value = f'<div {begin} class="{BUSY_CLASS}">{text}{bar}</div>'
 
     @alone
     def _repr_mimebundle_(self, include=None, exclude=None):

@@ -31,6 +31,7 @@ def test_what_has_an_end_has_a_bar():
     view = View()
     view.say_busy("Computing …", 3, 21)
     assert '<progress value="3" max="21">' in view._message.value
+    assert "opacity:1" in view._message.value and 'role="status"' not in view._message.value
 
 
 @pytest.fixture(scope="module")
