@@ -80,7 +80,7 @@ class LevelsPlot:
         self._ends.set_transform(axes.get_xaxis_transform())
         axes.add_collection(self._ends, autolim=False)
         _name(axes, "weights, log scale")
-        keys = ((0.71, "│ levels of a typical group", look.INK), (0.83, "│ ends", look.ACCENT))
+        keys = ((0.727, "│ levels of a typical group", look.INK), (0.84, "│ ends", look.ACCENT))
         for x, words, color in (*keys, (1.0, "▨ clipped", look.ACCENT)):
             axes.text(x, 1.05, words, transform=axes.transAxes, size=9, ha="right", color=color)
 
