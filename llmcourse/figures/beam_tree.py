@@ -156,7 +156,7 @@ def _draw_key(picture: look.Picture) -> None:
         patch = FancyBboxPatch(corner, boxstyle="square,pad=0", **sizes, **LOOKS[fate])
         patch.set_transform(picture.transFigure)
         picture.add_artist(patch)
-        picture.text((x + 0.27) / width, y / height, name, size=9, color=look.MUTED, va="center")
+        picture.text((x + 0.27) / width, y / height, name, size=9.5, color=look.MUTED, va="center")
 
 
 def _draw_edge(axes, box: TreeBox, places: dict, from_prompt: bool) -> None:
@@ -183,4 +183,4 @@ def _draw_box(axes, box: TreeBox, place: tuple[int, int]) -> None:
     text = {"color": ink, "ha": "center", "va": "center", "zorder": 4}
     weight = "bold" if box.best else "normal"
     axes.text(x, y - 0.14, look.token(box.label, 10), size=10, weight=weight, **text)
-    axes.text(x, y + 0.18, f"{_minus(box.log_prob)} · {look.percent(box.probability)}", size=8, **text)
+    axes.text(x, y + 0.18, f"{_minus(box.log_prob)} · {look.percent(box.probability)}", size=9, **text)

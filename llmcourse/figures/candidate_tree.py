@@ -109,7 +109,7 @@ class CandidatePlot:
         self.axes.text(6.69, y, "bonus: the backbone's own", **word)
 
     def _make_names(self) -> None:
-        name = {"size": 9, "color": look.MUTED, "va": "center"}
+        name = {"size": 9.5, "color": look.MUTED, "va": "center"}
         for depth in range(1, self.tree.depth + 1):
             middle = self._left(depth) + self.box[0] / 2
             self.axes.text(middle, TREE - 0.12, f"head {depth}", ha="center", **name)
@@ -131,7 +131,7 @@ class CandidatePlot:
             left, middle = self._place(node)
             self._labels.append(self.axes.text(left + 0.06, middle, "", size=size, **text))
             right = left + self.box[0] - 0.05
-            self._numbers.append(self.axes.text(right, middle, "", size=size - 1, ha="right", **text))
+            self._numbers.append(self.axes.text(right, middle, "", size=size, ha="right", **text))
         left = self._left(self.tree.depth + 1)
         word = {"size": 9, "color": look.MUTED, "va": "top", "linespacing": 1.5}
         self._counts = self.axes.text(left, TREE, "", **word)
@@ -145,7 +145,7 @@ class CandidatePlot:
         text = {"size": 9.5, "va": "center", "ha": "center", "zorder": 4}
         depths = range(1, self.tree.depth + 2)
         self._gains = [self.axes.text(self._left(d) + self.box[0] / 2, GAINS, "", **text) for d in depths]
-        self._own_name = self.axes.text(0, GAINS, "", size=9, color=OWN, va="center", weight="bold")
+        self._own_name = self.axes.text(0, GAINS, "", size=9.5, color=OWN, va="center", weight="bold")
 
     def update(self, trace: CandidateTrace, at: int, title: str = "") -> look.Picture:
         """Shows another step; arguments and errors as `plot_candidates`."""

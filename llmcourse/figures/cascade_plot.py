@@ -73,7 +73,7 @@ class CascadePlot:
             axes.xaxis.set_major_locator(MaxNLocator(7))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
             axes.yaxis.set_major_locator(MaxNLocator(5))
-            axes.tick_params(labelsize=9)
+            axes.tick_params(labelsize=9.5)
         self.upper.yaxis.set_major_formatter(PercentFormatter(1.0, 0))
         self.lower.yaxis.set_major_formatter(FuncFormatter(lambda y, _: signed(100 * y)))
         self.lower.set_xlabel(f"{name} for an answer, on average")
@@ -126,7 +126,7 @@ class CascadePlot:
         axes.set_ylim(min(ends) - room, max(ends) + room)
         axes.axhspan(min(ends) - room, 0, facecolor=look.CUT, alpha=0.55, zorder=0)
         axes.axhline(0, **MIXING)
-        style = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "size": 9, "zorder": 6}
+        style = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "size": 9.5, "zorder": 6}
         axes.text(0.995, 0.04, "here mixing is better", bbox=PAPER, color=look.INK, **style)
         note = "percentage points against a mixture of single models of the same cost; bands: 95 %"
         _head(axes, "gain over mixing", note)
@@ -183,7 +183,7 @@ def _head(axes, name: str, note: str) -> None:
     above = 1 + 0.09 / (axes.get_position().height * HEIGHT)
     axes.text(0, above, name, transform=axes.transAxes, weight="bold", size=10.5)
     behind = 0.018 + 0.0116 * len(name)
-    axes.text(behind, above, note, transform=axes.transAxes, size=8.5, color=look.MUTED)
+    axes.text(behind, above, note, transform=axes.transAxes, size=9.5, color=look.MUTED)
 
 
 def plot_cascade(

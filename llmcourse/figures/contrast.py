@@ -85,83 +85,135 @@ def _rows(expert: Tensor, scores: Tensor, choices: tuple[int, int], rows: int) -
     return sorted(shown, key=lambda token: (-expert[token].item(), token))
 
 
+AMATEUR = {"facecolor": "#f2c879", "edgecolor": "#9c6c14", "linewidth": 0.7}
+
+
+class ContrastPlot:
+    """The figure, made once and then redrawn for other tokens: it follows a slider.
+
+    Args:
+        rows: tokens that are shown.
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self._height = 1.35 + 0.36 * rows
+        bottom, tall = 0.47 / self._height, 1 - 1.45 / self._height
+        with look.style():
+            self.figure = look.Picture(look.WIDTH, self._height)
+            self.title, self.subtitle = look.heading(self.figure, " ", " ")
+            self.pairs = self.figure.add_axes((0.155, bottom, 0.49, tall))
+            self.scores = self.figure.add_axes((0.70, bottom, 0.285, tall))
+            self._make_pairs()
+            self._make_scores()
+        self.figure.moving = [
+            *(self._cut, *self.expert, *self.amateur, *self._values, *self.names, self._cut_name),
+            *(*self._models, *self.bars, *self._marks, self.title, self.subtitle),
+        ]
+
+    def _make_pairs(self) -> None:
+        axes, none, rows = self.pairs, [0] * self.rows, range(self.rows)
+        self._cut = axes.axvline(0, color=look.ACCENT, linewidth=1.2, linestyle=(0, (4, 2)), zorder=0)
+        self.expert = axes.barh([row - 0.19 for row in rows], none, height=0.36)
+        self.amateur = axes.barh([row + 0.19 for row in rows], none, height=0.36, **AMATEUR)
+        said = {"size": 9, "va": "center_baseline", "color": look.MUTED}
+        said |= {"bbox": {"facecolor": look.PAPER, "edgecolor": "none", "pad": 0.6}}
+        self._values = [axes.text(0, row + by, "", **said) for row in rows for by in (-0.19, 0.19)]
+        beside = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center_baseline"}
+        self.names = [axes.text(-0.012, row, "", size=10, **beside) for row in rows]
+        self._cut_name = axes.text(0, -0.62, "", color=look.ACCENT, size=9.5, va="bottom")
+        inside = {"ha": "right", "transform": axes.transAxes}
+        places = ((0.13, look.SERIES[0]), (0.045, AMATEUR["edgecolor"]))
+        self._models = [axes.text(0.985, y, "", color=color, **inside) for y, color in places]
+        axes.set(ylim=(self.rows - 0.4, -0.6), xlabel="probability", yticks=[])
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        look.bare(axes, "left")
+        look.fix_label(axes)
+
+    def _make_scores(self) -> None:
+        axes, rows = self.scores, range(self.rows)
+        axes.axvline(0, color=look.LINE, linewidth=0.8)
+        self.bars = axes.barh(list(rows), [0] * self.rows, height=0.5)
+        self._marks = [axes.text(0, row, "", size=9.5, va="center") for row in rows]
+        axes.set(ylim=(self.rows - 0.4, -0.6), yticks=[], xlabel="score: ln expert − ln amateur")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        look.bare(axes, "left")
+        look.fix_label(axes)
+
+    def update(
+        self, data: Contrast, title: str = "Expert minus amateur", *, expert: str, amateur: str
+    ) -> look.Picture:
+        """Shows other tokens.
+
+        Raises:
+            ValueError: more or fewer of them than the figure has rows.
+        """
+        if len(data.labels) != self.rows:
+            raise ValueError(
+                f"data must be of {self.rows} tokens, got {len(data.labels)}; make another figure"
+            )
+        with look.style():
+            self.title.set_text(readable(title))
+            self.subtitle.set_text(readable(data.summary))
+            for text, name in zip(self._models, (expert, amateur), strict=True):
+                text.set_text(f"■ {readable(name)}")
+            self.figure.still_key = self._draw_pairs(data), self._draw_scores(data)
+        details = "; ".join(_sentence(data, row) for row in range(min(self.rows, 5)))
+        self.figure.alt = f"{title}: {data.summary}. {details}"
+        return self.figure
+
+    def _draw_pairs(self, data: Contrast) -> float:
+        """Returns where the axis ends, which is part of what is still."""
+        widest = max(*data.expert, *data.amateur)
+        for row, kept in enumerate(data.plausible):
+            self.expert[row].set_width(data.expert[row])
+            self.expert[row].set_facecolor(look.SERIES[0] if kept else "#a9bccd")
+            self.amateur[row].set_width(data.amateur[row])
+            pair = zip(
+                self._values[2 * row : 2 * row + 2], (data.expert[row], data.amateur[row]), strict=True
+            )
+            for text, value in pair:
+                text.set_x(value + widest * 0.01)
+                text.set_text(look.percent(value))
+            chosen = data.token_ids[row] in (data.expert_choice, data.contrastive_choice)
+            name = {"color": look.INK if kept else look.MUTED, "weight": "bold" if chosen else "normal"}
+            self.names[row].set(text=look.token(data.labels[row], 13), **name)
+        self._cut.set_xdata([data.cut, data.cut])
+        self._cut_name.set_x(data.cut)
+        self._cut_name.set_text(f" plausible from {look.percent(data.cut)}")
+        self.pairs.set_xlim(0, widest * 1.13)
+        return widest
+
+    def _draw_scores(self, data: Contrast) -> tuple[float, float]:
+        finite = [score for score in data.scores if math.isfinite(score)] or [0.0]
+        far = max(0.1, *(abs(score) for score in finite))
+        for row, (score, token) in enumerate(zip(data.scores, data.token_ids, strict=True)):
+            bar, mark, cut = self.bars[row], self._marks[row], score == -math.inf
+            bar.set_visible(not cut)
+            if cut:
+                mark.set(x=far * 0.03, text="cut", color=look.CUT_EDGE, ha="left")
+                continue
+            chosen = token == data.contrastive_choice
+            color = look.ACCENT if chosen else look.KEPT
+            length = max(-far, min(far, score))  # +inf, where the amateur rules the token out, ends here too
+            bar.set(width=length, color=color)
+            said = f"{score:+.2f}".replace("-", "−") + (" ◀" if chosen else "")
+            beyond = length + math.copysign(far * 0.03, score)
+            mark.set(x=beyond, text=said, color=color, ha="left" if score >= 0 else "right")
+        limits = -far * 1.3 if min(finite) < 0 else 0.0, far * 1.42
+        self.scores.set_xlim(*limits)
+        return limits
+
+
 def plot_contrast(
     data: Contrast, title: str = "Expert minus amateur", *, expert: str = "expert", amateur: str = "amateur"
 ) -> look.Picture:
     """Paired bars of both models with the plausibility cut, and the score beside them."""
-    rows = len(data.labels)
-    with look.style():
-        height = 1.35 + 0.36 * rows
-        picture = look.Picture(look.WIDTH, height)
-        look.heading(picture, title, data.summary)
-        bottom, tall = 0.47 / height, 1 - 1.45 / height
-        pairs = picture.add_axes((0.155, bottom, 0.49, tall))
-        score = picture.add_axes((0.70, bottom, 0.285, tall))
-        _draw_pairs(pairs, data, expert, amateur)
-        _draw_scores(score, data)
-        details = "; ".join(_sentence(data, row) for row in range(min(rows, 5)))
-        picture.alt = f"{title}: {data.summary}. {details}"
-    return picture
+    return ContrastPlot(len(data.labels)).update(data, title, expert=expert, amateur=amateur)
 
 
 def _sentence(data: Contrast, row: int) -> str:
     score = f"score {data.scores[row]:.2f}" if data.plausible[row] else "implausible"
     expert, amateur = look.percent(data.expert[row]), look.percent(data.amateur[row])
     return f"{language.own(data.labels[row])}: expert {expert}, amateur {amateur}, {score}"
-
-
-AMATEUR = {"facecolor": "#f2c879", "edgecolor": "#9c6c14", "linewidth": 0.7}
-
-
-def _draw_pairs(axes, data: Contrast, expert: str, amateur: str) -> None:
-    rows = range(len(data.labels))
-    fills = [look.SERIES[0] if kept else "#a9bccd" for kept in data.plausible]
-    axes.barh([row - 0.19 for row in rows], data.expert, height=0.36, color=fills)
-    axes.barh([row + 0.19 for row in rows], data.amateur, height=0.36, **AMATEUR)
-    widest = max(*data.expert, *data.amateur)
-    values = {"size": 8, "va": "center_baseline", "color": look.MUTED}
-    for row in rows:
-        for value, shift in ((data.expert[row], -0.19), (data.amateur[row], 0.19)):
-            text = axes.text(value + widest * 0.01, row + shift, look.percent(value), **values)
-            text.set_bbox({"facecolor": look.PAPER, "edgecolor": "none", "pad": 0.6})
-    axes.axvline(data.cut, color=look.ACCENT, linewidth=1.2, linestyle=(0, (4, 2)), zorder=0)
-    axes.text(
-        data.cut, -0.62, f" plausible from {look.percent(data.cut)}", color=look.ACCENT, size=9, va="bottom"
-    )
-    axes.set(xlim=(0, widest * 1.13), ylim=(len(data.labels) - 0.4, -0.6), xlabel="probability")
-    axes.set_yticks(rows, [look.token(label, 13) for label in data.labels])
-    for label, kept, token in zip(axes.get_yticklabels(), data.plausible, data.token_ids, strict=True):
-        label.set_color(look.INK if kept else look.MUTED)
-        if token in (data.expert_choice, data.contrastive_choice):
-            label.set_weight("bold")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    look.bare(axes, "left")
-    look.fix_label(axes)
-    names = ((expert, look.SERIES[0]), (amateur, AMATEUR["edgecolor"]))
-    for place, (name, color) in enumerate(names):
-        y = 0.13 - 0.085 * place
-        axes.text(0.985, y, f"■ {readable(name)}", color=color, ha="right", transform=axes.transAxes)
-
-
-def _draw_scores(axes, data: Contrast) -> None:
-    finite = [score for score in data.scores if math.isfinite(score)] or [0.0]
-    far = max(0.1, *(abs(score) for score in finite))
-    axes.axvline(0, color=look.LINE, linewidth=0.8)
-    for row, (score, token) in enumerate(zip(data.scores, data.token_ids, strict=True)):
-        if score == -math.inf:
-            axes.text(far * 0.03, row, "cut", size=8.5, color=look.CUT_EDGE, va="center")
-            continue
-        chosen = token == data.contrastive_choice
-        color = look.ACCENT if chosen else look.KEPT
-        length = max(-far, min(far, score))  # +inf, where the amateur rules the token out, ends here too
-        axes.barh(row, length, height=0.5, color=color)
-        text = {"size": 8.5, "va": "center", "ha": "left" if score >= 0 else "right", "color": color}
-        mark = f"{score:+.2f}".replace("-", "−") + (" ◀" if chosen else "")
-        axes.text(length + math.copysign(far * 0.03, score), row, mark, **text)
-    left = -far * 1.3 if min(finite) < 0 else 0
-    axes.set(xlim=(left, far * 1.42), ylim=(len(data.labels) - 0.4, -0.6), yticks=[])
-    axes.set_xlabel("score: ln expert − ln amateur")
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    look.bare(axes, "left")
-    look.fix_label(axes)

@@ -156,14 +156,14 @@ class DistributionPlot:
             axes.add_collection(bars, autolim=False)
         beside = axes.get_yaxis_transform()  # x in axes, y in rows
         self._labels = [axes.text(-0.03, y, "", ha="right", va="center", transform=beside) for y in places]
-        self._values = [axes.text(0, y, "", va="center", size=9, color=look.MUTED) for y in places]
+        self._values = [axes.text(0, y, "", va="center", size=9.5, color=look.MUTED) for y in places]
         self._chosen = axes.plot([], [], marker=8, color=look.ACCENT, markersize=8, clip_on=False)[0]
         for place, (kind, options) in enumerate(BARS.items()):
             y = self.rows - 2.2 + place
             key = PolyCollection(_rectangles([y], [0.05], start=0.72), transform=beside, **options)
             axes.add_collection(key, autolim=False)
-            axes.text(0.785, y, kind, size=9, color=look.MUTED, va="center", transform=beside)
-        key = {"size": 9, "color": look.ACCENT, "va": "center", "transform": beside}
+            axes.text(0.785, y, kind, size=9.5, color=look.MUTED, va="center", transform=beside)
+        key = {"size": 9.5, "color": look.ACCENT, "va": "center", "transform": beside}
         self._chosen_name = axes.text(0.74, self.rows - 3.2, "◀   drawn", **key)
 
     def _make_sums(self) -> None:
@@ -173,7 +173,7 @@ class DistributionPlot:
         look.bare(axes, "left")
         look.fix_label(axes)
         self._limit = axes.axvline(1, color=look.ACCENT, linewidth=1.2, visible=False)
-        self._limit_name = axes.text(1, -0.75, "", color=look.ACCENT, size=9, ha="center", va="bottom")
+        self._limit_name = axes.text(1, -0.75, "", color=look.ACCENT, size=9.5, ha="center", va="bottom")
         self._line = axes.plot([], [], color=look.LINE, linewidth=1.4, zorder=1)[0]
         dot = {"linestyle": "none", "marker": "o", "markersize": 5, "zorder": 2, "clip_on": False}
         self._dots_kept = axes.plot([], [], color=look.KEPT, **dot)[0]

@@ -73,7 +73,7 @@ class HeatPlot:
             Line2D([], [], **mark, label="not what the whole model says"),
         ]
         place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 3, "borderaxespad": 0.3}
-        self.map.legend(handles=keys, fontsize=9, handlelength=1.6, **place)
+        self.map.legend(handles=keys, fontsize=9.5, handlelength=1.6, **place)
 
     def update(self, data: Heat, title: str = "Entropy of every exit") -> look.Picture:
         """Shows where another rule leaves, in the same text."""

@@ -55,14 +55,14 @@ class FillingPlot:
         self._image = self.map.imshow(white, aspect="auto", interpolation="nearest", extent=box)
         self.map.set(xlim=(0, count), ylim=(count, 0), ylabel="forward pass", xticks=[])
         passes = sorted({1, *(round(count * part / 8) or 1 for part in range(1, 9))})
-        self.map.set_yticks([one - 0.5 for one in passes], [str(one) for one in passes], fontsize=9)
+        self.map.set_yticks([one - 0.5 for one in passes], [str(one) for one in passes], fontsize=9.5)
         self.map.spines[["top", "right"]].set_visible(True)
         self.map.set_xlabel("place in the new text (dark: settled by this pass)", labelpad=4)
         self._edges = LineCollection([], colors=look.CUT_EDGE, linewidths=0.8)
         self._line = LineCollection([], colors=look.ACCENT, linewidths=1.8)
         for lines in (self._edges, self._line):
             self.map.add_collection(lines, autolim=False)
-        name = {"rotation": 90, "ha": "center", "va": "bottom", "size": 8.5, "clip_on": False}
+        name = {"rotation": 90, "ha": "center", "va": "bottom", "size": 9.5, "clip_on": False}
         shown = range(count if count <= MOST_LABELS else 0)
         self._labels = [self.map.text(place + 0.5, -0.02 * count, "", **name) for place in shown]
 
@@ -75,7 +75,7 @@ class FillingPlot:
         self.dial.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         self.dial.xaxis.set_major_locator(LogLocator(2, numticks=12))
         self.dial.xaxis.set_minor_locator(NullLocator())
-        self.dial.tick_params(labelsize=9)
+        self.dial.tick_params(labelsize=9.5)
         self.dial.grid(axis="y", color="#eceff2", linewidth=0.8)
         look.fix_label(self.dial)
         self._points = {passes: self._line_of(passes) for passes in powers_of_two(self.length)}
@@ -84,8 +84,8 @@ class FillingPlot:
         above = {"transform": self.dial.transAxes, "va": "bottom"}
         self.dial.text(0, 1.17, "loss under the backbone", weight="bold", size=10.5, **above)
         told = "nats a token; paler: more passes"
-        self.dial.text(0, 1.10, told, size=9, color=look.MUTED, **above)
-        self._here_name = self.dial.text(0, 1.03, "", size=9, color=look.ACCENT, **above)
+        self.dial.text(0, 1.10, told, size=9.5, color=look.MUTED, **above)
+        self._here_name = self.dial.text(0, 1.03, "", size=9.5, color=look.ACCENT, **above)
 
     def _line_of(self, passes: int):
         """Of the settings with so many passes over a block, still empty."""

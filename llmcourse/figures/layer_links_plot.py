@@ -77,11 +77,11 @@ class LayerLinksPlot:
                 box = {"facecolor": color, "edgecolor": look.PAPER, "alpha": 0.28}
                 axes.add_patch(Rectangle((left, y - high / 2), BOX, high, **box))
                 if depth <= 24 or layer in (1, depth):
-                    size = {"size": 9 if depth <= 12 else 7, "ha": "center", "va": "center"}
+                    size = {"size": 9.5 if depth <= 12 else 7, "ha": "center", "va": "center"}
                     axes.text(left + BOX / 2, y, f"{layer}", **size)
             words = {"ha": "center", "va": "bottom", "size": 10, "weight": "bold"}
             axes.text(left + BOX / 2, 1.02, look.shorten(readable(name), 14), **words)
-            words = {"ha": "center", "va": "top", "size": 9, "color": look.MUTED}
+            words = {"ha": "center", "va": "top", "size": 9.5, "color": look.MUTED}
             axes.text(left + BOX / 2, -0.02, f"width {width:,}", **words)
         self._links = LineCollection([], colors=look.ACCENT, linewidths=1.8)
         axes.add_collection(self._links, autolim=False)
@@ -99,11 +99,11 @@ class LayerLinksPlot:
             if max(rows, columns) <= MOST_NUMBERS:
                 for (row, column), value in np.ndenumerate(cells):
                     color = look.PAPER if value > 0.72 else look.INK
-                    text = {"size": 8.5, "ha": "center", "va": "center", "color": color}
+                    text = {"size": 9.5, "ha": "center", "va": "center", "color": color}
                     axes.text(column + 1, row + 1, f"{max(value, 0):.2f}", **text)
             note = {
                 "transform": axes.transAxes,
-                "size": 9,
+                "size": 9.5,
                 "color": look.MUTED,
                 "ha": "right",
                 "va": "bottom",
@@ -113,7 +113,7 @@ class LayerLinksPlot:
         for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
             step = -(-count // 16)
             axis.set_ticks(range(step, count + 1, step))
-        axes.tick_params(left=False, bottom=False, labelsize=9)
+        axes.tick_params(left=False, bottom=False, labelsize=9.5)
         axes.set_xlabel(f"layer of {readable(look.shorten(names[1], 20))}")
         axes.set_ylabel(f"layer of {readable(look.shorten(names[0], 20))}")
         look.fix_label(axes)

@@ -72,7 +72,7 @@ class LevelsPlot:
         axes.minorticks_off()
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-        axes.tick_params(labelsize=9)
+        axes.tick_params(labelsize=9.5)
         self._levels = LineCollection([], colors=look.INK)
         self._levels.set_transform(axes.get_xaxis_transform())
         axes.add_collection(self._levels, autolim=False)
@@ -80,9 +80,9 @@ class LevelsPlot:
         self._ends.set_transform(axes.get_xaxis_transform())
         axes.add_collection(self._ends, autolim=False)
         _name(axes, "weights, log scale")
-        keys = ((0.71, "│ levels of a typical group", look.INK), (0.83, "│ ends", look.ACCENT))
+        keys = ((0.727, "│ levels of a typical group", look.INK), (0.84, "│ ends", look.ACCENT))
         for x, words, color in (*keys, (1.0, "▨ clipped", look.ACCENT)):
-            axes.text(x, 1.05, words, transform=axes.transAxes, size=8.5, ha="right", color=color)
+            axes.text(x, 1.05, words, transform=axes.transAxes, size=9, ha="right", color=color)
 
     def _make_errors(self) -> None:
         axes = self.errors
@@ -92,9 +92,9 @@ class LevelsPlot:
         self._half.set_transform(axes.get_xaxis_transform())
         axes.add_collection(self._half, autolim=False)
         axes.set(xlim=(-self.error_limit, self.error_limit), ylim=(0, 1.08), yticks=[])
-        axes.tick_params(labelsize=9)
+        axes.tick_params(labelsize=9.5)
         _name(axes, "error w̃ − w")
-        words = {"transform": axes.transAxes, "size": 9, "ha": "right", "color": look.MUTED}
+        words = {"transform": axes.transAxes, "size": 9.5, "ha": "right", "color": look.MUTED}
         self._step = axes.text(1, 1.05, "", **words)
 
     def _make_usage(self) -> None:
@@ -104,9 +104,9 @@ class LevelsPlot:
         axes.set_xticks([0, 1], ["least code", "largest"])
         for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
             label.set_ha(side)
-        axes.tick_params(labelsize=9, pad=1)
+        axes.tick_params(labelsize=9.5, pad=1)
         _name(axes, "how often codes are taken")
-        words = {"transform": axes.transAxes, "size": 9, "va": "top", "color": look.MUTED}
+        words = {"transform": axes.transAxes, "size": 9.5, "va": "top", "color": look.MUTED}
         self._entropy = axes.text(0.01, 0.98, "", **words)
 
     def _make_bought(self) -> None:
@@ -116,7 +116,7 @@ class LevelsPlot:
         axes.set_ylim(-1, 1.12 * max(highest, 10) if math.isfinite(highest) else 60)
         axes.grid(color="#eceff2", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.tick_params(labelsize=9)
+        axes.tick_params(labelsize=9.5)
         look.fix_label(axes)
         self._lines = {}
         for index, name in enumerate(GRANULARITIES):
@@ -126,9 +126,9 @@ class LevelsPlot:
         ring = {"markersize": 11, "markeredgewidth": 2.2, "markerfacecolor": "none", "linestyle": "none"}
         self._here = axes.plot([], [], "o", markeredgecolor=look.ACCENT, zorder=5, **ring)[0]
         place = {"loc": "upper left", "handlelength": 1.6, "borderaxespad": 0.1, "labelspacing": 0.25}
-        axes.legend(handles=[*self._lines.values()][::-1], fontsize=8.5, **place)
+        axes.legend(handles=[*self._lines.values()][::-1], fontsize=9.5, **place)
         _name(axes, "signal to noise, dB")
-        note = {"transform": axes.transAxes, "size": 9, "color": look.MUTED, "ha": "right"}
+        note = {"transform": axes.transAxes, "size": 9.5, "color": look.MUTED, "ha": "right"}
         axes.text(1, 1.05, "lines: min–max", **note)
 
     def update(self, rounded: RoundedWeight, inputs: RoundingInputs, title: str) -> look.Picture:

@@ -120,7 +120,7 @@ class MemoryPlot:
         style = {
             "ha": side,
             "va": "center",
-            "size": 9,
+            "size": 9.5,
             "color": look.INK if fits else look.ACCENT,
             "zorder": 5,
         }
@@ -137,7 +137,7 @@ class MemoryPlot:
         self.figure.moving.append(
             self.axes.axvline(limit, color=look.INK, linewidth=1.4, zorder=4, linestyle=dashes)
         )
-        style = {"ha": "right" if limit > 0.5 * widest else "left", "va": "bottom", "size": 9}
+        style = {"ha": "right" if limit > 0.5 * widest else "left", "va": "bottom", "size": 9.5}
         text = readable(f" {name}, {gigabytes(limit)} ")
         beside = self.axes.get_xaxis_transform()
         self.figure.moving.append(self.axes.text(limit, 1.02, text, transform=beside, **style))
@@ -171,7 +171,7 @@ def _draw_key(picture: look.Picture, height: float) -> None:
         picture.add_artist(
             Rectangle((x, y), 0.02, 0.13 / height, transform=picture.transFigure, linewidth=0.6, **look_of)
         )
-        picture.text(x + 0.027, y, name, size=9, color=look.MUTED)
+        picture.text(x + 0.027, y, name, size=9.5, color=look.MUTED)
 
 
 def _sentence(name: str, need: Memory, free_bytes: int) -> str:

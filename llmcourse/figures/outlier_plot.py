@@ -61,7 +61,7 @@ class OutlierPlot:
             errors, shares = [one.error for one in every], [one.share for one in every]
             self._rings = [self._make_curve(self.errors, "error of the product", errors)]
             self._rings.append(self._make_curve(self.shares, "values in 16 bits", shares))
-            note = {"transform": self.errors.transAxes, "size": 8.5, "color": look.MUTED, "ha": "right"}
+            note = {"transform": self.errors.transAxes, "size": 9.5, "color": look.MUTED, "ha": "right"}
             self.errors.text(1, 1.06, "dashed: all in int8", **note)
         marks = [self._stems, self._limit, self._limit_name, self._columns]
         self.figure.moving = [*marks, *self._rings, self.title, self.subtitle]
@@ -82,10 +82,10 @@ class OutlierPlot:
         self._stems = LineCollection([], colors=look.ACCENT, linewidths=max(width, 1.8))
         axes.add_collection(self._stems, autolim=False)
         self._limit = axes.axhline(0, color=look.INK, linewidth=1.1, linestyle=(0, (4, 2)))
-        style = {"transform": axes.get_yaxis_transform(), "size": 9, "ha": "right", "va": "bottom"}
+        style = {"transform": axes.get_yaxis_transform(), "size": 9.5, "ha": "right", "va": "bottom"}
         self._limit_name = axes.text(1.0, 0, "", **style)
         look.bare(axes, "bottom")
-        axes.tick_params(labelbottom=False, labelsize=9)
+        axes.tick_params(labelbottom=False, labelsize=9.5)
         axes.yaxis.set_major_locator(FixedLocator([0, _rounded(highest)]))
         _name(axes, "largest magnitude of each channel")
 
@@ -96,7 +96,7 @@ class OutlierPlot:
         shown = range(len(labels)) if len(labels) <= MOST_LABELS else ()
         names = [look.token(labels[at], LETTERS) for at in shown]
         axes.set_yticks(shown, names, size=7.5)
-        axes.tick_params(axis="x", labelsize=8.5)
+        axes.tick_params(axis="x", labelsize=9.5)
         self._columns = LineCollection([], colors=look.ACCENT, linewidths=2.4, clip_on=False)
         self._columns.set_transform(axes.get_xaxis_transform())
         axes.add_collection(self._columns, autolim=False)
@@ -114,7 +114,7 @@ class OutlierPlot:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(0, 1.15 * max(*values, 1e-9))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: look.percent(y) if y else "0%"))
-        axes.tick_params(labelsize=9)
+        axes.tick_params(labelsize=9.5)
         axes.grid(axis="y", color="#eceff2", linewidth=0.8)
         _name(axes, name)
         look.fix_label(axes)

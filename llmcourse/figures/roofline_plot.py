@@ -62,7 +62,7 @@ class RooflinePlot:
             self.figure.text(x, 0.855, "", ha="right", va="top", size=9.5, weight="bold", color=color)
             for x, color in zip((0.892, 0.995), look.SERIES, strict=False)
         ]
-        self._legend = self.figure.text(0.585, 0.10, "", size=8.5, color=look.MUTED, linespacing=1.5)
+        self._legend = self.figure.text(0.585, 0.10, "", size=9.5, color=look.MUTED, linespacing=1.5)
 
     def update(self, data: Roofline, title: str = "", subtitle: str = "") -> look.Picture:
         """Shows other data."""
@@ -123,7 +123,7 @@ class RooflinePlot:
 
     def _write(self, text: str, x: float, y: float, **style) -> None:
         paper = {"facecolor": look.PAPER, "edgecolor": "none", "pad": 0.5}
-        style = {"color": look.MUTED, "size": 8.5, "bbox": paper, "zorder": 1.5} | style
+        style = {"color": look.MUTED, "size": 9.5, "bbox": paper, "zorder": 1.5} | style
         self._roof.append(self.axes.text(x, y, text, **style))
         self._obstacles.append(_text_box(text, self._pixels([(x, y)])[0], style))
 

@@ -85,7 +85,7 @@ class SoftLabelsPlot:
         self._dots = teacher, student
         mark = {"marker": 9, "color": look.ACCENT, "markersize": 8, "transform": beside, "clip_on": False}
         self._follows = axes.plot([], [], linestyle="none", **mark)[0]
-        words = {"size": 9, "color": look.ACCENT, "ha": "right", "transform": axes.transAxes}
+        words = {"size": 9.5, "color": look.ACCENT, "ha": "right", "transform": axes.transAxes}
         self._follows_name = axes.text(1, 1.03, "▸ follows in the text", **words)
         keys = zip("●◆", self.names, (TEACHER, STUDENT_EDGE), (0.0, 0.30), strict=True)
         for sign, name, color, x in keys:
@@ -103,10 +103,10 @@ class SoftLabelsPlot:
         self._bars[1].set_hatch(look.CUT_HATCH)
         for bars in self._bars:
             axes.add_collection(bars, autolim=False)
-        value = {"size": 8.5, "va": "center", "color": look.MUTED}
+        value = {"size": 9.5, "va": "center", "color": look.MUTED}
         self._values = [axes.text(0, y, "", **value) for y in range(self.rows + 1)]
-        axes.text(0, 1.03, "◀ down", size=9, color=look.CUT_EDGE, transform=axes.transAxes)
-        words = {"ha": "right", "size": 9, "color": look.KEPT, "transform": axes.transAxes}
+        axes.text(0, 1.03, "◀ down", size=9.5, color=look.CUT_EDGE, transform=axes.transAxes)
+        words = {"ha": "right", "size": 9.5, "color": look.KEPT, "transform": axes.transAxes}
         axes.text(1, 1.03, "up ▶", **words)
         name = {"ha": "center", "weight": "bold", "size": 10, "transform": axes.transAxes}
         axes.text(0.5, 1.03, "push on the logit, −∂L/∂z", **name)
@@ -117,10 +117,10 @@ class SoftLabelsPlot:
         axes.set_yticks(RANGE_TICKS, [f"{y:g}" for y in RANGE_TICKS])
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_locator(NullLocator())
-        axes.tick_params(labelsize=9)
+        axes.tick_params(labelsize=9.5)
         axes.grid(axis="y", color="#eceff2", linewidth=0.8)
         axes.text(0, 1.06, name, transform=axes.transAxes, weight="bold", size=10)
-        note = {"transform": axes.transAxes, "size": 9, "color": look.MUTED, "ha": "right"}
+        note = {"transform": axes.transAxes, "size": 9.5, "color": look.MUTED, "ha": "right"}
         axes.text(1, 1.06, "dashed: without T²", **note)
         look.fix_label(axes)
         times = axes.plot([], [], color=look.SERIES[0], linewidth=1.7)[0]

@@ -89,7 +89,7 @@ class SpeculationPlot:
         axes.text(-0.1, DRAFT_ROW + BOX / 2, "drafts", va="center", **name)
         axes.text(-0.1, NUMBERS, "q\np\nmin(1, p/q)\nverdict", va="top", **name)
         axes.text(-0.1, GAINED_ROW + BOX / 2, "text gains", va="center", **name)
-        own = {"size": 9, "color": OWN, "va": "center", "weight": "bold"}
+        own = {"size": 9.5, "color": OWN, "va": "center", "weight": "bold"}
         self._own_name = axes.text(0, GAINED_ROW + BOX / 2, "", **own)
 
     def _make_bars(self) -> None:
@@ -106,7 +106,7 @@ class SpeculationPlot:
         self._names = [
             self.sides.text(-0.03, y, "", ha="right", va="center", transform=beside) for y in places
         ]
-        value = {"va": "center", "size": 8.5, "color": look.MUTED}
+        value = {"va": "center", "size": 9.5, "color": look.MUTED}
         self._values = [self.sides.text(0, y, "", **value) for y in places]
         self._after_values = [self.after.text(0, y, "", **value) for y in places]
         self._drawn = self.after.plot([], [], marker=9, color=look.ACCENT, markersize=8, clip_on=False)[0]
@@ -123,7 +123,7 @@ class SpeculationPlot:
             self.figure.add_artist(
                 PolyCollection([box], transform=self.figure.transFigure, linewidth=0.7, **options)
             )
-            self.figure.text(x + 0.027, bottom + height / 2, name, size=9, color=look.MUTED, va="center")
+            self.figure.text(x + 0.027, bottom + height / 2, name, size=9.5, color=look.MUTED, va="center")
 
     def _make_counts(self) -> None:
         self._counts = self.figure.text(0.012, 0.145 / HEIGHT, "", size=9.5, va="center")

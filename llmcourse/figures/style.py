@@ -64,7 +64,7 @@ SETTINGS = {
     "legend.frameon": False,
     "xtick.color": LINE,
     "xtick.labelcolor": MUTED,
-    "xtick.labelsize": 9,
+    "xtick.labelsize": 9.5,
     "ytick.color": LINE,
     "ytick.labelcolor": INK,
     "ytick.labelsize": 10,

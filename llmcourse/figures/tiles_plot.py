@@ -58,13 +58,13 @@ class TilesPlot:
             axes.add_collection(blocks, autolim=False)
         self._edge = axes.plot([], [], color=look.CUT_EDGE, linewidth=1.0)[0]
         self._line = axes.plot([], [], color=look.INK, linewidth=1.1)[0]
-        self._row_name = axes.text(1 + 2 * GAP + STRIP, 0, "", size=8.5, va="center")
+        self._row_name = axes.text(1 + 2 * GAP + STRIP, 0, "", size=9.5, va="center")
         first, second = GAP + STRIP / 2, 2 * GAP + 1.5 * STRIP
         style = {"ha": "center", "va": "center", "color": look.MUTED}
         places = {"Q": (-first, 1.04), "O": (1 + first, 1.04), "V": (-0.05, -first), "K": (-0.05, -second)}
         for letter, place in places.items():
             axes.text(*place, letter, size=11, weight="bold", **style)
-        self._size = axes.text(0.5, 1.035, "", size=9, **style)
+        self._size = axes.text(0.5, 1.035, "", size=9.5, **style)
 
     def _make_traffic(self) -> None:
         axes, style = self.traffic, {"linewidths": 0, "facecolors": (look.SERIES[0], WRITTEN)}
@@ -72,20 +72,20 @@ class TilesPlot:
         for bars in (self._moved, self._unfused):
             axes.add_collection(bars, autolim=False)
         self._end = axes.plot([], [], color=look.INK, linewidth=1.2)[0]
-        self._sums = [axes.text(0, place, "", va="center", size=9) for place in range(2)]
+        self._sums = [axes.text(0, place, "", va="center", size=9.5) for place in range(2)]
         axes.set(xlim=(0, 1.01), ylim=(1.5, -0.5), xticks=[])
-        axes.set_yticks(range(2), ["tiled, so far", "unfused, in all"], size=9)
+        axes.set_yticks(range(2), ["tiled, so far", "unfused, in all"], size=9.5)
         look.bare(axes, "left", "bottom", "top", "right")
         note = "bytes read (dark) and written (light); |: when it is done"
-        axes.text(1, 1.08, note, transform=axes.transAxes, ha="right", size=8.5, color=look.MUTED)
+        axes.text(1, 1.08, note, transform=axes.transAxes, ha="right", size=9.5, color=look.MUTED)
 
     def _make_table(self) -> None:
         """Columns of text: one object a column, since each one costs time to draw."""
-        style = {"size": 9, "va": "top", "linespacing": 1.5, "ha": "right"}
+        style = {"size": 9.5, "va": "top", "linespacing": 1.5, "ha": "right"}
         self._head = self.figure.text(0.53, 0.70, "", size=10.5, weight="bold", va="top")
         names = {"row": 0.60, "max m": 0.72, "sum l": 0.84, "rescaled by": 0.985}
         for name, x in names.items():
-            self.figure.text(x, 0.65, name, size=9, va="top", ha="right", color=look.MUTED)
+            self.figure.text(x, 0.65, name, size=9.5, va="top", ha="right", color=look.MUTED)
         self._columns = [self.figure.text(x, 0.612, "", **style) for x in names.values()]
 
     def _make_output(self) -> None:
@@ -96,7 +96,7 @@ class TilesPlot:
         self._marks = axes.plot([], [], "_", color=look.INK, markersize=13, markeredgewidth=2.0)[0]
         axes.axhline(0, color=look.LINE, linewidth=0.8, zorder=0)
         axes.set(ylim=(-1.12, 1.12), xticks=[], yticks=[])
-        style = {"transform": axes.get_yaxis_transform(), "size": 8.5, "ha": "right", "va": "center"}
+        style = {"transform": axes.get_yaxis_transform(), "size": 9.5, "ha": "right", "va": "center"}
         self._bounds = [axes.text(-0.012, y, "", **style) for y in (-1, 1)]
         look.bare(axes, "bottom", "top", "right")
 
@@ -109,7 +109,7 @@ class TilesPlot:
             style = {"facecolors": color, "edgecolors": edge, "hatch": hatch, "linewidths": 0.6}
             box = _box(left, 0.022, left + 0.018, 0.045)
             self.figure.add_artist(PolyCollection([box], transform=self.figure.transFigure, **style))
-            self.figure.text(left + 0.024, 0.033, name, size=9, va="center", color=look.MUTED)
+            self.figure.text(left + 0.024, 0.033, name, size=9.5, va="center", color=look.MUTED)
 
     def update(self, walk: TileWalk, step: int, row: int, title: str = "") -> look.Picture:
         """Shows another step, and watches another row; arguments as `plot_tiles`."""

@@ -199,8 +199,8 @@ def _draw_words(picture: look.Picture, panel: _Panel, below: int | float) -> Non
     """The policy and its note above its rows, when requests come, and its figures below."""
     one, place = panel.shown, {"transform": picture.dpi_scale_trans, "va": "center"}
     picture.text(0.11, panel.top + 0.22, readable(one.name), weight="bold", size=10.5, **place)
-    picture.text(LEFT, panel.bottom - below - 0.13, readable(one.figures), size=9, **place)
-    picture.text(RIGHT, panel.top + 0.22, readable(one.note), size=9, ha="right", color=look.MUTED, **place)
+    picture.text(LEFT, panel.bottom - below - 0.13, readable(one.figures), size=9.5, **place)
+    picture.text(RIGHT, panel.top + 0.22, readable(one.note), size=9.5, ha="right", color=look.MUTED, **place)
     late = _apart([panel.x(time_s) for time_s in one.arrivals if 0 < time_s <= one.end_s])
     if late:
         style = {"transform": picture.dpi_scale_trans, "color": look.INK, "markersize": 4}
@@ -220,7 +220,7 @@ def _apart(places: Sequence[float]) -> list[float]:
 def _draw_axis(picture: look.Picture, panel: _Panel) -> None:
     """T1, T2, … where all steps are alike and few, else seconds."""
     one, end_s = panel.shown, (RIGHT - LEFT) / panel.inches
-    style = {"transform": picture.dpi_scale_trans, "va": "center", "ha": "center", "size": 8.5}
+    style = {"transform": picture.dpi_scale_trans, "va": "center", "ha": "center", "size": 9.5}
     columns = round(end_s / one.same_steps) if one.same_steps else MOST_COLUMNS + 1
     if columns <= MOST_COLUMNS:
         labels = [((column + 0.5) * one.same_steps, f"T{column + 1}") for column in range(columns)]
@@ -243,7 +243,7 @@ def _draw_key(picture: look.Picture, timelines: Sequence[Timeline]) -> None:
     """The kinds that occur, in one line."""
     kinds = {box.kind for one in timelines for box in one.boxes}
     x, y = LEFT, picture.get_size_inches()[1] - 0.74
-    words = {"transform": picture.dpi_scale_trans, "size": 9, "va": "center", "color": look.MUTED}
+    words = {"transform": picture.dpi_scale_trans, "size": 9.5, "va": "center", "color": look.MUTED}
     for kind, name in NAMES.items():
         if kind in kinds:
             corners = [(x, y - 0.06), (x + 0.2, y - 0.06), (x + 0.2, y + 0.06), (x, y + 0.06)]

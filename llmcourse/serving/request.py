@@ -86,6 +86,8 @@ def _tokens(name: str, tokens: object) -> Iterable[int]:
     if isinstance(tokens, str) or not isinstance(tokens, Iterable):
         raise ValueError(f"{name} must be token ids, got {tokens!r}; encode the text with a tokenizer")
     tokens = list(tokens)
+    if set(map(type, tokens)) == {int} and min(tokens) >= 0:
+        return tokens  # as nearly always: thousands are looked at in less than a millisecond
     for token in tokens:
         if isinstance(token, bool) or not isinstance(token, Integral) or token < 0:
             raise ValueError(f"{name} must hold integers of at least 0, got {token!r}; pass token ids")

@@ -60,6 +60,6 @@ def phrases(source: str) -> Iterator[tuple[int, str]]:
 def phrases_of(folder: Path) -> Iterator[tuple[str, str]]:
     """`file:line` and text of every phrase of a folder's modules."""
     for path in sorted(folder.rglob("*.py")):
-        if path.stem not in ("language", "subset_font", "__init__"):
+        if path.stem not in ("language", "subset_font", "page_code", "__init__"):
             for line, text in phrases(path.read_text(encoding="utf-8")):
                 yield f"{path.relative_to(folder)}:{line}", text

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from llmcourse.figures.contrast import contrast, plot_contrast
+from llmcourse.figures.contrast import ContrastPlot, contrast, plot_contrast
 
 # 李时珍是湖北人，他出生于__: the amateur knows 湖北 too, only the expert knows 明朝.
 WORDS = ["湖北", "明朝", "蕲春", "北京", "唐朝"]
@@ -54,10 +54,26 @@ def test_it_is_drawn(ruled_out):
     if ruled_out:
         amateur[1] = -math.inf  # an infinite score must still be drawn
     data = contrast(EXPERT_STRONG, amateur, WORDS.__getitem__)
-    picture = plot_contrast(data, expert="base", amateur="draft")
-    pairs, scores = picture.axes
-    assert [bar.get_width() for bar in pairs.patches] == pytest.approx([*data.expert, *data.amateur])
-    assert len(scores.patches) == 4
-    assert [text.get_text() for text in pairs.get_yticklabels()] == list(data.labels)
+    plot = ContrastPlot(len(WORDS))
+    picture = plot.update(data, expert="base", amateur="draft")
+    assert [bar.get_width() for bar in (*plot.expert, *plot.amateur)] == [*data.expert, *data.amateur]
+    assert [bar.get_visible() for bar in plot.bars] == list(data.plausible)
+    assert [text.get_text() for text in plot.names] == list(data.labels)
     assert "明朝: expert 10.0%" in picture.alt
     picture.png(1.0)
+
+
+def test_a_redrawn_figure_is_the_same_as_a_new_one():
+    plot = ContrastPlot(len(WORDS))
+    for expert in (EXPERT_STRONG, EXPERT, EXPERT_STRONG):
+        for alpha in (0.1, 0.9, 0.0):
+            data = contrast(expert, AMATEUR, WORDS.__getitem__, alpha=alpha)
+            names = {"expert": "base", "amateur": "draft"}
+            redrawn = plot.update(data, f"alpha {alpha}", **names).png(1.0)
+            assert redrawn == plot_contrast(data, f"alpha {alpha}", **names).png(1.0)
+
+
+def test_another_number_of_tokens_needs_another_figure():
+    data = contrast(EXPERT, AMATEUR, WORDS.__getitem__, rows=4)
+    with pytest.raises(ValueError, match="data must be of 5 tokens, got 4; make another figure"):
+        ContrastPlot(5).update(data, expert="base", amateur="draft")

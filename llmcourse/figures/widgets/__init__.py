@@ -2,6 +2,8 @@
 
 models                 models by name, loaded when first asked; logits after any text, run once
 view                   what all views share: controls, messages, the picture left in a saved notebook
+page_code              looks, and names of handles for screen readers
+rest                   what waits until a reader rests: the search for garbage, likely next answers
 sampling_explorer      temperature, truncation and penalties on the next token, step by step
 beam_tree_viewer       beam search, a step at a time
 contrast_viewer        expert, amateur and their difference

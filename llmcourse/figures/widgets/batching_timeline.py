@@ -248,7 +248,8 @@ class BatchingTimeline(v.View):
         load = (inputs.workload, *(drawn if inputs.workload == DRAWN else ()))
         key = (name, inputs.slots, budget, inputs.cost, load)
         if key not in self.traces:
-            self.traces[key] = serve(name, inputs, self.costs[inputs.cost])
+            with self.busy():
+                self.traces[key] = serve(name, inputs, self.costs[inputs.cost])
         return self.traces[key]
 
     @v.alone

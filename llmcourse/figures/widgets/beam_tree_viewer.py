@@ -135,7 +135,8 @@ class BeamTreeViewer(v.PromptView):
         try:
             ready, key = self.shelf.get(self.model.value), (self.model.value, self.inputs)
             if key not in self.searches:
-                self.searches[key] = search_beams(ready, self.inputs)
+                with self.busy():
+                    self.searches[key] = search_beams(ready, self.inputs)
             self.state = view_beams(ready, self.searches[key], self.step.value)
         except (ValueError, DecodingError, FileNotFoundError) as error:
             self.state = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ipywidgets import Play
 
 from llmcourse.blockwise import REFINEMENTS, BlockDecoder, Refinement
 from llmcourse.decoding import DecodingError
-from llmcourse.figures.block_filling import Dial, Filling, all_dials, fill_all, powers_of_two
+from llmcourse.figures.block_filling import Dial, Filling, all_dials, fill, fill_all, powers_of_two
 from llmcourse.figures.filling_plot import FillingPlot
 from llmcourse.figures.filling_strip import filling_html
 from llmcourse.figures.widgets import view as v
@@ -15,6 +17,21 @@ from llmcourse.figures.widgets.models import NextLogits, ReadyModel
 from llmcourse.tokenizer import Tokenizer
 
 Fillings = dict[Dial, Filling]
+
+
+def read_room(ready: ReadyModel, prompt: str, max_new_tokens: int) -> list[int]:
+    """The prompt's tokens, if the new ones have room behind them.
+
+    Raises:
+        ValueError: the prompt is empty, or leaves too little room; the message is for the reader of a view.
+    """
+    tokens, most = ready.read_prompt(prompt), ready.next_logits.max_length - max_new_tokens
+    if len(tokens) > most:
+        raise ValueError(
+            f"The prompt has {len(tokens):,} tokens, and with {max_new_tokens} new ones {ready.name} reads "
+            f"at most {most:,}: shorten the prompt."
+        )
+    return tokens
 
 
 def fill_text(
@@ -29,15 +46,10 @@ def fill_text(
     """A text under every setting of the dial.
 
     Raises:
-        ValueError: the prompt is empty, or leaves too little room; the message is for the reader of a view.
+        ValueError: as `read_room`.
         DecodingError: broken logits.
     """
-    tokens, most = ready.read_prompt(prompt), ready.next_logits.max_length - max_new_tokens
-    if len(tokens) > most:
-        raise ValueError(
-            f"The prompt has {len(tokens):,} tokens, and with {max_new_tokens} new ones {ready.name} reads "
-            f"at most {most:,}: shorten the prompt."
-        )
+    tokens = read_room(ready, prompt, max_new_tokens)
     settings = {"max_new_tokens": max_new_tokens, "refinement": refinement}
     return fill_all(model, tokens, **settings, progress=progress)
 
@@ -45,8 +57,9 @@ def fill_text(
 class BlockPlayer(v.PromptView):
     """Both dials, and a play control over the passes.
 
-    All settings are written when a prompt is first shown, some seconds for `base`, and remembered: sliders
-    never wait for the model.
+    All settings are written when the first prompt is shown, some seconds for `base`, and remembered: sliders
+    never wait for the model. Of a prompt that a control brings, the setting of the dials is written at once
+    and the others while the reader looks at it: points come to the right one by one.
 
     Args:
         model: a backbone with adapters, as `load_adapters` returns it, with its tokenizer.
@@ -145,6 +158,8 @@ class BlockPlayer(v.PromptView):
         finally:
             self._setting = False
         self.refresh()
+        if 0 < len(self.texts.get(self._key, ())) < len(self.dials):
+            self.idle.plan(self._others(self._key))
 
     @v.alone
     def refresh(self) -> None:
@@ -173,17 +188,59 @@ class BlockPlayer(v.PromptView):
             self.passes.options = [(f"{one:,}", one) for one in offered]
             self.passes.value = max(one for one in offered if one <= wanted)
 
+    @property
+    def _key(self) -> tuple[str, str]:
+        return self.prompt.value, self.refinement.value
+
     def _find_text(self) -> Fillings | None:
-        """The text under all settings, written when first asked for; None where it cannot be."""
-        key = (self.prompt.value, self.refinement.value)
-        if key not in self.texts:
-            self.note(f"Writing this text with {len(self.dials)} settings …")
-            try:
-                # A bar only for the first: later ones are asked for by controls, which have no output.
-                settings = {"max_new_tokens": self.max_new_tokens, "progress": not self.texts}
-                self.texts[key] = fill_text(self.ready, self.model, key[0], refinement=key[1], **settings)
-            except (ValueError, DecodingError) as error:
-                self.filling = None
-                self.complain(str(error))
-                return None
-        return self.texts[key]
+        """The text under the settings written so far, the dials' among them; None where it cannot be.
+
+        The first text, and every one where no event loop runs, is written under all settings.
+        """
+        known = self.texts.get(self._key, {})
+        if self.dial in known:
+            return known
+        try:
+            if self.texts and (known or self.idle.plan(self._others(self._key))):
+                with self.busy():
+                    known[self.dial] = self._write(self._key, self.dial)
+            else:
+                known = self._write_all()
+        except (ValueError, DecodingError) as error:
+            self.idle.drop()
+            self.filling = None
+            self.complain(str(error))
+            return None
+        self.texts[self._key] = known
+        return known
+
+    def _write_all(self) -> Fillings:
+        with self.busy(f"Writing this text with {len(self.dials)} settings …"):
+            # A bar only for the first: later ones are asked for by controls, which have no output.
+            settings = {"max_new_tokens": self.max_new_tokens, "progress": not self.texts}
+            return fill_text(self.ready, self.model, self._key[0], refinement=self._key[1], **settings)
+
+    def _write(self, key: tuple[str, str], dial: Dial) -> Filling:
+        prompt, refinement = key
+        tokens = read_room(self.ready, prompt, self.max_new_tokens)
+        limits = {"max_new_tokens": self.max_new_tokens, "refinement": refinement}
+        return fill(self.model, tokens, dial, **limits)
+
+    def _complete(self) -> None:
+        self.idle.finish()
+
+    def _others(self, key: tuple[str, str]) -> Iterator[None]:
+        """Writes what is missing of a text, a setting at a time, and shows each."""
+        for number, dial in enumerate(self.dials):
+            known = self.texts.get(key, {})
+            if dial not in known:
+                try:
+                    known[dial] = self._write(key, dial)
+                except DecodingError:  # is told where it is asked for
+                    continue
+                if self._key == key:
+                    self.refresh()
+                    self.say_busy("Writing the other settings …", number + 1, len(self.dials))
+                yield
+        if self._key == key:
+            self._message.value = ""

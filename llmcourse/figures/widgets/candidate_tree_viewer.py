@@ -173,7 +173,8 @@ class CandidateTreeViewer(v.PromptView):
         try:
             if inputs not in self.traces:
                 tree = self.trees[inputs.tree]
-                self.traces[inputs] = trace_candidates(self.ready, self.heads, tree, inputs)
+                with self.busy():
+                    self.traces[inputs] = trace_candidates(self.ready, self.heads, tree, inputs)
         except (ValueError, DecodingError) as error:
             self.trace = None
             self.complain(str(error))

@@ -8,7 +8,7 @@ import torch
 
 from llmcourse.decoding import DecodingError, NonFiniteLogitsError
 from llmcourse.decoding.contrastive import check_vocabularies
-from llmcourse.figures.contrast import Contrast, contrast, plot_contrast
+from llmcourse.figures.contrast import Contrast, ContrastPlot, contrast
 from llmcourse.figures.text_strip import TextStrip
 from llmcourse.figures.widgets import view as v
 from llmcourse.figures.widgets.models import Models, ModelShelf, ReadyModel
@@ -102,6 +102,7 @@ class ContrastViewer(v.PromptView):
         self.shelf = ModelShelf(models)
         self.chosen: tuple[v.Chosen, ...] = ()
         self.state: ContrastState | None = None
+        self.plots: dict[int, ContrastPlot] = {}  # by rows: a small vocabulary has fewer
         self.expert = v.dropdown("expert", self.shelf.names, expert or self.shelf.names[0])
         self.amateur = v.dropdown("amateur", self.shelf.names, amateur or self.shelf.names[-1])
         what = "plausible: at least alpha times the expert's highest probability"
@@ -164,7 +165,10 @@ class ContrastViewer(v.PromptView):
             self.complain(str(error))
         else:
             title = f"{expert} minus {amateur}, after “{v.end_of(self.state.strip.text)}”"
-            picture = plot_contrast(self.state.contrast, title, expert=expert, amateur=amateur)
+            rows = len(self.state.contrast.labels)
+            if rows not in self.plots:
+                self.plots[rows] = ContrastPlot(rows)
+            picture = self.plots[rows].update(self.state.contrast, title, expert=expert, amateur=amateur)
             self.show(picture, v.strip_of(self.state.strip))
             if self.state.ended:
                 self.note(self.state.ended)

@@ -163,7 +163,8 @@ class DistillationExplorer(v.PromptView):
         try:
             if self._key not in self.texts:
                 teacher, student = (self.shelf.get(name) for name in self._key[:2])
-                self.texts[self._key] = read_both(teacher, student, self.prompt.value)
+                with self.busy():
+                    self.texts[self._key] = read_both(teacher, student, self.prompt.value)
         except (ValueError, FileNotFoundError) as error:
             self._stop(str(error))
             return

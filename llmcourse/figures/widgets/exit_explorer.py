@@ -206,7 +206,8 @@ class ExitExplorer(v.PromptView):
             getattr(self, signal).disabled = signal != inputs.rule
         try:
             if prompt not in self.texts:
-                self.texts[prompt] = read_on(self.ready, self.heads, prompt, self.max_new_tokens)
+                with self.busy():
+                    self.texts[prompt] = read_on(self.ready, self.heads, prompt, self.max_new_tokens)
         except (ValueError, DecodingError) as error:
             self.heat = None
             self.complain(str(error))

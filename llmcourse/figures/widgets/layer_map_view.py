@@ -95,8 +95,9 @@ class LayerMapView(v.View):
             configs = small.model.config, large.model.config
             self.links = layer_links(*configs, self.strategy.value, self.compared.value)
             if key not in self.plots:
-                likeness = read_likeness(small, large, self.texts[text])
-                self.plots[key] = LayerLinksPlot(*configs, likeness, (student, teacher))
+                with self.busy():
+                    likeness = read_likeness(small, large, self.texts[text])
+                    self.plots[key] = LayerLinksPlot(*configs, likeness, (student, teacher))
         except (ValueError, FileNotFoundError) as error:
             self.links = None
             self.complain(str(error))

@@ -98,7 +98,8 @@ class OutlierMap(v.PromptView):
             tokens, inputs = self.texts[text]
             if (*text, layer) not in self.plots:
                 labels = [ready.tokenizer.label(token) for token in tokens]
-                self.plots[(*text, layer)] = OutlierPlot(inputs[layer], splits(inputs[layer]), labels)
+                with self.busy():
+                    self.plots[(*text, layer)] = OutlierPlot(inputs[layer], splits(inputs[layer]), labels)
         except ValueError as error:
             self.split = None
             self.complain(str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from llmcourse.figures.rounded_weight import (
     some_rows,
     trade_offs,
 )
+from llmcourse.figures.style import Picture
 from llmcourse.figures.widgets import view as v
 from llmcourse.figures.widgets.machines import chosen
 from llmcourse.quantization.quantized_tensor import BITS
@@ -77,7 +78,7 @@ class QuantizerExplorer(v.View):
         self.percentile = v.float_slider("percentile", float(start.percentile), least, 100.0, 0.1, what)
         controls = (self.layer, self.bits, self.symmetric, self.granularity)
         for control in (*controls, self.range_method, self.percentile):
-            control.observe(lambda _: self.refresh(), "value")
+            control.observe(self._moved, "value")
 
     @property
     def inputs(self) -> RoundingInputs:
@@ -90,20 +91,53 @@ class QuantizerExplorer(v.View):
         layer, inputs = self.layer.value, self.inputs
         self.percentile.disabled = inputs.range_method != "percentile"
         try:
-            if layer not in self.samples:
-                self.samples[layer] = some_rows(self.weights[layer])
-            sample = self.samples[layer]
-            self.rounded = round_weight(sample, inputs)
+            self.rounded = round_weight(self._sample(layer), inputs)
             if layer not in self.plots:
-                curves = {symmetric: trade_offs(sample, symmetric) for symmetric in (True, False)}
-                self.plots[layer] = LevelsPlot(sample.numpy(), curves)
+                with self.busy():
+                    self._make_plot(layer)
         except ValueError as error:
             self.rounded = None
             self.complain(f"{layer}: {error}")
             return
+        self.show(
+            self._picture(layer, self.rounded, inputs),
+            figures_html(self.rounded, tuple(self.weights[layer].shape)),
+        )
+
+    @v.alone
+    def _moved(self, _) -> None:
+        """Answers a control, and draws the layers beside this one while the reader looks."""
+        self.refresh()
+        if self.rounded is not None:
+            self.idle.plan(self._ahead())
+
+    def _ahead(self) -> Iterator[None]:
+        layers, inputs = list(self.weights), self.inputs
+        at = layers.index(self.layer.value)
+        for layer in (*layers[at + 1 : at + 2], *layers[max(at - 1, 0) : at]):
+            if layer not in self.plots:
+                try:
+                    rounded = round_weight(self._sample(layer), inputs)
+                    self._make_plot(layer)
+                except ValueError:  # is told when it is asked for
+                    continue
+                yield
+                self._picture(layer, rounded, inputs).png(v.SCREEN_SCALE)  # keeps what stays the same
+                yield
+
+    def _sample(self, layer: str) -> Tensor:
+        if layer not in self.samples:
+            self.samples[layer] = some_rows(self.weights[layer])
+        return self.samples[layer]
+
+    def _make_plot(self, layer: str) -> None:
+        sample = self._sample(layer)
+        curves = {symmetric: trade_offs(sample, symmetric) for symmetric in (True, False)}
+        self.plots[layer] = LevelsPlot(sample.numpy(), curves)
+
+    def _picture(self, layer: str, rounded: RoundedWeight, inputs: RoundingInputs) -> Picture:
         title = f"{layer} of {self.model_name} in {inputs.bits} bits"
-        picture = self.plots[layer].update(self.rounded, inputs, title)
-        self.show(picture, figures_html(self.rounded, tuple(self.weights[layer].shape)))
+        return self.plots[layer].update(rounded, inputs, title)
 
 
 def figures_html(rounded: RoundedWeight, shape: tuple[int, int]) -> str:

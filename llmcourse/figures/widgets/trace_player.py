@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from ipywidgets import BoundedIntText, Layout, Play
@@ -17,6 +18,7 @@ from llmcourse.speculative import Drafter, EarlyLayersDrafter, LookupDrafter, Mo
 
 LOOKUP, EARLY_LAYERS = "lookup in the text", "the target's first layers"
 MOST_DRAFTS = 8
+HOTTEST = 2.0  # temperature
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,18 @@ def trace_text(target: ReadyModel, drafter: Drafter, inputs: TraceInputs) -> Spe
         ValueError: the prompt is empty or too long, a setting is out of range, or vocabularies differ.
         DecodingError: what a model says cannot be sampled from, or not be verified.
     """
+    steps = trace_in_steps(target, drafter, inputs)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def trace_in_steps(
+    target: ReadyModel, drafter: Drafter, inputs: TraceInputs
+) -> Generator[None, None, SpeculationTrace]:
+    """As `trace_text`, which it returns, with a pause after every step."""
     steps = stream(
         target.model,
         [target.read_prompt(inputs.prompt)],
@@ -53,8 +67,12 @@ def trace_text(target: ReadyModel, drafter: Drafter, inputs: TraceInputs) -> Spe
         params=SamplingParams(temperature=inputs.temperature),
         generator=torch.Generator().manual_seed(inputs.seed),
     )
+    done = []
+    for step in steps:
+        done.append(step)
+        yield
     tokenizer = target.tokenizer
-    return speculation_trace(inputs.prompt, list(steps), tokenizer.decode, tokenizer.label)
+    return speculation_trace(inputs.prompt, done, tokenizer.decode, tokenizer.label)
 
 
 def make_drafter(name: str, target: ReadyModel, shelf: ModelShelf) -> Drafter:
@@ -73,6 +91,17 @@ def first_correction(trace: SpeculationTrace) -> int:
         if phase.kind == "target" and trace.steps[phase.step].fallen:
             return at
     return len(trace.phases) - 1
+
+
+def neighbours(inputs: TraceInputs) -> list[TraceInputs]:
+    """What one step of a slider, or the next seed, would ask for."""
+    gammas = [gamma for gamma in (inputs.gamma + 1, inputs.gamma - 1) if 1 <= gamma <= MOST_DRAFTS]
+    temperatures = [round(inputs.temperature + by, 3) for by in (0.1, -0.1)]
+    return [
+        *(replace(inputs, gamma=gamma) for gamma in gammas),
+        *(replace(inputs, temperature=one) for one in temperatures if 0 <= one <= HOTTEST),
+        replace(inputs, seed=inputs.seed + 1),
+    ]
 
 
 class TracePlayer(v.PromptView):
@@ -119,13 +148,13 @@ class TracePlayer(v.PromptView):
     def _make_settings(self, gamma: int, temperature: int | float, seed: int) -> None:
         self.gamma = v.int_slider("γ (drafts a step)", gamma, 1, MOST_DRAFTS, "how many tokens are drafted")
         what = "of both sides; 0 is greedy, 1 the models' own"
-        self.temperature = v.float_slider("temperature", temperature, 0.0, 2.0, 0.1, what)
+        self.temperature = v.float_slider("temperature", temperature, 0.0, HOTTEST, 0.1, what)
         self.seed = BoundedIntText(
             seed, min=0, max=2**31 - 1, description="seed", layout=Layout(width="150px")
         )
         self.seed.style.description_width = "40px"
         for control in (self.prompt, self.target, self.drafter, self.gamma, self.temperature, self.seed):
-            control.observe(lambda _: self.refresh(), "value")
+            control.observe(self._moved, "value")
 
     def _make_steps(self) -> None:
         self.phase = v.int_slider("phase", 0, 0, 10_000, "a draft, a verdict, or a token of the target's own")
@@ -175,5 +204,25 @@ class TracePlayer(v.PromptView):
         if key not in self.traces:
             target = self.shelf.get(self.target.value)
             drafter = make_drafter(self.drafter.value, target, self.shelf)
-            self.traces[key] = trace_text(target, drafter, self.inputs)
+            with self.busy():
+                self.traces[key] = trace_text(target, drafter, self.inputs)
         return self.traces[key]
+
+    @v.alone
+    def _moved(self, _) -> None:
+        """Answers a control, and makes the traces of its neighbours while the reader looks."""
+        self.refresh()
+        if self.trace is not None:
+            self.idle.plan(self._ahead())
+
+    def _ahead(self) -> Iterator[None]:
+        """Makes what is a step of a slider away, a step of the text at a time."""
+        names, inputs = (self.target.value, self.drafter.value), self.inputs
+        for near in neighbours(inputs):
+            if (*names, near) not in self.traces:
+                target = self.shelf.get(names[0])
+                drafter = make_drafter(names[1], target, self.shelf)
+                try:
+                    self.traces[*names, near] = yield from trace_in_steps(target, drafter, near)
+                except DecodingError:  # is told when it is asked for
+                    continue

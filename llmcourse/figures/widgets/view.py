@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import functools
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ipywidgets
@@ -24,10 +25,12 @@ from ipywidgets import (
 )
 
 from llmcourse.figures import language
-from llmcourse.figures.fonts import WEB_FAMILIES, chinese, web_font
+from llmcourse.figures.fonts import chinese, web_font
 from llmcourse.figures.style import DRAWING, PIXELS_PER_INCH, Picture, shorten
 from llmcourse.figures.text_strip import TextStrip, strip_html, text_strip
 from llmcourse.figures.widgets.models import ReadyModel
+from llmcourse.figures.widgets.page_code import BUSY_CLASS, FORMER_CLASS, VIEW_CLASS, styles
+from llmcourse.figures.widgets.rest import COLLECTOR, Idle
 
 EXAMPLES = (
     "I am sleepy. I start a pot of",
@@ -35,12 +38,6 @@ EXAMPLES = (
     "《春晓》孟浩然\n",
     "《静夜思》李白\n床前明月光，",
     "def read_lines(path):\n    ",
-)
-VIEW_CLASS = "llmcourse-view"
-FORMER_CLASS = "llmcourse-former"  # a picture and a text that do not belong to the controls as they stand
-VIEW_CSS = (
-    f".{VIEW_CLASS} :is(textarea, select, table, button, .widget-label) {{font-family: {WEB_FAMILIES}}} "
-    f".{FORMER_CLASS} {{opacity: 0.3; filter: grayscale(1)}}"
 )
 SCREEN_SCALE = 1.5  # pixels for each one of the page: sharp, and drawn within 100 ms
 
@@ -142,12 +139,12 @@ def alone(method: Callable) -> Callable:
     """A method that no other thread enters, of any view, from reading the controls to showing the picture.
 
     Controls answer on a thread of their own while cells run on the main one. Two at a time would
-    mix the state of one with the picture of the other.
+    mix the state of one with the picture of the other. Nor does Python look for garbage meanwhile.
     """
 
     @functools.wraps(method)
     def entered(*args, **kwargs):
-        with DRAWING:
+        with DRAWING, COLLECTOR.waiting():
             return method(*args, **kwargs)
 
     return entered
@@ -164,6 +161,7 @@ class View:
         widget: the ipywidgets root, to display or to embed elsewhere.
         picture: the figure as it is now.
         message: what is wrong with the input, `""` if nothing is.
+        idle: what is done while a reader rests.
     """
 
     name = "view"
@@ -172,12 +170,13 @@ class View:
         self.picture = Picture(alt=self.name)
         self.message = ""
         self._image = Image(format="png", layout=Layout(max_width="100%", height="auto"))
+        self.idle = Idle()
         self._message, self._spoken, self._text = (
             HTML(),
             HTML(),
             HTML(layout=Layout(max_width="min(100%, 880px)", overflow="auto")),
         )
-        self._fonts, self._characters = HTML(f"<style>{VIEW_CSS}</style>"), frozenset()
+        self._fonts, self._characters = HTML(styles()), frozenset()
         self.widget = VBox(layout=Layout(width="100%"))
         self.widget.add_class(VIEW_CLASS)
 
@@ -229,8 +228,35 @@ class View:
         style = "border-left:4px solid #3f7fb5;background:#eef4fa;color:#1d2733;padding:6px 12px"
         self._message.value = f'<div role="status" style="{style}">{html.escape(text)}</div>'
 
+    def _complete(self) -> None:
+        """Does what a picture lacks that was shown before all of it was there."""
+
+    @contextmanager
+    def busy(self, what: str = "Computing …") -> Iterator[None]:
+        """Says what is done, from a fifth of a second on, for as long as it is; an interrupt ends it, too."""
+        self.say_busy(what)
+        try:
+            yield
+        finally:
+            self._message.value = ""
+
+    def say_busy(self, what: str, done: int = 0, total: int = 0) -> None:
+        """The same until something else is said.
+
+        With a total it has a bar, is there at once, and a screen reader does not tell every step of it.
+        """
+        text, begin = html.escape(language.text(what)), 'role="status"'
+        bar = ""
+        if total:
+            begin, bar = (
+                'style="animation:none;opacity:1"',
+                f'<progress value="{done}" max="{total}"></progress>',
+            )
+        self._message.value = f'<div {begin} class="{BUSY_CLASS}">{text}{bar}</div>'
+
     @alone
     def _repr_mimebundle_(self, include=None, exclude=None):
+        self._complete()
         live, still = self.widget._repr_mimebundle_(), self.picture.png()
         alt = self.message or language.text(self.picture.alt)
         bundle = {**live, "image/png": base64.b64encode(still).decode("ascii"), "text/plain": alt}

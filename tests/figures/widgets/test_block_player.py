@@ -1,5 +1,6 @@
 """The player of block decoding, driven by setting the values that a reader's mouse and keys would set."""
 
+import asyncio
 import copy
 from unittest import mock
 
@@ -102,6 +103,53 @@ def test_another_prompt_and_another_refinement_are_written_once(player):
     assert player.message == "" and len(player.texts) == 3
     player.refinement.value = "unmask"
     assert player.message == "" and len(player.texts) == 3
+
+
+def test_a_control_waits_for_one_setting_and_the_others_come_while_a_reader_looks(player):
+    every, counts = len(player.dials), []
+
+    async def type_a_prompt():
+        player.prompt.value = "There was an old man"
+        counts.append(len(player.texts[player._key]))
+        player.block_size.value, player.passes.value = 4, 4  # is not written yet
+        counts.append(len(player.texts[player._key]))
+        shown = set()
+        while player.idle.planned:
+            await asyncio.sleep(0.01)
+            shown.add((len(player.texts[player._key]), player._image.value, player._message.value))
+        counts.extend(sorted({count for count, *_ in shown}))
+        assert len({picture for _, picture, _ in shown}) > 2  # points come one by one
+        assert any('<progress value="' in message for *_, message in shown)
+
+    asyncio.run(type_a_prompt())
+    assert counts[0] == 1 and 1 < counts[1] < every and counts[-1] == every
+    assert player._message.value == "" and player.dial == (4, 4)
+    ready, model = player.ready, player.model
+    assert player.texts[player._key] == block_player.fill_all(
+        model, ready.tokenizer.encode_prompt(player.prompt.value), max_new_tokens=4
+    )
+
+
+def test_a_newer_prompt_ends_the_work_for_the_older(player):
+    async def type_two():
+        player.prompt.value = "One"
+        older = player._key
+        player.prompt.value = "Two"
+        while player.idle.planned:
+            await asyncio.sleep(0.01)
+        return older
+
+    older = asyncio.run(type_two())
+    assert len(player.texts[older]) == 1 and len(player.texts[player._key]) == len(player.dials)
+
+
+def test_what_is_saved_is_complete(player):
+    async def type_and_save():
+        player.prompt.value = "Three"
+        player._repr_mimebundle_()
+        assert len(player.texts[player._key]) == len(player.dials)
+
+    asyncio.run(type_and_save())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The quantizer, driven by setting the values that a reader's mouse and keys would set."""
 
+import asyncio
+
 import pytest
 import torch
 
@@ -123,3 +125,25 @@ def test_a_slider_is_answered_within_100_ms(kernel_seconds, clip):
     from_model = "QuantizerExplorer(pretrained.load('base')[0], layer='layers.2.mlp.down_proj'"
     inputs = f"inputs=RoundingInputs(range_method={clip!r})"
     assert kernel_seconds(f"{from_model}, {inputs})", "bits") < 0.080
+
+
+def test_the_layers_beside_are_drawn_while_a_reader_looks(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    names = ("a", "b", "c", "d", "e")
+    many = {name: torch.randn(16, 64, generator=generator) for name in names}
+    explorer = QuantizerExplorer(many, name="test", layer="a")
+
+    async def go_to(layer):
+        explorer.layer.value = layer
+        while explorer.idle.planned:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(go_to("c"))
+    assert set(explorer.plots) == {"a", "b", "c", "d"} and explorer.layer.value == "c"
+    assert "c of test" in explorer.picture.alt
+    monkeypatch.setattr(quantizer_explorer, "LevelsPlot", None)  # would fail if it were asked
+    explorer.layer.value = "d"
+    assert explorer.message == "" and "d of test" in explorer.picture.alt
+    monkeypatch.undo()
+    alone = QuantizerExplorer(many, name="test", layer="d")
+    assert bytes(alone._image.value) == bytes(explorer._image.value)

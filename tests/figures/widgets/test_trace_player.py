@@ -1,5 +1,7 @@
 """The trace player, driven by setting the values that a reader's mouse and keys would set."""
 
+import asyncio
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from llmcourse.figures.widgets.trace_player import (
     TracePlayer,
     first_correction,
     make_drafter,
+    neighbours,
     trace_text,
 )
 from llmcourse.speculative import ModelDrafter, generate
@@ -163,3 +166,33 @@ def test_every_control_has_a_name(player):
 def test_a_slider_is_answered_within_100_ms(kernel_seconds, gamma):
     """With one draft a step most phases have bars, with eight most have many boxes."""
     assert kernel_seconds(f"TracePlayer(gamma={gamma})", "phase") < 0.080
+
+
+def test_what_a_slider_asks_for_next_is_written_while_a_reader_looks(player, monkeypatch):
+    async def move():
+        player.gamma.value = 3
+        while player.idle.planned:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(move())
+    ahead = neighbours(player.inputs)
+    assert {(near.gamma, near.temperature, near.seed) for near in ahead} == {
+        (4, 1.0, 0),
+        (2, 1.0, 0),
+        (3, 1.1, 0),
+        (3, 0.9, 0),
+        (3, 1.0, 1),
+    }
+    target = player.shelf.get("base")
+    for near in ahead:
+        drafter = make_drafter("draft", target, player.shelf)
+        made, expected = player.traces["base", "draft", near], trace_text(target, drafter, near)
+        assert made.text() == expected.text() and made.phases == expected.phases
+    monkeypatch.setattr(trace_player, "trace_text", None)  # would fail if it were asked
+    player.seed.value = 1
+    assert player.message == "" and player.trace is player.traces["base", "draft", ahead[-1]]
+
+
+def test_sliders_have_no_neighbours_beyond_their_ends():
+    lowest = neighbours(TraceInputs(PROMPT, gamma=1, temperature=0.0))
+    assert {(near.gamma, near.temperature) for near in lowest} == {(2, 0.0), (1, 0.1), (1, 0.0)}

@@ -6,8 +6,10 @@ import threading
 
 import pytest
 from ipywidgets import Button, IntSlider, Play
+from matplotlib.text import Text
 
 from llmcourse.blockwise import BlockDecoder
+from llmcourse.figures.style import PIXELS_PER_INCH
 from llmcourse.figures.widgets import (
     BatchingTimeline,
     BeamTreeViewer,
@@ -131,3 +133,15 @@ def test_two_threads_append_one_after_the_other(view, monkeypatch):
     view.step.click()
     other.join()
     assert lengths == [before + 1, before + 2]
+
+
+NARROW_OUTPUT = 590  # pixels that JupyterLab leaves for a picture at 1024, its list of files open
+LEAST_LETTERS = 8.5  # pixels of a letter's size on the page, for an upright sans-serif
+SMALLER = (OutlierMap, CandidateTreeViewer)  # rows of their maps are as many as the tokens, or candidates
+
+
+def test_words_of_a_picture_can_be_read_beside_the_list_of_files(view):
+    pixels_a_point = PIXELS_PER_INCH / 72 * NARROW_OUTPUT / (view.picture.get_figwidth() * PIXELS_PER_INCH)
+    texts = [text for text in view.picture.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    small = {text.get_text() for text in texts if text.get_size() * pixels_a_point < LEAST_LETTERS}
+    assert len(texts) > 5 and (not small or isinstance(view, SMALLER)), small

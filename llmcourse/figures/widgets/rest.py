@@ -1,0 +1,122 @@
+"""What waits until a reader rests: Python's search for garbage, and what a reader may want next.
+
+Objects that refer to one another in a circle, as those of a figure do, are freed by a search through all
+objects. With PyTorch loaded that takes a quarter of a second, and comes whenever enough was made anew: in
+the middle of an answer as likely as not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llmcourse.figures.style import DRAWING
+
+REST_S = 0.3  # without an answer
+LONGEST_S = 5.0  # that garbage may wait while answer follows answer
+
+
+class Collector:
+    """Holds Python's collector back during answers, and lets it go on when none has come for a while.
+
+    Enter it from one thread at a time. Where the collector is off already, whoever put it off keeps it so.
+    """
+
+    def __init__(self, rest_s: float = REST_S, longest_s: float = LONGEST_S):
+        self.rest_s, self.longest_s = rest_s, longest_s
+        self._answering = 0
+        self._since_s: float | None = None  # held back since then; None: not by us
+        self._timer: threading.Timer | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the length of an answer, one inside another too."""
+        self._hold()
+        self._answering += 1
+        try:
+            yield
+        finally:  # an interrupted answer, too, ends the wait
+            self._answering -= 1
+            if not self._answering and self._since_s is not None:
+                left_s = self._since_s + self.longest_s - time.monotonic()
+                self._timer = threading.Timer(max(0.0, min(self.rest_s, left_s)), self._go_on)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _hold(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._since_s is None and gc.isenabled():
+            self._since_s = time.monotonic()
+        if self._since_s is not None:
+            gc.disable()
+
+    def _go_on(self) -> None:
+        if not self._answering:  # else the end of that answer sets another timer
+            self._since_s = None
+            gc.enable()
+
+
+COLLECTOR = Collector()
+
+
+PAUSE_S = 0.02  # between pieces, in which the kernel looks for what a reader wants
+
+
+class Idle:
+    """Work that is done a piece at a time while the kernel's event loop has nothing else to do.
+
+    A new plan takes the place of the one before: nobody waits for what was wanted a moment ago. A piece runs
+    on the thread that planned it, never inside a cell or an answer of that thread, and no other thread draws
+    meanwhile. Without an event loop, as in a program, nothing is planned.
+    """
+
+    def __init__(self):
+        self._work: Iterator[None] | None = None
+
+    @property
+    def planned(self) -> bool:
+        """Whether something is left to do."""
+        return self._work is not None
+
+    def plan(self, work: Iterator[None]) -> bool:
+        """Does this instead of what was planned; False, and nothing is done, where no event loop runs."""
+        self.drop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return False
+        self._work = work
+        loop.call_later(PAUSE_S, self._go_on, work, loop)
+        return True
+
+    def drop(self) -> None:
+        self._work = None
+
+    def finish(self) -> None:
+        """Does now what is left of the plan."""
+        with DRAWING:
+            work, self._work = self._work, None
+            for _ in work or ():
+                pass
+
+    def _go_on(self, work: Iterator[None], loop: asyncio.AbstractEventLoop) -> None:
+        with DRAWING:
+            if self._work is not work:
+                return
+            try:
+                next(work)
+            except StopIteration:
+                self.drop()
+                return
+            except KeyboardInterrupt:  # ends the work, not the kernel
+                self.drop()
+                return
+            except BaseException:
+                self.drop()
+                raise
+        loop.call_later(PAUSE_S, self._go_on, work, loop)
