@@ -17,25 +17,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A checked cell of a notebook prints no bar; tqdm reads the switch once, and here, in tests, shows its own.
 os.environ.pop("TQDM_DISABLE", None)
-import inspect  # noqa: E402
-
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import tqdm  # noqa: E402, F401
 
 os.environ["TQDM_DISABLE"] = "1"
 
-_jaxtyped = jaxtyping.jaxtyped
-
-
-def _checked(*, typechecker):
-    """As jaxtyping's, but that a function without annotations stays as it is: nothing is checked in it."""
-    check = _jaxtyped(typechecker=typechecker)
-    return lambda made: made if inspect.isfunction(made) and not made.__annotations__ else check(made)
-
+from tests.checked import checked  # noqa: E402
 
 # Every annotated function of the package now checks its arguments and its result.
-jaxtyping.jaxtyped = _checked
+jaxtyping.jaxtyped = checked
 jaxtyping.install_import_hook("llmcourse", "beartype.beartype")
 
 LOOPBACK = ("127.", "::1", "localhost")
