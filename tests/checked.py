@@ -37,7 +37,8 @@ def _comes_piece_by_piece(made: types.FunctionType) -> bool:
 
 
 def _checked_once(made: types.FunctionType, typechecker: Callable) -> types.FunctionType:
-    hints = {name: _destring_annotation(hint, made.__globals__) for name, hint in made.__annotations__.items()}
+    written, seen = made.__annotations__, made.__globals__
+    hints = {name: _destring_annotation(hint, seen) for name, hint in written.items()}
     twin = types.FunctionType(
         made.__code__, made.__globals__, made.__name__, made.__defaults__, made.__closure__
     )

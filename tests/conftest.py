@@ -50,6 +50,13 @@ socket.socket.connect = _guard(socket.socket.connect)
 socket.socket.connect_ex = _guard(socket.socket.connect_ex)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """For `-m alone`, files without such a test are not imported: all of them take most of a minute."""
+    if config.option.markexpr == "alone" and collection_path.suffix == ".py":
+        return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """A folder with a Llama of random weights over 300 tokens, which loads in no time."""
