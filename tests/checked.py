@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import jaxtyping
 from beartype.roar import BeartypeCallHintViolation
-from jaxtyping._decorator import _destring_annotation
 
 _jaxtyped = jaxtyping.jaxtyped
 _scope = _jaxtyped("context")  # of its own for the sizes of each call; it keeps nothing itself
@@ -38,7 +37,7 @@ def _comes_piece_by_piece(made: types.FunctionType) -> bool:
 
 def _checked_once(made: types.FunctionType, typechecker: Callable) -> types.FunctionType:
     written, seen = made.__annotations__, made.__globals__
-    hints = {name: _destring_annotation(hint, seen) for name, hint in written.items()}
+    hints = {name: _read(hint, seen) for name, hint in written.items()}
     twin = types.FunctionType(
         made.__code__, made.__globals__, made.__name__, made.__defaults__, made.__closure__
     )
@@ -68,6 +67,18 @@ def _checked_once(made: types.FunctionType, typechecker: Callable) -> types.Func
             return call(*args, **kwargs)
 
     return call_in_scope
+
+
+def _read(written: object, seen: dict[str, object]) -> object:
+    """A hint that may stand there as a string; what names nothing yet is not checked, as by jaxtyping."""
+
+    def holder(value): ...
+
+    holder.__annotations__ = {"value": written}
+    try:
+        return typing.get_type_hints(holder, seen, include_extras=True)["value"]
+    except (NameError, AttributeError, TypeError, SyntaxError, ValueError):
+        return typing.Any
 
 
 def _has_a_shape(hint: object) -> bool:
