@@ -23,6 +23,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV_PYTHON := .venv/bin/python
 PORT ?= 8888
 export PORT NO_BROWSER LAB CHROME
+# Where it is set, each of the programs that tests start would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: lab test attacks check notebooks slides handouts labs chinese lock clean python environment test-environment
 

@@ -17,25 +17,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # A checked cell of a notebook prints no bar; tqdm reads the switch once, and here, in tests, shows its own.
 os.environ.pop("TQDM_DISABLE", None)
-import inspect  # noqa: E402
-
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import tqdm  # noqa: E402, F401
 
 os.environ["TQDM_DISABLE"] = "1"
 
-_jaxtyped = jaxtyping.jaxtyped
-
-
-def _checked(*, typechecker):
-    """As jaxtyping's, but that a function without annotations stays as it is: nothing is checked in it."""
-    check = _jaxtyped(typechecker=typechecker)
-    return lambda made: made if inspect.isfunction(made) and not made.__annotations__ else check(made)
-
+from tests.checked import checked  # noqa: E402
 
 # Every annotated function of the package now checks its arguments and its result.
-jaxtyping.jaxtyped = _checked
+jaxtyping.jaxtyped = checked
 jaxtyping.install_import_hook("llmcourse", "beartype.beartype")
 
 LOOPBACK = ("127.", "::1", "localhost")
@@ -57,6 +48,13 @@ def _guard(connect):
 
 socket.socket.connect = _guard(socket.socket.connect)
 socket.socket.connect_ex = _guard(socket.socket.connect_ex)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """For `-m alone`, files without such a test are not imported: all of them take most of a minute."""
+    if config.option.markexpr == "alone" and collection_path.suffix == ".py":
+        return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
+    return None
 
 
 @pytest.fixture(scope="session")

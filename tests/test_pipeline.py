@@ -27,16 +27,27 @@ def streams() -> dict[str, torch.Tensor]:
     return {name: torch.randint(VOCAB, (60,), generator=draw) for name in ("prose", "code")}
 
 
-@pytest.fixture
-def course():
+def tiny_course() -> Pipeline:
     """A drafter that is the target itself, so that drafts stand."""
     settings = {"new_tokens": NEW, "texts": 3, "draft_length": 2, "scheme": "int4-g8", "length": 9}
     return Pipeline(tiny_teacher(), tiny_teacher(), PROMPTS, streams(), MACHINE, **settings)
 
 
 @pytest.fixture
-def stages(course):
-    return {stage.name: stage for stage in course.run()}
+def course():
+    return tiny_course()
+
+
+@pytest.fixture(scope="module")
+def whole_course():
+    """One that has been run to its end, and what it found; for tests that leave both as they are."""
+    made = tiny_course()
+    return made, {stage.name: stage for stage in made.run()}
+
+
+@pytest.fixture
+def stages(whole_course):
+    return whole_course[1]
 
 
 def test_every_step_of_the_course_is_there_and_says_what_it_is(stages):
@@ -122,7 +133,8 @@ def test_many_texts_are_written_at_once_in_fewer_slots(course):
     assert alone.limit < stage.limit < 3.5 * alone.limit
 
 
-def test_the_model_stays_as_it_is(course, stages):
+def test_the_model_stays_as_it_is(whole_course):
+    course, _ = whole_course
     expected = [
         each.tokens for each in generate(tiny_teacher(), PROMPTS, max_new_tokens=NEW, eos_token_ids=())
     ]

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,3 +32,11 @@ def test_the_hub_is_offline_and_threads_are_shared_out():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     assert torch.get_num_threads() * workers <= max(os.cpu_count(), workers)
+
+
+def test_what_must_run_alone_is_marked_where_it_is_found():
+    """A file of tests that imports its marks from another would be left out of `pytest -m alone`."""
+    marked = [
+        path for path in Path(__file__).parent.rglob("*.py") if "pytest.mark.alone" in path.read_text("utf-8")
+    ]
+    assert len(marked) > 10 and {path.name for path in marked if path.stem[:5] != "test_"} == set()
