@@ -19,7 +19,7 @@ from torch import Tensor
 from llmcourse.grading import slips
 from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.compare import Difference, dtype, show
-from llmcourse.grading.exercise import Case, Exercise
+from llmcourse.grading.exercise import Case, Exercise, Mutant
 from llmcourse.grading.printable import clean
 from llmcourse.grading.rules import Evidence
 
@@ -245,10 +245,14 @@ def _known_mistake(exercise: Exercise, case: Case, answer: Answer, check: str) -
     for mutant in exercise.mutants:
         if mutant.hint and mutant.caught_by == check:
             with suppress(Exception):  # some cannot run everywhere
-                value = mutant.function(**arguments_of(case, counted(case)))
-                if exercise.comparison(answer.value, value) is None:
+                if exercise.comparison(answer.value, _mistaken(mutant, case)) is None:
                     return mutant.hint
     return ""
+
+
+def _mistaken(mutant: Mutant, case: Case) -> Any:
+    """What this wrong answer gives."""
+    return mutant.function(**arguments_of(case, counted(case)))
 
 
 def _slip(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 
 import jaxtyping
 import torch
@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from llmcourse import attention, costs, decoding, early_exit, roofline, serving, speculative
 from llmcourse.attention import RunningSoftmax, SlowMemory, sdpa
 from llmcourse.blockwise.refinement import most_confident, settled_after
+from llmcourse.grading import question
 from llmcourse.grading.answer import Answer, Failure, Oracle
 from llmcourse.grading.exercise import Case, Exercise
 from llmcourse.grading.exercises import catalogue
@@ -66,6 +67,41 @@ def cases(name: str, seed: int) -> list[Case]:
 def drawn_once(exercise: Exercise, seed: int) -> Exercise:
     """The exercise with the cases of this seed; drawing those of beam search takes its time."""
     return replace(exercise, cases=lambda rng: cases(exercise.name, seed))
+
+
+@contextmanager
+def answered_once():
+    """Inside, what is right and what the known mistakes give is worked out once for each case.
+
+    For cases that are drawn once: what is kept, is kept as long as they are.
+    """
+    before = {name: getattr(question, name) for name in ("_expected", "_mistaken")}
+    for name, function in before.items():
+        setattr(question, name, partial(_kept, function))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(question, name, function)
+
+
+def _kept(function, of, case):
+    """What a function says of an exercise or a mutant, and a case; or raises."""
+    key = (function, of.reference if isinstance(of, Exercise) else of.function, id(case))
+    if key not in _answers:
+        value = error = None
+        try:
+            value = function(of, case)
+        except Exception as raised:
+            error = raised
+        _answers[key] = case, value, error  # with the case, so that no other gets its id
+    _, value, error = _answers[key]
+    if error is not None:
+        raise error.with_traceback(None)
+    return value
+
+
+_answers = {}
 
 
 def directly(function):

@@ -20,7 +20,7 @@ from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.names_used import names_used
 from llmcourse.grading.question import examine
 from llmcourse.grading.rules import Evidence
-from tests.grading.exercises.answers import cases, unchecked
+from tests.grading.exercises.answers import cases, drawn_once, unchecked
 from tests.grading.exercises.distillation_answers import STYLES
 from tests.grading.exercises.mistakes import assert_told
 
@@ -41,7 +41,7 @@ def test_right_answers_in_other_styles_pass_with_all_rules(name, answer):
     exercise = catalogue.find(name)
     with unchecked():
         for seed in SEEDS:
-            verdict = examine(exercise, seed, InProcess(answer))
+            verdict = examine(drawn_once(exercise, seed), seed, InProcess(answer))
             assert verdict.earned == 1, (seed, verdict)
 
 

@@ -17,7 +17,7 @@ from llmcourse.grading.exercises.early_exit.layers import MARGIN, NEAREST, Exits
 from llmcourse.grading.exercises.early_exit.patience_exit import patience_exit
 from llmcourse.grading.in_notebook.call import InProcess
 from llmcourse.grading.question import examine
-from tests.grading.exercises.answers import cases, drawn_once, unchecked
+from tests.grading.exercises.answers import answered_once, cases, drawn_once, unchecked
 from tests.grading.exercises.mistakes import assert_told, mutant
 
 SEEDS, WRONG_SEEDS = range(20), range(30)
@@ -26,7 +26,7 @@ SEEDS, WRONG_SEEDS = range(20), range(30)
 def fails_for_every_seed(name, answer):
     """Whichever case it fails at: what is wrong is caught by more than one."""
     exercise = catalogue.find(name)
-    with unchecked():
+    with answered_once(), unchecked():
         for seed in WRONG_SEEDS:
             verdict = examine(drawn_once(exercise, seed), seed, InProcess(answer))
             assert verdict.status == "fail", seed

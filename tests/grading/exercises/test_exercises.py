@@ -26,6 +26,7 @@ from tests.grading.exercises.answers import (
     EVERY,
     EXERCISES,
     OTHER_ROADS,
+    answered_once,
     cases,
     directly,
     drawn_once,
@@ -102,7 +103,7 @@ def test_the_reference_passes(exercise):
     source = inspect.getsource(inspect.getmodule(exercise.reference))
     for seed in PUBLIC_SEEDS:
         used = names_used(source, exercise.function)
-        verdict = examine(exercise, seed, InProcess(right(exercise)), used)
+        verdict = examine(drawn_once(exercise, seed), seed, InProcess(right(exercise)), used)
         assert verdict.earned == 1 and verdict.cases_run == len(cases(exercise.name, seed))
     with unchecked():
         for seed in SEEDS:
@@ -146,7 +147,7 @@ def test_the_stub_is_not_written(exercise):
 def test_each_mutant_fails_by_its_check(exercise, mutant):
     call = InProcess(mutant.function)
     for seed in MUTANT_SEEDS:
-        with unchecked() if seed else nullcontext():
+        with answered_once(), unchecked() if seed else nullcontext():
             verdict = examine(drawn_once(exercise, seed), seed, call)
         assert (verdict.status, verdict.check) == ("fail", mutant.caught_by), (seed, verdict)
         assert verdict.reason.startswith(f"{mutant.caught_by}: ") and "\n" not in verdict.reason

@@ -6,7 +6,8 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
+from operator import getitem, neg
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ TOKENS = (8, 16, 32)  # shares of these are exact in float32 too
 MANY = (128, 256)  # and of these, which may differ by less than two digits show
 VOCAB, SWAPPED, AGREES = 20, 0.5, 0.3
 FINE = 64  # parts of a nat: entropies and thresholds are exact too
+BITS = (2 * FINE - 2).bit_length()
 ROOM = 0.05  # layers above a budget, in which no mean lies but where a case is about that
 Found = list[tuple[float, float]]  # mean layers and agreement at each threshold
 
@@ -186,8 +188,8 @@ class Plan:
             sizes = rng.randint(*self.layers), rng.choice(self.tokens)
             entropies, favourites = readings(rng, *sizes, self.late, self.agrees)
             thresholds = self.grid(rng, entropies)
-            surer = steps(entropies)
-            found = [figures(surer, favourites, threshold) for threshold in thresholds]
+            surer, agree = steps(entropies), agreements(favourites)
+            found = [figures(surer, agree, threshold) for threshold in thresholds]
             budget = self.budget(rng, sorted({layers for layers, _ in found}))
             if budget is not None and self._is_clear(found, budget) and self.fits(found, budget):
                 return {
@@ -223,35 +225,48 @@ def readings(
         late: whether only the last layer is settled.
         agrees: how often one that is not is the last one's all the same, but for chance.
     """
-    entropies, favourites = [], []
+    entropies, favourites, chance, bits = [], [], rng.random, rng.getrandbits
     for _ in range(tokens):
-        parts = sorted([2 + below(rng, 2 * FINE - 2) for _ in range(layers)], reverse=True)
-        if rng.random() < SWAPPED:
+        parts = []
+        while len(parts) < layers:
+            drawn = bits(BITS)
+            if drawn < 2 * FINE - 2:
+                parts.append(drawn + 2)
+        parts.sort(reverse=True)
+        if chance() < SWAPPED:
             one, other = rng.sample(range(layers), 2)
             parts[one], parts[other] = parts[other], parts[one]
-        last, settled = below(rng, VOCAB), layers if late else below(rng, layers)
-        right = [n >= settled or rng.random() < agrees for n in range(layers - 1)]
+        last, settled = below(bits, VOCAB), layers if late else below(bits, layers)
+        right = [n >= settled or chance() < agrees for n in range(layers - 1)]
         entropies.append([part / FINE for part in parts])
-        favourites.append([*[last if is_last else below(rng, VOCAB) for is_last in right], last])
+        favourites.append([*[last if is_last else below(bits, VOCAB) for is_last in right], last])
     return entropies, favourites
 
 
-def below(rng, count):
-    """What `rng.randrange(count)` draws, a third of its time: a case takes tens of thousands."""
-    bits = count.bit_length()
-    drawn = rng.getrandbits(bits)
+def below(bits, count):
+    """What `rng.randrange(count)` draws, given `rng.getrandbits`, a third of its time: a case takes tens of
+    thousands.
+    """
+    width = count.bit_length()
+    drawn = bits(width)
     while drawn >= count:
-        drawn = rng.getrandbits(bits)
+        drawn = bits(width)
     return drawn
 
 
 def steps(entropies: list[list[float]]) -> list[list[float]]:
     """Of each token the lowest entropy up to each layer but the last, negative: they rise."""
-    return [list(accumulate((-entropy for entropy in token[:-1]), max)) for token in entropies]
+    return [list(accumulate(map(neg, token[:-1]), max)) for token in entropies]
 
 
-def figures(surer: list[list[float]], favourites: list[list[int]], threshold: float) -> tuple[float, float]:
-    """Mean layers and agreement at a threshold, from `steps`: a token leaves at the first that is surer."""
-    left = [bisect_right(token, -threshold) for token in surer]
-    agree = [token[n] == token[-1] for token, n in zip(favourites, left, strict=True)]
-    return sum(left) / len(left) + 1, sum(agree) / len(agree)
+def agreements(favourites: list[list[int]]) -> list[list[bool]]:
+    """Of each token, at which layers its favourite is the whole model's."""
+    return [[favourite == token[-1] for favourite in token] for token in favourites]
+
+
+def figures(surer: list[list[float]], agree: list[list[bool]], threshold: float) -> tuple[float, float]:
+    """Mean layers and agreement at a threshold, from `steps` and `agreements`: a token leaves at the first
+    layer that is surer.
+    """
+    left = list(map(bisect_right, surer, repeat(-threshold)))
+    return sum(left) / len(left) + 1, sum(map(getitem, agree, left)) / len(left)

@@ -132,7 +132,7 @@ class Clip:
 
 def _margin(w: Tensor, bits: int, shares: list[float]) -> float:
     """How much larger the second least error of a row is than its least, at least, as a share."""
-    errors = torch.stack([clip_range(w, bits, [share])[1] for share in shares])
+    _, errors = _every_share(w, bits, shares)
     least, second = errors.topk(2, dim=0, largest=False).values
     return (second / least - 1).min().item()
 
@@ -208,16 +208,16 @@ _magnitudes = Clip(judged=lambda w, scales, codes, top: (w - scales * codes).abs
 _tensor = Clip(peaks=lambda w: w.abs().amax().expand(len(w), 1))
 _lower = Clip(lowest=lambda top: -top - 1)
 _means = Clip(told=lambda w, scales, codes, top: (w - scales * codes).square().mean(1))
+_every_share = Clip(best=lambda errors: torch.arange(len(errors))[:, None])  # not the best alone: (shares, N)
 _all_but_the_last = Clip(tries=lambda shares: shares[:-1])
 _tries_1_too = Clip(tries=lambda shares: [*shares, 1.0])
 
 
 def _first_no_better(w, bits, shares):
     """Each row goes on as long as its error falls."""
-    scales, errors = clip_range(w, bits, shares[:1])
+    (scales, *others), (errors, *other_errors) = _every_share(w, bits, shares)
     going = torch.ones(len(w), dtype=torch.bool)
-    for share in shares[1:]:
-        scale, error = clip_range(w, bits, [share])
+    for scale, error in zip(others, other_errors, strict=True):
         going = going & (error < errors)
         scales, errors = torch.where(going, scale, scales), torch.where(going, error, errors)
     return scales, errors

@@ -88,10 +88,15 @@ def telling(
         ValueError: none were found.
     """
     answers = [*wrong, *(answer for answer in apart if answer not in wrong)]
+    named = {right, *apart}
     for _ in range(ATTEMPTS):
         arguments = draw()
         told = [(right, [right(**arguments)])]
-        if all(_is_apart(answer, arguments, told, {right, *apart}) for answer in answers):
+        for place, answer in enumerate(answers):
+            if not _is_apart(answer, arguments, told, named):
+                answers.insert(0, answers.pop(place))  # what fails once fails often: it is asked first
+                break
+        else:
             return arguments
     raise ValueError("draw must tell the mistakes from what is right; draw other arguments")
 
