@@ -76,8 +76,8 @@ def _kind(control: Widget) -> str:
 
 def _reads(control: Widget) -> str:
     """What stands in a control, in the words of the page."""
-    if isinstance(control, SelectionSlider | Dropdown):
-        return str(control.label)
+    if isinstance(control, SelectionSlider | Dropdown):  # its label is empty until it first moves
+        return "" if control.index is None else control._options_labels[control.index]
     if isinstance(control, FloatSlider | IntSlider):
         return format(control.value, control.readout_format)
     if isinstance(control, BoundedFloatText | BoundedIntText):

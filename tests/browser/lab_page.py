@@ -8,7 +8,7 @@ from playwright.sync_api import ConsoleMessage, Page
 from tests.browser.kernel import Kernel
 from tests.browser.server import Server
 
-IDLE = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook-ExecutionIndicator[data-status=idle]"
+IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"  # a narrow toolbar hides it in a pop-up
 SECONDS_TO_OPEN, SECONDS_TO_RUN = 120, 900
 HARMLESS = {}  # what the console may say: {part of the text: why it is harmless}
 
@@ -67,7 +67,7 @@ class LabPage:
         return self.wait_idle(SECONDS_TO_OPEN)
 
     def wait_idle(self, seconds: float) -> "LabPage":
-        self.page.wait_for_selector(IDLE, timeout=1000 * seconds)
+        self.page.wait_for_selector(IDLE, timeout=1000 * seconds, state="attached")
         return self
 
     def menu(self, name: str, item: str) -> None:
@@ -150,6 +150,14 @@ class LabPage:
                 return cell
             self.page.wait_for_timeout(200)
         raise TimeoutError(f"cell {index} must end within {seconds:g} s")
+
+    def write(self, index: int, source: str) -> None:
+        """Writes over a cell's source by the keyboard."""
+        self.show(index)
+        editor = self.page.locator(f".jp-Cell[data-windowed-list-index='{index}'] .cm-content")
+        editor.click()
+        editor.press("Control+a")
+        self.page.keyboard.insert_text(source)
 
     def restart(self) -> None:
         """Kernel › Restart Kernel…, and yes."""
