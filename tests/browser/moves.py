@@ -108,14 +108,14 @@ class Mover:
             yield lambda n=steps: _press(field, up, n), lambda n=steps: _press(field, down, n)
 
     def _down(self, field: Locator) -> Iterator[Way]:
+        """By choosing from the open list: JupyterLab takes the arrow keys of a closed one for its own."""
         at, count = field.evaluate("select => [select.selectedIndex, select.options.length]")
-        steps = [*range(1, count - at), *range(-1, -at - 1, -1)][:MOST_OPTIONS]
-        for step in steps:
-            keys = ("ArrowDown", "ArrowUp") if step > 0 else ("ArrowUp", "ArrowDown")
-            times, prompt = abs(step), self._prompt()
+        others = [*range(at + 1, count), *range(at - 1, -1, -1)]
+        for other in others[:MOST_OPTIONS]:
+            prompt = self._prompt()
             yield (
-                lambda k=keys[0], n=times: _press(field, k, n),
-                lambda k=keys[1], n=times, p=prompt: (_press(field, k, n), self._rewrite(p)),
+                lambda to=other: field.select_option(index=to),
+                lambda p=prompt: (field.select_option(index=at), self._rewrite(p)),
             )
 
     def _prompt(self) -> str | None:

@@ -1,4 +1,4 @@
-"""A lab as a student meets it: `make lab LAB=…`, an answer typed into its cell, the check run, the verdict read."""
+"""A lab as a student meets it: `make lab LAB=…`, an answer typed in, its check run, the verdict read."""
 
 import pytest
 
