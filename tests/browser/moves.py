@@ -108,14 +108,14 @@ class Mover:
             yield lambda n=steps: _press(field, up, n), lambda n=steps: _press(field, down, n)
 
     def _down(self, field: Locator) -> Iterator[Way]:
-        """By choosing from the open list: JupyterLab takes the arrow keys of a closed one for its own."""
+        """Space opens the list first: JupyterLab takes the arrow keys of a closed one for its own."""
         at, count = field.evaluate("select => [select.selectedIndex, select.options.length]")
         others = [*range(at + 1, count), *range(at - 1, -1, -1)]
         for other in others[:MOST_OPTIONS]:
             prompt = self._prompt()
             yield (
-                lambda to=other: field.select_option(index=to),
-                lambda p=prompt: (field.select_option(index=at), self._rewrite(p)),
+                lambda to=other: _choose(field, to),
+                lambda p=prompt: (_choose(field, at), self._rewrite(p)),
             )
 
     def _prompt(self) -> str | None:
@@ -158,3 +158,13 @@ def _press(field: Locator, key: str, times: int) -> None:
     field.focus()
     for _ in range(times):
         field.press(key)
+
+
+def _choose(field: Locator, index: int) -> None:
+    """Opens a list, goes to an entry and takes it, all by the keyboard."""
+    steps = index - field.evaluate("select => select.selectedIndex")
+    field.focus()
+    field.press("Space")
+    for _ in range(abs(steps)):
+        field.press("ArrowDown" if steps > 0 else "ArrowUp")
+    field.press("Enter")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from nbval.plugin import IPyNbFile, get_sanitize_patterns
+import nbformat
+from nbval.plugin import IPyNbFile, coalesce_streams, get_sanitize_patterns
 
 CONFIG = Path(__file__).resolve().parent.parent / "nbval.cfg"
 
@@ -20,6 +21,9 @@ def differences(notebook: Path, outputs: list[list[dict]], session) -> list[str]
     file.sanitize_patterns.update(get_sanitize_patterns(CONFIG.read_text(encoding="utf-8")))
     found = []
     for item, new in zip(file.collect(), outputs, strict=True):
-        if item.options["check"] and not item.compare_outputs(new, item.cell.outputs):
+        ran, kept = (
+            coalesce_streams([nbformat.from_dict(o) for o in each]) for each in (new, item.cell.outputs)
+        )
+        if item.options["check"] and not item.compare_outputs(ran, kept):
             found.append(f"{item.name}: " + "\n".join(item.comparison_traceback))
     return found

@@ -37,8 +37,8 @@ def checked(lab):
     check = place(lab, f'check("{NAME}"')
     assert lab.run_cell(check).error == ""
     verdict = lab.page.locator(f".jp-Cell[data-windowed-list-index='{check}'] [role=status]")
-    verdict.wait_for(state="visible")
-    return verdict.inner_text()
+    verdict.first.wait_for(state="visible")
+    return verdict.first.inner_text()
 
 
 def test_an_answer_is_written_and_checked(own_lab, screenshots):
