@@ -53,6 +53,7 @@ class CascadePlot:
             if self.figure.still_key != (title, data):
                 self.title.set_text(readable(title))
                 self._draw(data)
+                self._leave_room(data)
                 self.figure.still_key = (title, data)
             self.figure.moving = [self.subtitle]
             if chosen is not None:
@@ -78,6 +79,14 @@ class CascadePlot:
         self.lower.set_xlabel(f"{name} for an answer, on average")
         look.fix_label(self.lower)
         self._draw_key(data)
+
+    def _leave_room(self, data: CostQuality) -> None:
+        """For what any policy promised: the axes must not depend on which one was chosen first."""
+        size = UNITS[data.unit][0]
+        promised = [(p.found.cost / size, p.found.quality) for _, curve in data.curves for p in curve]
+        self.upper.update_datalim(promised)
+        self.upper.autoscale_view(scalex=False)
+        self.upper.autoscale(False)
 
     def _draw_quality(self, data: CostQuality, size: float) -> None:
         axes = self.upper
