@@ -14,7 +14,7 @@ from tests.browser.server import ROOT, copy_course, serve
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SCREENSHOTS = ROOT / "build" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1024, 900
+WIDTH, HEIGHT = 1024, 1400  # so high that a whole view is seen at once
 CHAPTER_TEST = "test_chapters.py"
 
 
