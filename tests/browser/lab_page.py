@@ -69,6 +69,8 @@ class LabPage:
 
     def wait_idle(self, seconds: float) -> "LabPage":
         self.page.wait_for_selector(IDLE, timeout=1000 * seconds, state="attached")
+        drawn = "jupyterapp.shell.currentWidget?.content?.widgets?.length > 0"  # may come after the kernel
+        self.page.wait_for_function(drawn, timeout=1000 * seconds)
         return self
 
     def menu(self, name: str, item: str) -> None:
