@@ -1,0 +1,76 @@
+"""A browser, where one is installed, and one JupyterLab for all chapters.
+
+Where a chapter's browser test runs, that is the chapter's one run: it asserts what nbval would, so the cells
+that nbval collected of the same notebook are left out. Without a browser, or these tests, nbval runs them.
+"""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.browser.server import ROOT, copy_course, serve
+
+CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SCREENSHOTS = ROOT / "build" / "screenshots"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+WIDTH, HEIGHT = 1024, 1400  # so high that a whole view is seen at once
+CHAPTER_TEST = "test_chapters.py"
+
+
+def installed() -> str | None:
+    """The path of a Chromium, if there is one."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Long tests first, and no chapter twice."""
+    mine = [item for item in items if Path(item.path).parent == Path(__file__).parent]
+    ran = {item.callspec.params["chapter"] for item in mine if _is_chapter(item)} if installed() else set()
+    twice = [item for item in items if type(item).__name__ == "IPyNbCell" and Path(item.path) in ran]
+    left = [item for item in items if item not in mine and item not in twice]
+    if twice:
+        config.hook.pytest_deselected(items=twice)
+    items[:] = [*mine, *left]
+
+
+def _is_chapter(item) -> bool:
+    return item.path.name == CHAPTER_TEST and "chapter" in getattr(item, "callspec", item).params
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser that runs, headless."""
+    path = installed()
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]  # needed as root, and where /dev/shm is small
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """An empty page of a small screen, that forgets everything in the end."""
+    context = chromium.new_context(viewport={"width": WIDTH, "height": HEIGHT})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def server(chromium, tmp_path_factory):
+    """`make lab` on a copy of the chapters."""
+    folder = tmp_path_factory.mktemp("course")
+    with serve(copy_course(folder / "course", CHAPTERS), folder / "settings") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def screenshots():
+    """The folder where pictures of the pages are kept, to be looked at; git ignores it."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return SCREENSHOTS

@@ -1,0 +1,190 @@
+"""A notebook in JupyterLab, as a reader's hands meet it: open, run from the menu, restart, look at cells."""
+
+import re
+import time
+from dataclasses import dataclass
+
+from playwright.sync_api import ConsoleMessage, Page
+
+from tests.browser.kernel import Kernel
+from tests.browser.server import Server
+
+IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"  # a narrow toolbar hides it in a pop-up
+SECONDS_TO_OPEN, SECONDS_TO_RUN = 120, 900
+HARMLESS = {}  # what the console may say: {part of the text: why it is harmless}
+
+
+class CellError(AssertionError):
+    """A cell ended with an error."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A code cell as the page holds it: its place, execution count, source and outputs."""
+
+    index: int
+    count: int | None
+    source: str
+    outputs: list[dict]
+    tags: tuple[str, ...]
+
+    @property
+    def error(self) -> str:
+        """The last error of the cell, `""` if there is none."""
+        errors = [f"{o['ename']}: {o['evalue']}" for o in self.outputs if o["output_type"] == "error"]
+        return errors[-1] if errors else ""
+
+
+CELLS = """() => jupyterapp.shell.currentWidget.content.widgets
+    .map((widget, index) => ({index, ...widget.model.toJSON()}))
+    .filter(cell => cell.cell_type === "code")"""
+
+
+class LabPage:
+    """One notebook in one page; what the console says against it is kept from the first moment on.
+
+    Attributes:
+        errors: console errors and uncaught exceptions that are not known to be harmless.
+    """
+
+    def __init__(self, page: Page, server: Server):
+        self.page, self.server = page, server
+        self.errors: list[str] = []
+        self._kernel: Kernel | None = None
+        page.on("console", self._heard)
+        page.on("pageerror", lambda error: self._keep(f"uncaught: {error}"))
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self._keep(f"{message.text} ({message.location.get('url', '')})")
+
+    def _keep(self, text: str) -> None:
+        if not any(part in text for part in HARMLESS):
+            self.errors.append(text)
+
+    def open(self, notebook: str) -> "LabPage":
+        """Goes to a notebook, by its path in the course, and waits for its kernel."""
+        self.page.goto(self.server.address(notebook))
+        return self.wait_idle(SECONDS_TO_OPEN)
+
+    def wait_idle(self, seconds: float) -> "LabPage":
+        self.page.wait_for_selector(IDLE, timeout=1000 * seconds, state="attached")
+        drawn = "jupyterapp.shell.currentWidget?.content?.widgets?.length > 0"  # may come after the kernel
+        self.page.wait_for_function(drawn, timeout=1000 * seconds)
+        return self
+
+    def menu(self, name: str, item: str) -> None:
+        """Chooses an item of the menu bar with the mouse."""
+        self.page.get_by_role("menubar").get_by_text(name, exact=True).click()
+        label = re.compile(f"^{re.escape(item)}$")  # without its shortcut, which the name of the role holds
+        self.page.locator(".lm-Menu-itemLabel", has_text=label).click()
+
+    def cells(self) -> list[Cell]:
+        """All code cells, also those too far away for the page to draw."""
+        return [
+            Cell(
+                cell["index"],
+                cell["execution_count"],
+                cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"]),
+                cell["outputs"],
+                tuple(cell["metadata"].get("tags", ())),
+            )
+            for cell in self.page.evaluate(CELLS)
+        ]
+
+    def run_all(self) -> list[Cell]:
+        """Runs every cell from the menu, and waits for the last.
+
+        An idle page sometimes takes the choice and does nothing; then it is made again.
+
+        Raises:
+            CellError: a cell raised, and the rest did not run.
+            TimeoutError: it took longer than a quarter of an hour.
+        """
+        self.menu("Edit", "Clear Outputs of All Cells")
+        until = time.monotonic() + SECONDS_TO_RUN
+        for _ in range(4):
+            self.menu("Run", "Run All Cells")
+            if self._has_begun():
+                return self._wait_for_all(until)
+        raise TimeoutError("Run All Cells had no effect, four times")
+
+    def _has_begun(self) -> bool:
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            if self.page.locator(IDLE).count() == 0 or any(cell.count for cell in self.cells()):
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _wait_for_all(self, until: float) -> list[Cell]:
+        while time.monotonic() < until:
+            cells = self.cells()
+            for cell in cells:
+                if cell.error:
+                    raise CellError(f"cell {cell.index}: {cell.error}")
+            if self.page.locator(IDLE).count() and all(cell.count for cell in cells if cell.source):
+                return self.cells()
+            self.page.wait_for_timeout(500)
+        raise TimeoutError(f"cells must end within {SECONDS_TO_RUN} s")
+
+    def show(self, index: int) -> None:
+        """Scrolls to a cell and selects it, as a click beside it does."""
+        self.page.evaluate(
+            """async index => {
+                const notebook = jupyterapp.shell.currentWidget.content;
+                notebook.deselectAll();
+                notebook.mode = "command";
+                notebook.activeCellIndex = index;
+                await notebook.scrollToItem(index, "start");
+            }""",
+            index,
+        )
+        self.page.locator(f".jp-Cell[data-windowed-list-index='{index}']").wait_for(state="visible")
+
+    def run_cell(self, index: int, seconds: float = 120) -> Cell:
+        """Selects a cell, runs it from the menu, and waits for its end; its error, if any, is its own."""
+        before = max((cell.count or 0 for cell in self.cells()), default=0)
+        self.show(index)
+        self.menu("Run", "Run Selected Cell")
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            cell = next(cell for cell in self.cells() if cell.index == index)
+            if cell.count and cell.count > before and self.page.locator(IDLE).count():
+                return cell
+            self.page.wait_for_timeout(200)
+        raise TimeoutError(f"cell {index} must end within {seconds:g} s")
+
+    def write(self, index: int, source: str) -> None:
+        """Writes over a cell's source by the keyboard."""
+        self.show(index)
+        editor = self.page.locator(f".jp-Cell[data-windowed-list-index='{index}'] .cm-content")
+        editor.click()
+        editor.press("Control+a")
+        self.page.keyboard.insert_text(source)
+
+    def restart(self) -> None:
+        """Kernel › Restart Kernel…, and yes."""
+        self.menu("Kernel", "Restart Kernel…")
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.locator(".jp-Dialog").wait_for(state="detached")
+        self.close_kernel()
+        self.wait_idle(SECONDS_TO_OPEN)
+
+    @property
+    def kernel(self) -> Kernel:
+        """A client of this page's kernel."""
+        if self._kernel is None:
+            session = "jupyterapp.shell.currentWidget.sessionContext.session"
+            self._kernel = Kernel(self.server.runtime, self.page.evaluate(f"{session}.kernel.id"))
+        return self._kernel
+
+    def close_kernel(self) -> None:
+        if self._kernel is not None:
+            self._kernel.close()
+            self._kernel = None
+
+    def shut_down(self) -> None:
+        """Ends the kernel, so that its memory is free for the next chapter."""
+        self.close_kernel()
+        self.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
