@@ -4,6 +4,7 @@ Where a chapter's browser test runs, that is the chapter's one run: it asserts w
 that nbval collected of the same notebook are left out. Without a browser, or these tests, nbval runs them.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SCREENSHOTS = ROOT / "build" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1024, 1400  # so high that a whole view is seen at once
+MILLISECONDS = 120_000  # for anything that has no limit of its own, on a machine that is busy
 CHAPTER_TEST = "test_chapters.py"
 
 
@@ -57,8 +59,25 @@ def chromium():
 def page(chromium):
     """An empty page of a small screen, that forgets everything in the end."""
     context = chromium.new_context(viewport={"width": WIDTH, "height": HEIGHT})
-    yield context.new_page()
+    context.set_default_timeout(MILLISECONDS)
+    page = context.new_page()
+    page.heard = []
+    page.on("console", lambda message: page.heard.append(f"{message.type}: {message.text}"))
+    yield page
     context.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that fails with a page open leaves its picture, and says what its console said."""
+    report = yield
+    page = item.funcargs.get("page") if report.failed and hasattr(item, "funcargs") else None
+    if page is not None and not page.is_closed():
+        picture = SCREENSHOTS / f"failed_{re.sub(r'[^a-z0-9]+', '_', item.name)}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=picture)
+        report.sections.append((f"Console of the page, pictured in {picture}", "\n".join(page.heard)))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,42 @@
 """A notebook in JupyterLab, as a reader's hands meet it: open, run from the menu, restart, look at cells."""
 
 import re
-import time
 from dataclasses import dataclass
 
 from playwright.sync_api import ConsoleMessage, Page
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.browser.kernel import Kernel
 from tests.browser.server import Server
 
-IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"  # a narrow toolbar hides it in a pop-up
-SECONDS_TO_OPEN, SECONDS_TO_RUN = 120, 900
+SECONDS_TO_OPEN, SECONDS_TO_RUN, SECONDS_TO_BEGIN = 180, 900, 10
+POLLING = 200  # milliseconds between two looks at a condition
 HARMLESS = {}  # what the console may say: {part of the text: why it is harmless}
+
+# What is waited for, asked of the page itself. A dialogue says that the kernel has died, or something as bad.
+NOTEBOOK = "const panel = jupyterapp.shell.currentWidget, cells = panel?.content?.widgets ?? [];"
+IDLE = "panel?.sessionContext?.kernelDisplayStatus === 'idle'"
+CODE = "cells.map(cell => cell.model).filter(cell => cell.type === 'code' && cell.sharedModel.source.trim())"
+TYPES = "Array.from({length: cell.outputs.length}, (_, i) => cell.outputs.get(i).type)"
+FAILED = f"some(cell => {TYPES}.includes('error'))"
+DIALOGUE = "document.querySelector('.jp-Dialog')"
+IS_OPEN = f"() => {{ {NOTEBOOK} return {IDLE} && cells.length > 0; }}"
+HAS_BEGUN = f"""() => {{
+    {NOTEBOOK}
+    return {CODE}.some(cell => cell.executionCount || cell.executionState === 'running');
+}}"""
+ALL_RAN = f"""() => {{
+    {NOTEBOOK}
+    const code = {CODE};
+    return {DIALOGUE} || code.{FAILED} || {IDLE} && code.every(cell => cell.executionCount);
+}}"""
+ONE_RAN = f"""index => {{
+    {NOTEBOOK}
+    return {DIALOGUE} || {IDLE} && cells[index].model.executionCount;
+}}"""
+CELLS = """() => jupyterapp.shell.currentWidget.content.widgets
+    .map((widget, index) => ({index, ...widget.model.toJSON()}))
+    .filter(cell => cell.cell_type === "code")"""
 
 
 class CellError(AssertionError):
@@ -33,11 +58,6 @@ class Cell:
         """The last error of the cell, `""` if there is none."""
         errors = [f"{o['ename']}: {o['evalue']}" for o in self.outputs if o["output_type"] == "error"]
         return errors[-1] if errors else ""
-
-
-CELLS = """() => jupyterapp.shell.currentWidget.content.widgets
-    .map((widget, index) => ({index, ...widget.model.toJSON()}))
-    .filter(cell => cell.cell_type === "code")"""
 
 
 class LabPage:
@@ -68,10 +88,23 @@ class LabPage:
         return self.wait_idle(SECONDS_TO_OPEN)
 
     def wait_idle(self, seconds: float) -> "LabPage":
-        self.page.wait_for_selector(IDLE, timeout=1000 * seconds, state="attached")
-        drawn = "jupyterapp.shell.currentWidget?.content?.widgets?.length > 0"  # may come after the kernel
-        self.page.wait_for_function(drawn, timeout=1000 * seconds)
+        self._wait_for(IS_OPEN, seconds, "a notebook must open, and its kernel answer,")
         return self
+
+    def _wait_for(self, condition: str, seconds: float, what: str, arg=None) -> None:
+        """Until a condition of the page holds.
+
+        Raises:
+            TimeoutError: it does not, within so many seconds.
+            RuntimeError: the page asks something instead, since the kernel died.
+        """
+        limits = {"timeout": 1000 * seconds, "polling": POLLING}
+        try:
+            self.page.wait_for_function(condition, arg=arg, **limits)
+        except PlaywrightTimeout:
+            raise TimeoutError(f"{what} within {seconds:g} s") from None
+        if (dialogue := self.page.locator(".jp-Dialog")).count():
+            raise RuntimeError(f"{what} but the page says: {dialogue.first.inner_text()}")
 
     def menu(self, name: str, item: str) -> None:
         """Chooses an item of the menu bar with the mouse."""
@@ -102,31 +135,19 @@ class LabPage:
             TimeoutError: it took longer than a quarter of an hour.
         """
         self.menu("Edit", "Clear Outputs of All Cells")
-        until = time.monotonic() + SECONDS_TO_RUN
         for _ in range(4):
             self.menu("Run", "Run All Cells")
-            if self._has_begun():
-                return self._wait_for_all(until)
-        raise TimeoutError("Run All Cells had no effect, four times")
-
-    def _has_begun(self) -> bool:
-        until = time.monotonic() + 5
-        while time.monotonic() < until:
-            if self.page.locator(IDLE).count() == 0 or any(cell.count for cell in self.cells()):
-                return True
-            time.sleep(0.1)
-        return False
-
-    def _wait_for_all(self, until: float) -> list[Cell]:
-        while time.monotonic() < until:
+            try:
+                self._wait_for(HAS_BEGUN, SECONDS_TO_BEGIN, "a cell must begin")
+            except TimeoutError:
+                continue
+            self._wait_for(ALL_RAN, SECONDS_TO_RUN, "all cells must end")
             cells = self.cells()
             for cell in cells:
                 if cell.error:
                     raise CellError(f"cell {cell.index}: {cell.error}")
-            if self.page.locator(IDLE).count() and all(cell.count for cell in cells if cell.source):
-                return self.cells()
-            self.page.wait_for_timeout(500)
-        raise TimeoutError(f"cells must end within {SECONDS_TO_RUN} s")
+            return cells
+        raise TimeoutError("Run All Cells had no effect, four times")
 
     def show(self, index: int) -> None:
         """Scrolls to a cell and selects it, as a click beside it does."""
@@ -142,18 +163,13 @@ class LabPage:
         )
         self.page.locator(f".jp-Cell[data-windowed-list-index='{index}']").wait_for(state="visible")
 
-    def run_cell(self, index: int, seconds: float = 120) -> Cell:
-        """Selects a cell, runs it from the menu, and waits for its end; its error, if any, is its own."""
-        before = max((cell.count or 0 for cell in self.cells()), default=0)
+    def run_cell(self, index: int) -> Cell:
+        """Selects a cell, empties and runs it from the menu, and waits for its end; its error is its own."""
         self.show(index)
+        self.menu("Edit", "Clear Cell Output")  # its count too, so that the new one is seen
         self.menu("Run", "Run Selected Cell")
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            cell = next(cell for cell in self.cells() if cell.index == index)
-            if cell.count and cell.count > before and self.page.locator(IDLE).count():
-                return cell
-            self.page.wait_for_timeout(200)
-        raise TimeoutError(f"cell {index} must end within {seconds:g} s")
+        self._wait_for(ONE_RAN, SECONDS_TO_RUN, f"cell {index} must end", index)
+        return next(cell for cell in self.cells() if cell.index == index)
 
     def write(self, index: int, source: str) -> None:
         """Writes over a cell's source by the keyboard."""
