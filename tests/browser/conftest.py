@@ -5,50 +5,38 @@ that nbval collected of the same notebook are left out. Without a browser, or th
 """
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.browser.browser import installed, run_twice
 from tests.browser.server import ROOT, copy_course, serve
 
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SCREENSHOTS = ROOT / "build" / "screenshots"
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1024, 1400  # so high that a whole view is seen at once
 MILLISECONDS = 120_000  # for anything that has no limit of its own, on a machine that is busy
-CHAPTER_TEST = "test_chapters.py"
-
-
-def installed() -> str | None:
-    """The path of a Chromium, if there is one."""
-    return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
     """Long tests first, and no chapter twice."""
     mine = [item for item in items if Path(item.path).parent == Path(__file__).parent]
-    ran = {item.callspec.params["chapter"] for item in mine if _is_chapter(item)} if installed() else set()
-    twice = [item for item in items if type(item).__name__ == "IPyNbCell" and Path(item.path) in ran]
-    left = [item for item in items if item not in mine and item not in twice]
+    twice = run_twice(items, installed()[0]) if mine else []
     if twice:
         config.hook.pytest_deselected(items=twice)
-    items[:] = [*mine, *left]
-
-
-def _is_chapter(item) -> bool:
-    return item.path.name == CHAPTER_TEST and "chapter" in getattr(item, "callspec", item).params
+    items[:] = [*mine, *(item for item in items if item not in mine and item not in twice)]
 
 
 @pytest.fixture(scope="session")
 def chromium():
     """A browser that runs, headless."""
-    path = installed()
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
+    path, reason = installed()
+    if not path:
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-dev-shm-usage"]  # needed as root, and where /dev/shm is small
         browser = playwright.chromium.launch(executable_path=path, args=flags)
         yield browser

@@ -1,13 +1,16 @@
 """A notebook in JupyterLab, as a reader's hands meet it: open, run from the menu, restart, look at cells."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
-
-from playwright.sync_api import ConsoleMessage, Page
-from playwright.sync_api import TimeoutError as PlaywrightTimeout
+from typing import TYPE_CHECKING
 
 from tests.browser.kernel import Kernel
 from tests.browser.server import Server
+
+if TYPE_CHECKING:  # not everybody has it
+    from playwright.sync_api import ConsoleMessage, Page
 
 SECONDS_TO_OPEN, SECONDS_TO_RUN, SECONDS_TO_BEGIN = 180, 900, 10
 POLLING = 200  # milliseconds between two looks at a condition
@@ -82,12 +85,12 @@ class LabPage:
         if not any(part in text for part in HARMLESS):
             self.errors.append(text)
 
-    def open(self, notebook: str) -> "LabPage":
+    def open(self, notebook: str) -> LabPage:
         """Goes to a notebook, by its path in the course, and waits for its kernel."""
         self.page.goto(self.server.address(notebook))
         return self.wait_idle(SECONDS_TO_OPEN)
 
-    def wait_idle(self, seconds: float) -> "LabPage":
+    def wait_idle(self, seconds: float) -> LabPage:
         self._wait_for(IS_OPEN, seconds, "a notebook must open, and its kernel answer,")
         return self
 
@@ -98,6 +101,8 @@ class LabPage:
             TimeoutError: it does not, within so many seconds.
             RuntimeError: the page asks something instead, since the kernel died.
         """
+        from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
         limits = {"timeout": 1000 * seconds, "polling": POLLING}
         try:
             self.page.wait_for_function(condition, arg=arg, **limits)

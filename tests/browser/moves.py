@@ -4,12 +4,16 @@ After each move the page must show what the pure function says of the controls a
 shows must be something else than before, and the very same again once all controls are back.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
-
-from playwright.sync_api import Locator
+from typing import TYPE_CHECKING
 
 from tests.browser.view_page import Control, ViewOnPage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
 
 # What changes no picture by itself: {(class of the view, name of the control): why}.
 QUIET = {

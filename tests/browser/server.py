@@ -14,7 +14,9 @@ from tools.lab import next_free
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/\S*token=(\w+)")
-SECONDS = 120  # a busy machine starts it in some 30
+SECONDS = 240  # a busy machine starts it in some 30
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+FIRST_PORT = 8900 + 20 * WORKER  # so that two workers do not find the same one free
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def serve(course: Path, settings: Path, lab: str = ""):
     (config / "jupyter_lab_config.json").write_text('{"LabApp": {"expose_app_in_browser": true}}')
     folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime"}
     own = {name: str(settings / folder) for name, folder in folders.items()}
-    asked = {"PORT": str(next_free(8900)), "NO_BROWSER": "1", "LAB": lab, "PYTHONPATH": str(ROOT)}
+    asked = {"PORT": str(next_free(FIRST_PORT)), "NO_BROWSER": "1", "LAB": lab, "PYTHONPATH": str(ROOT)}
     command, log = [sys.executable, str(course / "tools/lab.py")], settings / "log"
     with log.open("w") as sink:
         process = subprocess.Popen(
@@ -75,7 +77,7 @@ def serve(course: Path, settings: Path, lab: str = ""):
     finally:
         process.terminate()  # and the server ends its kernels
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -1,11 +1,15 @@
 """A view as the page shows it, beside what the kernel says that it must show."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass
-
-from playwright.sync_api import Locator
+from typing import TYPE_CHECKING
 
 from tests.browser.lab_page import LabPage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator
 
 SECONDS = 20
 CONTROLS = ", ".join(
