@@ -10,7 +10,7 @@ import math
 from functools import cache, singledispatch
 
 from llmcourse.blockwise import BlockDecoder
-from llmcourse.figures import style
+from llmcourse.figures import language, style
 from llmcourse.figures.beam_tree import plot_beam_tree
 from llmcourse.figures.candidate_trace import candidate_text
 from llmcourse.figures.candidate_tree import CandidatePlot
@@ -62,7 +62,8 @@ def answer(view: View) -> dict[str, str]:
     with style.DRAWING:
         picture, text = says(view)
         png = picture.png(SCREEN_SCALE)
-    return {"picture": hashlib.sha256(png).hexdigest(), "alt": picture.alt, "text": text}
+    alt, text = language.text(picture.alt), language.page(text)
+    return {"picture": hashlib.sha256(png).hexdigest(), "alt": alt, "text": text}
 
 
 @singledispatch
