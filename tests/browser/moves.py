@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 QUIET = {
     ("SamplingExplorer", "or"): "the list of candidates names the token that Take appends",
 }
-STEPS = (1, 3, 12)  # a control whose first step changes nothing is moved further
+STEPS = (1, 3, 12, 40)  # a control whose first step changes nothing is moved further
+CLICKED = ("widget-button", "widget-play")
 MOST_OPTIONS = 8  # of a list that are tried
 Way = tuple[Callable[[], None], Callable[[], None]]  # there, and back
 
@@ -47,14 +48,14 @@ class Mover:
         controls = self.view.controls()
         self.sleeping = {control.number: control for control in controls if control.disabled}
         for control in controls:
-            if not control.disabled:
+            if not control.disabled and self._can_move(control):
                 self.move(control)
         names = ", ".join(control.name for control in self.sleeping.values())
         assert not names, f"{self.kind}: nothing wakes {names}"
         return self.moved
 
     def move(self, control: Control) -> None:
-        """Moves a control until the page changes, and back."""
+        """Moves a control until the page changes, and back; what is clicked has no way back of its own."""
         where = f"{self.kind}, {control.name!r}"
         reads, before, changed = self.reads, self.shown, False
         for there, back in self._ways(control):
@@ -67,9 +68,15 @@ class Mover:
             if changed and not self._search_on(control):
                 break
         assert changed or (self.kind, control.name) in QUIET, f"{where}: moved, and nothing changes"
-        same = self.reads == reads
+        same = self.reads == reads and control.kind not in CLICKED
         assert self.shown == before or not same, f"{where}: moved back, and something else is shown"
         self.moved.append(control.name)
+
+    def _can_move(self, control: Control) -> bool:
+        """Not a list of one entry, which tells what it is and cannot be moved."""
+        if control.kind != "widget-dropdown":
+            return True
+        return self.view.control(control.number).locator("option").count() > 1
 
     def _search_on(self, control: Control) -> bool:
         """Whether another choice of a list may wake what sleeps; buttons are woken by other buttons."""

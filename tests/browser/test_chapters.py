@@ -25,7 +25,8 @@ def test_a_chapter_runs_and_its_views_answer(chapter, page, server, screenshots,
     lab = LabPage(page, server).open(f"notebooks/{chapter.name}")
     try:
         cells = lab.run_all()
-        assert differences(chapter, [cell.outputs for cell in cells], request.session) == []
+        different = differences(chapter, [cell.outputs for cell in cells], request.session)
+        assert not different, "\n".join(different)
         faults = []
         for name, view in views_of(lab, cells):
             view.root.screenshot(path=screenshots / f"{chapter.stem}_{name}.png")

@@ -14,6 +14,7 @@ from llmcourse.hardware import datasheet
 machines = {name: datasheet(name) for name in ("RTX 4090", "H200")}
 """
 SOUND = "MemoryCalculator(machines, machine='H200')"
+TWINS = "machines = {name: machines['H200'] for name in ('H200', 'its twin')}\n"
 DEAF = f"view = {SOUND}; view.refresh = lambda: None; view"
 LATE = """view = MemoryCalculator(machines, machine='H200'); refresh, last = view.refresh, view.inputs
 def one_behind():
@@ -73,10 +74,16 @@ def test_a_control_that_is_not_followed_is_found(planted, fault, monkeypatch):
 
 
 def test_a_control_that_changes_nothing_is_found(planted):
-    lab = planted(VIEW + "view = " + SOUND + "\nview.machine.options = ['H200']\nview")
+    lab = planted(VIEW + TWINS + SOUND)
     mover = Mover(view_of(lab), "MemoryCalculator")
     with pytest.raises(AssertionError, match="'machine': moved, and nothing changes"):
         mover.move(mover.view.controls()[0])
+
+
+def test_a_list_of_one_entry_is_left_alone(planted):
+    lab = planted(VIEW + "view = " + SOUND + "\nview.machine.options = ['H200']\nview")
+    names = Mover(view_of(lab), "MemoryCalculator").move_all()
+    assert "machine" not in names and len(names) == 6
 
 
 def test_a_cell_that_raises_is_found(planted):
