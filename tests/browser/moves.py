@@ -6,7 +6,6 @@ shows must be something else than before, and the very same again once all contr
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -151,15 +150,18 @@ class Mover:
         yield more, lambda: self._rewrite(before)
 
     def _click(self, element: Locator) -> Iterator[Way]:
-        yield element.click, lambda: None
+        def once() -> None:
+            before = self.view.shown()
+            element.click()
+            self.view.wait_for_other(before)
+
+        yield once, lambda: None
 
     def _play(self, element: Locator) -> Iterator[Way]:
         def a_while() -> None:
             toggle, before = element.locator("button").first, self.view.shown()
             toggle.click()
-            until = time.monotonic() + 20
-            while self.view.shown() == before and time.monotonic() < until:
-                time.sleep(0.1)
+            self.view.wait_for_other(before)
             toggle.click()
 
         yield a_while, lambda: None

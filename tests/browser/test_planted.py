@@ -66,7 +66,7 @@ def test_a_sound_view_passes_also_after_a_restart(planted):
 
 @pytest.mark.parametrize("fault", [DEAF, LATE], ids=["deaf", "late"])
 def test_a_control_that_is_not_followed_is_found(planted, fault, monkeypatch):
-    monkeypatch.setattr("tests.browser.view_page.SECONDS", 1)
+    monkeypatch.setattr("tests.browser.view_page.SECONDS", 5)
     mover = Mover(view_of(planted(VIEW + fault)), "MemoryCalculator")
     batch = next(control for control in mover.view.controls() if control.name == "batch (rows)")
     with pytest.raises(AssertionError, match=r"batch \(rows\).*on the page, and by the pure function"):

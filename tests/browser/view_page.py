@@ -11,7 +11,7 @@ from tests.browser.lab_page import LabPage
 if TYPE_CHECKING:
     from playwright.sync_api import Locator
 
-SECONDS = 20
+SECONDS = 60  # a busy machine answers a move in some 5
 CONTROLS = ", ".join(
     [
         *(f".{kind}" for kind in ("widget-slider", "widget-dropdown", "widget-text", "widget-textarea")),
@@ -96,6 +96,12 @@ class ViewOnPage:
             except Exception:  # the picture was exchanged while it was read
                 time.sleep(0.05)
         return self.root.evaluate(SHOWN)
+
+    def wait_for_other(self, than: dict[str, str]) -> None:
+        """After a click, which no control's reading tells of: until something else is shown, or for long."""
+        until = time.monotonic() + SECONDS
+        while self.shown() == than and time.monotonic() < until:
+            time.sleep(0.1)
 
     def settled(self) -> dict[str, str]:
         """What the page shows, once that is what the pure function says of the controls as they stand.
