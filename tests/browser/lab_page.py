@@ -17,7 +17,7 @@ POLLING = 200  # milliseconds between two looks at a condition
 HARMLESS = {}  # what the console may say: {part of the text: why it is harmless}
 
 # What is waited for, asked of the page itself. A dialogue says that the kernel has died, or something as bad.
-NOTEBOOK = "const panel = jupyterapp.shell.currentWidget, cells = panel?.content?.widgets ?? [];"
+NOTEBOOK = "const panel = window.jupyterapp?.shell?.currentWidget, cells = panel?.content?.widgets ?? [];"
 IDLE = "panel?.sessionContext?.kernelDisplayStatus === 'idle'"
 CODE = "cells.map(cell => cell.model).filter(cell => cell.type === 'code' && cell.sharedModel.source.trim())"
 TYPES = "Array.from({length: cell.outputs.length}, (_, i) => cell.outputs.get(i).type)"
