@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 QUIET = {
     ("SamplingExplorer", "or"): "the list of candidates names the token that Take appends",
 }
+# What shows only while another slider stands at its end: {(class of the view, control): (slider, key)}.
+PENALTIES = ("presence (logits)", "frequency (logits)", "repetition (×)")
+NEEDS = {("SamplingExplorer", penalty): ("top-p (mass)", "End") for penalty in PENALTIES}  # no token is cut
 STEPS = (1, 3, 12, 40)  # a control whose first step changes nothing is moved further
 CLICKED = ("widget-button", "widget-play")
 MOST_OPTIONS = 8  # of a list that are tried
@@ -56,6 +59,7 @@ class Mover:
     def move(self, control: Control) -> None:
         """Moves a control until the page changes, and back; what is clicked has no way back of its own."""
         where = f"{self.kind}, {control.name!r}"
+        self._prepare(control)
         reads, before, changed = self.reads, self.shown, False
         for there, back in self._ways(control):
             there()
@@ -70,6 +74,14 @@ class Mover:
         same = self.reads == reads and control.kind not in CLICKED
         assert self.shown == before or not same, f"{where}: moved back, and something else is shown"
         self.moved.append(control.name)
+
+    def _prepare(self, control: Control) -> None:
+        """Takes another slider to its end, where it must be for this control to show."""
+        name, key = NEEDS.get((self.kind, control.name), ("", ""))
+        if name:
+            number = next(one.number for one in self.view.controls() if one.name == name)
+            _press(self.view.control(number).locator(".noUi-handle"), key, 1)
+            self._look(f"{self.kind}, {name!r} to its end")
 
     def _can_move(self, control: Control) -> bool:
         """Not a list of one entry, which tells what it is and cannot be moved."""
