@@ -7,9 +7,9 @@ view has remembered, so that a callback that does nothing, or shows the last but
 import hashlib
 import html
 import math
+from collections.abc import Callable
 from functools import cache, singledispatch
 
-from llmcourse.blockwise import BlockDecoder
 from llmcourse.figures import language, style
 from llmcourse.figures.beam_tree import plot_beam_tree
 from llmcourse.figures.candidate_trace import candidate_text
@@ -32,6 +32,7 @@ from llmcourse.figures.soft_labels import by_temperature, soft_labels
 from llmcourse.figures.soft_labels_plot import SoftLabelsPlot
 from llmcourse.figures.speculation_plot import SpeculationPlot
 from llmcourse.figures.speculation_strip import strip_html, text_so_far
+from llmcourse.figures.speculation_trace import SpeculationTrace
 from llmcourse.figures.style import Picture
 from llmcourse.figures.tiles_plot import TilesPlot
 from llmcourse.figures.timeline import timeline
@@ -53,6 +54,7 @@ from llmcourse.figures.widgets import sampling_explorer as sampling
 from llmcourse.figures.widgets import tile_player as tiles
 from llmcourse.figures.widgets import trace_player as trace
 from llmcourse.figures.widgets.machines import with_scales
+from llmcourse.figures.widgets.models import ModelShelf
 from llmcourse.figures.widgets.view import SCREEN_SCALE, View, end_of, strip_of
 from llmcourse.speculative.theory import acceptance
 
@@ -64,6 +66,12 @@ def answer(view: View) -> dict[str, str]:
         png = picture.png(SCREEN_SCALE)
     alt, text = language.text(picture.alt), language.page(text)
     return {"picture": hashlib.sha256(png).hexdigest(), "alt": alt, "text": text}
+
+
+@cache
+def once(function: Callable, *inputs):
+    """What a function makes of these inputs, which may take a model seconds; asked again, the same."""
+    return function(*inputs)
 
 
 @singledispatch
@@ -153,11 +161,15 @@ def _(view: batching.BatchingTimeline):
     return plot_timelines(tuple(shown), *batching.headline(inputs)), batching.table_html(tuple(shown))
 
 
+def traced(shelf: ModelShelf, target: str, drafter: str, inputs: trace.TraceInputs) -> SpeculationTrace:
+    ready = shelf.get(target)
+    return trace.trace_text(ready, trace.make_drafter(drafter, ready, shelf), inputs)
+
+
 @says.register
 def _(view: trace.TracePlayer):
-    target, inputs = view.shelf.get(view.target.value), view.inputs
-    drafter = trace.make_drafter(view.drafter.value, target, view.shelf)
-    written, at = trace.trace_text(target, drafter, inputs), view.phase.value
+    inputs, at = view.inputs, view.phase.value
+    written = once(traced, view.shelf, view.target.value, view.drafter.value, inputs)
     title = f"{view.target.value}, drafts by {view.drafter.value}, after “{end_of(inputs.prompt, 14)}”"
     return SpeculationPlot().update(written, at, title), strip_html(text_so_far(written, at), font=False)
 
@@ -179,22 +191,17 @@ def _(view: cascade.CascadeExplorer):
 def _(view: medusa.CandidateTreeViewer):
     inputs, step = view.inputs, view.step.value - 1
     tree = view.trees[inputs.tree]
-    written = medusa.trace_candidates(view.ready, view.heads, tree, inputs)
+    written = once(medusa.trace_candidates, view.ready, view.heads, tree, inputs)
     title = f"Medusa on {view.ready.name}, {inputs.tree}, after “{end_of(inputs.prompt, 16)}”"
     words = strip_html(candidate_text(written, step), font=False, keys=("accepted", "own"))
     return CandidatePlot(tree).update(written, step, title), words
 
 
-@cache
-def filled(ready, model: BlockDecoder, prompt: str, length: int, refinement: str) -> blocks.Fillings:
-    """Some seconds of work for each text."""
-    return blocks.fill_text(ready, model, prompt, length, refinement)
-
-
 @says.register
 def _(view: blocks.BlockPlayer):
     prompt, at, tokenizer = view.prompt.value, view.step.value, view.ready.tokenizer
-    fillings = filled(view.ready, view.model, prompt, view.max_new_tokens, view.refinement.value)
+    asked = (view.ready, view.model, prompt, view.max_new_tokens, view.refinement.value)
+    fillings = once(blocks.fill_text, *asked)
     title = f"{view.ready.name} with adapters, after “{end_of(prompt, 26)}”"
     picture = FillingPlot(view.max_new_tokens).update(fillings, view.dial, at, tokenizer.label, title)
     tokens = tokenizer.encode_prompt(prompt)
@@ -203,7 +210,7 @@ def _(view: blocks.BlockPlayer):
 
 @says.register
 def _(view: exits.ExitExplorer):
-    read = exits.read_on(view.ready, view.heads, view.prompt.value, view.max_new_tokens)
+    read = once(exits.read_on, view.ready, view.heads, view.prompt.value, view.max_new_tokens)
     heat = read.heat(view.inputs)
     labels = [view.ready.tokenizer.label(token) for token in read.tokens]
     title = f"{view.ready.name} leaves by {view.inputs.make_rule()}"
@@ -225,7 +232,7 @@ def _(view: quantizer.QuantizerExplorer):
 @says.register
 def _(view: outliers.OutlierMap):
     ready, layer = view.shelf.get(view.model.value), view.layer.value
-    tokens, inputs = outliers.read_text(ready, view.prompt.value)
+    tokens, inputs = once(outliers.read_text, ready, view.prompt.value)
     labels = [ready.tokenizer.label(token) for token in tokens]
     plot = OutlierPlot(inputs[layer], splits(inputs[layer]), labels)
     shown = split(inputs[layer], view.threshold.value)
@@ -236,7 +243,7 @@ def _(view: outliers.OutlierMap):
 @says.register
 def _(view: soft.DistillationExplorer):
     names, position = (view.teacher.value, view.student.value), view.position.value
-    both = soft.read_both(*map(view.shelf.get, names), view.prompt.value)
+    both = once(soft.read_both, *map(view.shelf.get, names), view.prompt.value)
     tokenizer = view.shelf.get(names[0]).tokenizer
     logits = both.student[position - 1], both.teacher[position - 1]
     squared = {"squared": view.squared.value, "follows": both.follows(position)}
@@ -255,6 +262,6 @@ def _(view: layers.LayerMapView):
     small, large = view.shelf.get(student), view.shelf.get(teacher)
     configs = small.model.config, large.model.config
     links = layer_links(*configs, view.strategy.value, view.compared.value)
-    likeness = layers.read_likeness(small, large, view.texts[view.text.value])
+    likeness = once(layers.read_likeness, small, large, view.texts[view.text.value])
     title = f"Which layer of {student} learns from which of {teacher}"
     return LayerLinksPlot(*configs, likeness, (student, teacher)).update(links, title), ""
