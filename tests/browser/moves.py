@@ -50,7 +50,11 @@ class Mover:
         controls = self.view.controls()
         self.sleeping = {control.number: control for control in controls if control.disabled}
         for control in controls:
-            if not control.disabled and self._can_move(control):
+            if control.disabled or not self._can_move(control):
+                continue
+            if self.view.controls()[control.number].disabled:  # put to sleep by another move
+                self.sleeping[control.number] = control
+            else:
                 self.move(control)
         names = ", ".join(control.name for control in self.sleeping.values())
         assert not names, f"{self.kind}: nothing wakes {names}"
