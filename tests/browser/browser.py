@@ -1,0 +1,54 @@
+"""Which browser the tests use, if any, and what is then left to it."""
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHAPTER_TEST = "test_chapters.py"
+SECONDS = 120  # a busy machine answers in some 2
+
+
+@cache
+def installed() -> tuple[str, str]:
+    """The path of a Chromium that runs, `""` if there is none, and then the reason."""
+    if importlib.util.find_spec("playwright") is None:
+        return "", "playwright is not installed"
+    return first_that_runs(shutil.which)
+
+
+def first_that_runs(which: Callable[[str], str | None]) -> tuple[str, str]:
+    """As `installed`; a name on the PATH may be a stub that only says how to install one."""
+    stubs = []
+    for path in filter(None, map(which, NAMES)):
+        try:
+            asked = subprocess.run([path, "--version"], capture_output=True, timeout=SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            asked = None
+        if asked is not None and asked.returncode == 0:
+            return path, ""
+        stubs.append(path)
+    if stubs:
+        return "", f"no browser: {' and '.join(stubs)} cannot tell its version"
+    return "", f"no browser: none of {', '.join(NAMES)} is on the PATH"
+
+
+def run_twice(items: list[SimpleNamespace], browser: str) -> list[SimpleNamespace]:
+    """The cells that nbval collected of chapters whose one run is in the browser.
+
+    Args:
+        items: pytest's, of all tests.
+        browser: its path, `""` if there is none.
+    """
+    chapters = {_chapter(item) for item in items} - {None} if browser else set()
+    return [item for item in items if type(item).__name__ == "IPyNbCell" and Path(item.path) in chapters]
+
+
+def _chapter(item: SimpleNamespace) -> Path | None:
+    """The notebook that a test runs in the browser."""
+    is_chapter = Path(item.path).name == CHAPTER_TEST and hasattr(item, "callspec")
+    return item.callspec.params.get("chapter") if is_chapter else None
