@@ -9,13 +9,16 @@ import pytest
 
 from llmcourse.figures.style import DRAWING
 from llmcourse.figures.widgets import view as v
-from llmcourse.figures.widgets.rest import PAUSE_S, Collector, Idle
+from llmcourse.figures.widgets.rest import COLLECTOR, PAUSE_S, Collector, Idle
 
 LONG_S = 30.0  # until the collector may go on: longer than any test
 
 
 @pytest.fixture(autouse=True)
 def collecting():
+    """What the view of an earlier test has put off goes on first: its timer is not to come into this one."""
+    if COLLECTOR._timer is not None:
+        COLLECTOR._timer.join()
     gc.enable()
     yield
     gc.enable()
