@@ -2,7 +2,8 @@
 
 jaxtyping's own way binds the arguments to their names and looks at each twice, before the function and
 behind it, and that took half of the suite's time. Here beartype looks at each once, around the function, in
-the same scope of sizes. What passes and what does not is the same.
+the same scope of sizes. What passes and what does not is the same, but for arguments that a function itself
+makes wrong where they lie: those were looked at once more behind it.
 """
 
 import functools
@@ -32,7 +33,8 @@ def checked(*, typechecker: Callable) -> Callable:
 
 def _comes_piece_by_piece(made: types.FunctionType) -> bool:
     """Such a function has its arguments checked when it is called, not when the first piece is asked for."""
-    return inspect.isgeneratorfunction(made) or inspect.iscoroutinefunction(made)
+    kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+    return any(kind(made) for kind in kinds)
 
 
 def _checked_once(made: types.FunctionType, typechecker: Callable) -> types.FunctionType:

@@ -59,7 +59,10 @@ LINES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Distillation step, student 102 M, teacher 398 M", ("distill_step_100m_400m*",)),
     ("Drafts that stand, distilled from base", tuple(f"distilled_draft_acceptance_{d}" for d in DOMAINS)),
     ("The same, from a target of 923 M", ("distilled_draft_acceptance_*_923m",)),
-    ("int4 and distilled drafts, Llama-3-8B's shape", ("pipeline_llama3_8b",)),
+    (
+        "int4 and distilled drafts: step times of Llama-3-8B's shape, tokens a step of the 923 M pair",
+        ("pipeline_llama3_8b",),
+    ),
 )
 
 

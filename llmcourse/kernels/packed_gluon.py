@@ -255,7 +255,11 @@ def launch(
         parts, arrivals = memory.parts, memory.arrivals
     has = switches(norm, bias, residual, gated)
     descriptor = _tiles(_by_blocks(x, 64), 2 * ring.blocks, batch, 64)
-    gains = descriptor if norm is None else _tiles(_aligned(norm).view(-1, 64), 2 * ring.blocks, 64)
+    gains = descriptor
+    if norm is not None:
+        placed = _aligned(norm)
+        pdl = pdl and placed is norm  # gains are read before the wait: no copy of them may be under way
+        gains = _tiles(placed.view(-1, 64), 2 * ring.blocks, 64)
     _, _, _, bias, residual, out = pointers(x, norm, words, bias, residual, out)
     _packed_ring_kernel[(triton.cdiv(num_outputs, ring.rows), ring.splits)](
         descriptor,

@@ -448,12 +448,11 @@ print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budg
 
 # %% [markdown]
 # The order of the short run holds from new weights, too. Response beats the text in all six places, most of all in
-# verse. Features *alone* bring a little, everywhere; beside the response they add to it for `small`, and for `draft`
-# nothing that its spread would bear out (one of its three runs with both is not recorded: two seeds, and an interval
-# that shows it). Half of the batches on the student's own text cost some of the gain on given text, and in code
-# `small` has none of it left beyond its spread. Nobody is better calibrated than the twin from scratch by
-# more than the spread, and who learned from its own text is mostly worse: of that text it was never told what
-# really came.
+# verse. Features *alone* bring a little, everywhere; beside the response they add to it for `small`, and for `draft` in
+# code alone (one of its three runs with both is not recorded: two seeds, and an interval that shows it). Half of the
+# batches on the student's own text cost `small` some of the gain on given text: in code nothing of it is left in nats
+# beyond the spread. Nobody is better calibrated than the twin from scratch by more than the spread, and who learned
+# from its own text is mostly worse: of that text it was never told what really came.
 #
 # ## 6.7 On the student's own text
 #
@@ -625,25 +624,9 @@ for alpha in (0.55, 0.60, 0.65, 0.70, 0.75):
 # A model that was trained for ten thousand steps is not moved far by a dozen, and the first of them partly disturb it.
 # Compare the two losses with each other: JSD has the higher acceptance, forward KL the lower KL. A loss is a wish; say
 # the right one. Theory tells what acceptance is worth: the higher it is, the more the next step brings, since longer
-# drafts pay as well. What a whole training brings is recorded below, for two targets: `base`, and one of 923 M
-# parameters that was trained for it. *Predict* with which of the two the same draft gains more.
-
-# %%
-from llmcourse.figures.draft_gain import by_target, plot_draft_gain
-
-called = {"target": "a target of 923 M parameters"}
-for rows in by_target(recorded.raw_rows("distill_draft")) or [[]]:
-    target = f"A draft of {called.get(rows[0]['teacher'], rows[0]['teacher'])}" if rows else "A draft"
-    display(plot_draft_gain(rows, f"{target} before and after", domains=("prose", "poetry", "code")))
-
-# %% [markdown]
-# Ten thousand steps raise the acceptance by `base` by 0.03 to 0.04: two layers of width 128 had said nearly all that
-# they can say of `base` before, for both learned from the same text. The large target was trained for two and a half
-# minutes and says something else than that text does; 700 steps of listening to it bring 0.17 to 0.28. So a draft is
-# to be taught by *its* target, the more so the less target and text have in common. And mind the right side: on greedy
-# prompts `base`'s draft gains a few per cent at most. There it counts who has the same *favourite*, and a pass of
-# `base` is so short on this GPU that a draft of two fifths of its time can hardly pay. The draft that ships with the
-# course is the one before.
+# drafts pay as well. What a whole training brings was recorded, for two targets: `base`, and one of 923 M parameters
+# that was trained for it. *Predict* with which of the two the same draft gains more; the pictures stand at the end of
+# 6.11.
 #
 # ## 6.11 A student in 3 bits
 #
@@ -670,6 +653,12 @@ rows = held["prose"][:256].view(2, 128)
 print("packed in 3 bits, the same function:", torch.equal(packed(rows), ways["by its teacher"](rows)))
 
 # %%
+from llmcourse.figures.draft_gain import by_target, plot_draft_gain
+
+called = {"target": "a target of 923 M parameters"}
+for rows in by_target(recorded.raw_rows("distill_draft")) or [[]]:
+    target = f"A draft of {called.get(rows[0]['teacher'], rows[0]['teacher'])}" if rows else "A draft"
+    display(plot_draft_gain(rows, f"{target} before and after", domains=("prose", "poetry", "code")))
 lines = recorded.raw_rows("distill_quantized")
 for row in {(row["scheme"], row["way"], row["domain"]): row for row in lines}.values():
     what = ", ".join(str(row[name]) for name in ("model", "scheme", "way", "domain"))
@@ -678,11 +667,21 @@ if not lines:
     print("Longer runs in few bits are not recorded yet.")
 
 # %% [markdown]
+# Ten thousand steps raise the acceptance by `base` by 0.03 to 0.04: two layers of width 128 had said nearly all that
+# they can say of `base` before, for both learned from the same text. The large target was trained for two and a half
+# minutes and says something else than that text does; 700 steps of listening to it bring 0.17 to 0.28. So a draft is
+# to be taught by *its* target, the more so the less target and text have in common. And mind the right side: greedily
+# `base`'s draft is faster by no more than the spread over prompts, and on those on which its length was chosen it was
+# slower in code, by a fifth. There it counts who has the same *favourite*, not how much of the probability is shared;
+# and a draft that takes two fifths of its target's time pays in code, a little in prose, and costs in verse. The
+# draft that ships with the course is the one before.
+#
 # GPTQ (chapter 5) chose codes so that each *layer* loses least, without a single gradient; here all layers learn
 # together to make up for each other, for the *distribution* at the end. It costs a training, and it needs one only
-# once. In the recorded lines, `base` in 3 bits, it wins back 57 to 71 % of what plain rounding cost. It is ahead of GPTQ by a
-# fifth in prose, and by less than a hundredth in verse and code: for a model of this size GPTQ is hard to beat, and
-# takes seconds. The text alone (`text`) wins back 22 to 52 %: here the teacher *is* what is wanted.
+# once. In the recorded lines, `base` in 3 bits, it wins back 57 to 71 % of what plain rounding cost. Its KL is more
+# than a fifth below that of GPTQ in prose, and less than a hundredth in verse and code: for a model of this size GPTQ
+# is hard to beat, and takes seconds. The text alone (`text`) wins back 22 to 52 %: here the teacher *is* what is
+# wanted.
 #
 # # Part five: the course on one model
 #

@@ -30,9 +30,13 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [*mine, *(item for item in items if item not in mine and item not in twice)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A browser that runs, headless."""
+    """A browser that runs, headless.
+
+    For a file at a time: while Playwright runs, so does its event loop, in which tests of other files cannot
+    begin their own.
+    """
     path, reason = installed()
     if not path:
         pytest.skip(reason)
@@ -70,7 +74,7 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(chromium, tmp_path_factory):
     """`make lab` on a copy of the chapters."""
     folder = tmp_path_factory.mktemp("course")

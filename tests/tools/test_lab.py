@@ -313,21 +313,23 @@ TOOLS = {
     "sh": "exec /bin/sh",
     "make": "echo make",
 }
-INSTALLS = "apt-get update\napt-get install --yes bubblewrap\n"
+UPDATED, CHROMIUM = "apt-get update\n", "apt-get install --yes chromium\n"
+INSTALLS = UPDATED + "apt-get install --yes bubblewrap\n" + CHROMIUM
 
 
 @pytest.mark.parametrize(
     ("found", "installs"),
     [
         ({"id": "echo 0", "apt-get": ":"}, INSTALLS),
-        ({"id": "echo 0", "apt-get": "exit 100"}, "apt-get update\n"),
+        ({"id": "echo 0", "apt-get": "exit 100"}, INSTALLS),
         ({"id": "echo 0"}, ""),
         ({"id": "echo 1000", "apt-get": ":"}, ""),
-        ({"id": "echo 0", "apt-get": ":", "bwrap": ":"}, ""),
+        ({"id": "echo 0", "apt-get": ":", "bwrap": ":"}, UPDATED + CHROMIUM),
+        ({"id": "echo 0", "apt-get": ":", "bwrap": ":", "chromium": ":"}, ""),
     ],
-    ids=["root", "offline", "no apt", "ordinary user", "there already"],
+    ids=["root", "offline", "no apt", "ordinary user", "one there already", "both"],
 )
-def test_ci_runs_make_test_whether_bubblewrap_can_be_installed_or_not(tmp_path, found, installs):
+def test_ci_runs_make_test_whether_programs_can_be_installed_or_not(tmp_path, found, installs):
     log = tmp_path / "log"
     for name, does in (TOOLS | found).items():
         noted = f'echo apt-get "$@" >>"{log}"\n' if name == "apt-get" else ""

@@ -211,6 +211,9 @@ class BlockPlayer(v.PromptView):
             self.filling = None
             self.complain(str(error))
             return None
+        except BaseException:  # interrupted: neither this nor the others are written
+            self.idle.drop()
+            raise
         self.texts[self._key] = known
         return known
 
@@ -231,16 +234,18 @@ class BlockPlayer(v.PromptView):
 
     def _others(self, key: tuple[str, str]) -> Iterator[None]:
         """Writes what is missing of a text, a setting at a time, and shows each."""
-        for number, dial in enumerate(self.dials):
-            known = self.texts.get(key, {})
-            if dial not in known:
-                try:
-                    known[dial] = self._write(key, dial)
-                except DecodingError:  # is told where it is asked for
-                    continue
-                if self._key == key:
-                    self.refresh()
-                    self.say_busy("Writing the other settings …", number + 1, len(self.dials))
-                yield
-        if self._key == key:
-            self._message.value = ""
+        try:
+            for number, dial in enumerate(self.dials):
+                known = self.texts.get(key, {})
+                if dial not in known:
+                    try:
+                        known[dial] = self._write(key, dial)
+                    except DecodingError:  # is told where it is asked for
+                        continue
+                    if self._key == key:
+                        self.refresh()
+                        self.say_busy("Writing the other settings …", number + 1, len(self.dials))
+                    yield
+        finally:  # interrupted, too
+            if self._key == key:
+                self._message.value = ""

@@ -31,21 +31,26 @@ class Collector:
         self._answering = 0
         self._since_s: float | None = None  # held back since then; None: not by us
         self._timer: threading.Timer | None = None
+        self._lock = threading.Lock()  # the timer has a thread of its own
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """For the length of an answer, one inside another too."""
-        self._hold()
-        self._answering += 1
+        counted = False
         try:
+            with self._lock:
+                self._hold()
+                self._answering += 1
+                counted = True
             yield
         finally:  # an interrupted answer, too, ends the wait
-            self._answering -= 1
-            if not self._answering and self._since_s is not None:
-                left_s = self._since_s + self.longest_s - time.monotonic()
-                self._timer = threading.Timer(max(0.0, min(self.rest_s, left_s)), self._go_on)
-                self._timer.daemon = True
-                self._timer.start()
+            with self._lock:
+                self._answering -= counted
+                if not self._answering and self._since_s is not None:
+                    left_s = self._since_s + self.longest_s - time.monotonic()
+                    self._timer = threading.Timer(max(0.0, min(self.rest_s, left_s)), self._go_on)
+                    self._timer.daemon = True
+                    self._timer.start()
 
     def _hold(self) -> None:
         if self._timer is not None:
@@ -56,9 +61,10 @@ class Collector:
             gc.disable()
 
     def _go_on(self) -> None:
-        if not self._answering:  # else the end of that answer sets another timer
-            self._since_s = None
-            gc.enable()
+        with self._lock:
+            if not self._answering:  # else the end of that answer sets another timer
+                self._since_s = None
+                gc.enable()
 
 
 COLLECTOR = Collector()
@@ -105,18 +111,15 @@ class Idle:
                 pass
 
     def _go_on(self, work: Iterator[None], loop: asyncio.AbstractEventLoop) -> None:
-        with DRAWING:
-            if self._work is not work:
-                return
-            try:
+        try:
+            with DRAWING:
+                if self._work is not work:
+                    return
                 next(work)
-            except StopIteration:
-                self.drop()
-                return
-            except KeyboardInterrupt:  # ends the work, not the kernel
-                self.drop()
-                return
-            except BaseException:
-                self.drop()
-                raise
+        except (StopIteration, KeyboardInterrupt):  # the second ends the work, not the kernel
+            self.drop()
+            return
+        except BaseException:
+            self.drop()
+            raise
         loop.call_later(PAUSE_S, self._go_on, work, loop)
