@@ -26,6 +26,14 @@ from llmcourse.serving import (
 PROMPT = "Once upon a time"
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """What a shell starts in the background ignores Ctrl-C, these tests with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def loaded(tiny_checkpoint):
     return pretrained.load(tiny_checkpoint)
