@@ -133,8 +133,8 @@ BY_FOURS, BY_THREES, BY_TWOS = 52 * 1024, 70 * 1024, 104 * 1024
 
 # For up to so many rows of input, (outputs, inputs, gated, width of a code) to the ring that
 # benchmarks/packed_variants.py finds fastest on an H200. Where nothing is entered, `ring_rule` decides. For
-# more than `MOST_FUSED_ROWS` gate and up are one product of twice as many outputs. (Two were a little faster
-# there, and spill registers where a residual is added or a norm goes before: they have the next best.)
+# more than `MOST_FUSED_ROWS` gate and up are one product of twice as many outputs. Rings that spill
+# registers, some where a residual is added or a norm goes before, are left out, though a few are faster.
 PACKED_RINGS: dict[int, dict[tuple[int, int, bool, int], PackedRing]] = {
     8: {
         (14336, 4096, False, 4): PackedRing(64, 4, 2, 2, 2, 1, 8),

@@ -3,14 +3,18 @@
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHAPTER_TEST = "test_chapters.py"
 SECONDS = 120  # a busy machine answers in some 2
+FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")  # needed as root, and where /dev/shm is small
 
 
 @cache
@@ -35,6 +39,23 @@ def first_that_runs(which: Callable[[str], str | None]) -> tuple[str, str]:
     if stubs:
         return "", f"no browser: {' and '.join(stubs)} cannot tell its version"
     return "", f"no browser: none of {', '.join(NAMES)} is on the PATH"
+
+
+@contextmanager
+def headless() -> Iterator:
+    """Playwright's browser; without one the test is skipped with the reason.
+
+    Inside runs Playwright's event loop, in which other tests of the process cannot begin their own.
+    """
+    path, reason = installed()
+    if not path:
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 def run_twice(items: list[SimpleNamespace], browser: str) -> list[SimpleNamespace]:

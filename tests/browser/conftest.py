@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.browser import installed, run_twice
+from tests.browser.browser import headless, installed, run_twice
 from tests.browser.server import ROOT, copy_course, serve
 
 # Its players have not been moved to the end in one run yet.
@@ -32,21 +32,9 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A browser that runs, headless.
-
-    For a file at a time: while Playwright runs, so does its event loop, in which tests of other files cannot
-    begin their own.
-    """
-    path, reason = installed()
-    if not path:
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-dev-shm-usage"]  # needed as root, and where /dev/shm is small
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
+    """For a file at a time: see `headless`."""
+    with headless() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

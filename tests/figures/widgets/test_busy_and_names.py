@@ -1,15 +1,13 @@
 """What a page shows while an answer is computed, and what a screen reader calls the controls."""
 
 import html
-from pathlib import Path
 
 import pytest
 
 from llmcourse.figures import language
 from llmcourse.figures.widgets.page_code import BUSY_CLASS, naming
 from llmcourse.figures.widgets.view import View
-
-BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+from tests.browser.browser import headless
 
 
 def test_a_note_is_there_while_something_is_computed():
@@ -37,18 +35,11 @@ def test_what_has_an_end_has_a_bar():
 @pytest.fixture(scope="module")
 def page():
     """The markup that ipywidgets 8 makes for a slider and a play control, within a view."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next((path for path in BROWSERS if Path(path).exists()), None)
-    if found is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(BROWSERS)} is there")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+    with headless() as browser:
         page = browser.new_page()
         page.set_content(PAGE)
         page.evaluate("styles => { fonts.innerHTML = styles; }", View()._fonts.value)
         yield page
-        browser.close()
 
 
 SLIDER = """<div class="widget-slider"><label class="widget-label">top-p</label>

@@ -17,7 +17,6 @@ TOKENS = (8, 16, 32)  # shares of these are exact in float32 too
 MANY = (128, 256)  # and of these, which may differ by less than two digits show
 VOCAB, SWAPPED, AGREES = 20, 0.5, 0.3
 FINE = 64  # parts of a nat: entropies and thresholds are exact too
-BITS = (2 * FINE - 2).bit_length()
 ROOM = 0.05  # layers above a budget, in which no mean lies but where a case is about that
 Found = list[tuple[float, float]]  # mean layers and agreement at each threshold
 
@@ -227,12 +226,7 @@ def readings(
     """
     entropies, favourites, chance, bits = [], [], rng.random, rng.getrandbits
     for _ in range(tokens):
-        parts = []
-        while len(parts) < layers:
-            drawn = bits(BITS)
-            if drawn < 2 * FINE - 2:
-                parts.append(drawn + 2)
-        parts.sort(reverse=True)
+        parts = sorted([2 + below(bits, 2 * FINE - 2) for _ in range(layers)], reverse=True)
         if chance() < SWAPPED:
             one, other = rng.sample(range(layers), 2)
             parts[one], parts[other] = parts[other], parts[one]
