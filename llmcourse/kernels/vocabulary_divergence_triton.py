@@ -6,8 +6,10 @@ nothing else. The second time it writes dL/dz in place of z, from the row's end 
 read last is the likeliest to lie in the cache still. Jensen–Shannon needs both log-sum-exps before it can add
 up anything, and takes one more round in between.
 
-A logit x counts as 2^(x · to_bits), to_bits = log2(e) / T: it is scaled within the exponent, by the
-instruction that subtracts there anyway. The memory gives the loops time for few more than they have.
+A logit x counts as 2^((x − top) · to_bits), to_bits = log2(e) / T. The largest logit is subtracted before
+anything is multiplied, which is exact or nearly so where x is close to it. Multiplied first, both products
+would be rounded at the size of the logits themselves, and by a compiler that rounds product and difference
+together only one of them: of the largest logit 2^(±2⁻¹⁶) would be left instead of 1 where logits are hundreds.
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ def _load_logits(row_ptr, start, columns, stride, LANES: tl.constexpr, REPEATS: 
 def _join(x, peak, total, to_bits):
     """What `online_softmax_triton.join` says, each lane for itself, of logits that are all finite."""
     new_peak = tl.maximum(peak, tl.max(x, axis=1))
-    fade = tl.exp2(peak * to_bits - new_peak * to_bits)
-    share = tl.exp2(x * to_bits - (new_peak * to_bits)[:, None])
+    fade = tl.exp2((peak - new_peak) * to_bits)
+    share = tl.exp2((x - new_peak[:, None]) * to_bits)
     return new_peak, total * fade + tl.sum(share, axis=1), fade, share
 
 
@@ -172,24 +174,27 @@ def _vocabulary_divergence_kernel(
     top_z, top_t = tl.max(peak_z, axis=0), tl.max(peak_t, axis=0)
     part_z, part_t = tl.exp2((peak_z - top_z) * to_bits), tl.exp2((peak_t - top_t) * to_bits)
     total_z, total_t = tl.sum(sum_z * part_z, axis=0), tl.sum(sum_t * part_t, axis=0)
-    norm_z, norm_t = top_z * to_bits + tl.log2(total_z), top_t * to_bits + tl.log2(total_t)
-    norm_one = norm_z
+    # A log-sum-exp is kept as the largest logit and what lies above it, in bits: see the top.
+    rest_z, rest_t = tl.log2(total_z), tl.log2(total_t)
+    rest_one = rest_z
     if HARD and not AT_ONE:
         part_one = tl.exp2((peak_z - top_z) * LOG2E)
-        norm_one = top_z * LOG2E + tl.log2(tl.sum(sum_one * part_one, axis=0))
+        rest_one = tl.log2(tl.sum(sum_one * part_one, axis=0))
 
     middle = 0.0  # what the gradient subtracts: D of reverse KL, S of Jensen–Shannon, in bits
     if KIND == "forward_kl":
-        bits = tl.sum(gap * part_t, axis=0) / total_t * to_bits - norm_t + norm_z
+        mean = tl.sum(gap * part_t, axis=0) / total_t
+        bits = (mean - (top_t - top_z)) * to_bits - (rest_t - rest_z)
     elif KIND == "reverse_kl":
-        bits = tl.sum(gap * part_z, axis=0) / total_z * to_bits - norm_z + norm_t
+        mean = tl.sum(gap * part_z, axis=0) / total_z
+        bits = (mean - (top_z - top_t)) * to_bits - (rest_z - rest_t)
         middle = bits
     else:
         of_q, of_p = tl.zeros((LANES,), tl.float32), tl.zeros((LANES,), tl.float32)
         for back in tl.range(0, columns, TILE, num_stages=STAGES):
             z, at = _load_logits(z_ptr, last - back, columns, student_stride, LANES, REPEATS)
             t, at = _load_logits(t_ptr, last - back, columns, teacher_stride, LANES, REPEATS)
-            log_q, log_p = z * to_bits - norm_z, t * to_bits - norm_t
+            log_q, log_p = (z - top_z) * to_bits - rest_z, (t - top_t) * to_bits - rest_t
             q, p, q_over_m, p_over_m = _shares_of_mixture(log_q, log_p, log_beta, log_rest, FAST)
             of_q += tl.sum(q * q_over_m, axis=1)
             of_p += tl.sum(p * p_over_m, axis=1)
@@ -199,7 +204,7 @@ def _vocabulary_divergence_kernel(
 
     loss = soft_weight * temperature * temperature * bits * LN2
     if HARD:
-        loss += hard_weight * (norm_one * LN2 - z_label)
+        loss += hard_weight * (rest_one * LN2 + (top_z - z_label))
     tl.store(losses_ptr + row, loss)
     if GRADIENT:
         soft = soft_weight * temperature
@@ -207,7 +212,7 @@ def _vocabulary_divergence_kernel(
             start = step if KIND == "jensen_shannon" else last - step
             z, at = _load_logits(z_ptr, start, columns, student_stride, LANES, REPEATS)
             t, at = _load_logits(t_ptr, start, columns, teacher_stride, LANES, REPEATS)
-            log_q, log_p = z * to_bits - norm_z, t * to_bits - norm_t
+            log_q, log_p = (z - top_z) * to_bits - rest_z, (t - top_t) * to_bits - rest_t
             if KIND == "forward_kl":
                 grad = soft * (tl.exp2(log_q) - tl.exp2(log_p))
             elif KIND == "reverse_kl":
@@ -216,7 +221,8 @@ def _vocabulary_divergence_kernel(
                 q, p, q_over_m, p_over_m = _shares_of_mixture(log_q, log_p, log_beta, log_rest, FAST)
                 grad = soft * LN2 * q * (q_over_m - middle)
             if HARD:
-                grad += hard_weight * (tl.exp2(z * LOG2E - norm_one) - tl.where(at == label, 1.0, 0.0))
+                q_one = tl.exp2((z - top_z) * LOG2E - rest_one)
+                grad += hard_weight * (q_one - tl.where(at == label, 1.0, 0.0))
             grad = tl.where(at < columns, grad, 0.0)
             tl.store(z_ptr + at, grad.to(student_ptr.dtype.element_ty), mask=at < student_stride)
 
