@@ -7,9 +7,9 @@ read last is the likeliest to lie in the cache still. Jensen–Shannon needs bot
 up anything, and takes one more round in between.
 
 A logit x counts as 2^((x − top) · to_bits), to_bits = log2(e) / T. The largest logit is subtracted before
-anything is multiplied, which is exact or nearly so where x is close to it. Multiplied first, both products
-would be rounded at the size of the logits themselves, and by a compiler that rounds product and difference
-together only one of them: of the largest logit 2^(±2⁻¹⁶) would be left instead of 1 where logits are hundreds.
+anything is multiplied, which is exact or nearly so where x is close to it. Multiplied first, both would be
+rounded at the size of the logits, and by a compiler that rounds product and difference together only one of
+them: where logits are hundreds, 2^(±2⁻¹⁶) would be left of the largest instead of 1.
 """
 
 from __future__ import annotations
@@ -164,10 +164,10 @@ def _vocabulary_divergence_kernel(
         t, at = _load_logits(t_ptr, start, columns, teacher_stride, LANES, REPEATS)
         if HARD and not AT_ONE:
             _, sum_one, _, _ = _join(z, peak_z, sum_one, LOG2E)
-        peak_z, sum_z, fade_z, share_z = _join(z, peak_z, sum_z, to_bits)
         peak_t, sum_t, fade_t, share_t = _join(t, peak_t, sum_t, to_bits)
         if KIND == "forward_kl":
             gap = gap * fade_t + tl.sum(share_t * (t - z), axis=1)
+        peak_z, sum_z, fade_z, share_z = _join(z, peak_z, sum_z, to_bits)  # before the teacher's it spills
         if KIND == "reverse_kl":
             gap = gap * fade_z + tl.sum(share_z * (z - t), axis=1)
 
@@ -216,7 +216,8 @@ def _vocabulary_divergence_kernel(
             if KIND == "forward_kl":
                 grad = soft * (tl.exp2(log_q) - tl.exp2(log_p))
             elif KIND == "reverse_kl":
-                grad = soft * LN2 * tl.exp2(log_q) * (log_q - log_p - middle)
+                apart = (z - top_z) - (t - top_t)
+                grad = soft * LN2 * tl.exp2(log_q) * (apart * to_bits - (rest_z - rest_t + middle))
             else:
                 q, p, q_over_m, p_over_m = _shares_of_mixture(log_q, log_p, log_beta, log_rest, FAST)
                 grad = soft * LN2 * q * (q_over_m - middle)

@@ -161,7 +161,7 @@ def test_far_apart_and_sharp_distributions_stay_finite_and_right(tile, rounding,
 def test_logits_of_hundreds_that_are_alike_lose_no_digits_from_tile_to_tile(
     monkeypatch, rounding, divergence
 ):
-    """A tenth of the vocabulary's logits are the largest; each is exact in fp32, its product with bits not."""
+    """A tenth of the logits are the largest; each is exact in fp32, and its product with bits is not."""
     monkeypatch.setattr(kernels, "row_tile", lambda item_bytes: SMALL)
     *tensors, _ = draw(3, 1000)
     for hidden, head in (tensors[:2], tensors[2:]):
