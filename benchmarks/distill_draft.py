@@ -45,7 +45,7 @@ from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.distillation.losses import DIVERGENCES, Response
 from llmcourse.distillation.quality import measure
 from llmcourse.distillation.settings import Distillation
-from llmcourse.distillation.students import STARTS, make_student, student_recipe
+from llmcourse.distillation.students import GENTLER, STARTS, make_student, student_recipe
 from llmcourse.distillation.train import distill
 from llmcourse.distillation.written import write_student
 from llmcourse.figures.draft_gain import STAGES
@@ -78,6 +78,8 @@ def parser() -> Parser:
     result.add_argument("--trial", action="store_true", help="keep raw lines alone, apart from those shown")
     result.add_argument("--gammas", default=GAMMAS, help="draft lengths that are timed")
     result.add_argument("--mix", help="shares of a batch as prose=1,poetry=1,code=1, instead of the recipe's")
+    gentler = f"learning rates, of the recipe's (default: 1 for new weights, {GENTLER} for stored ones)"
+    result.add_argument("--rates", type=float, help=gentler)
     return result
 
 
@@ -102,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def settings_of(options) -> Distillation:
     recipe = student_recipe(options.student, options.start)
+    if options.rates is not None:
+        full = student_recipe(options.student, "new")
+        rates = {name: getattr(full, name) * options.rates for name in ("matrix_lr", "other_lr")}
+        recipe = replace(recipe, **rates)
     asked = {"batch_size": options.batch_size, "sequence_length": options.length, "steps": options.steps}
     changes = {name: value for name, value in asked.items() if value is not None}
     if options.mix:
@@ -188,6 +194,7 @@ def ending(options, teacher: Decoder) -> str:
 def shared(options) -> dict[str, object]:
     card = json.loads((options.out / f"{options.student}.json").read_text(encoding="utf-8"))["settings"]
     how = ("divergence", "temperature", "hard_weight", "own_text", "steps", "batch_size", "sequence_length")
+    how += ("matrix_lr", "mix")
     named = {"teacher": Path(options.teacher).name, "student": options.student, "start": options.start}
     return named | {name: card.get(name) for name in how}
 

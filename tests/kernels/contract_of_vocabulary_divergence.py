@@ -33,13 +33,15 @@ NAMES = ("loss", "grad_hidden", "grad_head")
 
 
 def draw(rows: int, vocab_size: int, dtype: torch.dtype = torch.float32, spread: float = 1.0):
-    """Hidden states and heads, student's (16 wide) and teacher's (24), and labels, one of them left out."""
+    """Hidden states and heads, student's (16 wide) and teacher's (24), and labels, one of them left out.
+
+    Drawn on the CPU: the same on every device.
+    """
     shapes = ((rows, 16), (vocab_size, 16), (rows, 24), (vocab_size, 24))
     tensors = [
-        (spread * torch.randn(shape, device=DEVICE) / shape[1] ** 0.25).to(dtype).contiguous()
-        for shape in shapes
+        (spread * torch.randn(shape) / shape[1] ** 0.25).to(DEVICE, dtype).contiguous() for shape in shapes
     ]
-    labels = torch.randint(vocab_size, (rows,), device=DEVICE)
+    labels = torch.randint(vocab_size, (rows,)).to(DEVICE)
     labels[rows // 2 : rows // 2 + (rows > 1)] = -100
     return *tensors, labels
 
