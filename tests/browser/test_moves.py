@@ -5,7 +5,6 @@ import pytest
 from tests.browser.moves import Mover
 from tests.browser.view_page import Control
 
-
 LAST = 5
 KINDS = {"Step": "widget-button", "": "widget-play", "Back": "widget-button"}
 
