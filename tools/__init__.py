@@ -5,5 +5,6 @@
 - `notebooks`, `labs`, `pictures`: chapters and labs from their text
 - `chinese`, `chinese_books`, `chinese_checks`, `glossary`: the Chinese edition
 - `slides`, `handouts`, `exported_pages`, `page_assets`: chapters as pages
+- `browser`: the one that prints and photographs
 - `readme`, `screenshots`: the README's table and pictures
 """

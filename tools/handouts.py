@@ -9,7 +9,6 @@ Chrome, with page numbers. CHROME names the browser where it is not found by its
 import html
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,20 +17,10 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from tools.browser import find_browser
 from tools.exported_pages import MATHJAX_URL, ROOT, TEMPLATES, chosen, lead_to_pages, named_pictures, parse
 from tools.page_assets import BUILD, MATHJAX, AssetError, provide
 
-BROWSERS = (
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "google-chrome-stable",
-    "chrome",
-    "msedge",
-    "microsoft-edge",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-)
 NO_BROWSER = (
     "No PDF: neither Chromium nor Chrome is found. The pages are there as HTML, and any browser prints them; "
     "or install one (Debian: apt-get install chromium), or name it: make handouts CHROME=/path/to/chrome"
@@ -77,20 +66,6 @@ def with_contents(text: str) -> str:
 def for_print(text: str) -> str:
     """The page without links that lead nowhere from a PDF: those within it and to the web stay."""
     return re.sub(r'<a href="(?!#|https?:)[^"]*"[^>]*>(.*?)</a>', r"\1", text, flags=re.DOTALL)
-
-
-def find_browser() -> str | None:
-    """The browser that prints: CHROME, else the first that is installed.
-
-    Raises:
-        ValueError: CHROME names no program.
-    """
-    named = os.environ.get("CHROME", "")
-    if named:
-        if shutil.which(named) is None:
-            raise ValueError(f"CHROME must be a program, got {named!r}; leave it out to have one searched")
-        return shutil.which(named)
-    return next((found for name in BROWSERS if (found := shutil.which(name))), None)
 
 
 def print_page(browser: str, text: str, folder: Path, pdf: Path) -> None:
@@ -148,7 +123,7 @@ def main() -> int:
     options = parse(__doc__)
     target = BUILD / "handouts" / options.edition
     try:
-        wanted, browser = chosen(options.names, options.edition), find_browser()
+        wanted, (browser, _) = chosen(options.names, options.edition), find_browser()
         target.mkdir(parents=True, exist_ok=True)
         provide((MATHJAX,), target)
         for name, path in wanted.items():
@@ -164,7 +139,7 @@ def main() -> int:
     except (ValueError, OSError, AssetError, PrintError) as error:
         print(f"\nerror: {html.unescape(str(error))}", file=sys.stderr)
         return 2
-    if browser is None:
+    if not browser:
         print(NO_BROWSER)
     return 0
 

@@ -1,7 +1,7 @@
 """Pictures for the README, into docs/: `python -m tools.screenshots`, or some by name.
 
 Views are photographed in the JupyterLab that `make lab` starts, controls and all, which takes Playwright and
-Debian's Chromium; plots are drawn by the functions that draw them in the chapters, from what is recorded.
+Chromium; plots are drawn by the functions that draw them in the chapters, from what is recorded.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageChops, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from tools.browser import find_browser
 from tools.lab import next_free
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ COLOURS = 32  # a view has few; more of them would only smooth the edges of its 
 WIDTH, SCALE = 1120, 1.25  # of the page, in its own pixels, and how many of ours each of them gets
 MARGIN = 8  # of white, in our pixels
 SECONDS_TO_START, SECONDS_TO_DRAW = 180, 180
-CHROMIUM = "/usr/bin/chromium"
 ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/\S*token=\w+")
 IDLE = ".jp-Notebook-ExecutionIndicator[data-status=idle]"
 NOTEBOOK = "labs/views.ipynb"  # of the folder that is served
@@ -154,12 +154,19 @@ def served(sources: list[str]) -> Iterator[str]:
 
 
 def photograph(views: dict[str, str]) -> dict[str, bytes]:
-    """Each view as the page shows it once its picture is there: PNG files by name."""
+    """Each view as the page shows it once its picture is there: PNG files by name.
+
+    Raises:
+        RuntimeError: no browser is found.
+    """
     from playwright.sync_api import sync_playwright
 
+    path, reason = find_browser()
+    if not path:
+        raise RuntimeError(f"{reason}; install Chromium, or name one: CHROME=/path/to/chrome")
     with served(list(views.values())) as address, sync_playwright() as play:
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=options)
+        browser = play.chromium.launch(executable_path=path, args=options)
         page = browser.new_page(viewport={"width": WIDTH, "height": 1400}, device_scale_factor=SCALE)
         page.goto(address)
         page.wait_for_selector(IDLE, timeout=1000 * SECONDS_TO_START)

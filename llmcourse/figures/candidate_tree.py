@@ -28,6 +28,7 @@ TOP, GAINS, TREE = 0.86, 1.12, 1.66  # inches from the figure's top: of heads' n
 FILL = LinearSegmentedColormap.from_list("likely", [look.PAPER, "#a9c8e2"])
 LEAST_SHOWN = 0.005  # of p: what is less would read 0 %
 THICKEST = 7.0  # points, of the line to a token that its head is certain of
+WIDEST_COUNT = 1.8  # inches, of a line beside the tree
 Box = list[tuple[int | float, int | float]]
 
 
@@ -159,11 +160,16 @@ class CandidatePlot:
             self.figure.still_key = title
             self.subtitle.set_text(readable(happens(trace, at)))
             self._before.set_text(look.token(step.before, 10))
-            self._counts.set_text("\n".join(counted(trace, at)))
+            self._counts.set_text("\n".join(self._wrapped(counted(trace, at))))
             self._draw_tree(step)
             self._draw_gains(step)
         self.figure.alt = f"{title}, step {at + 1} of {len(trace.steps)}. {in_words(trace, at)}"
         return self.figure
+
+    def _wrapped(self, lines: tuple[str, ...]) -> list[str]:
+        """Lines that end before the figure does, beside a tree that is deep."""
+        narrow = RIGHT - self._left(self.tree.depth + 1) < WIDEST_COUNT
+        return [line.replace(" after", "\nafter") if narrow else line for line in lines]
 
     def _draw_tree(self, step: CandidateStep) -> None:
         nodes = step.nodes or (None,) * len(self.tree)

@@ -21,7 +21,7 @@ from llmcourse.figures.outlier_split import LayerInput, Split
 SHADES = LinearSegmentedColormap.from_list("magnitude", [look.PAPER, "#9fc0dc", look.SERIES[0], "#061a2e"])
 MOST_LABELS, LETTERS = 24, 10  # tokens that are named beside their rows, and letters of each
 HEAD, MAXIMA, GAP, PANEL, FOOT = 0.98, 0.85, 0.66, 1.05, 0.52  # inches
-ROW, LEAST_STRIP = 0.115, 0.9
+ROW, LEAST_STRIP = 0.145, 0.9  # so high that names do not touch
 LEFT, RIGHT = 0.105, 0.985
 LAST = 1.5  # where ∞ is drawn: so many times the largest finite threshold
 

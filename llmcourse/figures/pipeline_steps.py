@@ -27,6 +27,7 @@ MOST_STEPS = 12
 ONE = ("target", "drafter", "scheme", "dtype")  # of a run, on one device
 WORDS = 3.0  # inches behind the bars, for what they say
 FAR_APART = 300  # times the slowest, from which bars need an axis of powers of ten
+LEAST_BAR = 1.5  # times the number at which such an axis begins
 ROW = 0.40
 
 
@@ -99,8 +100,8 @@ def plot_pipeline(
 ) -> look.Picture:
     """A bar for each step; │ is the roofline of that step, words say shares, gains and KL.
 
-    Where the largest number is hundreds of times the smallest the axis counts powers of ten, from the one
-    below the slowest step.
+    Where the largest number is hundreds of times the smallest the axis counts powers of ten, from one so far
+    below the slowest step that it has a bar, too.
 
     Args:
         rows: as above, of one of `runs`.
@@ -150,7 +151,7 @@ def _origin(rows: Sequence[Mapping], live: bool) -> str:
 def _draw(axes, steps: Sequence[PipelineStep]) -> None:
     widest = max(max(step.speed, step.limit or 0) for step in steps)
     slowest = min(step.speed for step in steps)
-    start = 10 ** math.floor(math.log10(slowest)) if widest > FAR_APART * slowest else 0
+    start = 10 ** math.floor(math.log10(slowest / LEAST_BAR)) if widest > FAR_APART * slowest else 0
     words = WORDS / (axes.get_position().width * look.WIDTH)  # of the axes' width, behind all bars
     if start:
         axes.set_xscale("log")

@@ -1,9 +1,7 @@
 """Which browser the tests use, if any, and what is then left to it."""
 
 import importlib.util
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+from tools.browser import find_browser
+
 CHAPTER_TEST = "test_chapters.py"
-SECONDS = 120  # a busy machine answers in some 2
 FLAGS = ("--no-sandbox", "--disable-dev-shm-usage")  # needed as root, and where /dev/shm is small
 
 
@@ -22,23 +20,7 @@ def installed() -> tuple[str, str]:
     """The path of a Chromium that runs, `""` if there is none, and then the reason."""
     if importlib.util.find_spec("playwright") is None:
         return "", "playwright is not installed"
-    return first_that_runs(shutil.which)
-
-
-def first_that_runs(which: Callable[[str], str | None]) -> tuple[str, str]:
-    """As `installed`; a name on the PATH may be a stub that only says how to install one."""
-    stubs = []
-    for path in filter(None, map(which, NAMES)):
-        try:
-            asked = subprocess.run([path, "--version"], capture_output=True, timeout=SECONDS)
-        except (OSError, subprocess.TimeoutExpired):
-            asked = None
-        if asked is not None and asked.returncode == 0:
-            return path, ""
-        stubs.append(path)
-    if stubs:
-        return "", f"no browser: {' and '.join(stubs)} cannot tell its version"
-    return "", f"no browser: none of {', '.join(NAMES)} is on the PATH"
+    return find_browser()
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class Mover:
                 self.sleeping[control.number] = control
             else:
                 self.move(control)
+        self._wake_by_clicks(controls)
         names = ", ".join(control.name for control in self.sleeping.values())
         assert not names, f"{self.kind}: nothing wakes {names}"
         return self.moved
@@ -113,6 +114,17 @@ class Mover:
         for number in [number for number in self.sleeping if not now[number].disabled]:
             if number in self.sleeping and not self.view.controls()[number].disabled:
                 self.move(self.sleeping.pop(number))
+
+    def _wake_by_clicks(self, controls: list[Control]) -> None:
+        """Clicks buttons again, now that all others have been moved: a player may rest at its first step."""
+        for control in controls:
+            awake = control.kind == "widget-button" and control.number not in self.sleeping
+            if not (self.sleeping and awake) or self.view.controls()[control.number].disabled:
+                continue
+            for there, _ in self._ways(control):
+                there()
+                self._look(f"{self.kind}, {control.name!r} again")
+                self._move_woken()
 
     def _ways(self, control: Control) -> Iterator[Way]:
         element = self.view.control(control.number)

@@ -6,37 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from tests.browser import browser
-from tests.browser.browser import first_that_runs, run_twice
+from tests.browser.browser import run_twice
 
 CHAPTER, SOLUTION = Path("notebooks/01.ipynb"), Path("solutions/01.ipynb")
 
 
 class IPyNbCell(SimpleNamespace):
     """As nbval names what it collects."""
-
-
-def script(path, line):
-    path.write_text(f"#!/bin/sh\n{line}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_a_browser_that_tells_its_version_is_taken(tmp_path):
-    path = script(tmp_path / "google-chrome", "echo Chrome 1")
-    assert first_that_runs({"google-chrome": path}.get) == (path, "")
-
-
-def test_without_a_browser_the_reason_is_said():
-    path, reason = first_that_runs({}.get)
-    assert path == "" and "none of chromium, chromium-browser, google-chrome is on the PATH" in reason
-
-
-def test_a_stub_is_no_browser(tmp_path):
-    stub = script(tmp_path / "chromium-browser", "echo 'install the snap' >&2; exit 1")
-    path, reason = first_that_runs({"chromium-browser": stub}.get)
-    assert path == "" and f"{stub} cannot tell its version" in reason
-    sound = script(tmp_path / "google-chrome", "echo Chrome 1")
-    assert first_that_runs({"chromium-browser": stub, "google-chrome": sound}.get) == (sound, "")
 
 
 def test_without_playwright_the_reason_is_said(monkeypatch):

@@ -31,6 +31,7 @@ def test_a_chapter_runs_and_its_views_answer(chapter, page, server, screenshots,
         for name, view in views_of(lab, cells):
             view.root.screenshot(path=screenshots / f"{chapter.stem}_{name}.png")
             try:
+                assert view.too_wide() == [], f"{name}: wider than the page"
                 assert Mover(view, name).move_all()
             except AssertionError as error:  # the other views are looked at all the same
                 faults.append(str(error))

@@ -38,6 +38,9 @@ READS = """(view, controls) => Array.from(view.querySelectorAll(controls), contr
             reads: !field ? "" : field.matches("select") ? field.selectedOptions[0]?.textContent ?? ""
                    : (field.value ?? field.textContent)};
 })"""
+TOO_WIDE = """view => Array.from(view.querySelectorAll("p, img, select, button"))
+    .filter(part => part.getBoundingClientRect().right > view.getBoundingClientRect().right + 4)  // a margin
+    .map(part => part.textContent || part.localName)"""
 WORDS = "html => new DOMParser().parseFromString(html, 'text/html').body.textContent"
 
 
@@ -70,6 +73,10 @@ class ViewOnPage:
     def control(self, number: int) -> Locator:
         """A control's element, counted from the top."""
         return self.root.locator(CONTROLS).nth(number)
+
+    def too_wide(self) -> list[str]:
+        """Lines, pictures and controls that do not end with the view; tables may be wider, as they scroll."""
+        return self.root.evaluate(TOO_WIDE)
 
     def controls(self) -> list[Control]:
         """All controls, once page and kernel agree on what they read.

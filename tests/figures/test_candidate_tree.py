@@ -79,6 +79,18 @@ def test_boxes_say_what_the_backbone_found():
     assert np.argmax(blue) == 2 and blue[0] == 0
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+def test_what_is_counted_ends_before_the_figure_does(depth):
+    tree = full([2] * 3 + [1] * (depth - 3)) if depth > 3 else full([2] * depth)
+    nodes = tuple(TracedNode("a", 0.5, 0.5, False) for _ in range(len(tree)))
+    step = CandidateStep("x", nodes, (), word("y"))
+    plot = CandidatePlot(tree)
+    picture = plot.update(CandidateTrace("x", tree, (step, step), (None, 1.33)), 1)
+    picture.png(1.0)
+    assert "1.33 a pass" in plot._counts.get_text()
+    assert plot._counts.get_window_extent().x1 <= picture.bbox.x1
+
+
 def test_the_first_step_has_no_tree():
     plot = CandidatePlot(TREE)
     plot.update(trace(), 1)

@@ -1,12 +1,13 @@
 """The strip of activations: marks are at the outlier columns, circles on the curves."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from llmcourse.figures.outlier_plot import OutlierPlot
+from llmcourse.figures.outlier_plot import MOST_LABELS, OutlierPlot
 from llmcourse.figures.outlier_split import LayerInput, split, splits
 
 
@@ -61,6 +62,16 @@ def test_many_tokens_have_no_labels(layer):
     plot = OutlierPlot(long, splits(long), ["word"] * 50)
     assert plot.strip.get_yticklabels() == []
     plot.update(split(long, 6), "Title").png(1.0)
+
+
+def test_names_of_rows_do_not_touch(layer):
+    long = LayerInput(layer.x.repeat(5, 1)[:MOST_LABELS], layer.weight)
+    plot = OutlierPlot(long, splits(long), ["␣jumping", "春"] * (MOST_LABELS // 2))
+    plot.update(split(long, 6), "Title").png(1.0)
+    boxes = [label.get_window_extent() for label in plot.strip.get_yticklabels()]
+    assert len(boxes) == MOST_LABELS
+    gaps = [(above.y0 - below.y1) / above.height for above, below in itertools.pairwise(boxes)]
+    assert min(gaps) > 0.25  # the sign of a space hangs below its box
 
 
 def test_a_layer_of_zeros_can_be_drawn():

@@ -44,6 +44,14 @@ def test_bars_and_limits_are_where_they_were_measured():
     picture.png(1.0)
 
 
+@pytest.mark.parametrize("slowest", [10.0, 10.1, 9.9, 1.0, 1000.0])
+def test_the_slowest_step_has_a_bar_where_the_axis_counts_powers_of_ten(slowest):
+    (axes,) = plot_pipeline([row("a", slowest), row("b", 1000 * slowest)]).axes
+    assert axes.get_xscale() == "log" and math.log10(axes.get_xlim()[0]) % 1 == 0
+    bar = axes.patches[0]
+    assert bar.get_x() + bar.get_width() == pytest.approx(slowest) and bar.get_x() <= slowest / 1.5
+
+
 def test_what_was_measured_just_now_is_not_called_recorded():
     live = [{key: value for key, value in one.items() if key != "date"} for one in ROWS]
     picture = plot_pipeline(live, live=True)

@@ -6,9 +6,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from tools import browser as browser_of_tools
 from tools import handouts, page_assets
 from tools.exported_pages import chapters
-from tools.handouts import PrintError, find_browser, for_print, page, print_page
+from tools.handouts import PrintError, for_print, page, print_page
 
 TEXT = "# Chapter 1 · A\n\nSee [two](02_b.ipynb), [the web](https://example.org/), [lab](../labs/01_a.ipynb)."
 BOOK = new_notebook(
@@ -102,15 +103,6 @@ def test_a_browser_that_fails_leaves_the_old_pdf(browser, tmp_path, body, told):
     assert (folder / "01_a.pdf").read_bytes() == b"old"
 
 
-def test_the_browser_may_be_named(browser, monkeypatch):
-    named = browser(WRITES)
-    monkeypatch.setenv("CHROME", named)
-    assert find_browser() == named
-    monkeypatch.setenv("CHROME", "no such browser")
-    with pytest.raises(ValueError, match="CHROME must be a program, got 'no such browser'"):
-        find_browser()
-
-
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     monkeypatch.setattr(handouts, "BUILD", tmp_path / "build")
@@ -123,7 +115,7 @@ def command(tmp_path, monkeypatch):
 def test_without_a_browser_there_are_pages_and_a_word(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CHROME", "")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(handouts, "BROWSERS", ("chromium",))
+    monkeypatch.setattr(browser_of_tools, "NAMES", ("chromium",))
     assert command() == 0
     assert [path.name for path in (tmp_path / "build" / "handouts").iterdir()] == ["01_decoding.html"]
     assert "No PDF: neither Chromium nor Chrome is found" in capsys.readouterr().out

@@ -1,7 +1,6 @@
 """Slides are cut by rule: one idea on each, nothing lost, nothing too long."""
 
 import re
-import shutil
 import subprocess
 import tempfile
 
@@ -10,6 +9,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tools import exported_pages, page_assets, slides
+from tools.browser import find_browser
 from tools.exported_pages import chapters
 from tools.slides import ROOM, blocks, cut, gist, height, kind, page, pieces, sentences, slideshow
 
@@ -243,11 +243,11 @@ def test_make_hands_on_chapters_and_edition(target):
     assert f"-m tools.{target} 01_decoding 05_quantization --edition zh" in said
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+BROWSER, NO_BROWSER = find_browser()
 WHEELS = [page_assets.BUILD / "wheels" / asset.wheel for asset in (page_assets.REVEAL, page_assets.MATHJAX)]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser is installed")
+@pytest.mark.skipif(not BROWSER, reason=NO_BROWSER)
 @pytest.mark.skipif(
     not all(w.exists() for w in WHEELS), reason="reveal.js is not here: run `make slides` once"
 )

@@ -36,7 +36,7 @@ BUDGET, QUALITY, BY_HAND = "a budget", "a quality target", "thresholds"
 WAYS = (BUDGET, QUALITY, BY_HAND)
 LEFT_OUT = math.inf  # a threshold that nothing reaches: the model is not even asked
 TOGETHER = "\u00a0"  # a space at which no line breaks
-GRID = 200  # thresholds by hand are multiples of one over this
+GRID = 200  # thresholds by hand are multiples of one over this, beside the one that was chosen
 CELL = "padding:1px 12px 1px 0;text-align:"
 
 
@@ -137,10 +137,15 @@ def rule(policy: Policy, names: Sequence[str]) -> str:
     if not judged:
         return f"{last} answers everything."
     keeps = [
-        f"{name} keeps what scores {threshold:.3f} or more"
+        f"{name} keeps what scores {shown_threshold(threshold)} or more"
         for name, threshold in zip(judged, policy.thresholds, strict=True)
     ]
     return f"{', '.join(keeps)}, {last} answers the rest."
+
+
+def shown_threshold(threshold: float) -> str:
+    """As the text and the sliders write it."""
+    return "left out" if threshold == LEFT_OUT else f"{threshold:.3f}"
 
 
 def stages_html(state: CascadeState, study: Study) -> str:
@@ -189,7 +194,8 @@ def _table(caption: str, rows: Sequence[Sequence[str]], side: str) -> str:
         lines.append(f"<tr>{first}{rest}</tr>")
     style = "border-spacing:0;line-height:1.5;margin:6px 0"
     caption = f"<caption style='text-align:left;font-weight:bold'>{html.escape(caption)}</caption>"
-    return f"<table style='{style}'>{caption}{''.join(lines)}</table>"
+    table = f"<table style='{style}'>{caption}{''.join(lines)}</table>"
+    return f"<div style='overflow-x:auto'>{table}</div>"  # a wide one scrolls alone
 
 
 class CascadeExplorer(v.View):
@@ -292,7 +298,7 @@ class CascadeExplorer(v.View):
         self._setting = True
         try:
             for model, control in enumerate(self.thresholds):
-                control.value = _nearest(thresholds.get(model, LEFT_OUT))
+                _show_threshold(control, thresholds.get(model, LEFT_OUT))
         finally:  # an interrupted cell leaves no view that answers no more
             self._setting = False
 
@@ -310,14 +316,29 @@ def _check_start(start: CascadeInputs, names: Sequence[str]) -> None:
     by_hand(given)  # refuses what is no threshold
 
 
-def _nearest(threshold: float) -> float:
-    return threshold if threshold == LEFT_OUT else round(threshold * GRID) / GRID
+def _offered(threshold: float) -> dict[str, float]:
+    """What a slider offers: round numbers, `LEFT_OUT`, and a threshold that reads like none of them."""
+    known = {shown_threshold(step / GRID): step / GRID for step in range(GRID + 1)}
+    known |= {shown_threshold(LEFT_OUT): LEFT_OUT}
+    known.setdefault(shown_threshold(threshold), threshold)
+    return dict(sorted(known.items(), key=lambda pair: pair[1]))
+
+
+def _show_threshold(control: SelectionSlider, threshold: float) -> None:
+    """Sets a slider to what reads as the text does, so that nobody sees one number rounded in two ways."""
+    offered = _offered(threshold)
+    with control.hold_sync():
+        if control.options != tuple(offered.items()):
+            control.options = tuple(offered.items())
+        control.value = offered[shown_threshold(threshold)]
 
 
 def _threshold(name: str, value: float) -> SelectionSlider:
     """A slider over thresholds, and beyond the highest the model is left out."""
-    values = sorted({*(step / GRID for step in range(GRID + 1)), value, LEFT_OUT})
-    options = [("left out" if one == LEFT_OUT else f"{one:.3f}", one) for one in values]
+    offered = _offered(value)
     what = "the least score of an answer that is kept; 0 keeps every answer"
-    settings = {"value": value, "tooltip": what, "style": v.NAME_STYLE, "layout": Layout(width="272px")}
-    return SelectionSlider(description=f"{name} from", options=options, **settings)
+    settings = {"value": offered[shown_threshold(value)], "tooltip": what, "style": v.NAME_STYLE}
+    layout = Layout(width="272px")
+    return SelectionSlider(
+        description=f"{name} from", options=tuple(offered.items()), layout=layout, **settings
+    )

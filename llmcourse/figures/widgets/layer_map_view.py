@@ -77,7 +77,7 @@ class LayerMapView(v.View):
         self.student = v.dropdown("student", list(names), student)
         ways = [(WORDS[name], name) for name in STRATEGIES]
         strategy = chosen(strategy, STRATEGIES, "strategy")
-        self.strategy = v.dropdown("map", ways, strategy, "230px")
+        self.strategy = v.dropdown("map", ways, strategy, "260px")
         kinds = [(words, name) for name, words in COMPARED.items()]
         self.compared = v.dropdown("compare", kinds, chosen(compared, COMPARED, "compared"), "230px")
         self.text = v.dropdown("likeness on", list(self.texts), next(iter(self.texts)), "200px")

@@ -94,7 +94,8 @@ class OutlierMap(v.PromptView):
         layer, text = self.layer.value, (ready.name, prompt)
         try:
             if text not in self.texts:
-                self.texts[text] = read_text(ready, prompt)
+                with self.busy():
+                    self.texts[text] = read_text(ready, prompt)
             tokens, inputs = self.texts[text]
             if (*text, layer) not in self.plots:
                 labels = [ready.tokenizer.label(token) for token in tokens]

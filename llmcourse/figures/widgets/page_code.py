@@ -18,6 +18,7 @@ BUSY_CLASS = "llmcourse-busy"  # comes where an answer takes longer than that, a
 BUSY_AFTER_S = 0.2
 VIEW_CSS = (
     f".{VIEW_CLASS} :is(textarea, select, table, button, .widget-label) {{font-family: {WEB_FAMILIES}}} "
+    f".{VIEW_CLASS} .widget-html-content {{min-width: 0}} "  # lines end with the page, not with a wide table
     f".{FORMER_CLASS} {{opacity: 0.3; filter: grayscale(1)}} "
     f".{BUSY_CLASS} {{position: absolute; z-index: 1; opacity: 0; padding: 6px 12px; color: #1d2733; "
     "background: #eef4fa; border-left: 4px solid #3f7fb5; "

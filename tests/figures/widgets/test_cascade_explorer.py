@@ -12,12 +12,15 @@ from llmcourse.figures.widgets.cascade_explorer import (
     QUALITY,
     CascadeExplorer,
     CascadeInputs,
+    _show_threshold,
+    _threshold,
     by_hand,
     choose,
     examples_html,
     explore_cascade,
     in_words,
     rule,
+    shown_threshold,
     stages_html,
 )
 from llmcourse.speculative import Answered, Policy
@@ -144,7 +147,24 @@ def test_the_sliders_of_thresholds_follow_what_was_chosen(explorer, budget, last
     given = dict(zip(policy.models, (*policy.thresholds, 0.0), strict=True))  # the last keeps every answer
     for model, control in enumerate(explorer.thresholds):
         wanted = given.get(model, LEFT_OUT)
-        assert control.value == wanted or abs(control.value - wanted) <= 0.0025
+        assert control.value == wanted or abs(control.value - wanted) <= 0.0005
+        assert control.label == shown_threshold(wanted)  # as the text rounds it
+        assert len(set(control._options_labels)) == len(control.options)
+
+
+def test_what_was_chosen_stands_among_round_numbers():
+    slider = _threshold("s", 0.5)
+    for chosen, value, label in (
+        (0.4243, 0.4243, "0.424"),
+        (0.0, 0.0, "0.000"),
+        (LEFT_OUT,) * 2 + ("left out",),
+    ):
+        _show_threshold(slider, chosen)
+        offered = [value for _, value in slider.options]
+        assert (slider.value, slider.label) == (value, label)
+        assert offered == sorted(offered) and {0.0, 0.42, 0.425, 1.0, LEFT_OUT} <= set(offered)
+    _show_threshold(slider, 0.00004)  # reads 0.000, and that must keep every answer
+    assert slider.value == 0
 
 
 def test_by_hand_goes_on_from_there(explorer):

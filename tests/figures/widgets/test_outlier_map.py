@@ -38,6 +38,13 @@ def test_the_slider_uses_what_was_read(view, monkeypatch):
     assert errors[0] < errors[-1] and "no column in 16 bits" in view.picture.alt
 
 
+def test_a_note_is_there_while_a_text_is_read(view, monkeypatch):
+    told, read = [], outlier_map.read_text
+    monkeypatch.setattr(outlier_map, "read_text", lambda *a: told.append(view._message.value) or read(*a))
+    view.prompt.value = "Once upon"
+    assert len(told) == 1 and "Computing" in told[0] and view._message.value == ""
+
+
 def test_a_threshold_of_ones_own(models):
     view = OutlierMap(models, PROMPT, threshold=1.3)
     assert ("1.3", 1.3) in view.threshold.options

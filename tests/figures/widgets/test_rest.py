@@ -6,10 +6,12 @@ import threading
 import time
 
 import pytest
+from IPython.core.events import EventManager
 
 from llmcourse.figures.style import DRAWING
+from llmcourse.figures.widgets import rest
 from llmcourse.figures.widgets import view as v
-from llmcourse.figures.widgets.rest import COLLECTOR, PAUSE_S, Collector, Idle
+from llmcourse.figures.widgets.rest import COLLECTOR, NEVER, PAUSE_S, Cells, Collector, Idle
 
 LONG_S = 30.0  # until the collector may go on: longer than any test
 
@@ -19,25 +21,30 @@ def collecting():
     """What the view of an earlier test has put off goes on first: its timer is not to come into this one."""
     if COLLECTOR._timer is not None:
         COLLECTOR._timer.join()
-    gc.enable()
+    thresholds = gc.get_threshold()
     yield
     gc.enable()
+    gc.set_threshold(*thresholds)
+
+
+def waits() -> bool:
+    return gc.get_threshold()[0] == NEVER
 
 
 def wait_until_it_collects() -> bool:
     end = time.monotonic() + LONG_S
-    while not gc.isenabled() and time.monotonic() < end:
+    while waits() and time.monotonic() < end:
         time.sleep(0.005)
-    return gc.isenabled()
+    return not waits()
 
 
 def test_it_waits_for_an_answer_and_for_one_inside_another():
     collector = Collector(rest_s=LONG_S)
     with collector.waiting():
         with collector.waiting():
-            assert not gc.isenabled()
-        assert not gc.isenabled() and collector._timer is None
-    assert not gc.isenabled()
+            assert waits()
+        assert waits() and collector._timer is None
+    assert waits()
     collector._timer.cancel()
 
 
@@ -59,7 +66,7 @@ def test_the_next_answer_stops_the_clock():
     for _ in range(2):
         with collector.waiting():
             time.sleep(0.1)
-            assert not gc.isenabled()
+            assert waits()
     assert wait_until_it_collects()
 
 
@@ -70,19 +77,52 @@ def test_an_interrupted_answer_ends_the_wait():
     assert wait_until_it_collects()
 
 
-def test_a_collector_that_was_off_stays_off():
-    gc.disable()
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_collector_that_somebody_turns_off_stays_off(when):
+    for now in ("before", "during", "after"):
+        if now == "during":
+            with Collector(rest_s=0.01).waiting():
+                if when == now:
+                    gc.disable()
+        elif when == now:
+            gc.disable()
+    assert wait_until_it_collects() and not gc.isenabled()
+
+
+def test_thresholds_are_those_of_before_or_those_that_somebody_set():
+    before = gc.get_threshold()
     with Collector(rest_s=0.01).waiting():
-        assert not gc.isenabled()
-    time.sleep(0.1)
-    assert not gc.isenabled()
+        assert gc.get_threshold() == (NEVER, *before[1:])
+    assert wait_until_it_collects() and gc.get_threshold() == before
+    collector = Collector(rest_s=0.01)
+    with collector.waiting():
+        gc.set_threshold(0)
+    collector._timer.join()
+    assert gc.get_threshold()[0] == 0
+
+
+def test_no_search_comes_while_it_waits():
+    collector, found = Collector(rest_s=LONG_S), []
+
+    def heard(phase, info):
+        found.append(phase)
+
+    gc.callbacks.append(heard)
+    try:
+        with collector.waiting():
+            found.clear()
+            kept = [[] for _ in range(200_000)]
+            assert kept and not found
+    finally:
+        gc.callbacks.remove(heard)
+        collector._timer.cancel()
 
 
 def test_views_answer_without_it(monkeypatch):
     monkeypatch.setattr(v, "COLLECTOR", Collector(rest_s=0.01))
     found = []
-    v.alone(lambda: found.append(gc.isenabled()))()
-    assert found == [False] and wait_until_it_collects()
+    v.alone(lambda: found.append(waits()))()
+    assert found == [True] and wait_until_it_collects()
 
 
 def plan(idle: Idle, done: list, *names: str) -> bool:
@@ -181,3 +221,26 @@ def test_work_is_finished_at_once_where_it_is_asked_for():
 def test_without_an_event_loop_nothing_is_planned():
     idle, done = Idle(), []
     assert not plan(idle, done, "a") and not idle.planned and not done
+
+
+def test_idle_work_waits_for_the_end_of_a_cell(monkeypatch):
+    cells, idle, done = Cells(), Idle(), []
+    events = EventManager(None, dict.fromkeys(("pre_run_cell", "post_run_cell")))
+    monkeypatch.setattr(rest, "CELLS", cells)
+    monkeypatch.setattr(rest, "REST_S", PAUSE_S)
+    cells.watch(events)
+    cells.watch(events)  # once is enough
+    assert len(events.callbacks["pre_run_cell"]) == 1
+
+    async def run():
+        events.trigger("pre_run_cell", None)
+        plan(idle, done, "a")
+        await asyncio.sleep(5 * PAUSE_S)
+        assert idle.planned and not done
+        idle.drop()
+        plan(idle, done, "b")
+        events.trigger("post_run_cell", None)
+        await until_done(idle)
+
+    asyncio.run(run())
+    assert [name for name, _ in done] == ["b"]
