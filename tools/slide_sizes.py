@@ -17,10 +17,11 @@ SMALLEST = 14.5  # pixels of the smallest text, which are 14 on a screen of 1280
 LINE_LETTERS, TABLE_LETTERS = 108, 160  # Latin letters in a line of text, and in a table's, cells included
 LINE, HEAD, ROW, CELL_LINE, GAP = 32.6, 56.0, 34.0, 25.0, 14.0  # heights in pixels
 CODE_LINE, PRINTED_LINE, WIDE_LINE, FRAME = 20.8, 22.1, 19.0, 30.0  # of code and prints; around them
+VIEW_LINE = 35.6  # of coloured text
 FORMULA, FOLDED = 88.0, 28.0
 WIDE, WIDEST = 112, 132  # letters in a printed line, above which print is small; and then in one
 PICTURE_WIDTH, PICTURE_HEIGHT = 1180.0, 540.0  # at most
-LARGEST, LEGIBLE = 1.35, 1.12  # times its own size: a picture by itself, and beside words
+LARGEST, LEGIBLE = 1.35, 1.0  # times its own size: a picture by itself, and at least beside words
 PNG_SIZE = struct.Struct(">8s4x4sII")
 
 
@@ -78,8 +79,10 @@ def output_height(output: NotebookNode) -> float:
     if "text/markdown" in data:
         return height("".join(data["text/markdown"]))
     if "text/html" in data:
-        page = "".join(data["text/html"])
-        return max(ROW * page.count("<tr"), 0.28 * len(re.sub(r"<[^>]*>", "", page)) + 40.0) + GAP
+        page = re.sub(r"<style.*?</style>", "", "".join(data["text/html"]), flags=re.DOTALL)
+        parts = [re.sub(r"<[^>]*>", "", part).strip("\n") for part in re.split(r"(?=<div|<br)", page)]
+        lines = sum(1 + _width(part) // LINE_LETTERS for part in parts if part)
+        return max(ROW * page.count("<tr"), VIEW_LINE * lines + FRAME) + GAP
     return PRINTED_LINE * (str(data.get("text/plain", "")).count("\n") + 1) + FRAME
 
 

@@ -269,7 +269,9 @@ def spread(section: Slide) -> list[Slide]:
     Small headings within it are those of a slide where they come first, and stand on it where they do not.
     """
     items = section.items
-    best: list[tuple[float, list[int]]] = [(0.0, [])]  # by how many items are placed: cost, and where slides end
+    best: list[tuple[float, list[int]]] = [
+        (0.0, [])
+    ]  # by how many items are placed: cost, and where slides end
     for end in range(1, len(items) + 1):
         ways = [(best[start][0] + _cost(items, start, end), best[start][1] + [end]) for start in range(end)]
         best.append(min(ways))
