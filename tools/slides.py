@@ -234,7 +234,7 @@ def _add_block(sections: list[Slide], block: str) -> None:
     if kind(block) == "heading":
         line, _, rest = block.partition("\n")
         marks, words = line.split(" ", 1)
-        shares = sections and (len(marks) > 2 or sections[-1].empty and sections[-1].level < len(marks))
+        shares = sections and (len(marks) > 2 or (sections[-1].empty and sections[-1].level < len(marks)))
         if shares:  # a part's title with its first section, a small section with the one before
             inner = new_markdown_cell(f"#### {words.strip()}")
             sections[-1].items.append(Item(inner, height(inner.source)))
@@ -290,7 +290,7 @@ def _cost(items: list[Item], start: int, end: int) -> float:
     """Of a slide that holds these items, in slides."""
     own = items[start:end]
     used, give = sum(item.tall for item in own), sum(item.slack for item in own)
-    if own[-1].heading and end < len(items) or len(own) > 1 and used - give > ROOM:
+    if (own[-1].heading and end < len(items)) or (len(own) > 1 and used - give > ROOM):
         return float("inf")
     cost = 1 + EMPTY * max(1 - used / ROOM, 0.0) ** 2
     if give:
@@ -343,7 +343,7 @@ def slideshow(slides: list[Slide]) -> NotebookNode:
         asked = False
         for item in slide.items:
             cells.append(_typed(item.cell, "fragment" if asked and item.answers else "-"))
-            asked = item.asks or asked and not item.answers
+            asked = item.asks or (asked and not item.answers)
     for index, cell in enumerate(cells):
         cell.id = f"slide-{index}"
     return new_notebook(cells=cells)

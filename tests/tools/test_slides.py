@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from tools import exported_pages, page_assets, slide_sizes, slides
 from tools.exported_pages import chapters
-from tools.slide_sizes import ROOM, height, is_picture, kind, output_height, own_size, picture_size
+from tools.slide_sizes import ROOM, height, kind, output_height, own_size, picture_size
 from tools.slides import blocks, cut, gist, page, pieces, sentences, slideshow
 
 LONG = "This is a first sentence of a paragraph. " + "Here is another one that says much more. " * 12
