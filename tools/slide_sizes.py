@@ -1,8 +1,8 @@
 """How high what stands on a slide is, estimated without a browser: prose, tables, prints and pictures.
 
-The sizes are those of templates/course_slides/static/slides.css, where a slide is `WIDTH` by `HEIGHT` pixels, as
-wide as a projector's picture. No text is set smaller than `SMALLEST` there, and a picture gives way to the words
-beside it only as far as its own words can still be read.
+The sizes are those of templates/course_slides/static/slides.css, where a slide is `WIDTH` by `HEIGHT` pixels,
+as wide as a projector's picture. No text is set smaller than `SMALLEST` there, and a picture gives way to the
+words beside it only as far as its own words can still be read.
 """
 
 import base64
@@ -96,7 +96,7 @@ def is_picture(output: NotebookNode) -> bool:
 
 
 def own_size(output: NotebookNode) -> tuple[float, float]:
-    """Pixels that a picture takes in the notebook: as wide as is said there, as high as its file makes it then.
+    """Pixels that a picture takes in the notebook: as wide as is said there, as high as its file has it.
 
     Raises:
         ValueError: the file is no PNG.

@@ -4,8 +4,8 @@ A chapter's notebook is cut up by rule, and nbconvert's slides exporter writes i
 
 - a heading begins a slide, and so does what no longer fits; sections go to the right, their parts down; what
   takes several slides is spread so that none is left nearly empty;
-- of prose a slide shows how a paragraph begins, more where there is room, and what it asks; the notes all of it;
-  tables, lists, formulas and quotations stay whole, or are cut between rows and items where they are too long;
+- of prose a slide shows how a paragraph begins, more where there is room, and what it asks, the notes all of
+  it; tables, lists, formulas and quotations stay whole, or are cut between rows and items where too long;
 - of a code cell it shows what came out, and the code folded, or open where there is room;
 - what comes out below a *Predict* is shown by the next press of the key, or on the next slide;
 - widgets appear as the pictures that they left.
@@ -161,8 +161,8 @@ def sentences(text: str) -> list[str]:
 
 
 def gist(paragraph: str, letters: int = PROSE_LETTERS) -> str:
-    """How a paragraph begins: whole sentences up to a size; and its last one if it leads on with a colon, and what
-    it asks the reader to predict, with an ellipsis for what is left out before."""
+    """How a paragraph begins: whole sentences up to a size; and its last one if it leads on with a colon, and
+    what it asks the reader to predict, with an ellipsis for what is left out before."""
     parts = sentences(paragraph)
     asked = next((place for place, part in enumerate(parts) if ASKS.search(part)), len(parts))
     shown = [0, *_while_short(parts, 1, letters - len(parts[0]))]
@@ -332,7 +332,7 @@ def _size_pictures(slide: Slide) -> None:
 
 
 def slideshow(slides: list[Slide]) -> NotebookNode:
-    """A notebook whose cells tell nbconvert where a slide begins, and what is shown by the next press of a key."""
+    """A notebook whose cells tell nbconvert where a slide begins, and what waits for a key."""
     cells = []
     for slide in slides:
         marks = "#" if slide.level == 1 else "##"
