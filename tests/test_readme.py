@@ -191,6 +191,7 @@ SYMPTOMS, REASONS, REMEDIES = zip(*(line.strip("| ").split("|") for line in TROU
 OF_OTHERS = {  # what programs outside the environment say, or what is not a message
     "make: command not found": "the shell",
     "CUDA out of memory": "PyTorch's own C++",
+    "NameError: name 'widgets' is not defined": "Python",
     "git status": "a command",
 }
 

@@ -4,7 +4,7 @@
 - `lock`: exact versions
 - `notebooks`, `labs`, `pictures`: chapters and labs from their text
 - `chinese`, `chinese_books`, `chinese_checks`, `glossary`: the Chinese edition
-- `slides`, `handouts`, `exported_pages`, `page_assets`: chapters as pages
+- `slides`, `slide_sizes`, `handouts`, `exported_pages`, `page_assets`: chapters as pages
 - `browser`: the one that prints and photographs
 - `readme`, `screenshots`: the README's table and pictures
 """

@@ -25,6 +25,7 @@ NO_BROWSER = (
     "No PDF: neither Chromium nor Chrome is found. The pages are there as HTML, and any browser prints them; "
     "or install one (Debian: apt-get install chromium), or name it: make handouts CHROME=/path/to/chrome"
 )
+SHORT = 12  # lines
 PRINT_LIMIT_S, SETTLE_MS = 300, 60_000
 ANCHOR = re.compile(r'<a class="anchor-link".*?</a>', re.DOTALL)
 HEADING = re.compile(r'<h([1-3])[^>]* id="([^"]+)"[^>]*>(.*?)</h\1>', re.DOTALL)
@@ -47,7 +48,16 @@ def page(book: NotebookNode, name: str) -> str:
     )
     title = book.cells[0].source.splitlines()[0].lstrip("# ")
     text, _ = exporter.from_notebook_node(book, resources={"metadata": {"name": name}, "page_title": title})
-    return with_contents(lead_to_pages(named_pictures(text, book)))
+    return with_contents(kept_whole(lead_to_pages(named_pictures(text, book))))
+
+
+def kept_whole(text: str) -> str:
+    """The page with a mark on code and prints that are short, which then stand on one sheet of paper."""
+
+    def marked(match: re.Match[str]) -> str:
+        return f'<pre class="short">{match[1]}' if match[1].count("\n") <= SHORT else match[0]
+
+    return re.sub(r"<pre>(.*?</pre>)", marked, text, flags=re.DOTALL)
 
 
 def with_contents(text: str) -> str:

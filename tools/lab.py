@@ -24,16 +24,30 @@ LABS, OWN_LABS = "labs", "my_labs"  # as they are handed out, and as a student f
 # JupyterLab asks on its first start whether to fetch news; a course that works offline need not.
 OVERRIDES = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
 
+# "Bad ports" of the Fetch standard (WHATWG, 2.9), from 1 on, which Chrome, Firefox and Safari do not open.
+_PORTS = (
+    "1 7 9 11 13 15 17 19 20 21 22 23 25 37 42 43 53 69 77 79 87 95 101 102 103 104 109 110 111 113 115 "
+    "117 119 123 135 137 139 143 161 179 389 427 465 512 513 514 515 526 530 531 532 540 548 554 556 "
+    "563 587 601 636 989 990 993 995 1719 1720 1723 2049 3659 4045 4190 5060 5061 6000 6566 6665 6666 "
+    "6667 6668 6669 6679 6697 10080"
+)
+UNSAFE_PORTS = frozenset(map(int, _PORTS.split()))
+
 
 def parse_port(text: str) -> int:
     """A port number.
 
     Raises:
-        ValueError: it is none, it is in use, or it is kept for the system.
+        ValueError: it is none, browsers refuse it, it is in use, or it is kept for the system.
     """
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise ValueError(f"PORT must be a number in [1, 65535], got {text!r}; try: {again('PORT', 8888)}")
     port = int(text)
+    if port in UNSAFE_PORTS:
+        raise ValueError(
+            f"port {port} belongs to another service, and browsers refuse to open pages there; "
+            f"try: {again('PORT', next_free(port))}"
+        )
     if error := refusal(port):
         obstacle = "is kept for the system" if error.errno == errno.EACCES else f"is busy{holder(port)}"
         raise ValueError(f"port {port} {obstacle}; try: {again('PORT', next_free(port))}")
@@ -74,7 +88,8 @@ def address_of(server: dict) -> str:
 
 def next_free(port: int) -> int:
     """The first free port above this one, or any free one."""
-    above = (p for p in range(max(port + 1, 1024), min(max(port, 1024) + 100, 65536)) if refusal(p) is None)
+    candidates = range(max(port + 1, 1024), min(max(port, 1024) + 100, 65536))
+    above = (p for p in candidates if p not in UNSAFE_PORTS and refusal(p) is None)
     return next(above, 0) or _any_free()
 
 
@@ -150,9 +165,9 @@ def write_overrides(prefix: Path) -> None:
 
 def main() -> int:
     try:
-        port = parse_port(os.environ.get("PORT") or "8888")
         lab = os.environ.get("LAB", "")
-        notebook = own_lab(lab, ROOT) if lab else FRONT_PAGE
+        notebook = own_lab(lab, ROOT) if lab else FRONT_PAGE  # first: a wrong name is wrong on every port
+        port = parse_port(os.environ.get("PORT") or "8888")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

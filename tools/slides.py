@@ -2,10 +2,12 @@
 
 A chapter's notebook is cut up by rule, and nbconvert's slides exporter writes it out:
 
-- a heading begins a slide, and so does what no longer fits; sections go to the right, their parts down;
-- of prose a slide shows how a paragraph begins, and the notes all of it; tables, lists, formulas and
-  quotations stay whole, or are cut between rows and items where they are too long;
-- of a code cell it shows what came out, and the code folded; where nothing came out, the code, small;
+- a heading begins a slide, and so does what no longer fits; sections go to the right, their parts down; what
+  takes several slides is spread so that none is left nearly empty;
+- of prose a slide shows how a paragraph begins, more where there is room, and what it asks, the notes all of
+  it; tables, lists, formulas and quotations stay whole, or are cut between rows and items where too long;
+- of a code cell it shows what came out, and the code folded, or open where there is room;
+- what comes out below a *Predict* is shown by the next press of the key, or on the next slide;
 - widgets appear as the pictures that they left.
 
     python -m tools.slides [NAME …] [--edition zh]     all chapters, or those named
@@ -15,6 +17,7 @@ import copy
 import re
 import sys
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import nbformat
 from nbformat import NotebookNode
@@ -22,43 +25,101 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from tools.exported_pages import MATHJAX_URL, ROOT, TEMPLATES, chosen, lead_to_pages, named_pictures, parse
 from tools.page_assets import BUILD, MATHJAX, REVEAL, AssetError, provide
+from tools.slide_sizes import (
+    FOLDED,
+    HEIGHT,
+    ROOM,
+    WIDTH,
+    code_height,
+    height,
+    is_picture,
+    is_wide,
+    kind,
+    output_height,
+    picture_size,
+    slack,
+)
 
-WIDTH, HEIGHT = 1024, 768
-ROOM = 620.0  # pixels of a slide's height below its heading, with the code folded
-PROSE_LETTERS, LINE_LETTERS = 260, 92  # of a paragraph that are shown; in a line of text
-LINE, HEAD, ROW, CODE_LINE, GAP = 31.0, 62.0, 33.0, 17.5, 14.0  # heights in pixels
-FORMULA, FOLDED = 88.0, 34.0
-PICTURE_WIDTH, PICTURE_HEIGHT, SHRINK = 920.0, 590.0, 0.36  # at most; may lose
-WIDE = 96  # letters of a printed line, above which print is small
-SHORT, OVERRUN = 112.0, 90.0  # what is so high may run over by so much
-MAX_ITEMS, MAX_PRINTED = 7, 24
+PROSE_LETTERS, MORE_LETTERS = 300, 640  # of a paragraph that are shown, and where there is room
+FILLED = 0.8  # of a slide's height, up to which more is shown
+EMPTY, SPLIT, LED_ON, SHRUNK = 0.9, 0.08, 0.5, 0.25  # slides that an empty one, a cut, a small picture costs
+MAX_ITEMS, MAX_PRINTED, MAX_OPEN = 7, 24, 16
 FULL_STOPS = "。\uff01\uff1f"  # of Chinese text, which needs no blank after them
+COLONS = (":", "\uff1a")
 BEGINS = re.compile(r" [A-Z$*`\"“(\d⺀-￯]")  # a sentence
 ABBREVIATIONS = re.compile(r"(?:\b(?:e\.g|i\.e|et al|cf|vs|Fig|Eq|Sec|No|approx)|\b[A-Z])\.$")
+ASKS = re.compile(r"\*Predict\*|Commit yourself|\*预测\*|自己定一个数")
+
+
+@dataclass
+class Item:
+    """What stays together on a slide: a block of Markdown, or a code cell with one of its outputs.
+
+    Attributes:
+        tall: pixels of height, with a picture as large as it may be.
+        slack: pixels by which its picture may shrink.
+        block: the whole paragraph of which the cell may show the beginning.
+    """
+
+    cell: NotebookNode
+    tall: float
+    slack: float = 0.0
+    block: str = ""
+
+    @property
+    def heading(self) -> str:
+        """Its words where it is a heading, else none."""
+        block = self.cell.source
+        return block.lstrip("# ") if self.cell.cell_type == "markdown" and kind(block) == "heading" else ""
+
+    @property
+    def asks(self) -> bool:
+        """Whether a prediction is asked for, so that what comes out below is the answer."""
+        return self.cell.cell_type == "markdown" and bool(ASKS.search(self.block or self.cell.source))
+
+    @property
+    def answers(self) -> bool:
+        return self.cell.cell_type == "code" and bool(self.cell.outputs)
+
+    @property
+    def said(self) -> str:
+        """The paragraph, where not all of it is shown."""
+        return self.block if len(self.cell.source) < len(" ".join(self.block.split())) else ""
 
 
 @dataclass
 class Slide:
-    """One slide: a heading, what stands below it, and what is said.
+    """One slide, or a section that is still to be spread over several.
 
     Attributes:
         level: of its heading in the chapter; 1 and 2 begin a column of slides.
-        used: pixels of its height; `pictures` those of pictures, which may shrink.
-        running: the heading of the slide that goes on where this one is full.
     """
 
     heading: str
     level: int
-    cells: list[NotebookNode] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    used: float = 0.0
-    pictures: float = 0.0
-    running: str = ""
+    items: list[Item] = field(default_factory=list)
+
+    @property
+    def cells(self) -> list[NotebookNode]:
+        return [item.cell for item in self.items]
+
+    @property
+    def notes(self) -> list[str]:
+        return [item.said for item in self.items if item.said]
+
+    @property
+    def used(self) -> float:
+        """Pixels of its height, with pictures as large as they may be."""
+        return sum(item.tall for item in self.items)
+
+    @property
+    def slack(self) -> float:
+        return sum(item.slack for item in self.items)
 
     @property
     def empty(self) -> bool:
         """Whether nothing but headings stands on it."""
-        return all(cell.cell_type == "markdown" and cell.source.startswith("#") for cell in self.cells)
+        return all(item.heading for item in self.items)
 
 
 def blocks(markdown: str) -> list[str]:
@@ -71,19 +132,6 @@ def blocks(markdown: str) -> list[str]:
         else:
             joined.append(part)
     return joined
-
-
-def kind(block: str) -> str:
-    """What a block of Markdown is: heading, table, list, formula, code, quote or prose."""
-    patterns = (
-        (r"#{1,6} ", "heading"),
-        (r"\|", "table"),
-        (r"([-*+]|\d+\.) ", "list"),
-        (r"\$\$", "formula"),
-        (r"```", "code"),
-        (r">", "quote"),
-    )
-    return next((name for pattern, name in patterns if re.match(pattern, block)), "prose")
 
 
 def sentences(text: str) -> list[str]:
@@ -112,18 +160,24 @@ def sentences(text: str) -> list[str]:
     return found
 
 
-def gist(paragraph: str) -> str:
-    """How a paragraph begins: whole sentences up to a size, the last one too if it leads on with a colon."""
+def gist(paragraph: str, letters: int = PROSE_LETTERS) -> str:
+    """How a paragraph begins: whole sentences up to a size; and its last one if it leads on with a colon, and
+    what it asks the reader to predict, with an ellipsis for what is left out before."""
     parts = sentences(paragraph)
-    shown, taken = parts[:1], len(parts[0])
-    for part in parts[1:]:
-        if taken + len(part) > PROSE_LETTERS:
-            break
-        shown.append(part)
-        taken += len(part)
-    if len(shown) < len(parts) and parts[-1].endswith((":", "\uff1a")):
-        shown.append(parts[-1])
-    return " ".join(shown)
+    asked = next((place for place, part in enumerate(parts) if ASKS.search(part)), len(parts))
+    shown = [0, *_while_short(parts, 1, letters - len(parts[0]))]
+    if asked < len(parts):
+        shown += [asked, *_while_short(parts, asked + 1, letters - len(parts[asked]))]
+    if parts[-1].endswith(COLONS):
+        shown.append(len(parts) - 1)
+    shown = sorted(set(shown))
+    gaps = ["" if place == 0 else " " if place - 1 in shown else " … " for place in shown]
+    return "".join(gap + parts[place] for gap, place in zip(gaps, shown, strict=True))
+
+
+def _while_short(parts: list[str], start: int, letters: int) -> list[int]:
+    sizes = accumulate(map(len, parts[start:]))
+    return [place for place, size in enumerate(sizes, start) if size <= letters]
 
 
 def pieces(block: str) -> list[str]:
@@ -148,58 +202,6 @@ def pieces(block: str) -> list[str]:
     return [block]
 
 
-def height(block: str) -> float:
-    """About how many pixels a block of Markdown takes on a slide."""
-    if kind(block) == "table":
-        rows = block.splitlines()[2:]
-        columns = max(block.splitlines()[0].count("|") - 1, 1)
-        wide = [max(_width(cell) for cell in row.strip("|").split("|")) for row in rows]
-        per_line = max(110 / columns * 1.35, 16)
-        return HEAD / 2 + sum(ROW + 22 * int(width / per_line) for width in wide) + GAP
-    if kind(block) == "formula":
-        return FORMULA + 34.0 * block.count(r"\\") + GAP
-    if kind(block) == "code":
-        return CODE_LINE * 1.2 * block.count("\n") + GAP
-    lines = sum(1 + _width(line) // LINE_LETTERS for line in re.split(r"\n(?=[-*+] |\d+\. )|<br>", block))
-    return LINE * lines + GAP
-
-
-def _width(text: str) -> int:
-    """In Latin letters; a formula is about half as wide as its source, a link is as wide as its words."""
-    plain = re.sub(r"\]\([^)]*\)", "", text)
-    plain = re.sub(r"\$([^$]*)\$", lambda m: "x" * (len(re.sub(r"\\[a-z]+", "x", m[1])) * 2 // 3), plain)
-    return sum(2 if ord(ch) >= 0x2E80 else 1 for ch in plain)
-
-
-def output_height(output: NotebookNode) -> float:
-    """About how many pixels an output takes, code not counted."""
-    if output.output_type == "stream":
-        line = CODE_LINE if is_wide(output) else 1.2 * CODE_LINE
-        broken = sum(len(line) // 122 for line in output.text.splitlines())
-        return line * (output.text.count("\n") + broken + 0.5) + GAP
-    data = output.get("data", {})
-    if "image/png" in data:
-        return picture_size(output)[1] + GAP
-    if "text/markdown" in data:
-        return height("".join(data["text/markdown"]))
-    if "text/html" in data:
-        page = "".join(data["text/html"])
-        return max(ROW * page.count("<tr"), 0.32 * len(re.sub(r"<[^>]*>", "", page)) + 40.0) + GAP
-    return CODE_LINE * (str(data.get("text/plain", "")).count("\n") + 1) + GAP
-
-
-def is_wide(output: NotebookNode) -> bool:
-    return output.output_type == "stream" and max(map(_width, output.text.splitlines()), default=0) > WIDE
-
-
-def picture_size(output: NotebookNode) -> tuple[float, float]:
-    """Pixels that a picture takes: as wide as the slide, if it is not too high then."""
-    size = output.metadata.get("image/png", {})
-    wide, tall = size.get("width", 860), size.get("height", 400)
-    scale = min(PICTURE_WIDTH / wide, PICTURE_HEIGHT / tall)
-    return wide * scale, tall * scale
-
-
 def shortened(output: NotebookNode) -> NotebookNode:
     """A copy, of printed text without the lines that nobody would read from the last row."""
     output = nbformat.from_dict(copy.deepcopy(output))
@@ -212,114 +214,144 @@ def shortened(output: NotebookNode) -> NotebookNode:
     return output
 
 
-class Deck:
-    """The slides so far; what is added goes below the last heading, or on a new slide where that is full."""
-
-    def __init__(self):
-        self.slides: list[Slide] = []
-
-    def head(self, heading: str, level: int) -> None:
-        if self.slides and self.slides[-1].empty and self.slides[-1].level < level:
-            last = self.slides[-1]  # a part's title and its first section share a slide
-            last.cells.append(new_markdown_cell(f"#### {heading}"))
-            last.used += HEAD / 2
-            last.running = heading
-            return
-        self.slides.append(Slide(heading, level, running=heading))
-
-    def add(self, cell: NotebookNode, tall: float, pictures: float = 0.0) -> None:
-        """Puts a cell `tall` pixels high, `pictures` of them pictures, onto the last slide or a new one."""
-        last = self.slides[-1]
-        least = last.used + tall - SHRINK * (last.pictures + pictures)
-        room = ROOM + (OVERRUN if tall <= SHORT else 0.0)  # rather a little smaller than a line by itself
-        if not last.empty and least > room:
-            last = Slide(last.running, 3, running=last.running)
-            self.slides.append(last)
-        last.cells.append(cell)
-        last.used += tall
-        last.pictures += pictures
-
-    def say(self, words: str) -> None:
-        self.slides[-1].notes.append(words)
-
-
 def cut(book: NotebookNode) -> list[Slide]:
     """The slides of a chapter."""
-    deck = Deck()
+    sections: list[Slide] = []
     for cell in book.cells:
         if cell.cell_type == "markdown":
             for block in blocks(cell.source):
-                _add_block(deck, block)
+                _add_block(sections, block)
         elif cell.cell_type == "code":
-            _add_code(deck, cell)
-    for slide in deck.slides:
+            sections[-1].items += _items_of_code(cell)
+    slides = [slide for section in sections for slide in spread(section)]
+    for slide in slides:
+        _fill(slide)
         _size_pictures(slide)
-    return deck.slides
+    return slides
+
+
+def _add_block(sections: list[Slide], block: str) -> None:
+    if kind(block) == "heading":
+        line, _, rest = block.partition("\n")
+        marks, words = line.split(" ", 1)
+        shares = sections and (len(marks) > 2 or (sections[-1].empty and sections[-1].level < len(marks)))
+        if shares:  # a part's title with its first section, a small section with the one before
+            inner = new_markdown_cell(f"#### {words.strip()}")
+            sections[-1].items.append(Item(inner, height(inner.source)))
+        else:
+            sections.append(Slide(words.strip(), len(marks)))
+        if rest.strip():
+            _add_block(sections, rest.strip())
+    elif kind(block) == "prose":
+        shown = gist(block)
+        sections[-1].items.append(Item(new_markdown_cell(shown), height(shown), block=block))
+    else:
+        sections[-1].items += [Item(new_markdown_cell(part), height(part)) for part in pieces(block)]
+
+
+def _items_of_code(cell: NotebookNode) -> list[Item]:
+    """The code, folded, with the first of its outputs; then the others."""
+    if not cell.outputs:
+        shown = new_code_cell(cell.source, execution_count=cell.execution_count)
+        return [Item(shown, code_height(cell.source))]
+    items = []
+    for index, output in enumerate(map(shortened, cell.outputs)):
+        shown = new_code_cell(cell.source, outputs=[output], execution_count=cell.execution_count)
+        tags = ["folded"] if index == 0 else ["output-alone"]
+        shown.metadata["tags"] = [*tags, "wide"] if is_wide(output) else tags
+        items.append(Item(shown, output_height(output) + (FOLDED if index == 0 else 0.0), slack(output)))
+    return items
+
+
+def spread(section: Slide) -> list[Slide]:
+    """A section's slides: of all ways to cut it, the one with few slides, none of them nearly empty.
+
+    Small headings within it are those of a slide where they come first, and stand on it where they do not.
+    """
+    items = section.items
+    best: list[tuple[float, list[int]]] = [
+        (0.0, [])
+    ]  # by how many items are placed: cost, and where slides end
+    for end in range(1, len(items) + 1):
+        ways = [(best[start][0] + _cost(items, start, end), best[start][1] + [end]) for start in range(end)]
+        best.append(min(ways))
+    slides, running, start = [], section.heading, 0
+    for end in best[-1][1] or [0]:
+        own = items[start:end]
+        if start and own[0].heading:
+            running, own = own[0].heading, own[1:]
+        slides.append(Slide(running, 3 if start else section.level, own))
+        running = next((item.heading for item in reversed(own) if item.heading), running)
+        start = end
+    return slides
+
+
+def _cost(items: list[Item], start: int, end: int) -> float:
+    """Of a slide that holds these items, in slides."""
+    own = items[start:end]
+    used, give = sum(item.tall for item in own), sum(item.slack for item in own)
+    if (own[-1].heading and end < len(items)) or (len(own) > 1 and used - give > ROOM):
+        return float("inf")
+    cost = 1 + EMPTY * max(1 - used / ROOM, 0.0) ** 2
+    if give:
+        cost += SHRUNK * min(max(used - ROOM, 0.0) / give, 1.0)
+    if end < len(items):
+        leads_on = own[-1].block.endswith(COLONS)
+        begins = own[-1].cell.cell_type == "markdown" and items[end].cell.cell_type == "code"
+        cost += LED_ON * leads_on + SPLIT * begins - SPLIT * bool(items[end].heading)
+    return cost
+
+
+def _fill(slide: Slide) -> None:
+    """Shows more of its paragraphs, then code, where much of the slide would be empty."""
+    for item in slide.items:
+        if not item.said:
+            continue
+        more = gist(item.block, MORE_LETTERS)
+        if slide.used + height(more) - item.tall <= FILLED * ROOM:
+            item.cell.source, item.tall = more, height(more)
+    for item in slide.items:
+        lines, room = item.cell.source.count("\n") + 1, FILLED * ROOM - slide.used
+        if "folded" in item.cell.metadata.get("tags", ()) and lines <= MAX_OPEN:
+            tall = code_height(item.cell.source)
+            if tall <= room:
+                item.cell.metadata["tags"].append("open")
+                item.tall += tall
 
 
 def _size_pictures(slide: Slide) -> None:
     """Gives pictures their size on the slide, smaller where text stands beside them."""
     over = max(slide.used - ROOM, 0.0)
-    share = max(1 - over / slide.pictures, 1 - SHRINK) if slide.pictures else 1.0
-    for cell in slide.cells:
-        for output in cell.get("outputs", ()):
-            if "image/png" in output.get("data", {}):
-                wide, tall = picture_size(output)
-                size = {"width": round(wide * share), "height": round(tall * share)}
-                output.metadata["image/png"] = {**output.metadata.get("image/png", {}), **size}
-
-
-def _add_block(deck: Deck, block: str) -> None:
-    if kind(block) == "heading":
-        line, _, rest = block.partition("\n")
-        marks, words = line.split(" ", 1)
-        deck.head(words.strip(), len(marks))
-        if rest.strip():
-            _add_block(deck, rest.strip())
-        return
-    if kind(block) == "prose":
-        shown = gist(block)
-        deck.add(new_markdown_cell(shown), height(shown))
-        if len(shown) < len(" ".join(block.split())):
-            deck.say(block)
-        return
-    for part in pieces(block):
-        deck.add(new_markdown_cell(part), height(part))
-
-
-def _add_code(deck: Deck, cell: NotebookNode) -> None:
-    """The code, folded, with the first of its outputs; the others one by one, as there is room."""
-    if not cell.outputs:
-        shown = new_code_cell(cell.source, execution_count=cell.execution_count)
-        deck.add(shown, CODE_LINE * (cell.source.count("\n") + 2) + GAP)
-        return
-    for index, output in enumerate(map(shortened, cell.outputs)):
-        shown = new_code_cell(cell.source, outputs=[output], execution_count=cell.execution_count)
-        tags = ["folded"] if index == 0 else ["output-alone"]
-        shown.metadata["tags"] = [*tags, "wide"] if is_wide(output) else tags
-        tall = output_height(output) + (FOLDED if index == 0 else 0.0)
-        pictures = picture_size(output)[1] if "image/png" in output.get("data", {}) else 0.0
-        deck.add(shown, tall, pictures)
+    share = max(1 - over / slide.slack, 0.0) if slide.slack else 0.0
+    for item in slide.items:
+        for output in filter(is_picture, item.cell.get("outputs", ())):
+            wide, tall = picture_size(output)
+            scale = 1 - (1 - share) * item.slack / tall
+            size = {"width": round(wide * scale), "height": round(tall * scale)}
+            output.metadata["image/png"] = {**output.metadata.get("image/png", {}), **size}
 
 
 def slideshow(slides: list[Slide]) -> NotebookNode:
-    """A notebook whose cells tell nbconvert where a slide begins."""
+    """A notebook whose cells tell nbconvert where a slide begins, and what waits for a key."""
     cells = []
     for slide in slides:
         marks = "#" if slide.level == 1 else "##"
         title = new_markdown_cell(f"{marks} {slide.heading}")
-        title.metadata["slideshow"] = {"slide_type": "slide" if slide.level <= 2 else "subslide"}
-        cells.append(title)
-        for cell in slide.cells:
-            cell.metadata["slideshow"] = {"slide_type": "-"}
-            cells.append(cell)
+        cells.append(_typed(title, "slide" if slide.level <= 2 else "subslide"))
         if slide.notes:
-            notes = new_markdown_cell("\n\n".join(slide.notes))
-            notes.metadata["slideshow"] = {"slide_type": "notes"}
-            cells.append(notes)
+            cells.append(_typed(new_markdown_cell("\n\n".join(slide.notes)), "notes"))
+        asked = False
+        for item in slide.items:
+            cells.append(_typed(item.cell, "fragment" if asked and item.answers else "-"))
+            asked = item.asks or (asked and not item.answers)
     for index, cell in enumerate(cells):
         cell.id = f"slide-{index}"
     return new_notebook(cells=cells)
+
+
+def _typed(cell: NotebookNode, name: str) -> NotebookNode:
+    cell.metadata["slideshow"] = {"slide_type": name}
+    return cell
 
 
 def page(book: NotebookNode, name: str) -> str:

@@ -6,12 +6,14 @@ Rows are those of `recorded`; where a benchmark was never run, the picture says 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
+from llmcourse.figures.recorded import TITLES
 
 SIZES = tuple(f"d{d}_s{s}_{mask}" for d in (64, 128) for s in (4096, 16384) for mask in ("full", "causal"))
 CACHES = ("b1_s32768", "b16_s4096", "b64_s4096")
@@ -22,6 +24,13 @@ PAGED_ATTENTION = tuple(f"paged_attention_{cache}" for cache in CACHES)
 SIZE_WORDS = {"d": "heads of {}", "s": "{} tokens", "b": "batch {}"}  # the letters of `SIZES` and `CACHES`
 WORDS = 2.0  # inches behind the bars, for what they say
 SAME = 0.02  # limits that differ by less are one: they were measured in one run, as far as noise allows
+WRAPPED, SUBTITLE_LINE = 112, 0.19  # letters in a line of the subtitle; inches of each line but the first
+LABELS = {
+    "serve_qwen3_0.6b_256": "256 requests",
+    "serve_qwen3_0.6b_256_vs_transformers": "64 requests",
+    "serve_chunked_prefill_p99": "with long documents",
+    "serve_chunked_prefill_p99_short_prompts": "prompts as they are",
+}
 SERVING = ("serve_qwen3_0.6b_256", "serve_qwen3_0.6b_256_vs_transformers")
 CHUNKED_PREFILL = ("serve_chunked_prefill_p99", "serve_chunked_prefill_p99_short_prompts")
 
@@ -49,7 +58,8 @@ def labels_of(rows: Sequence[dict]) -> list[str]:
     """What tells each row apart, and its device where there are several."""
     short = differences(tuple(dict.fromkeys(row["name"] for row in rows)))
     devices = {row["device"] for row in rows}
-    return [spelled(short[row["name"]]) + (f", {row['device']}" if len(devices) > 1 else "") for row in rows]
+    words = {name: LABELS.get(name) or spelled(label) for name, label in short.items()}
+    return [words[row["name"]] + (f", {row['device']}" if len(devices) > 1 else "") for row in rows]
 
 
 def origin(rows: Sequence[dict]) -> str:
@@ -101,14 +111,11 @@ def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) ->
     missing = [name for name in names if name not in {row["name"] for row in rows}]
     if not rows:
         return nothing_recorded(title, missing)
-    height = 1.15 + 0.36 * len(rows) + (0.25 if missing else 0.0)
+    subtitle = subtitle_of(rows)
+    height = 1.15 + 0.36 * len(rows) + (0.25 if missing else 0.0) + SUBTITLE_LINE * subtitle.count("\n")
     with look.style():
         picture = look.Picture(look.WIDTH, height)
-        named = dict.fromkeys(row["limit_name"] for row in rows if row["limit"])
-        limits = ", ".join(f"{n}: {limits_of([r for r in rows if r['limit_name'] == n])}" for n in named)
-        peers = ", ".join(dict.fromkeys(row["peer"] for row in rows if row["peer_value"]))
-        marks = [f"│ {limits}"] * bool(limits) + [f"◆ {peers}"] * bool(peers)
-        look.heading(picture, title, look.shorten(" · ".join([origin(rows), *marks]), 105))
+        look.heading(picture, title, subtitle)
         below = 0.40 + (0.25 if missing else 0.0)
         left = 0.04 + 0.0084 * max(map(len, labels_of(rows)))
         axes = picture.add_axes((left, below / height, 0.985 - left, (0.36 * len(rows)) / height))
@@ -118,6 +125,21 @@ def plot_kernels(rows: Sequence[dict], title: str, names: Sequence[str] = ()) ->
             picture.text(0.012, 0.05 / height, look.shorten(missing_words(missing), 120), **style)
         picture.alt = f"{title}, {origin(rows)}. " + "; ".join(_told(row) for row in rows) + "."
     return picture
+
+
+def subtitle_of(rows: Sequence[dict]) -> str:
+    """Where rows come from, and what their marks stand for; in several lines where one is too short."""
+    named = dict.fromkeys(row["limit_name"] for row in rows if row["limit"])
+    limits = ", ".join(f"{n}: {limits_of([r for r in rows if r['limit_name'] == n])}" for n in named)
+    peers = [f"◆ {peer}" for peer in dict.fromkeys(row["peer"] for row in rows if row["peer_value"])]
+    parts = [origin(rows), *([f"│ {limits}"] if limits else []), *([" or ".join(peers)] if peers else [])]
+    lines = [parts[0]]
+    for part in parts[1:]:
+        if len(lines[-1]) + len(part) + 3 <= WRAPPED:
+            lines[-1] += f" · {part}"
+        else:
+            lines += textwrap.wrap(part, WRAPPED)
+    return "\n".join(lines)
 
 
 def _draw_bars(axes, rows: Sequence[dict]) -> None:
@@ -155,7 +177,8 @@ def _shares(row: dict) -> str:
 def _told(row: dict) -> str:
     limit = f", {row['ratio_limit']:.0%} of {row['limit_name']}" if row["ratio_limit"] is not None else ""
     peer = f", {row['ratio_peer']:.2f} × {row['peer']}" if row["ratio_peer"] is not None else ""
-    return f"{row['name']} {row['value']:,.4g} {row['unit']}{limit}{peer}"
+    name = TITLES.get(row["name"], row["name"])
+    return f"{name} {row['value']:,.4g} {row['unit']}{limit}{peer}"
 
 
 def missing_words(names: Sequence[str]) -> str:

@@ -12,6 +12,13 @@ from pathlib import Path
 
 from llmcourse.figures import style as look
 
+# What readers call benchmarks of serving; the README's table has the same words.
+TITLES = {
+    "serve_qwen3_0.6b_256": "Serving 256 requests, Qwen3-0.6B's shape",
+    "serve_qwen3_0.6b_256_vs_transformers": "Serving 64 requests, Qwen3-0.6B's shape",
+    "serve_chunked_prefill_p99": "Whole prompts or pieces, with long documents between",
+    "serve_chunked_prefill_p99_short_prompts": "Whole prompts or pieces, prompts as they are",
+}
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
@@ -69,7 +76,8 @@ def told(row: dict) -> str:
     if row["ratio_peer"] is not None:
         parts.append(f"{row['ratio_peer']:.2f} × {row['peer']}")
     value = f"{row['value']:,.0f}" if row["value"] >= 10 else f"{row['value']:.2f}"
-    figure = f"{row['name']}: {value} {row['unit']} on {row['device']}, recorded {row['date']}"
+    name = TITLES.get(row["name"], row["name"])
+    figure = f"{name}: {value} {row['unit']} on {row['device']}, recorded {row['date']}"
     return "\n    ".join([figure, *parts])
 
 

@@ -116,7 +116,7 @@ class Exact:
         for index, (one, other) in enumerate(zip(got, expected, strict=False)):
             if found := within(one, other):
                 texts = (_row(got, index), _row(expected, index))
-                return Difference(f"{self.item} {index}: {found.reason}", *texts, found.form)
+                return Difference(f"{self.item} at index {index}: {found.reason}", *texts, found.form)
         if len(got) != len(expected):
             reason = f"got {len(got)} {self.item}{'s' * (len(got) != 1)}, expected {len(expected)}"
             return Difference(reason, _row(got, len(expected)), _row(expected, len(got)))

@@ -646,7 +646,7 @@ best = {name: on_the_clock(*way, cost, slots=256).end_s for name, way in ways.it
 for name, time_s in best.items():
     print(f"{name:20}at most {num_tokens(crowd)[1] / time_s:7,.0f} tokens/s by the roofline")
 print(f"{best['one padded batch'] / best['continuous batching']:.1f} times as many, with the same kernels")
-for title, names in (("256 requests", kernel_bars.SERVING), ("Whole or pieces", kernel_bars.CHUNKED_PREFILL)):
+for title, names in (("All at once", kernel_bars.SERVING), ("Whole or pieces", kernel_bars.CHUNKED_PREFILL)):
     rows = recorded.all_of(names)
     display(kernel_bars.plot_kernels(rows, f"{title}, Qwen3-0.6B's shape, bf16", names))
     print("\n".join(map(recorded.told, rows)))

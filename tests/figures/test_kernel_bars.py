@@ -3,10 +3,13 @@
 import pytest
 
 from llmcourse.figures.kernel_bars import (
+    CHUNKED_PREFILL,
     DECODE_ATTENTION,
     FLASH_BACKWARD,
     FLASH_FORWARD,
+    LABELS,
     PAGED_ATTENTION,
+    SERVING,
     compare_limits,
     differences,
     labels_of,
@@ -15,7 +18,8 @@ from llmcourse.figures.kernel_bars import (
     plot_kernels,
     spelled,
 )
-from llmcourse.figures.recorded import all_of
+from llmcourse.figures.recorded import TITLES, all_of, told
+from tools import readme
 
 
 def row(name, value=500.0, limit=700.0, peer=480.0, **changes):
@@ -48,6 +52,45 @@ def test_sizes_are_spelled_out():
     assert spelled("b1 s32768") == "batch 1, 32,768 tokens"
     assert spelled("256 vs transformers") == "256 vs transformers"
     assert labels_of([row(name) for name in FLASH_FORWARD])[0] == "heads of 64, 4,096 tokens, full"
+
+
+def serving():
+    first, second = (row(name, unit="tok/s") for name in SERVING)
+    first |= {"limit_name": "the roofline's prediction for the same schedule"}
+    first |= {"peer": "traditional batching, one padded batch, the same kernels"}
+    second |= {"limit": None, "ratio_limit": None, "peer": "transformers generate_batch, paged|sdpa"}
+    return [first, second]
+
+
+def test_serving_is_called_what_it_was():
+    """A row beside transformers is of 64 requests, whatever its name begins with."""
+    assert labels_of(serving()) == ["256 requests", "64 requests"]
+    assert labels_of([row(name) for name in CHUNKED_PREFILL]) == [
+        "with long documents",
+        "prompts as they are",
+    ]
+    alt = plot_kernels(serving(), "All at once").alt
+    assert "Serving 64 requests, Qwen3-0.6B's shape 500 tok/s" in alt and "serve_" not in alt
+    assert told(serving()[1]).startswith("Serving 64 requests, Qwen3-0.6B's shape: 500 tok/s on NVIDIA H200")
+    table = {names[0]: line for line, names in readme.LINES if len(names) == 1}
+    assert table[SERVING[0]] == TITLES[SERVING[0]]
+    assert table[SERVING[1]].removeprefix("The same, ") == LABELS[SERVING[1]]
+    assert set(LABELS) == set(TITLES) == {*SERVING, *CHUNKED_PREFILL}
+
+
+def test_a_long_subtitle_is_wrapped_between_words_and_all_of_it_is_seen():
+    picture = plot_kernels(serving(), "All at once")
+    subtitle = next(text for text in picture.texts if "recorded on" in text.get_text())
+    words = " ".join(subtitle.get_text().split())
+    assert words.endswith(
+        "◆ traditional batching, one padded batch, the same kernels or "
+        "◆ transformers generate_batch, paged|sdpa"
+    )
+    assert "…" not in words and subtitle.get_text().count("\n") >= 1
+    picture.png(1.0)
+    renderer, (axes,) = picture.canvas.get_renderer(), picture.axes
+    box = subtitle.get_window_extent(renderer)
+    assert box.x1 <= picture.bbox.x1 and box.y0 > axes.bbox.y1
 
 
 def test_limits_that_differ_are_both_said():

@@ -483,6 +483,9 @@ def test_the_status_of_labs_says_what_is_stale(run, course, monkeypatch):
     (course / "solutions" / f"{LAB}.ipynb").unlink()
     code, output, _ = run("labs", "status")
     assert code == 1 and f"solutions/{LAB}.ipynb is not there; run `make labs`" in output
+    (course / "solutions").rmdir()
+    code, output, _ = run("labs", "status")
+    assert code == 0 and not re.search("[✓✗]", output), "a student's copy of the course makes no labs"
 
 
 def test_the_doctor_shows_the_isolation_and_its_probes(run, monkeypatch):

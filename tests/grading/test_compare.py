@@ -113,19 +113,22 @@ def test_the_tolerance_is_absolute_and_relative():
     ("got", "reason"),
     [
         ([3, 5, 7], None),
-        ([3, 6, 7], "token 1: got 6, expected 5"),
+        ([3, 6, 7], "token at index 1: got 6, expected 5"),
         ([3, 5], "got 2 tokens, expected 3"),
         ([3], "got 1 token, expected 3"),
         ([3, 5, 7, 1], "got 4 tokens, expected 3"),
         ((3, 5, 7), "got a tuple, expected a list"),
-        ([3, 5.0, 7], "token 1: got 5.0, a float, expected an int"),
-        ([True, 5, 7], "token 0: got a bool, expected an int"),
-        ([torch.tensor(3), 5, 7], "token 0: got a tensor of shape (), expected an int; .item()"),
-        ([np.int64(3), 5, 7], "token 0: got a NumPy int64, expected an int; int(…) makes a plain int"),
+        ([3, 5.0, 7], "token at index 1: got 5.0, a float, expected an int"),
+        ([True, 5, 7], "token at index 0: got a bool, expected an int"),
+        ([torch.tensor(3), 5, 7], "token at index 0: got a tensor of shape (), expected an int; .item()"),
+        (
+            [np.int64(3), 5, 7],
+            "token at index 0: got a NumPy int64, expected an int; int(…) makes a plain int",
+        ),
         (torch.tensor([3, 5, 7]), "got a tensor of shape (3,), expected a list; .item() or .tolist()"),
         (Agreeable(), "got an Agreeable, expected a list"),
-        ([Agreeable()] * 3, "token 0: got an Agreeable, expected an int"),
-        ([3, 10**5000, 7], "token 1: got an integer of 16610 bits, expected 5"),
+        ([Agreeable()] * 3, "token at index 0: got an Agreeable, expected an int"),
+        ([3, 10**5000, 7], "token at index 1: got an integer of 16610 bits, expected 5"),
     ],
 )
 def test_lists(got, reason):
@@ -176,7 +179,7 @@ def test_rankings(got, reason):
         ((tensor([1.0, 2.0]),), "got a tuple of 1, expected a tuple (logits, tokens)"),
         (None, "got None, expected a tuple (logits, tokens)"),
         ((tensor([1.0, 2.5]), [4]), "logits: row 0, token 1: got 2.5, expected 2"),
-        ((tensor([1.0, 2.0]), [4]), "tokens: token 0: got 4, expected 3"),
+        ((tensor([1.0, 2.0]), [4]), "tokens: token at index 0: got 4, expected 3"),
         ((tensor([1.0, 2.0]), Agreeable()), "tokens: got an Agreeable, expected a list"),
     ],
 )

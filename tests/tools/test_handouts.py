@@ -55,11 +55,18 @@ def test_every_chapter_is_there_whole(path):
     assert re.findall(r'(?:src|href)="((?:https?:)?//[^"]+)"', text) == []  # nothing is fetched
 
 
-def test_code_tables_and_pictures_are_not_cut_and_pages_are_numbered():
+def test_pictures_and_rows_are_not_cut_but_long_code_and_tables_are_and_pages_are_numbered():
     text = page(BOOK, "01_a")
-    whole = re.search(r"([^}]*)\{ break-inside: avoid; \}", text)[1]
-    assert {".highlight", "img", "tr", ".jp-OutputArea-child"} <= {part.strip() for part in whole.split(",")}
-    assert re.search(r"table \{[^}]*break-inside: avoid", text)
+    whole = {
+        part.strip() for part in re.search(r"([^}/]*)\{ break-inside: avoid; \}\n\.jp", text)[1].split(",")
+    }
+    assert {"img", "tr", "blockquote"} <= whole
+    assert not whole & {".highlight", "pre", "table", ".jp-OutputArea-child", ".jp-OutputArea-output"}
+    assert not re.search(r"\ntable \{[^}]*break-inside", text)
+    assert "pre.short" in whole and handouts.kept_whole("<pre>a\nb</pre>") == '<pre class="short">a\nb</pre>'
+    long = "<pre>" + "a" * 9 + "\n</pre><pre>" + "b\n" * 20 + "</pre>"
+    assert handouts.kept_whole(long).count('class="short"') == 1
+    assert re.search(r"\npre \{ orphans: 4; widows: 4; \}", text), "no line by itself"
     assert 'counter(page) " / " counter(pages)' in text
 
 

@@ -98,6 +98,21 @@ def test_what_is_no_port_is_refused(text):
         lab.parse_port(text)
 
 
+@pytest.mark.parametrize("port", [22, 6000, 10080])
+def test_a_port_that_browsers_refuse_is_refused_with_one_that_they_open(monkeypatch, port):
+    monkeypatch.setattr(lab, "refusal", lambda port: None)
+    with pytest.raises(ValueError, match=rf"^port {port} belongs to another service, and browsers") as error:
+        lab.parse_port(str(port))
+    proposed = int(str(error.value).split("=")[-1])
+    assert lab.parse_port(str(proposed)) == proposed
+    assert lab.next_free(6664) == 6670, "six in a row are refused"
+
+
+def test_a_wrong_lab_is_told_before_a_busy_port(started, busy_port, capsys):
+    assert started(LAB="nonsense", PORT=str(busy_port))[0] == 2
+    assert capsys.readouterr().err.startswith("error: LAB must be one of 01_decoding,")
+
+
 def test_the_server_opens_the_front_page():
     arguments = lab.command(8899, browser=False, notebook=lab.FRONT_PAGE)
     assert "--ServerApp.port=8899" in arguments and "--ServerApp.port_retries=0" in arguments

@@ -167,3 +167,9 @@ def test_whose_a_file_is(path, wrapped, student):
 def test_nobody_is_invented():
     with pytest.raises(ValueError, match="name it STUDENT_01_decoding"):
         student_of(("01_decoding.ipynb",), LAB_NAME, ("/", LAB_NAME))
+
+
+def test_who_grades_the_own_copy_is_called_you():
+    outer = ("/", "home", "ann", "course", "my_labs")
+    assert student_of((f"{LAB_NAME}.ipynb",), LAB_NAME, outer) == "you"
+    assert student_of(("ann", "my_labs", f"{LAB_NAME}.ipynb"), LAB_NAME, ("/", "submitted")) == "ann"
