@@ -1,7 +1,8 @@
 """Bars with the time left, for what takes more than a moment: widgets in a notebook, text elsewhere.
 
 A bar goes away at its end, so that nothing of it stays in a saved notebook, whose reader would be told of a
-widget that is not found; where a loop is interrupted, a line says how far it came. In a file each of its pictures is a line, so that there it tells now and then.
+widget that is not found; where a loop is interrupted, a line says how far it came. In a file each of its
+pictures is a line, so that there it tells now and then.
 """
 
 from __future__ import annotations

@@ -137,7 +137,9 @@ def plot_gains(
         note = {"transform": grid[-1].transAxes, "size": 8.5, "color": look.MUTED, "ha": "right"}
         grid[-1].text(1, 1.05, f"lines: {LEVEL:.0%} by Student's t", **note)
         _name_students(grid, students)
-        picture.alt = f"{', '.join(filter(None, (title, known)))}. Gain over the twin from scratch: {'; '.join(told)}."
+        picture.alt = (
+            f"{', '.join(filter(None, (title, known)))}. Gain over the twin from scratch: {'; '.join(told)}."
+        )
     return picture
 
 

@@ -196,10 +196,10 @@ for temperature in (1, 2, 4, 8, 16, 64):
 # From $T = 8$ on it is as derived: without $T^2$ the gradient falls to a quarter with every doubling, with $T^2$ it
 # stays where it is. Only there does $T^2$ keep the teacher's weight. Between 1 and 4 the gradient falls faster, with
 # $T^2$ as well, from a quarter of that of hard labels to a 26th (without it, to a 400th): the few likely tokens lose
-# their probability to thousands of others, over which a push of the same sum is spread much shorter. The last column is
-# the share of all pushes that is spent on tokens to which the teacher gives less than a thousandth: at high temperatures
-# nearly all. That is fine for a student that can match all logits, and a waste for a small one. With vocabularies as
-# large as those of language models one mostly stays near $T = 1$.
+# their probability to thousands of others, over which a push of the same sum is spread much shorter. The last column
+# is the share of all pushes that is spent on tokens to which the teacher gives less than a thousandth: at high
+# temperatures nearly all. That is fine for a student that can match all logits, and a waste for a small one. With
+# vocabularies as large as those of language models one mostly stays near $T = 1$.
 #
 # ## 6.3 A student that is too small
 #
@@ -210,9 +210,10 @@ for temperature in (1, 2, 4, 8, 16, 64):
 #   (mode covering), and puts mass in between, where the teacher has none.
 # - **Reverse** $\mathrm{KL}(q \Vert p)$ is large where $q > 0$ and $p \approx 0$: the student *seeks* one mode and leaves the rest
 #   (MiniLLM, Gu et al. 2024: better one good answer than a mean of all).
-# - **JSD($\beta$)** (Agarwal et al. 2024, GKD): $\beta\, \mathrm{KL}(p \Vert m) + (1 - \beta)\, \mathrm{KL}(q \Vert m)$
-#   with $m = \beta p + (1 - \beta) q$: never above $\ln 2$. It is 0 at both ends; what is meant there are the limits
-#   of JSD/$\beta$ and JSD/$(1 - \beta)$, forward and reverse KL, which have no bound. So it is a dial between them.
+# - **JSD($\beta$)** (Agarwal et al. 2024, GKD): $\beta\, \mathrm{KL}(p \Vert m) + (1 - \beta)\, \mathrm{KL}(q \Vert
+#   m)$ with $m = \beta p + (1 - \beta) q$: never above $\ln 2$. It is 0 at both ends; what is meant there are the
+#   limits of JSD/$\beta$ and JSD/$(1 - \beta)$, forward and reverse KL, which have no bound. So it is a dial between
+#   them.
 #
 # Here the teacher has two peaks, and the student only one, with a centre and a width; the cell tries all of them and
 # takes the best for each $\beta$ (0 and 1: these limits). *Predict* where the centre will be, how
@@ -331,11 +332,11 @@ widgets.LayerMapView(family, teacher="base", student="draft")
 # at all, since the two have not as many heads.
 #
 # Which layer learns from which is a *map of layers*: the whole depth in even steps (TinyBERT), every so many without
-# the last (PKD), those just before the last (`tail`, PKD too), the last alone (MiniLM). The picture shows how much layers
-# are alike before anything is learned, by a measure that asks for neither the same width nor the same axes (CKA,
-# Kornblith et al. 2019). Find the map whose pairs are most alike. It is `last`, with 0.65: both of its layers are read by
-# the same kind of head. That need not be the best to learn by: what is alike already has the least to say, and layer 1
-# is told nothing of its own.
+# the last (PKD), those just before the last (`tail`, PKD too), the last alone (MiniLM). The picture shows how much
+# layers are alike before anything is learned, by a measure that asks for neither the same width nor the same axes
+# (CKA, Kornblith et al. 2019). Find the map whose pairs are most alike. It is `last`, with 0.65: both of its layers
+# are read by the same kind of head. That need not be the best to learn by: what is alike already has the least to
+# say, and layer 1 is told nothing of its own.
 #
 # # Part three: students
 #
@@ -433,11 +434,12 @@ for name in ("kl", "nats", "acceptance"):
 
 # %% [markdown]
 # Response beats text in every domain, at equal tokens, and in prose and verse by many standard errors. In code the
-# seeds differ more: that text is not the teacher's, and a hard label may say something there that the teacher does not
-# know (6.8). (With three runs a standard error is itself known to a half only: take its multiples for orders of
+# seeds differ more: that text is not the teacher's, and a hard label may say something there that the teacher does
+# not know (6.8). (With three runs a standard error is itself known to a half only: take its multiples for orders of
 # magnitude, and two of them for nothing.) Features add little to that here: acceptance rises once more, the other two
-# hardly move. And they had it easy, since this student has the teacher's own axes. With a fresh $\Phi$ and as few steps
-# they are rather in the way; an exercise lets you see that.
+# move by less than 0.02 nats, for the better in verse, for the worse in prose. And they had it easy, since this
+# student has the teacher's own axes. With a fresh $\Phi$ and as few steps they are rather in the way; an exercise
+# lets you see that.
 #
 # So much for ten steps from a good start. Whether it holds from new weights and with much more text is another
 # question: what a teacher adds could be nothing but speed. Below is what a GPU recorded: students of two sizes, five
@@ -466,11 +468,12 @@ for one in paired(seen, "nats", baseline="response") if seen else []:
 
 # %% [markdown]
 # The order of the short run holds from new weights, too. Response beats the text in all six places, most of all in
-# verse. Features *alone*, with hard labels, bring a little, everywhere. Beside the response they add to it for `small` in
-# prose and code beyond the interval; for `draft` nowhere, though two of three means point that way. Half of the batches on the
-# student's own text cost `small` some of the gain on given text everywhere, `draft` in verse: in code nothing of `small`'s
-# is left beyond the spread. Nobody is better calibrated than the twin from scratch by more than the spread, and who
-# learned from its own text is mostly worse: of that text it was never told what really came.
+# verse. Features *alone*, with hard labels, bring a little, everywhere. Beside the response they add to it for
+# `small` in prose and code beyond the interval; for `draft` nowhere, though two of three means point that way. Half
+# of the batches on the student's own text cost `small` some of the gain on given text everywhere, `draft` in verse:
+# in code nothing of `small`'s is left beyond the spread. Nobody is better calibrated than the twin from scratch by
+# more than the spread, and who learned from its own text is mostly worse: of that text it was never told what really
+# came.
 #
 # ## 6.7 On the student's own text
 #
@@ -479,11 +482,11 @@ for one in paired(seen, "nats", baseline="response") if seen else []:
 # tokens what it would have said (GKD, Agarwal et al. 2024; with reverse KL it is the core of MiniLLM). No hard labels
 # here: they would tell the student that it was right.
 #
-# For whole texts the two directions of KL differ in just this, *who writes*: forward KL of whole texts is the expected
-# sum of $\mathrm{KL}(p \Vert q)$ along the *teacher's* text, reverse KL that of $\mathrm{KL}(q \Vert p)$ along the
-# *student's*. (That is the value. Training here sends no gradient through who wrote, nor does GKD, on purpose; MiniLLM
-# adds that term, a policy gradient.) *Predict*, for our student of ten steps: which of the two is larger? Six more steps, on given text by
-# forward KL, or on its own by reverse KL: which of them lowers which?
+# For whole texts the two directions of KL differ in just this, *who writes*: forward KL of whole texts is the
+# expected sum of $\mathrm{KL}(p \Vert q)$ along the *teacher's* text, reverse KL that of $\mathrm{KL}(q \Vert p)$
+# along the *student's*. (That is the value. Training here sends no gradient through who wrote, nor does GKD, on
+# purpose; MiniLLM adds that term, a policy gradient.) *Predict*, for our student of ten steps: which of the two is
+# larger? Six more steps, on given text by forward KL, or on its own by reverse KL: which of them lowers which?
 
 # %%
 from llmcourse.distillation import reverse_kl
@@ -508,10 +511,10 @@ summary("6 steps, own text, reverse KL", trained(**common, seed=7, **backwards))
 
 # %% [markdown]
 # Each way lowers what it asks for, and in so few steps the other rises. So "own text" and "reverse KL" belong
-# together, and which of them a student needs is a matter of what it is for: to say probabilities of what others write,
-# as a draft does, or to write. Writing takes time, one pass a token, which is one more reason why GKD mixes given and
-# own text: a share $\lambda$ of own (`own_text`), $1 - \lambda$ of given. The recorded study's on-policy students have
-# half of each.
+# together, and which of them a student needs is a matter of what it is for: to say probabilities of what others
+# write, as a draft does, or to write. Writing takes time, one pass a token, which is one more reason why GKD mixes
+# given and own text: a share $\lambda$ of own (`own_text`), $1 - \lambda$ of given. The recorded study's on-policy
+# students have half of each.
 #
 # ## 6.8 Where a teacher hurts
 #
@@ -561,11 +564,11 @@ for name, (teacher, response) in ways.items():
 
 # %% [markdown]
 # (Printed is what each of them has of `base`, whoever taught it.) What a teacher promises too much the student
-# promises, too: its calibration error rises, in prose and code to a multiple, and so does its loss. Temperature in the
-# loss undoes *nothing*: at $T = 1$ and at $T = 2$ the minimum is the same, $z = t$, twice the logits of `base`. And in a
-# short run it is worse: ten steps leave $z/2$ far from $t/2$, and used at $T = 1$ all of the student's logits count double,
-# its mistakes, too. A temperature for the teacher *alone* would help, or hard labels, which pull confidence to what
-# really comes; a teacher that was calibrated beforehand is best.
+# promises, too: its calibration error rises, in prose and code to a multiple, and so does its loss. Temperature in
+# the loss undoes *nothing*: at $T = 1$ and at $T = 2$ the minimum is the same, $z = t$, twice the logits of `base`.
+# And in a short run it is worse: ten steps leave $z/2$ far from $t/2$, and used at $T = 1$ all of the student's
+# logits count double, its mistakes, too. A temperature for the teacher *alone* would help, or hard labels, which pull
+# confidence to what really comes; a teacher that was calibrated beforehand is best.
 #
 # As to the gap: compare the last three lines with the first three. A teacher of little more than a third of the size
 # teaches these students about as well here, though prose and verse are `base`'s own words. That is no proof of a gap:
@@ -576,11 +579,12 @@ for name, (teacher, response) in ways.items():
 #
 # ## 6.9 A loss over a vocabulary of 128,000
 #
-# With Llama 3's vocabulary a batch of 8,192 positions has logits of 2 GB in 16 bits, for each of both models. The usual
-# operations hold six more of that shape in fp32: both logits, $\ln p$, $\ln q$, $p$, and a product. The fused loss makes
-# logits for some rows at a time, in a buffer, computes loss *and* gradient there, and multiplies the gradient back
-# (Hsu et al. 2024). With hidden states $D_s$ and $D_t$ wide, *predict* from the shapes: the memory of one way and of the other, and the time of the products on
-# an H200. The second cell does the same in small: rows in chunks give the same gradient.
+# With Llama 3's vocabulary a batch of 8,192 positions has logits of 2 GB in 16 bits, for each of both models. The
+# usual operations hold six more of that shape in fp32: both logits, $\ln p$, $\ln q$, $p$, and a product. The fused
+# loss makes logits for some rows at a time, in a buffer, computes loss *and* gradient there, and multiplies the
+# gradient back (Hsu et al. 2024). With hidden states $D_s$ and $D_t$ wide, *predict* from the shapes: the memory of
+# one way and of the other, and the time of the products on an H200. The second cell does the same in small: rows in
+# chunks give the same gradient.
 
 # %% tags=["nbval-check-output"]
 from llmcourse.kernels.vocabulary_divergence import peak_bytes, vocabulary_divergence
@@ -619,17 +623,16 @@ for one in recorded.all_of(["distill_step_100m_400m", *kinds]):
 
 # %% [markdown]
 # Memory is as counted, to the byte. Time is not: the datasheet's rate is reached by no product, so that four of them
-# take 19 ms in place of 15, and the softmax between them four or five more. A training step is products, too: those of
-# student and teacher, and these four. So it is counted against the *measured* rate of a large product in bf16.
+# take 19 ms in place of 15, and the softmax between them four or five more. A training step is products, too: those
+# of student and teacher, and these four. So it is counted against the *measured* rate of a large product in bf16.
 #
 # ## 6.10 A draft that learned from its target
 #
-# In chapter 4 a draft stood with a chance of $\alpha = \mathbb E \sum \min(p, q)$; $\gamma$ of them are made a step, and
-# each costs $c$ passes of the target. `draft` and `base` never met: both
-# learned from the same text. Distillation teaches the draft just what counts (Zhou et al. 2024), and *losslessness* is
-# not at stake: the target's verification stays. *Predict*, for `draft` as it ships and a dozen steps more: which
-# divergence does more for $\sum \min(p, q)$, forward KL or JSD(0.5)? And what would another 0.05 of acceptance be
-# worth in speed?
+# In chapter 4 a draft stood with a chance of $\alpha = \mathbb E \sum \min(p, q)$; $\gamma$ of them are made a step,
+# and each costs $c$ passes of the target. `draft` and `base` never met: both learned from the same text. Distillation
+# teaches the draft just what counts (Zhou et al. 2024), and *losslessness* is not at stake: the target's verification
+# stays. *Predict*, for `draft` as it ships and a dozen steps more: which divergence does more for $\sum \min(p, q)$,
+# forward KL or JSD(0.5)? And what would another 0.05 of acceptance be worth in speed?
 
 # %%
 from llmcourse.speculative import theory
@@ -654,31 +657,31 @@ cost = draft.num_parameters / base.num_parameters
 costs = {f"c = {cost:.2f} by bytes": (cost, theory.constant)}
 if timed := [row for row in recorded.raw_rows("distill_draft") if "c" in row]:
     c, v = (sum(row[name] for row in timed) / len(timed) for name in "cv")
-    costs[f"c = {c:.2f} and verifying {v:.2f}, recorded on {timed[0]['device']}"] = (c, lambda n: v)
-print("speed-up by theory, with the best draft length: " + "; ".join(costs))
+    costs[f"c = {c:.2f} and verifying {v:.2f}, recorded on {timed[0]['device']}"] = (c, lambda n: v if n > 1 else 1.0)
+print("speed-up by theory, with the best draft length, for " + "; ".join(costs))
 for alpha in (0.55, 0.60, 0.65, 0.70, 0.75, 0.80):
     row = f"    α = {alpha:.2f}"
     for c, verify in costs.values():
         gamma = theory.best_draft_length(alpha, c, 16, verify)
-        row += f": γ = {gamma}, {theory.speed_up(alpha, gamma, c, verify) if gamma else 1:.2f} ×"
+        row += f"   γ = {gamma}, {theory.speed_up(alpha, gamma, c, verify):.2f} ×"
     print(row)
 
 # %% [markdown]
-# A model that was trained for ten thousand steps is not moved far by a dozen, and the first of them partly disturb it.
-# Compare the two losses with each other, seed by seed: JSD has the higher acceptance, forward KL the lower KL. A loss is
-# a wish; say the right one. Theory tells what acceptance is worth: the higher it is, the more the next step brings, since
-# longer drafts pay as well. But on the H200 a pass of `draft` costs twice its share of the bytes, and reading several
-# tokens more than one: there drafts pay only from an acceptance of nearly 0.7 on. What a whole training brings was recorded, for two targets: `base`, and one of 923 M parameters
-# that was trained for it. *Predict* with which of the two the same draft gains more; the pictures stand at the end of
-# 6.11.
+# A model that was trained for ten thousand steps is not moved far by a dozen, and the first of them partly disturb
+# it. Compare the two losses with each other, seed by seed: JSD has the higher acceptance, forward KL the lower KL. A
+# loss is a wish; say the right one. Theory tells what acceptance is worth: the higher it is, the more the next step
+# brings, since longer drafts pay as well. But on the H200 a pass of `draft` costs twice its share of the bytes, and
+# reading several tokens more than one: there drafts pay only from an acceptance of nearly 0.7 on. What a whole
+# training brings was recorded, for two targets: `base`, and one of 923 M parameters that was trained for it.
+# *Predict* with which of the two the same draft gains more; the pictures stand at the end of 6.11.
 #
 # ## 6.11 A student in 3 bits
 #
-# Chapter 5 stopped where rounding hurts: 3 bits. A student need not be smaller in parameters, it may be the same model
-# in fewer *bits*. It rounds its weights on every way forward, and the gradient goes to the weights before rounding, as
-# if rounding were not there (the straight-through estimator); the teacher is the model before rounding. This is
-# *quantization-aware distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding cost do
-# fourteen steps win back? And is the teacher needed, or would the text do?
+# Chapter 5 stopped where rounding hurts: 3 bits. A student need not be smaller in parameters, it may be the same
+# model in fewer *bits*. It rounds its weights on every way forward, and the gradient goes to the weights before
+# rounding, as if rounding were not there (the straight-through estimator); the teacher is the model before rounding.
+# This is *quantization-aware distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding
+# cost do fourteen steps win back? And is the teacher needed, or would the text do?
 
 # %%
 from llmcourse.quantization.fake_quant import fake_quantized, trained_weights
@@ -713,14 +716,16 @@ if not lines:
     print("Longer runs in few bits are not recorded yet.")
 
 # %% [markdown]
-# First the live run: fourteen steps win back a quarter to two fifths by the teacher, a sixth to three tenths by the text.
+# First the live run: fourteen steps win back a quarter to two fifths by the teacher, a sixth to three tenths by the
+# text.
 #
 # Ten thousand steps raise the acceptance by `base` by 0.03 to 0.04: two layers of width 128 had said nearly all that
-# they can say of `base` before, for both learned from the same text. The large target says something else than that text
-# does; 700 steps of listening to it bring 0.17 to 0.28. So a draft is to be taught by *its* target, the more so the less
-# target and text have in common. And mind the right side: greedily `base`'s draft is faster by 4 % at most, in code. There
-# it counts who has the same *favourite*, not how much of the probability is shared; and with the recorded $c$ of 6.10 a
-# draft pays in code, a little in prose, and costs in verse. The draft that ships with the course is the one before.
+# they can say of `base` before, for both learned from the same text. The large target says something else than that
+# text does; 700 steps of listening to it bring 0.17 to 0.28. So a draft is to be taught by *its* target, the more so
+# the less target and text have in common. And mind the right side: greedily `base`'s draft is faster by 4 % at most,
+# in code. There it counts who has the same *favourite*, not how much of the probability is shared; and with the
+# recorded $c$ of 6.10 a draft pays in code, a little in prose, and costs in verse. The draft that ships with the
+# course is the one before.
 #
 # GPTQ (chapter 5) chose codes so that each *layer* loses least, without a single gradient; here all layers learn
 # together to make up for each other, for the *distribution* at the end. It costs a training, and it needs one only
@@ -782,18 +787,20 @@ for row in headline:
 # beside its *own* limit: a share of the roofline says how good an implementation is, a speed-up only says what it was
 # compared with.
 #
-# The second picture is `base` on an H200. There a step of so small a model is launches, not bytes: the cache alone brings
-# nothing, the engine, whose step is one graph, nearly forty times, and batching five times that. But nothing comes near
-# its roofline, so int4 and drafts have no bytes to spare and only add launches: both are slower than the engine alone.
-# (The cache of few bits is read by the ordinary model, on either machine: it saves memory, chapter 5, not time.)
+# The second picture is `base` on an H200. There a step of so small a model is launches, not bytes: the cache alone
+# brings nothing, the engine, whose step is one graph, nearly forty times, and batching five times that. But nothing
+# comes near its roofline, so int4 and drafts have no bytes to spare and only add launches: both are slower than the
+# engine alone. (The cache of few bits is read by the ordinary model, on either machine: it saves memory, chapter 5,
+# not time.)
 #
-# At the shape of Llama-3-8B bytes are what is short, and there the methods add up: on an H200 int4 alone is twice as fast
-# as our own decoding in bf16, and with a distilled draft it is 5.6 times. (Steps were timed on weights of that shape,
-# drawn at random; how many drafts stand was measured with the pair of 6.10, the target of 923 M and its draft.)
+# At the shape of Llama-3-8B bytes are what is short, and there the methods add up: on an H200 int4 alone is twice as
+# fast as our own decoding in bf16, and with a distilled draft it is 5.6 times. (Steps were timed on weights of that
+# shape, drawn at random; how many drafts stand was measured with the pair of 6.10, the target of 923 M and its
+# draft.)
 #
-# And quality: everything down to speculation writes the very text of the model, in 16 bits but for tokens that are as good
-# as equal. What quantization changes is seen by KL, most by weights in 4 bits, hardly by the cache; and drafts do not add
-# to it: speculation keeps the text of whatever model it verifies with.
+# And quality: everything down to speculation writes the very text of the model, in 16 bits but for tokens that are as
+# good as equal. What quantization changes is seen by KL, most by weights in 4 bits, hardly by the cache; and drafts
+# do not add to it: speculation keeps the text of whatever model it verifies with.
 #
 # ## 6.13 What goes wrong
 #
@@ -826,8 +833,9 @@ for row in headline:
 # direction, the mix with hard labels, a stored teacher, a projection, a whole training step, calibration, and what a
 # table of results bears out. To warm up, here in this notebook:
 #
-# 1. (5 min) In 6.3 let only students with a centre above 0 compete: `tried = tried[tried[:, 0] > 0]`, before `log_q`.
-#    Which losses go to the other peak, and which stay as near to the old place as they may?
+# 1. (10 min) In 6.3 descend: centre and width as `place`, begun at 1.8 and 0.6, and 1,500 steps of
+#    `torch.optim.Adam([place], lr=0.01)` on `divergence_of(…, log_p, bump(*place).log_softmax(-1))`. Which losses
+#    leave the smaller peak, and which stay there though the grid knows better?
 # 2. (10 min) In 6.1 replace `draft` by `small`. Is a soft label worth more or fewer hard ones now? Why?
 # 3. (10 min) In 6.6 add features beside the text, without the response:
 #    `{"response": None, "features": FeatureWeights(project=False)}`.

@@ -89,7 +89,7 @@ HINTS_AT = {
 
 def calibration(
     probs: Float[Tensor, "N V"], labels: Int[Tensor, " N"], num_bins: int
-) -> tuple[float, Float[Tensor, "M 3"]]:
+) -> tuple[float, Float[Tensor, "B 3"]]:
     """Bins of confidence, and the gaps between it and accuracy."""
     return Calibration()(probs, labels, num_bins)
 

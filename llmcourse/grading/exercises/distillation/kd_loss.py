@@ -28,7 +28,8 @@ $$L = \frac{T^2}{|M|} \sum_{n \in M} \mathrm{KL}(p_T \,\Vert\, q_T)_n, \qquad
 
 The gradient is that for the student's logits $z$. Both softmaxes make it smaller by $1/T$ and, since
 flattened distributions are closer together, by about $1/T$ again where $T$ is large. There the $T^2$ makes up
-for it, so that $T$ can be changed without another learning rate; near 1 it does so only in part. At a position that does not count the gradient is 0.
+for it, so that $T$ can be changed without another learning rate; near 1 it does so only in part. At a
+position that does not count the gradient is 0.
 
 Write `kd_loss(student_logits, teacher_logits, temperature, mask)`.
 

@@ -157,7 +157,14 @@ def cases(rng: random.Random) -> list[Case]:
     rows, vocab = rng.randint(4, 6), rng.randint(7, 10)
 
     def case(
-        label, hard_weight=None, without=0, student=drawn.logits, teacher=drawn.logits, low=1.6, wrong=(), apart=()
+        label,
+        hard_weight=None,
+        without=0,
+        student=drawn.logits,
+        teacher=drawn.logits,
+        low=1.6,
+        wrong=(),
+        apart=(),
     ):
         hard_weight = rng.uniform(0.2, 0.4) if hard_weight is None else hard_weight
         temperature = rng.uniform(low, 1.9 * low)

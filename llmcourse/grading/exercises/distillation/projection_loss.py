@@ -27,8 +27,8 @@ $$d_{bn} = \Phi\, h^S_{bn} - h^T_{bn}, \qquad
 L = \frac{1}{|M| \, D} \sum_{(b, n) \in M} \lVert d_{bn} \rVert^2, \qquad
 \frac{\partial L}{\partial \Phi} = \frac{2}{|M| \, D} \sum_{(b, n) \in M} d_{bn}\, (h^S_{bn})^\top$$
 
-(The chapter divides by the squares of $h^T$ in place of their number $|M| D$, so that large states and small ones
-count alike; the best $\Phi$ is the same.)
+(The chapter divides by the squares of $h^T$ in place of their number $|M| D$, so that large states and small
+ones count alike; the best $\Phi$ is the same.)
 
 The texts of a batch are of different lengths, and are padded on the **right**. $M$ holds the positions of all
 texts that are no padding: $n < \text{lengths}_b$. Each of these counts the same, in whichever text it is.
@@ -98,8 +98,8 @@ HINTS_AT = {
 
 
 def projection_loss(
-    student_hidden: Float[Tensor, "B T C"],
-    teacher_hidden: Float[Tensor, "B T D"],
+    student_hidden: Float[Tensor, "B N C"],
+    teacher_hidden: Float[Tensor, "B N D"],
     weight: Float[Tensor, "D C"],
     lengths: Int[Tensor, " B"],
 ) -> tuple[float, Float[Tensor, "D C"]]:
