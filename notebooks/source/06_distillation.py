@@ -623,7 +623,7 @@ for one in recorded.all_of(["distill_step_100m_400m", *kinds]):
 
 # %% [markdown]
 # Memory is as counted, to the byte. Time is not: the datasheet's rate is reached by no product, so that four of them
-# take 19 ms in place of 15, and the softmax between them four or five more. A training step is products, too: those
+# take 19 ms in place of 15, and the softmax between them four to seven more. A training step is products, too: those
 # of student and teacher, and these four. So it is counted against the *measured* rate of a large product in bf16.
 #
 # ## 6.10 A draft that learned from its target
