@@ -180,16 +180,14 @@ rows = held["prose"][: 4 * 128].view(4, 128)
 with torch.no_grad():
     t, z = (model(rows)[:, 1:] for model in (base, draft))
 apart = (z - z.mean(-1, keepdim=True)) - (t - t.mean(-1, keepdim=True))
-known = t.softmax(-1) > 1e-3
 hard = z[:, :-1].softmax(-1) - torch.nn.functional.one_hot(rows[:, 2:], z.shape[-1])
 print(f"mean length of the gradient of hard labels: {hard.norm(dim=-1).mean():.2g}")
 print("T; mean length of the gradient without T², with T²; cosine with logits' differences; spent on dust")
 for temperature in (1, 2, 4, 8, 16, 64):
     leaf = z.clone().requires_grad_(True)
-    (g,) = torch.autograd.grad(forward_kl(leaf, t, temperature=temperature), leaf)
-    g = g * g[..., 0].numel()  # of each position, not of the mean
-    length, cosine = g.norm(dim=-1).mean(), torch.cosine_similarity(g, apart, -1).mean()
-    dust = (g.abs() * ~known).sum() / g.abs().sum()
+    (g,) = torch.autograd.grad(forward_kl(leaf, t, temperature=temperature), leaf)  # each position's / n
+    length, cosine = g.norm(dim=-1).sum(), torch.cosine_similarity(g, apart, -1).mean()
+    dust = g[t.softmax(-1) <= 1e-3].abs().sum() / g.abs().sum()
     print(f"{temperature:3}{length / temperature**2:12.2g}{length:12.2g}{cosine:10.2f}{dust:10.0%}")
 
 # %% [markdown]
@@ -457,14 +455,13 @@ study = study_rows(recorded.raw_rows("distill_study"))
 wanted = {"students": ("draft", "small"), "domains": ("prose", "poetry", "code"), "num_seeds": 3}
 display(plot_study(study, **wanted))
 display(plot_gains(study, **wanted))
-budgets = sorted({(row.student, row.tokens) for row in study})
-print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budgets) or "Not recorded yet.")
+print("\n".join(sorted({f"{row.student}: {row.tokens / 1e6:,.0f} M tokens" for row in study})))
 seen = [vars(row) | {"steps": row.tokens} for row in study]
-print("beside the response: gain in nats, ± 95 %")
 for one in paired(seen, "nats", baseline="response") if seen else []:
     if one.kind in ("both", "on_policy"):
         reach = student_t(0.95, one.num_seeds - 1) * one.difference.error
-        print(f"{one.student:6}{one.domain:7}{one.kind:10}{-one.difference.mean:+.3f} ± {reach:.3f}")
+        row = f"{one.student:6}{one.domain:7}{one.kind:9} beside the response: gain"
+        print(f"{row} {-one.difference.mean:+.3f} ± {reach:.3f} nats, 95 %")
 
 # %% [markdown]
 # The order of the short run holds from new weights, too. Response beats the text in all six places, most of all in
@@ -491,23 +488,17 @@ for one in paired(seen, "nats", baseline="response") if seen else []:
 # %%
 from llmcourse.distillation import reverse_kl
 
-
-def summary(name, student):
-    """Both directions: along what `base` wrote, and along the student's own 48 tokens behind 16 of that."""
-    given = torch.cat([held[domain][:2048].view(16, 128)[:, :64] for domain in ("prose", "verse")])
-    own, found = Writer(student).write(given[:, :16], 64, seed=9), []
+given = torch.cat([held[domain][:2048].view(16, 128)[:, :64] for domain in ("prose", "verse")])  # by `base`
+common = {"student": students["response", 0], "teacher": base, "streams": text, "steps": 6, "rate": 0.0012}
+backwards = {"own_text": 1, "response": Response("reverse_kl")}
+went = {"so far": common["student"], "6 steps, given text, forward KL": trained(**common, seed=7)}
+went["6 steps, own text, reverse KL"] = trained(**common, seed=7, **backwards)
+for name, student in went.items():
+    own, found = Writer(student).write(given[:, :16], 64, seed=9), []  # 48 tokens of its own, behind 16
     for rows, loss in ((given, forward_kl), (own, reverse_kl)):
         with torch.no_grad():
             found.append(loss(*(model(rows[:, :-1])[:, 15:] for model in (student, base))))
     print(f"{name:34} forward KL, teacher's text {found[0]:.3f}; reverse KL, own text {found[1]:.3f}")
-
-
-# %%
-common = {"student": students["response", 0], "teacher": base, "streams": text, "steps": 6, "rate": 0.0012}
-summary("so far", common["student"])
-summary("6 steps, given text, forward KL", trained(**common, seed=7))
-backwards = {"own_text": 1, "response": Response("reverse_kl")}
-summary("6 steps, own text, reverse KL", trained(**common, seed=7, **backwards))
 
 # %% [markdown]
 # Each way lowers what it asks for, and in so few steps the other rises. So "own text" and "reverse KL" belong
@@ -597,6 +588,8 @@ print(f"logits of one model: {logits_bytes / 1e9:.1f} GB in bf16; two of them, s
 fused_GB = peak_bytes(N, V, Ds) / 1e9
 print(f"the fused way: at most {fused_GB:.2f} GB beside its arguments, both gradients among them")
 time_ms = 1e3 * flops / h200.flops_per_s("bf16")
+recorded_GB = (28 * 4096 * V / 1e9, peak_bytes(4096, V, 4096) / 1e9)  # 4,096 rows, both models 4,096 wide
+print("as recorded below: {:.2f} GB in the usual way, {:.2f} GB fused".format(*recorded_GB))
 print(f"its four products: {flops / 1e12:.0f} TFLOP, {time_ms:.0f} ms on an H200 by the roofline")
 
 # %%
@@ -609,17 +602,9 @@ summed = torch.zeros_like(head)
 for own, its in zip(*(h.split(128) for h in hidden), strict=True):
     summed += torch.autograd.grad(vocabulary_divergence(own, head, its, its_head) / 4, head)[0]
 print(f"in chunks, the gradient is off by {(summed - exact).norm() / exact.norm():.0e} of its length")
-for one in recorded.recorded("kd_loss_v128k_memory"):
-    shape, held_bytes = (one["rows"], V, one["student"]), one["held_bytes"]
-    print(f"{shape[0]:,} rows, {shape[2]:,} wide, on {one['device']}, {one['date']}: the usual way", end=" ")
-    print(f"{held_bytes['naive'] / 1e9:.1f} GB, by the count {28 * shape[0] * V / 1e9:.1f}; fused", end=" ")
-    print(f"{held_bytes['ours'] / 1e9:.2f} GB, by the count {peak_bytes(*shape) / 1e9:.2f}")
 kinds = (f"kd_loss_{kind}_n8192_d1024" for kind in ("forward_kl", "reverse_kl", "jensen_shannon"))
-for one in recorded.all_of(["distill_step_100m_400m", *kinds]):
-    print(recorded.told(one))
-    if "ours_ms" in one:
-        print(f"    {one['ours_ms']:.1f} ms, {one['products_ms']:.1f} for the products alone", end="; ")
-        print(f"the usual way {one['naive_ms']:.1f} ms")
+for name in ("kd_loss_v128k_memory", "distill_step_100m_400m", *kinds):
+    print("\n".join(map(recorded.told, recorded.recorded(name))) or f"{name} is not recorded yet.")
 
 # %% [markdown]
 # Memory is as counted, to the byte. Time is not: the datasheet's rate is reached by no product, so that four of them
@@ -635,29 +620,30 @@ for one in recorded.all_of(["distill_step_100m_400m", *kinds]):
 # forward KL or JSD(0.5)? And what would another 0.05 of acceptance be worth in speed?
 
 # %%
-from llmcourse.speculative import theory
-
 kinds = {"forward KL": Response(), "JSD(0.5)": Response("jensen_shannon")}
-after, tried = {"as it ships": draft}, []
+after, tried, ships = {}, [], told(draft, windows=12)
 for seed in progress.bar(range(3), "seeds"):
     for name, response in kinds.items():
         after[name] = trained(draft, base, text, 12, 0.0004, seed=seed, response=response)
         for domain, one in told(after[name], windows=12).items():
             row = {"student": "draft", "domain": domain, "kind": name, "seed": seed, "steps": 12}
             tried.append(row | {"acceptance": one.acceptance.mean, "kl": one.kl.mean})
-ships = told(draft, windows=12)
 for name in ("acceptance", "kl"):
     for one in paired(tried, name, baseline="forward KL"):
-        row = f"{name:10} {one.domain:6} as it ships {getattr(ships[one.domain], name).mean:.4f}, forward KL"
-        row += f" {one.baseline.mean:.4f}, JSD {one.value.mean:.4f}"
-        print(row + f": {one.difference.mean:+.4f} ± {one.difference.error:.4f} ({abs(one.errors):.0f})")
+        known = getattr(ships[one.domain], name).mean
+        row = f"{name:10} {one.domain:6} ships {known:.4f}, forward KL {one.baseline.mean:.4f}, JSD"
+        row += f" {one.value.mean:.4f}: {one.difference.mean:+.4f} ± {one.difference.error:.4f}"
+        print(f"{row} ({abs(one.errors):.0f} standard errors)")
 
 # %%
+from llmcourse.speculative import theory
+
 cost = draft.num_parameters / base.num_parameters
 costs = {f"c = {cost:.2f} by bytes": (cost, theory.constant)}
 if timed := [row for row in recorded.raw_rows("distill_draft") if "c" in row]:
     c, v = (sum(row[name] for row in timed) / len(timed) for name in "cv")
-    costs[f"c = {c:.2f} and verifying {v:.2f}, recorded on {timed[0]['device']}"] = (c, lambda n: v if n > 1 else 1.0)
+    label = f"c = {c:.2f} and verifying {v:.2f}, recorded on {timed[0]['device']}"
+    costs[label] = c, lambda n: v if n > 1 else 1.0
 print("speed-up by theory, with the best draft length, for " + "; ".join(costs))
 for alpha in (0.55, 0.60, 0.65, 0.70, 0.75, 0.80):
     row = f"    α = {alpha:.2f}"
@@ -694,8 +680,8 @@ for name, response in {"by the text": None, "by its teacher": Response()}.items(
     ways[name] = trained(rounded, small, text, 14, 0.0004, response=response)
 lost = {domain: one.kl.mean for domain, one in told(rounded, teacher=small).items()}
 for name, student in ways.items():
-    found = told(student, teacher=small).items()
-    print(f"{name:15}" + "; ".join(f"{d} KL {q.kl}, won back {1 - q.kl.mean / lost[d]:.0%}" for d, q in found))
+    found = ((one, 1 - one.kl.mean / lost[one.domain]) for one in told(student, teacher=small).values())
+    print(f"{name:15}" + "; ".join(f"{one.domain} KL {one.kl}, won back {won:.0%}" for one, won in found))
 packed = quantize(trained_weights(ways["by its teacher"]), "int3")
 rows = held["prose"][:256].view(2, 128)
 print("packed in 3 bits, the same function:", torch.equal(packed(rows), ways["by its teacher"](rows)))
