@@ -178,5 +178,6 @@ def in_words(links: LayerLinks, likeness: Float[Tensor, "student_layers teacher_
     pairs = f"{count} pair{'s' if count > 1 else ''}"
     mean = mean_likeness(links, likeness)
     # Of hidden states, whatever is compared; of pairs that cannot learn from each other it says nothing.
-    alike = "" if mean is None or links.reason else f" · CKA of hidden states {mean:.2f} on average"
+    what = "CKA" if links.compared == "hidden" else "CKA of hidden states"
+    alike = "" if mean is None or links.reason else f" · {what} {mean:.2f} on average"
     return f"{COMPARED[links.compared]}, {links.strategy}: {pairs} · {links.takes}{alike}"
