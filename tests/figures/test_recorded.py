@@ -48,7 +48,7 @@ def test_a_result_is_told_with_what_it_is_compared_with():
 
 
 def test_measured_times_and_memory_are_told():
-    row = {"name": "a", "value": 4.0, "unit": "x", "ratio_limit": None, "ratio_peer": None, "device": "Some GPU"}
+    row = {"name": "a", "value": 4.0, "unit": "x", "ratio_limit": None, "ratio_peer": None, "device": "A"}
     row |= {"date": "2026-11-30", "ours_ms": 23.75, "products_ms": 19.26, "held_bytes": {"ours": 1.68e9}}
     parts = told(row).split("\n    ")
     assert parts[1:] == ["23.8 ms, its products alone 19.3 ms", "ours 1.68 GB"]
