@@ -607,7 +607,7 @@ for name in ("kd_loss_v128k_memory", "distill_step_100m_400m", *kinds):
     print("\n".join(map(recorded.told, recorded.recorded(name))) or f"{name} is not recorded yet.")
 
 # %% [markdown]
-# Memory is as counted, to the byte. Time is not: the datasheet's rate is reached by no product, so that four of them
+# Memory is as counted. Time is not: the datasheet's rate is reached by no product, so that four of them
 # take 19 ms in place of 15, and the softmax between them four to seven more. A training step is products, too: those
 # of student and teacher, and these four. So it is counted against the *measured* rate of a large product in bf16.
 #
