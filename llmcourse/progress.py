@@ -1,7 +1,8 @@
 """Bars with the time left, for what takes more than a moment: widgets in a notebook, text elsewhere.
 
-A bar goes away at its end, so that nothing of it stays in a saved notebook; where a loop is interrupted, it
-shows how far it came. In a file each of its pictures is a line, so that there it tells now and then.
+A bar goes away at its end, so that nothing of it stays in a saved notebook, whose reader would be told of a
+widget that is not found; where a loop is interrupted, a line says how far it came. In a file each of its
+pictures is a line, so that there it tells now and then.
 """
 
 from __future__ import annotations
@@ -50,4 +51,33 @@ def bar(
     in_file = not IN_NOTEBOOK and not sys.stderr.isatty()
     if in_file:
         settings |= {"mininterval": LOGGED_EVERY_S, "maxinterval": LOGGED_EVERY_S, "miniters": 1}
-    return tqdm(items, desc=what, leave=in_file, disable=hidden, **settings)
+    kind = _InNotebook if IN_NOTEBOOK else tqdm
+    return kind(items, desc=what, leave=in_file, disable=hidden, **settings)
+
+
+class _InNotebook(tqdm):
+    """A widget as tqdm's, in an output that can be written over when it ends."""
+
+    def __init__(self, *args, **settings):
+        self.output = None
+        super().__init__(*args, display=False, **settings)
+        if not self.disable and not self.delay:
+            self.show()
+
+    def show(self) -> None:
+        from IPython.display import display  # there where a notebook is, and not needed elsewhere
+
+        self.output, self.displayed = display(self.container, display_id=True), True
+
+    def display(self, *args, check_delay: bool = True, **settings) -> None:
+        if check_delay and self.delay and not self.displayed:
+            self.show()
+        super().display(*args, check_delay=check_delay, **settings)
+
+    def close(self) -> None:
+        already = self.disable
+        super().close()
+        if self.output is not None and not already:
+            whole = self.format_meter(**{**self.format_dict, "bar_format": "{l_bar}{r_bar}"})
+            stopped = self.total and self.n < self.total
+            self.output.update({"text/plain": whole if stopped else ""}, raw=True)

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llmcourse.distillation.paired import paired
+from llmcourse.distillation.recorded import study_rows
+from llmcourse.early_exit.classifier.intervals import student_t
 from llmcourse.figures import recorded
 
 SOURCE = Path(__file__).parent.parent / "notebooks" / "source" / "06_distillation.py"
@@ -46,6 +49,39 @@ def test_what_three_bits_win_back():
     assert f"The text alone (`text`) wins back {won_back('text')}:" in TEXT
     ahead = [1 - ours / theirs for ours, theirs in zip(kl("distilled"), kl("gptq"), strict=True)]
     assert ahead[0] > 1 / 5 and all(0 < share < 1 / 100 for share in ahead[1:])
+
+
+def beside_the_response(kind: str) -> dict[tuple[str, str], tuple[float, float]]:
+    """Gain in nats of a kind over the response, and its interval of 95 %, of each student and domain."""
+    rows = [vars(row) | {"steps": row.tokens} for row in study_rows(recorded.raw_rows("distill_study"))]
+    return {
+        (one.student, one.domain): (-one.difference.mean, student_t(0.95, 2) * one.difference.error)
+        for one in paired(rows, "nats", baseline="response")
+        if one.kind == kind and one.num_seeds == 3
+    }
+
+
+def test_what_features_and_own_text_do_beside_the_response():
+    assert "for `small` in prose and code beyond the interval; for `draft` nowhere" in TEXT
+    both = beside_the_response("both")
+    assert [place for place, (gain, reach) in both.items() if abs(gain) > reach] == [
+        ("small", "prose"),
+        ("small", "code"),
+    ]
+    assert sum(gain > 0 for (student, _), (gain, _) in both.items() if student == "draft") == 2
+    lost = {place for place, (gain, reach) in beside_the_response("on_policy").items() if gain < -reach}
+    assert lost == {*(("small", domain) for domain in DOMAINS), ("draft", "poetry")}
+
+
+def test_a_small_model_on_a_gpu_is_launches():
+    rows = [row for row in recorded.raw_rows("pipeline") if row.get("target") == "base"]
+    speed = {row["stage"]: row["tokens_per_s"] for row in rows}
+    assert speed["KV cache"] < speed["every text anew"]
+    assert speed["decode engine"] / speed["every text anew"] == pytest.approx(39.4, abs=1)
+    assert speed["continuous batching"] / speed["decode engine"] == pytest.approx(5, abs=0.5)
+    assert max(row["ratio_limit"] for row in rows) < 0.06
+    slower = ("low-bit weights", "speculation", "low-bit speculation")
+    assert all(speed[stage] < speed["decode engine"] for stage in slower)
 
 
 def test_the_course_joined():

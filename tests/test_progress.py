@@ -69,4 +69,9 @@ def test_a_built_notebook_keeps_no_bar(tmp_path, monkeypatch):
         assert book.cells[0].outputs == []
         patch.setattr(notebooks, "QUIET", {})
         notebooks.run(book, tmp_path)
-        assert len(book.cells[0].outputs) == 1  # what a reader sees
+        (left,) = book.cells[0].outputs  # of what a reader sees, who saves it
+        assert left.data == {"text/plain": ""}
+        book.cells[0].source = code.replace("pass", "break")
+        notebooks.run(book, tmp_path)
+        (left,) = book.cells[0].outputs
+        assert notebooks.WIDGET_VIEW not in left.data and "items:" in left.data["text/plain"]

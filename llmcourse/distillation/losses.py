@@ -8,11 +8,11 @@ With p_T = softmax(teacher's logits / T) and q_T = softmax(student's logits / T)
                                                     Agarwal et al. 2024 (GKD), section 2
     hard labels       −ln q(token)                  what a student without a teacher learns
 
-Gradients with respect to logits shrink as 1/T²: once since the logits are divided, once since p and q come
-closer to each other. T² makes up for it, so that soft labels weigh at any temperature about the same beside
-the hard ones. Forward KL asks the student for some mass wherever the teacher has any, and a student that is
-too small spreads out; reverse KL asks it to stay where the teacher is, and it leaves some of the teacher's
-answers out.
+Where T is large, gradients with respect to logits shrink as 1/T²: once since the logits are divided, once
+since p and q come closer to each other. There T² makes up for it, so that soft labels weigh about the same
+beside the hard ones at any of these T; near 1 they may shrink faster. Forward KL asks the student for some
+mass wherever the teacher has any, and a student that is too small spreads out; reverse KL asks it to stay
+where the teacher is, and it leaves some of the teacher's answers out.
 
 Here the logits are whole: this is the slow truth. `kernels.vocabulary_divergence` never holds them all.
 """

@@ -72,6 +72,8 @@ class StudyRow:
     calibration_error: float
     bins: tuple[CalibrationBin, ...] = ()
     teacher_bins: tuple[CalibrationBin, ...] = ()
+    device: str = ""
+    date: str = ""
 
     def __post_init__(self):
         require(self.kind in KINDS, "kind", f"one of {', '.join(KINDS)}", repr(self.kind), "record it again")
@@ -91,6 +93,7 @@ class StudyRow:
         try:
             whole = {name: int(line[name]) for name in ("parameters", "seed", "tokens")}
             words = {name: str(line[name]) for name in ("student", "kind", "teacher", "domain")}
+            words |= {name: str(line.get(name, "")) for name in ("device", "date")}
             names = ("teacher_nats", *LOWER_IS_BETTER)
             numbers = {name: float(line[name]) for name in names}
             bins = {name: _bins(line.get(name, ())) for name in ("bins", "teacher_bins")}

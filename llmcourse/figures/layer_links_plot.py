@@ -177,5 +177,7 @@ def in_words(links: LayerLinks, likeness: Float[Tensor, "student_layers teacher_
     count = len(links.pairs)
     pairs = f"{count} pair{'s' if count > 1 else ''}"
     mean = mean_likeness(links, likeness)
-    alike = "" if mean is None else f" · CKA {mean:.2f} on average"
+    # Of hidden states, whatever is compared; of pairs that cannot learn from each other it says nothing.
+    what = "CKA" if links.compared == "hidden" else "CKA of hidden states"
+    alike = "" if mean is None or links.reason else f" · {what} {mean:.2f} on average"
     return f"{COMPARED[links.compared]}, {links.strategy}: {pairs} · {links.takes}{alike}"

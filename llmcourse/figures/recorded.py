@@ -69,12 +69,19 @@ def raw_rows(stem: str, folder: Path = RESULTS) -> list[dict]:
 
 
 def told(row: dict) -> str:
-    """A stored result: the figure and its machine, and a line for each thing it is compared with."""
+    """A stored result: the figure and its machine, and a line for each thing it is compared with.
+
+    Where a row has them, `ours_ms` and `products_ms` are told, too, and what each way held in memory.
+    """
     parts = []
     if row["ratio_limit"] is not None:
         parts.append(f"{row['ratio_limit']:.0%} of {row['limit_name']}")
     if row["ratio_peer"] is not None:
         parts.append(f"{row['ratio_peer']:.2f} × {row['peer']}")
+    if "ours_ms" in row:
+        parts.append(f"{row['ours_ms']:.1f} ms, its products alone {row['products_ms']:.1f} ms")
+    if "held_bytes" in row:
+        parts.append(", ".join(f"{name} {held / 1e9:.2f} GB" for name, held in row["held_bytes"].items()))
     value = f"{row['value']:,.0f}" if row["value"] >= 10 else f"{row['value']:.2f}"
     name = TITLES.get(row["name"], row["name"])
     figure = f"{name}: {value} {row['unit']} on {row['device']}, recorded {row['date']}"

@@ -28,7 +28,7 @@ from llmcourse.distillation.recorded import (
 from llmcourse.early_exit.classifier.intervals import student_t
 from llmcourse.figures import style as look
 from llmcourse.figures.fonts import readable
-from llmcourse.figures.kernel_bars import nothing_recorded
+from llmcourse.figures.kernel_bars import nothing_recorded, origin
 
 MEASURES = ("nats", "agreement", "calibration_error")
 NAMES = {
@@ -77,9 +77,9 @@ def plot_study(
     domains, lacking = _expected(rows, students, domains, num_seeds)
     if not rows:
         return nothing_recorded(title, lacking)
-    students = students_of(rows)
+    students, known = students_of(rows), _origin(rows)
     with look.style():
-        picture, grid = _grid(len(measures), domains, title, subtitle, lacking)
+        picture, grid = _grid(len(measures), domains, title, [known, subtitle], lacking)
         for line, measure in enumerate(measures):
             ends = [
                 _draw_measure(axes, rows, students, domain, measure)
@@ -96,7 +96,7 @@ def plot_study(
             grid[line][-1].text(1, 1.05, better, **note)
         _name_students(grid[-1], students)
         told = [_told(rows, student, domain, measures) for student in students for domain in domains]
-        picture.alt = f"{title}. " + " ".join(told)
+        picture.alt = f"{', '.join(filter(None, (title, known)))}. " + " ".join(told)
     return picture
 
 
@@ -119,9 +119,9 @@ def plot_gains(
     kinds = [kind for kind in KINDS if kind != "scratch"]
     if not any(gain(rows, row.student, row.kind, row.domain) for row in rows if row.kind in kinds):
         return nothing_recorded(title, lacking or ["twins from scratch"])
-    students = students_of(rows)
+    students, known = students_of(rows), _origin(rows)
     with look.style():
-        picture, (grid,) = _grid(1, domains, title, subtitle, lacking, kinds)
+        picture, (grid,) = _grid(1, domains, title, [known, subtitle], lacking, kinds)
         ends, told = [0.0], []
         for axes, domain in zip(grid, domains, strict=True):
             axes.axhline(0, color=look.INK, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2)
@@ -137,7 +137,9 @@ def plot_gains(
         note = {"transform": grid[-1].transAxes, "size": 8.5, "color": look.MUTED, "ha": "right"}
         grid[-1].text(1, 1.05, f"lines: {LEVEL:.0%} by Student's t", **note)
         _name_students(grid, students)
-        picture.alt = f"{title}. Gain over the twin from scratch: {'; '.join(told)}."
+        picture.alt = (
+            f"{', '.join(filter(None, (title, known)))}. Gain over the twin from scratch: {'; '.join(told)}."
+        )
     return picture
 
 
@@ -157,7 +159,7 @@ def _grid(
     lines: int,
     domains: Sequence[str],
     title: str,
-    subtitle: str,
+    subtitles: Sequence[str],
     lacking: Sequence[str],
     kinds: Sequence[str] = tuple(KINDS),
 ) -> tuple[look.Picture, list[list]]:
@@ -165,7 +167,7 @@ def _grid(
     high, gap, below = 1.25, 0.42, 0.36 + 0.22 * bool(lacking)
     height = 1.56 + lines * high + (lines - 1) * gap + below
     picture = look.Picture(look.WIDTH, height)
-    look.heading(picture, title, subtitle)
+    look.heading(picture, title, " · ".join(filter(None, subtitles)))
     key = [*kinds, *(["teacher"] if "scratch" in kinds else [])]
     for at, kind in enumerate(key):
         letter, color, name = "┄", look.MUTED, "teacher"
@@ -188,6 +190,12 @@ def _grid(
         style = {"size": 9, "color": look.MUTED, "va": "bottom"}
         picture.text(0.012, 0.05 / height, look.shorten(_lacking_words(lacking), 120), **style)
     return picture, grid
+
+
+def _origin(rows: Sequence[StudyRow]) -> str:
+    """Device and date, of rows that know them."""
+    told = [{"device": row.device, "date": row.date} for row in rows if row.device and row.date]
+    return origin(told) if told else ""
 
 
 def _lacking_words(lacking: Sequence[str]) -> str:

@@ -47,7 +47,8 @@ class Examined:
 class SelfCheck:
     """Examines answers, and remembers how often each was wrong: each time, the hint says more.
 
-    The hint of a check comes alone at first, then with the next of those for all.
+    The hint of a check comes alone at first, then with the next of those for all, which begin anew with each
+    mistake that has a hint of its own: what helped against another one says nothing of this one.
 
     Args:
         find: gives the exercise of a name, or raises `LookupError`.
@@ -60,7 +61,7 @@ class SelfCheck:
         show: Callable[[Report], object] = display,
     ):
         self.find, self.show = find, show
-        # How often each hint of a check, or one of those FOR_ALL, was due, by exercise.
+        # How often each hint of a check was due, or, of what has none, one of those FOR_ALL; by exercise.
         self.wrong: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.limit_told = can_limit()
 
@@ -91,12 +92,11 @@ class SelfCheck:
         if not verdict.hint:
             return verdict, 0
         counts, own = self.wrong[exercise.name], verdict.hint if verdict.own_hint else ""
-        if own:
-            counts[own] += 1
-            if counts[own] == 1:
-                return verdict, 0
-        counts[FOR_ALL] += 1
-        rung = min(counts[FOR_ALL], len(exercise.hints))
+        counts[own or FOR_ALL] += 1
+        turn = counts[own] - 1 if own else counts[FOR_ALL]
+        if not turn:
+            return verdict, 0
+        rung = min(turn, len(exercise.hints))
         return replace(verdict, hint=f"{own} {exercise.hints[rung - 1]}".lstrip()), rung
 
     def _find(self, name: object) -> tuple[Exercise | None, str]:

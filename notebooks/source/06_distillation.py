@@ -36,18 +36,19 @@
 # |---|---|---|
 # | | knowledge distillation; teacher, student | 知识蒸馏；教师模型，学生模型 |
 # | $t,\ z$ | logits of teacher and student | 对数几率 |
-# | $p,\ q$ | their distributions | 教师分布，学生分布 |
+# | $p,\ q$ | their distributions, over a vocabulary of $V$ | 教师分布，学生分布；词表大小 |
 # | $T,\ p_T$ | temperature; $\mathrm{softmax}(t / T)$, the soft labels | 温度；软标签 |
-# | $y$ | hard label: the token that follows in the text | 硬标签 |
+# | $y,\ w$ | hard label: the token that follows in the text; its share in a loss | 硬标签；权重 |
 # | | response-based distillation | 基于反馈的知识蒸馏 |
 # | | feature-based distillation | 基于特征的蒸馏 |
-# | $\Phi$ | projection to the teacher's width | 投影 |
+# | $\Phi,\ D_s,\ D_t$ | projection to the teacher's width; widths of hidden states | 投影；宽度 |
 # | | dark knowledge: what is said of tokens that did not come | 暗知识 |
 # | $\mathrm{KL}(p \Vert q)$, $\mathrm{KL}(q \Vert p)$ | forward and reverse divergence | 前向，反向 KL 散度 |
-# | JSD($\beta$) | Jensen–Shannon divergence with its dial | JS 散度 |
+# | JSD($\beta$), $m$ | Jensen–Shannon divergence with its dial; the mixture $\beta p + (1 - \beta) q$ | JS 散度；混合分布 |
 # | $r$ | what a stored teacher has left for all others | 剩余概率 |
-# | | on-policy: on the student's own text | 同策略 |
-# | $\sum \min(p, q)$ | acceptance: the chance that a draft stands (chapter 4) | 接受率 |
+# | $\lambda$ | on-policy: on the student's own text; its share | 同策略 |
+# | $\alpha = \mathbb E \sum \min(p, q)$ | acceptance: the chance that a draft stands (chapter 4) | 接受率 |
+# | $\gamma,\ c$ | drafts a step; what one costs, in passes of the target (chapter 4) | 草稿长度；草稿成本 |
 # | ECE | expected calibration error | 期望校准误差 |
 # | | capacity gap | 容量差距 |
 
@@ -154,7 +155,7 @@ for opening in (
         told = (f"{tokenizer.label(v)} {x:.0%}" for x, v in zip(p, best.tolist(), strict=True))
         print(f"    {name:6}", "  ".join(told), f"  others {1 - p.sum():.0%}")
 story = tokenizer.decode(held["prose"][1:41].tolist())
-widgets.DistillationExplorer(family, story, teacher="base", student="draft")
+widgets.DistillationExplorer(family, story, teacher="base", student="draft", position=20)
 
 # %% [markdown]
 # ## 6.2 Temperature, and where $T^2$ comes from
@@ -166,7 +167,7 @@ widgets.DistillationExplorer(family, story, teacher="base", student="draft")
 #
 # and $q_T - p_T$ shrinks like $1/T$, too, as both go to $1/V$: for large $T$ and logits with mean 0 the gradient is
 # about $(z - t)/(V T^2)$. So it goes down like $1/T^2$. Whoever mixes soft and hard labels, $(1 - w)\, T^2\,
-# \mathrm{KL} + w\, (-\ln q(y))$, needs the factor $T^2$, or at $T = 4$ the teacher has hardly a say any more.
+# \mathrm{KL} + w\, (-\ln q(y))$, needs the factor $T^2$, or the teacher soon has hardly a say any more.
 #
 # *Predict*: by what does the length of the gradient without $T^2$ change from $T = 1$ to 2, from 8 to 16? At which $T$
 # does distillation become plain matching of logits, with a cosine of nearly 1 to the differences of centred logits? Is
@@ -179,23 +180,24 @@ rows = held["prose"][: 4 * 128].view(4, 128)
 with torch.no_grad():
     t, z = (model(rows)[:, 1:] for model in (base, draft))
 apart = (z - z.mean(-1, keepdim=True)) - (t - t.mean(-1, keepdim=True))
-known = t.softmax(-1) > 1e-3
+hard = z[:, :-1].softmax(-1) - torch.nn.functional.one_hot(rows[:, 2:], z.shape[-1])
+print(f"mean length of the gradient of hard labels: {hard.norm(dim=-1).mean():.2g}")
 print("T; mean length of the gradient without T², with T²; cosine with logits' differences; spent on dust")
 for temperature in (1, 2, 4, 8, 16, 64):
     leaf = z.clone().requires_grad_(True)
-    (g,) = torch.autograd.grad(forward_kl(leaf, t, temperature=temperature), leaf)
-    g = g * g[..., 0].numel()  # of each position, not of the mean
-    length, cosine = g.norm(dim=-1).mean(), torch.cosine_similarity(g, apart, -1).mean()
-    dust = (g.abs() * ~known).sum() / g.abs().sum()
+    (g,) = torch.autograd.grad(forward_kl(leaf, t, temperature=temperature), leaf)  # each position's / n
+    length, cosine = g.norm(dim=-1).sum(), torch.cosine_similarity(g, apart, -1).mean()
+    dust = g[t.softmax(-1) <= 1e-3].abs().sum() / g.abs().sum()
     print(f"{temperature:3}{length / temperature**2:12.2g}{length:12.2g}{cosine:10.2f}{dust:10.0%}")
 
 # %% [markdown]
 # From $T = 8$ on it is as derived: without $T^2$ the gradient falls to a quarter with every doubling, with $T^2$ it
-# stays where it is. Between 1 and 4 it falls faster, with $T^2$ as well: there the few likely tokens lose their probability
-# to thousands of others, over which a push of the same sum is spread much shorter. And look at the last column, the
-# share of all pushes that is spent on tokens to which the teacher gives less than a thousandth. At high temperatures
-# nearly all of the student's effort goes there. That is fine for a student that can match all logits, and a waste for
-# a small one. With vocabularies as large as those of language models one mostly stays near $T = 1$.
+# stays where it is. Only there does $T^2$ keep the teacher's weight. Between 1 and 4 the gradient falls faster, with
+# $T^2$ as well, from a quarter of that of hard labels to a 26th (without it, to a 400th): the few likely tokens lose
+# their probability to thousands of others, over which a push of the same sum is spread much shorter. The last column
+# is the share of all pushes that is spent on tokens to which the teacher gives less than a thousandth: at high
+# temperatures nearly all. That is fine for a student that can match all logits, and a waste for a small one. With
+# vocabularies as large as those of language models one mostly stays near $T = 1$.
 #
 # ## 6.3 A student that is too small
 #
@@ -206,11 +208,13 @@ for temperature in (1, 2, 4, 8, 16, 64):
 #   (mode covering), and puts mass in between, where the teacher has none.
 # - **Reverse** $\mathrm{KL}(q \Vert p)$ is large where $q > 0$ and $p \approx 0$: the student *seeks* one mode and leaves the rest
 #   (MiniLLM, Gu et al. 2024: better one good answer than a mean of all).
-# - **JSD($\beta$)** (Agarwal et al. 2024, GKD): $\beta\, \mathrm{KL}(p \Vert m) + (1 - \beta)\, \mathrm{KL}(q \Vert m)$
-#   with $m = \beta p + (1 - \beta) q$, a dial from one to the other, and bounded.
+# - **JSD($\beta$)** (Agarwal et al. 2024, GKD): $\beta\, \mathrm{KL}(p \Vert m) + (1 - \beta)\, \mathrm{KL}(q \Vert
+#   m)$ with $m = \beta p + (1 - \beta) q$: never above $\ln 2$. It is 0 at both ends; what is meant there are the
+#   limits of JSD/$\beta$ and JSD/$(1 - \beta)$, forward and reverse KL, which have no bound. So it is a dial between
+#   them.
 #
 # Here the teacher has two peaks, and the student only one, with a centre and a width; the cell tries all of them and
-# takes the best for each $\beta$ ($\beta = 0$ is forward KL, 1 is reverse KL). *Predict* where the centre will be, how
+# takes the best for each $\beta$ (0 and 1: these limits). *Predict* where the centre will be, how
 # much of the student's mass lies where the teacher has hardly any, and which of them has the largest $\sum \min(p,
 # q)$, the acceptance of chapter 4.
 
@@ -280,8 +284,9 @@ for k in (1, 4, 16, 64, 256, 1024):
 #
 # $$\lVert \Phi\, h_s - h_t \rVert^2 / \lVert h_t \rVert^2 .$$
 #
-# What needs no $\Phi$ are relations of tokens among each other, which are $T \times T$ whatever the width: attention
-# maps, and *value relations* $\mathrm{softmax}(V V^\top / \sqrt D)$ (MiniLM, Wang et al. 2020).
+# What needs no $\Phi$ are relations of $n$ tokens among each other, $n \times n$ whatever the width: attention maps,
+# and *value relations* $\mathrm{softmax}(A A^\top / \sqrt a)$ of a head's values $A$, $a$ wide (MiniLM, Wang et al.
+# 2020).
 #
 # *Predict*: `draft` and `base` were trained apart, on the same text. How much of a layer of `base` can a *linear* map
 # find in a layer of `draft` already? The cell fits the best $\Phi$ for each pair on one half of some rows, and
@@ -325,9 +330,11 @@ widgets.LayerMapView(family, teacher="base", student="draft")
 # at all, since the two have not as many heads.
 #
 # Which layer learns from which is a *map of layers*: the whole depth in even steps (TinyBERT), every so many without
-# the last (PKD), the last alone (MiniLM). The picture shows how much layers are alike before anything is learned, by a
-# measure that asks for neither the same width nor the same axes (CKA, Kornblith et al. 2019). Find the map whose pairs
-# are most alike already; and say why that need not be the best one to learn by.
+# the last (PKD), those just before the last (`tail`, PKD too), the last alone (MiniLM). The picture shows how much
+# layers are alike before anything is learned, by a measure that asks for neither the same width nor the same axes
+# (CKA, Kornblith et al. 2019). Find the map whose pairs are most alike. It is `last`, with 0.65: both of its layers
+# are read by the same kind of head. That need not be the best to learn by: what is alike already has the least to
+# say, and layer 1 is told nothing of its own.
 #
 # # Part three: students
 #
@@ -340,7 +347,8 @@ widgets.LayerMapView(family, teacher="base", student="draft")
 #
 # - by the **text** alone, the hard labels,
 # - by **response**, forward KL at $T = 1$,
-# - by **both** response and features, layers 1 and 2 from 3 and 6,
+# - by **both** response and features, layers 1 and 2 from 3 and 6 (in code, `response=None` puts the text's hard
+#   labels in place of the response, with features or without),
 #
 # for ten steps of 288 tokens, three times, with three orders of the text: seeds. All that differs between two ways
 # with one seed is what was learned from, so we compare them *seed by seed*: what the order of the text does to both of
@@ -410,23 +418,26 @@ for domain, one in before.items():
 # %%
 from llmcourse.distillation.paired import paired
 
-print("means over three seeds, and the difference to the text alone, seed by seed")
+compared = (("response", "text"), ("both", "text"), ("both", "response"))
+print("differences seed by seed, ± a standard error (how many of them it is)")
+print("mean by the text    " + "".join(f"{f'{kind} − {known}':23}" for kind, known in compared))
 for name in ("kl", "nats", "acceptance"):
-    for one in paired(runs, name, baseline="text"):
-        more = (
-            f"{one.difference.mean:+.3f} ± {one.difference.error:.3f} ({abs(one.errors):.0f} standard errors)"
-        )
-        print(
-            f"{name:10} {one.domain:6} text {one.baseline.mean:.3f}, {one.kind:8} {one.value.mean:.3f}: {more}"
-        )
+    over = {k: {(one.domain, one.kind): one for one in paired(runs, name, baseline=k)} for _, k in compared}
+    for domain in held:
+        row = f"{name:11}{domain:6}{over['text'][domain, 'both'].baseline.mean:.3f}"
+        for kind, known in compared:
+            one = over[known][domain, kind]
+            row += f"  {one.difference.mean:+.3f} ± {one.difference.error:.3f} ({abs(one.errors):2.0f})"
+        print(row)
 
 # %% [markdown]
 # Response beats text in every domain, at equal tokens, and in prose and verse by many standard errors. In code the
-# seeds differ more: that text is not the teacher's, and a hard label may say something there that the teacher does not
-# know (6.8). (With three runs a standard error is itself known to a half only: take its multiples for orders of
+# seeds differ more: that text is not the teacher's, and a hard label may say something there that the teacher does
+# not know (6.8). (With three runs a standard error is itself known to a half only: take its multiples for orders of
 # magnitude, and two of them for nothing.) Features add little to that here: acceptance rises once more, the other two
-# hardly move. And they had it easy, since this student has the teacher's own axes. With a fresh $\Phi$ and as few steps
-# they are rather in the way; an exercise lets you see that.
+# move by less than 0.02 nats, for the better in verse, for the worse in prose. And they had it easy, since this
+# student has the teacher's own axes. With a fresh $\Phi$ and as few steps they are rather in the way; an exercise
+# lets you see that.
 #
 # So much for ten steps from a good start. Whether it holds from new weights and with much more text is another
 # question: what a teacher adds could be nothing but speed. Below is what a GPU recorded: students of two sizes, five
@@ -437,22 +448,29 @@ for name in ("kl", "nats", "acceptance"):
 
 # %%
 from llmcourse.distillation.recorded import study_rows
+from llmcourse.early_exit.classifier.intervals import student_t
 from llmcourse.figures.study_plot import plot_gains, plot_study
 
 study = study_rows(recorded.raw_rows("distill_study"))
 wanted = {"students": ("draft", "small"), "domains": ("prose", "poetry", "code"), "num_seeds": 3}
 display(plot_study(study, **wanted))
 display(plot_gains(study, **wanted))
-budgets = sorted({(row.student, row.tokens) for row in study})
-print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budgets) or "Not recorded yet.")
+print("\n".join(sorted({f"{row.student}: {row.tokens / 1e6:,.0f} M tokens" for row in study})))
+seen = [vars(row) | {"steps": row.tokens} for row in study]
+for one in paired(seen, "nats", baseline="response") if seen else []:
+    if one.kind in ("both", "on_policy"):
+        reach = student_t(0.95, one.num_seeds - 1) * one.difference.error
+        row = f"{one.student:6}{one.domain:7}{one.kind:9} beside the response: gain"
+        print(f"{row} {-one.difference.mean:+.3f} ± {reach:.3f} nats, 95 %")
 
 # %% [markdown]
 # The order of the short run holds from new weights, too. Response beats the text in all six places, most of all in
-# verse. Features *alone* bring a little, everywhere; beside the response they add to it for `small`, and for `draft` in
-# code alone (one of its three runs with both is not recorded: two seeds, and an interval that shows it). Half of the
-# batches on the student's own text cost `small` some of the gain on given text: in code nothing of it is left in nats
-# beyond the spread. Nobody is better calibrated than the twin from scratch by more than the spread, and who learned
-# from its own text is mostly worse: of that text it was never told what really came.
+# verse. Features *alone*, with hard labels, bring a little, everywhere. Beside the response they add to it for
+# `small` in prose and code beyond the interval; for `draft` nowhere, though two of three means point that way. Half
+# of the batches on the student's own text cost `small` some of the gain on given text everywhere, `draft` in verse:
+# in code nothing of `small`'s is left beyond the spread. Nobody is better calibrated than the twin from scratch by
+# more than the spread, and who learned from its own text is mostly worse: of that text it was never told what really
+# came.
 #
 # ## 6.7 On the student's own text
 #
@@ -461,37 +479,33 @@ print("\n".join(f"{name}: {tokens / 1e6:,.0f} M tokens" for name, tokens in budg
 # tokens what it would have said (GKD, Agarwal et al. 2024; with reverse KL it is the core of MiniLLM). No hard labels
 # here: they would tell the student that it was right.
 #
-# For whole texts the two directions of KL differ in just this, *who writes*: forward KL of whole texts is the mean of
-# $\mathrm{KL}(p \Vert q)$ along the *teacher's* text, reverse KL that of $\mathrm{KL}(q \Vert p)$ along the
-# *student's*. *Predict*, for our student of ten steps: which of the two is larger? Six more steps, on given text by
-# forward KL, or on its own by reverse KL: which of them lowers which?
+# For whole texts the two directions of KL differ in just this, *who writes*: forward KL of whole texts is the
+# expected sum of $\mathrm{KL}(p \Vert q)$ along the *teacher's* text, reverse KL that of $\mathrm{KL}(q \Vert p)$
+# along the *student's*. (That is the value. Training here sends no gradient through who wrote, nor does GKD, on
+# purpose; MiniLLM adds that term, a policy gradient.) *Predict*, for our student of ten steps: which of the two is
+# larger? Six more steps, on given text by forward KL, or on its own by reverse KL: which of them lowers which?
 
 # %%
 from llmcourse.distillation import reverse_kl
 
-
-def summary(name, student):
-    """Both directions: along what `base` wrote, and along the student's own 48 tokens behind 16 of that."""
-    given = torch.cat([held[domain][:2048].view(16, 128)[:, :64] for domain in ("prose", "verse")])
-    own, found = Writer(student).write(given[:, :16], 64, seed=9), []
+given = torch.cat([held[domain][:2048].view(16, 128)[:, :64] for domain in ("prose", "verse")])  # by `base`
+common = {"student": students["response", 0], "teacher": base, "streams": text, "steps": 6, "rate": 0.0012}
+backwards = {"own_text": 1, "response": Response("reverse_kl")}
+went = {"so far": common["student"], "6 steps, given text, forward KL": trained(**common, seed=7)}
+went["6 steps, own text, reverse KL"] = trained(**common, seed=7, **backwards)
+for name, student in went.items():
+    own, found = Writer(student).write(given[:, :16], 64, seed=9), []  # 48 tokens of its own, behind 16
     for rows, loss in ((given, forward_kl), (own, reverse_kl)):
         with torch.no_grad():
             found.append(loss(*(model(rows[:, :-1])[:, 15:] for model in (student, base))))
     print(f"{name:34} forward KL, teacher's text {found[0]:.3f}; reverse KL, own text {found[1]:.3f}")
 
-
-# %%
-common = {"student": students["response", 0], "teacher": base, "streams": text, "steps": 6, "rate": 0.0012}
-summary("so far", common["student"])
-summary("6 steps, given text, forward KL", trained(**common, seed=7))
-backwards = {"own_text": 1, "response": Response("reverse_kl")}
-summary("6 steps, own text, reverse KL", trained(**common, seed=7, **backwards))
-
 # %% [markdown]
 # Each way lowers what it asks for, and in so few steps the other rises. So "own text" and "reverse KL" belong
-# together, and which of them a student needs is a matter of what it is for: to say probabilities of what others write,
-# as a draft does, or to write. Writing takes time, one pass a token, which is one more reason why GKD mixes given and
-# own text, $\lambda$ of one and $1 - \lambda$ of the other. The recorded study's on-policy students have half of each.
+# together, and which of them a student needs is a matter of what it is for: to say probabilities of what others
+# write, as a draft does, or to write. Writing takes time, one pass a token, which is one more reason why GKD mixes
+# given and own text: a share $\lambda$ of own (`own_text`), $1 - \lambda$ of given. The recorded study's on-policy
+# students have half of each.
 #
 # ## 6.8 Where a teacher hurts
 #
@@ -541,11 +555,11 @@ for name, (teacher, response) in ways.items():
 
 # %% [markdown]
 # (Printed is what each of them has of `base`, whoever taught it.) What a teacher promises too much the student
-# promises, too: its calibration error rises, in prose and code to a multiple, and so does its loss. Temperature in the
-# loss makes it *worse*. At $T = 2$ the teacher's $t/2$ is `base` as it should be, and that is what the student's $z/2$
-# learns; but it will be used at $T = 1$, where all its logits count double, also those that say how much it does not
-# know. A temperature for the teacher *alone* would help, or hard labels, which pull confidence to what really comes;
-# a teacher that was calibrated beforehand is best.
+# promises, too: its calibration error rises, in prose and code to a multiple, and so does its loss. Temperature in
+# the loss undoes *nothing*: at $T = 1$ and at $T = 2$ the minimum is the same, $z = t$, twice the logits of `base`.
+# And in a short run it is worse: ten steps leave $z/2$ far from $t/2$, and used at $T = 1$ all of the student's
+# logits count double, its mistakes, too. A temperature for the teacher *alone* would help, or hard labels, which pull
+# confidence to what really comes; a teacher that was calibrated beforehand is best.
 #
 # As to the gap: compare the last three lines with the first three. A teacher of little more than a third of the size
 # teaches these students about as well here, though prose and verse are `base`'s own words. That is no proof of a gap:
@@ -556,11 +570,12 @@ for name, (teacher, response) in ways.items():
 #
 # ## 6.9 A loss over a vocabulary of 128,000
 #
-# With Llama 3's vocabulary a batch of 8,192 positions has logits of 2 GB in 16 bits, for each of both models; the
-# usual operations then hold them in fp32, their softmax, the products of both and the gradient. The fused loss makes
-# logits for some rows at a time, in a buffer, computes loss *and* gradient there, and multiplies the gradient back
-# (Hsu et al. 2024). *Predict* from the shapes: the memory of one way and of the other, and the time of the products on
-# an H200. The second cell does the same in small: rows in chunks give the same gradient.
+# With Llama 3's vocabulary a batch of 8,192 positions has logits of 2 GB in 16 bits, for each of both models. The
+# usual operations hold six more of that shape in fp32: both logits, $\ln p$, $\ln q$, $p$, and a product. The fused
+# loss makes logits for some rows at a time, in a buffer, computes loss *and* gradient there, and multiplies the
+# gradient back (Hsu et al. 2024). With hidden states $D_s$ and $D_t$ wide, *predict* from the shapes: the memory of
+# one way and of the other, and the time of the products on an H200. The second cell does the same in small: rows in
+# chunks give the same gradient.
 
 # %% tags=["nbval-check-output"]
 from llmcourse.kernels.vocabulary_divergence import peak_bytes, vocabulary_divergence
@@ -568,13 +583,13 @@ from llmcourse.kernels.vocabulary_divergence import peak_bytes, vocabulary_diver
 N, V, Ds, Dt = 8192, 128256, 1024, 4096
 logits_bytes = 2 * N * V
 flops = 2 * N * V * (3 * Ds + Dt)
-print(
-    f"logits of one model: {logits_bytes / 1e9:.1f} GB in bf16; a dozen of them: {12 * logits_bytes / 1e9:.0f} GB"
-)
-print(
-    f"the fused way: at most {peak_bytes(N, V, Ds) / 1e9:.2f} GB beside its arguments, both gradients among them"
-)
+held_GB = (2 + 6 * 2) * logits_bytes / 1e9
+print(f"logits of one model: {logits_bytes / 1e9:.1f} GB in bf16; two of them, six in fp32: {held_GB:.0f} GB")
+fused_GB = peak_bytes(N, V, Ds) / 1e9
+print(f"the fused way: at most {fused_GB:.2f} GB beside its arguments, both gradients among them")
 time_ms = 1e3 * flops / h200.flops_per_s("bf16")
+recorded_GB = (28 * 4096 * V / 1e9, peak_bytes(4096, V, 4096) / 1e9)  # 4,096 rows, both models 4,096 wide
+print("as recorded below: {:.2f} GB in the usual way, {:.2f} GB fused".format(*recorded_GB))
 print(f"its four products: {flops / 1e12:.0f} TFLOP, {time_ms:.0f} ms on an H200 by the roofline")
 
 # %%
@@ -592,49 +607,67 @@ for name in ("kd_loss_v128k_memory", "distill_step_100m_400m", *kinds):
     print("\n".join(map(recorded.told, recorded.recorded(name))) or f"{name} is not recorded yet.")
 
 # %% [markdown]
-# What the time of a training step is spent on is products: those of student and teacher, and these four. So a step is
-# counted against the rate of a large product in bf16, as everything bound by arithmetic was.
+# Memory is as counted. Time is not: the datasheet's rate is reached by no product, so that four of them
+# take 19 ms in place of 15, and the softmax between them four to seven more. A training step is products, too: those
+# of student and teacher, and these four. So it is counted against the *measured* rate of a large product in bf16.
 #
 # ## 6.10 A draft that learned from its target
 #
-# In chapter 4 a draft stood with a chance of $\alpha = \mathbb E \sum \min(p, q)$. `draft` and `base` never met: both
-# learned from the same text. Distillation teaches the draft just what counts (Zhou et al. 2024), and *losslessness* is
-# not at stake: the target's verification stays. *Predict*, for `draft` as it ships and a dozen steps more: which
-# divergence does more for $\sum \min(p, q)$, forward KL or JSD(0.5)? And what would another 0.05 of acceptance be
-# worth in speed?
+# In chapter 4 a draft stood with a chance of $\alpha = \mathbb E \sum \min(p, q)$; $\gamma$ of them are made a step,
+# and each costs $c$ passes of the target. `draft` and `base` never met: both learned from the same text. Distillation
+# teaches the draft just what counts (Zhou et al. 2024), and *losslessness* is not at stake: the target's verification
+# stays. *Predict*, for `draft` as it ships and a dozen steps more: which divergence does more for $\sum \min(p, q)$,
+# forward KL or JSD(0.5)? And what would another 0.05 of acceptance be worth in speed?
+
+# %%
+kinds = {"forward KL": Response(), "JSD(0.5)": Response("jensen_shannon")}
+after, tried, ships = {}, [], told(draft, windows=12)
+for seed in progress.bar(range(3), "seeds"):
+    for name, response in kinds.items():
+        after[name] = trained(draft, base, text, 12, 0.0004, seed=seed, response=response)
+        for domain, one in told(after[name], windows=12).items():
+            row = {"student": "draft", "domain": domain, "kind": name, "seed": seed, "steps": 12}
+            tried.append(row | {"acceptance": one.acceptance.mean, "kl": one.kl.mean})
+for name in ("acceptance", "kl"):
+    for one in paired(tried, name, baseline="forward KL"):
+        known = getattr(ships[one.domain], name).mean
+        row = f"{name:10} {one.domain:6} ships {known:.4f}, forward KL {one.baseline.mean:.4f}, JSD"
+        row += f" {one.value.mean:.4f}: {one.difference.mean:+.4f} ± {one.difference.error:.4f}"
+        print(f"{row} ({abs(one.errors):.0f} standard errors)")
 
 # %%
 from llmcourse.speculative import theory
 
-kinds = {"forward KL": Response(), "JSD(0.5)": Response("jensen_shannon")}
-after = {"as it ships": draft} | {
-    name: trained(draft, base, text, 12, 0.0004, response=response) for name, response in kinds.items()
-}
-seen = {name: told(student, windows=12) for name, student in after.items()}
-for name, found in seen.items():
-    row = ", ".join(f"{domain} {one.acceptance.mean:.4f}" for domain, one in found.items())
-    print(f"{name:12} acceptance: {row}; KL {sum(one.kl.mean for one in found.values()) / 3:.3f}")
 cost = draft.num_parameters / base.num_parameters
-print(f"c = {cost:.2f} by bytes; speed-up by theory, with the best draft length")
-for alpha in (0.55, 0.60, 0.65, 0.70, 0.75):
-    gamma = theory.best_draft_length(alpha, cost, 16)
-    print(f"    α = {alpha:.2f}: γ = {gamma}, {theory.speed_up(alpha, gamma, cost):.2f} ×")
+costs = {f"c = {cost:.2f} by bytes": (cost, theory.constant)}
+if timed := [row for row in recorded.raw_rows("distill_draft") if "c" in row]:
+    c, v = (sum(row[name] for row in timed) / len(timed) for name in "cv")
+    label = f"c = {c:.2f} and verifying {v:.2f}, recorded on {timed[0]['device']}"
+    costs[label] = c, lambda n: v if n > 1 else 1.0
+print("speed-up by theory, with the best draft length, for " + "; ".join(costs))
+for alpha in (0.55, 0.60, 0.65, 0.70, 0.75, 0.80):
+    row = f"    α = {alpha:.2f}"
+    for c, verify in costs.values():
+        gamma = theory.best_draft_length(alpha, c, 16, verify)
+        row += f"   γ = {gamma}, {theory.speed_up(alpha, gamma, c, verify):.2f} ×"
+    print(row)
 
 # %% [markdown]
-# A model that was trained for ten thousand steps is not moved far by a dozen, and the first of them partly disturb it.
-# Compare the two losses with each other: JSD has the higher acceptance, forward KL the lower KL. A loss is a wish; say
-# the right one. Theory tells what acceptance is worth: the higher it is, the more the next step brings, since longer
-# drafts pay as well. What a whole training brings was recorded, for two targets: `base`, and one of 923 M parameters
-# that was trained for it. *Predict* with which of the two the same draft gains more; the pictures stand at the end of
-# 6.11.
+# A model that was trained for ten thousand steps is not moved far by a dozen, and the first of them partly disturb
+# it. Compare the two losses with each other, seed by seed: JSD has the higher acceptance, forward KL the lower KL. A
+# loss is a wish; say the right one. Theory tells what acceptance is worth: the higher it is, the more the next step
+# brings, since longer drafts pay as well. But on the H200 a pass of `draft` costs twice its share of the bytes, and
+# reading several tokens more than one: there drafts pay only from an acceptance of nearly 0.7 on. What a whole
+# training brings was recorded, for two targets: `base`, and one of 923 M parameters that was trained for it.
+# *Predict* with which of the two the same draft gains more; the pictures stand at the end of 6.11.
 #
 # ## 6.11 A student in 3 bits
 #
-# Chapter 5 stopped where rounding hurts: 3 bits. A student need not be smaller in parameters, it may be the same model
-# in fewer *bits*. It rounds its weights on every way forward, and the gradient goes to the weights before rounding, as
-# if rounding were not there (the straight-through estimator); the teacher is the model in 16 bits. This is
-# *quantization-aware distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding cost do
-# fourteen steps win back? And is the teacher needed, or would the text do?
+# Chapter 5 stopped where rounding hurts: 3 bits. A student need not be smaller in parameters, it may be the same
+# model in fewer *bits*. It rounds its weights on every way forward, and the gradient goes to the weights before
+# rounding, as if rounding were not there (the straight-through estimator); the teacher is the model before rounding.
+# This is *quantization-aware distillation* (LLM-QAT, Liu et al. 2023). *Predict*: which share of the KL that rounding
+# cost do fourteen steps win back? And is the teacher needed, or would the text do?
 
 # %%
 from llmcourse.quantization.fake_quant import fake_quantized, trained_weights
@@ -645,9 +678,10 @@ rounded = fake_quantized(small, "int3")
 ways = {"rounded": rounded}
 for name, response in {"by the text": None, "by its teacher": Response()}.items():
     ways[name] = trained(rounded, small, text, 14, 0.0004, response=response)
+lost = {domain: one.kl.mean for domain, one in told(rounded, teacher=small).items()}
 for name, student in ways.items():
-    found = told(student, teacher=small).values()
-    print(f"{name:15}" + "; ".join(f"{one.domain} KL {one.kl}" for one in found))
+    found = ((one, 1 - one.kl.mean / lost[one.domain]) for one in told(student, teacher=small).values())
+    print(f"{name:15}" + "; ".join(f"{one.domain} KL {one.kl}, won back {won:.0%}" for one, won in found))
 packed = quantize(trained_weights(ways["by its teacher"]), "int3")
 rows = held["prose"][:256].view(2, 128)
 print("packed in 3 bits, the same function:", torch.equal(packed(rows), ways["by its teacher"](rows)))
@@ -657,8 +691,9 @@ from llmcourse.figures.draft_gain import by_target, plot_draft_gain
 
 called = {"target": "a target of 923 M parameters"}
 for rows in by_target(recorded.raw_rows("distill_draft")) or [[]]:
-    target = f"A draft of {called.get(rows[0]['teacher'], rows[0]['teacher'])}" if rows else "A draft"
-    display(plot_draft_gain(rows, f"{target} before and after", domains=("prose", "poetry", "code")))
+    name, steps = (rows[0]["teacher"], rows[0]["steps"]) if rows else ("no target", 0)
+    title = f"A draft of {called.get(name, name)} before and after {steps:,} steps"
+    display(plot_draft_gain(rows, title, domains=("prose", "poetry", "code")))
 lines = recorded.raw_rows("distill_quantized")
 for row in {(row["scheme"], row["way"], row["domain"]): row for row in lines}.values():
     what = ", ".join(str(row[name]) for name in ("model", "scheme", "way", "domain"))
@@ -667,14 +702,16 @@ if not lines:
     print("Longer runs in few bits are not recorded yet.")
 
 # %% [markdown]
+# First the live run: fourteen steps win back a quarter to two fifths by the teacher, a sixth to three tenths by the
+# text.
+#
 # Ten thousand steps raise the acceptance by `base` by 0.03 to 0.04: two layers of width 128 had said nearly all that
-# they can say of `base` before, for both learned from the same text. The large target was trained for two and a half
-# minutes and says something else than that text does; 700 steps of listening to it bring 0.17 to 0.28. So a draft is
-# to be taught by *its* target, the more so the less target and text have in common. And mind the right side: greedily
-# `base`'s draft is faster by no more than the spread over prompts, and on those on which its length was chosen it was
-# slower in code, by a fifth. There it counts who has the same *favourite*, not how much of the probability is shared;
-# and a draft that takes two fifths of its target's time pays in code, a little in prose, and costs in verse. The
-# draft that ships with the course is the one before.
+# they can say of `base` before, for both learned from the same text. The large target says something else than that
+# text does; 700 steps of listening to it bring 0.17 to 0.28. So a draft is to be taught by *its* target, the more so
+# the less target and text have in common. And mind the right side: greedily `base`'s draft is faster by 4 % at most,
+# in code. There it counts who has the same *favourite*, not how much of the probability is shared; and with the
+# recorded $c$ of 6.10 a draft pays in code, a little in prose, and costs in verse. The draft that ships with the
+# course is the one before.
 #
 # GPTQ (chapter 5) chose codes so that each *layer* loses least, without a single gradient; here all layers learn
 # together to make up for each other, for the *distribution* at the end. It costs a training, and it needs one only
@@ -719,8 +756,14 @@ about = {"device": here.name, "target": "base", "drafter": "the draft of 6.10"}
 display(plot_pipeline([stage.row() | about for stage in stages], title, live=True))
 for rows in runs(recorded.raw_rows("pipeline")):
     display(plot_pipeline(rows, title))
-headline = recorded.all_of(["pipeline_base_cuda", "pipeline_llama3_8b"])
+for row in recorded.raw_rows("pipeline"):
+    if "step_ms" in row:
+        print(f"Llama-3-8B's shape, {row['stage']}: {row['step_ms']:.2f} ms a step", end=", ")
+        print(f"{row['ratio_limit']:.0%} of its roofline")
+headline = recorded.recorded("pipeline_llama3_8b")
 print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not recorded on a GPU yet.")
+for row in headline:
+    print(f"    {row['int4_alone']:.2f} × by int4 alone, without drafts")
 
 # %% [markdown]
 # How to read it. *Every text anew* is the loop of chapter 1, and the cache of chapter 2 is what makes any of the rest
@@ -730,13 +773,20 @@ print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not rec
 # beside its *own* limit: a share of the roofline says how good an implementation is, a speed-up only says what it was
 # compared with.
 #
-# The recorded line is of a GPU and of the shape of Llama-3-8B, where bytes are what is short, and there the methods add
-# up: on an H200 int4 alone is twice as fast as our own decoding in bf16, and with a distilled draft it is 5.6 times.
-# (Steps were timed on weights of that shape, drawn at random; how many drafts stand was measured with the pair of 6.10,
-# the target of 923 M and its draft.)
+# The second picture is `base` on an H200. There a step of so small a model is launches, not bytes: the cache alone
+# brings nothing, the engine, whose step is one graph, nearly forty times, and batching five times that. But nothing
+# comes near its roofline, so int4 and drafts have no bytes to spare and only add launches: both are slower than the
+# engine alone. (The cache of few bits is read by the ordinary model, on either machine: it saves memory, chapter 5,
+# not time.)
 #
-# And quality: everything down to speculation writes the very text of the model. What quantization changes is seen by
-# KL, and drafts do not add to it: speculation keeps the text of whatever model it verifies with.
+# At the shape of Llama-3-8B bytes are what is short, and there the methods add up: on an H200 int4 alone is twice as
+# fast as our own decoding in bf16, and with a distilled draft it is 5.6 times. (Steps were timed on weights of that
+# shape, drawn at random; how many drafts stand was measured with the pair of 6.10, the target of 923 M and its
+# draft.)
+#
+# And quality: everything down to speculation writes the very text of the model, in 16 bits but for tokens that are as
+# good as equal. What quantization changes is seen by KL, most by weights in 4 bits, hardly by the cache; and drafts
+# do not add to it: speculation keeps the text of whatever model it verifies with.
 #
 # ## 6.13 What goes wrong
 #
@@ -744,7 +794,7 @@ print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not rec
 # |---|---|---|
 # | soft labels are a nicer version of the text | on average they say the same; what they save is noise | 6.1 |
 # | a high temperature shows more dark knowledge | it spends the student on dust | 6.2 |
-# | $T^2$ is a detail | without it the teacher has no say beside hard labels | 6.2 |
+# | $T^2$ is a detail, or mends all | without it a warm teacher has no say beside hard labels; with it, less than at $T = 1$ | 6.2 |
 # | KL is KL | one direction covers, the other seeks | 6.3 |
 # | the top $k$, renormalised, are nearly the teacher | their minimum is a student who is too sure | 6.4 |
 # | features are richer, so they help more | other widths need a $\Phi$, and heads have to fit | 6.5, 6.6 |
@@ -752,7 +802,7 @@ print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not rec
 # | a student that is good on given text is good on its own | it is judged where it goes on | 6.7 |
 # | the teacher is right | it was wrong about text that it did not know | 6.8 |
 # | a better loss of the teacher is all that counts | its calibration is inherited | 6.8 |
-# | temperature in the loss cures a teacher that is too sure | both sides are divided | 6.8 |
+# | temperature in the loss cures a teacher that is too sure | both sides are divided: the minimum stays | 6.8 |
 # | distillation is free, it is only a loss | the teacher reads every batch, and $V$ is large | 6.9 |
 # | the lowest KL is the best draft | acceptance is another distance | 6.10 |
 # | after rounding nothing can be done | train through it | 6.11 |
@@ -769,9 +819,12 @@ print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not rec
 # direction, the mix with hard labels, a stored teacher, a projection, a whole training step, calibration, and what a
 # table of results bears out. To warm up, here in this notebook:
 #
-# 1. (5 min) In 6.3 start the student at the other peak. Which losses end elsewhere, and which do not care?
+# 1. (10 min) In 6.3 descend: centre and width as `place`, begun at 1.8 and 0.6, and 1,500 steps of
+#    `torch.optim.Adam([place], lr=0.01)` on `divergence_of(…, log_p, bump(*place).log_softmax(-1))`. Which losses
+#    leave the smaller peak, and which stay there though the grid knows better?
 # 2. (10 min) In 6.1 replace `draft` by `small`. Is a soft label worth more or fewer hard ones now? Why?
-# 3. (10 min) In 6.6 add features alone, `{"response": None, "features": FeatureWeights(project=False)}`.
+# 3. (10 min) In 6.6 add features beside the text, without the response:
+#    `{"response": None, "features": FeatureWeights(project=False)}`.
 # 4. (15 min) In 6.6 take `pruned(family["small"][0], (1, 4))` as the student: its width is 192, so leave `project` at
 #    its default. Do features still help?
 # 5. (10 min) In 6.8 mend the teacher that is too sure, with a temperature for it alone or with hard labels.
@@ -780,7 +833,7 @@ print("\n".join(map(recorded.told, headline)) or "The joined pipeline is not rec
 # ## Summary
 #
 # - A soft label is the mean of all the hard ones that a teacher would have written: the same direction without the
-#   noise; $T^2$ keeps its weight, and the divergence says what a small student gives up.
+#   noise; $T^2$ keeps its weight where $T$ is large, and the divergence says what a small student gives up.
 # - Response first, then features where widths and layers fit, own text where the student has to go on by itself; and compare
 #   at equal tokens, seed by seed. A teacher hurts where it is wrong or too sure.
 # - Distillation joins the course: a better draft for chapter 4, lost bits back for chapter 5; and what all chapters bring together is measured

@@ -37,11 +37,11 @@
 # | $H(p)$ | entropy, in nats | 熵 | `entropy` |
 # | $\mathrm{KL}(p \Vert q)$ | forward divergence: the teacher weighs | 前向 KL 散度 | |
 # | $\mathrm{KL}(q \Vert p)$ | reverse divergence: the student weighs | 反向 KL 散度 | |
-# | $y,\ \alpha$ | hard label; its share in the loss | 硬标签；权重 | `labels`, `alpha` |
-# | $p_r$ | the rest, one bucket | 剩余概率 | |
+# | $y,\ w$ | hard label; its share in the loss | 硬标签；权重 | `labels`, `hard_weight` |
+# | $r$ | the rest, one bucket | 剩余概率 | |
 # | | response-based; feature-based | 基于反馈；基于特征 | |
 # | $\Phi$ | projection of hidden states | 投影 | `weight` |
-# | $M$ | positions that count (a mask); also a number of bins or methods | 掩码；区间数或方法数 | `mask`, `lengths` |
+# | $M$ | positions that count (a mask) | 掩码 | `mask`, `lengths` |
 # | | gradient accumulation; clipping | 梯度累积；梯度裁剪 | `parts`, `max_norm` |
 # | ECE | expected calibration error | 期望校准误差 | `ece` |
 # | $\bar\delta,\ e$ | mean of paired differences; its standard error | 配对差均值；标准误差 | `gains`, `errors` |
@@ -210,7 +210,7 @@ with once_written(kd_loss, reverse_kl):
 
 # %%
 # Exercise 06.mixed_loss
-def mixed_loss(student_logits, teacher_logits, labels, alpha, temperature):
+def mixed_loss(student_logits, teacher_logits, labels, hard_weight, temperature):
     """The mixture of hard and soft labels, and both of its parts."""
     ### BEGIN SOLUTION
     kept = labels != -100
@@ -221,7 +221,7 @@ def mixed_loss(student_logits, teacher_logits, labels, alpha, temperature):
     log_p = (teacher / temperature).log_softmax(dim=-1)
     log_q = (z / temperature).log_softmax(dim=-1)
     soft = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean().item()
-    return alpha * hard + (1 - alpha) * soft, hard, soft
+    return hard_weight * hard + (1 - hard_weight) * soft, hard, soft
     ### END SOLUTION
 
 
@@ -272,7 +272,8 @@ for seed in (4711, 4712, 4713):
 
 # %% [markdown] name="06-stored-text"
 # **Demonstration.** `base` stored for `draft`: what a token takes up, and how much of the whole divergence the $k + 1$
-# numbers see. A vocabulary of 12,288 in 16 bits would be 24,576 bytes a token. *Predict*: how many are needed for 90 %?
+# numbers see. (The chapter stores the rest as well, in two bytes more; here it is what the others leave.) A vocabulary
+# of 12,288 in 16 bits would be 24,576 bytes a token. *Predict*: how many are needed for 90 %?
 
 # %% name="06-stored-demo" tags=["demo"]
 with once_written(top_k_teacher):

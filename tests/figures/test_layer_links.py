@@ -145,6 +145,13 @@ def test_what_cannot_be_compared_has_no_lines():
     picture.png(1.0)
 
 
+def test_likeness_is_said_to_be_of_hidden_states_and_of_no_pairs_that_cannot_learn():
+    plot = LayerLinksPlot(STUDENT, TEACHER, torch.full((2, 5), 0.5))
+    values = plot.update(layer_links(STUDENT, TEACHER, compared="values"))
+    assert "CKA of hidden states 0.50 on average" in values.alt
+    assert "on average" not in plot.update(layer_links(STUDENT, TEACHER, compared="attention")).alt
+
+
 def test_deep_models_can_be_drawn():
     deep = replace(STUDENT, num_layers=28), replace(TEACHER, num_layers=36)
     plot_layer_links(*deep, torch.zeros(28, 36)).png(1.0)

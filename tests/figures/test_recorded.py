@@ -47,6 +47,13 @@ def test_a_result_is_told_with_what_it_is_compared_with():
     assert told(row | {"value": 2.346, "unit": "times"}).startswith("x: 2.35 times on A")
 
 
+def test_measured_times_and_memory_are_told():
+    row = {"name": "a", "value": 4.0, "unit": "x", "ratio_limit": None, "ratio_peer": None, "device": "A"}
+    row |= {"date": "2026-11-30", "ours_ms": 23.75, "products_ms": 19.26, "held_bytes": {"ours": 1.68e9}}
+    parts = told(row).split("\n    ")
+    assert parts[1:] == ["23.8 ms, its products alone 19.3 ms", "ours 1.68 GB"]
+
+
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"name": "y", "device": "A"}\n{"name"\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2, is not JSON"):

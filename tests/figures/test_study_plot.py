@@ -65,6 +65,16 @@ def test_lines_are_standard_errors_and_the_teacher_is_dashed(rows):
     assert [one.get_ydata()[0] for one in axes.lines if one.get_linewidth() == 1.1] == [3.4]
 
 
+def test_device_and_date_are_told_where_they_are_known(rows):
+    known = {"device": "Some GPU", "date": "2026-11-30"}
+    dated = study_rows(line("draft", kind, n, "prose", **known) for kind in KINDS for n in range(2))
+    for plot in (plot_study, plot_gains):
+        picture = plot(dated)
+        assert "recorded on Some GPU, 2026-11-30" in picture.alt
+        assert any("recorded on Some GPU, 2026-11-30" in text.get_text() for text in picture.texts)
+        assert "recorded on" not in plot(rows).alt
+
+
 def test_one_seed_has_no_line():
     rows = study_rows([line("draft", kind, 0, "prose") for kind in KINDS])
     picture = plot_study(rows, measures=["nats"])

@@ -140,9 +140,10 @@ def test_a_hint_of_the_check_is_shown_there_and_then_with_the_others(desk):
     desk(NAME, zeros)
     own = TOP_P.hints_at["a tie at the edge"]
     assert desk(NAME, whole_tie).hint == own and repr(desk.shown[-1]).endswith(own)
-    assert desk(NAME, whole_tie).hint == f"{own} {TOP_P.hints[1]}" and "(2 of 3)" in repr(desk.shown[-1])
-    assert desk(NAME, zeros).hint == TOP_P.hints[2] and "(3 of 3)" in repr(desk.shown[-1])
-    assert desk(NAME, whole_tie).hint == f"{own} {TOP_P.hints[2]}"
+    # Those for all begin anew with this mistake, though one of them was shown for another.
+    assert desk(NAME, whole_tie).hint == f"{own} {TOP_P.hints[0]}" and "(1 of 3)" in repr(desk.shown[-1])
+    assert desk(NAME, zeros).hint == TOP_P.hints[1] and "(2 of 3)" in repr(desk.shown[-1])
+    assert desk(NAME, whole_tie).hint == f"{own} {TOP_P.hints[1]}"
     desk(NAME, top_p_filter)
     assert desk(NAME, whole_tie).hint == own
 

@@ -90,18 +90,18 @@ def reverse_by_distributions(student_logits, teacher_logits):
     return loss.mean().item(), ((jacobian @ slope[..., None])[..., 0] / len(q)).float()
 
 
-def mixed_by_torch(student_logits, teacher_logits, labels, alpha, temperature):
+def mixed_by_torch(student_logits, teacher_logits, labels, hard_weight, temperature):
     kept = labels != -100
     if not kept.any():
         return 0.0, 0.0, 0.0
     hard = F.cross_entropy(student_logits, labels, ignore_index=-100)
     log_q, log_p = ((z[kept] / temperature).log_softmax(-1) for z in (student_logits, teacher_logits))
     soft = temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    loss = torch.lerp(soft, hard, alpha)
+    loss = torch.lerp(soft, hard, hard_weight)
     return loss.item(), hard.item(), soft.item()
 
 
-def mixed_with_one_hot(student_logits, teacher_logits, labels, alpha, temperature):
+def mixed_with_one_hot(student_logits, teacher_logits, labels, hard_weight, temperature):
     """A weight of 0 for positions without a label."""
     weight = labels.ne(-100).double()
     count = weight.sum().clamp(min=1)
@@ -110,10 +110,10 @@ def mixed_with_one_hot(student_logits, teacher_logits, labels, alpha, temperatur
     p = (teacher_logits.double() / temperature).softmax(1)
     q = (student_logits.double() / temperature).softmax(1)
     soft = temperature * temperature * (p * (p / q).log()).sum(1) @ weight / count
-    return float(alpha * hard + (1 - alpha) * soft), float(hard), float(soft)
+    return float(hard_weight * hard + (1 - hard_weight) * soft), float(hard), float(soft)
 
 
-def mixed_by_rows(student_logits, teacher_logits, labels, alpha, temperature):
+def mixed_by_rows(student_logits, teacher_logits, labels, hard_weight, temperature):
     hards, softs = [], []
     for z, teacher, label in zip(student_logits, teacher_logits, labels.tolist(), strict=True):
         if label >= 0:
@@ -123,7 +123,7 @@ def mixed_by_rows(student_logits, teacher_logits, labels, alpha, temperature):
     if not hards:
         return (0.0,) * 3
     hard, soft = statistics.fmean(hards), statistics.fmean(softs)
-    return alpha * hard + (1 - alpha) * soft, hard, soft
+    return hard_weight * hard + (1 - hard_weight) * soft, hard, soft
 
 
 def top_k_by_mask(student_logits, ids, log_probs):

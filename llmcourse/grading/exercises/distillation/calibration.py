@@ -20,21 +20,21 @@ ASKS = r"""
 A model that gives its favourite a probability of 0.8 should be right in 80 % of such cases. Whether it is can
 be counted (Guo et al. 2017, section 2). The **confidence** of a position is its largest probability, and it
 is **right** where that token is the label. Positions whose confidence lies in the same bin go together; bin
-$m$ of $M$, from 1, is the interval $\left(\frac{m-1}{M}, \frac{m}{M}\right]$: its upper end belongs to it.
+$b$ of $B$, from 1, is the interval $\left(\frac{b-1}{B}, \frac{b}{B}\right]$: its upper end belongs to it.
 The **expected calibration error** is
 
-$$\mathrm{ECE} = \sum_{m=1}^{M} \frac{n_m}{N}\, \big|\, \mathrm{acc}_m - \mathrm{conf}_m \,\big|$$
+$$\mathrm{ECE} = \sum_{b=1}^{B} \frac{n_b}{N}\, \big|\, \mathrm{acc}_b - \mathrm{conf}_b \,\big|$$
 
-with $n_m$ the number of positions in a bin, $\mathrm{acc}_m$ the share of them that are right, and
-$\mathrm{conf}_m$ their mean confidence. What was taught by a sure teacher is often surer than right.
+with $n_b$ the number of positions in a bin, $\mathrm{acc}_b$ the share of them that are right, and
+$\mathrm{conf}_b$ their mean confidence. What was taught by a sure teacher is often surer than right.
 
 Write `calibration(probs, labels, num_bins)`.
 
 - `probs`: `float32` tensor of shape `(N, V)`, each row a distribution whose largest number is at one token.
 - `labels`: `int64` tensor of shape `(N,)`.
-- `num_bins`: $M$, at least 1.
-- returns `(ece, table)`: the error, a float, and a `float32` tensor of shape `(M, 3)` with $n_m$,
-  $\mathrm{conf}_m$ and $\mathrm{acc}_m$ of each bin; all three are 0 where a bin is empty.
+- `num_bins`: $B$, at least 1.
+- returns `(ece, table)`: the error, a float, and a `float32` tensor of shape `(B, 3)` with $n_b$,
+  $\mathrm{conf}_b$ and $\mathrm{acc}_b$ of each bin; all three are 0 where a bin is empty.
 
 ```python
 >>> probs = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.9, 0.0], [0.3, 0.3, 0.4], [0.25, 0.25, 0.5]])
@@ -50,13 +50,13 @@ tensor([[2.0000, 0.4500, 0.5000],
 HINTS = (
     "confidence, favourite = probs.max(dim=-1), and right = favourite == labels. The rest is about these two "
     "lists of N numbers.",
-    "The bin of a confidence, from 0, is ceil(confidence · M) − 1. Or a loop over the bins: kept = "
-    "(confidence > m / M) & (confidence <= (m + 1) / M).",
-    "Without a loop: counts = torch.bincount(bins, minlength=M), the sums of confidence and of right the "
+    "The bin of a confidence, from 0, is ceil(confidence · B) − 1. Or a loop over the bins: kept = "
+    "(confidence > b / B) & (confidence <= (b + 1) / B).",
+    "Without a loop: counts = torch.bincount(bins, minlength=B), the sums of confidence and of right the "
     "same with weights=…, and clamp(min=1) for what they are divided by.",
 )
 
-PLAIN_MEAN = "That is the plain mean over the bins. Each bin weighs as many positions as it has, n_m / N."
+PLAIN_MEAN = "That is the plain mean over the bins. Each bin weighs as many positions as it has, n_b / N."
 SIGNED = "The gaps have a sign here, so that bins make up for each other. Take |acc − conf| of each bin."
 OVERALL = (
     "That is the gap between overall accuracy and overall confidence. Bins that are too sure and others that "
@@ -70,26 +70,26 @@ MIDDLES = "The middle of a bin stands for its confidence here. conf is the mean 
 OVER_ALONE = "Only bins that are too sure count here. A gap is |acc − conf|, whichever is larger."
 OF_LABEL = "The probability of the label is taken for the confidence. It is the largest of the row."
 ACC_SOFT = "acc is the share of positions that are right, not the mean probability of the label."
-UNDIVIDED = "The weights are n_m: they are to be divided by N."
-SHARES = "The first column has shares. It is to have n_m, the numbers of positions."
+UNDIVIDED = "The weights are n_b: they are to be divided by N."
+SHARES = "The first column has shares. It is to have n_b, the numbers of positions."
 SUMS = "conf and acc are sums here. Both are means of the positions in the bin."
-EQUAL = "These bins have as many positions each. Here they have the same width, 1/M."
+EQUAL = "These bins have as many positions each. Here they have the same width, 1/B."
 COLUMNS_SWAPPED = "conf and acc are swapped in the table: n, conf, acc."
 BY_SECOND = "Right is where the likeliest token is the label. Here the second likeliest is compared with it."
 HINTS_AT = {
     "empty bins": "A mean over nothing is NaN. A bin without positions is a row of zeros, and adds nothing.",
     "confidences at an end": (
-        "A confidence of exactly m / M is in bin m, the one that ends there; so 1 is in the last. One that "
+        "A confidence of exactly b / B is in bin b, the one that ends there; so 1 is in the last. One that "
         "is above, by however little, is in the next: take nothing away before."
     ),
-    "one bin": "With M = 1 everything is in one bin, from 0 to 1.",
+    "one bin": "With B = 1 everything is in one bin, from 0 to 1.",
     "a single position": "With one position there is one bin that is not empty, and its acc is 0 or 1.",
 }
 
 
 def calibration(
     probs: Float[Tensor, "N V"], labels: Int[Tensor, " N"], num_bins: int
-) -> tuple[float, Float[Tensor, "M 3"]]:
+) -> tuple[float, Float[Tensor, "B 3"]]:
     """Bins of confidence, and the gaps between it and accuracy."""
     return Calibration()(probs, labels, num_bins)
 

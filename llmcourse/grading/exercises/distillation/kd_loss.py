@@ -27,8 +27,9 @@ $$L = \frac{T^2}{|M|} \sum_{n \in M} \mathrm{KL}(p_T \,\Vert\, q_T)_n, \qquad
 \frac{\partial L}{\partial z_{nk}} = \frac{T}{|M|} \big(q_T(k) - p_T(k)\big)_n$$
 
 The gradient is that for the student's logits $z$. Both softmaxes make it smaller by $1/T$ and, since
-flattened distributions are closer together, by about $1/T$ again. The $T^2$ makes up for that, roughly, so
-that $T$ can be changed without another learning rate. At a position that does not count the gradient is 0.
+flattened distributions are closer together, by about $1/T$ again where $T$ is large. There the $T^2$ makes up
+for it, so that $T$ can be changed without another learning rate; near 1 it does so only in part. At a
+position that does not count the gradient is 0.
 
 Write `kd_loss(student_logits, teacher_logits, temperature, mask)`.
 

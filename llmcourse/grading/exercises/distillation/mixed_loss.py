@@ -24,19 +24,19 @@ A teacher errs, and the text itself is at hand: the token that came, the **hard 
 
 $$\text{hard} = \frac{1}{|M|} \sum_{n \in M} -\ln \mathrm{softmax}(z_n)_{y_n}, \qquad
 \text{soft} = \frac{T^2}{|M|} \sum_{n \in M} \mathrm{KL}(p_T \,\Vert\, q_T)_n, \qquad
-L = \alpha \cdot \text{hard} + (1 - \alpha) \cdot \text{soft}$$
+L = w \cdot \text{hard} + (1 - w) \cdot \text{soft}$$
 
 The hard part is what any language model is trained with, at temperature 1. The soft part is the loss of
 `06.kd_loss`. A label of -100 says that there is none: the position is padding, or a prompt. It counts in
 neither part. Where no position has a label, there is nothing to learn, and all three numbers are 0.
 
-Write `mixed_loss(student_logits, teacher_logits, labels, alpha, temperature)`.
+Write `mixed_loss(student_logits, teacher_logits, labels, hard_weight, temperature)`.
 
 - `student_logits`, `teacher_logits`: `float32` tensors of shape `(N, V)`, finite. Either may be very sure of
   a token, as in `06.kd_loss`.
 - `labels`: `int64` tensor of shape `(N,)`; each is a token, in [0, V), or -100. They stand where they belong:
   nothing is to be shifted.
-- `alpha`: a float in [0, 1], the share of the hard labels.
+- `hard_weight`: $w$, a float in [0, 1], the share of the hard labels.
 - `temperature`: a float above 0, for the soft part.
 - returns `(loss, hard, soft)`, three floats: $L$, and both parts as they are before they are mixed.
 
@@ -44,7 +44,7 @@ Write `mixed_loss(student_logits, teacher_logits, labels, alpha, temperature)`.
 >>> student = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
 >>> teacher = torch.tensor([[4.0, 2.0, 0.0], [0.0, 2.0, 0.0]])
 >>> labels = torch.tensor([0, -100])
->>> [round(n, 4) for n in mixed_loss(student, teacher, labels, alpha=0.5, temperature=2.0)]
+>>> [round(n, 4) for n in mixed_loss(student, teacher, labels, hard_weight=0.5, temperature=2.0)]
 [0.2274, 0.2395, 0.2152]
 ```
 """
@@ -57,9 +57,9 @@ HINTS = (
     "The means of no rows are NaN: look whether any is kept, before. And .item() makes floats of the three.",
 )
 
-SWAPPED = "α and 1 − α are swapped: alpha is the share of the hard labels."
+SWAPPED = "w and 1 − w are swapped: hard_weight is the share of the hard labels."
 ADDED = "The parts are added as α · hard + soft. The teacher's share is 1 − α."
-HALVES = "Both parts have a half here: alpha is not used."
+HALVES = "Both parts have a half here: hard_weight is not used."
 HARD_T = "The hard part is softened too. Labels are no distribution of a temperature: there T is 1."
 NO_SQUARE = "The T² of the soft part is missing: with a larger T the labels would outweigh the teacher."
 SQUARE_BOTH = "T² multiplies the hard part too. Only the soft part was made smaller by a temperature."
@@ -100,11 +100,11 @@ def mixed_loss(
     student_logits: Float[Tensor, "N V"],
     teacher_logits: Float[Tensor, "N V"],
     labels: Int[Tensor, " N"],
-    alpha: float,
+    hard_weight: float,
     temperature: float,
 ) -> tuple[float, float, float]:
     """Both parts over the positions that have a label."""
-    return Mixed()(student_logits, teacher_logits, labels, alpha, temperature)
+    return Mixed()(student_logits, teacher_logits, labels, hard_weight, temperature)
 
 
 def cross_entropy(student, teacher, labels, t):
@@ -132,13 +132,13 @@ class Mixed:
 
     hard: Callable = cross_entropy
     soft: Callable = kl
-    mix: Callable = lambda alpha, hard, soft: alpha * hard + (1 - alpha) * soft
+    mix: Callable = lambda w, hard, soft: w * hard + (1 - w) * soft
     labels: Callable = lambda labels: labels
     mean: Callable = lambda each, kept: each[kept].mean()
     soft_mean: Callable | None = None
     nothing: float = 0.0
 
-    def __call__(self, student_logits, teacher_logits, labels, alpha, temperature):
+    def __call__(self, student_logits, teacher_logits, labels, hard_weight, temperature):
         labels = self.labels(labels)
         kept = labels != -100
         if not kept.any():
@@ -147,7 +147,7 @@ class Mixed:
         hard = self.mean(self.hard(student_logits, teacher_logits, known, temperature), kept).item()
         soft = (self.soft_mean or self.mean)(self.soft(student_logits, teacher_logits, temperature), kept)
         soft = soft.item()
-        return self.mix(alpha, hard, soft), hard, soft
+        return self.mix(hard_weight, hard, soft), hard, soft
 
 
 FIRST, SURE = "every position has a label", "a student that is very sure"
@@ -157,9 +157,16 @@ def cases(rng: random.Random) -> list[Case]:
     rows, vocab = rng.randint(4, 6), rng.randint(7, 10)
 
     def case(
-        label, alpha=None, without=0, student=drawn.logits, teacher=drawn.logits, low=1.6, wrong=(), apart=()
+        label,
+        hard_weight=None,
+        without=0,
+        student=drawn.logits,
+        teacher=drawn.logits,
+        low=1.6,
+        wrong=(),
+        apart=(),
     ):
-        alpha = rng.uniform(0.2, 0.4) if alpha is None else alpha
+        hard_weight = rng.uniform(0.2, 0.4) if hard_weight is None else hard_weight
         temperature = rng.uniform(low, 1.9 * low)
 
         def draw():
@@ -169,7 +176,7 @@ def cases(rng: random.Random) -> list[Case]:
                 "student_logits": student(rng, rows, vocab),
                 "teacher_logits": teacher(rng, rows, vocab),
                 "labels": labels,
-                "alpha": alpha,
+                "hard_weight": hard_weight,
                 "temperature": temperature,
             }
 
@@ -202,13 +209,13 @@ def _of_softmax(student, teacher, t):
     return t**2 * (p * (p / q).log()).sum(-1)
 
 
-def _swapped(alpha, hard, soft):
-    return (1 - alpha) * hard + alpha * soft
+def _swapped(w, hard, soft):
+    return (1 - w) * hard + w * soft
 
 
-_alphas = Mixed(mix=_swapped)
-_added = Mixed(mix=lambda alpha, hard, soft: alpha * hard + soft)
-_halves = Mixed(mix=lambda alpha, hard, soft: (hard + soft) / 2)
+_shares = Mixed(mix=_swapped)
+_added = Mixed(mix=lambda w, hard, soft: w * hard + soft)
+_halves = Mixed(mix=lambda w, hard, soft: (hard + soft) / 2)
 _hard_t = Mixed(hard=_at_t)
 _no_square = Mixed(soft=lambda student, teacher, t: kl(student, teacher, t) / t**2)
 _t_once = Mixed(soft=lambda student, teacher, t: kl(student, teacher, t) / t)
@@ -235,15 +242,15 @@ _soft_of_softmax = Mixed(soft=_of_softmax)
 _nan = Mixed(nothing=float("nan"))
 
 
-def _in_place(student_logits, teacher_logits, labels, alpha, temperature):
-    found = mixed_loss(student_logits, teacher_logits, labels, alpha, temperature)
+def _in_place(student_logits, teacher_logits, labels, hard_weight, temperature):
+    found = mixed_loss(student_logits, teacher_logits, labels, hard_weight, temperature)
     labels[labels == -100] = 0
     student_logits /= temperature
     return found
 
 
 TOLD = (
-    *(_alphas, _added, _halves, _hard_t, _no_square, _t_once, _square_both, _reversed, _cross, _twice),
+    *(_shares, _added, _halves, _hard_t, _no_square, _t_once, _square_both, _reversed, _cross, _twice),
     *(_of_teacher, _wrong_model, _no_t, _of_numbers, _sum, _shifted),
 )
 EXERCISE = Exercise(
@@ -254,7 +261,7 @@ EXERCISE = Exercise(
     minutes=15,
     level=2,
     asks=ASKS,
-    signature="mixed_loss(student_logits, teacher_logits, labels, alpha, temperature)",
+    signature="mixed_loss(student_logits, teacher_logits, labels, hard_weight, temperature)",
     cases=cases,
     reference=mixed_loss,
     comparison=Parts({"loss": Near(rtol=1e-4), "hard": Near(rtol=1e-4), "soft": Near(rtol=1e-4)}),
@@ -262,7 +269,7 @@ EXERCISE = Exercise(
     hints=HINTS,
     hints_at=HINTS_AT,
     mutants=(
-        Mutant("swaps the shares", _alphas, FIRST, SWAPPED),
+        Mutant("swaps the shares", _shares, FIRST, SWAPPED),
         Mutant("adds the whole soft part", _added, FIRST, ADDED),
         Mutant("takes halves", _halves, FIRST, HALVES),
         Mutant("softens the hard part", _hard_t, FIRST, HARD_T),

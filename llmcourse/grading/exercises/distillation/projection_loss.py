@@ -23,24 +23,27 @@ hidden states. Those of a student are narrower, so a projection $\Phi$, a matrix
 student and thrown away afterwards, brings them to the teacher's width (FitNets, Romero et al. 2015,
 section 2.2):
 
-$$r_{bt} = \Phi\, h^S_{bt} - h^T_{bt}, \qquad
-L = \frac{1}{|M| \, D} \sum_{(b, t) \in M} \lVert r_{bt} \rVert^2, \qquad
-\frac{\partial L}{\partial \Phi} = \frac{2}{|M| \, D} \sum_{(b, t) \in M} r_{bt}\, (h^S_{bt})^\top$$
+$$d_{bn} = \Phi\, h^S_{bn} - h^T_{bn}, \qquad
+L = \frac{1}{|M| \, D} \sum_{(b, n) \in M} \lVert d_{bn} \rVert^2, \qquad
+\frac{\partial L}{\partial \Phi} = \frac{2}{|M| \, D} \sum_{(b, n) \in M} d_{bn}\, (h^S_{bn})^\top$$
+
+(The chapter divides by the squares of $h^T$ in place of their number $|M| D$, so that large states and small
+ones count alike; the best $\Phi$ is the same.)
 
 The texts of a batch are of different lengths, and are padded on the **right**. $M$ holds the positions of all
-texts that are no padding: $t < \text{lengths}_b$. Each of these counts the same, in whichever text it is.
+texts that are no padding: $n < \text{lengths}_b$. Each of these counts the same, in whichever text it is.
 
 Write `projection_loss(student_hidden, teacher_hidden, weight, lengths)`.
 
-- `student_hidden`: $h^S$, a `float32` tensor of shape `(B, T, C)`; `teacher_hidden`: $h^T$, of shape
-  `(B, T, D)`. What stands in the padding is anything, NaN among it: memory that nobody has written.
+- `student_hidden`: $h^S$, a `float32` tensor of shape `(B, N, C)`; `teacher_hidden`: $h^T$, of shape
+  `(B, N, D)`. What stands in the padding is anything, NaN among it: memory that nobody has written.
 - `weight`: $\Phi$, a `float32` tensor of shape `(D, C)`, as `nn.Linear(C, D)` has it.
-- `lengths`: `int64` tensor of shape `(B,)`, each from 0 to `T`; not all are 0.
+- `lengths`: `int64` tensor of shape `(B,)`, each from 0 to `N`; not all are 0.
 - returns `(loss, gradient)`: $L$, a float, and $\partial L / \partial \Phi$, a `float32` tensor of shape
   `(D, C)`.
 
 ```python
->>> student = torch.tensor([[[1.0], [2.0]], [[3.0], [torch.nan]]])       # B = 2, T = 2, C = 1
+>>> student = torch.tensor([[[1.0], [2.0]], [[3.0], [torch.nan]]])       # B = 2, N = 2, C = 1
 >>> teacher = torch.tensor([[[1.0, 0.0], [2.0, 1.0]], [[3.0, 2.0], [0.0, 0.0]]])
 >>> weight = torch.tensor([[1.0], [0.0]])
 >>> projection_loss(student, teacher, weight, torch.tensor([2, 1]))     # 1² + 2² over 3 positions and D = 2
@@ -50,11 +53,11 @@ Write `projection_loss(student_hidden, teacher_hidden, weight, lengths)`.
 """
 
 HINTS = (
-    "Which positions count? mask = torch.arange(T) < lengths[:, None], of shape (B, T). student_hidden[mask] "
+    "Which positions count? mask = torch.arange(N) < lengths[:, None], of shape (B, N). student_hidden[mask] "
     "is then a matrix with a row for each.",
-    "With these two matrices nothing is ragged any more: r = h_s @ weight.T - h_t, and the loss is "
-    "r.square().mean().",
-    "The gradient is 2 * r.T @ h_s / r.numel(); or autograd's, for weight.clone().requires_grad_().",
+    "With these two matrices nothing is ragged any more: d = h_s @ weight.T - h_t, and the loss is "
+    "d.square().mean().",
+    "The gradient is 2 * d.T @ h_s / d.numel(); or autograd's, for weight.clone().requires_grad_().",
 )
 
 TRANSPOSED = "Φ is the wrong way round: a linear layer computes h @ weight.T, row n makes output n."
@@ -71,8 +74,8 @@ NORMALISED = (
     "The states were brought to length 1 first, as a cosine has it. Here they are compared as they are."
 )
 NO_TWO = "The gradient lacks the factor 2 of the square; or the loss was halved for it."
-GRADIENT_T = "The gradient is transposed: it has the shape of the weight, (D, C): r is on the left."
-UPHILL = "The gradient has the wrong sign: r is the student's minus the teacher's."
+GRADIENT_T = "The gradient is transposed: it has the shape of the weight, (D, C): d is on the left."
+UPHILL = "The gradient has the wrong sign: d is the student's minus the teacher's."
 NO_MEAN = "The gradient is that of the sum of squares. It is divided by |M| · D, as the loss is."
 NOTHING = "The gradient is 0: something was detached on the way, the student's projected states perhaps."
 FIRST_TOKENS = "Only the first token of each text is compared. All positions count."
@@ -95,8 +98,8 @@ HINTS_AT = {
 
 
 def projection_loss(
-    student_hidden: Float[Tensor, "B T C"],
-    teacher_hidden: Float[Tensor, "B T D"],
+    student_hidden: Float[Tensor, "B N C"],
+    teacher_hidden: Float[Tensor, "B N D"],
     weight: Float[Tensor, "D C"],
     lengths: Int[Tensor, " B"],
 ) -> tuple[float, Float[Tensor, "D C"]]:

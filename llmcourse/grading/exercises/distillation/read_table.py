@@ -39,10 +39,10 @@ nothing is shown there. And of the method as a whole one may say
 
 Write `read_table(losses, k, domains)`.
 
-- `losses`: `float64` tensor of shape `(M, D, S)`, `M` at least 2, `S` at least 2.
+- `losses`: `float64` tensor of shape `(N, D, S)`, `N` at least 2, `S` at least 2.
 - `k`: how many standard errors are asked for, a float above 0. `domains`: in how many domains, at least 1.
 - returns `(gains, errors, claims)`: $\bar\delta$ and $e$, `float64` tensors of which the first row is method
-  1, shape `(M - 1, D)`; and a list of `M - 1` texts.
+  1, shape `(N - 1, D)`; and a list of `N - 1` texts.
 
 No gain is near $k$ errors. All differences of a domain may be alike: then $e$ is 0, and any gain wins.
 
@@ -60,7 +60,7 @@ tensor([[0.0208, 0.0361]], dtype=torch.float64)
 """
 
 HINTS = (
-    "differences = losses[:1] - losses[1:], of shape (M - 1, D, S). Gains and errors are its mean and its "
+    "differences = losses[:1] - losses[1:], of shape (N - 1, D, S). Gains and errors are its mean and its "
     "spread along the last dimension.",
     "errors = differences.std(dim=-1) / S ** 0.5: std divides by S − 1 unless told otherwise.",
     "wins = (gains > k * errors).sum(dim=1) and loses = (gains < -k * errors).sum(dim=1) are two numbers for "
@@ -107,13 +107,13 @@ HINTS_AT = {
         "`domains` says how many it takes. One domain that is won and one that is lost are mixed, however "
         "few these are; and k need be no whole number."
     ),
-    "a single method and domain": "The gains have the shape (M − 1, D), also where both are 1: no squeeze().",
+    "a single method and domain": "The gains have the shape (N − 1, D), also where both are 1: no squeeze().",
     "two seeds": "Two pairs have a spread, with S − 1 = 1.",
 }
 
 
 def read_table(
-    losses: Float[Tensor, "M D S"], k: float, domains: int
+    losses: Float[Tensor, "N D S"], k: float, domains: int
 ) -> tuple[Float[Tensor, "L D"], Float[Tensor, "L D"], list[str]]:
     """Paired means, their errors, and what follows."""
     return Table()(losses, k, domains)

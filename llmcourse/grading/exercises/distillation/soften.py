@@ -82,6 +82,10 @@ HINTS_AT = {
         "Each row has a largest number of its own: taken away from another row it leaves exp of all of that "
         "at 0, or infinite. dim=-1, keepdim=True. And nothing finite stands for -inf: it may be the largest."
     ),
+    "a large vocabulary": (
+        "Shares are very small here, and there are very many: what is added to p before the logarithm, 1e-9 "
+        "perhaps, adds up. Nothing need be added: torch.special.entr, or torch.where(p > 0, …)."
+    ),
     "a token that cannot come": (
         "0 · ln 0 is NaN in floats. In an entropy it is 0: torch.special.entr, or torch.where(p > 0, …)."
     ),
@@ -117,6 +121,7 @@ class Soften:
 
 
 FIRST = "a temperature above 1"
+LARGE = 131072  # tokens, as many as Llama 3 has
 
 
 def cases(rng: random.Random) -> list[Case]:
@@ -142,7 +147,15 @@ def cases(rng: random.Random) -> list[Case]:
         case("a token that cannot come", rng.uniform(1.5, 3.0), without),
         case("a single row at a temperature near 0", rng.uniform(0.02, 0.05), lambda z: z / 10, rows=1),
         case("rows that are far apart", rng.uniform(1.5, 2.0), lambda z: without(drawn.far_apart(rng, z))),
+        case("a large vocabulary", rng.uniform(1.7, 1.8), lambda z: _many(rng)),
     ]
+
+
+def _many(rng: random.Random) -> Tensor:
+    """A favourite, and so many others that each has about a millionth, and all have much of the entropy."""
+    z = 0.5 * drawn.logits(rng, 1, LARGE) - 24
+    z[0, rng.randrange(LARGE)] = 0.0
+    return z
 
 
 def _of_probs(wrong):
@@ -178,6 +191,7 @@ _mean = Soften(entropy=lambda p, z: torch.special.entr(p).mean(-1))
 _together = Soften(entropy=lambda p, z: torch.special.entr(p).sum(-1).mean().expand(len(p)).clone())
 _squeezed = Soften(entropy=lambda p, z: torch.special.entr(p).sum(-1).squeeze())
 _a_little_more = Soften(entropy=lambda p, z: -(p * (p + 1e-5).log()).sum(-1))
+_a_billionth_more = Soften(entropy=lambda p, z: -(p * (p + 1e-9).log()).sum(-1))
 _no_zero = Soften(entropy=lambda p, z: -(p * p.log()).sum(-1))
 
 
@@ -228,6 +242,7 @@ EXERCISE = Exercise(
         Mutant("overflows", _overflow, "large logits"),
         Mutant("has 0 times an infinity", _no_zero, "a token that cannot come"),
         Mutant("adds a little before the logarithm", _a_little_more, FIRST),
+        Mutant("adds a billionth before the logarithm", _a_billionth_more, "a large vocabulary"),
         Mutant("has a least temperature", _at_least_a_tenth, "a single row at a temperature near 0"),
         Mutant("squeezes", _squeezed, "a single row at a temperature near 0"),
         Mutant("takes one largest away from all rows", _for_all_rows, "rows that are far apart"),

@@ -23,19 +23,19 @@ largest, with their tokens $i_1 \dots i_k$. What is left of its mass is known to
 who has it. So all other tokens go into **one bucket**, of the teacher and of the student, and the loss of a
 position is the divergence of these $k + 1$ numbers:
 
-$$p_r = \max\Big(0,\ 1 - \sum_{j=1}^{k} p_j\Big), \qquad q_r = \sum_{v \notin \{i_1 \dots i_k\}} q(v), \qquad
-\ell = \sum_{j=1}^{k} p_j \ln \frac{p_j}{q(i_j)} + p_r \ln \frac{p_r}{q_r}$$
+$$r = \max\Big(0,\ 1 - \sum_{j=1}^{k} p_j\Big), \qquad s = \sum_{v \notin \{i_1 \dots i_k\}} q(v), \qquad
+\ell = \sum_{j=1}^{k} p_j \ln \frac{p_j}{q(i_j)} + r \ln \frac{r}{s}$$
 
 It is never more than the divergence of all $V$, and the student is free in how it fills the bucket. To leave
-$p_r$ out, or to scale the $p_j$ up to 1, would tell the student that the rest never comes.
+$r$ out, or to scale the $p_j$ up to 1, would tell the student that the rest never comes.
 
 Write `top_k_teacher(student_logits, ids, log_probs)`.
 
 - `student_logits`: `float32` tensor of shape `(N, V)`, finite. The student may be so sure of a token that
-  $q_r$ is too small for $1 - \sum_j q(i_j)$ to see it, or for `float32` at all; its logarithm is finite.
+  $s$ is too small for $1 - \sum_j q(i_j)$ to see it, or for `float32` at all; its logarithm is finite.
 - `ids`: `int32` tensor of shape `(N, K)`, the stored tokens of each position, no two alike, `K < V`.
 - `log_probs`: `float16` tensor of shape `(N, K)`, $\ln p_j$. In 16 bits the $p_j$ may add up to a little more
-  than 1: then $p_r$ is 0, and the bucket adds nothing.
+  than 1: then $r$ is 0, and the bucket adds nothing.
 - returns the losses, a `float32` tensor of shape `(N,)`, computed in `float32`.
 
 ```python
@@ -82,7 +82,7 @@ LOGS_ADDED = (
     "The bucket's logarithm is not the sum, or the mean, of the logarithms of its tokens: their "
     "probabilities are added, logsumexp."
 )
-HALF_BUCKET = "The bucket has a term with q's rest only: p_r ln p_r is missing."
+HALF_BUCKET = "The bucket has a term with q's rest only: r ln r is missing."
 UNWEIGHTED = "The terms are weighted with 1/k each. Their weights are the teacher's probabilities."
 SORTED = "The student's numbers were sorted. Each stored p belongs to the token in ids at the same place."
 HINTS_AT = {

@@ -37,8 +37,8 @@ L = \frac{T^2}{N} \sum_{n=1}^{N} \mathrm{KL}\big(p_T \,\Vert\, q_T\big)_n$$
 Write `train_step(adapter, head, parts, temperature, max_norm, lr)`.
 
 - `adapter`: `float32` tensor of shape `(D, C)`; `head`: of shape `(V, D)`.
-- `parts`: a list of tuples `(student_hidden, teacher_hidden)`, `float32` tensors of shapes `(M, C)` and
-  `(M, D)`, each part with its own `M`.
+- `parts`: a list of tuples `(student_hidden, teacher_hidden)`, `float32` tensors of shapes `(P, C)` and
+  `(P, D)`, each part with its own `P`.
 - `temperature`, `max_norm`, `lr`: floats above 0.
 - returns `(loss, norm, adapter, head)`: $L$ before the step and $g$ before clipping, two floats, and both
   weights after the step, new tensors. Those that are given stay as they are.
@@ -282,15 +282,20 @@ def _after(adapter, head, parts, temperature, max_norm, lr):
     return train_step(*weights, parts, temperature, max_norm, lr)[0], norm, *weights
 
 
-def _each(adapter, head, parts, temperature, max_norm, lr):
-    size, told, loss = sum(len(states) for states, _ in parts), 0.0, 0.0
-    for part in parts:
-        share = len(part[0]) / size
-        own, norm, adapter, head = train_step(
-            adapter, head, [part], temperature, max_norm / share, lr * share
-        )
-        loss, told = loss + share * own, told + share * norm
-    return loss, told, adapter, head
+def _stepping(told: Callable, *, own_means: bool = False) -> Callable:
+    """A step after each part, with its share of the gradient or its own mean's; `told` is of all norms."""
+
+    def mistaken(adapter, head, parts, temperature, max_norm, lr):
+        size, norms, loss = sum(len(states) for states, _ in parts), [], 0.0
+        for part in parts:
+            share = len(part[0]) / size
+            scale = 1.0 if own_means else share
+            given = adapter, head, [part], temperature, max_norm / scale, lr * scale
+            own, norm, adapter, head = train_step(*given)
+            loss, norms = loss + share * own, [*norms, scale * norm]
+        return loss, told(norms), adapter, head
+
+    return mistaken
 
 
 def _each_part(adapter, head, parts, temperature, max_norm, lr):
@@ -330,11 +335,15 @@ def _in_place(adapter, head, parts, temperature, max_norm, lr):
     return loss, norm, adapter.copy_(after[0]), head.copy_(after[1])
 
 
+_each = _stepping(sum)
+_each_of_the_mean = _stepping(lambda norms: norms[-1])
+_each_of_its_mean = _stepping(lambda norms: norms[-1], own_means=True)
 TOLD_FIRST = (
     *(_teacher_learns, _head_detached, _adapter_alone, _head_alone, _no_square, _reversed, _cross, _uphill),
     *(_always, _squared_norm, _two_norms, _largest, _after, _sum),
 )
-TOLD_SIZES = (_mean_of_means, _part_sums, _last, _first_part, _each, _last_loss)
+EVERY = (_each, _each_of_its_mean, _each_of_the_mean)
+TOLD_SIZES = (_mean_of_means, _part_sums, _last, _first_part, _last_loss, *EVERY)
 TOLD_CLIPPED = (_clipped_norm, _no_clip, _by_value, _each_tensor)
 WEIGHT = Close(atol=2e-5, rtol=1e-4, axes=("row", "column"))
 EXERCISE = Exercise(
@@ -373,6 +382,8 @@ EXERCISE = Exercise(
         Mutant("keeps the first part's gradient", _first_part, SIZES, FIRST_PART),
         Mutant("tells the last part's loss", _last_loss, SIZES, LAST_LOSS),
         Mutant("makes a step for each part", _each, SIZES, EACH),
+        Mutant("makes a step of its own for each part", _each_of_its_mean, SIZES, EACH),
+        Mutant("makes a step for each part's share", _each_of_the_mean, SIZES, EACH),
         Mutant("tells the norm after clipping", _clipped_norm, CLIPPED, CLIPPED_NORM),
         Mutant("does not clip", _no_clip, CLIPPED, NO_CLIP),
         Mutant("clips numbers", _by_value, CLIPPED, BY_VALUE),
