@@ -178,6 +178,9 @@ def in_words(links: LayerLinks, likeness: Float[Tensor, "student_layers teacher_
     pairs = f"{count} pair{'s' if count > 1 else ''}"
     mean = mean_likeness(links, likeness)
     # Of hidden states, whatever is compared; of pairs that cannot learn from each other it says nothing.
-    what = "CKA" if links.compared == "hidden" else "CKA of hidden states"
-    alike = "" if mean is None or links.reason else f" · {what} {mean:.2f} on average"
+    alike = ""
+    if mean is not None and not links.reason:
+        alike = f" · CKA {mean:.2f} on average"
+        if links.compared != "hidden":
+            alike = f" · CKA of hidden states {mean:.2f} on average"
     return f"{COMPARED[links.compared]}, {links.strategy}: {pairs} · {links.takes}{alike}"

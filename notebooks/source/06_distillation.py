@@ -621,11 +621,11 @@ for name in ("kd_loss_v128k_memory", "distill_step_100m_400m", *kinds):
 
 # %%
 kinds = {"forward KL": Response(), "JSD(0.5)": Response("jensen_shannon")}
-after, tried, ships = {}, [], told(draft, windows=12)
+after, tried, ships = {}, [], told(draft)
 for seed in progress.bar(range(3), "seeds"):
     for name, response in kinds.items():
         after[name] = trained(draft, base, text, 12, 0.0004, seed=seed, response=response)
-        for domain, one in told(after[name], windows=12).items():
+        for domain, one in told(after[name]).items():
             row = {"student": "draft", "domain": domain, "kind": name, "seed": seed, "steps": 12}
             tried.append(row | {"acceptance": one.acceptance.mean, "kl": one.kl.mean})
 for name in ("acceptance", "kl"):
