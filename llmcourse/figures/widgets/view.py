@@ -122,7 +122,7 @@ def row(*widgets: ipywidgets.Widget) -> Box:
     """Side by side, wrapping where the page is narrow; sliders take the room that is left, to be dragged."""
     for slider in (each for each in widgets if isinstance(each, (FloatSlider, IntSlider, SelectionSlider))):
         slider.layout.flex, slider.layout.max_width = "1 1 286px", "min(100%, 440px)"
-    layout = Layout(display="flex", flex_flow="row wrap", align_items="center", grid_gap="4px")
+    layout = Layout(display="flex", flex_flow="row wrap", align_items="center", width="100%", grid_gap="4px")
     return Box(list(widgets), layout=layout)
 
 
