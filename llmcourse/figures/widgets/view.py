@@ -82,7 +82,7 @@ NAME_STYLE = {"description_width": "116px"}
 
 
 def _slider_layout() -> Layout:
-    return Layout(width="272px", max_width="100%", margin="1px 2px")
+    return Layout(width="286px", max_width="100%", margin="1px 2px")
 
 
 def button(name: str, tooltip: str, icon: str = "", style: str = "") -> Button:
@@ -121,7 +121,7 @@ def choice_slider(name: str, values: Sequence, value: int | float, tooltip: str)
 def row(*widgets: ipywidgets.Widget) -> Box:
     """Side by side, wrapping where the page is narrow; sliders take the room that is left, to be dragged."""
     for slider in (each for each in widgets if isinstance(each, (FloatSlider, IntSlider, SelectionSlider))):
-        slider.layout.flex, slider.layout.max_width = "1 1 286px", "min(100%, 440px)"
+        slider.layout.flex, slider.layout.max_width = f"1 1 {slider.layout.width}", "min(100%, 440px)"
     layout = Layout(display="flex", flex_flow="row wrap", align_items="center", width="100%", grid_gap="4px")
     return Box(list(widgets), layout=layout)
 
