@@ -25,6 +25,7 @@ SIZES = LinearSegmentedColormap.from_list("sizes", ["#9fc0dc", look.SERIES[0], "
 LINES = ("-", (0, (4, 2)), (0, (1.2, 1.6)))
 MOST_MODELS = 8
 TWO_DECADES = 100  # of a logarithmic axis, between whose powers of ten there is room for labels up to here
+Sized = tuple[int, str]  # parameters and name: models of two sizes may have one name
 SMALLEST = 1e-6  # nats: what is below has no place on a log scale, and is drawn there
 
 
@@ -113,16 +114,16 @@ def plot_bits(
         picture = look.Picture(look.WIDTH, 4.1)
         look.heading(picture, title, subtitle)
         left, right = (picture.add_axes((x, 0.115, 0.315, 0.655)) for x in (0.06, 0.575))
-        _draw_models(left, points, [model for _, model in sizes], method)
+        _draw_models(left, points, sizes, method)
         _draw_gaps(right, points, methods, widths, gap)
         picture.alt = f"{title}. " + " ".join(_sentence(points, *size, method) for size in sizes)
     return picture
 
 
-def _draw_models(axes, points: Sequence[BitsPoint], models: Sequence[str], method: str) -> None:
+def _draw_models(axes, points: Sequence[BitsPoint], models: Sequence[Sized], method: str) -> None:
     widths = sorted({p.bits for p in points if p.method == method} | {WHOLE})
     for index, model in enumerate(models):
-        mine = [p for p in points if p.model == model and p.method == method]
+        mine = [p for p in points if (p.parameters, p.model) == model and p.method == method]
         if not mine:
             continue
         known = {WHOLE: mine[0].reference_perplexity} | {p.bits: p.perplexity for p in mine}
@@ -134,16 +135,15 @@ def _draw_models(axes, points: Sequence[BitsPoint], models: Sequence[str], metho
     axes.set_xticks(range(len(widths)), [str(bits) for bits in widths])
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=10))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
-    _finish(axes, "perplexity", _model_keys(points, models))
+    _finish(axes, "perplexity", _model_keys(models))
 
 
-def _model_keys(points: Sequence[BitsPoint], models: Sequence[str]) -> list[Line2D]:
-    sizes = {p.model: p.parameters for p in points}
+def _model_keys(models: Sequence[Sized]) -> list[Line2D]:
     keys = []
-    for index, model in enumerate(models):
+    for index, (parameters, model) in enumerate(models):
         color = to_hex(SIZES(index / max(1, len(models) - 1)))
         mark = {"color": color, "marker": look.MARKERS[index % len(look.MARKERS)], "markersize": 5}
-        keys.append(Line2D([], [], **mark, label=readable(f"{look.shorten(model, 9)} {count(sizes[model])}")))
+        keys.append(Line2D([], [], **mark, label=readable(f"{look.shorten(model, 9)} {count(parameters)}")))
     return keys
 
 
@@ -205,9 +205,8 @@ def count(parameters: int | float) -> str:
 
 
 def _sentence(points: Sequence[BitsPoint], parameters: int, model: str, method: str) -> str:
-    mine = sorted(
-        (p for p in points if p.model == model and p.method == method), key=lambda p: p.bits, reverse=True
-    )
+    here = [p for p in points if (p.parameters, p.model, p.method) == (parameters, model, method)]
+    mine = sorted(here, key=lambda p: p.bits, reverse=True)
     if not mine:
         return f"{model}: not measured by {method}."
     steps = ", ".join(f"{p.bits} bits {p.perplexity:,.4g} (KL {p.kl:.3g})" for p in mine)

@@ -68,7 +68,7 @@ for name, (model, _) in family.items():
     print(f"{name:6}{size / 1e6:5.1f} M parameters, {inside / size:.0%} of them in layers")
 
 # %% [markdown]
-# (What is not in layers is the embedding, which is the output matrix, too. In this chapter it keeps its bits, as in most
+# (What is not in layers is the embedding, which is the output matrix, too. In our models it keeps its bits, as in most
 # of the literature; in these small models it is a larger share than in large ones.)
 #
 # # Part one: numbers
@@ -107,7 +107,7 @@ for one in examples:
 numbers = torch.tensor([float(x) for x in lecture_example.NUMBERS])
 usual = affine.quantize(numbers, symmetric=False)
 worst = (usual.dequantized() - numbers).abs().max()
-print(f"with a range that reaches to 0: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst {worst:.4f}")
+print(f"our own sign, and a range that reaches to 0: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst {worst:.4f}")
 plot_number_lines(examples)
 
 # %% [markdown]
@@ -254,10 +254,11 @@ for bits in (8, 4, 3, 2):
 # %% [markdown]
 # With 8 bits, an even grid beats floating point on a weight: its numbers are all of about one size, and what the
 # exponent costs the mantissa lacks. FP8 shines where sizes differ wildly, as in activations (5.8). Among 4 bits NF4
-# gets more out of a code than the even grid does, and MXFP4 less, as its scales can only double; compare at equal
-# bits with scales. (In the figure every format may be scaled freely, and the words beside it are for that; the
-# printed lines have the formats' own scales.) FP8, and MXFP4 on newer GPUs, are formats that the tensor cores
-# multiply; NF4 and int4 must first be turned into 16 bits.
+# gets more out of a code than the even grid between $\pm$ its largest number, and MXFP4 less, as its scales can only
+# double; compare at equal bits with scales. (With a zero point, or a range by MSE, the even grid of 5.2 is as good.
+# In the figure every format may be scaled freely, and the words beside it are for that; the printed lines have the
+# formats' own scales.) FP8, and MXFP4 on newer GPUs, are formats that the tensor cores multiply; on an H200 NF4 and
+# int4 must first be turned into 16 bits.
 #
 # # Part two: weights alone
 #
@@ -266,7 +267,8 @@ for bits in (8, 4, 3, 2):
 # A decoding step at batch 1 reads every weight once and does next to no arithmetic: its time is bytes over bandwidth
 # (chapter 2). Kernels read codes, and make numbers of them on the chip, in registers; the products are still those of
 # 16 bits, *W4A16*. *Predict* for Llama-3-8B on an H200: how many times faster is int4 in groups of 128, with a scale
-# of 16 bits each, than 16 bits, for one sequence? And for 256 of them? What happens to a prefill of 2,048 tokens?
+# of 16 bits each, than 16 bits, for one sequence? And for 256 of them? What happens to a prefill of 2,048 tokens? (Here,
+# and in 5.12, the output matrix has few bits, too.)
 
 # %% tags=["nbval-check-output"]
 from llmcourse.costs import LLAMA_3_8B, Precision, Step, weight_bytes
@@ -296,7 +298,7 @@ for name, (precision, compute) in ways.items():
 # Nobody needs $W$; what is needed is $XW$. So the lecture's aim (训练后量化, *post-training* quantization) is not
 # $\lVert W - \tilde W \rVert^2$ but, for each output with weights $w$,
 #
-# $$\min_{w_q} \lVert X w - X w_q \rVert^2 = \min_{\delta} \tfrac12\, \delta\, H \delta^\top, \qquad H = 2 X^\top X, \quad \delta = w_q - w ,$$
+# $$\min_{w_q} \lVert X w - X w_q \rVert^2 = \min_{\delta} \tfrac12\, \delta^\top H \delta, \qquad H = 2 X^\top X, \quad \delta = w_q - w ,$$
 #
 # with $X$ what the layer reads of some *calibration* text. Rounding to the nearest (RTN) makes each $\delta_j$ small.
 # But inputs are *correlated*: if channel 2 mostly moves with channel 1, then an error in $w_1$ can be made up for by
@@ -422,7 +424,7 @@ of_base = {scheme: compared(base, scheme) for scheme in progress.bar(schemes, "s
 # win. In models as small as these it has little to protect: there are few channels, and none that is much larger than
 # all others (5.8).
 #
-# **Read down**: 8 bits cost nothing that these texts could show, 4 bits little, 3 bits plainly something, and at 2
+# **Read down**: 8 bits cost nearly nothing, 4 bits little, 3 bits plainly something, and at 2
 # bits rounding leaves ruins. GPTQ lowers the KL in every domain at every width; with it, a width loses far less than
 # by rounding, but not as little as one bit more would. **Read across**: with 4 bits the KL is about the same for all
 # domains, and yet favourites change least in code, where the next token is often settled (chapter 4). And perplexity
@@ -443,12 +445,11 @@ for name, (model, _) in progress.bar(family.items(), "models"):
     snr = snr_db(groups, affine.quantize_weight(groups, 4).dequantized())
     print(f"{name}, whose weights have {snr:.1f} dB in 4 bits, groups of 64")
     for scheme in few:
-        found = of_base[scheme] if name == "base" else compared(model, f"{scheme}-g64")
-        for q in found:
+        for q in of_base[scheme] if name == "base" else compared(model, f"{scheme}-g64"):
             row = {"model": name, "parameters": model.num_parameters, "scheme": scheme, "domain": q.domain}
             row |= {"perplexity": q.perplexity, "reference_perplexity": q.reference_perplexity}
             here.append(row | {"kl": q.kl.mean})
-worst = max(q.kl.error / q.kl.mean for found in of_base.values() for q in found)
+worst = max(q.kl.error / q.kl.mean for each in of_base.values() for q in each)
 print(f"    as in the table above; the standard error of a KL there was up to {worst:.0%} of it")
 
 # %%
@@ -481,8 +482,8 @@ print(", ".join(sorted({row["model"] for row in more})) or "More sizes are not r
 # The recorded pictures go on to models of 411 and 923 million parameters, in which even 3 bits cost next to nothing.
 # Do not believe it too soon: these two were trained for two minutes each, and without any rounding they are worse at
 # these texts than `draft` (look where their curves end on the left). Who has learnt little has little to lose. Between
-# the two of them the larger one is not the closer one any more, least of all in code. "The larger, the closer" is a
-# statement about models that were trained as well as each other.
+# the two of them the larger one is not the closer one any more by GPTQ, least of all in code. "The larger, the closer"
+# is a statement about models that were trained as well as each other.
 #
 # # Part three: weights and activations
 #
@@ -497,7 +498,7 @@ print(", ".join(sorted({row["model"] for row in more})) or "More sizes are not r
 # activation's scale is either measured on the way, for each token (*dynamic*), or taken from calibration, one for all
 # (*static*), which is faster. And beyond some scale of model a few dimensions carry *outliers* (异常值): numbers twenty
 # times as large as all others, in the same few channels, for every token (Dettmers et al. 2022). One of them in a
-# row, and 8 bits with a step for the largest number leave nothing of the others.
+# row, and a step for the largest number costs all others four bits of their eight.
 #
 # *Predict*: do our small models have any? The paper counts magnitudes from 6 on. The cell counts, for each input of a
 # layer, how many channels reach that, and by how much the largest channel stands out over the median one; layers lie
@@ -660,14 +661,14 @@ for bits in progress.bar((8, 4, 3, 2), "bits"):
 from llmcourse import serving, timing
 
 wide = {name: pretrained.load(name, dtype=torch.float64).model for name in ("base", "draft")}
-int4, few = quantize(wide["base"], "int4"), {"prompts": asked["prompts"][::2], "max_new_tokens": 24}
-few["eos_token_ids"] = ()
-alone = [one.tokens for one in generate(int4, **few)]
-ways = {"DecodeEngine": [one.tokens for one in generate(decoding.DecodeEngine(int4), **few)]}
+int4, greedily = quantize(wide["base"], "int4"), {"prompts": asked["prompts"][::2], "max_new_tokens": 24}
+greedily["eos_token_ids"] = ()
+alone = [one.tokens for one in generate(int4, **greedily)]
+ways = {"DecodeEngine": [one.tokens for one in generate(decoding.DecodeEngine(int4), **greedily)]}
 scheduler = serving.Scheduler(serving.BlockPool(64, 16), serving.ChunkedPrefill(12), max_running=4)
 runner = serving.PagedRunner(int4, serving.PagedCache(int4, 64, 16), max_running=4)
 server = serving.Engine(scheduler, runner)
-states = [server.add(serving.Request(str(i), text, max_tokens=24)) for i, text in enumerate(few["prompts"])]
+states = [server.add(serving.Request(str(i), text, max_tokens=24)) for i, text in enumerate(greedily["prompts"])]
 while server.has_work:
     server.step()
 ways["serving in pieces"] = [state.generated for state in states]
@@ -678,12 +679,12 @@ from llmcourse import speculative
 from llmcourse.speculative import ModelDrafter, measured
 
 targets = {"base": wide["base"], "int4": int4}
-plain = {name: [one.tokens for one in generate(model, **few)] for name, model in targets.items()}
+plain = {name: [one.tokens for one in generate(model, **greedily)] for name, model in targets.items()}
 drafters = {"draft": wide["draft"], "draft in int4": quantize(wide["draft"], "int4")}
 drafters |= {f"base in {scheme}": quantize(wide["base"], scheme) for scheme in ("int8", "int4", "int3")}
 for target, name in progress.bar([*product(["base"], drafters), ("int4", "draft")], "drafters"):
     model = targets[target]
-    steps = list(speculative.stream(model, drafter=ModelDrafter(drafters[name]), draft_length=4, **few))
+    steps = list(speculative.stream(model, drafter=ModelDrafter(drafters[name]), draft_length=4, **greedily))
     alpha, gained = measured.tally(steps).rate, measured.tokens_per_step(steps)
     same = measured.written(steps) == plain[target]
     print(f"{target}, drafts by {name:13} α = {alpha:.2f}, {gained:.2f} tokens a step; its own text: {same}")
@@ -831,7 +832,7 @@ if not recorded.recorded("gptq_llama3_8b"):
 # ## Summary
 #
 # - A code stands for $S\,(q - Z)$; a bit is worth 6 dB, and what shares a scale, and where its range ends, are worth bits.
-# - Weights alone: int8 for nothing, int4 for little, less only with methods that look at text; GPTQ passes each
+# - Weights alone: int8 for nearly nothing, int4 for little, less only with methods that look at text; GPTQ passes each
 #   column's error on to those that are still free, and larger models lose less.
 # - Fewer bits are faster where bytes were the limit and a kernel unpacks on the chip; activations in int8 speed up what is
 #   bound by arithmetic, if outliers are smoothed away or kept apart; and a smaller cache lets more requests in.

@@ -123,3 +123,19 @@ def test_a_scale_can_be_read(kls, expected):
 
 def test_counts_of_parameters():
     assert [count(n) for n in (8e9, 13_800_000, 1_900_000, 5000, 12)] == ["8B", "13.8M", "1.9M", "5K", "12"]
+
+
+def test_two_models_of_one_name_are_two_lines():
+    two = [
+        row("narrow/target", bits=bits, kl=kl) | {"parameters": size, "reference_perplexity": start}
+        for size, start in ((411_000_000, 55.0), (923_000_000, 67.0))
+        for bits, kl in ((4, 0.01), (3, 0.02))
+    ]
+    picture = plot_bits(points_of(two, "prose"))
+    lines = picture.axes[0].lines
+    assert [line.get_ydata()[-1] for line in lines] == [55.0, 67.0]
+    assert [text.get_text() for text in picture.axes[0].get_legend().get_texts()] == [
+        "target 411M",
+        "target 923M",
+    ]
+    assert "411M: perplexity 55" in picture.alt and "923M: perplexity 67" in picture.alt

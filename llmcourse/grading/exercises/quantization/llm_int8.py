@@ -19,8 +19,8 @@ from llmcourse.grading.rules import NoMutation
 
 ASKS = r"""
 In large models a few columns of the activations hold numbers twenty times as large as all others. One scale
-for a token has to reach to them, and leaves nothing of the rest. **Mixed-precision decomposition** takes
-these columns out: they are multiplied in 16 bits, all others in int8 (LLM.int8(), Dettmers et al. 2022,
+for a token has to reach to them, and costs the rest four of their eight bits. **Mixed-precision
+decomposition** takes these columns out: they are multiplied in 16 bits, all others in int8 (LLM.int8(), Dettmers et al. 2022,
 section 3.2, equation 8). With $O$ the columns in which some token has a magnitude of at least the threshold
 $\alpha$:
 
@@ -37,7 +37,7 @@ O = \{ c : |x_{tc}| \ge \alpha \text{ for some } t \}$$
 Write `llm_int8(x, w, threshold)`.
 
 - `x`: `float32` tensor of shape `(T, C)`, the activations of some tokens. It stands for 16 bits here, as does
-  `w`: what is in $O$ is multiplied as it is.
+  `w`: what is in $O$ is multiplied as it is, so the weight is kept in 16 bits, too, as the chapter's is not.
 - `w`: `float32` tensor of shape `(N, C)`, the weight of a linear layer.
 - `threshold`: $\alpha$, above 0; 6.0 in the paper.
 - returns `(y, outliers)`: $y$, a `float32` tensor of shape `(T, N)`; and $O$, an `int64` tensor of shape
