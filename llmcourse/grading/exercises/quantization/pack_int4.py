@@ -46,8 +46,8 @@ HINTS = (
     "each add to its byte?",
     "codes & 15 keeps the last four bits, also of a negative number: -1 & 15 is 15. A shift by four, << 4, "
     "makes a low half a high one. In int8 there is no room for that: go to a wider type or to uint8 first.",
-    "nibbles = codes.to(torch.uint8) & 15, with a column of zeros behind where C is odd (torch.nn.functional.pad). Then "
-    "nibbles[:, 0::2] | nibbles[:, 1::2] << 4.",
+    "nibbles = codes.to(torch.uint8) & 15, with a column of zeros behind where C is odd "
+    "(torch.nn.functional.pad). Then nibbles[:, 0::2] | nibbles[:, 1::2] << 4.",
 )
 
 ORDER = "The two halves are the other way round: the first of two neighbours takes the low half."
