@@ -107,7 +107,9 @@ for one in examples:
 numbers = torch.tensor([float(x) for x in lecture_example.NUMBERS])
 usual = affine.quantize(numbers, symmetric=False)
 worst = (usual.dequantized() - numbers).abs().max()
-print(f"our own sign, and a range that reaches to 0: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst {worst:.4f}")
+print(
+    f"our own sign, and a range that reaches to 0: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst {worst:.4f}"
+)
 plot_number_lines(examples)
 
 # %% [markdown]
@@ -668,7 +670,9 @@ ways = {"DecodeEngine": [one.tokens for one in generate(decoding.DecodeEngine(in
 scheduler = serving.Scheduler(serving.BlockPool(64, 16), serving.ChunkedPrefill(12), max_running=4)
 runner = serving.PagedRunner(int4, serving.PagedCache(int4, 64, 16), max_running=4)
 server = serving.Engine(scheduler, runner)
-states = [server.add(serving.Request(str(i), text, max_tokens=24)) for i, text in enumerate(greedily["prompts"])]
+states = [
+    server.add(serving.Request(str(i), text, max_tokens=24)) for i, text in enumerate(greedily["prompts"])
+]
 while server.has_work:
     server.step()
 ways["serving in pieces"] = [state.generated for state in states]

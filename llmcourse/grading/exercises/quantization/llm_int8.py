@@ -21,8 +21,8 @@ ASKS = r"""
 In large models a few columns of the activations hold numbers twenty times as large as all others. One scale
 for a token has to reach to them, and costs the rest four of their eight bits. **Mixed-precision
 decomposition** takes these columns out: they are multiplied in 16 bits, all others in int8 (LLM.int8(),
-Dettmers et al. 2022, section 3.2, equation 8). With $O$ the columns in which some token has a magnitude of at least the threshold
-$\alpha$:
+Dettmers et al. 2022, section 3.2, equation 8). With $O$ the columns in which some token
+has a magnitude of at least the threshold $\alpha$:
 
 $$y_{tn} = \sum_{c \in O} x_{tc}\, w_{nc} \;+\; s_t\, S_n \sum_{c \notin O} q_{tc}\, Q_{nc}, \qquad
 O = \{ c : |x_{tc}| \ge \alpha \text{ for some } t \}$$
