@@ -4,7 +4,6 @@ import gc
 import re
 import weakref
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -35,15 +34,6 @@ QUIET = {"progress": False, "batch_size": 2}
 def model():
     torch.manual_seed(0)
     return Decoder(CONFIG).eval().requires_grad_(False)
-
-
-@pytest.fixture
-def unchecked():
-    """Types are not checked before a function looks itself, as for who calls it outside of tests."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture
