@@ -126,7 +126,8 @@ class LevelsPlot:
         ring = {"markersize": 11, "markeredgewidth": 2.2, "markerfacecolor": "none", "linestyle": "none"}
         self._here = axes.plot([], [], "o", markeredgecolor=look.ACCENT, zorder=5, **ring)[0]
         place = {"loc": "upper left", "handlelength": 1.6, "borderaxespad": 0.1, "labelspacing": 0.25}
-        axes.legend(handles=[*self._lines.values()][::-1], fontsize=9.5, **place)
+        drawn = [line for name, line in self._lines.items() if any(name in c for c in self.curves.values())]
+        axes.legend(handles=drawn[::-1], fontsize=9.5, **place)
         _name(axes, "signal to noise, dB")
         note = {"transform": axes.transAxes, "size": 9.5, "color": look.MUTED, "ha": "right"}
         axes.text(1, 1.05, "lines: min–max", **note)

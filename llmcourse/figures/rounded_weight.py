@@ -145,16 +145,20 @@ def _clipped(weight: Float[Tensor, "N K"], codes: AffineCodes) -> Bool[Tensor, "
     return ((places < -half - BEYOND) | (places > half - 1 + BEYOND)).view_as(weight)
 
 
+def fitting(columns: int) -> list[str]:
+    """The granularities that a weight of so many columns can have, from coarse to fine."""
+    return [name for name, (_, size) in GRANULARITIES.items() if size is None or columns % size == 0]
+
+
 def trade_offs(weight: Float[Tensor, "N K"], symmetric: bool) -> dict[str, list[tuple[float, float]]]:
     """What 2 to 8 bits cost and bring under min–max: (bits a weight, SNR in dB), by granularity.
 
     Granularities that do not fit the columns are left out.
     """
     found = {}
-    for name, (_, size) in GRANULARITIES.items():
-        if size is None or weight.shape[1] % size == 0:
-            each = (round_weight(weight, RoundingInputs(bits, symmetric, name)) for bits in BITS)
-            found[name] = [(one.bits_per_weight, one.snr_db) for one in each]
+    for name in fitting(weight.shape[1]):
+        each = (round_weight(weight, RoundingInputs(bits, symmetric, name)) for bits in BITS)
+        found[name] = [(one.bits_per_weight, one.snr_db) for one in each]
     return found
 
 

@@ -82,10 +82,12 @@ def quantize(
         name: of the tensor, for errors.
 
     Raises:
-        ValueError: bits, a granularity or a range that do not exist, a group size that does not divide, no
-            numbers at all, NaN or infinity, or scales beyond their dtype; the message has the name.
+        ValueError: no tensor, bits, a granularity or a range that do not exist, a group size that does not
+            divide, no numbers at all, NaN or infinity, or scales beyond their dtype; the message has the
+            name.
     """
     code_range(bits)
+    require(isinstance(x, Tensor), "x", "a tensor", f"a {type(x).__name__}", "pass torch.tensor(x)")
     groups = _groups(x, granularity, group_size)
     what = _what(name)
     check_finite(x, what)
@@ -132,8 +134,12 @@ def quantize_weight(
         scale_dtype: None is that of w, which a kernel reads. Codes are chosen for the scales in this dtype.
 
     Raises:
-        ValueError: as `quantize`.
+        ValueError: a weight that is no matrix in a floating-point dtype, and as `quantize`.
     """
+    what, remedy = "w, the weight," if name is None else f"the weight of {name}", "pass that of an nn.Linear"
+    require(isinstance(w, Tensor), what, "a tensor", f"a {type(w).__name__}", remedy)
+    require(w.ndim == 2, what, "a matrix, (N, K)", f"shape {tuple(w.shape)}", remedy)
+    require(w.is_floating_point(), what, "in a floating-point dtype", w.dtype, "convert it with w.float()")
     size = w.shape[1] if group_size is None else group_size
     dtype = w.dtype if scale_dtype is None else scale_dtype
     found = quantize(

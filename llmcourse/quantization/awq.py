@@ -138,8 +138,8 @@ def awq_model(
     results: dict[str, AWQResult] = {}
     found = sites(model)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    of_layers = layer_by_layer(model, token_ids, layers=layers, batch_size=batch_size, progress=progress)
-    for of_layer in of_layers:
+    how = {"layers": layers, "purpose": "error", "batch_size": batch_size, "progress": progress}
+    for of_layer in layer_by_layer(model, token_ids, **how):
         chosen = [(inputs, *_scaled(found, inputs, linears, settings)) for inputs in of_layer]
         for inputs, alpha, losses in chosen:
             for name, loss in zip(inputs.names, losses, strict=True):

@@ -11,9 +11,11 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +29,12 @@ from llmcourse.tokenizer import Tokenizer
 
 LINEARS = ("model.layers.*",)  # all of the decoder's layers; the output matrix stays as it is
 SEPARATOR = "<|endoftext|>"
+Purpose = Literal["hessian", "error", "magnitude"]
+UNSEEN: dict[Purpose, str] = {  # what little text leaves out, by what is made of it
+    "hessian": "its Hessian has directions that no text has shown, where damping alone decides",
+    "error": "the error of its outputs is measured on so few that the best scale may be theirs alone",
+    "magnitude": "other text may well have larger inputs",
+}
 Place = Callable[[str, nn.Linear, QuantizedTensor], None]  # puts a layer's codes into its model
 
 
@@ -103,14 +111,16 @@ def linear_layers(model: nn.Module, patterns: Sequence[str] = LINEARS) -> dict[s
         patterns: as file names are matched: `model.layers.*`, `*.mlp.down_proj`, `lm_head`.
 
     Raises:
-        ValueError: a pattern that is no text, or matches no linear layer; the message has the names there
-            are.
+        ValueError: no pattern, or one that is no text, or matches no linear layer; the message has the names
+            there are.
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     patterns = (patterns,) if isinstance(patterns, str) else patterns
-    texts = isinstance(patterns, Iterable) and all(isinstance(pattern, str) for pattern in patterns)
-    require(texts, "layers", "patterns of names", repr(patterns), "leave it out for all but the head")
-    for pattern in patterns or ("",):
+    remedy = "leave it out for all but the head"
+    texts = isinstance(patterns, Sequence) and all(isinstance(pattern, str) for pattern in patterns)
+    require(texts, "layers", "patterns of names", repr(patterns), remedy)
+    require(len(patterns) > 0, "layers", "at least one pattern of names", repr(patterns), remedy)
+    for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in found):
             kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in found})
             raise ValueError(
@@ -118,6 +128,14 @@ def linear_layers(model: nn.Module, patterns: Sequence[str] = LINEARS) -> dict[s
                 f"there are {', '.join(kinds) or 'none'}"
             )
     return {name: module for name, module in found.items() if any(fnmatchcase(name, p) for p in patterns)}
+
+
+def check_texts(texts: object) -> None:
+    """Raises ValueError for one text, whose characters would pass for texts, and for what is none."""
+    require(not isinstance(texts, str | bytes), "texts", "several", f"one, {texts!r:.40}", "pass [text]")
+    several = isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)
+    found = type(texts).__name__ if not isinstance(texts, Sequence) else f"{texts!r:.40}"
+    require(several, "texts", "a list of texts", found, "pass [text, …]")
 
 
 def windows(
@@ -130,11 +148,13 @@ def windows(
         count, length: how many windows, and the tokens of each.
 
     Raises:
-        ValueError: texts with fewer tokens than one window has, or a number below 1.
+        ValueError: one text instead of several, texts with fewer tokens than one window has, or a number
+            below 1.
 
     Warns:
         CalibrationWarning: texts with fewer tokens than all windows have together, which then overlap.
     """
+    check_texts(texts)
     require_integer(1, "count", count, "128 windows are usual")
     require_integer(1, "length", length, "use up to the model's context")
     separator = tokenizer.token_id(SEPARATOR)
@@ -238,7 +258,7 @@ def calibrate(
         CalibrationWarning: fewer tokens than a layer has inputs.
     """
     linears = linear_layers(model, layers)
-    _check_tokens(token_ids, batch_size, linears)
+    _check_tokens(token_ids, batch_size, linears, "hessian" if hessians else "magnitude")
     with Observer(linears, hessians) as observer:
         for batch in bar(token_ids.split(batch_size), "calibrating", unit="batch", shown=progress):
             hidden = model.hidden_states(batch.to(model.device))
@@ -254,6 +274,7 @@ def layer_by_layer(
     *,
     layers: Sequence[str] = LINEARS,
     hessians: bool = True,
+    purpose: Purpose = "hessian",
     batch_size: int = 8,
     progress: bool = True,
 ) -> Iterator[list[InputStatistics]]:
@@ -261,29 +282,31 @@ def layer_by_layer(
 
     A caller that quantizes each layer before it asks for the next lets that one see the errors of all before
     it, as in the paper (Frantar et al. 2022, section 4, "Setup"). Held at a time: the hidden states of all
-    texts, and the Hessians of one layer. Arguments and errors as in `calibrate`.
+    texts, and the Hessians of one layer. Arguments and errors as in `calibrate`; `purpose` is what the sums
+    are for, which a warning about little text tells: GPTQ inverts Hessians, AWQ measures errors by them.
     """
     linears = linear_layers(model, layers)
-    _check_tokens(token_ids, batch_size, linears)
+    _check_tokens(token_ids, batch_size, linears, purpose)
     begun = [model.begin(batch.to(model.device)) for batch in token_ids.split(batch_size)]
     hidden, contexts = map(list, zip(*begun, strict=True))
     del begun
     parts = {f"model.layers.{index}": layer for index, layer in enumerate(model.model.layers)}
-    last = [name for name in parts if any(linear.startswith(f"{name}.") for linear in linears)][-1:]
-    if "lm_head" in linears:
-        last = ["lm_head"]
-    for index, (name, layer) in enumerate(bar(parts.items(), "quantizing", unit="layer", shown=progress)):
-        here = {key: linear for key, linear in linears.items() if key.startswith(f"{name}.")}
-        if here:
-            with Observer(here, hessians) as observer:
-                for x, context in zip(hidden, contexts, strict=True):
-                    layer(x, index, context)
-            yield observer.inputs()
-            del observer
-        if name in last:
-            return
-        for number, context in enumerate(contexts):
-            hidden[number] = layer(hidden[number], index, context)
+    last = None  # whose outputs nobody reads
+    if "lm_head" not in linears:
+        last = [name for name in parts if any(linear.startswith(f"{name}.") for linear in linears)][-1]
+        parts = dict(islice(parts.items(), list(parts).index(last) + 1))
+    with bar(parts.items(), "quantizing", unit="layer", shown=progress) as shown:
+        for index, (name, layer) in enumerate(shown):
+            here = {key: linear for key, linear in linears.items() if key.startswith(f"{name}.")}
+            if here:
+                with Observer(here, hessians) as observer:
+                    for x, context in zip(hidden, contexts, strict=True):
+                        layer(x, index, context)
+                yield observer.inputs()
+                del observer
+            if name != last:
+                for number, context in enumerate(contexts):
+                    hidden[number] = layer(hidden[number], index, context)
     if "lm_head" in linears:
         with Observer({"lm_head": linears["lm_head"]}, hessians) as observer:
             for x in hidden:
@@ -297,7 +320,9 @@ def place_values(_: str, linear: nn.Linear, quantized: QuantizedTensor) -> None:
     linear.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
 
 
-def _check_tokens(token_ids: Tensor, batch_size: int, linears: Mapping[str, nn.Linear]) -> None:
+def _check_tokens(
+    token_ids: Tensor, batch_size: int, linears: Mapping[str, nn.Linear], purpose: Purpose = "hessian"
+) -> None:
     require_integer(1, "batch_size", batch_size, "use 1 to save memory")
     remedy = "cut them with windows(texts, tokenizer)"
     require(isinstance(token_ids, Tensor), "token_ids", "a tensor", f"a {type(token_ids).__name__}", remedy)
@@ -311,11 +336,13 @@ def _check_tokens(token_ids: Tensor, batch_size: int, linears: Mapping[str, nn.L
         remedy,
     )
     name, widest = max(linears.items(), key=lambda item: item[1].in_features)
-    if token_ids.numel() < widest.in_features:
+    count = token_ids.numel()
+    if count < widest.in_features:
+        tokens = "1 token of calibration is" if count == 1 else f"{count} tokens of calibration are"
+        enough = "more text" if purpose == "magnitude" else f"at least {4 * widest.in_features} tokens"
         warnings.warn(
-            f"{token_ids.numel()} tokens of calibration are fewer than the {widest.in_features} inputs of "
-            f"{name}: its Hessian has directions that no text has shown, where damping alone decides; "
-            f"give at least {4 * widest.in_features} tokens",
+            f"{tokens} fewer than the {widest.in_features} inputs of {name}: {UNSEEN[purpose]}; "
+            f"give {enough}",
             CalibrationWarning,
             stacklevel=3,
         )

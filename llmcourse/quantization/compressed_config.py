@@ -9,7 +9,8 @@ our own, for others would compute another function from the same tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,14 @@ LAYOUTS = {
     "int8": "int-quantized",
     "mixed": "int-quantized",
     "fp8": "float-quantized",
+}
+
+ENTRIES = {  # where the fields of a scheme stand
+    "format": "format",
+    "bits": "num_bits",
+    "symmetric": "symmetric",
+    "group_size": "group_size",
+    "activations": "strategy of input_activations",
 }
 
 
@@ -96,7 +105,45 @@ def from_config(entry: dict[str, Any]) -> Scheme:
         require(numeric, "threshold", "a number above 0", repr(threshold), remedy)
         form["threshold"] = float(threshold)
     name = ours.get("scheme")
-    return named(form, name if isinstance(name, str) else None)
+    if not isinstance(name, str):
+        return named(form, None)
+    field = _differing(scheme_of(name), form)
+    if field:
+        allowed = (
+            f"{getattr(scheme_of(name), field)!r} for the scheme {name!r} that the entry {OUR_METHOD!r} names"
+        )
+        remedy = "fetch config.json again, or take the name out for a scheme of that form"
+        require(False, ENTRIES[field], allowed, repr(form[field]), remedy)
+    return named(form, name)
+
+
+def check_targets(entry: dict[str, Any], names: Iterable[str]) -> None:
+    """Raises ValueError unless what an entry aims at are the linear layers of these names.
+
+    A target is the name of a class, the name of a layer, or a pattern for its beginning behind "re:".
+
+    Args:
+        entry: one that `from_config` takes.
+        names: of the layers that are stored in few bits.
+    """
+    (group,) = entry["config_groups"].values()
+    targets, remedy = group.get("targets"), "fetch config.json again"
+    texts = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    require(texts, "targets", "a list of texts", f"{targets!r:.80}", remedy)
+    if "Linear" in targets:
+        return
+    for name in names:
+        try:
+            aimed = any(_aims(target, name) for target in targets)
+        except re.error as error:
+            raise ValueError(f"targets must be patterns, got {targets!r:.80} ({error}); {remedy}") from error
+        allowed = f"'Linear' or others that match {name}, which is stored in few bits"
+        require(aimed, "targets", allowed, f"{targets!r:.80}", remedy)
+
+
+def _aims(target: str, name: str) -> bool:
+    pattern = target.removeprefix("re:")
+    return target == name if pattern == target else re.match(pattern, name) is not None
 
 
 def _form_of(group: dict[str, Any], format: str, remedy: str) -> dict[str, Any]:
@@ -143,11 +190,18 @@ def named(form: dict[str, Any], name: str | None) -> Scheme:
     if name is None:
         return Scheme(_name_of(form), **form)
     known = scheme_of(name)
-    free = ("group_size", "threshold")  # of one's own
-    same = all(getattr(known, entry) == form[entry] for entry in form if entry not in free)
-    same = same and (known.shrinks or form["group_size"] in (None, known.group_size))
-    require(same, "name", "of a scheme with the form of the layers", repr(name), "leave it out")
+    same = _differing(known, form) is None
+    require(same, "scheme", "one of the form of the layers", repr(name), "leave it out")
     return replace(known, shrinks=False, **form)
+
+
+def _differing(known: Scheme, form: dict[str, Any]) -> str | None:
+    """The first field in which a scheme is of another form."""
+    free = ("group_size", "threshold")  # of one's own
+    for field in form:
+        if field not in free and getattr(known, field) != form[field]:
+            return field
+    return None if known.shrinks or form["group_size"] in (None, known.group_size) else "group_size"
 
 
 def _name_of(form: dict[str, Any]) -> str:

@@ -115,12 +115,15 @@ def to_layer(parts: Parts, scheme: Scheme, shape: tuple[int, int], dtype: torch.
         dtype: of the model; scales of groups and the bias take it.
 
     Raises:
-        ValueError: scales that are no positive numbers, codes of FP8 that are NaN, or another shape in
-            `weight_shape`.
+        ValueError: scales that are no positive numbers, a bias or codes of FP8 that are NaN, or another shape
+            in `weight_shape`.
     """
     rows, columns = shape
     scale, bias = parts["weight_scale"], parts.get("bias")
     bias = None if bias is None else bias.to(dtype)
+    require(
+        bias is None or bool(bias.isfinite().all()), "bias", "finite", "NaN or infinity", "fetch it again"
+    )
     positive = bool((scale.isfinite() & (scale > 0)).all())
     require(positive, "weight_scale", "positive and finite throughout", "other numbers", "fetch it again")
     if scheme.format == "mixed":

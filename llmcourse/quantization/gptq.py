@@ -116,7 +116,8 @@ def gptq_codes(
         backend: "auto" is a kernel on a GPU.
 
     Raises:
-        ValueError: a group size that does not divide, NaN or infinity, or shapes that do not fit.
+        ValueError: a group size that does not divide, NaN or infinity, a Hessian that is not symmetric, or
+            shapes that do not fit.
     """
     walk = _Walk.begin(weight, hessian, settings, name)
     left, factor = walk.left, walk.factor

@@ -62,7 +62,7 @@ def damped_factor(
         factor: which of the two above.
 
     Raises:
-        ValueError: NaN or infinity in H, or no damping helps.
+        ValueError: NaN or infinity in H, an H that is not symmetric within rounding, or no damping helps.
 
     Warns:
         CalibrationWarning: a larger damping was taken.
@@ -71,6 +71,13 @@ def damped_factor(
     if not hessian.isfinite().all():
         raise ValueError(
             f"{what} must be finite, got NaN or infinity; calibrate with a model that computes numbers"
+        )
+    apart, largest = (hessian - hessian.T).abs_().max(), hessian.abs().max()
+    # Sums of the same products in another order differ by less.
+    if apart > torch.finfo(hessian.dtype).eps ** 0.5 * largest:
+        raise ValueError(
+            f"{what} must be symmetric, got entries (i, j) and (j, i) up to {apart.item():.3g} apart where "
+            f"the largest is {largest.item():.3g}; sum it as 2 XᵀX"
         )
     used = damping
     while used <= 1:
@@ -84,4 +91,4 @@ def damped_factor(
                 CalibrationWarning,
                 stacklevel=3,
             )
-    raise ValueError(f"{what} must be symmetric and of no negative eigenvalue; sum it as 2 XᵀX")
+    raise ValueError(f"{what} must have no negative eigenvalue; sum it as 2 XᵀX")

@@ -27,8 +27,10 @@ def pack_bytes(codes: Int[Tensor, "*rows K"], bits: int, *, checked: bool = True
         checked: look at the codes first, for which a GPU must be waited for.
 
     Raises:
-        ValueError: bits out of 2 to 8, no codes in a row, or codes that do not fit in them.
+        ValueError: bits out of 2 to 8, no codes in a row, or codes that are no integers or do not fit in
+            them.
     """
+    _check_whole(codes)
     if checked:
         _check_codes(codes, bits)
     if 8 % bits == 0:
@@ -59,6 +61,7 @@ def unpack_bytes(packed: UInt8[Tensor, "*rows N"], bits: int, num_codes: int) ->
 
 def pack_words(codes: Int[Tensor, "*rows K"], bits: int) -> Int32[Tensor, "*rows N"]:
     """The rows' codes in ⌈K / (32 // bits)⌉ words each; errors as `pack_bytes`."""
+    _check_whole(codes)
     _check_codes(codes, bits)
     return _joined(codes, bits, 32 // bits, torch.int32)
 
@@ -75,6 +78,11 @@ def unpack_words(packed: Int32[Tensor, "*rows N"], bits: int, num_codes: int) ->
 def bytes_of(num_codes: int, bits: int) -> int:
     """What `pack_bytes` makes of a row of so many codes."""
     return -(-num_codes * bits // 8)
+
+
+def _check_whole(codes: Tensor) -> None:
+    whole = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+    require(whole, "codes", "integers", codes.dtype, "quantize first, or round and convert to torch.int8")
 
 
 def _check_codes(codes: Tensor, bits: int) -> None:

@@ -36,7 +36,7 @@ from llmcourse.pretrained import (
     read_tokenizer,
     weight_files,
 )
-from llmcourse.quantization.compressed_config import from_config, to_config
+from llmcourse.quantization.compressed_config import check_targets, from_config, to_config
 from llmcourse.quantization.compressed_layers import (
     FLOATS,
     Stored,
@@ -156,6 +156,14 @@ def describe(name: str | Path) -> Scheme:
         FileNotFoundError, CheckpointError: as `load`.
     """
     path = find_checkpoint(name) / "config.json"
+    try:
+        return from_config(_entry(path))
+    except ValueError as error:
+        raise CheckpointError(f"{error} (in {path})") from error
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """What a `config.json` says of quantization."""
     if not path.is_file():
         raise CheckpointError(f"no config.json in {path.parent}; a checkpoint folder needs one")
     entry = read_json(path).get(ENTRY)
@@ -163,10 +171,7 @@ def describe(name: str | Path) -> Scheme:
         raise CheckpointError(
             f"{path} has no {ENTRY}; load checkpoints in 16 bits or more with llmcourse.pretrained.load"
         )
-    try:
-        return from_config(entry)
-    except ValueError as error:
-        raise CheckpointError(f"{error} (in {path})") from error
+    return entry
 
 
 def load(
@@ -185,7 +190,7 @@ def load(
     Raises:
         FileNotFoundError: no such name or folder, or a hub repository that cannot be reached.
         CheckpointError: not quantized, or in a way that no layer here is; a damaged config or tokenizer;
-            damaged weights, or tensors that are missing, unknown, of another shape or dtype.
+            damaged weights, or tensors that are missing, unknown, of another shape or dtype, or not finite.
         ValueError: a dtype that no model computes in, a device that is not here or that this PyTorch cannot
             run on, or a backend that was named and cannot run here.
 
@@ -208,7 +213,7 @@ def load(
     with torch.device("meta"):
         model = Decoder(config, attention)
     _put_layers(model, tensors, scheme, dtype, folder)
-    _put_others(model, {key: tensor.to(dtype) for key, tensor in tensors.items()})
+    _put_others(model, {key: _finite(key, tensor.to(dtype), folder) for key, tensor in tensors.items()})
     choose_backend(model, backend, scheme.name)
     return Pretrained(model, tokenizer)
 
@@ -221,6 +226,11 @@ def _put_layers(
     chosen = {key: module for key, module in linears.items() if f"{key}.weight_scale" in tensors}
     if not chosen:
         raise CheckpointError(f"{folder} has no quantized layer, as its config.json promises; fetch it again")
+    config = folder / "config.json"
+    try:
+        check_targets(_entry(config), chosen)
+    except ValueError as error:
+        raise CheckpointError(f"{error} (in {config})") from error
     _check(tensors, _expected(model, chosen, scheme, folder), folder)
     for key, linear in chosen.items():
         shape = (linear.out_features, linear.in_features)
@@ -277,6 +287,16 @@ def _check(tensors: Mapping[str, Any], expected: Mapping[str, Stored], folder: P
         found = tensors[key]
         if tuple(found.shape) != wanted.shape or found.dtype not in wanted.dtypes:
             raise CheckpointError(f"{allowed}, got {tuple(found.shape)} in {found.dtype}; fetch it again")
+
+
+def _finite(key: str, tensor: Tensor, folder: Path) -> Tensor:
+    broken = int((~tensor.isfinite()).sum())
+    if broken:
+        raise CheckpointError(
+            f"{key} in {folder} must be finite in {tensor.dtype}, got NaN or infinity in {broken:,} of "
+            f"{tensor.numel():,} numbers; fetch it again, or load it in a wider dtype"
+        )
+    return tensor
 
 
 def _put_others(model: Decoder, tensors: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from llmcourse.decoding.params import SamplingParams
 from llmcourse.model import Decoder
 from llmcourse.progress import bar
 from llmcourse.prompts import CODE_MODULES, PROSE, VERSE
-from llmcourse.quantization.calibration import windows
+from llmcourse.quantization.calibration import check_texts, windows
 from llmcourse.tokenizer import Tokenizer
 
 Use = Literal["calibrate", "measure"]
@@ -81,6 +81,7 @@ def written(
 
 def token_stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Int[Tensor, " N"]:
     """Texts one behind the other, before each what the makers of the checkpoint put there."""
+    check_texts(texts)
     require(len(texts) > 0, "texts", "at least one", "none", "give some text")
     return torch.tensor([token for text in texts for token in tokenizer.encode_prompt(text)])
 
@@ -101,6 +102,7 @@ def calibration_rows(
     Warns:
         CalibrationWarning: texts so short that windows overlap.
     """
+    check_texts(texts)
     length = min(length, model.config.max_position_embeddings)
     at_hand = {} if texts else texts_at_hand(model, tokenizer, "calibrate")
     groups = [texts] if texts else list(at_hand.values())

@@ -267,6 +267,29 @@ def test_no_numbers_are_refused():
         quantize(torch.tensor(1.0), granularity="token")
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(5), r"be a matrix, \(N, K\), got shape \(5,\); pass that of an nn\.Linear"),
+        (torch.ones(2, 3, 4), r"be a matrix, \(N, K\), got shape \(2, 3, 4\)"),
+        ([[1.0, 2.0]], "be a tensor, got a list; pass that"),
+        (torch.ones(2, 4, dtype=torch.int64), r"be in a floating-point dtype, got torch\.int64; convert it"),
+    ],
+)
+def test_what_is_no_weight_is_refused_as_such(weight, message):
+    with pytest.raises(ValueError, match=f"w, the weight, must {message}"):
+        quantize_weight(weight, 4)
+    with pytest.raises(ValueError, match=rf"the weight of a\.b must {message}"):
+        quantize_weight(weight, 4, name="a.b")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(ValueError, match=r"x must be a tensor, got a list; pass torch\.tensor"):
+        quantize([1.0, 2.0])
+
+
 def test_a_scale_beyond_its_dtype_is_refused_with_the_layers_name():
     w = torch.full((1, 2), 1e38)
     message = r"the tensor of lm_head must have scales within torch.float16, got a magnitude of 1e\+38, whose"

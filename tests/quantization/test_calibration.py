@@ -4,14 +4,15 @@ import gc
 import re
 import weakref
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from llmcourse import pretrained
 from llmcourse.model import Decoder, DecoderConfig
 from llmcourse.quantization.affine import quantize_weight
+from llmcourse.quantization.awq import AWQSettings, awq_model
 from llmcourse.quantization.calibration import (
     CalibrationWarning,
     InputStatistics,
@@ -22,6 +23,7 @@ from llmcourse.quantization.calibration import (
     place_values,
     windows,
 )
+from llmcourse.quantization.texts import calibration_rows, token_stream
 
 SHAPE = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_layers": 3, "num_heads": 4}
 CONFIG = DecoderConfig(**SHAPE, num_kv_heads=2, head_dim=4, max_position_embeddings=64)
@@ -32,15 +34,6 @@ QUIET = {"progress": False, "batch_size": 2}
 def model():
     torch.manual_seed(0)
     return Decoder(CONFIG).eval().requires_grad_(False)
-
-
-@pytest.fixture
-def unchecked():
-    """Types are not checked before a function looks itself, as for who calls it outside of tests."""
-    before = jaxtyping.config.jaxtyping_disable
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture
@@ -147,6 +140,27 @@ def test_progress_is_shown(model, tokens, capfd, monkeypatch):
     assert "calibrating" in shown and "3/3" in shown and "quantizing" in shown
 
 
+@pytest.mark.parametrize(
+    ("layers", "whole"), [("model.layers.*", "3/3"), ("*.layers.1.mlp.*", "2/2"), ("lm_head", "3/3")]
+)
+def test_the_bar_of_layers_comes_to_its_end(model, tokens, capfd, monkeypatch, layers, whole):
+    """Where it stops short of it, a notebook keeps it."""
+    monkeypatch.delenv("TQDM_DISABLE")
+    list(layer_by_layer(model, tokens, layers=layers))
+    last = capfd.readouterr().err.rstrip().rpartition("\r")[2]
+    assert "quantizing: 100%" in last and whole in last
+
+
+def test_the_bar_of_layers_is_closed_with_the_walk(model, tokens, capfd, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE")
+    steps = layer_by_layer(model, tokens)
+    next(steps)
+    before = set(tqdm._instances)
+    steps.close()
+    assert len(before) == 1 and not set(tqdm._instances)
+    assert "0/3" in capfd.readouterr().err
+
+
 def test_a_name_that_matches_nothing_is_refused_with_those_there_are(model, tokens):
     message = (
         "layers must match linear layers by name, got 'model.layers.*.fc1', which matches none; there are "
@@ -154,8 +168,11 @@ def test_a_name_that_matches_nothing_is_refused_with_those_there_are(model, toke
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         calibrate(model, tokens, layers=("model.layers.*", "model.layers.*.fc1"), **QUIET)
-    with pytest.raises(ValueError, match="layers must match"):
-        linear_layers(model, ())
+    for none in ((), []):
+        with pytest.raises(
+            ValueError, match=r"layers must be at least one pattern of names, got .*; leave it"
+        ):
+            linear_layers(model, none)
     assert list(linear_layers(model, "lm_head")) == ["lm_head"]
 
 
@@ -200,6 +217,25 @@ def test_too_little_text_is_complained_of_and_named(model):
         calibrate(model, few, **QUIET)
     with pytest.warns(CalibrationWarning, match=message):
         list(layer_by_layer(model, few, **QUIET))
+
+
+def test_too_little_text_is_complained_of_by_what_it_is_for(model):
+    """No Hessian and no damping where the method has none; one token in the singular."""
+    one = torch.ones(1, 1, dtype=torch.long)
+    found = {}
+    with pytest.warns(CalibrationWarning) as found["magnitude"]:
+        calibrate(model, one, hessians=False, **QUIET)
+    with pytest.warns(CalibrationWarning) as found["awq"]:
+        awq_model(model, one, AWQSettings(4), progress=False)
+    for method, words in (
+        ("magnitude", "have larger inputs; give more text"),
+        ("awq", "the error of its outputs"),
+    ):
+        message = str(found[method][0].message)
+        assert (
+            message.startswith("1 token of calibration is fewer than the 24 inputs of") and words in message
+        )
+        assert "Hessian" not in message and "damping" not in message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -255,3 +291,19 @@ def test_text_for_too_few_windows_is_complained_of_or_refused(tokenizer):
         windows(["It was the best of times"], tokenizer, count=1, length=500)
     with pytest.raises(ValueError, match="count must be an integer of at least 1"):
         windows(["It was"], tokenizer, count=0, length=1)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_text_is_not_taken_for_its_characters(tokenizer):
+    one = r"texts must be several, got one, 'It was the best of times'; pass \[text\]"
+    text, model = "It was the best of times", Decoder(CONFIG)
+    for call in (
+        lambda: windows(text, tokenizer, count=1, length=2),
+        lambda: token_stream(tokenizer, text),
+        lambda: calibration_rows(model, tokenizer, text, count=1, length=2),
+    ):
+        with pytest.raises(ValueError, match=one):
+            call()
+    for texts, found in (([1, 2], r"\[1, 2\]"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"texts must be a list of texts, got {found}; pass"):
+            windows(texts, tokenizer)

@@ -49,6 +49,20 @@ def test_more_damping_is_taken_and_said_where_there_is_not_enough():
     assert torch.allclose(factor, expected)
 
 
+@pytest.mark.parametrize("factor", [inverse_factor, inverse_factor_reference])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_another_upper_half_is_refused_and_rounding_is_not(rows, factor, dtype):
+    """A decomposition reads one half alone, and would not see the other."""
+    hessian = (2 * rows.T @ rows).to(dtype)
+    hessian[0, 1] *= 1 + 4 * torch.finfo(dtype).eps
+    damped_factor(hessian, 0.01, "a.b", factor)
+    for i, j in ((0, 1), (1, 0)):
+        other = hessian.clone()
+        other[i, j] += 0.1 * hessian.abs().max()
+        with pytest.raises(ValueError, match=r"the Hessian of a\.b must be symmetric, got entries .* apart"):
+            damped_factor(other, 0.01, "a.b", factor)
+
+
 def test_what_is_no_hessian_is_refused_by_name():
     with pytest.raises(ValueError, match=r"the Hessian of a\.b must be finite, got NaN"):
         damped_factor(torch.full((2, 2), torch.nan), 0.01, "a.b")

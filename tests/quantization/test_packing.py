@@ -1,5 +1,7 @@
 """Packing: what was packed comes back, bit by bit where it should be, and in no more bytes than that."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -72,6 +74,14 @@ def test_by_hand():
     words = pack_words(torch.arange(-8, 8, dtype=torch.int8), 4)
     assert [word % 2**32 for word in words.tolist()] == [0x76543210, 0xFEDCBA98]
     assert pack_words(torch.tensor([-4, 3], dtype=torch.int8), 3).tolist() == [0b111_000]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("pack", [pack_bytes, pack_words, functools.partial(pack_bytes, checked=False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_what_is_no_integer_is_refused_and_not_cut_off(pack, dtype):
+    with pytest.raises(ValueError, match=f"codes must be integers, got {dtype}; quantize first"):
+        pack(torch.tensor([[1.7, -1.2]]).to(dtype), 4)
 
 
 def test_leading_dimensions_stay():

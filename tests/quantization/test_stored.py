@@ -13,6 +13,7 @@ from llmcourse.decoding.engine import DecodeEngine
 from llmcourse.pretrained import CheckpointError
 from llmcourse.quantization import stored
 from llmcourse.quantization.compressed_config import from_config, to_config
+from llmcourse.quantization.compressed_layers import to_layer
 from llmcourse.quantization.layers import ReferenceWarning, quantized_layers
 from llmcourse.quantization.models import quantize
 from llmcourse.quantization.schemes import SCHEMES, scheme_of
@@ -238,8 +239,23 @@ def inputs(**changes):
             lambda e: e["llmcourse"].update(threshold=0.0),
             "threshold must be a number above 0, got 0.0",
         ),
-        ("int4", lambda e: e["llmcourse"].update(scheme="int8"), "name must be of a scheme with the form of"),
-        ("int4-g16", lambda e: e["llmcourse"].update(scheme="int4-g32"), "name must be of a scheme with the"),
+        (
+            "int4",
+            lambda e: e["llmcourse"].update(scheme="int8"),
+            "num_bits must be 8 for the scheme 'int8' that the entry 'llmcourse' names, got 4; fetch conf",
+        ),
+        ("int4", weights(num_bits=8), "num_bits must be 4 for the scheme 'int4' that the .* names, got 8"),
+        ("int4", weights(symmetric=False), "symmetric must be True for the scheme 'int4' .*, got False"),
+        (
+            "w8a8",
+            inputs(dynamic=False, strategy="tensor"),
+            "strategy of input_act.* must be 'token' for .*w8a8'",
+        ),
+        (
+            "int4-g16",
+            lambda e: e["llmcourse"].update(scheme="int4-g32"),
+            "group_size must be 32 for the scheme 'int4-g32' .*, got 16",
+        ),
         ("int4", lambda e: e["llmcourse"].update(scheme="int5"), "scheme must be one of"),
     ],
 )
@@ -292,6 +308,14 @@ DAMAGE = {
         lambda t: t[f"{KEY}.weight_shape"].fill_(7),
         r"weight_shape must be \(64, 32\), got",
     ),
+    "NaN in the embedding": (
+        lambda t: t["model.embed_tokens.weight"][3, :2].fill_(torch.nan),
+        "embed_tokens.weight in .* must be finite in torch.float32, got NaN or infinity in 2 of .*; fetch",
+    ),
+    "infinity in a norm": (
+        lambda t: t["model.norm.weight"][3:4].fill_(torch.inf),
+        "model.norm.weight in .* fin",
+    ),
     "no layer at all": (
         lambda t: [t.pop(k) for k in list(t) if "weight_" in k],
         "has no quantized layer, as its config.json promises",
@@ -307,6 +331,44 @@ def test_damaged_tensors_are_refused_by_name(written, tmp_path, kind):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=message):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (
+            ["Nope"],
+            r"targets must be 'Linear' or others that match model\.layers\.0\.\S+, .*, got \['Nope'\]",
+        ),
+        (
+            ["re:.*mlp.*"],
+            r"targets must be .* that match model\.layers\.0\.self_attn\.q_proj, which is stored",
+        ),
+        (["re:("], "targets must be patterns, got"),
+        ([], r"targets must be 'Linear' .*, got \[\]"),
+        (None, "targets must be a list of texts, got None; fetch config.json again"),
+        (["re:model[.]layers[.]"], None),
+        (["Linear"], None),
+    ],
+)
+def test_targets_are_those_that_are_stored_in_few_bits(written, tmp_path, targets, message):
+    folder, _ = damaged(written, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["targets"] = targets
+    (folder / "config.json").write_text(json.dumps(config))
+    if message is None:
+        assert torch.equal(load(folder).model(IDS), written("int4-g16")[1](IDS))
+        return
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_a_bias_that_is_not_finite_is_refused():
+    scheme, shape = scheme_of("w8a8"), (4, 8)
+    parts = {"weight": torch.ones(shape, dtype=torch.int8), "weight_scale": torch.ones(4, 1)}
+    to_layer(parts | {"bias": torch.ones(4)}, scheme, shape, torch.float32)
+    with pytest.raises(ValueError, match="bias must be finite, got NaN or infinity; fetch it again"):
+        to_layer(parts | {"bias": torch.full((4,), torch.nan)}, scheme, shape, torch.float32)
 
 
 def test_truncated_and_missing_files_are_refused(written, tmp_path):
@@ -421,7 +483,7 @@ def test_codes_that_are_no_numbers_are_refused(written, tmp_path):
     ("make", "scheme", "message"),
     [
         (lambda tiny: tiny, None, "model must be with quantized layers, got none; quantize it first"),
-        (lambda tiny: quantize(tiny, "int8"), "int4", "name must be of a scheme with the form of the layers"),
+        (lambda tiny: quantize(tiny, "int8"), "int4", "scheme must be one of the form of the layers"),
         (
             lambda tiny: quantize(quantize(tiny, "int8", layers=("*.mlp.*",)), "w8a8", layers=("*.q_proj",)),
             None,

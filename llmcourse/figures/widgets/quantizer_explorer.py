@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from llmcourse.figures.levels_plot import LevelsPlot
 from llmcourse.figures.rounded_weight import (
     CLIPPING,
-    GRANULARITIES,
     RoundedWeight,
     RoundingInputs,
+    fitting,
     linear_weights,
     round_weight,
     some_rows,
@@ -37,7 +37,7 @@ class QuantizerExplorer(v.View):
 
     Raises:
         TypeError: neither a model nor named matrices.
-        ValueError: no linear layer, no such layer, or settings that are none.
+        ValueError: no linear layer, no such layer, or settings that are none, or none for the layer.
     """
 
     name = "Quantizer explorer"
@@ -68,8 +68,9 @@ class QuantizerExplorer(v.View):
         self.bits = v.int_slider("bits", start.bits, BITS[0], BITS[-1], what)
         kinds = [("symmetric, Z = 0", True), ("asymmetric", False)]
         self.symmetric = v.dropdown("codes", kinds, start.symmetric, "210px")
-        granularity = chosen(start.granularity, GRANULARITIES, "granularity")
-        self.granularity = v.dropdown("a scale for each", list(GRANULARITIES), granularity, "240px")
+        self.offered = fitting(self.weights[layer].shape[1])
+        granularity = chosen(start.granularity, dict.fromkeys(self.offered), "granularity")
+        self.granularity = v.dropdown("a scale for each", self.offered, granularity, "240px")
         methods = {method: words for words, method in CLIPPING.items()}
         chosen(start.range_method, methods, "range_method")
         self.range_method = v.dropdown("clip by", [*CLIPPING.items()], start.range_method, "240px")
@@ -107,9 +108,21 @@ class QuantizerExplorer(v.View):
     @v.alone
     def _moved(self, _) -> None:
         """Answers a control, and draws the layers beside this one while the reader looks."""
+        self._offer()
         self.refresh()
         if self.rounded is not None:
             self.idle.plan(self._ahead())
+
+    def _offer(self) -> None:
+        """Groups that cut the rows evenly; for a chosen one that does not, the largest, or channels."""
+        offered, before = fitting(self.weights[self.layer.value].shape[1]), self.granularity.value
+        if offered == self.offered:
+            return
+        self.offered = offered
+        self.granularity.unobserve(self._moved, "value")  # two changes that are answered once
+        self.granularity.options = v.told(offered)
+        self.granularity.value = before if before in offered else offered[:3][-1]
+        self.granularity.observe(self._moved, "value")
 
     def _ahead(self) -> Iterator[None]:
         layers, inputs = list(self.weights), self.inputs

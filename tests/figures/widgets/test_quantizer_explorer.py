@@ -65,13 +65,37 @@ def test_the_percentile_is_in_use_where_it_is_looked_at(explorer):
     assert explorer.percentile.disabled
 
 
-def test_a_group_that_does_not_fit_is_explained_not_raised(explorer):
-    explorer.layer.value = "second"
+def test_only_groups_that_cut_the_rows_evenly_are_offered(explorer, weights):
+    every = ("tensor", "channel", "group of 128", "group of 64", "group of 32")
+    assert explorer.granularity.options == every and legend_of(explorer, "first") == set(every)
     explorer.granularity.value = "group of 64"
-    assert "second: group_size must divide the 96 columns, got 64; these do: 1, 2, 3" in explorer.message
-    assert explorer.rounded is None
+    explorer.layer.value = "second"
+    assert explorer.granularity.options == (*every[:2], "group of 32")
+    assert legend_of(explorer, "second") == {*every[:2], "group of 32"}
+    assert explorer.inputs.granularity == "group of 32" and explorer.message == ""
+    assert explorer.rounded.weight.equal(weights["second"])
+    explorer.granularity.value = "channel"
+    assert "by channel" in explorer.picture.alt
+    explorer.layer.value = "first"
+    assert explorer.granularity.options == every and explorer.inputs.granularity == "channel"
+    explorer.granularity.value = "group of 128"
+    assert "by group of 128" in explorer.picture.alt
+
+
+def test_a_layer_of_no_even_groups_is_rounded_by_channels(weights):
+    explorer = QuantizerExplorer(weights | {"odd": torch.eye(8, 33)})
     explorer.granularity.value = "group of 32"
-    assert explorer.message == "" and explorer.rounded is not None
+    explorer.layer.value = "odd"
+    assert explorer.granularity.options == ("tensor", "channel") and explorer.message == ""
+    assert explorer.inputs.granularity == "channel" and "by channel" in explorer.picture.alt
+    with pytest.raises(ValueError, match="granularity must be one of tensor, channel, got 'group of 32'"):
+        QuantizerExplorer(
+            weights | {"odd": torch.eye(8, 33)}, layer="odd", inputs=RoundingInputs(granularity="group of 32")
+        )
+
+
+def legend_of(explorer: QuantizerExplorer, layer: str) -> set[str]:
+    return {text.get_text() for text in explorer.plots[layer].bought.get_legend().get_texts()}
 
 
 @pytest.mark.parametrize(
