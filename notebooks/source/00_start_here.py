@@ -84,7 +84,7 @@ course_map.course_map(chapters, lab_minutes)
 
 # %% [markdown]
 # Minutes are those that the chapters name for reading and playing, and the sum of what the exercises of a lab are
-# expected to take. Each chapter's cells run in under three minutes on two cores.
+# expected to take. Each chapter's cells run in about three minutes on two cores.
 
 # %%
 points = {stem: sum(exercise.points for exercise in lab) for stem, lab in labs.items()}

@@ -29,7 +29,7 @@
 # - predict memory and time of the loss over a vocabulary of 128,000, and what a distilled draft does to speculation,
 # - win back what 3 bits lost, and add up what the whole course brings, step by step, each beside its roofline.
 #
-# **Time** about 90 minutes of reading and playing; the cells run in under three minutes.
+# **Time** about 90 minutes of reading and playing; the cells run in about three minutes.
 # **Hardware** any laptop; the study with seeds, and what a GPU does, are recorded.
 #
 # | symbol | term | 中文 |
