@@ -107,9 +107,7 @@ for one in examples:
 numbers = torch.tensor([float(x) for x in lecture_example.NUMBERS])
 usual = affine.quantize(numbers, symmetric=False)
 worst = (usual.dequantized() - numbers).abs().max()
-print(
-    f"our own sign, and a range that reaches to 0: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst {worst:.4f}"
-)
+print(f"our own sign, a range from 0 on: S = {usual.scale:.5f}, Z = {usual.zero_point}, worst {worst:.4f}")
 plot_number_lines(examples)
 
 # %% [markdown]
@@ -663,16 +661,14 @@ for bits in progress.bar((8, 4, 3, 2), "bits"):
 from llmcourse import serving, timing
 
 wide = {name: pretrained.load(name, dtype=torch.float64).model for name in ("base", "draft")}
-int4, greedily = quantize(wide["base"], "int4"), {"prompts": asked["prompts"][::2], "max_new_tokens": 24}
-greedily["eos_token_ids"] = ()
-alone = [one.tokens for one in generate(int4, **greedily)]
-ways = {"DecodeEngine": [one.tokens for one in generate(decoding.DecodeEngine(int4), **greedily)]}
+int4, how = quantize(wide["base"], "int4"), {"prompts": asked["prompts"][::2], "max_new_tokens": 24}
+how["eos_token_ids"] = ()
+alone = [one.tokens for one in generate(int4, **how)]
+ways = {"DecodeEngine": [one.tokens for one in generate(decoding.DecodeEngine(int4), **how)]}
 scheduler = serving.Scheduler(serving.BlockPool(64, 16), serving.ChunkedPrefill(12), max_running=4)
 runner = serving.PagedRunner(int4, serving.PagedCache(int4, 64, 16), max_running=4)
 server = serving.Engine(scheduler, runner)
-states = [
-    server.add(serving.Request(str(i), text, max_tokens=24)) for i, text in enumerate(greedily["prompts"])
-]
+states = [server.add(serving.Request(str(i), text, max_tokens=24)) for i, text in enumerate(how["prompts"])]
 while server.has_work:
     server.step()
 ways["serving in pieces"] = [state.generated for state in states]
@@ -683,12 +679,12 @@ from llmcourse import speculative
 from llmcourse.speculative import ModelDrafter, measured
 
 targets = {"base": wide["base"], "int4": int4}
-plain = {name: [one.tokens for one in generate(model, **greedily)] for name, model in targets.items()}
+plain = {name: [one.tokens for one in generate(model, **how)] for name, model in targets.items()}
 drafters = {"draft": wide["draft"], "draft in int4": quantize(wide["draft"], "int4")}
 drafters |= {f"base in {scheme}": quantize(wide["base"], scheme) for scheme in ("int8", "int4", "int3")}
 for target, name in progress.bar([*product(["base"], drafters), ("int4", "draft")], "drafters"):
     model = targets[target]
-    steps = list(speculative.stream(model, drafter=ModelDrafter(drafters[name]), draft_length=4, **greedily))
+    steps = list(speculative.stream(model, drafter=ModelDrafter(drafters[name]), draft_length=4, **how))
     alpha, gained = measured.tally(steps).rate, measured.tokens_per_step(steps)
     same = measured.written(steps) == plain[target]
     print(f"{target}, drafts by {name:13} α = {alpha:.2f}, {gained:.2f} tokens a step; its own text: {same}")
