@@ -48,7 +48,7 @@
 # | $r$ | what a stored teacher has left for all others | 剩余概率 |
 # | $\lambda$ | on-policy: on the student's own text; its share | 同策略 |
 # | $\alpha = \mathbb E \sum \min(p, q)$ | acceptance: the chance that a draft stands (chapter 4) | 接受率 |
-# | $\gamma,\ c$ | drafts a step; what one costs, in passes of the target (chapter 4) | 草稿长度；草稿成本 |
+# | $\gamma,\ c$ | drafts a step; what one costs, in passes of the target (chapter 4) | 每步草稿词元数；草稿成本 |
 # | ECE | expected calibration error | 期望校准误差 |
 # | | capacity gap | 容量差距 |
 

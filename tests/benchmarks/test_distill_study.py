@@ -15,6 +15,7 @@ import distill_runs
 import distill_study as study
 
 from llmcourse.distillation.batches import Batches
+from llmcourse.distillation.paired import paired
 from llmcourse.distillation.settings import Distillation
 from llmcourse.distillation.students import make_student
 from llmcourse.training.tokens import Domain
@@ -49,13 +50,13 @@ def parsed(options):
 
 
 def test_a_line_a_run_and_domain_and_nothing_twice(options, tmp_path, capsys):
-    two = [*options, "--students=draft", "--kinds", "scratch", "both"]
+    two = [*options, "--students=draft", "--kinds", "scratch", "response", "both"]
     study.main(two)
     found = rows(tmp_path)
     places = {(row["kind"], row["seed"], row["domain"]) for row in found}
-    kinds, domains = ("scratch", "both"), ("prose", "poetry")
+    kinds, domains = ("scratch", "response", "both"), ("prose", "poetry")
     assert places == {(kind, seed, domain) for kind in kinds for seed in (0, 1) for domain in domains}
-    assert len(found) == 8 and {(row["steps"], row["tokens"]) for row in found} == {(2, 128)}
+    assert len(found) == 12 and {(row["steps"], row["tokens"]) for row in found} == {(2, 128)}
     for row in found:
         assert (row["batch_size"], row["length"]) == (4, 16)
         assert 0 <= row["acceptance"] <= 1 and row["kl"] > 0 and row["own_kl"] > 0 and row["nats_error"] > 0
@@ -66,17 +67,22 @@ def test_a_line_a_run_and_domain_and_nothing_twice(options, tmp_path, capsys):
     study.main(["--out=x", "--table"])
     said = capsys.readouterr().out
     assert "draft, prose, both: " in said and "over 2 seeds" in said and "standard errors" in said
-    (beside, gains), printed = shown(tmp_path / "results", "study = study_rows(")
+    (beside, gains), printed = shown(tmp_path / "results", "study = study_rows(", paired=paired)
     assert "draft on prose: from scratch: validation loss, nats " in beside and "both: validation" in beside
-    assert "draft both on poetry " in gains and printed == "draft: 0 M tokens\n"
+    assert "draft both on poetry " in gains and printed.startswith("draft: 0 M tokens\n")
+    assert "draft poetry both      beside the response: gain " in printed
     assert {row["device"] for row in found} == {GPU}
 
 
 def test_on_policy_students_write_and_learn_by_response(options, tmp_path):
-    study.main([*options, "--students=small", "--kinds=on_policy", "--seeds=1"])
-    assert {(row["student"], row["own_divergence"]) for row in rows(tmp_path)} == {("small", "forward_kl")}
-    (beside, gains), _ = shown(tmp_path / "results", "study = study_rows(")
-    assert "small on prose: on-policy: " in beside and "Not recorded yet: " in gains
+    study.main([*options, "--students=small", "--kinds", "response", "on_policy"])
+    assert {(row["kind"], row["own_divergence"]) for row in rows(tmp_path)} == {
+        ("response", None),
+        ("on_policy", "forward_kl"),
+    }
+    (beside, gains), _ = shown(tmp_path / "results", "study = study_rows(", paired=paired)
+    assert "small on prose: response: " in beside and "on-policy: validation loss" in beside
+    assert "Not recorded yet: " in gains
 
 
 @torch.no_grad()
