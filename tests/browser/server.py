@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 from tools.lab import next_free
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/\S*token=(\w+)")
+ADDRESS = re.compile(r"http://127\.0\.0\.1:(?P<port>\d+)/\S*token=(\w+)")
 SECONDS = 240  # a busy machine starts it in some 30
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST_PORT = 8900 + 20 * WORKER  # so that two workers do not find the same one free
@@ -84,10 +85,16 @@ def serve(course: Path, settings: Path, lab: str = ""):
 
 
 def _wait(process: subprocess.Popen, log: Path) -> str:
-    """The address that the server prints once it listens."""
+    """The address that the server prints, as soon as somebody answers there."""
     until = time.monotonic() + SECONDS
     while time.monotonic() < until and process.poll() is None:
-        if found := ADDRESS.search(log.read_text(encoding="utf-8", errors="replace")):
+        found = ADDRESS.search(log.read_text(encoding="utf-8", errors="replace"))
+        if found and _listens(int(found["port"])):
             return found[0]
         time.sleep(0.2)
     raise RuntimeError(f"JupyterLab must answer within {SECONDS} s, got:\n{log.read_text()[-2000:]}")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
