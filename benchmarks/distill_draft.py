@@ -103,11 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def settings_of(options) -> Distillation:
-    recipe = student_recipe(options.student, options.start)
-    if options.rates is not None:
-        full = student_recipe(options.student, "new")
-        rates = {name: getattr(full, name) * options.rates for name in ("matrix_lr", "other_lr")}
-        recipe = replace(recipe, **rates)
+    recipe = student_recipe(options.student, options.start, options.rates)
     asked = {"batch_size": options.batch_size, "sequence_length": options.length, "steps": options.steps}
     changes = {name: value for name, value in asked.items() if value is not None}
     if options.mix:
@@ -193,8 +189,8 @@ def ending(options, teacher: Decoder) -> str:
 
 def shared(options) -> dict[str, object]:
     card = json.loads((options.out / f"{options.student}.json").read_text(encoding="utf-8"))["settings"]
-    how = ("divergence", "temperature", "hard_weight", "own_text", "steps", "batch_size", "sequence_length")
-    how += ("matrix_lr", "mix")
+    how = ("divergence", "temperature", "hard_weight", "own_text")
+    how += ("steps", "batch_size", "sequence_length", "matrix_lr", "mix")
     named = {"teacher": Path(options.teacher).name, "student": options.student, "start": options.start}
     return named | {name: card.get(name) for name in how}
 

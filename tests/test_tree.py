@@ -112,7 +112,7 @@ def test_no_text_depends_on_one_machine(pattern):
 
 
 def test_what_depends_on_one_machine_is_noticed():
-    for path in ("home/ann/x", "root/.cache", "work/main/y", "Users/ann"):
+    for path in ("home/ann/x", "root/.cache", "work/course/y", "Users/ann"):
         assert MACHINE_PATH.search(f"saved to /{path}")
         assert not MACHINE_PATH.search(f"https://example.org/{path}")
     assert MACHINE_PATH.search("C:" + "\\Users\\ann") and MACHINE_PATH.search("C:" + "\\\\Users")

@@ -18,12 +18,13 @@ STARTS = ("new", "stored")
 GENTLER = 0.2  # of the rates, where weights are there already that were trained with them
 
 
-def student_recipe(name: str, start: str) -> Recipe:
+def student_recipe(name: str, start: str, rates: float | None = None) -> Recipe:
     """How a student is trained if nothing else is said: as the family's member is, or `base` for a folder.
 
     Args:
         name: of a member of the family, or a folder.
-        start: "new" or "stored" weights; for stored ones the rates are a fifth.
+        start: "new" or "stored" weights.
+        rates: learning rates, of the recipe's; None is 1 for new weights, and a fifth for stored ones.
 
     Raises:
         ValueError: another start, or an architecture in which no student can be written.
@@ -38,10 +39,9 @@ def student_recipe(name: str, start: str) -> Recipe:
         _check_writable(config, folder)
         length = min(FAMILY["base"].sequence_length, config.max_position_embeddings)
         recipe = replace(FAMILY["base"], name=folder.resolve().name, model=config, sequence_length=length)
-    if start == "stored":
-        rates = {"matrix_lr": recipe.matrix_lr * GENTLER, "other_lr": recipe.other_lr * GENTLER}
-        recipe = replace(recipe, **rates)
-    return recipe
+    if rates is None:
+        rates = GENTLER if start == "stored" else 1.0
+    return replace(recipe, matrix_lr=recipe.matrix_lr * rates, other_lr=recipe.other_lr * rates)
 
 
 def make_student(

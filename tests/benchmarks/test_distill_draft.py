@@ -12,6 +12,7 @@ import distill_draft as bench
 import speculative
 
 from llmcourse import pretrained
+from llmcourse.training.recipes import FAMILY
 from tests.benchmarks.tiny_course import WINDOWS, as_recorded_on_a_gpu, shown, texts, tiny_family
 
 
@@ -78,3 +79,10 @@ def test_steps_fit_into_the_time_and_are_no_more_than_the_recipe_has(tmp_path, m
         monkeypatch.setattr(bench, "step_s", None)
     assert [settings.recipe.steps for settings in trained] == [10, 10], "the least that is trained"
     assert json.loads((tmp_path / "out/steps.json").read_text()) == 10
+
+
+def test_learning_rates_are_shares_of_the_recipes():
+    full = FAMILY["draft"].matrix_lr
+    for asked, share in (([], 0.2), (["--rates=1"], 1.0), (["--rates=0.5"], 0.5)):
+        options = bench.parser().parse_args(["--out=x", "--start=stored", *asked])
+        assert bench.settings_of(options).recipe.matrix_lr == pytest.approx(share * full)
